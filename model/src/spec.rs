@@ -1,0 +1,170 @@
+//! What a service is asked to be: the typed, checked form of a SkyServe YAML.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bincode::de::{BorrowDecoder, Decoder};
+use bincode::enc::Encoder;
+use bincode::error::{DecodeError, EncodeError};
+use bincode::{BorrowDecode, Decode, Encode};
+use serde::{Deserialize, Serialize};
+
+/// Durations as whole milliseconds in stored documents.
+mod millis {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(u64::try_from(value.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        u64::deserialize(from).map(Duration::from_millis)
+    }
+}
+
+/// A checked service specification.
+///
+/// Stored as a JSON document inside the log's own frame, so that fields can be added with a default
+/// and older documents still decode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    /// The YAML as the user wrote it, for `get`.
+    pub source: String,
+    /// How many replicas are wanted.
+    pub replicas: u32,
+    /// When a replica counts as ready.
+    pub readiness: ReadinessProbe,
+    /// The port that `run` names; replaced by each replica's own where the provider assigns one.
+    pub port: u16,
+    /// How an endpoint is picked for a request.
+    pub policy: LoadBalancingPolicy,
+    /// The longest silence from an upstream within a request, and for its first byte.
+    #[serde(with = "millis")]
+    pub stream_timeout: Duration,
+    /// Who creates the replicas.
+    pub provider: Provider,
+    /// Shell text run once before `run`.
+    pub setup: Option<String>,
+    /// Shell text whose process is the replica.
+    pub run: String,
+    /// Environment of `setup` and `run`.
+    pub envs: BTreeMap<String, String>,
+    /// Resources as requested, for display: `cpus` and the like. The process provider does not
+    /// enforce them.
+    pub resources: BTreeMap<String, String>,
+    /// Strict session affinity, if asked for.
+    pub affinity: Option<SessionAffinity>,
+    /// The longest that a replica may finish its requests after it left rotation.
+    #[serde(with = "millis")]
+    pub drain_timeout: Duration,
+    /// How long a replica may take from SIGTERM to its exit before it is killed.
+    #[serde(with = "millis")]
+    pub stop_grace: Duration,
+}
+
+/// When a replica counts as ready: SkyServe's `readiness_probe`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadinessProbe {
+    /// Path and query, starting with `/`.
+    pub path: String,
+    /// JSON text to POST; a GET without it.
+    pub post_data: Option<String>,
+    /// Headers of each probe.
+    pub headers: BTreeMap<String, String>,
+    /// How long a replica may fail its probes before its first success.
+    #[serde(with = "millis")]
+    pub initial_delay: Duration,
+    /// The longest one probe may take.
+    #[serde(with = "millis")]
+    pub timeout: Duration,
+    /// The pause between two probes of one replica.
+    #[serde(with = "millis")]
+    pub interval: Duration,
+    /// How long a replica that was ready may fail its probes before it is replaced.
+    #[serde(with = "millis")]
+    pub failure_threshold: Duration,
+}
+
+/// How an endpoint is picked for a request that no session binds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoadBalancingPolicy {
+    /// Each endpoint in turn.
+    RoundRobin,
+    /// The endpoint with the fewest requests in flight, over all peers.
+    #[default]
+    LeastLoad,
+}
+
+/// Who creates the replicas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Provider {
+    /// Processes on the host that all peers share.
+    #[default]
+    Process,
+}
+
+/// Strict session affinity: policy S1. Each key is bound to one replica through the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionAffinity {
+    /// Where a request carries its key. A request without it is balanced freely.
+    pub key: SessionKeySource,
+    /// How long after its last use a binding is kept.
+    #[serde(with = "millis")]
+    pub ttl: Duration,
+    /// The most bindings the service may hold; one more is refused with 503.
+    pub max_sessions: u32,
+    /// What a peer does with bound sessions once it has lost touch with the cluster.
+    pub without_quorum: WithoutQuorum,
+}
+
+/// Where a request carries its session key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionKeySource {
+    /// The value of a header; its name in lower case.
+    Header(String),
+    /// The value of a cookie; its name as written.
+    Cookie(String),
+}
+
+/// What a peer does with bound sessions once its lease from the leader has run out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WithoutQuorum {
+    /// Refuse with 503: never two replicas for one key, even across a partition.
+    #[default]
+    Refuse,
+    /// Serve from the last agreed binding: a partition may then see old and new at once.
+    ServeStale,
+}
+
+/// The largest stored document of a specification, in bytes: what the YAML may be, doubled.
+pub const SPEC_DOCUMENT_BYTES_MAX: usize = 2 << 20;
+
+impl Encode for ServiceSpec {
+    fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
+        let document = serde_json::to_vec(self)
+            .map_err(|error| EncodeError::OtherString(error.to_string()))?;
+        document.encode(encoder)
+    }
+}
+
+impl<Context> Decode<Context> for ServiceSpec {
+    fn decode<D: Decoder<Context = Context>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        let document = Vec::<u8>::decode(decoder)?;
+        serde_json::from_slice(&document)
+            .map_err(|error| DecodeError::OtherString(error.to_string()))
+    }
+}
+
+impl<'de, Context> BorrowDecode<'de, Context> for ServiceSpec {
+    fn borrow_decode<D: BorrowDecoder<'de, Context = Context>>(
+        decoder: &mut D,
+    ) -> Result<Self, DecodeError> {
+        Self::decode(decoder)
+    }
+}

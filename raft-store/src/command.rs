@@ -1,0 +1,305 @@
+//! What the replicated log carries: commands and what became of them.
+//!
+//! A command holds everything that its effect depends on. Times and random ids are written into it
+//! by the leader; applying it reads nothing else. Enums only ever gain variants at their end, since
+//! bincode stores the variant's number.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bincode::{Decode, Encode};
+use raftserve_model::spec::ServiceSpec;
+use raftserve_model::{
+    ClusterId, Generation, Incarnation, LogIndex, LogTime, NodeId, ReplicaId, ServiceId,
+    ServiceName, ServiceVersion, SessionEpoch, SessionKey,
+};
+
+/// A replicated client session: the log index of the entry that opened it.
+pub type ClientId = LogIndex;
+
+/// One entry's payload.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Command {
+    /// The proposing leader's clock. The state machine makes it non-decreasing.
+    pub now: LogTime,
+    /// What to do.
+    pub action: Action,
+}
+
+/// What a command does.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Action {
+    /// Names the cluster: the first entry that the bootstrapping peer proposes. Later ones change nothing.
+    InitCluster {
+        /// The id drawn at bootstrap.
+        cluster: ClusterId,
+    },
+    /// Opens a client session, within which requests are executed exactly once.
+    OpenClient,
+    /// A request within a client session (Raft dissertation, 6.3).
+    Client {
+        /// The session.
+        client: ClientId,
+        /// The request's number within the session, from 1.
+        sequence: u64,
+        /// Every outcome up to this number has reached the client and may be forgotten.
+        acknowledged: u64,
+        /// What is asked for.
+        request: Request,
+    },
+    /// A leader's controller begins its reign; the entry's index is its generation.
+    StartControl {
+        /// The leader.
+        node: NodeId,
+        /// Its process's life.
+        incarnation: Incarnation,
+    },
+    /// Decisions of the controller, all applied or (from a past generation) none.
+    Control {
+        /// The generation under which they were made.
+        generation: Generation,
+        /// In order.
+        changes: Vec<Change>,
+    },
+    /// Binds sessions that are not bound, rebinds those whose replica is going, and renews the
+    /// rest. Safe to repeat.
+    BindSessions {
+        /// The service of all keys.
+        service: ServiceId,
+        /// At most [`BIND_KEYS_MAX`].
+        keys: Vec<SessionKey>,
+    },
+    /// Moves the session fence: every peer has applied `upto`, or may no longer use what it read
+    /// before (policy S2).
+    AdvanceFence {
+        /// The generation of the leader that made sure of it.
+        generation: Generation,
+        /// The index up to which rebound sessions become usable.
+        upto: LogIndex,
+    },
+    /// Lets log time pass, which expires sessions and client sessions.
+    Tick,
+}
+
+/// The most session keys in one entry, so that one entry stays a fraction of a millisecond to apply.
+pub const BIND_KEYS_MAX: usize = 256;
+
+/// What a client asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Request {
+    /// Creates a service, or gives an existing one a new version.
+    PutService {
+        /// Its name.
+        name: ServiceName,
+        /// The checked specification.
+        spec: Arc<ServiceSpec>,
+        /// What must hold before.
+        precondition: Precondition,
+    },
+    /// Takes a service down: replicas drain and stop, then the service is forgotten.
+    DeleteService {
+        /// Its name.
+        name: ServiceName,
+        /// Forget the service at once, with records of replicas that could not be stopped.
+        purge: bool,
+    },
+    /// Stops one replica; the controller replaces it if it is still wanted.
+    TerminateReplica {
+        /// The service's name.
+        name: ServiceName,
+        /// The replica's number.
+        number: u32,
+        /// Also forget the record of a failed replica.
+        purge: bool,
+    },
+}
+
+/// What must hold for a service before it is put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Precondition {
+    /// It must not exist.
+    Absent,
+    /// It must exist and not be going down.
+    Present,
+    /// Either.
+    Any,
+}
+
+/// One decision or observation of the controller.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Change {
+    /// The intent to create a replica. Its number is assigned by applying this.
+    Create {
+        /// The service.
+        service: ServiceId,
+        /// The version whose specification it runs.
+        version: ServiceVersion,
+        /// The port it listens on, unused by every live replica.
+        port: u16,
+    },
+    /// The provider has begun to create it.
+    Provisioning {
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// Its `run` has begun.
+    Started {
+        /// The replica.
+        replica: ReplicaId,
+        /// `host:port` to send requests to.
+        address: String,
+    },
+    /// A probe succeeded after none had, or after one failed.
+    Ready {
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// A probe failed after one succeeded.
+    NotReady {
+        /// The replica.
+        replica: ReplicaId,
+        /// What the probe saw.
+        reason: String,
+    },
+    /// The intent to stop it: it leaves rotation now, and is stopped once drained.
+    Stop {
+        /// The replica.
+        replica: ReplicaId,
+        /// Why.
+        reason: StopReason,
+        /// The longest it may drain.
+        drain: Duration,
+    },
+    /// Nothing of it exists any more.
+    Gone {
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// It could not be stopped.
+    CleanupFailed {
+        /// The replica.
+        replica: ReplicaId,
+        /// What went wrong.
+        reason: String,
+    },
+    /// All replicas of a service that was taken down are gone: forget it.
+    Forget {
+        /// The service.
+        service: ServiceId,
+    },
+}
+
+/// Why a replica is stopped.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum StopReason {
+    /// Fewer replicas are wanted.
+    ScaleDown,
+    /// A newer version has taken its place.
+    Outdated,
+    /// The service is taken down.
+    ServiceDown,
+    /// A user asked for it.
+    Terminated,
+    /// Its program ended by itself.
+    Exited(String),
+    /// No probe succeeded within the initial delay.
+    InitialDelay(String),
+    /// Its probes failed for too long.
+    Probing(String),
+    /// It could not be created.
+    Provision(String),
+}
+
+/// What became of a command.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub enum Outcome {
+    /// Nothing to report: a blank or membership entry, a tick, an internal command that applied.
+    #[default]
+    Done,
+    /// The entry's index, as an id: of an opened client session, or of a begun control.
+    Index(LogIndex),
+    /// A service was put.
+    ServicePut {
+        /// Its id.
+        service: ServiceId,
+        /// The version that the entry made.
+        version: ServiceVersion,
+    },
+    /// A control command of a past generation: nothing was changed, and the sender must stop.
+    Fenced {
+        /// The generation in force.
+        current: Generation,
+    },
+    /// One per key of a bind command, in order.
+    Bound(Vec<Result<Binding, BindRefusal>>),
+    /// The request was understood and refused; nothing changed.
+    Refused(Refusal),
+}
+
+/// A session's binding to a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Binding {
+    /// Where every request of the session goes.
+    pub replica: ReplicaId,
+    /// Which binding this is.
+    pub epoch: SessionEpoch,
+    /// The index that the fence must reach before the binding may be used; 0 if at once.
+    pub usable_from: LogIndex,
+}
+
+/// Why a session was not bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum BindRefusal {
+    /// No such service, or it has no session affinity.
+    NoService,
+    /// No replica is ready.
+    NoReplica,
+    /// The service holds as many bindings as it may.
+    TooMany,
+}
+
+/// Why a request was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Refusal {
+    /// The client session is not known: never opened, or expired. The request was not executed now.
+    UnknownClient,
+    /// The outcome of this sequence number was acknowledged and forgotten.
+    AlreadyAcknowledged,
+    /// A service of that name exists.
+    ServiceExists(ServiceName),
+    /// There is no service of that name.
+    NoSuchService(ServiceName),
+    /// The service is being taken down.
+    ServiceGoingDown(ServiceName),
+    /// The service has no replica of that number.
+    NoSuchReplica(ServiceName, u32),
+    /// The replica is being stopped already.
+    AlreadyStopping(ServiceName, u32),
+    /// A failed replica's record is only removed with purge.
+    NeedsPurge(ServiceName, u32),
+    /// A bound on the state would be exceeded.
+    Limit(String),
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match &self.action {
+            Action::InitCluster { .. } => "init-cluster",
+            Action::OpenClient => "open-client",
+            Action::Client { .. } => "client",
+            Action::StartControl { .. } => "start-control",
+            Action::Control { .. } => "control",
+            Action::BindSessions { .. } => "bind-sessions",
+            Action::AdvanceFence { .. } => "advance-fence",
+            Action::Tick => "tick",
+        };
+        write!(f, "{name} at {}", self.now)
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
