@@ -1,6 +1,7 @@
 //! raftserve: a SkyServe controller and load balancer as three equal peers.
-#![allow(dead_code)]
 
-mod consensus;
+use std::process::ExitCode;
 
-fn main() {}
+fn main() -> ExitCode {
+    raftserve_node::main()
+}

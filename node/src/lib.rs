@@ -1,0 +1,13 @@
+//! One peer of raftserve: everything behind the binary `raftserve`, which is only [`main`]. It is a
+//! library so that tests can drive real parts; it is not meant for use by other crates.
+#![allow(dead_code)]
+
+use std::process::ExitCode;
+
+pub mod consensus;
+
+/// The whole program: reads the command line, runs what it asks for, and says how it went.
+#[must_use]
+pub fn main() -> ExitCode {
+    ExitCode::SUCCESS
+}
