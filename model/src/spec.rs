@@ -64,6 +64,32 @@ pub struct ServiceSpec {
     pub stop_grace: Duration,
 }
 
+impl ServiceSpec {
+    /// Whether a replica made for `self` would run just as one made for `other`, so that an update
+    /// from one to the other need not replace it.
+    #[must_use]
+    pub fn runs_the_same(&self, other: &Self) -> bool {
+        let Self {
+            provider,
+            port,
+            setup,
+            run,
+            envs,
+            resources,
+            ..
+        } = self;
+        (provider, port, setup, run, envs, resources)
+            == (
+                &other.provider,
+                &other.port,
+                &other.setup,
+                &other.run,
+                &other.envs,
+                &other.resources,
+            )
+    }
+}
+
 /// When a replica counts as ready: SkyServe's `readiness_probe`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadinessProbe {

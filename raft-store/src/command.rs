@@ -211,6 +211,32 @@ pub enum StopReason {
     Provision(String),
 }
 
+impl StopReason {
+    /// Whether the replica ended in an error, so that its record is kept.
+    #[must_use]
+    pub fn is_failure(&self) -> bool {
+        match self {
+            Self::ScaleDown | Self::Outdated | Self::ServiceDown | Self::Terminated => false,
+            Self::Exited(_) | Self::InitialDelay(_) | Self::Probing(_) | Self::Provision(_) => true,
+        }
+    }
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ScaleDown => f.write_str("scaled down"),
+            Self::Outdated => f.write_str("replaced by a newer version"),
+            Self::ServiceDown => f.write_str("the service is taken down"),
+            Self::Terminated => f.write_str("terminated by a user"),
+            Self::Exited(why)
+            | Self::InitialDelay(why)
+            | Self::Probing(why)
+            | Self::Provision(why) => f.write_str(why),
+        }
+    }
+}
+
 /// What became of a command.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub enum Outcome {

@@ -1,16 +1,271 @@
-//! The replicated state machine.
+//! The replicated state machine: everything that the cluster has agreed on.
+//!
+//! [`State::apply`] is pure. It reads the state, the entry's index and the command, and nothing
+//! else: no clock, no randomness, no I/O. Equal logs therefore give equal states on every peer,
+//! which [`State::digest`] makes comparable. All collections are ordered and persistent
+//! (structurally shared), so that a clone for a reader or a snapshot costs a few pointers, and a
+//! change costs the path to what it touches.
 
-use raftserve_model::LogIndex;
+mod clients;
+mod control;
+mod events;
+mod record;
+mod replica;
+mod requests;
+mod service;
+mod sessions;
 
-use crate::command::{Command, Outcome};
+use std::sync::Arc;
 
-/// Everything that the cluster has agreed on.
+use imbl::{OrdMap, OrdSet};
+use raftserve_model::status::{ReplicaStatus, ServiceStatus};
+use raftserve_model::{
+    ClusterId, Generation, Incarnation, LogIndex, LogTime, NodeId, ReplicaId, ServiceId,
+    ServiceName, SessionKey,
+};
+
+pub use clients::{CLIENT_TTL, CLIENTS_MAX, OUTCOMES_MAX};
+pub use events::{Compacted, EVENTS_MAX, Event, EventKind};
+pub use record::{Record, RecordError};
+pub use replica::{Phase, Replica};
+pub use service::{SERVICE_PORTS, SERVICES_MAX, Service};
+pub use sessions::{SESSIONS_REMOVED_MAX, Session};
+
+use crate::command::{Action, Command, Outcome};
+use clients::Clients;
+use events::Events;
+use sessions::SessionTable;
+
+/// The present reign of a controller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Control {
+    /// The fence: what a change must carry to be applied.
+    pub generation: Generation,
+    /// The leader that reigns.
+    pub node: NodeId,
+    /// Its process's life.
+    pub incarnation: Incarnation,
+}
+
+/// Everything that the cluster has agreed on. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct State {}
+pub struct State {
+    cluster: Option<ClusterId>,
+    /// Never goes back, whatever the clocks of successive leaders say.
+    now: LogTime,
+    control: Control,
+    services: OrdMap<ServiceId, Arc<Service>>,
+    /// Names of exactly the services in `services`.
+    names: OrdMap<ServiceName, ServiceId>,
+    replicas: OrdMap<ReplicaId, Arc<Replica>>,
+    sessions: OrdMap<ServiceId, SessionTable>,
+    /// Rebound sessions are usable up to this index.
+    fence: LogIndex,
+    clients: Clients,
+    events: Events,
+    /// The last index at which something changed that routing depends on.
+    routes_changed: LogIndex,
+    /// The last index at which something changed that the controller plans from.
+    plan_changed: LogIndex,
+}
 
 impl State {
-    /// Applies the entry at `index`.
-    pub fn apply(&mut self, _index: LogIndex, _command: &Command) -> Outcome {
-        Outcome::Done
+    /// Applies the entry at `index`, which must be above every index applied before.
+    pub fn apply(&mut self, index: LogIndex, command: &Command) -> Outcome {
+        self.now = self.now.max(command.now);
+        match &command.action {
+            Action::InitCluster { cluster } => {
+                self.cluster.get_or_insert(*cluster);
+                Outcome::Done
+            }
+            Action::OpenClient => {
+                self.clients.open(index, self.now);
+                Outcome::Index(index)
+            }
+            Action::Client {
+                client,
+                sequence,
+                acknowledged,
+                request,
+            } => self.apply_in_session(index, *client, *sequence, *acknowledged, request),
+            Action::StartControl { node, incarnation } => {
+                self.start_control(index, *node, *incarnation)
+            }
+            Action::Control {
+                generation,
+                changes,
+            } => self.apply_changes(index, *generation, changes),
+            Action::BindSessions { service, keys } => self.bind_sessions(index, *service, keys),
+            Action::AdvanceFence { generation, upto } => self.advance_fence(*generation, *upto),
+            Action::Tick => {
+                self.clients.expire(self.now);
+                self.mark_expired_sessions(index);
+                Outcome::Done
+            }
+        }
+    }
+
+    /// The cluster's id; none before the first entry.
+    #[must_use]
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.cluster
+    }
+
+    /// Log time: the stamp of the newest entry, made non-decreasing.
+    #[must_use]
+    pub fn now(&self) -> LogTime {
+        self.now
+    }
+
+    /// The reign in force.
+    #[must_use]
+    pub fn control(&self) -> Control {
+        self.control
+    }
+
+    /// The last index at which something changed that routing depends on.
+    #[must_use]
+    pub fn routes_changed(&self) -> LogIndex {
+        self.routes_changed
+    }
+
+    /// The last index at which something changed that the controller plans from.
+    #[must_use]
+    pub fn plan_changed(&self) -> LogIndex {
+        self.plan_changed
+    }
+
+    /// Every service, by id.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// The service of that id.
+    #[must_use]
+    pub fn service(&self, id: ServiceId) -> Option<&Arc<Service>> {
+        self.services.get(&id)
+    }
+
+    /// The service of that name.
+    #[must_use]
+    pub fn service_by_name(&self, name: &ServiceName) -> Option<&Arc<Service>> {
+        self.services.get(self.names.get(name)?)
+    }
+
+    /// Every replica on record, by service and number.
+    pub fn replicas(&self) -> impl Iterator<Item = &Arc<Replica>> {
+        self.replicas.values()
+    }
+
+    /// The replicas on record of one service, by number; failed ones included.
+    pub fn replicas_of(&self, service: ServiceId) -> impl Iterator<Item = &Arc<Replica>> {
+        let number = |number| ReplicaId { service, number };
+        self.replicas
+            .range(number(0)..=number(u32::MAX))
+            .map(|(_, replica)| replica)
+    }
+
+    /// The replica of that id, if it is on record.
+    #[must_use]
+    pub fn replica(&self, id: ReplicaId) -> Option<&Arc<Replica>> {
+        self.replicas.get(&id)
+    }
+
+    /// The status of a service, derived from its replicas.
+    #[must_use]
+    pub fn status_of(&self, service: &Service) -> ServiceStatus {
+        let mut statuses = self.replicas_of(service.id).map(|replica| replica.status());
+        if service.going_down.is_none() {
+            ServiceStatus::of(statuses)
+        } else if statuses.any(|status| status == ReplicaStatus::FailedCleanup) {
+            ServiceStatus::FailedCleanup
+        } else {
+            ServiceStatus::ShuttingDown
+        }
+    }
+
+    /// The binding of a session, if there is one; it may be expired, or wait for the fence.
+    #[must_use]
+    pub fn session(&self, service: ServiceId, key: &SessionKey) -> Option<&Session> {
+        self.sessions.get(&service)?.get(key)
+    }
+
+    /// How many sessions a service holds.
+    #[must_use]
+    pub fn session_count(&self, service: ServiceId) -> usize {
+        self.sessions.get(&service).map_or(0, SessionTable::len)
+    }
+
+    /// The sessions of a service in key order, from the first key above `after`.
+    pub fn sessions_of(
+        &self,
+        service: ServiceId,
+        after: Option<SessionKey>,
+    ) -> impl Iterator<Item = (&SessionKey, &Session)> {
+        self.sessions
+            .get(&service)
+            .into_iter()
+            .flat_map(move |table| table.iter_after(after))
+    }
+
+    /// The index up to which rebound sessions are usable.
+    #[must_use]
+    pub fn fence(&self) -> LogIndex {
+        self.fence
+    }
+
+    /// The index that the fence must reach before every session is usable, and whether expired
+    /// sessions wait for it too; none if nothing waits.
+    #[must_use]
+    pub fn fence_wanted(&self) -> Option<LogIndex> {
+        self.sessions
+            .values()
+            .filter_map(|table| table.fence_wanted(self.fence))
+            .max()
+    }
+
+    /// The earliest time at which a session expires; the controller lets log time pass for it.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<LogTime> {
+        self.sessions
+            .values()
+            .filter_map(SessionTable::next_expiry)
+            .chain(self.clients.next_expiry())
+            .min()
+    }
+
+    /// What happened after `index`, oldest first.
+    ///
+    /// # Errors
+    /// [`Compacted`] if something after `index` is no longer kept.
+    pub fn events_after(
+        &self,
+        index: LogIndex,
+    ) -> Result<impl Iterator<Item = &Arc<Event>>, Compacted> {
+        self.events.after(index)
+    }
+
+    /// How many client sessions are open.
+    #[must_use]
+    pub fn client_count(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// The ports in use or promised to replicas that are not gone.
+    #[must_use]
+    pub fn replica_ports(&self) -> std::collections::BTreeSet<u16> {
+        self.replicas
+            .values()
+            .filter(|replica| replica.occupies_resources())
+            .map(|replica| replica.port)
+            .collect()
     }
 }
+
+/// The smallest of `0..end` that is not in `used`.
+fn lowest_free(used: &OrdSet<u16>, end: u16) -> Option<u16> {
+    (0..end).find(|slot| !used.contains(slot))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,218 @@
+//! Client sessions: a request is executed exactly once, however often it is sent (Raft
+//! dissertation, section 6.3).
+//!
+//! A session is expired by log time and never silently recreated: a request in an expired session is
+//! refused rather than perhaps executed again.
+
+use std::time::Duration;
+
+use bincode::{Decode, Encode};
+use imbl::{OrdMap, OrdSet};
+use raftserve_model::LogTime;
+
+use crate::command::{ClientId, Outcome};
+
+/// The most sessions open at once; opening one more closes the one unused for longest.
+pub const CLIENTS_MAX: usize = 10_000;
+
+/// How long a session lives after its last request.
+pub const CLIENT_TTL: Duration = Duration::from_secs(3_600);
+
+/// The most outcomes kept for one session: how many requests it may have in flight.
+pub const OUTCOMES_MAX: usize = 64;
+
+/// The most sessions that one entry expires, so that it stays cheap to apply.
+const EXPIRED_MAX: usize = 256;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Client {
+    last_used: LogTime,
+    /// Outcomes up to this number are forgotten.
+    acknowledged: u64,
+    /// Keys are above `acknowledged`.
+    outcomes: OrdMap<u64, Outcome>,
+}
+
+/// A client session as snapshots carry it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ClientRecord {
+    id: ClientId,
+    last_used: LogTime,
+    acknowledged: u64,
+    outcomes: Vec<(u64, Outcome)>,
+}
+
+/// What is known about a request before it is executed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// Never executed: execute it.
+    New,
+    /// Executed, with this outcome.
+    Before(Outcome),
+    /// Executed, and its outcome forgotten.
+    Forgotten,
+    /// The session is not open.
+    NoSession,
+    /// The session has as many requests in flight as it may.
+    TooMany,
+}
+
+/// Every open session.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Clients {
+    by_id: OrdMap<ClientId, Client>,
+    /// Exactly the sessions of `by_id`, by when they were last used.
+    by_age: OrdSet<(LogTime, ClientId)>,
+}
+
+impl Clients {
+    pub(super) fn open(&mut self, id: ClientId, now: LogTime) {
+        self.expire(now);
+        if self.by_id.len() >= CLIENTS_MAX
+            && let Some((_, oldest)) = self.by_age.get_min().copied()
+        {
+            self.close(oldest);
+        }
+        self.insert(
+            id,
+            Client {
+                last_used: now,
+                ..Client::default()
+            },
+        );
+    }
+
+    pub(super) fn seen(
+        &mut self,
+        id: ClientId,
+        sequence: u64,
+        acknowledged: u64,
+        now: LogTime,
+    ) -> Seen {
+        self.expire(now);
+        let Some(client) = self.by_id.get_mut(&id) else {
+            return Seen::NoSession;
+        };
+        self.by_age.remove(&(client.last_used, id));
+        client.last_used = now;
+        self.by_age.insert((now, id));
+        if acknowledged > client.acknowledged {
+            client.acknowledged = acknowledged;
+            client.outcomes = client.outcomes.split(&acknowledged).1;
+        }
+        if let Some(outcome) = client.outcomes.get(&sequence) {
+            Seen::Before(outcome.clone())
+        } else if sequence <= client.acknowledged {
+            Seen::Forgotten
+        } else if client.outcomes.len() >= OUTCOMES_MAX {
+            Seen::TooMany
+        } else {
+            Seen::New
+        }
+    }
+
+    pub(super) fn executed(&mut self, id: ClientId, sequence: u64, outcome: Outcome) {
+        if let Some(client) = self.by_id.get_mut(&id) {
+            client.outcomes.insert(sequence, outcome);
+        }
+    }
+
+    pub(super) fn expire(&mut self, now: LogTime) {
+        for _ in 0..EXPIRED_MAX {
+            match self.by_age.get_min().copied() {
+                Some((last_used, id)) if last_used.plus(CLIENT_TTL) <= now => self.close(id),
+                _ => return,
+            }
+        }
+    }
+
+    pub(super) fn next_expiry(&self) -> Option<LogTime> {
+        self.by_age
+            .get_min()
+            .map(|(last_used, _)| last_used.plus(CLIENT_TTL))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    pub(super) fn records(&self) -> impl Iterator<Item = ClientRecord> + '_ {
+        self.by_id.iter().map(|(id, client)| ClientRecord {
+            id: *id,
+            last_used: client.last_used,
+            acknowledged: client.acknowledged,
+            outcomes: client
+                .outcomes
+                .iter()
+                .map(|(sequence, outcome)| (*sequence, outcome.clone()))
+                .collect(),
+        })
+    }
+
+    pub(super) fn restore(&mut self, record: ClientRecord) {
+        self.insert(
+            record.id,
+            Client {
+                last_used: record.last_used,
+                acknowledged: record.acknowledged,
+                outcomes: record.outcomes.into_iter().collect(),
+            },
+        );
+    }
+
+    fn insert(&mut self, id: ClientId, client: Client) {
+        self.by_age.insert((client.last_used, id));
+        self.by_id.insert(id, client);
+    }
+
+    fn close(&mut self, id: ClientId) {
+        if let Some(client) = self.by_id.remove(&id) {
+            self.by_age.remove(&(client.last_used, id));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use raftserve_model::LogIndex;
+
+    fn at(secs: u64) -> LogTime {
+        LogTime(secs * 1_000)
+    }
+
+    #[test]
+    fn a_request_sent_twice_is_executed_once() {
+        let (mut clients, id) = (Clients::default(), LogIndex(5));
+        clients.open(id, at(0));
+        assert_eq!(clients.seen(id, 1, 0, at(1)), Seen::New);
+        clients.executed(id, 1, Outcome::Index(LogIndex(6)));
+        assert_eq!(
+            clients.seen(id, 1, 0, at(2)),
+            Seen::Before(Outcome::Index(LogIndex(6)))
+        );
+        assert_eq!(clients.seen(id, 2, 1, at(3)), Seen::New);
+        assert_eq!(clients.seen(id, 1, 0, at(3)), Seen::Forgotten);
+    }
+
+    #[test]
+    fn an_expired_session_is_refused_and_not_recreated() {
+        let (mut clients, id) = (Clients::default(), LogIndex(5));
+        clients.open(id, at(0));
+        assert_eq!(clients.seen(id, 1, 0, at(3_600)), Seen::NoSession);
+        assert_eq!(clients.len(), 0);
+        assert_eq!(clients.by_age.len(), 0);
+    }
+
+    #[test]
+    fn requests_in_flight_are_bounded() {
+        let (mut clients, id) = (Clients::default(), LogIndex(5));
+        clients.open(id, at(0));
+        for sequence in 1..=OUTCOMES_MAX as u64 {
+            assert_eq!(clients.seen(id, sequence, 0, at(0)), Seen::New);
+            clients.executed(id, sequence, Outcome::Done);
+        }
+        assert_eq!(clients.seen(id, 1_000, 0, at(0)), Seen::TooMany);
+        assert_eq!(clients.seen(id, 1_000, 1, at(0)), Seen::New);
+    }
+}

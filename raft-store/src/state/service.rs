@@ -1,0 +1,109 @@
+//! Services and their versions.
+
+use std::sync::Arc;
+
+use bincode::{Decode, Encode};
+use imbl::OrdMap;
+use raftserve_model::spec::ServiceSpec;
+use raftserve_model::{LogIndex, LogTime, ServiceId, ServiceName, ServiceVersion};
+
+/// The most services in one cluster.
+pub const SERVICES_MAX: usize = 1_000;
+
+/// How many services have a port of their own, as SkyServe's 30001-30020; further ones are reached
+/// by host name or path prefix.
+pub const SERVICE_PORTS: u16 = 20;
+
+/// A service on record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The index of the entry that created it.
+    pub id: ServiceId,
+    /// Its name, unique among services on record.
+    pub name: ServiceName,
+    /// The newest version.
+    pub version: ServiceVersion,
+    /// The specifications of the newest version and of every version that a replica still runs.
+    pub specs: OrdMap<ServiceVersion, Arc<ServiceSpec>>,
+    /// Its port, counted from the first of the service ports; none if they had run out.
+    pub port_slot: Option<u16>,
+    /// When it was created.
+    pub created_at: LogTime,
+    /// When a replica of it was ready for the first time.
+    pub first_ready_at: Option<LogTime>,
+    /// Since when it is being taken down.
+    pub going_down: Option<LogTime>,
+    /// The number of the next replica.
+    pub next_number: u32,
+    /// The last entry that changed the service itself.
+    pub changed: LogIndex,
+}
+
+impl Service {
+    /// The specification of the newest version.
+    #[must_use]
+    pub fn spec(&self) -> &Arc<ServiceSpec> {
+        self.specs
+            .get(&self.version)
+            .expect("the newest version's specification is always kept")
+    }
+
+    /// The specification that a replica of `version` was made from, or the newest.
+    #[must_use]
+    pub fn spec_of(&self, version: ServiceVersion) -> &Arc<ServiceSpec> {
+        self.specs.get(&version).unwrap_or_else(|| self.spec())
+    }
+}
+
+/// A service as snapshots carry it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ServiceRecord {
+    id: ServiceId,
+    name: ServiceName,
+    version: ServiceVersion,
+    specs: Vec<(ServiceVersion, Arc<ServiceSpec>)>,
+    port_slot: Option<u16>,
+    created_at: LogTime,
+    first_ready_at: Option<LogTime>,
+    going_down: Option<LogTime>,
+    next_number: u32,
+    changed: LogIndex,
+}
+
+impl From<&Service> for ServiceRecord {
+    fn from(service: &Service) -> Self {
+        Self {
+            id: service.id,
+            name: service.name.clone(),
+            version: service.version,
+            specs: service
+                .specs
+                .iter()
+                .map(|(version, spec)| (*version, Arc::clone(spec)))
+                .collect(),
+            port_slot: service.port_slot,
+            created_at: service.created_at,
+            first_ready_at: service.first_ready_at,
+            going_down: service.going_down,
+            next_number: service.next_number,
+            changed: service.changed,
+        }
+    }
+}
+
+impl From<ServiceRecord> for Service {
+    fn from(record: ServiceRecord) -> Self {
+        Self {
+            id: record.id,
+            name: record.name,
+            version: record.version,
+            specs: record.specs.into_iter().collect(),
+            port_slot: record.port_slot,
+            created_at: record.created_at,
+            first_ready_at: record.first_ready_at,
+            going_down: record.going_down,
+            next_number: record.next_number,
+            changed: record.changed,
+        }
+    }
+}
