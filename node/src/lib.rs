@@ -4,6 +4,7 @@
 
 use std::process::ExitCode;
 
+pub mod admin;
 pub mod consensus;
 
 /// The whole program: reads the command line, runs what it asks for, and says how it went.
