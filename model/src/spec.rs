@@ -9,6 +9,48 @@ use bincode::error::{DecodeError, EncodeError};
 use bincode::{BorrowDecode, Decode, Encode};
 use serde::{Deserialize, Serialize};
 
+pub mod fields;
+
+mod error;
+mod parse;
+mod port;
+mod raftserve;
+mod reader;
+mod render;
+mod resources;
+mod scalar;
+mod service;
+mod substitute;
+mod task;
+#[cfg(test)]
+mod tests;
+mod yaml;
+
+pub use error::{SpecError, SpecErrors};
+pub use parse::{ParseOptions, Parsed};
+pub use render::MASK;
+pub use service::REPLICAS_MAX;
+pub use yaml::{SPEC_DEPTH_MAX, SPEC_SOURCE_BYTES_MAX};
+
+/// How long a replica may fail its probes before its first success, unless the file says otherwise.
+pub const INITIAL_DELAY: Duration = Duration::from_secs(1200);
+/// How long one probe may take, unless the file says otherwise.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(15);
+/// The pause between two probes of a replica, unless the file says otherwise.
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a replica that was ready may fail its probes, unless the file says otherwise.
+pub const FAILURE_THRESHOLD: Duration = Duration::from_secs(180);
+/// The longest silence of an upstream, unless the file says otherwise.
+pub const STREAM_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a replica may finish its requests, unless the file says otherwise: SkyServe's drain.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a replica may take to stop, unless the file says otherwise.
+pub const STOP_GRACE: Duration = Duration::from_secs(10);
+/// How long an unused session binding is kept, unless the file says otherwise.
+pub const SESSION_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+/// The most session bindings of a service, unless the file says otherwise.
+pub const SESSIONS: u32 = 1_000_000;
+
 /// Durations as whole milliseconds in stored documents.
 mod millis {
     use std::time::Duration;
@@ -28,9 +70,11 @@ mod millis {
 ///
 /// Stored as a JSON document inside the log's own frame, so that fields can be added with a default
 /// and older documents still decode.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// Its `Debug` form is that of [`ServiceSpec::render`], with secrets masked.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceSpec {
-    /// The YAML as the user wrote it, for `get`.
+    /// The YAML as the user wrote it. It may hold secrets: show [`ServiceSpec::source_masked`].
     pub source: String,
     /// How many replicas are wanted.
     pub replicas: u32,
@@ -51,6 +95,10 @@ pub struct ServiceSpec {
     pub run: String,
     /// Environment of `setup` and `run`.
     pub envs: BTreeMap<String, String>,
+    /// Environment of `setup` and `run` that is masked wherever a specification is shown. It is kept
+    /// in the clear in the log and its snapshots.
+    #[serde(default)]
+    pub secrets: BTreeMap<String, String>,
     /// Resources as requested, for display: `cpus` and the like. The process provider does not
     /// enforce them.
     pub resources: BTreeMap<String, String>,
