@@ -33,6 +33,7 @@ fn spec(run: &str, replicas: u32) -> Arc<ServiceSpec> {
         setup: None,
         run: run.into(),
         envs: Default::default(),
+        secrets: Default::default(),
         resources: Default::default(),
         affinity: Some(SessionAffinity {
             key: SessionKeySource::Header("x-session".into()),
