@@ -7,6 +7,7 @@ use super::*;
 
 mod arbitrary;
 mod documents;
+mod manual;
 mod rules;
 
 /// A service that is as small as it can be, with `service` and more top-level lines around.
