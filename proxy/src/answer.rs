@@ -1,0 +1,141 @@
+//! The answers that the proxy makes itself: JSON that says what is wrong and what to do.
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Response, StatusCode};
+use serde_json::json;
+
+use crate::body::ResponseBody;
+use crate::routes::{RouteTable, ServiceRoute};
+
+/// How many services a 404 names at most: enough to see a typing error, little enough to send.
+const NAMES_MAX: usize = 100;
+
+/// Why the proxy answers in a replica's stead.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The request cannot be forwarded as it is.
+    BadRequest(&'static str),
+    /// CONNECT asks for a tunnel to anywhere.
+    Connect,
+    /// No replica may get new requests.
+    NoneReady,
+    /// Every replica tried refused the connection; nothing was sent.
+    Unreachable,
+    /// A replica did not accept the connection in time; nothing was sent.
+    ConnectTimeout,
+    /// The replica broke off before its answer began. The request may have been acted on.
+    Broke,
+    /// The replica stayed silent for the service's stream timeout.
+    Silent,
+    /// The session's replica, or its binding, was not to be had in time, and no other may serve it.
+    Session(String),
+    /// The session is refused, and why.
+    SessionRefused(String),
+}
+
+impl Refusal {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NoneReady | Self::Session(_) | Self::SessionRefused(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Unreachable | Self::Broke => StatusCode::BAD_GATEWAY,
+            Self::ConnectTimeout | Self::Silent => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::BadRequest(_) => "bad_request",
+            Self::Connect => "connect_not_supported",
+            Self::NoneReady => "no_ready_replica",
+            Self::Unreachable => "replica_unreachable",
+            Self::ConnectTimeout => "replica_connect_timeout",
+            Self::Broke => "replica_broke_off",
+            Self::Silent => "replica_timeout",
+            Self::Session(_) => "session_unavailable",
+            Self::SessionRefused(_) => "session_refused",
+        }
+    }
+
+    fn message(&self, service: Option<&ServiceRoute>) -> String {
+        let name = service.map_or("", |service| service.name.as_str());
+        match self {
+            Self::BadRequest(why) => (*why).to_owned(),
+            Self::Connect => "this is no forward proxy: CONNECT is not supported".to_owned(),
+            Self::NoneReady => format!("service {name} has no ready replica; try again shortly"),
+            Self::Unreachable => {
+                format!("no replica of service {name} accepted a connection; nothing was sent")
+            }
+            Self::ConnectTimeout => {
+                format!(
+                    "no replica of service {name} accepted a connection in time; nothing was sent"
+                )
+            }
+            Self::Broke => {
+                format!("a replica of service {name} closed the connection before it answered")
+            }
+            Self::Silent => format!("a replica of service {name} did not answer in time"),
+            Self::Session(why) => {
+                format!("this session of service {name} cannot be served now: {why}")
+            }
+            Self::SessionRefused(why) => {
+                format!("this session of service {name} is refused: {why}")
+            }
+        }
+    }
+
+    /// The answer, for a request of `service` if it named one.
+    pub(crate) fn answer(&self, service: Option<&ServiceRoute>) -> Response<ResponseBody> {
+        let body = json!({ "error": self.code(), "message": self.message(service) });
+        let mut response = json_response(self.status(), &body);
+        let headers = response.headers_mut();
+        match self {
+            Self::NoneReady | Self::Session(_) | Self::SessionRefused(_) | Self::Unreachable => {
+                headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            Self::Connect => {
+                let allowed = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE";
+                headers.insert(ALLOW, HeaderValue::from_static(allowed));
+            }
+            Self::BadRequest(_) | Self::ConnectTimeout | Self::Broke | Self::Silent => {}
+        }
+        response
+    }
+}
+
+/// 404 for a request that names no service, with the names that there are.
+pub(crate) fn no_such_service(table: &RouteTable) -> Response<ResponseBody> {
+    let services = table.services();
+    let names: Vec<&str> = services
+        .iter()
+        .take(NAMES_MAX)
+        .map(|service| service.name.as_str())
+        .collect();
+    let message = if names.is_empty() {
+        "there is no service here yet"
+    } else {
+        "name a service by the first label of the host or by the path prefix /NAME/"
+    };
+    let body = json!({
+        "error": "no_such_service",
+        "message": message,
+        "services": names,
+        "services_total": services.len(),
+    });
+    json_response(StatusCode::NOT_FOUND, &body)
+}
+
+fn json_response(status: StatusCode, body: &serde_json::Value) -> Response<ResponseBody> {
+    let mut text = body.to_string();
+    text.push('\n');
+    let mut response = Response::new(ResponseBody::whole(Bytes::from(text)));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

@@ -1,0 +1,68 @@
+//! What a proxy is told once, at its start.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+/// The settings of a proxy.
+#[derive(Clone, Debug)]
+pub struct ProxyConfig {
+    /// The port that all services share. The services' own ports open on the same address.
+    pub listen: SocketAddr,
+    /// How many workers, each a thread; one per core without it.
+    pub workers: Option<NonZeroUsize>,
+    /// The longest that a connect to a replica may take. One second: a replica is near, so silence
+    /// means that its host is gone, and each such attempt costs a request this long.
+    pub connect_timeout: Duration,
+    /// The longest from an idle or new connection to a whole request head. It bounds both how long a
+    /// client may keep an unused connection and how slowly it may send a head.
+    pub header_timeout: Duration,
+    /// The longest that a request may wait for its session's binding, or for its bound replica to
+    /// accept a connection. Five seconds outlast a change of leader with a wide margin.
+    pub session_wait: Duration,
+    /// How long an unused connection to a replica is kept. Below the five seconds after which
+    /// uvicorn and Node.js close theirs, so that a request rarely meets a connection being closed.
+    pub upstream_idle: Duration,
+    /// The most unused connections that one worker keeps to one replica. More only cost memory: it
+    /// bounds what stays after a burst, not how many may be in use.
+    pub upstream_idle_max: usize,
+    /// How long data sent to a replica may stay unacknowledged, or untaken, before its connection is
+    /// given up (`TCP_USER_TIMEOUT`).
+    pub tcp_user_timeout: Duration,
+    /// The same for clients. Longer: a client may well pause for a while before it reads on.
+    pub client_user_timeout: Duration,
+    /// The most client connections at once, over all workers. Beyond it the kernel's queue holds
+    /// new ones back. Keep it below half of the limit of open files: each may need an upstream.
+    pub connections_max: usize,
+    /// How long a proxy that is told to stop still accepts: the time for everyone who sends it
+    /// connections to learn that it is going.
+    pub linger: Duration,
+}
+
+impl Default for ProxyConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080)),
+            workers: None,
+            connect_timeout: Duration::from_secs(1),
+            header_timeout: Duration::from_secs(60),
+            session_wait: Duration::from_secs(5),
+            upstream_idle: Duration::from_secs(4),
+            upstream_idle_max: 256,
+            tcp_user_timeout: Duration::from_secs(60),
+            client_user_timeout: Duration::from_secs(120),
+            connections_max: 20_000,
+            linger: Duration::from_secs(5),
+        }
+    }
+}
+
+impl ProxyConfig {
+    /// The number of workers to start.
+    #[must_use]
+    pub fn worker_count(&self) -> usize {
+        self.workers
+            .or_else(|| std::thread::available_parallelism().ok())
+            .map_or(1, NonZeroUsize::get)
+    }
+}

@@ -1,0 +1,153 @@
+//! One client connection: HTTP/1.1 or cleartext HTTP/2, told apart by its first bytes.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use http::{HeaderValue, Request};
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+
+use crate::drain::{Phase, Watch};
+use crate::forward;
+use crate::rewind::{Protocol, Rewind};
+use crate::routes::Listener;
+use crate::worker::Worker;
+
+/// The most streams at once on one HTTP/2 connection; clients that need more open another one. It
+/// bounds what one connection may make the proxy hold.
+const STREAMS_MAX: u32 = 256;
+
+/// How often a silent HTTP/2 connection is pinged, and how long its answer may take.
+const PING: Duration = Duration::from_secs(20);
+
+/// The largest head of a request, as a list of fields in HTTP/2 and as text in HTTP/1.
+const HEAD_BYTES_MAX: u32 = 64 << 10;
+
+/// Who is at the other end of a connection.
+#[derive(Debug)]
+pub(crate) struct Client {
+    /// The client's address as text.
+    pub(crate) address: HeaderValue,
+    /// Which port it came in by.
+    pub(crate) listener: Listener,
+    /// `http` or `https`.
+    pub(crate) proto: &'static str,
+}
+
+/// Runs the futures of HTTP/2 streams on the worker's own thread.
+#[derive(Clone, Copy, Debug)]
+struct LocalExecutor;
+
+impl<F: Future + 'static> Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move {
+            future.await;
+        });
+    }
+}
+
+/// Serves a connection until it ends. Its errors are the client's affair, and told to no one.
+pub(crate) async fn serve<S>(worker: Rc<Worker>, stream: S, client: Client)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut watch = worker.drain.watch();
+    let detect = timeout(worker.shared.config.header_timeout, Rewind::detect(stream));
+    let mut detect = pin!(detect);
+    let detected = poll_fn(|cx| match detect.as_mut().poll(cx) {
+        Poll::Ready(detected) => Poll::Ready(detected.ok().and_then(Result::ok)),
+        // Nothing was sent on it yet.
+        Poll::Pending if watch.poll(cx) == Phase::Closing => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    });
+    let Some((protocol, stream)) = detected.await else {
+        return;
+    };
+    match protocol {
+        Protocol::Http1 => serve_http1(worker, stream, client, watch).await,
+        Protocol::Http2 => serve_http2(worker, stream, client, watch).await,
+    }
+}
+
+async fn serve_http1<S>(worker: Rc<Worker>, stream: S, client: Client, watch: Watch)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(worker.shared.config.header_timeout)
+        .max_header_size(HEAD_BYTES_MAX as usize)
+        .pipeline_flush(true)
+        .serve_connection(TokioIo::new(stream), service(worker, client))
+        .with_upgrades();
+    until_done(pin!(connection), watch, Phase::Closing, |connection| {
+        connection.graceful_shutdown();
+    })
+    .await;
+}
+
+async fn serve_http2<S>(worker: Rc<Worker>, stream: S, client: Client, watch: Watch)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let connection = http2::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEAD_BYTES_MAX)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING)
+        .serve_connection(TokioIo::new(stream), service(worker, client));
+    until_done(pin!(connection), watch, Phase::Draining, |connection| {
+        connection.graceful_shutdown();
+    })
+    .await;
+}
+
+fn service(
+    worker: Rc<Worker>,
+    client: Client,
+) -> impl hyper::service::Service<
+    Request<Incoming>,
+    Response = http::Response<crate::body::ResponseBody>,
+    Error = Infallible,
+    Future: 'static,
+> {
+    let client = Rc::new(client);
+    service_fn(move |request| {
+        let answer = forward::serve(Rc::clone(&worker), Rc::clone(&client), request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    })
+}
+
+/// Polls a connection to its end, and tells it once when the worker's phase asks it to finish.
+async fn until_done<C, E>(
+    mut connection: Pin<&mut C>,
+    mut watch: Watch,
+    phase: Phase,
+    finish: impl Fn(Pin<&mut C>),
+) where
+    C: Future<Output = Result<(), E>>,
+{
+    let mut told = false;
+    // A broken connection was the client's doing, and is no news.
+    let _ = poll_fn(|cx| {
+        let done = connection.as_mut().poll(cx);
+        if done.is_ready() || told || watch.poll(cx) < phase {
+            return done;
+        }
+        // Only now, after what had already arrived was read.
+        told = true;
+        finish(connection.as_mut());
+        connection.as_mut().poll(cx)
+    })
+    .await;
+}

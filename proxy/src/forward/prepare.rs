@@ -1,0 +1,132 @@
+//! From a client's request to the one that a replica gets.
+
+use http::header::{CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Request, Uri, Version};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use raftserve_model::SessionKey;
+
+use crate::body::UploadBody;
+use crate::connection::Client;
+use crate::headers::{Forwarded, begin_request_hop, end_hop};
+use crate::routes::ServiceRoute;
+use crate::session::key_of;
+use crate::trace;
+
+/// A request ready to be sent to any replica of its service.
+pub(super) struct Prepared {
+    pub(super) request: Request<UploadBody>,
+    /// The client's side of a switch of protocols, if it asked for one.
+    pub(super) upgrade: Option<OnUpgrade>,
+    pub(super) key: Option<SessionKey>,
+}
+
+/// The host that the request is for: of its target if that has one, else of its `Host` field (RFC
+/// 9112, 3.2; RFC 9113, 8.3.1). Empty for HTTP/1.0 without.
+///
+/// # Errors
+/// It has none or several, which two readers might tell differently.
+pub(super) fn host(request: &Request<Incoming>) -> Result<&str, &'static str> {
+    let mut lines = request.headers().get_all(HOST).iter();
+    let line = lines.next();
+    if lines.next().is_some() {
+        return Err("the request has several Host fields");
+    }
+    if let Some(authority) = request.uri().authority() {
+        let authority = authority.as_str();
+        if authority.contains('@') {
+            return Err("the request's target names a user");
+        }
+        return Ok(authority);
+    }
+    match line {
+        Some(line) => line
+            .to_str()
+            .map_err(|_| "the Host field is not made of visible characters"),
+        None if request.version() == Version::HTTP_11 => Err("the request has no Host field"),
+        None => Ok(""),
+    }
+}
+
+/// Makes the request that a replica of `route` gets.
+///
+/// # Errors
+/// The rest of the path is no path.
+pub(super) fn outgoing(
+    mut request: Request<Incoming>,
+    client: &Client,
+    route: &ServiceRoute,
+    prefix_len: usize,
+) -> Result<Prepared, &'static str> {
+    let hop = end_hop(request.headers_mut());
+    let upgrade =
+        begin_request_hop(request.headers_mut(), &hop).then(|| hyper::upgrade::on(&mut request));
+    let (mut parts, body) = request.into_parts();
+    if parts.version == Version::HTTP_2 {
+        join_cookies(&mut parts.headers);
+    }
+    if let Some(authority) = parts.uri.authority() {
+        let host = HeaderValue::from_str(authority.as_str());
+        let host = host.map_err(|_| "the request's target has no legal host")?;
+        parts.headers.insert(HOST, host);
+    }
+    let forwarded = Forwarded {
+        client: &client.address,
+        proto: client.proto,
+        prefix: parts.uri.path().get(..prefix_len).unwrap_or(""),
+    };
+    forwarded.add_to(&mut parts.headers);
+    trace::ensure(&mut parts.headers, rand::random);
+    frame(&mut parts.headers, hop.chunked, &body);
+    parts.uri = target(&parts.uri, prefix_len)?;
+    parts.version = Version::HTTP_11;
+    parts.extensions.clear();
+    let affinity = route.affinity.as_ref();
+    let key = affinity.and_then(|affinity| key_of(route.id, affinity, &parts.headers));
+    let request = Request::from_parts(parts, UploadBody::new(body));
+    Ok(Prepared {
+        request,
+        upgrade,
+        key,
+    })
+}
+
+/// Path and query alone, byte for byte, without the first `prefix_len` bytes.
+fn target(uri: &Uri, prefix_len: usize) -> Result<Uri, &'static str> {
+    let whole = uri.path_and_query();
+    let kept = match whole {
+        None => PathAndQuery::from_static("/"),
+        Some(whole) if prefix_len == 0 => whole.clone(),
+        Some(whole) => whole.as_str()[prefix_len..]
+            .parse()
+            .map_err(|_| "what follows the service's name is no path")?,
+    };
+    Ok(Uri::from(kept))
+}
+
+/// A body of unknown length goes in chunks, whatever the method; else its length says it all.
+fn frame(headers: &mut HeaderMap, chunked: bool, body: &Incoming) {
+    if chunked {
+        headers.remove(CONTENT_LENGTH); // Chunks decide (RFC 9112, 6.3); two claims could disagree.
+    }
+    if !body.is_end_stream() && !headers.contains_key(CONTENT_LENGTH) {
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+}
+
+/// HTTP/2 may send cookies on several lines; HTTP/1 takes one (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut lines = headers.get_all(COOKIE).iter();
+    if lines.next().is_some() && lines.next().is_some() {
+        let lines: Vec<&[u8]> = headers
+            .get_all(COOKIE)
+            .iter()
+            .map(HeaderValue::as_bytes)
+            .collect();
+        if let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..])) {
+            headers.insert(COOKIE, joined);
+        }
+    }
+}

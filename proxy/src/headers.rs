@@ -1,0 +1,165 @@
+//! Header fields: what ends at this hop (RFC 9110, 7.6.1), and what the proxy adds.
+
+#[cfg(test)]
+mod tests;
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, Entry, HOST, TE, TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+
+/// What the fields that ended here asked for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Hop {
+    /// The protocol to switch to, if the message asked for or agreed to one.
+    pub(crate) upgrade: Option<HeaderValue>,
+    /// Whether the sender takes trailers.
+    pub(crate) te_trailers: bool,
+    /// Whether the body came in chunks.
+    pub(crate) chunked: bool,
+}
+
+/// Removes the fields that end at this hop: the listed ones, and those that `Connection` names.
+///
+/// `Host` and `Content-Length` stay even if named there: a message must not be able to take away what
+/// decides its own target and framing.
+pub(crate) fn end_hop(headers: &mut HeaderMap) -> Hop {
+    let mut hop = Hop::default();
+    let mut upgrade_named = false;
+    for name in take_connection(headers) {
+        if name == UPGRADE {
+            upgrade_named = true;
+        } else if name != TE && name != HOST && name != CONTENT_LENGTH && name != TRANSFER_ENCODING
+        {
+            headers.remove(name);
+        }
+    }
+    let upgrade = headers.remove(UPGRADE);
+    if upgrade_named {
+        hop.upgrade = upgrade;
+    }
+    if headers.contains_key(TE) {
+        hop.te_trailers = tokens(headers, &TE).any(|token| {
+            let coding = token.split(|&byte| byte == b';').next().unwrap_or(token);
+            coding.trim_ascii().eq_ignore_ascii_case(b"trailers")
+        });
+        headers.remove(TE);
+    }
+    hop.chunked = headers.remove(TRANSFER_ENCODING).is_some();
+    headers.remove(KEEP_ALIVE);
+    headers.remove(PROXY_CONNECTION);
+    hop
+}
+
+/// Removes `Connection` and returns the names in it, without those of its own options.
+fn take_connection(headers: &mut HeaderMap) -> Vec<HeaderName> {
+    let named = tokens(headers, &CONNECTION)
+        .filter(|token| {
+            !token.eq_ignore_ascii_case(b"keep-alive") && !token.eq_ignore_ascii_case(b"close")
+        })
+        .filter_map(|token| HeaderName::from_bytes(token).ok())
+        .collect();
+    headers.remove(CONNECTION);
+    named
+}
+
+/// The elements of a comma-separated field, over all its lines.
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    headers
+        .get_all(name)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|token| !token.is_empty())
+}
+
+/// Asks the next hop for what was asked of this one: a switch of protocols, trailers.
+///
+/// An upgrade to cleartext HTTP/2 is between the client and this hop alone, and is left unanswered,
+/// as RFC 9113, 3.1 has it.
+pub(crate) fn begin_request_hop(headers: &mut HeaderMap, hop: &Hop) -> bool {
+    headers.remove(EXPECT); // Met here: "100 Continue" is sent once the replica takes the body.
+    let upgrade = hop
+        .upgrade
+        .as_ref()
+        .filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"));
+    headers.remove(HTTP2_SETTINGS);
+    match (upgrade, hop.te_trailers) {
+        (Some(protocol), trailers) => {
+            headers.insert(UPGRADE, protocol.clone());
+            let options = if trailers { "upgrade, te" } else { "upgrade" };
+            headers.insert(CONNECTION, HeaderValue::from_static(options));
+        }
+        (None, true) => {
+            headers.insert(CONNECTION, HeaderValue::from_static("te"));
+        }
+        (None, false) => {}
+    }
+    if hop.te_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    upgrade.is_some()
+}
+
+/// What the proxy tells a replica about the request's way to it.
+pub(crate) struct Forwarded<'a> {
+    /// The client's address.
+    pub(crate) client: &'a HeaderValue,
+    /// `http` or `https`.
+    pub(crate) proto: &'static str,
+    /// The path prefix that was stripped, without a final slash; empty if none was.
+    pub(crate) prefix: &'a str,
+}
+
+impl Forwarded<'_> {
+    /// Adds itself to what proxies before this one said. The host and protocol that the first proxy
+    /// saw stay: they are what the client used.
+    pub(crate) fn add_to(&self, headers: &mut HeaderMap) {
+        add_to_list(headers, X_FORWARDED_FOR, self.client);
+        if let Some(host) = headers.get(HOST).cloned() {
+            headers.entry(X_FORWARDED_HOST).or_insert(host);
+        }
+        let proto = || HeaderValue::from_static(self.proto);
+        headers.entry(X_FORWARDED_PROTO).or_insert_with(proto);
+        if !self.prefix.is_empty() {
+            self.add_prefix(headers);
+        }
+    }
+
+    fn add_prefix(&self, headers: &mut HeaderMap) {
+        let outer = headers.get(X_FORWARDED_PREFIX);
+        let outer = outer.and_then(|outer| outer.to_str().ok()).unwrap_or("");
+        let whole = format!("{}{}", outer.trim_end_matches('/'), self.prefix);
+        if let Ok(value) = HeaderValue::try_from(whole) {
+            headers.insert(X_FORWARDED_PREFIX, value);
+        }
+    }
+}
+
+/// Appends to a comma-separated field, leaving it on one line: many readers look at the first only.
+fn add_to_list(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
+    match headers.entry(name) {
+        Entry::Vacant(entry) => {
+            entry.insert(value.clone());
+        }
+        Entry::Occupied(mut entry) => {
+            let mut list = Vec::new();
+            for line in entry.iter() {
+                list.extend_from_slice(line.as_bytes());
+                list.extend_from_slice(b", ");
+            }
+            list.extend_from_slice(value.as_bytes());
+            if let Ok(list) = HeaderValue::from_bytes(&list) {
+                entry.insert(list);
+            }
+        }
+    }
+}

@@ -1,0 +1,158 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn map(lines: &[(&str, &str)]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in lines {
+        let name: HeaderName = name.parse().expect("a legal name");
+        headers.append(name, value.parse().expect("a legal value"));
+    }
+    headers
+}
+
+#[test]
+fn fields_of_this_hop_end_here() {
+    let mut headers = map(&[
+        ("connection", "close, X-One"),
+        ("connection", "x-two,,"),
+        ("keep-alive", "timeout=5"),
+        ("proxy-connection", "keep-alive"),
+        ("te", "deflate"),
+        ("transfer-encoding", "chunked"),
+        ("upgrade", "websocket"),
+        ("x-one", "1"),
+        ("x-two", "2"),
+        ("x-two", "3"),
+        ("x-three", "4"),
+        ("trailer", "x-sum"),
+    ]);
+    let hop = end_hop(&mut headers);
+    assert_eq!(headers, map(&[("x-three", "4"), ("trailer", "x-sum")]));
+    let expected = Hop {
+        upgrade: None,
+        te_trailers: false,
+        chunked: true,
+    };
+    assert_eq!(
+        hop, expected,
+        "an upgrade counts only if Connection names it"
+    );
+}
+
+#[test]
+fn a_message_cannot_take_away_its_own_host_and_length() {
+    let lines = [("host", "a"), ("content-length", "3")];
+    let mut headers = map(&lines);
+    headers.insert(CONNECTION, HeaderValue::from_static("host, content-length"));
+    end_hop(&mut headers);
+    assert_eq!(headers, map(&lines));
+}
+
+#[test]
+fn upgrade_and_trailers_are_asked_for_anew() {
+    let mut headers = map(&[
+        ("connection", "Upgrade, TE"),
+        ("upgrade", "websocket"),
+        ("te", "gzip;q=0.5, trailers"),
+    ]);
+    let hop = end_hop(&mut headers);
+    assert!(headers.is_empty());
+    assert!(begin_request_hop(&mut headers, &hop));
+    let expected = map(&[
+        ("upgrade", "websocket"),
+        ("connection", "upgrade, te"),
+        ("te", "trailers"),
+    ]);
+    assert_eq!(headers, expected);
+}
+
+#[test]
+fn an_upgrade_to_h2c_stays_on_this_hop() {
+    let mut headers = map(&[
+        ("connection", "Upgrade, HTTP2-Settings"),
+        ("upgrade", "h2c"),
+        ("http2-settings", "AAMAAABkAARAAAAAAAIAAAAA"),
+    ]);
+    let hop = end_hop(&mut headers);
+    assert!(!begin_request_hop(&mut headers, &hop));
+    assert!(headers.is_empty());
+}
+
+#[test]
+fn forwarded_fields_add_to_what_came() {
+    let client = HeaderValue::from_static("10.0.0.9");
+    let forwarded = Forwarded {
+        client: &client,
+        proto: "http",
+        prefix: "/chat",
+    };
+    let mut headers = map(&[("host", "Example.com:80")]);
+    forwarded.add_to(&mut headers);
+    let expected = map(&[
+        ("host", "Example.com:80"),
+        ("x-forwarded-for", "10.0.0.9"),
+        ("x-forwarded-host", "Example.com:80"),
+        ("x-forwarded-proto", "http"),
+        ("x-forwarded-prefix", "/chat"),
+    ]);
+    assert_eq!(headers, expected);
+
+    let mut headers = map(&[
+        ("host", "inner"),
+        ("x-forwarded-for", "1.1.1.1"),
+        ("x-forwarded-for", "2.2.2.2, 3.3.3.3"),
+        ("x-forwarded-host", "outer"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-prefix", "/edge/"),
+    ]);
+    forwarded.add_to(&mut headers);
+    let expected = map(&[
+        ("host", "inner"),
+        ("x-forwarded-for", "1.1.1.1, 2.2.2.2, 3.3.3.3, 10.0.0.9"),
+        ("x-forwarded-host", "outer"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-prefix", "/edge/chat"),
+    ]);
+    assert_eq!(headers, expected);
+}
+
+const NAMES: [&str; 10] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+    "x-a",
+    "x-b",
+    "cookie",
+    "set-cookie",
+];
+
+proptest! {
+    #[test]
+    fn what_is_of_this_hop_goes_and_all_else_stays_in_order(
+        lines in proptest::collection::vec((0..NAMES.len(), "[a-z0-9]{1,5}"), 0..20),
+        named in proptest::collection::vec(prop_oneof![Just("x-a"), Just("X-B"), Just("close"), Just("nothing"), Just("")], 0..4),
+    ) {
+        let mut headers = HeaderMap::new();
+        for (name, value) in &lines {
+            headers.append(NAMES[*name], value.parse().expect("a legal value"));
+        }
+        headers.append(CONNECTION, named.join(" ,\t").parse().expect("a legal value"));
+        let before = headers.clone();
+        end_hop(&mut headers);
+        for name in &NAMES[..6] {
+            prop_assert!(!headers.contains_key(*name));
+        }
+        let listed = |name: &str| before.get_all(CONNECTION).iter().any(|line| {
+            line.to_str().expect("text").split(',').any(|token| token.trim().eq_ignore_ascii_case(name))
+        });
+        for name in &NAMES[6..] {
+            let kept: Vec<_> = headers.get_all(*name).iter().collect();
+            let sent: Vec<_> = before.get_all(*name).iter().collect();
+            prop_assert_eq!(kept, if listed(name) { Vec::new() } else { sent });
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The handle of a running proxy.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use raftserve_model::ReplicaId;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::config::ProxyConfig;
+use crate::control::{Control, PortStatus, Stop};
+use crate::listener;
+use crate::load::PeerLoads;
+use crate::metrics::Metrics;
+use crate::routes::{Listener, Routes};
+use crate::session::Sessions;
+use crate::worker::{Command, Shared, Worker};
+
+/// How many commands may wait for a worker: one for each of the twenty service ports and some. The
+/// control waits when it is full.
+const COMMANDS_MAX: usize = 64;
+
+/// Why a proxy did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The shared port is taken or not allowed: choose another.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The shared port.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The system gave no thread, or no event queue for it.
+    #[error("cannot start a proxy thread")]
+    Thread(#[source] io::Error),
+}
+
+/// A running data plane. Dropped without [`Self::shutdown`], it cuts what runs.
+pub struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    ports: watch::Receiver<Vec<PortStatus>>,
+    stop: mpsc::Sender<Stop>,
+}
+
+impl Proxy {
+    /// Opens the shared port and starts the workers.
+    ///
+    /// Replicas that refuse a connection are told to `connect_failures`, so that they can be probed
+    /// at once; a report that finds it full is dropped.
+    ///
+    /// # Errors
+    /// The shared port cannot be had, or the system gives no threads.
+    pub fn start(
+        config: ProxyConfig,
+        routes: Arc<Routes>,
+        sessions: Arc<dyn Sessions>,
+        connect_failures: Option<mpsc::Sender<ReplicaId>>,
+    ) -> Result<Self, StartError> {
+        let count = config.worker_count();
+        let listen = config.listen;
+        let refused = |source| StartError::Listen {
+            address: listen,
+            source,
+        };
+        let sockets = listener::open(listen, count).map_err(refused)?;
+        let address = sockets[0].local_addr().map_err(refused)?;
+        let shared = Arc::new(Shared {
+            config,
+            routes,
+            sessions,
+            loads: Arc::default(),
+            metrics: Metrics::new(count),
+            connect_failures,
+        });
+        let (ended_sender, ended) = mpsc::channel(1);
+        let mut workers = Vec::with_capacity(count);
+        for (index, socket) in sockets.into_iter().enumerate() {
+            let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+            let open = Command::Open {
+                port: address.port(),
+                socket,
+                listener: Listener::Shared,
+            };
+            let sent = commands.try_send(open);
+            sent.expect("the queue is new and its receiver is here");
+            let shared = Arc::clone(&shared);
+            let ended = ended_sender.clone();
+            let run = move || Worker::new(index, shared).run(receiver);
+            spawn(format!("proxy-{index}"), run, ended)?;
+            workers.push(commands);
+        }
+        drop(ended_sender);
+        let (ports_sender, ports) = watch::channel(Vec::new());
+        let (stop, stops) = mpsc::channel(1);
+        let control = Control {
+            shared: Arc::clone(&shared),
+            address,
+            workers,
+            ended,
+            ports: ports_sender,
+            open: BTreeMap::new(),
+        };
+        spawn("proxy-control".to_owned(), move || control.run(stops), ())?;
+        Ok(Self {
+            address,
+            shared,
+            ports,
+            stop,
+        })
+    }
+
+    /// The shared port, as it was opened.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The services' own ports at this peer, and which of them could not be opened.
+    #[must_use]
+    pub fn ports(&self) -> watch::Receiver<Vec<PortStatus>> {
+        self.ports.clone()
+    }
+
+    /// The requests that this peer has in flight, by replica; replicas without any are left out.
+    #[must_use]
+    pub fn loads(&self) -> Vec<(ReplicaId, u32)> {
+        self.shared.loads.own()
+    }
+
+    /// Where the loads of other peers are told.
+    #[must_use]
+    pub fn peer_loads(&self) -> Arc<PeerLoads> {
+        Arc::clone(&self.shared.loads)
+    }
+
+    /// All counters in Prometheus's text format.
+    #[must_use]
+    pub fn render_prometheus(&self) -> String {
+        self.shared.metrics.render()
+    }
+
+    /// Stops without failing a request, if `grace` suffices: answers tell clients to go elsewhere
+    /// while connections are still accepted for the configured linger; then the listeners close
+    /// once their queues are empty, idle connections close, and running requests finish. What still
+    /// runs when `grace` ends is cut. Returns when all is done.
+    pub async fn shutdown(self, grace: Duration) {
+        let (stopped, done) = oneshot::channel();
+        if self.stop.send(Stop { grace, stopped }).await.is_ok() {
+            let _ = done.await;
+        }
+    }
+}
+
+/// Starts a thread that runs one future on a runtime of its own, and waits until the runtime stands.
+/// `ended` is dropped once nothing of the future or its tasks is left.
+fn spawn<F: Future<Output = ()>>(
+    name: String,
+    make: impl FnOnce() -> F + Send + 'static,
+    ended: impl Send + 'static,
+) -> Result<(), StartError> {
+    let (started, result) = std::sync::mpsc::sync_channel(1);
+    let body = move || {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default());
+        match runtime {
+            Ok(runtime) => {
+                let _ = started.send(Ok(()));
+                runtime.block_on(make());
+            }
+            Err(error) => {
+                let _ = started.send(Err(error));
+            }
+        }
+        drop(ended);
+    };
+    let thread = thread::Builder::new().name(name).spawn(body);
+    thread.map_err(StartError::Thread)?;
+    let started = result
+        .recv()
+        .expect("the thread answers before it does anything else");
+    started.map_err(StartError::Thread)
+}

@@ -1,0 +1,108 @@
+//! Trace context: passed through if it is valid, begun if it is not there (W3C Trace Context, level 1).
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// Leaves a valid `traceparent` as it is. Otherwise begins a trace, and drops a `tracestate` that
+/// belongs to none (3.3.1.1 there).
+///
+/// A trace begun here is marked sampled: replicas whose tracing follows their caller's choice then
+/// trace as they would if called without a proxy.
+pub(crate) fn ensure(headers: &mut HeaderMap, random: impl FnOnce() -> [u8; 24]) {
+    let mut lines = headers.get_all(TRACEPARENT).iter();
+    let valid =
+        lines.next().is_some_and(|value| is_valid(value.as_bytes())) && lines.next().is_none();
+    if !valid {
+        headers.remove(TRACESTATE);
+        headers.insert(TRACEPARENT, begin(random()));
+    }
+}
+
+fn begin(mut random: [u8; 24]) -> HeaderValue {
+    // All-zero ids are invalid; both are then made valid at no cost in randomness that matters.
+    for id in [0..16, 16..24] {
+        if random[id.clone()].iter().all(|&byte| byte == 0) {
+            random[id.start] = 1;
+        }
+    }
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-01";
+    let places = (3..35).step_by(2).chain((36..52).step_by(2));
+    for (at, byte) in places.zip(random) {
+        text[at] = HEX[usize::from(byte >> 4)];
+        text[at + 1] = HEX[usize::from(byte & 15)];
+    }
+    HeaderValue::from_bytes(&text).expect("hexadecimal digits and dashes are legal in a header")
+}
+
+/// Version 00 is exactly 55 bytes; a later one may go on after a further dash.
+fn is_valid(value: &[u8]) -> bool {
+    let hex = |at: std::ops::Range<usize>| {
+        value.get(at).is_some_and(|part| {
+            part.iter()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        })
+    };
+    let set = |at: std::ops::Range<usize>| value[at].iter().any(|&byte| byte != b'0');
+    hex(0..2)
+        && hex(3..35)
+        && hex(36..52)
+        && hex(53..55)
+        && [2, 35, 52].iter().all(|&at| value[at] == b'-')
+        && set(3..35)
+        && set(36..52)
+        && match &value[..2] {
+            b"ff" => false,
+            b"00" => value.len() == 55,
+            _ => value.len() == 55 || value[55] == b'-',
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    fn ensured(lines: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(TRACEPARENT, line.parse().expect("a legal value"));
+        }
+        headers.insert(TRACESTATE, HeaderValue::from_static("a=b"));
+        ensure(&mut headers, || [0; 24]);
+        headers
+    }
+
+    #[test]
+    fn valid_context_is_passed_through() {
+        for good in [GOOD, &format!("cc{}-more", &GOOD[2..])] {
+            let headers = ensured(&[good]);
+            assert_eq!(headers[TRACEPARENT], good);
+            assert_eq!(headers[TRACESTATE], "a=b");
+        }
+    }
+
+    #[test]
+    fn missing_or_invalid_context_begins_a_valid_one() {
+        let cases: [&[&str]; 9] = [
+            &[],
+            &[GOOD, GOOD],
+            &[""],
+            &["00-00000000000000000000000000000000-b7ad6b7169203331-01"],
+            &["00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01"],
+            &["ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"],
+            &["00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01"],
+            &["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-x"],
+            &["00-0af7651916cd43dd8448eb211c80319cxb7ad6b7169203331-01"],
+        ];
+        for lines in cases {
+            let headers = ensured(lines);
+            assert_eq!(headers.get_all(TRACEPARENT).iter().count(), 1);
+            assert!(is_valid(headers[TRACEPARENT].as_bytes()), "{headers:?}");
+            assert!(!headers.contains_key(TRACESTATE));
+        }
+    }
+}

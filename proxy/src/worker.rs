@@ -1,0 +1,275 @@
+//! A worker: a thread with a runtime, listeners and connections of its own. It shares with the others
+//! only what is atomic.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use http::HeaderValue;
+use raftserve_model::ReplicaId;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
+use tokio_util::task::TaskTracker;
+
+use crate::config::ProxyConfig;
+use crate::connection::{self, Client};
+use crate::drain::{Drain, Phase};
+use crate::load::PeerLoads;
+use crate::metrics::{Metrics, count};
+use crate::routes::{Listener, Routes};
+use crate::session::Sessions;
+use crate::upstream::Upstream;
+use crate::view::{Registries, ServiceView, View};
+
+/// How long a listener rests after a failed accept. It fails when no more files may be opened, and
+/// would fail again at once.
+const ACCEPT_REST: Duration = Duration::from_millis(20);
+
+/// How often unused connections to replicas are looked through.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// What all workers share.
+pub(crate) struct Shared {
+    pub(crate) config: ProxyConfig,
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) sessions: Arc<dyn Sessions>,
+    pub(crate) loads: Arc<PeerLoads>,
+    pub(crate) metrics: Metrics,
+    pub(crate) connect_failures: Option<mpsc::Sender<ReplicaId>>,
+}
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Accept from this socket.
+    Open {
+        port: u16,
+        socket: std::net::TcpListener,
+        listener: Listener,
+    },
+    /// Take what its queue holds, and close it.
+    Close {
+        port: u16,
+        closed: oneshot::Sender<()>,
+    },
+    /// Tell clients to go elsewhere.
+    Drain,
+    /// Close all listeners, finish what runs, and end; at this time at the latest.
+    Finish { by: Instant },
+}
+
+/// One worker's state, never shared with another thread.
+pub(crate) struct Worker {
+    index: usize,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) drain: Rc<Drain>,
+    view: RefCell<Rc<View>>,
+    tasks: TaskTracker,
+    /// One permit for each client connection.
+    room: Arc<Semaphore>,
+}
+
+struct Open {
+    port: u16,
+    close: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Worker {
+    pub(crate) fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
+        let room = shared
+            .config
+            .connections_max
+            .div_ceil(shared.config.worker_count());
+        Rc::new(Self {
+            index,
+            shared,
+            drain: Rc::default(),
+            view: RefCell::default(),
+            tasks: TaskTracker::new(),
+            room: Arc::new(Semaphore::new(room)),
+        })
+    }
+
+    /// The view of the present routes. Deriving it from a new table is the only part that costs more
+    /// than a comparison.
+    pub(crate) fn view(&self) -> Rc<View> {
+        let table = self.shared.routes.load();
+        let mut view = self.view.borrow_mut();
+        if !Arc::ptr_eq(&view.table, &table) {
+            let registries = Registries {
+                loads: &self.shared.loads,
+                metrics: &self.shared.metrics,
+                worker: self.index,
+            };
+            *view = Rc::new(view.next(Arc::clone(&table), &registries));
+        }
+        Rc::clone(&view)
+    }
+
+    /// Runs something that must end before the worker does.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        tokio::task::spawn_local(self.tasks.track_future(task));
+    }
+
+    /// Notes that a replica refused a connection, and tells whoever wants to probe it. If they are
+    /// behind, they know enough already.
+    pub(crate) fn connect_failed(&self, service: &ServiceView, upstream: &Upstream) {
+        count(&service.counters.connect_failures);
+        upstream.suspect();
+        if let Some(failures) = &self.shared.connect_failures {
+            let _ = failures.try_send(upstream.replica);
+        }
+    }
+
+    /// Does what it is told until it has finished. A sender that is gone means: finish at once.
+    pub(crate) async fn run(self: Rc<Self>, mut commands: mpsc::Receiver<Command>) {
+        let mut open: Vec<Open> = Vec::new();
+        let mut published = self.shared.routes.published();
+        let mut sweep = interval(SWEEP_EVERY);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let by = loop {
+            let command = tokio::select! {
+                biased;
+                command = commands.recv() => command,
+                Ok(()) = published.changed() => {
+                    self.view(); // Lets go of replicas that left, even without a request.
+                    continue;
+                }
+                _ = sweep.tick() => {
+                    self.view().sweep(&self.shared.config);
+                    continue;
+                }
+            };
+            match command {
+                Some(Command::Open {
+                    port,
+                    socket,
+                    listener,
+                }) => {
+                    open.extend(self.open(port, socket, listener));
+                }
+                Some(Command::Close { port, closed }) => {
+                    if let Some(at) = open.iter().position(|open| open.port == port) {
+                        open.swap_remove(at).close().await;
+                    }
+                    let _ = closed.send(());
+                }
+                Some(Command::Drain) => self.drain.enter(Phase::Draining),
+                Some(Command::Finish { by }) => break by,
+                None => break Instant::now(),
+            }
+        };
+        for each in open {
+            each.close().await;
+        }
+        self.drain.enter(Phase::Draining);
+        self.drain.enter(Phase::Closing);
+        self.tasks.close();
+        let _ = timeout_at(by, self.tasks.wait()).await;
+    }
+
+    fn open(
+        self: &Rc<Self>,
+        port: u16,
+        socket: std::net::TcpListener,
+        listener: Listener,
+    ) -> Option<Open> {
+        let socket = match TcpListener::from_std(socket) {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::error!(port, %error, "a worker cannot listen");
+                return None;
+            }
+        };
+        let (close, closing) = oneshot::channel();
+        let task = Rc::clone(self).accept(socket, listener, closing);
+        let task = tokio::task::spawn_local(task);
+        Some(Open { port, close, task })
+    }
+
+    async fn accept(
+        self: Rc<Self>,
+        socket: TcpListener,
+        listener: Listener,
+        mut closing: oneshot::Receiver<()>,
+    ) {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                _ = &mut closing => break,
+                accepted = self.accept_one(&socket, listener) => accepted,
+            };
+            if let Err(error) = accepted {
+                tracing::warn!(%error, "cannot accept a connection");
+                sleep(ACCEPT_REST).await;
+            }
+        }
+        // What the kernel completed before the close is served: closing the socket would reset it.
+        poll_fn(|cx| {
+            while let Poll::Ready(Ok((stream, peer))) = socket.poll_accept(cx) {
+                self.serve(stream, peer, listener, None);
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    async fn accept_one(
+        self: &Rc<Self>,
+        socket: &TcpListener,
+        listener: Listener,
+    ) -> io::Result<()> {
+        let room = Arc::clone(&self.room);
+        let permit = room.acquire_owned().await.expect("it is never closed");
+        let (stream, peer) = socket.accept().await?;
+        self.serve(stream, peer, listener, Some(permit));
+        Ok(())
+    }
+
+    fn serve(
+        self: &Rc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        listener: Listener,
+        permit: Option<tokio::sync::OwnedSemaphorePermit>,
+    ) {
+        count(&self.shared.metrics.connections);
+        if tune(&stream, &self.shared.config).is_err() {
+            return; // It was reset already.
+        }
+        let address = HeaderValue::try_from(peer.ip().to_canonical().to_string());
+        let client = Client {
+            address: address.expect("an address is made of visible characters"),
+            listener,
+            proto: "http",
+        };
+        let connection = connection::serve(Rc::clone(self), stream, client);
+        self.spawn(async move {
+            connection.await;
+            drop(permit);
+        });
+    }
+}
+
+impl Open {
+    async fn close(self) {
+        let _ = self.close.send(());
+        let _ = self.task.await;
+    }
+}
+
+fn tune(stream: &TcpStream, config: &ProxyConfig) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_user_timeout(Some(config.client_user_timeout))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(config.client_user_timeout))
+}

@@ -1,0 +1,392 @@
+//! A proxy with real upstreams and real clients, all in one process and all over sockets.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses a part of it"
+)]
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use raftserve_model::spec::{
+    LoadBalancingPolicy, SessionAffinity, SessionKeySource, WithoutQuorum,
+};
+use raftserve_model::{LogIndex, ReplicaId, ServiceId, SessionKey};
+use raftserve_proxy::{
+    BindError, BindFuture, BoundReplica, Endpoint, Lookup, NoSessions, Proxy, ProxyConfig,
+    RouteTable, Routes, ServiceRoute, Sessions,
+};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+
+/// The longest that anything in these tests is waited for: far above what it takes, so that only a
+/// hang reaches it.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// Awaits something that must come.
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LIMIT, future)
+        .await
+        .unwrap_or_else(|_| panic!("waited in vain for: {what}"))
+}
+
+/// Awaits a condition that must come to hold.
+pub async fn until(what: &str, condition: impl Fn() -> bool) {
+    let poll = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    soon(what, poll).await;
+}
+
+pub fn replica(service: u64, number: u32) -> ReplicaId {
+    ReplicaId {
+        service: ServiceId(service),
+        number,
+    }
+}
+
+/// A service whose replicas, numbered from 1, listen at these addresses.
+pub fn service(id: u64, name: &str, addresses: &[SocketAddr]) -> ServiceRoute {
+    let endpoints = addresses
+        .iter()
+        .zip(1..)
+        .map(|(&address, number)| Endpoint {
+            replica: replica(id, number),
+            address,
+            ready: true,
+        });
+    ServiceRoute {
+        id: ServiceId(id),
+        name: name.parse().expect("a good name"),
+        port: None,
+        policy: LoadBalancingPolicy::RoundRobin,
+        stream_timeout: LIMIT,
+        affinity: None,
+        endpoints: endpoints.collect(),
+    }
+}
+
+pub fn by_header(name: &str) -> Option<SessionAffinity> {
+    Some(SessionAffinity {
+        key: SessionKeySource::Header(name.to_owned()),
+        ttl: Duration::from_secs(600),
+        max_sessions: 100_000,
+        without_quorum: WithoutQuorum::Refuse,
+    })
+}
+
+pub fn table(services: impl IntoIterator<Item = ServiceRoute>) -> RouteTable {
+    RouteTable::new(services.into_iter().map(Arc::new))
+}
+
+pub fn config() -> ProxyConfig {
+    ProxyConfig {
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        workers: NonZeroUsize::new(2),
+        linger: Duration::ZERO,
+        ..ProxyConfig::default()
+    }
+}
+
+/// A proxy under test.
+pub struct Rig {
+    pub proxy: Proxy,
+    pub routes: Arc<Routes>,
+    pub address: SocketAddr,
+    pub failures: mpsc::Receiver<ReplicaId>,
+}
+
+impl Rig {
+    pub fn new(services: impl IntoIterator<Item = ServiceRoute>) -> Self {
+        Self::with(config(), services, Arc::new(NoSessions))
+    }
+
+    pub fn with(
+        config: ProxyConfig,
+        services: impl IntoIterator<Item = ServiceRoute>,
+        sessions: Arc<dyn Sessions>,
+    ) -> Self {
+        let routes = Arc::new(Routes::new(table(services)));
+        let (sender, failures) = mpsc::channel(16);
+        let proxy = Proxy::start(config, Arc::clone(&routes), sessions, Some(sender));
+        let proxy = proxy.expect("the proxy starts");
+        let address = proxy.local_addr();
+        Self {
+            proxy,
+            routes,
+            address,
+            failures,
+        }
+    }
+
+    pub async fn idle(&self) {
+        until("no request in flight", || self.proxy.loads().is_empty()).await;
+    }
+
+    /// The value of a metric for the service `svc`.
+    pub fn metric(&self, name: &str) -> u64 {
+        let text = self.proxy.render_prometheus();
+        let prefix = format!("raftserve_proxy_{name}{{service=\"svc\"}} ");
+        let found = text.lines().find_map(|line| line.strip_prefix(&prefix));
+        found.map_or(0, |value| value.parse().expect("a number"))
+    }
+}
+
+/// What an upstream saw of a request.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub replica: String,
+    pub method: String,
+    pub target: String,
+    pub headers: http::HeaderMap,
+    pub body: Bytes,
+}
+
+/// An upstream that answers with what `answer` makes of each request; `label` names it.
+pub async fn upstream<F, A>(answer: F) -> SocketAddr
+where
+    F: Fn(Request<Incoming>) -> A + Clone + Send + Sync + 'static,
+    A: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+    let listener = listener.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let answer = answer.clone();
+            tokio::spawn(async move {
+                let service = hyper::service::service_fn(move |request| {
+                    let response = answer(request);
+                    async move { Ok::<_, Infallible>(response.await) }
+                });
+                let _ = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+            });
+        }
+    });
+    address
+}
+
+/// An upstream that answers with its label and notes what it saw.
+pub async fn recorder(label: &str, log: &Arc<Mutex<Vec<Seen>>>) -> SocketAddr {
+    let (label, log) = (label.to_owned(), Arc::clone(log));
+    upstream(move |request| {
+        let (label, log) = (label.clone(), Arc::clone(&log));
+        async move {
+            let (parts, body) = request.into_parts();
+            let body = body.collect().await.map(|body| body.to_bytes());
+            log.lock().expect("no panic").push(Seen {
+                replica: label.clone(),
+                method: parts.method.to_string(),
+                target: parts.uri.to_string(),
+                headers: parts.headers,
+                body: body.unwrap_or_default(),
+            });
+            Response::new(Full::new(Bytes::from(label)))
+        }
+    })
+    .await
+}
+
+pub fn log() -> Arc<Mutex<Vec<Seen>>> {
+    Arc::default()
+}
+
+/// An upstream spoken to by hand: each connection comes out of the receiver.
+pub async fn by_hand() -> (SocketAddr, mpsc::Receiver<Hand>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+    let listener = listener.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let (sender, receiver) = mpsc::channel(64);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            if sender.send(Hand::new(stream)).await.is_err() {
+                break;
+            }
+        }
+    });
+    (address, receiver)
+}
+
+/// An address at which nobody listens.
+pub async fn nowhere() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+    let listener = listener.expect("a free port");
+    listener.local_addr().expect("bound")
+}
+
+/// One connection, spoken to by hand.
+pub struct Hand(pub BufReader<TcpStream>);
+
+impl Hand {
+    pub fn new(stream: TcpStream) -> Self {
+        stream.set_nodelay(true).expect("open");
+        Self(BufReader::new(stream))
+    }
+
+    pub async fn connect(address: SocketAddr) -> Self {
+        let stream = soon("a connection", TcpStream::connect(address)).await;
+        Self::new(stream.expect("it is accepted"))
+    }
+
+    pub async fn send(&mut self, text: impl AsRef<[u8]>) {
+        let sent = soon("room to send", self.0.write_all(text.as_ref())).await;
+        sent.expect("the other side is there");
+    }
+
+    /// Reads a head: its lines, in lower case.
+    pub async fn head(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        loop {
+            let mut line = String::new();
+            let read = soon("a line", self.0.read_line(&mut line)).await;
+            let read = read.expect("text");
+            let line = line.trim_end().to_lowercase();
+            if read == 0 || line.is_empty() {
+                return lines;
+            }
+            lines.push(line);
+        }
+    }
+
+    pub async fn exactly(&mut self, count: usize) -> String {
+        let mut bytes = vec![0; count];
+        let read = soon("bytes", self.0.read_exact(&mut bytes)).await;
+        read.expect("enough bytes");
+        String::from_utf8(bytes).expect("text")
+    }
+
+    /// Reads to the end of the connection; a reset counts as one.
+    pub async fn rest(&mut self) -> String {
+        let mut bytes = Vec::new();
+        let _ = soon("the end", self.0.read_to_end(&mut bytes)).await;
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// One request and the head and body (by its length) of its answer.
+    pub async fn ask(&mut self, request: &str) -> (Vec<String>, String) {
+        self.send(request).await;
+        let head = self.head().await;
+        let length = head
+            .iter()
+            .find_map(|line| line.strip_prefix("content-length: "));
+        let length = length.map_or(0, |length| length.parse().expect("a number"));
+        let body = self.exactly(length).await;
+        (head, body)
+    }
+}
+
+/// A GET on a connection of its own: status and body.
+pub async fn get(address: SocketAddr, host: &str, target: &str) -> (u16, String) {
+    let request = Request::get(target)
+        .header("host", host)
+        .body(Full::default())
+        .expect("a good request");
+    let response = ask(address, request).await;
+    let status = response.status().as_u16();
+    (status, text(response).await)
+}
+
+pub async fn text(response: Response<Incoming>) -> String {
+    let body = soon("a body", response.into_body().collect()).await;
+    String::from_utf8(body.expect("a whole body").to_bytes().to_vec()).expect("text")
+}
+
+/// A request on a connection of its own.
+pub async fn ask(address: SocketAddr, request: Request<Full<Bytes>>) -> Response<Incoming> {
+    try_ask(address, request).await.expect("an answer")
+}
+
+pub async fn try_ask(
+    address: SocketAddr,
+    request: Request<Full<Bytes>>,
+) -> Result<Response<Incoming>, Box<dyn std::error::Error + Send + Sync>> {
+    let stream = TcpStream::connect(address).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    Ok(soon("an answer", sender.send_request(request)).await?)
+}
+
+/// A stand-in for the agreed bindings: one map that all proxies of a test may share.
+pub struct FakeSessions {
+    pub bindings: Mutex<HashMap<SessionKey, Lookup>>,
+    pub replicas: Mutex<Vec<ReplicaId>>,
+    pub binds: AtomicU64,
+    pub delay: Duration,
+    changed: watch::Sender<u64>,
+    epochs: AtomicU64,
+}
+
+impl FakeSessions {
+    pub fn new(replicas: &[ReplicaId], delay: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            bindings: Mutex::default(),
+            replicas: Mutex::new(replicas.to_vec()),
+            binds: AtomicU64::new(0),
+            delay,
+            changed: watch::Sender::new(0),
+            epochs: AtomicU64::new(0),
+        })
+    }
+
+    pub fn bound(&self, replica: ReplicaId) -> Lookup {
+        let epoch = LogIndex(self.epochs.fetch_add(1, Ordering::Relaxed) + 1);
+        Lookup::Bound(BoundReplica { replica, epoch })
+    }
+
+    pub fn set(&self, key: SessionKey, lookup: Lookup) {
+        self.bindings.lock().expect("no panic").insert(key, lookup);
+        self.changed.send_modify(|version| *version += 1);
+    }
+}
+
+impl Sessions for FakeSessions {
+    fn lookup(&self, _: ServiceId, key: SessionKey) -> Lookup {
+        let bindings = self.bindings.lock().expect("no panic");
+        bindings.get(&key).cloned().unwrap_or(Lookup::Unbound)
+    }
+
+    fn bind<'a>(&'a self, _: ServiceId, key: SessionKey) -> BindFuture<'a> {
+        Box::pin(async move {
+            self.binds.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(self.delay).await;
+            let candidates = self.replicas.lock().expect("no panic").clone();
+            if candidates.is_empty() {
+                return Err(BindError::Unavailable("no replica is ready".to_owned()));
+            }
+            let mut bindings = self.bindings.lock().expect("no panic");
+            let at = usize::from(key.0[0]) % candidates.len();
+            let lookup = bindings
+                .entry(key)
+                .or_insert_with(|| self.bound(candidates[at]));
+            let bound = match lookup {
+                Lookup::Bound(bound) => *bound,
+                _ => return Err(BindError::Unavailable("it is moving".to_owned())),
+            };
+            drop(bindings);
+            self.changed.send_modify(|version| *version += 1);
+            Ok(bound)
+        })
+    }
+
+    fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}
