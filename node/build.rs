@@ -10,6 +10,10 @@ use prost::Message;
 /// Descriptors of all our files and of what they import.
 const DESCRIPTORS: &str = "raftserve_descriptors.bin";
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "cargo tells a build script its folder in this way only"
+)]
 fn main() -> Result<(), Box<dyn Error>> {
     let root = Path::new("proto");
     println!("cargo::rerun-if-changed=proto");

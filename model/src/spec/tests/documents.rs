@@ -218,6 +218,10 @@ fn aliases_cannot_multiply_a_document() {
 }
 
 #[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the time it takes is what is tested"
+)]
 fn large_sources_are_read_in_bounded_time() {
     // A second in an idle debug build; quadratic work would take hours.
     let limit = Duration::from_secs(60);
