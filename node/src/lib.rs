@@ -6,9 +6,14 @@ use std::process::ExitCode;
 
 pub mod admin;
 pub mod consensus;
+pub mod provider;
+pub mod shim;
 
 /// The whole program: reads the command line, runs what it asks for, and says how it went.
 #[must_use]
 pub fn main() -> ExitCode {
+    if let Some(exit) = shim::dispatch(std::env::args_os().skip(1)) {
+        return exit;
+    }
     ExitCode::SUCCESS
 }

@@ -1,0 +1,507 @@
+//! The process provider with real processes: shims of the built binary, shells, signals.
+//!
+//! Processes are counted by the marker in their environment, as the provider itself finds them, and
+//! each test kills what carries its marker when it ends, well or not.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use raftserve_model::{ClusterId, ReplicaId, ServiceId, ServiceVersion};
+use raftserve_node::provider::proc_table::{self, Also, ProcessStamp};
+use raftserve_node::provider::process::ProcessProvider;
+use raftserve_node::provider::record::Record;
+use raftserve_node::provider::run_dir::RunDir;
+use raftserve_node::provider::{
+    End, Exit, LogQuery, Provider, ProviderError, ReplicaKey, ReplicaLaunch, ReplicaState, Step,
+};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::net::UnixListener;
+
+/// Far more than anything here takes; only a failure waits so long.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A grace that no test waits for to the end.
+const LONG: Duration = Duration::from_secs(20);
+
+/// Runs until it is told to stop.
+const SLEEPER: &str = "exec sleep 1000";
+
+/// A host with a provider's root, and replicas of one service.
+struct Host {
+    root: PathBuf,
+    cluster: ClusterId,
+    _directory: TempDir,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        for number in 1..=40 {
+            if let Ok(Some(record)) = self.dir(number).record() {
+                let _ = record.shim.kill();
+            }
+            let _ = proc_table::sweep(&self.marker(number), Also::Nobody);
+        }
+    }
+}
+
+impl Host {
+    fn new() -> Self {
+        Self::below("")
+    }
+
+    fn below(path: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        Self {
+            root: directory.path().join(path),
+            cluster: ClusterId(rand::random()),
+            _directory: directory,
+        }
+    }
+
+    fn provider(&self) -> ProcessProvider {
+        let binary = PathBuf::from(env!("CARGO_BIN_EXE_raftserve"));
+        ProcessProvider::with_executable(&self.root, self.cluster, binary).unwrap()
+    }
+
+    fn dir(&self, number: u32) -> RunDir {
+        let cluster = self.root.join(self.cluster.to_string());
+        RunDir::new(cluster.join(key(number).to_string()))
+    }
+
+    fn marker(&self, number: u32) -> String {
+        format!("{}/{}", self.cluster, key(number).id)
+    }
+
+    /// The live processes of a replica, its shim not among them.
+    fn processes(&self, number: u32) -> Vec<i32> {
+        proc_table::marked(&self.marker(number)).unwrap()
+    }
+
+    fn assert_none_run(&self, number: u32) {
+        let left = self.processes(number);
+        assert!(left.is_empty(), "replica {number} still runs: {left:?}");
+    }
+
+    fn record(&self, number: u32) -> Record {
+        self.dir(number).record().unwrap().unwrap()
+    }
+
+    /// The replica's program, once it runs.
+    async fn child(&self, number: u32) -> ProcessStamp {
+        eventually("the program runs", async || self.record(number).child).await
+    }
+}
+
+fn key(number: u32) -> ReplicaKey {
+    ReplicaKey {
+        name: "svc".parse().unwrap(),
+        id: ReplicaId {
+            service: ServiceId(5),
+            number,
+        },
+    }
+}
+
+fn launch(number: u32, run: &str) -> ReplicaLaunch {
+    ReplicaLaunch {
+        replica: key(number),
+        version: ServiceVersion(1),
+        setup: None,
+        run: run.to_owned(),
+        envs: BTreeMap::from([("GREETING".to_owned(), "hello".to_owned())]),
+        port: 20_000,
+        stop_grace: LONG,
+        lifeline: None,
+    }
+}
+
+/// Waits until `look` finds something.
+async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let found = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    in_time(what, found).await
+}
+
+async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
+}
+
+async fn state(provider: &ProcessProvider, number: u32) -> Option<ReplicaState> {
+    let seen = provider.observe().await.unwrap();
+    seen.into_iter()
+        .find(|seen| seen.replica == key(number))
+        .map(|seen| seen.state)
+}
+
+/// Waits for the replica's end by the provider's own notices.
+async fn ended(provider: &ProcessProvider, number: u32) -> Exit {
+    let mut changes = provider.changes();
+    in_time("it ends", async {
+        loop {
+            changes.borrow_and_update();
+            if let Some(ReplicaState::Exited(exit)) = state(provider, number).await {
+                return exit;
+            }
+            changes.changed().await.unwrap();
+        }
+    })
+    .await
+}
+
+/// Everything that the replica has said.
+async fn output(provider: &ProcessProvider, number: u32, query: LogQuery) -> String {
+    let replica = key(number);
+    let mut stream = provider.logs(&replica, query).await.unwrap();
+    let mut bytes = Vec::new();
+    in_time("the output ends", async {
+        while let Some(piece) = stream.next().await {
+            bytes.extend_from_slice(&piece.unwrap());
+        }
+    })
+    .await;
+    String::from_utf8(bytes).unwrap()
+}
+
+fn signal(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+const FOLLOW: LogQuery = LogQuery {
+    follow: true,
+    tail: None,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_leaders_at_once_start_one_program() {
+    let host = Host::new();
+    let (one, two) = (host.provider(), host.provider());
+    for number in 1..=5 {
+        let both = tokio::join!(
+            one.ensure(launch(number, SLEEPER)),
+            two.ensure(launch(number, SLEEPER)),
+        );
+        both.0.unwrap();
+        both.1.unwrap();
+        let child = host.child(number).await;
+        one.ensure(launch(number, SLEEPER)).await.unwrap();
+        assert_eq!(host.processes(number), [child.pid]);
+        let running = ReplicaState::Running {
+            address: "127.0.0.1:20000".to_owned(),
+        };
+        assert_eq!(state(&two, number).await, Some(running));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn environment_and_directory_are_the_replicas_own() {
+    let host = Host::new();
+    let provider = host.provider();
+    let mut wanted = launch(
+        3,
+        "echo run $GREETING $PORT $SKYPILOT_SERVE_REPLICA_ID; pwd; cat made",
+    );
+    wanted.setup = Some("echo setup >&2; echo by setup > made".to_owned());
+    provider.ensure(wanted).await.unwrap();
+    let exit = ended(&provider, 3).await;
+    assert_eq!((exit.step, exit.end), (Step::Run, End::Code(0)));
+    let work = host.dir(3).work();
+    assert_eq!(
+        output(&provider, 3, FOLLOW).await,
+        format!("setup\nrun hello 20000 3\n{}\nby setup\n", work.display())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exit_is_pushed_with_its_signal_and_never_started_again() {
+    let host = Host::new();
+    let provider = host.provider();
+    provider.ensure(launch(1, SLEEPER)).await.unwrap();
+    signal(host.child(1).await.pid, Signal::SEGV);
+    let exit = ended(&provider, 1).await;
+    assert_eq!(exit.end, End::Signal(11));
+    assert!(exit.message.contains("SIGSEGV"), "{}", exit.message);
+    provider.ensure(launch(1, SLEEPER)).await.unwrap();
+    assert!(matches!(
+        state(&provider, 1).await,
+        Some(ReplicaState::Exited(_))
+    ));
+    host.assert_none_run(1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failing_setup_is_told_and_run_is_not_begun() {
+    let host = Host::new();
+    let provider = host.provider();
+    let mut wanted = launch(1, "touch ../begun");
+    wanted.setup = Some("echo no luck; exit 4".to_owned());
+    provider.ensure(wanted).await.unwrap();
+    let exit = ended(&provider, 1).await;
+    assert_eq!((exit.step, exit.end), (Step::Setup, End::Code(4)));
+    assert_eq!(exit.message, "setup exited with code 4: no luck");
+    assert!(!host.dir(1).path().join("begun").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_program_is_named() {
+    let host = Host::new();
+    let provider = host.provider();
+    provider
+        .ensure(launch(1, "python3x -m http.server"))
+        .await
+        .unwrap();
+    let exit = ended(&provider, 1).await;
+    assert_eq!(exit.end, End::Code(127));
+    assert_eq!(
+        exit.message,
+        "run: program not found: python3x (exit code 127)"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_shim_binary_is_named() {
+    let host = Host::new();
+    let provider =
+        ProcessProvider::with_executable(&host.root, host.cluster, "/no/such/raftserve".into())
+            .unwrap();
+    let error = provider.ensure(launch(1, SLEEPER)).await.unwrap_err();
+    assert!(error.to_string().contains("/no/such/raftserve"), "{error}");
+    assert_eq!(state(&provider, 1).await, Some(ReplicaState::Prepared));
+    host.provider().ensure(launch(1, SLEEPER)).await.unwrap();
+    host.child(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn death_of_the_shim_takes_the_program_along_and_a_stop_sweeps_the_rest() {
+    let host = Host::new();
+    let provider = host.provider();
+    // The second sleeper is not a child of the shim: only the marker finds it.
+    provider
+        .ensure(launch(1, "setsid sleep 1000 & sleep 1000; true"))
+        .await
+        .unwrap();
+    let child = host.child(1).await;
+    eventually("all of it runs", async || {
+        (host.processes(1).len() == 3).then_some(())
+    })
+    .await;
+    host.record(1).shim.kill().unwrap();
+    assert_eq!(ended(&provider, 1).await.end, End::Lost);
+    eventually("the program dies", async || {
+        (!child.is_alive()).then_some(())
+    })
+    .await;
+    provider.stop(&key(1), LONG).await.unwrap();
+    host.assert_none_run(1);
+    assert_eq!(state(&provider, 1).await, Some(ReplicaState::Stopped));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ensuring_a_lost_replica_sweeps_it_and_starts_nothing() {
+    let host = Host::new();
+    let provider = host.provider();
+    provider
+        .ensure(launch(1, "sleep 1000 & sleep 1000; true"))
+        .await
+        .unwrap();
+    eventually("all of it runs", async || {
+        (host.processes(1).len() == 3).then_some(())
+    })
+    .await;
+    host.record(1).shim.kill().unwrap();
+    ended(&provider, 1).await;
+    provider.ensure(launch(1, SLEEPER)).await.unwrap();
+    host.assert_none_run(1);
+    assert_eq!(ended(&provider, 1).await.end, End::Lost);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stop_lets_the_whole_group_finish() {
+    let host = Host::new();
+    let provider = host.provider();
+    // The shell itself dies of the signal at once; its child takes its time.
+    let run =
+        "(trap 'sleep 0.3; echo finished; exit' TERM; echo up; while :; do sleep 0.05; done); true";
+    provider.ensure(launch(1, run)).await.unwrap();
+    eventually("it traps", async || {
+        (output(&provider, 1, LogQuery::default()).await == "up\n").then_some(())
+    })
+    .await;
+    provider.stop(&key(1), LONG).await.unwrap();
+    let text = output(&provider, 1, FOLLOW).await;
+    assert!(text.ends_with("finished\n"), "{text}");
+    host.assert_none_run(1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stop_kills_what_ignores_it_and_sweeps_grandchildren() {
+    let host = Host::new();
+    let provider = host.provider();
+    // One that ignores SIGTERM, one in another session, one that dropped its environment too.
+    let run = "trap '' TERM; setsid sleep 1000 & env -i setsid sleep 1000 & echo $!; echo up; while :; do sleep 1; done";
+    provider.ensure(launch(1, run)).await.unwrap();
+    let bare = eventually("all of it runs", async || {
+        let text = output(&provider, 1, LogQuery::default()).await;
+        text.strip_suffix("\nup\n").map(|pid| pid.parse().unwrap())
+    })
+    .await;
+    let bare = proc_table::stat(bare).unwrap().stamp;
+    provider
+        .stop(&key(1), Duration::from_millis(200))
+        .await
+        .unwrap();
+    host.assert_none_run(1);
+    assert!(!bare.is_alive());
+    let exit = host.record(1).phase;
+    assert!(format!("{exit:?}").contains("Signal(9)"), "{exit:?}");
+    provider.stop(&key(1), LONG).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn late_ensure_does_not_bring_a_stopped_replica_back() {
+    let host = Host::new();
+    let (old, new) = (host.provider(), host.provider());
+    // Stopped while it ran, and stopped before it ever began.
+    old.ensure(launch(1, SLEEPER)).await.unwrap();
+    for number in [1, 2] {
+        new.stop(&key(number), LONG).await.unwrap();
+        for forgotten in [false, true] {
+            if forgotten {
+                new.forget(key(number).id.service).await.unwrap();
+            }
+            let late = old.ensure(launch(number, SLEEPER)).await;
+            assert!(
+                matches!(late, Err(ProviderError::Tombstoned(_))),
+                "{late:?}"
+            );
+        }
+        host.assert_none_run(number);
+        assert_eq!(state(&old, number).await, Some(ReplicaState::Stopped));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn racing_ensure_and_stop_leave_nothing() {
+    let host = Host::new();
+    let (old, new) = (host.provider(), host.provider());
+    for number in 1..=20 {
+        let replica = key(number);
+        let (ensured, stopped) = tokio::join!(old.ensure(launch(number, SLEEPER)), async {
+            tokio::time::sleep(Duration::from_micros(rand::random_range(0..15_000))).await;
+            new.stop(&replica, LONG).await
+        });
+        stopped.unwrap();
+        match ensured {
+            Ok(()) | Err(ProviderError::Tombstoned(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+        host.assert_none_run(number);
+        assert_eq!(state(&new, number).await, Some(ReplicaState::Stopped));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn zombie_under_a_paused_shim_counts_as_dead_and_can_be_stopped() {
+    let host = Host::new();
+    let provider = host.provider();
+    provider.ensure(launch(1, SLEEPER)).await.unwrap();
+    let child = host.child(1).await;
+    let shim = host.record(1).shim;
+    signal(shim.pid, Signal::STOP);
+    signal(child.pid, Signal::KILL);
+    let exit = ended(&provider, 1).await;
+    assert_eq!(exit.end, End::Signal(9));
+    assert!(exit.message.contains("does not answer"), "{}", exit.message);
+    provider.stop(&key(1), Duration::ZERO).await.unwrap();
+    assert!(!shim.is_alive());
+    assert_eq!(state(&provider, 1).await, Some(ReplicaState::Stopped));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn end_of_the_lifeline_stops_the_replica_at_once() {
+    let host = Host::new();
+    let provider = host.provider();
+    std::fs::create_dir_all(&host.root).unwrap();
+    let mut wanted = launch(1, "trap '' TERM; sleep 1000 & sleep 1000");
+    let path = host.root.join("lifeline");
+    wanted.lifeline = Some(path.clone());
+    let refused = provider.ensure(wanted.clone()).await.unwrap_err();
+    assert!(refused.to_string().contains("lifeline"), "{refused}");
+    host.assert_none_run(1);
+
+    let listener = UnixListener::bind(path).unwrap();
+    provider.ensure(wanted).await.unwrap();
+    let (held, _) = in_time("the shim calls", listener.accept()).await.unwrap();
+    host.child(1).await;
+    drop(held);
+    assert_eq!(ended(&provider, 1).await.end, End::Signal(9));
+    host.assert_none_run(1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_data_directory_works() {
+    let deep = format!("{}/{}", "a".repeat(120), "b".repeat(120));
+    let host = Host::below(&deep);
+    let provider = host.provider();
+    provider.ensure(launch(1, SLEEPER)).await.unwrap();
+    host.child(1).await;
+    provider.stop(&key(1), LONG).await.unwrap();
+    host.assert_none_run(1);
+    assert!(Path::new(&host.root).as_os_str().len() > 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn output_is_followed_across_rotation_and_tailed() {
+    let host = Host::new();
+    let provider = host.provider();
+    // 24 MB: the first file is moved twice, and nothing of it dropped.
+    let run = "for part in 1 2 3; do seq -f \"$part %015.0f\" 1 444444; done; sleep 0.2; echo end";
+    provider.ensure(launch(1, run)).await.unwrap();
+    let all = output(&provider, 1, FOLLOW).await;
+    assert_eq!(all.lines().count(), 3 * 444_444 + 1);
+    let mut lines = all.lines();
+    for part in 1..=3 {
+        for number in 1..=444_444 {
+            assert_eq!(lines.next(), Some(format!("{part} {number:015}").as_str()));
+        }
+    }
+    assert_eq!(lines.next(), Some("end"));
+    let files = std::fs::read_dir(host.dir(1).log()).unwrap().count();
+    assert_eq!(files, 3);
+    ended(&provider, 1).await;
+    let query = LogQuery {
+        follow: false,
+        tail: Some(2),
+    };
+    assert_eq!(
+        output(&provider, 1, query).await,
+        format!("3 {:015}\nend\n", 444_444)
+    );
+    let nobody = key(9);
+    assert!(matches!(
+        provider.logs(&nobody, query).await.map(|_| ()),
+        Err(ProviderError::Unknown(_))
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_text_runs_from_a_file() {
+    let host = Host::new();
+    let provider = host.provider();
+    let run = format!(": {}\necho ran", "x".repeat(300 << 10));
+    provider.ensure(launch(1, &run)).await.unwrap();
+    assert_eq!(ended(&provider, 1).await.end, End::Code(0));
+    assert_eq!(output(&provider, 1, FOLLOW).await, "ran\n");
+}
