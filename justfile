@@ -1,0 +1,45 @@
+# The verbs of this repository. CI (.ci/run) runs the same ones, cheapest first.
+
+# Lists the verbs.
+default:
+    @just --list
+
+# Builds everything.
+build:
+    cargo build --workspace --all-targets --locked
+
+# Formats the sources.
+fmt:
+    cargo fmt --all
+
+# Says whether the sources are formatted.
+fmt-check:
+    cargo fmt --all --check
+
+# Lints; edits nothing.
+lint:
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# Runs every test. One that needs a program which is not there says so and is skipped.
+test *ARGS:
+    cargo test --workspace {{ARGS}}
+
+# Builds the documentation.
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+# Checks what is in the dependency tree: versions, licences, sources. Needs no network.
+deny:
+    cargo deny --locked check bans licenses sources
+
+# Checks the dependencies against RustSec's advisories. Needs the network.
+audit:
+    cargo deny --locked check advisories
+
+# Serves an example on three peers of this machine until Ctrl-C.
+dev SERVICE="examples/http_server.yaml" *ARGS:
+    cargo run --release --locked -- dev {{SERVICE}} {{ARGS}}
+
+# Everything that CI checks.
+ci:
+    .ci/run
