@@ -14,7 +14,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep};
 
 use crate::drain::{Phase, Watch};
 use crate::forward;
@@ -28,6 +28,10 @@ const STREAMS_MAX: u32 = 256;
 
 /// How often a silent HTTP/2 connection is pinged, and how long its answer may take.
 const PING: Duration = Duration::from_secs(20);
+
+/// How long a connection without a request yet holds up a proxy that closes: a client sends its first
+/// request right after it has connected, so this is some round trips.
+const FIRST_REQUEST_WITHIN: Duration = Duration::from_millis(500);
 
 /// The largest head of a request, as a list of fields in HTTP/2 and as text in HTTP/1.
 const HEAD_BYTES_MAX: u32 = 64 << 10;
@@ -61,21 +65,38 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut watch = worker.drain.watch();
-    let detect = timeout(worker.shared.config.header_timeout, Rewind::detect(stream));
-    let mut detect = pin!(detect);
-    let detected = poll_fn(|cx| match detect.as_mut().poll(cx) {
-        Poll::Ready(detected) => Poll::Ready(detected.ok().and_then(Result::ok)),
-        // Nothing was sent on it yet.
-        Poll::Pending if watch.poll(cx) == Phase::Closing => Poll::Ready(None),
-        Poll::Pending => Poll::Pending,
-    });
-    let Some((protocol, stream)) = detected.await else {
+    let Some((protocol, stream)) = detect(&worker, stream, &mut watch).await else {
         return;
     };
     match protocol {
         Protocol::Http1 => serve_http1(worker, stream, client, watch).await,
         Protocol::Http2 => serve_http2(worker, stream, client, watch).await,
     }
+}
+
+/// Awaits the first bytes of a connection. When the proxy closes, one that was just accepted still has
+/// its first request on the way, and gets [`FIRST_REQUEST_WITHIN`].
+async fn detect<S: AsyncRead + Unpin>(
+    worker: &Worker,
+    stream: S,
+    watch: &mut Watch,
+) -> Option<(Protocol, Rewind<S>)> {
+    let mut detect = pin!(Rewind::detect(stream));
+    let mut limit = pin!(sleep(worker.shared.config.header_timeout));
+    let mut shortened = false;
+    poll_fn(|cx| {
+        if let Poll::Ready(detected) = detect.as_mut().poll(cx) {
+            return Poll::Ready(detected.ok());
+        }
+        if !shortened && watch.poll(cx) == Phase::Closing {
+            shortened = true;
+            let end = Instant::now() + FIRST_REQUEST_WITHIN;
+            let end = end.min(limit.deadline());
+            limit.as_mut().reset(end);
+        }
+        limit.as_mut().poll(cx).map(|()| None)
+    })
+    .await
 }
 
 async fn serve_http1<S>(worker: Rc<Worker>, stream: S, client: Client, watch: Watch)
@@ -86,7 +107,6 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(worker.shared.config.header_timeout)
         .max_header_size(HEAD_BYTES_MAX as usize)
-        .pipeline_flush(true)
         .serve_connection(TokioIo::new(stream), service(worker, client))
         .with_upgrades();
     until_done(pin!(connection), watch, Phase::Closing, |connection| {

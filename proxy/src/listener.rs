@@ -1,9 +1,9 @@
 //! Listening sockets: one per worker on each port, between which the kernel spreads connections.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
 /// How many connections wait in the kernel to be accepted, per worker: enough for a burst of every
 /// client reconnecting at once. The kernel cuts it to `net.core.somaxconn`.
@@ -33,6 +33,37 @@ pub(crate) fn open(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListe
             Ok(socket.into())
         })
         .collect()
+}
+
+/// Takes a listener out of service without resetting anyone: refuses new connections, accepts those
+/// that the kernel has completed, then closes.
+///
+/// A closed socket resets what is in its queue, and between the last accept and the close the queue
+/// may grow. So first a socket filter drops each SYN; whoever sent it sends it again, and finds the
+/// port closed, or another listener there.
+pub(crate) fn close(listener: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
+    // If the kernel takes no filter, closing is as safe as without, and no less needed.
+    let _ = SockRef::from(&listener).attach_filter(&drop_syn());
+    let mut accepted = Vec::new();
+    while let Ok(connection) = listener.accept() {
+        accepted.push(connection);
+    }
+    accepted
+}
+
+/// A classic BPF program (see `linux/filter.h`) over a TCP segment: drop it if its SYN flag is set.
+fn drop_syn() -> [SockFilter; 4] {
+    const LOAD_BYTE: u16 = 0x30;
+    const JUMP_IF_SET: u16 = 0x45;
+    const RETURN: u16 = 0x06;
+    const FLAGS_AT: u32 = 13;
+    const SYN: u32 = 0x02;
+    [
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS_AT),
+        SockFilter::new(JUMP_IF_SET, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ]
 }
 
 fn bind(address: SocketAddr, shared: bool) -> io::Result<Socket> {
@@ -69,5 +100,37 @@ mod tests {
         assert_eq!(again.kind(), io::ErrorKind::AddrInUse);
         drop(listeners);
         open(address, 2).expect("the port is free again");
+    }
+
+    #[test]
+    fn a_closing_listener_gives_up_what_it_queued() {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let listener = open(any, 1).expect("a free port").remove(0);
+        let address = listener.local_addr().expect("bound");
+        let clients: Vec<_> = (0..5)
+            .map(|_| TcpStream::connect(address).expect("it is queued"))
+            .collect();
+        let accepted = close(listener);
+        let mut peers: Vec<_> = accepted.into_iter().map(|(_, peer)| Some(peer)).collect();
+        let mut expected: Vec<_> = clients.iter().map(|each| each.local_addr().ok()).collect();
+        peers.sort();
+        expected.sort();
+        assert_eq!(peers, expected);
+        TcpStream::connect(address).expect_err("it is closed");
+    }
+
+    #[test]
+    fn a_filtered_listener_answers_no_connect() {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let listener = open(any, 1).expect("a free port").remove(0);
+        let address = listener.local_addr().expect("bound");
+        let filtered = SockRef::from(&listener).attach_filter(&drop_syn());
+        filtered.expect("the kernel takes the filter");
+        let limit = std::time::Duration::from_millis(100);
+        let refused = TcpStream::connect_timeout(&address, limit);
+        assert_eq!(
+            refused.expect_err("no answer").kind(),
+            io::ErrorKind::TimedOut
+        );
     }
 }

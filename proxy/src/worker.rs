@@ -2,12 +2,10 @@
 //! only what is atomic.
 
 use std::cell::RefCell;
-use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -22,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::ProxyConfig;
 use crate::connection::{self, Client};
 use crate::drain::{Drain, Phase};
+use crate::listener;
 use crate::load::PeerLoads;
 use crate::metrics::{Metrics, count};
 use crate::routes::{Listener, Routes};
@@ -199,28 +198,29 @@ impl Worker {
     async fn accept(
         self: Rc<Self>,
         socket: TcpListener,
-        listener: Listener,
+        kind: Listener,
         mut closing: oneshot::Receiver<()>,
     ) {
         loop {
             let accepted = tokio::select! {
                 biased;
                 _ = &mut closing => break,
-                accepted = self.accept_one(&socket, listener) => accepted,
+                accepted = self.accept_one(&socket, kind) => accepted,
             };
             if let Err(error) = accepted {
                 tracing::warn!(%error, "cannot accept a connection");
                 sleep(ACCEPT_REST).await;
             }
         }
-        // What the kernel completed before the close is served: closing the socket would reset it.
-        poll_fn(|cx| {
-            while let Poll::Ready(Ok((stream, peer))) = socket.poll_accept(cx) {
-                self.serve(stream, peer, listener, None);
+        let Ok(socket) = socket.into_std() else {
+            return; // It closes; the system cannot take it back from the event queue.
+        };
+        for (stream, peer) in listener::close(socket) {
+            let nonblocking = stream.set_nonblocking(true);
+            if let Ok(stream) = nonblocking.and_then(|()| TcpStream::from_std(stream)) {
+                self.serve(stream, peer, kind, None);
             }
-            Poll::Ready(())
-        })
-        .await;
+        }
     }
 
     async fn accept_one(

@@ -1,0 +1,265 @@
+//! Strict sessions: one replica for each binding, waited for or refused, never guessed.
+
+mod support;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http::Request;
+use http_body_util::Full;
+use raftserve_model::{LogIndex, ServiceId, SessionKey};
+use raftserve_proxy::{BindFuture, BoundReplica, Lookup, ProxyConfig, ServiceRoute, Sessions};
+use support::{
+    FakeSessions, Hand, LIMIT, Rig, ask, by_hand, by_header, config, log, nowhere, recorder,
+    replica, service, soon, table, text, until,
+};
+use tokio::sync::watch;
+
+fn with_affinity(mut service: ServiceRoute) -> ServiceRoute {
+    service.affinity = by_header("x-session");
+    service
+}
+
+fn patient() -> ProxyConfig {
+    ProxyConfig {
+        session_wait: LIMIT,
+        ..config()
+    }
+}
+
+fn impatient() -> ProxyConfig {
+    ProxyConfig {
+        session_wait: Duration::from_millis(300),
+        ..config()
+    }
+}
+
+fn request(key: &str) -> Request<Full<Bytes>> {
+    let request = Request::get("/")
+        .header("host", "h")
+        .header("x-session", key);
+    request.body(Full::default()).expect("a good request")
+}
+
+fn key(value: &str) -> SessionKey {
+    SessionKey::of(ServiceId(1), value.as_bytes())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_keys_through_two_peers_at_once_have_one_replica_each() {
+    const KEYS: usize = 1000;
+    const EACH: usize = 4;
+    let log = log();
+    let mut addresses = Vec::new();
+    for label in ["a", "b", "c"] {
+        addresses.push(recorder(label, &log).await);
+    }
+    let svc = with_affinity(service(1, "svc", &addresses));
+    let replicas: Vec<_> = svc
+        .endpoints
+        .iter()
+        .map(|endpoint| endpoint.replica)
+        .collect();
+    let sessions = FakeSessions::new(&replicas, Duration::from_millis(20));
+    let peers = [(); 2].map(|()| Rig::with(patient(), [svc.clone()], sessions.clone()));
+    let addresses = [peers[0].address, peers[1].address];
+    stream::iter(0..KEYS * EACH)
+        .for_each_concurrent(100, |n| async move {
+            // The requests of one key come right after each other, through both peers.
+            let key = format!("key-{}", n / EACH);
+            let response = ask(addresses[n % 2], request(&key)).await;
+            assert_eq!(response.status(), 200);
+            text(response).await;
+        })
+        .await;
+    let mut served: HashMap<String, HashSet<String>> = HashMap::new();
+    for seen in log.lock().expect("no panic").iter() {
+        let key = seen.headers["x-session"].to_str().expect("text").to_owned();
+        served.entry(key).or_default().insert(seen.replica.clone());
+    }
+    assert_eq!(served.len(), KEYS);
+    assert!(served.values().all(|replicas| replicas.len() == 1));
+    assert_eq!(log.lock().expect("no panic").len(), KEYS * EACH);
+    let binds = sessions.binds.load(Ordering::Relaxed);
+    assert!(binds >= KEYS as u64);
+
+    for n in 0..50 {
+        ask(addresses[n % 2], request("key-7")).await;
+    }
+    assert_eq!(
+        sessions.binds.load(Ordering::Relaxed),
+        binds,
+        "later requests are local"
+    );
+}
+
+#[tokio::test]
+async fn a_session_reaches_its_replica_though_that_is_not_ready() {
+    let log = log();
+    let addresses = [recorder("a", &log).await, recorder("b", &log).await];
+    let mut svc = with_affinity(service(1, "svc", &addresses));
+    svc.endpoints[0].ready = false;
+    let sessions = FakeSessions::new(&[], Duration::ZERO);
+    sessions.set(key("old"), sessions.bound(replica(1, 1)));
+    let rig = Rig::with(patient(), [svc], sessions);
+    for _ in 0..4 {
+        assert_eq!(text(ask(rig.address, request("old")).await).await, "a");
+        let free = Request::get("/").header("host", "h").body(Full::default());
+        let free = ask(rig.address, free.expect("a good request")).await;
+        assert_eq!(text(free).await, "b", "a request without a key is balanced");
+    }
+}
+
+#[tokio::test]
+async fn a_session_waits_for_its_replica_and_follows_its_binding_only() {
+    let log = log();
+    let addresses = [
+        nowhere().await,
+        recorder("b", &log).await,
+        recorder("c", &log).await,
+    ];
+    let svc = with_affinity(service(1, "svc", &addresses));
+    let sessions = FakeSessions::new(&[], Duration::ZERO);
+    sessions.set(key("k"), sessions.bound(replica(1, 1)));
+    let mut rig = Rig::with(patient(), [svc], sessions.clone());
+    let waiting = tokio::spawn(ask(rig.address, request("k")));
+    assert_eq!(
+        soon("a report", rig.failures.recv()).await,
+        Some(replica(1, 1))
+    );
+    sessions.set(key("k"), Lookup::Wait);
+    sessions.set(key("k"), sessions.bound(replica(1, 3)));
+    let response = soon("an answer", waiting).await.expect("no panic");
+    assert_eq!(text(response).await, "c");
+    assert_eq!(log.lock().expect("no panic").len(), 1);
+}
+
+#[tokio::test]
+async fn a_session_waits_for_its_replica_to_come_back() {
+    let log = log();
+    let mut svc = with_affinity(service(
+        1,
+        "svc",
+        &[nowhere().await, recorder("b", &log).await],
+    ));
+    let sessions = FakeSessions::new(&[], Duration::ZERO);
+    sessions.set(key("k"), sessions.bound(replica(1, 1)));
+    let mut rig = Rig::with(patient(), [svc.clone()], sessions);
+    let waiting = tokio::spawn(ask(rig.address, request("k")));
+    soon("a report", rig.failures.recv()).await;
+    svc.endpoints[0].address = recorder("a", &log).await;
+    rig.routes.publish(table([svc]));
+    let response = soon("an answer", waiting).await.expect("no panic");
+    assert_eq!(text(response).await, "a");
+}
+
+#[tokio::test]
+async fn patience_ends_in_a_503_and_nowhere_else() {
+    let log = log();
+    let addresses = [nowhere().await, recorder("b", &log).await];
+    let svc = with_affinity(service(1, "svc", &addresses));
+    let sessions = FakeSessions::new(&[], Duration::ZERO);
+    sessions.set(key("dead"), sessions.bound(replica(1, 1)));
+    sessions.set(key("gone"), sessions.bound(replica(1, 9)));
+    sessions.set(key("moving"), Lookup::Wait);
+    let refused = Lookup::Refused {
+        reason: "no lease".to_owned(),
+    };
+    sessions.set(key("refused"), refused);
+    let rig = Rig::with(impatient(), [svc], sessions);
+    for (key, error) in [
+        ("dead", "session_unavailable"),
+        ("gone", "session_unavailable"),
+        ("moving", "session_unavailable"),
+        ("unbound", "session_unavailable"),
+        ("refused", "session_refused"),
+    ] {
+        let response = ask(rig.address, request(key)).await;
+        assert_eq!(response.status(), 503, "{key}");
+        assert_eq!(response.headers()["retry-after"], "1");
+        let body: serde_json::Value = serde_json::from_str(&text(response).await).expect("JSON");
+        assert_eq!(body["error"], error, "{key}: {body}");
+    }
+    assert!(log.lock().expect("no panic").is_empty());
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_request_that_reached_its_replica_is_not_sent_again() {
+    let (address, mut connections) = by_hand().await;
+    let log = log();
+    let svc = with_affinity(service(1, "svc", &[address, recorder("b", &log).await]));
+    let sessions = FakeSessions::new(&[], Duration::ZERO);
+    sessions.set(key("k"), sessions.bound(replica(1, 1)));
+    let rig = Rig::with(patient(), [svc], sessions);
+    let waiting = tokio::spawn(ask(rig.address, request("k")));
+    let mut hand: Hand = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    hand.head().await;
+    drop(hand);
+    assert_eq!(
+        soon("an answer", waiting).await.expect("no panic").status(),
+        502
+    );
+    assert!(connections.try_recv().is_err());
+    assert!(log.lock().expect("no panic").is_empty());
+}
+
+/// Names replica 1 at the first look, and replica 2 at each later one: the binding moves while the
+/// proxy connects.
+struct MovesWhileConnecting(AtomicU64);
+
+impl Sessions for MovesWhileConnecting {
+    fn lookup(&self, _: ServiceId, _: SessionKey) -> Lookup {
+        let number = if self.0.fetch_add(1, Ordering::Relaxed) == 0 {
+            1
+        } else {
+            2
+        };
+        Lookup::Bound(BoundReplica {
+            replica: replica(1, number),
+            epoch: LogIndex(u64::from(number)),
+        })
+    }
+
+    fn bind<'a>(&'a self, _: ServiceId, _: SessionKey) -> BindFuture<'a> {
+        unreachable!("it is bound")
+    }
+
+    fn changed(&self) -> watch::Receiver<u64> {
+        watch::Sender::new(0).subscribe()
+    }
+}
+
+#[tokio::test]
+async fn a_decision_from_before_a_wait_is_not_acted_on() {
+    let log = log();
+    let addresses = [recorder("a", &log).await, recorder("b", &log).await];
+    let svc = with_affinity(service(1, "svc", &addresses));
+    let sessions = Arc::new(MovesWhileConnecting(AtomicU64::new(0)));
+    let rig = Rig::with(patient(), [svc], sessions);
+    assert_eq!(text(ask(rig.address, request("k")).await).await, "b");
+    assert_eq!(log.lock().expect("no panic").len(), 1);
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn waits_are_counted() {
+    let log = log();
+    let svc = with_affinity(service(1, "svc", &[recorder("a", &log).await]));
+    let sessions = FakeSessions::new(&[replica(1, 1)], Duration::ZERO);
+    sessions.set(key("moving"), Lookup::Wait);
+    let rig = Rig::with(patient(), [svc], sessions.clone());
+    ask(rig.address, request("new")).await;
+    let waiting = tokio::spawn(ask(rig.address, request("moving")));
+    until("a wait", || rig.metric("session_waits_total") == 1).await;
+    sessions.set(key("moving"), sessions.bound(replica(1, 1)));
+    let response = soon("an answer", waiting).await.expect("no panic");
+    assert_eq!(response.status(), 200);
+    assert_eq!(rig.metric("session_binds_total"), 1);
+}

@@ -1,0 +1,313 @@
+//! Replicas that refuse, reset, stall and answer garbage: each request has one end, and is counted
+//! in flight until then and no longer.
+
+mod support;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use raftserve_model::spec::LoadBalancingPolicy;
+use raftserve_model::{Incarnation, NodeId};
+use raftserve_proxy::NoSessions;
+use support::{
+    Hand, Rig, by_hand, config, get, log, nowhere, recorder, replica, service, soon, until,
+};
+
+const GET: &str = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
+const POST: &str = "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 4\r\n\r\nbody";
+
+#[tokio::test]
+async fn a_refused_connection_is_retried_on_another_replica() {
+    let log = log();
+    for policy in [
+        LoadBalancingPolicy::RoundRobin,
+        LoadBalancingPolicy::LeastLoad,
+    ] {
+        let mut svc = service(1, "svc", &[nowhere().await, recorder("b", &log).await]);
+        svc.policy = policy;
+        let mut rig = Rig::new([svc]);
+        for _ in 0..20 {
+            let (head, body) = Hand::connect(rig.address).await.ask(POST).await;
+            assert_eq!((head[0].as_str(), body.as_str()), ("http/1.1 200 ok", "b"));
+        }
+        assert_eq!(
+            soon("a report", rig.failures.recv()).await,
+            Some(replica(1, 1))
+        );
+        // Once known to refuse, it is left alone for a while: it costs not every request a connect.
+        assert!(rig.metric("connect_failures_total") <= 4);
+        rig.idle().await;
+    }
+    assert_eq!(
+        log.lock().expect("no panic").len(),
+        40,
+        "each was sent once"
+    );
+}
+
+#[tokio::test]
+async fn no_replica_is_tried_twice_and_no_more_than_three() {
+    for (dead, tries) in [(1, 1), (2, 2), (5, 3)] {
+        let mut addresses = Vec::new();
+        for _ in 0..dead {
+            addresses.push(nowhere().await);
+        }
+        let mut rig = Rig::new([service(1, "svc", &addresses)]);
+        let (status, body) = get(rig.address, "h", "/").await;
+        assert_eq!(status, 502);
+        assert!(body.contains("replica_unreachable"), "{body}");
+        let mut tried = Vec::new();
+        while let Ok(replica) = rig.failures.try_recv() {
+            tried.push(replica);
+        }
+        assert_eq!(tried.len(), tries);
+        tried.sort();
+        tried.dedup();
+        assert_eq!(tried.len(), tries, "one was tried twice");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_was_sent_is_never_sent_again() {
+    let (address, mut connections) = by_hand().await;
+    let log = log();
+    let rig = Rig::new([service(1, "svc", &[address, recorder("b", &log).await])]);
+    let break_off = tokio::spawn(async move {
+        let mut replica = connections.recv().await.expect("it listens");
+        replica.head().await;
+        replica.exactly(4).await;
+        drop(replica);
+        connections
+    });
+    // One connection has one worker, whose turns alternate.
+    let mut client = Hand::connect(rig.address).await;
+    let mut statuses = Vec::new();
+    for _ in 0..2 {
+        let (head, _) = client.ask(POST).await;
+        statuses.push(head[0].clone());
+    }
+    statuses.sort();
+    assert_eq!(statuses, ["http/1.1 200 ok", "http/1.1 502 bad gateway"]);
+    assert_eq!(log.lock().expect("no panic").len(), 1);
+    let mut connections = soon("the end", break_off).await.expect("no panic");
+    assert!(connections.try_recv().is_err(), "it was not called again");
+}
+
+#[tokio::test]
+async fn a_connection_that_the_replica_closed_unused_costs_no_request() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let serve = tokio::spawn(async move {
+        for _ in 0..50 {
+            let mut replica = connections.recv().await.expect("it listens");
+            replica.head().await;
+            replica.exactly(4).await;
+            replica
+                .send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                .await;
+        }
+    });
+    let mut client = Hand::connect(rig.address).await;
+    for _ in 0..50 {
+        assert_eq!(client.ask(POST).await.1, "ok");
+    }
+    soon("the replica", serve).await.expect("no panic");
+}
+
+#[tokio::test]
+async fn connections_to_replicas_are_reused() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let serve = tokio::spawn(async move {
+        let mut replica = connections.recv().await.expect("it listens");
+        for _ in 0..50 {
+            replica.head().await;
+            replica
+                .send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                .await;
+        }
+    });
+    let mut client = Hand::connect(rig.address).await;
+    for _ in 0..50 {
+        assert_eq!(client.ask(GET).await.1, "ok");
+    }
+    soon("the replica", serve).await.expect("no panic");
+}
+
+/// A listener whose queue is full: a connect to it neither succeeds nor fails.
+fn black_hole() -> (socket2::Socket, Vec<std::net::TcpStream>, SocketAddr) {
+    let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let listener = listener.expect("a socket");
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    listener.bind(&any.into()).expect("a free port");
+    listener.listen(0).expect("bound");
+    let address = listener
+        .local_addr()
+        .expect("bound")
+        .as_socket()
+        .expect("an address");
+    let mut fill = Vec::new();
+    while let Ok(stream) =
+        std::net::TcpStream::connect_timeout(&address, Duration::from_millis(100))
+    {
+        fill.push(stream);
+    }
+    (listener, fill, address)
+}
+
+#[tokio::test]
+async fn a_silent_host_costs_the_connect_timeout_only() {
+    let hole = tokio::task::spawn_blocking(black_hole)
+        .await
+        .expect("no panic");
+    let log = log();
+    let mut quick = config();
+    quick.connect_timeout = Duration::from_millis(100);
+    let services = [
+        service(1, "svc", &[hole.2, recorder("b", &log).await]),
+        service(2, "alone", &[hole.2]),
+    ];
+    let rig = Rig::with(quick, services, Arc::new(NoSessions));
+    for _ in 0..2 {
+        assert_eq!(get(rig.address, "svc", "/").await, (200, "b".to_owned()));
+    }
+    let (status, body) = get(rig.address, "alone", "/").await;
+    assert_eq!(status, 504);
+    assert!(body.contains("replica_connect_timeout"), "{body}");
+}
+
+#[tokio::test]
+async fn in_flight_counts_return_to_zero_whatever_ends_the_request() {
+    let (address, mut connections) = by_hand().await;
+    let mut svc = service(1, "svc", &[address]);
+    svc.stream_timeout = Duration::from_millis(300);
+    let rig = Rig::new([svc]);
+    let next = async |connections: &mut tokio::sync::mpsc::Receiver<Hand>| {
+        let mut client = Hand::connect(rig.address).await;
+        client.send(GET).await;
+        let mut replica = soon("a request", connections.recv())
+            .await
+            .expect("it listens");
+        replica.head().await;
+        assert_eq!(rig.proxy.loads(), [(support::replica(1, 1), 1)]);
+        (client, replica)
+    };
+
+    // The client leaves before the answer.
+    let (client, mut replica) = next(&mut connections).await;
+    drop(client);
+    rig.idle().await;
+    assert_eq!(replica.rest().await, "", "the replica is told");
+
+    // The client leaves within the answer.
+    let (mut client, mut replica) = next(&mut connections).await;
+    replica
+        .send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n")
+        .await;
+    client.head().await;
+    drop(client);
+    rig.idle().await;
+    assert_eq!(replica.rest().await, "", "the replica is told");
+
+    // The replica leaves before the answer.
+    let (mut client, replica) = next(&mut connections).await;
+    drop(replica);
+    let head = client.head().await;
+    assert_eq!(head[0], "http/1.1 502 bad gateway");
+    rig.idle().await;
+
+    // The replica leaves within the answer: the client must not take it for whole.
+    let (mut client, mut replica) = next(&mut connections).await;
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nab")
+        .await;
+    client.head().await;
+    drop(replica);
+    assert_eq!(client.rest().await, "ab");
+    rig.idle().await;
+
+    // The replica answers garbage.
+    let (mut client, mut replica) = next(&mut connections).await;
+    replica.send("SMTP ready\r\n\r\n").await;
+    assert_eq!(client.head().await[0], "http/1.1 502 bad gateway");
+    rig.idle().await;
+
+    // The replica says nothing.
+    let (mut client, _silent) = next(&mut connections).await;
+    assert_eq!(client.head().await[0], "http/1.1 504 gateway timeout");
+    rig.idle().await;
+
+    // The replica falls silent within the answer.
+    let (mut client, mut silent) = next(&mut connections).await;
+    silent
+        .send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n")
+        .await;
+    client.head().await;
+    let rest = client.rest().await;
+    assert_eq!(rest, "1\r\nx\r\n", "there is no last chunk");
+    rig.idle().await;
+
+    // The client leaves within its own request.
+    let mut client = Hand::connect(rig.address).await;
+    client
+        .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\nhalf")
+        .await;
+    let mut replica = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    replica.head().await;
+    drop(client);
+    rig.idle().await;
+    assert_eq!(replica.rest().await, "half");
+
+    assert_eq!(rig.metric("requests_total"), 8);
+    until("no request running", || {
+        rig.metric("requests_in_flight") == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn least_load_looks_at_the_whole_cluster() {
+    let (held, mut connections) = by_hand().await;
+    let log = log();
+    let (b, c) = (recorder("b", &log).await, recorder("c", &log).await);
+    let mut svc = service(1, "svc", &[held, b, c]);
+    svc.policy = LoadBalancingPolicy::LeastLoad;
+    let rig = Rig::new([svc]);
+    let peers = rig.proxy.peer_loads();
+    let report = |loads: [u32; 3]| {
+        let loads = (1..)
+            .zip(loads)
+            .map(|(number, load)| (replica(1, number), load));
+        peers.set(NodeId(2), Incarnation(1), loads, std::time::Instant::now());
+    };
+    report([0, 1, 1]);
+    let mut client = Hand::connect(rig.address).await;
+    client.send(GET).await;
+    let mut held = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    held.head().await;
+    for _ in 0..5 {
+        report([0, 0, 1]);
+        assert_eq!(
+            get(rig.address, "h", "/").await.1,
+            "b",
+            "own requests count at once"
+        );
+    }
+    for _ in 0..5 {
+        report([0, 9, 0]);
+        assert_eq!(
+            get(rig.address, "h", "/").await.1,
+            "c",
+            "others' requests count too"
+        );
+    }
+    held.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        .await;
+    client.head().await;
+    rig.idle().await;
+}

@@ -1,0 +1,202 @@
+//! A proxy that is told to stop fails no request that it could still serve.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use raftserve_proxy::{NoSessions, ProxyConfig};
+use support::{Hand, LIMIT, Rig, by_hand, config, get, service, soon, until, upstream};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+const GET: &str = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
+
+fn lingering(linger: Duration) -> ProxyConfig {
+    ProxyConfig { linger, ..config() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_is_lost_under_load() {
+    let address = upstream(|_| async {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        http::Response::new(Full::new(Bytes::from_static(b"ok")))
+    })
+    .await;
+    let services = [service(1, "svc", &[address])];
+    let stops = Rig::with(
+        lingering(Duration::from_millis(300)),
+        services.clone(),
+        Arc::new(NoSessions),
+    );
+    let stays = Rig::new(services);
+    let (first, second) = (stops.address, stays.address);
+    let done = Arc::new(AtomicBool::new(false));
+    let served = Arc::new(AtomicU64::new(0));
+    let clients: Vec<_> = (0..24)
+        .map(|n| {
+            let (done, served) = (Arc::clone(&done), Arc::clone(&served));
+            tokio::spawn(async move {
+                while !done.load(Ordering::Relaxed) {
+                    // A new connection goes to the stopping peer for as long as it accepts.
+                    let stream = match TcpStream::connect(first).await {
+                        Ok(stream) => stream,
+                        Err(_) => TcpStream::connect(second).await.expect("it stays"),
+                    };
+                    let mut client = Hand::new(stream);
+                    for _ in 0..if n % 2 == 0 { 1 } else { 1_000 } {
+                        let (head, body) = client.ask(GET).await;
+                        assert_eq!(body, "ok", "{head:?}");
+                        served.fetch_add(1, Ordering::Relaxed);
+                        let close = head.iter().any(|line| line == "connection: close");
+                        if close || done.load(Ordering::Relaxed) {
+                            break;
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+    until("load", || served.load(Ordering::Relaxed) > 500).await;
+    soon("the stop", stops.proxy.shutdown(LIMIT)).await;
+    let at_stop = served.load(Ordering::Relaxed);
+    until("load elsewhere", || {
+        served.load(Ordering::Relaxed) > at_stop + 200
+    })
+    .await;
+    done.store(true, Ordering::Relaxed);
+    for client in clients {
+        soon("a client", client).await.expect("no request failed");
+    }
+}
+
+/// A stream through a proxy that is then told to stop.
+async fn running_stream(rig: &Rig, connections: &mut mpsc::Receiver<Hand>) -> (Hand, Hand) {
+    let mut client = Hand::connect(rig.address).await;
+    client.send(GET).await;
+    let mut replica = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    replica.head().await;
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\none")
+        .await;
+    client.head().await;
+    assert_eq!(client.exactly(3).await, "one");
+    (client, replica)
+}
+
+#[tokio::test]
+async fn running_streams_finish_within_the_grace() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let (mut client, mut replica) = running_stream(&rig, &mut connections).await;
+    let address = rig.address;
+    let stopped = tokio::spawn(rig.proxy.shutdown(LIMIT));
+    let closed = async { while TcpStream::connect(address).await.is_ok() {} };
+    soon("a closed port", closed).await;
+    assert!(!stopped.is_finished());
+    replica.send("two").await;
+    assert_eq!(client.rest().await, "two");
+    soon("the stop", stopped).await.expect("no panic");
+}
+
+#[tokio::test]
+async fn what_outlasts_the_grace_is_cut() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let (mut client, mut replica) = running_stream(&rig, &mut connections).await;
+    soon("the stop", rig.proxy.shutdown(Duration::from_millis(100))).await;
+    assert_eq!(client.rest().await, "");
+    assert_eq!(replica.rest().await, "");
+}
+
+#[tokio::test]
+async fn idle_connections_are_told_before_they_are_closed() {
+    let (address, mut connections) = by_hand().await;
+    let services = [service(1, "svc", &[address])];
+    let rig = Rig::with(
+        lingering(Duration::from_millis(500)),
+        services,
+        Arc::new(NoSessions),
+    );
+    let mut replica = tokio::spawn(async move {
+        let mut replica = connections.recv().await.expect("it listens");
+        for _ in 0..2 {
+            replica.head().await;
+            replica
+                .send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                .await;
+        }
+    });
+    let mut told = Hand::connect(rig.address).await;
+    let mut untold = Hand::connect(rig.address).await;
+    let head = told.ask(GET).await.0;
+    assert!(!head.contains(&"connection: close".to_owned()), "{head:?}");
+    let stopped = tokio::spawn(rig.proxy.shutdown(LIMIT));
+    // Still within the linger: asked again, it answers, and says that it goes.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let head = told.ask(GET).await.0;
+    assert!(head.contains(&"connection: close".to_owned()), "{head:?}");
+    assert_eq!(told.rest().await, "");
+    assert_eq!(
+        untold.rest().await,
+        "",
+        "one that never asks is closed at the end"
+    );
+    soon("the stop", stopped).await.expect("no panic");
+    soon("the replica", &mut replica).await.expect("no panic");
+}
+
+#[tokio::test]
+async fn http_2_streams_finish_after_goaway() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let stream = TcpStream::connect(rig.address).await.expect("it listens");
+    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.expect("it speaks HTTP/2");
+    let connection = tokio::spawn(connection);
+    let request = Request::get("http://svc/").body(Full::<Bytes>::default());
+    let answer = tokio::spawn(sender.send_request(request.expect("a good request")));
+    let mut replica = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    replica.head().await;
+    let stopped = tokio::spawn(rig.proxy.shutdown(LIMIT));
+    let address = rig.address;
+    let closed = async { while TcpStream::connect(address).await.is_ok() {} };
+    soon("a closed port", closed).await;
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        .await;
+    let response = soon("an answer", answer)
+        .await
+        .expect("no panic")
+        .expect("an answer");
+    let body = soon("a body", response.into_body().collect())
+        .await
+        .expect("a body");
+    assert_eq!(body.to_bytes(), "ok");
+    soon("the stop", stopped).await.expect("no panic");
+    let ended = soon("the connection's end", connection).await;
+    ended.expect("no panic").expect("GOAWAY is a proper end");
+    drop(sender);
+}
+
+#[tokio::test]
+async fn a_dropped_proxy_lets_go_of_its_port() {
+    let rig = Rig::new([]);
+    let address = rig.address;
+    assert_eq!(get(address, "h", "/").await.0, 404);
+    drop(rig);
+    soon("a closed port", async {
+        while TcpStream::connect(address).await.is_ok() {}
+    })
+    .await;
+}

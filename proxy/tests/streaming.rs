@@ -1,0 +1,205 @@
+//! Bodies flow as they come, both ways, and who is slow slows the other side and nothing else.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use support::{Hand, Rig, by_hand, service, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const MIB: usize = 1 << 20;
+/// Far more than the kernel buffers of both connections together hold.
+const LARGE: usize = 64 * MIB;
+/// What a body that nobody takes may occupy: the kernel's buffers of both connections.
+const BUFFERED_MAX: usize = 40 * MIB;
+
+#[tokio::test]
+async fn each_chunk_of_an_answer_arrives_before_the_next_is_sent() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let mut client = Hand::connect(rig.address).await;
+    client.send("GET /events HTTP/1.1\r\nhost: h\r\n\r\n").await;
+    let mut replica = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    replica.head().await;
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        .await;
+    let head = client.head().await;
+    assert_eq!(
+        head[0], "http/1.1 200 ok",
+        "the head comes before any of the body"
+    );
+    for event in ["data: 1\n\n", "data: 2\n\n", "data: 3\n\n"] {
+        let chunk = format!("{:x}\r\n{event}\r\n", event.len());
+        replica.send(&chunk).await;
+        assert_eq!(client.exactly(chunk.len()).await.to_lowercase(), chunk);
+    }
+    replica.send("0\r\n\r\n").await;
+    assert_eq!(client.exactly(5).await, "0\r\n\r\n");
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn each_chunk_of_a_request_arrives_before_the_next_is_sent() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let mut client = Hand::connect(rig.address).await;
+    // A GET with a body of unknown length, too, goes on in chunks.
+    client
+        .send("GET / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n")
+        .await;
+    let mut replica = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    let head = replica.head().await;
+    assert!(
+        head.contains(&"transfer-encoding: chunked".to_owned()),
+        "{head:?}"
+    );
+    for part in ["3\r\none\r\n", "5\r\nthree\r\n", "0\r\n\r\n"] {
+        client.send(part).await;
+        assert_eq!(replica.exactly(part.len()).await, part);
+    }
+    // The answer may come in the middle of nothing else.
+    replica.send("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert_eq!(client.head().await[0], "http/1.1 204 no content");
+}
+
+#[tokio::test]
+async fn a_request_sent_ahead_does_not_hold_the_answer_before_it_back() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let mut client = Hand::connect(rig.address).await;
+    client
+        .send("GET /1 HTTP/1.1\r\nhost: h\r\n\r\nGET /2 HTTP/1.1\r\nhost: h\r\n\r\n")
+        .await;
+    let mut replica = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    assert_eq!(replica.head().await[0], "get /1 http/1.1");
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\none")
+        .await;
+    client.head().await;
+    assert_eq!(client.exactly(3).await, "one");
+    replica.send("two").await;
+    assert_eq!(client.exactly(3).await, "two");
+    let head = tokio::select! {
+        head = replica.head() => head,
+        fresh = connections.recv() => fresh.expect("it listens").head().await,
+    };
+    assert_eq!(head[0], "get /2 http/1.1");
+}
+
+/// Writes until the other side has taken nothing for a while, or all is written.
+async fn write_until_stalled(hand: &mut Hand, written: &AtomicUsize) {
+    let block = vec![b'x'; 64 << 10];
+    while written.load(Ordering::Relaxed) < LARGE {
+        let write = hand.0.write(&block);
+        match tokio::time::timeout(Duration::from_millis(500), write).await {
+            Ok(count) => written.fetch_add(count.expect("open"), Ordering::Relaxed),
+            Err(_) => return,
+        };
+    }
+}
+
+async fn write_rest(hand: &mut Hand, written: &AtomicUsize) {
+    let block = vec![b'x'; 64 << 10];
+    while let left @ 1.. = LARGE - written.load(Ordering::Relaxed).min(LARGE) {
+        let block = &block[..left.min(block.len())];
+        let count = soon("room", hand.0.write(block)).await.expect("open");
+        written.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+async fn read_all(hand: &mut Hand) {
+    let (mut read, mut block) = (0, vec![0; 64 << 10]);
+    while read < LARGE {
+        let left = block.len().min(LARGE - read);
+        let count = soon("bytes", hand.0.read(&mut block[..left]))
+            .await
+            .expect("open");
+        assert!(count > 0, "cut after {read}");
+        read += count;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_holds_the_replica_back() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let mut client = Hand::connect(rig.address).await;
+    client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+    let mut replica = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    replica.head().await;
+    replica
+        .send(format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {LARGE}\r\n\r\n"
+        ))
+        .await;
+    let written = Arc::new(AtomicUsize::new(0));
+    write_until_stalled(&mut replica, &written).await;
+    assert!(written.load(Ordering::Relaxed) < BUFFERED_MAX);
+    assert_eq!(rig.proxy.loads().len(), 1);
+    client.head().await;
+    tokio::join!(write_rest(&mut replica, &written), read_all(&mut client));
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_replica_that_does_not_read_holds_the_client_back() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let mut client = Hand::connect(rig.address).await;
+    client
+        .send(format!(
+            "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: {LARGE}\r\n\r\n"
+        ))
+        .await;
+    let mut replica = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    replica.head().await;
+    let written = Arc::new(AtomicUsize::new(0));
+    write_until_stalled(&mut client, &written).await;
+    assert!(written.load(Ordering::Relaxed) < BUFFERED_MAX);
+    tokio::join!(write_rest(&mut client, &written), read_all(&mut replica));
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        .await;
+    client.head().await;
+    assert_eq!(client.exactly(2).await, "ok");
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_slow_upload_may_outlast_the_stream_timeout() {
+    let (address, mut connections) = by_hand().await;
+    let mut slow = service(1, "svc", &[address]);
+    slow.stream_timeout = Duration::from_millis(400);
+    let rig = Rig::new([slow]);
+    let mut client = Hand::connect(rig.address).await;
+    client
+        .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 10\r\n\r\n")
+        .await;
+    let mut replica = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    replica.head().await;
+    let mut pace = tokio::time::interval(Duration::from_millis(100));
+    for _ in 0..10 {
+        pace.tick().await;
+        client.send("x").await;
+        replica.exactly(1).await;
+    }
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        .await;
+    assert_eq!(client.head().await[0], "http/1.1 200 ok");
+}
