@@ -5,6 +5,7 @@
 use std::process::ExitCode;
 
 pub mod admin;
+pub mod cli;
 pub mod consensus;
 pub mod provider;
 pub mod shim;
@@ -15,5 +16,7 @@ pub fn main() -> ExitCode {
     if let Some(exit) = shim::dispatch(std::env::args_os().skip(1)) {
         return exit;
     }
-    ExitCode::SUCCESS
+    match cli::parse() {
+        cli::Program::Client(verb) => cli::run(verb),
+    }
 }

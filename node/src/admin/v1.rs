@@ -1,5 +1,4 @@
 //! The generated code of package `raftserve.v1`, and its descriptors.
-#![expect(clippy::wildcard_imports, reason = "generated")]
 
 tonic::include_proto!("raftserve.v1");
 

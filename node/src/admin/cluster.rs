@@ -1,0 +1,125 @@
+//! The service `Cluster`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use raftserve_model::NodeId;
+use tonic::{Request, Response, Status};
+
+use super::errors::Reason;
+use super::gate::admitted;
+use super::shared::Shared;
+use super::v1::{self, cluster_server::Cluster};
+use crate::consensus::MemberView;
+
+/// How long a status may look for a quorum before it says that there is none.
+const QUORUM_CHECK: Duration = Duration::from_millis(500);
+
+/// How long a transfer of leadership may take: several elections.
+const TRANSFER_BUDGET: Duration = Duration::from_secs(10);
+
+/// See the module.
+pub(super) struct ClusterApi(pub(super) Arc<Shared>);
+
+fn member(member: MemberView, answering: NodeId) -> v1::Member {
+    v1::Member {
+        answering: member.id == answering,
+        id: member.id.0,
+        peer_address: member.address,
+        admin_address: member.admin_address.unwrap_or_default(),
+        voter: member.voter,
+        leader: member.leader,
+        matched_index: member.matched.map(|index| index.0),
+        last_contact: member
+            .last_contact
+            .and_then(|ago| prost_types::Duration::try_from(ago).ok()),
+    }
+}
+
+#[tonic::async_trait]
+impl Cluster for ClusterApi {
+    async fn members(
+        &self,
+        request: Request<v1::MembersRequest>,
+    ) -> Result<Response<v1::MembersResponse>, Status> {
+        let (v1::MembersRequest {}, _held) = admitted(request);
+        let consensus = &self.0.parts.consensus;
+        let mut members = consensus.members();
+        members.sort_by_key(|member| member.id);
+        let answering = consensus.node_id();
+        Ok(Response::new(v1::MembersResponse {
+            cluster_id: consensus.cluster_id().to_string(),
+            members: members
+                .into_iter()
+                .map(|view| member(view, answering))
+                .collect(),
+        }))
+    }
+
+    async fn status(
+        &self,
+        request: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::StatusResponse>, Status> {
+        let (v1::StatusRequest {}, _held) = admitted(request);
+        let consensus = &self.0.parts.consensus;
+        let confirming = consensus.read_barrier(QUORUM_CHECK);
+        let quorum_reason = match tokio::time::timeout(QUORUM_CHECK, confirming).await {
+            Ok(Ok(_)) => String::new(),
+            Ok(Err(error)) => error.reason,
+            Err(_) => "no answer in time".to_owned(),
+        };
+        let leadership = *consensus.leadership().borrow();
+        let applied = *consensus.applied().borrow();
+        let state = consensus.state();
+        let sessions: usize = state
+            .services()
+            .map(|service| state.session_count(service.id))
+            .sum();
+        Ok(Response::new(v1::StatusResponse {
+            cluster_id: consensus.cluster_id().to_string(),
+            node_id: consensus.node_id().0,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            term: leadership.term,
+            leader_id: leadership.leader.map_or(0, |leader| leader.0),
+            quorum: quorum_reason.is_empty(),
+            quorum_reason,
+            applied_index: applied.0,
+            ready: *self.0.parts.ready.borrow(),
+            services: state.services().count() as u64,
+            replicas: state.replicas().count() as u64,
+            sessions: sessions as u64,
+        }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        let (asked, _held) = admitted(request);
+        let consensus = &self.0.parts.consensus;
+        let target = asked.target.map(NodeId);
+        let known = |target: NodeId| consensus.members().iter().any(|peer| peer.id == target);
+        if let Some(stranger) = target.filter(|target| !known(*target)) {
+            return Err(Reason::NoSuchMember.status(format!("the cluster has no peer {stranger}")));
+        }
+        let transfer = consensus.transfer_leader(target, TRANSFER_BUDGET);
+        let leader = tokio::time::timeout(TRANSFER_BUDGET, transfer)
+            .await
+            .map_err(|_| Reason::NotTransferred.status("leadership was not handed over in time"))?
+            .map_err(|error| Reason::NotTransferred.status(error.to_string()))?;
+        Ok(Response::new(v1::TransferLeaderResponse {
+            leader_id: leader.0,
+        }))
+    }
+
+    async fn open_client(
+        &self,
+        request: Request<v1::OpenClientRequest>,
+    ) -> Result<Response<v1::OpenClientResponse>, Status> {
+        let (v1::OpenClientRequest {}, _held) = admitted(request);
+        let client = self.0.proposer.open_client().await?;
+        Ok(Response::new(v1::OpenClientResponse {
+            client_id: client.0,
+        }))
+    }
+}

@@ -1,0 +1,65 @@
+//! Lets requests in: at most so many at once. Whoever may call what is to be decided here too, once
+//! there are credentials; until then the port is bound to loopback only.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tonic::service::Interceptor;
+use tonic::{Extensions, Request, Status};
+
+use super::errors::Reason;
+
+/// The most requests being worked on at once. With messages of at most 2 MiB they hold at most
+/// 128 MiB; a write takes milliseconds, so this allows thousands per second.
+const REQUESTS_MAX: usize = 64;
+
+/// See the module. Clones share the bound.
+#[derive(Clone)]
+pub(super) struct Gate {
+    room: Arc<Semaphore>,
+}
+
+impl Gate {
+    pub(super) fn new() -> Self {
+        Self {
+            room: Arc::new(Semaphore::new(REQUESTS_MAX)),
+        }
+    }
+}
+
+impl Interceptor for Gate {
+    /// Runs before a message is read from the network.
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let permit = Arc::clone(&self.room).try_acquire_owned().map_err(|_| {
+            Reason::TooManyRequests.status(format!(
+                "this peer works on {REQUESTS_MAX} requests already; try again, or ask another peer"
+            ))
+        })?;
+        request.extensions_mut().insert(Arc::new(permit));
+        Ok(request)
+    }
+}
+
+/// Takes the message out of a request. The request counts as being worked on until the second value
+/// is dropped.
+pub(super) fn admitted<M>(request: Request<M>) -> (M, Extensions) {
+    let (_, held, message) = request.into_parts();
+    (message, held)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_request_too_many_is_refused_until_another_is_done() {
+        let mut gate = Gate::new();
+        let mut held: Vec<_> = (0..REQUESTS_MAX)
+            .map(|_| admitted(gate.clone().call(Request::new(())).unwrap()))
+            .collect();
+        let status = gate.call(Request::new(())).unwrap_err();
+        assert_eq!(Reason::of(&status), Some(Reason::TooManyRequests));
+        held.pop();
+        assert!(gate.call(Request::new(())).is_ok());
+    }
+}

@@ -1,0 +1,137 @@
+//! Puts the services together on one port.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::server::NamedService;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use super::cluster::ClusterApi;
+use super::events::EventsApi;
+use super::gate::Gate;
+use super::listener::connections;
+use super::logs::LogsApi;
+use super::replicas::ReplicasApi;
+use super::services::ServicesApi;
+use super::sessions::SessionsApi;
+use super::shared::{AdminParts, Shared};
+use super::v1;
+
+/// The largest message that carries a YAML, which may itself have 1 MiB.
+const YAML_MESSAGE_BYTES_MAX: usize = 2 << 20;
+
+/// The largest message that carries no YAML: names and numbers.
+const MESSAGE_BYTES_MAX: usize = 64 << 10;
+
+/// The most requests at once on one connection.
+const STREAMS_PER_CONNECTION_MAX: u32 = 64;
+
+/// How long a request may take to its first answer: over every budget of our own, so that it only
+/// ends requests whose client does not finish sending them.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How often a silent connection is asked whether it lives, and how long it may take to say so.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// How long requests may finish once the port closes; then they are cut.
+const CLOSE_GRACE: Duration = Duration::from_secs(3);
+
+/// The admin port failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// The descriptors that the build wrote are not usable.
+    #[error("cannot offer reflection")]
+    Reflection(#[source] tonic_reflection::server::Error),
+    /// The server ended by itself.
+    #[error("the admin port ended")]
+    Serve(#[source] tonic::transport::Error),
+}
+
+/// Serves the admin API on `listener` until `shutdown`, then ends its streams and lets requests
+/// finish within a grace.
+///
+/// # Errors
+/// [`AdminError`] if it cannot begin, or ends before it is told to.
+pub async fn serve(
+    listener: TcpListener,
+    parts: AdminParts,
+    shutdown: CancellationToken,
+) -> Result<(), AdminError> {
+    let ready = parts.ready.clone();
+    let shared = Arc::new(Shared::new(parts, shutdown.clone()));
+    let gate = Gate::new();
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(AdminError::Reflection)?;
+
+    macro_rules! gated {
+        ($server:path, $api:expr, $bytes_max:expr) => {{
+            let server = <$server>::new($api(Arc::clone(&shared)));
+            InterceptedService::new(server.max_decoding_message_size($bytes_max), gate.clone())
+        }};
+    }
+    let serving = Server::builder()
+        .timeout(REQUEST_TIMEOUT)
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .add_service(health)
+        .add_service(reflection)
+        .add_service(gated!(ServicesServer, ServicesApi, YAML_MESSAGE_BYTES_MAX))
+        .add_service(gated!(ReplicasServer, ReplicasApi, MESSAGE_BYTES_MAX))
+        .add_service(gated!(LogsServer, LogsApi, MESSAGE_BYTES_MAX))
+        .add_service(gated!(EventsServer, EventsApi, MESSAGE_BYTES_MAX))
+        .add_service(gated!(SessionsServer, SessionsApi, MESSAGE_BYTES_MAX))
+        .add_service(gated!(ClusterServer, ClusterApi, MESSAGE_BYTES_MAX))
+        .serve_with_incoming_shutdown(connections(listener), shutdown.clone().cancelled_owned());
+
+    let cut = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(CLOSE_GRACE).await;
+    };
+    tokio::select! {
+        served = serving => served.map_err(AdminError::Serve),
+        () = report_health(reporter, ready) => unreachable!("health is reported for ever"),
+        () = cut => Ok(()),
+    }
+}
+
+type ServicesServer = v1::services_server::ServicesServer<ServicesApi>;
+type ReplicasServer = v1::replicas_server::ReplicasServer<ReplicasApi>;
+type LogsServer = v1::logs_server::LogsServer<LogsApi>;
+type EventsServer = v1::events_server::EventsServer<EventsApi>;
+type SessionsServer = v1::sessions_server::SessionsServer<SessionsApi>;
+type ClusterServer = v1::cluster_server::ClusterServer<ClusterApi>;
+
+/// Tells health whether the peer is ready: for the whole server (the empty name) and each service.
+async fn report_health(reporter: HealthReporter, mut ready: watch::Receiver<bool>) {
+    loop {
+        let status = match *ready.borrow_and_update() {
+            true => ServingStatus::Serving,
+            false => ServingStatus::NotServing,
+        };
+        for name in [
+            "",
+            ServicesServer::NAME,
+            ReplicasServer::NAME,
+            LogsServer::NAME,
+            EventsServer::NAME,
+            SessionsServer::NAME,
+            ClusterServer::NAME,
+        ] {
+            reporter.set_service_status(name, status).await;
+        }
+        if ready.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}

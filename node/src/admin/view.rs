@@ -1,0 +1,209 @@
+//! The agreed state as the admin API shows it. Pure.
+
+use std::collections::BTreeSet;
+
+use prost_types::Timestamp;
+use raftserve_model::spec::{LoadBalancingPolicy, Provider, ServiceSpec, SessionKeySource};
+use raftserve_model::status::{ReplicaStatus, ServiceStatus};
+use raftserve_model::{LogTime, SessionKey};
+use raftserve_store::State;
+use raftserve_store::state::{Event, EventKind, Replica, Service, Session};
+
+use super::v1;
+
+/// Where this peer's service ports are reached.
+#[derive(Clone, Debug)]
+pub(super) struct ServicePorts {
+    /// The host to put into URLs.
+    pub(super) host: String,
+    /// The port of the service with slot 0.
+    pub(super) base: u16,
+}
+
+impl ServicePorts {
+    /// The URL of the service's own port, if it has one.
+    pub(super) fn url(&self, service: &Service) -> Option<String> {
+        let port = self.base.checked_add(service.port_slot?)?;
+        let host = match self.host.contains(':') {
+            true => format!("[{}]", self.host),
+            false => self.host.clone(),
+        };
+        Some(format!("http://{host}:{port}"))
+    }
+}
+
+/// A service without its YAML.
+pub(super) fn service(state: &State, service: &Service, ports: &ServicePorts) -> v1::Service {
+    let spec = service.spec();
+    let mut active_versions = BTreeSet::new();
+    let (mut ready, mut live) = (0, 0);
+    for replica in state.replicas_of(service.id) {
+        let status = replica.status();
+        if status == ReplicaStatus::Ready {
+            active_versions.insert(replica.version.0);
+            ready += 1;
+        }
+        live += u32::from(!status.is_failed());
+    }
+    v1::Service {
+        name: service.name.to_string(),
+        id: service.id.0,
+        version: service.version.0,
+        active_versions: active_versions.into_iter().collect(),
+        status: service_status(state.status_of(service)).into(),
+        ready_replicas: ready,
+        live_replicas: live,
+        wanted_replicas: spec.replicas,
+        created_at: Some(timestamp(service.created_at)),
+        first_ready_at: service.first_ready_at.map(timestamp),
+        endpoint: ports.url(service).unwrap_or_default(),
+        load_balancing_policy: policy(spec.policy).to_owned(),
+        session_affinity: affinity(spec).unwrap_or_default(),
+        requested_resources: resources(spec),
+        provider: provider(spec.provider).to_owned(),
+        yaml: String::new(),
+    }
+}
+
+/// A replica of `service`.
+pub(super) fn replica(service: &Service, replica: &Replica) -> v1::Replica {
+    let spec = service.spec_of(replica.launched_as);
+    v1::Replica {
+        service_name: service.name.to_string(),
+        service_id: service.id.0,
+        id: replica.id.number,
+        version: replica.version.0,
+        status: replica_status(replica.status()).into(),
+        reason: replica.reason().unwrap_or_default(),
+        endpoint: replica
+            .address
+            .as_ref()
+            .map(|address| format!("http://{address}"))
+            .unwrap_or_default(),
+        launched_at: Some(timestamp(replica.created_at)),
+        first_ready_at: replica.first_ready_at.map(timestamp),
+        changed_index: replica.changed.0,
+        infra: provider(spec.provider).to_owned(),
+        resources: resources(spec),
+    }
+}
+
+/// A session.
+pub(super) fn session(key: &SessionKey, session: &Session) -> v1::Session {
+    v1::Session {
+        key: key.to_string(),
+        replica_id: session.replica.number,
+        epoch: session.epoch.0,
+        usable_from: session.usable_from.0,
+        expires_at: Some(timestamp(session.expires_at)),
+    }
+}
+
+/// An event.
+pub(super) fn event(event: &Event) -> v1::Event {
+    let mut shown = v1::Event {
+        time: Some(timestamp(event.time)),
+        service_name: event
+            .service
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        ..v1::Event::default()
+    };
+    shown.kind = match &event.kind {
+        EventKind::ControlStarted { node } => {
+            shown.node_id = node.0;
+            "CONTROL_STARTED"
+        }
+        EventKind::ServiceCreated => {
+            shown.version = 1;
+            "SERVICE_CREATED"
+        }
+        EventKind::ServiceUpdated { version } => {
+            shown.version = version.0;
+            "SERVICE_UPDATED"
+        }
+        EventKind::ServiceGoingDown => "SERVICE_GOING_DOWN",
+        EventKind::ServiceDeleted => "SERVICE_DELETED",
+        EventKind::Replica {
+            number,
+            status,
+            reason,
+        } => {
+            shown.replica_id = *number;
+            shown.set_replica_status(replica_status(*status));
+            shown.reason = reason.clone().unwrap_or_default();
+            status.as_str()
+        }
+        EventKind::ReplicaRemoved { number } => {
+            shown.replica_id = *number;
+            "REPLICA_REMOVED"
+        }
+    }
+    .to_owned();
+    shown
+}
+
+/// Log time as protobuf has it.
+fn timestamp(time: LogTime) -> Timestamp {
+    Timestamp {
+        seconds: i64::try_from(time.0 / 1_000).unwrap_or(i64::MAX),
+        nanos: i32::try_from(time.0 % 1_000).unwrap_or(0) * 1_000_000,
+    }
+}
+
+fn replica_status(status: ReplicaStatus) -> v1::ReplicaStatus {
+    match status {
+        ReplicaStatus::Pending => v1::ReplicaStatus::Pending,
+        ReplicaStatus::Provisioning => v1::ReplicaStatus::Provisioning,
+        ReplicaStatus::Starting => v1::ReplicaStatus::Starting,
+        ReplicaStatus::Ready => v1::ReplicaStatus::Ready,
+        ReplicaStatus::NotReady => v1::ReplicaStatus::NotReady,
+        ReplicaStatus::ShuttingDown => v1::ReplicaStatus::ShuttingDown,
+        ReplicaStatus::Failed => v1::ReplicaStatus::Failed,
+        ReplicaStatus::FailedInitialDelay => v1::ReplicaStatus::FailedInitialDelay,
+        ReplicaStatus::FailedProbing => v1::ReplicaStatus::FailedProbing,
+        ReplicaStatus::FailedProvision => v1::ReplicaStatus::FailedProvision,
+        ReplicaStatus::FailedCleanup => v1::ReplicaStatus::FailedCleanup,
+    }
+}
+
+fn service_status(status: ServiceStatus) -> v1::ServiceStatus {
+    match status {
+        ServiceStatus::ReplicaInit => v1::ServiceStatus::ReplicaInit,
+        ServiceStatus::Ready => v1::ServiceStatus::Ready,
+        ServiceStatus::ShuttingDown => v1::ServiceStatus::ShuttingDown,
+        ServiceStatus::Failed => v1::ServiceStatus::Failed,
+        ServiceStatus::FailedCleanup => v1::ServiceStatus::FailedCleanup,
+        ServiceStatus::NoReplica => v1::ServiceStatus::NoReplica,
+    }
+}
+
+fn policy(policy: LoadBalancingPolicy) -> &'static str {
+    match policy {
+        LoadBalancingPolicy::RoundRobin => "round_robin",
+        LoadBalancingPolicy::LeastLoad => "least_load",
+    }
+}
+
+fn provider(provider: Provider) -> &'static str {
+    match provider {
+        Provider::Process => "process",
+    }
+}
+
+fn affinity(spec: &ServiceSpec) -> Option<String> {
+    spec.affinity.as_ref().map(|affinity| match &affinity.key {
+        SessionKeySource::Header(name) => format!("header {name}"),
+        SessionKeySource::Cookie(name) => format!("cookie {name}"),
+    })
+}
+
+fn resources(spec: &ServiceSpec) -> String {
+    let show = |(key, value): (&String, &String)| format!("{key}={value}");
+    spec.resources
+        .iter()
+        .map(show)
+        .collect::<Vec<_>>()
+        .join(", ")
+}

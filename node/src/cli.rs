@@ -1,0 +1,86 @@
+//! The command line: a client of the admin API whose verbs, flags and tables follow `sky serve`.
+//!
+//! What is asked for goes to standard output; progress, questions and errors go to standard error.
+//! A verb may be repeated after any failure: writes carry a request id, so that trying another peer
+//! never does a thing twice.
+
+mod args;
+mod cluster;
+mod confirm;
+mod connect;
+mod down;
+mod durations;
+mod events;
+mod failure;
+mod fetch;
+mod glob;
+mod logs;
+mod output;
+mod paint;
+mod progress;
+mod shape;
+mod source;
+mod status;
+mod table;
+mod up;
+mod yaml;
+
+pub mod dev_args;
+pub mod node_args;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Cli, Verb};
+pub use args::{Program, command};
+use failure::Failure;
+
+/// Parses the command line. Prints help, or what is wrong with it, and exits where that is all there
+/// is to do.
+#[must_use]
+pub fn parse() -> Program {
+    Cli::parse().program
+}
+
+/// Runs a verb to its end.
+#[must_use]
+pub fn run(verb: Verb) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(interruptible(verb)),
+        Err(error) => Err(Failure::failed(format!("cannot start: {error}"))),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Ctrl-C ends a verb; what was agreed before goes on.
+async fn interruptible(verb: Verb) -> Result<(), Failure> {
+    tokio::select! {
+        done = dispatch(verb) => done,
+        _ = tokio::signal::ctrl_c() => Err(Failure::interrupted()),
+    }
+}
+
+async fn dispatch(verb: Verb) -> Result<(), Failure> {
+    match verb {
+        Verb::Up(args) => up::up(args).await,
+        Verb::Update(args) => up::update(args).await,
+        Verb::Status(args) => status::run(args).await,
+        Verb::Down(args) => down::down(args).await,
+        Verb::Logs(args) => logs::run(args).await,
+        Verb::TerminateReplica(args) => down::terminate(args).await,
+        Verb::Cluster(args) => cluster::run(args).await,
+        Verb::Events(args) => events::run(args).await,
+        Verb::Completions { shell } => {
+            let mut command = Cli::command();
+            clap_complete::generate(shell, &mut command, "raftserve", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! Verbs and flags.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use super::durations;
+
+const AFTER_HELP: &str = "\
+Try it without a cluster:
+  raftserve dev examples/http_server.yaml
+
+Against a cluster:
+  export RAFTSERVE_SERVER=10.0.0.1:7000,10.0.0.2:7000,10.0.0.3:7000
+  raftserve up service.yaml
+  raftserve status
+  curl \"$(raftserve status --endpoint my-service)\"
+
+Exit codes:
+  0  done
+  1  failed: a service did not come up, or a defect
+  2  wrong usage, or a service YAML with errors
+  3  no such service, replica or file
+  4  no peer answers, or the cluster has no quorum
+  5  not done within --timeout
+  6  refused: it exists already, is going down, or a limit is reached
+  130  interrupted";
+
+/// Serves models and other HTTP services as SkyPilot's SkyServe does, from three equal peers.
+#[derive(Debug, Parser)]
+#[command(name = "raftserve", version, after_help = AFTER_HELP)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) program: Program,
+}
+
+/// The command, for whatever documents it.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// What to run.
+#[derive(Debug, Subcommand)]
+pub enum Program {
+    /// A verb of the client.
+    #[command(flatten)]
+    Client(Verb),
+}
+
+/// What a client asks of a cluster.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Bring up a service.
+    Up(UpArgs),
+    /// Give a service a new version.
+    Update(UpdateArgs),
+    /// Show services and their replicas.
+    Status(StatusArgs),
+    /// Take services down.
+    Down(DownArgs),
+    /// Print the output of a replica.
+    Logs(LogsArgs),
+    /// Stop one replica; it is replaced if it is still wanted.
+    TerminateReplica(TerminateArgs),
+    /// Show the peers, or hand leadership over.
+    Cluster(ClusterArgs),
+    /// Print what happens to services and replicas.
+    Events(EventsArgs),
+    /// Print a completion script for a shell.
+    #[command(
+        after_help = "Example:\n  raftserve completions bash > ~/.local/share/bash-completion/completions/raftserve"
+    )]
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Whom to ask.
+#[derive(Debug, Clone, Args)]
+pub struct Target {
+    /// Admin address of a peer, as HOST[:PORT]. Repeat it, or separate several by commas: the next
+    /// one is tried when one does not answer.
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "RAFTSERVE_SERVER",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7000"
+    )]
+    pub server: Vec<String>,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Columns, for people.
+    Table,
+    /// One JSON document (a document per line where the output goes on).
+    Json,
+    /// YAML.
+    Yaml,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Output {
+    /// How to print the result.
+    #[arg(long, value_enum, default_value = "table")]
+    pub output: Format,
+}
+
+/// Variables given beside the YAML.
+#[derive(Debug, Clone, Args)]
+pub struct Variables {
+    /// Set an environment variable of the service, over the YAML's. KEY alone takes its value from
+    /// this shell's environment.
+    #[arg(long = "env", value_name = "KEY[=VALUE]")]
+    pub envs: Vec<String>,
+    /// As --env, for a value that is shown nowhere.
+    #[arg(long = "secret", value_name = "KEY[=VALUE]")]
+    pub secrets: Vec<String>,
+}
+
+/// How long to wait, and whether.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Waiting {
+    /// Return as soon as the cluster has agreed, and do not wait for replicas.
+    #[arg(long = "async")]
+    pub no_wait: bool,
+    /// Stop waiting after this long, such as 90s, 10m or 1h. What was asked for goes on.
+    #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = durations::parse)]
+    pub timeout: Duration,
+}
+
+/// Bring up a service.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  raftserve up service.yaml                 named after `name:` in it, or after the file
+  raftserve up service.yaml -n web -y       named web, without asking
+  raftserve up - -n web < service.yaml      from standard input
+  raftserve up service.yaml --async -y && raftserve events web")]
+pub struct UpArgs {
+    /// The service YAML, as SkyServe has it; `-` for standard input.
+    pub yaml: PathBuf,
+    /// The service's name. By default the YAML's `name:`, or else the file's name without ending.
+    #[arg(short = 'n', long = "name", alias = "service-name")]
+    pub name: Option<String>,
+    /// Do not ask.
+    #[arg(short, long)]
+    pub yes: bool,
+    #[command(flatten)]
+    pub variables: Variables,
+    #[command(flatten)]
+    pub waiting: Waiting,
+    #[command(flatten)]
+    pub output: Output,
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// Give a service a new version.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  raftserve update web service.yaml
+  raftserve update web service.yaml --async -y
+
+Replicas are replaced one by one: each new one is ready before an old one drains. Where the new YAML
+changes nothing that a running replica would notice, replicas are kept.")]
+pub struct UpdateArgs {
+    /// The service's name.
+    pub name: String,
+    /// The whole new service YAML; `-` for standard input.
+    pub yaml: PathBuf,
+    /// How replicas are replaced: rolling.
+    #[arg(long, default_value = "rolling", value_parser = mode)]
+    pub mode: String,
+    /// Do not ask.
+    #[arg(short, long)]
+    pub yes: bool,
+    #[command(flatten)]
+    pub variables: Variables,
+    #[command(flatten)]
+    pub waiting: Waiting,
+    #[command(flatten)]
+    pub output: Output,
+    #[command(flatten)]
+    pub target: Target,
+}
+
+fn mode(text: &str) -> Result<String, String> {
+    match text {
+        "rolling" => Ok(text.to_owned()),
+        "blue_green" => Err("blue_green is not built yet; use rolling".to_owned()),
+        _ => Err("must be rolling".to_owned()),
+    }
+}
+
+/// Show services and their replicas.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  raftserve status
+  raftserve status web -v
+  curl \"$(raftserve status web --endpoint)\"
+  raftserve status --output json | jq '.services[].name'
+
+VERSION is each version with a ready replica; REPLICAS is ready replicas of all that have not failed.")]
+pub struct StatusArgs {
+    /// Names of services, or patterns such as 'web-*'; all if none.
+    pub names: Vec<String>,
+    /// Show more columns, and every replica.
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Print only the URL of one service: its own port on the peer asked.
+    #[arg(long, conflicts_with = "verbose")]
+    pub endpoint: bool,
+    /// Answer from what the peer asked knows, perhaps behind; works without a quorum.
+    #[arg(long)]
+    pub stale: bool,
+    #[command(flatten)]
+    pub output: Output,
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// Take services down.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  raftserve down web
+  raftserve down 'test-*' -y
+  raftserve down -a
+  raftserve down web --replica-id 3        stop one replica; it is replaced if it is still wanted
+  raftserve down web --purge               forget a service whose replicas cannot be stopped")]
+pub struct DownArgs {
+    /// Names of services, or patterns such as 'test-*'.
+    #[arg(required_unless_present = "all")]
+    pub names: Vec<String>,
+    /// Take all services down.
+    #[arg(short, long, conflicts_with_all = ["names", "replica_id"])]
+    pub all: bool,
+    /// Forget at once, with replicas that could not be stopped; they may go on running.
+    #[arg(short, long)]
+    pub purge: bool,
+    /// Do not ask.
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Stop only this replica of the one service named.
+    #[arg(long, value_name = "N")]
+    pub replica_id: Option<u32>,
+    #[command(flatten)]
+    pub waiting: Waiting,
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// Print the output of a replica.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  raftserve logs web 1                 from the beginning, and on as it is written
+  raftserve logs web 1 --no-follow
+  raftserve logs web 1 --tail 100")]
+pub struct LogsArgs {
+    /// The service's name.
+    pub name: String,
+    /// The replica's number. May be left out if the service has only one.
+    pub replica_id: Option<u32>,
+    /// Go on as the replica writes, until it has ended (the default without --tail).
+    #[arg(long, overrides_with = "no_follow")]
+    pub follow: bool,
+    /// Print what there is.
+    #[arg(long, overrides_with = "follow")]
+    pub no_follow: bool,
+    /// Print only the last N lines, and do not follow.
+    #[arg(long, value_name = "N", conflicts_with = "follow")]
+    pub tail: Option<u32>,
+    /// Not built yet: the controller's decisions are in `raftserve events`.
+    #[arg(long, hide = true)]
+    pub controller: bool,
+    /// Not built yet.
+    #[arg(long, hide = true)]
+    pub load_balancer: bool,
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// Stop one replica.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  raftserve terminate-replica web 3
+  raftserve terminate-replica web 3 -p     also forget the record of one that failed")]
+pub struct TerminateArgs {
+    /// The service's name.
+    pub name: String,
+    /// The replica's number.
+    pub replica_id: u32,
+    /// Also forget the record of a replica that failed.
+    #[arg(short, long)]
+    pub purge: bool,
+    /// Do not ask.
+    #[arg(short, long)]
+    pub yes: bool,
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// Show the peers, or hand leadership over.
+#[derive(Debug, Args)]
+pub struct ClusterArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: ClusterVerb,
+}
+
+/// What to do with the peers.
+#[derive(Debug, Subcommand)]
+pub enum ClusterVerb {
+    /// How the peer asked sees itself and the cluster. Answers without a quorum too.
+    Status {
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// The peers, as the peer asked knows them. Answers without a quorum too.
+    Members {
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Hand leadership to another peer, and wait until it leads.
+    TransferLeader {
+        /// Its id, as `cluster members` shows it; the one that is furthest along if not given.
+        node: Option<u64>,
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// Print what happens to services and replicas.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  raftserve events                     what is kept, then what happens
+  raftserve events web --no-follow
+  raftserve events --from 1200         from log index 1200 on, on any peer
+  raftserve events --output json")]
+pub struct EventsArgs {
+    /// Only events of this service.
+    pub name: Option<String>,
+    /// Begin at this log index; by default at the oldest event that is kept.
+    #[arg(long, value_name = "INDEX")]
+    pub from: Option<u64>,
+    /// Stop once everything that has happened is printed.
+    #[arg(long)]
+    pub no_follow: bool,
+    #[command(flatten)]
+    pub output: Output,
+    #[command(flatten)]
+    pub target: Target,
+}

@@ -1,0 +1,184 @@
+//! `raftserve cluster`.
+
+use serde_json::json;
+
+use super::args::{ClusterArgs, ClusterVerb, Format, Target};
+use super::connect::Servers;
+use super::failure::Failure;
+use super::paint::{Paint, Tone};
+use super::table::Table;
+use super::{output, shape};
+use crate::admin::v1;
+use crate::admin::v1::cluster_client::ClusterClient;
+
+/// Runs the verb.
+pub(super) async fn run(args: ClusterArgs) -> Result<(), Failure> {
+    match args.verb {
+        ClusterVerb::Status { output, target } => status(output.output, &target).await,
+        ClusterVerb::Members { output, target } => members(output.output, &target).await,
+        ClusterVerb::TransferLeader {
+            node,
+            output,
+            target,
+        } => transfer(node, output.output, &target).await,
+    }
+}
+
+async fn status(format: Format, target: &Target) -> Result<(), Failure> {
+    let status = Servers::new(target)?
+        .ask(|channel| async move {
+            ClusterClient::new(channel)
+                .status(v1::StatusRequest {})
+                .await
+        })
+        .await?;
+    let value = json!({
+        "cluster_id": status.cluster_id,
+        "node_id": status.node_id,
+        "version": status.version,
+        "term": status.term,
+        "leader_id": (status.leader_id > 0).then_some(status.leader_id),
+        "quorum": status.quorum,
+        "quorum_reason": (!status.quorum).then_some(&status.quorum_reason),
+        "applied_index": status.applied_index,
+        "ready": status.ready,
+        "services": status.services,
+        "replicas": status.replicas,
+        "sessions": status.sessions,
+    });
+    output::print(format, &value, || {
+        status_text(&status, Paint::of(&std::io::stdout()))
+    })
+}
+
+fn status_text(status: &v1::StatusResponse, paint: Paint) -> String {
+    let leader = match status.leader_id {
+        0 => paint.tone(Tone::Bad, "none"),
+        leader if leader == status.node_id => format!("peer {leader} (this one)"),
+        leader => format!("peer {leader}"),
+    };
+    let quorum = match status.quorum {
+        true => paint.tone(Tone::Good, "yes"),
+        false => format!("{}: {}", paint.tone(Tone::Bad, "no"), status.quorum_reason),
+    };
+    let ready = match status.ready {
+        true => paint.tone(Tone::Good, "yes"),
+        false => paint.tone(Tone::Busy, "no"),
+    };
+    format!(
+        "Cluster    {}\nPeer       {} (version {})\nLeader     {leader}, term {}\nQuorum     {quorum}\n\
+         Ready      {ready}\nApplied    {}\nServices   {}\nReplicas   {}\nSessions   {}\n",
+        status.cluster_id,
+        status.node_id,
+        status.version,
+        status.term,
+        status.applied_index,
+        status.services,
+        status.replicas,
+        status.sessions,
+    )
+}
+
+async fn members(format: Format, target: &Target) -> Result<(), Failure> {
+    let found = Servers::new(target)?
+        .ask(|channel| async move {
+            ClusterClient::new(channel)
+                .members(v1::MembersRequest {})
+                .await
+        })
+        .await?;
+    let members: Vec<_> = found.members.iter().map(shape::member).collect();
+    let value = json!({ "cluster_id": found.cluster_id, "members": members });
+    output::print(format, &value, || {
+        members_text(&found.members, Paint::of(&std::io::stdout()))
+    })
+}
+
+fn members_text(members: &[v1::Member], paint: Paint) -> String {
+    let headings = [
+        "ID",
+        "ROLE",
+        "PEER_ADDRESS",
+        "ADMIN_ADDRESS",
+        "MATCHED",
+        "LAST_CONTACT",
+    ];
+    let mut table = Table::new(headings);
+    for member in members {
+        let plain = |text: String| (text, Tone::Plain);
+        let contact = match (member.answering, shape::last_contact_ms(member)) {
+            (true, _) => "this peer".to_owned(),
+            (false, Some(ms)) => format!("{ms} ms ago"),
+            (false, None) => "never".to_owned(),
+        };
+        let tone = match member.leader {
+            true => Tone::Good,
+            false => Tone::Plain,
+        };
+        let matched = member.matched_index.map(|index| index.to_string());
+        table.row([
+            plain(member.id.to_string()),
+            (shape::role(member).to_owned(), tone),
+            plain(member.peer_address.clone()),
+            plain(member.admin_address.clone()),
+            plain(matched.unwrap_or_default()),
+            plain(contact),
+        ]);
+    }
+    table.render(paint)
+}
+
+async fn transfer(target: Option<u64>, format: Format, to: &Target) -> Result<(), Failure> {
+    let done = Servers::new(to)?
+        .ask(|channel| async move {
+            ClusterClient::new(channel)
+                .transfer_leader(v1::TransferLeaderRequest { target })
+                .await
+        })
+        .await?;
+    let value = json!({ "leader_id": done.leader_id });
+    output::print(format, &value, || {
+        format!("Peer {} leads now.\n", done.leader_id)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_are_told_apart() {
+        let member = |id, leader, answering| v1::Member {
+            id,
+            leader,
+            answering,
+            voter: true,
+            peer_address: format!("127.0.0.1:{}", 7_000 + id),
+            last_contact: (!answering).then_some(prost_types::Duration {
+                seconds: 1,
+                nanos: 20_000_000,
+            }),
+            ..v1::Member::default()
+        };
+        assert_eq!(
+            members_text(
+                &[member(1, true, false), member(2, false, true)],
+                Paint::fixed(false)
+            ),
+            "ID  ROLE    PEER_ADDRESS    ADMIN_ADDRESS  MATCHED  LAST_CONTACT\n\
+             1   leader  127.0.0.1:7001  -              -        1020 ms ago\n\
+             2   voter   127.0.0.1:7002  -              -        this peer\n"
+        );
+    }
+
+    #[test]
+    fn a_lost_quorum_is_told_with_its_reason() {
+        let status = v1::StatusResponse {
+            quorum_reason: "no leader".into(),
+            ..v1::StatusResponse::default()
+        };
+        let text = status_text(&status, Paint::fixed(false));
+        assert!(text.contains("Quorum     no: no leader\n"), "{text}");
+        assert!(text.contains("Leader     none, term 0\n"), "{text}");
+    }
+}

@@ -1,0 +1,108 @@
+//! `raftserve down` and `raftserve terminate-replica`.
+
+use super::args::{DownArgs, Target, TerminateArgs};
+use super::confirm::confirm;
+use super::connect::Servers;
+use super::failure::{Exit, Failure};
+use super::progress::{self, Goal};
+use super::{fetch, output};
+use crate::admin::v1;
+
+/// Takes services down.
+pub(super) async fn down(args: DownArgs) -> Result<(), Failure> {
+    if let Some(replica_id) = args.replica_id {
+        let [name] = args.names.as_slice() else {
+            return Err(Failure::usage("--replica-id needs exactly one service"));
+        };
+        return terminate_replica(&args.target, name, replica_id, args.purge, args.yes).await;
+    }
+    let mut servers = Servers::new(&args.target)?;
+    let all = fetch::services(&mut servers, false).await?;
+    let services = fetch::select(all, &args.names)?;
+    if services.is_empty() {
+        return output::write(b"No services to take down.\n");
+    }
+    let names: Vec<&str> = services.iter().map(|one| one.name.as_str()).collect();
+    let (what, listed) = (plural(names.len()), names.join(", "));
+    let question = match args.purge {
+        false => format!("Take down {what} {listed}?"),
+        true => format!("Forget {what} {listed} at once, whatever of it still runs?"),
+    };
+    confirm(args.yes, &question, true)?;
+    let mut id = servers.request_id().await?;
+    for name in &names {
+        let request = v1::DeleteServiceRequest {
+            name: (*name).to_owned(),
+            purge: args.purge,
+            request_id: Some(id),
+        };
+        let deleted = servers
+            .ask(|channel| {
+                let request = request.clone();
+                async move { fetch::services_client(channel).delete(request).await }
+            })
+            .await;
+        match deleted {
+            // Another may have been quicker.
+            Err(failure) if failure.exit == Exit::NotFound => {}
+            other => drop(other?),
+        }
+        id.acknowledged = id.sequence;
+        id.sequence += 1;
+    }
+    if args.waiting.no_wait || args.purge {
+        return output::write(format!("Going down: {listed}\n").as_bytes());
+    }
+    for service in &services {
+        let goal = Goal::Gone {
+            service_id: service.id,
+        };
+        progress::wait(&mut servers, &service.name, goal, args.waiting.timeout).await?;
+    }
+    output::write(format!("Down: {listed}\n").as_bytes())
+}
+
+fn plural(count: usize) -> &'static str {
+    match count {
+        1 => "service",
+        _ => "services",
+    }
+}
+
+/// Stops one replica.
+pub(super) async fn terminate(args: TerminateArgs) -> Result<(), Failure> {
+    terminate_replica(
+        &args.target,
+        &args.name,
+        args.replica_id,
+        args.purge,
+        args.yes,
+    )
+    .await
+}
+
+async fn terminate_replica(
+    target: &Target,
+    name: &str,
+    replica_id: u32,
+    purge: bool,
+    yes: bool,
+) -> Result<(), Failure> {
+    let question = format!("Stop replica {replica_id} of service {name}?");
+    confirm(yes, &question, true)?;
+    let mut servers = Servers::new(target)?;
+    let request = v1::TerminateReplicaRequest {
+        service_name: name.to_owned(),
+        replica_id,
+        purge,
+        request_id: Some(servers.request_id().await?),
+    };
+    servers
+        .ask(|channel| {
+            let request = request.clone();
+            async move { fetch::replicas_client(channel).terminate(request).await }
+        })
+        .await?;
+    let done = format!("Stopping replica {replica_id} of service {name}.\n");
+    output::write(done.as_bytes())
+}

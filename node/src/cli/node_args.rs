@@ -1,0 +1,167 @@
+//! The flags of `raftserve node`. They are texts and numbers as given; turning them into a checked
+//! configuration is the node's.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+/// How fast failures are noticed, against how much the network may delay messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TimingProfile {
+    /// Peers on one host or in one rack: a lost leader is replaced in under a second.
+    Fast,
+    /// Peers in one data centre that may be busy.
+    Lan,
+    /// Peers in several regions.
+    Wan,
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// Only what needs somebody.
+    Error,
+    /// Also what may need somebody soon.
+    Warn,
+    /// Also what changes: elections, replicas, members.
+    Info,
+    /// Also each decision.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Run one peer of a cluster.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Example, the first of three peers on one host:
+  raftserve node --data-dir /var/lib/raftserve/1 --node-index 1 \\
+    --peers 127.0.0.1:7001,127.0.0.1:7101,127.0.0.1:7201
+The second adds 100 to each port:
+  raftserve node --data-dir /var/lib/raftserve/2 --node-index 2 \\
+    --peers 127.0.0.1:7001,127.0.0.1:7101,127.0.0.1:7201 \\
+    --proxy-addr 0.0.0.0:8180 --admin-addr 127.0.0.1:7100 --peer-addr 127.0.0.1:7101 \\
+    --ops-addr 127.0.0.1:7102 --service-port-base 30101
+
+An empty data directory never starts a cluster by itself: the first peer named does so, once, and only
+when all peers named answer that they are empty. The same flags may stay for ever.
+
+Only the proxy's ports may be bound beyond loopback: the others ask for no credentials yet.")]
+pub struct NodeArgs {
+    /// Where this peer keeps its identity, its log and its snapshots. No other peer may use it.
+    #[arg(long, value_name = "DIR", env = "RAFTSERVE_DATA_DIR")]
+    pub data_dir: PathBuf,
+    /// Which of --peers this peer is, from 1. May be left out if --peer-addr is one of them.
+    #[arg(long, value_name = "N", env = "RAFTSERVE_NODE_INDEX")]
+    pub node_index: Option<usize>,
+    /// Peer addresses, HOST:PORT, of all peers of the cluster, this one too, in the same order on all
+    /// of them. Just this peer if not given.
+    #[arg(
+        long,
+        value_name = "ADDR",
+        value_delimiter = ',',
+        env = "RAFTSERVE_PEERS"
+    )]
+    pub peers: Vec<String>,
+    /// Where requests to services are taken.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8080")]
+    pub proxy_addr: SocketAddr,
+    /// Where the admin API is served. Loopback only.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7000", value_parser = loopback)]
+    pub admin_addr: SocketAddr,
+    /// Where the other peers connect. Loopback only.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7001", value_parser = loopback)]
+    pub peer_addr: SocketAddr,
+    /// Where health and metrics are served. Loopback only.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7002", value_parser = loopback)]
+    pub ops_addr: SocketAddr,
+    /// The first of the 20 ports that services have of their own, on the proxy's address.
+    #[arg(
+        long,
+        value_name = "PORT",
+        default_value_t = 30_001,
+        value_parser = clap::value_parser!(u16).range(1..=65_516)
+    )]
+    pub service_port_base: u16,
+    /// The host that URLs of services name; by default the one at which the peer was asked.
+    #[arg(long, value_name = "HOST")]
+    pub advertise_host: Option<String>,
+    /// Where replicas run, the same for all peers of the host. By default `replicas` beside the data
+    /// directory.
+    #[arg(long, value_name = "DIR")]
+    pub replica_root: Option<PathBuf>,
+    /// A unix socket whose end of file stops this peer and its replicas: they then end with whoever
+    /// listens on it, however that ends.
+    #[arg(long, value_name = "SOCKET")]
+    pub lifeline: Option<PathBuf>,
+    /// How fast failures are noticed, against how much the network may delay.
+    #[arg(long, value_enum, default_value = "fast")]
+    pub profile: TimingProfile,
+    /// How much is logged, to standard error.
+    #[arg(long, value_enum, default_value = "info", env = "RAFTSERVE_LOG_LEVEL")]
+    pub log_level: LogLevel,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value = "text", env = "RAFTSERVE_LOG_FORMAT")]
+    pub log_format: LogFormat,
+}
+
+/// An address that only this host reaches.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| "must be IP:PORT, such as 127.0.0.1:7000".to_owned())?;
+    match address.ip().is_loopback() {
+        true => Ok(address),
+        false => Err(format!(
+            "{} is reached from other hosts, and this port asks for no credentials yet: bind it to \
+             127.0.0.1 or [::1]",
+            address.ip()
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Whole {
+        #[command(flatten)]
+        args: NodeArgs,
+    }
+
+    fn parse(flags: &[&str]) -> Result<NodeArgs, String> {
+        let words = ["node", "--data-dir", "d"].iter().chain(flags);
+        Whole::try_parse_from(words)
+            .map(|whole| whole.args)
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn only_the_proxy_may_be_bound_beyond_loopback() {
+        assert!(parse(&["--proxy-addr", "0.0.0.0:1"]).is_ok());
+        for flag in ["--admin-addr", "--peer-addr", "--ops-addr"] {
+            assert!(parse(&[flag, "[::1]:1"]).is_ok(), "{flag}");
+            let refused = parse(&[flag, "0.0.0.0:1"]).unwrap_err();
+            assert!(refused.contains("asks for no credentials yet"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn peers_may_be_listed_with_commas() {
+        let args = parse(&["--peers", "a:1,b:2", "--peers", "c:3"]).unwrap();
+        assert_eq!(args.peers, ["a:1", "b:2", "c:3"]);
+        assert!(parse(&["--service-port-base", "65530"]).is_err());
+    }
+}

@@ -1,0 +1,239 @@
+//! Waits for a service to get where it was sent, and says for each replica what is being waited for:
+//! as a block that is redrawn on a terminal, as a line per change elsewhere.
+
+mod plan;
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::connect::Servers;
+use super::durations::brief;
+use super::failure::{Exit, Failure};
+use super::fetch;
+use super::paint::{Paint, status_tone};
+use super::shape::replica_status;
+use crate::admin::v1;
+
+pub(super) use plan::Goal;
+use plan::{Verdict, judge, waiting_for};
+
+/// How often the service is looked at. Reads are answered by the peer asked, from memory.
+const LOOK_EVERY: Duration = Duration::from_millis(300);
+
+/// The most replicas shown in the redrawn block, so that it fits a terminal.
+const ROWS_MAX: usize = 15;
+
+/// Waits until the service `name` has reached `goal`.
+///
+/// # Errors
+/// If it will not, as far as can be told; or it has not within `timeout`.
+pub(super) async fn wait(
+    servers: &mut Servers,
+    name: &str,
+    goal: Goal,
+    timeout: Duration,
+) -> Result<(), Failure> {
+    let begun = Instant::now();
+    let mut display = Display::new(name);
+    let mut before = false;
+    loop {
+        let now = look(servers, name, goal).await?;
+        display.show(&now, begun.elapsed());
+        match judge(goal, now.as_ref(), before) {
+            Verdict::Reached => return Ok(()),
+            Verdict::Lost(why) => {
+                return Err(
+                    Failure::failed(format!("service {name}: {why}")).remedy(format!(
+                        "`raftserve logs {name} REPLICA_ID` shows what a replica said; \
+                     `raftserve events {name}` what happened"
+                    )),
+                );
+            }
+            Verdict::Waiting => before |= now.is_some(),
+        }
+        if begun.elapsed() >= timeout {
+            let message = format!("service {name} is not there after {}", brief(timeout));
+            return Err(Failure::new(Exit::Timeout, message).remedy(format!(
+                "it goes on: `raftserve status {name} -v` shows how far it is"
+            )));
+        }
+        sleep_until(Instant::now() + LOOK_EVERY).await;
+    }
+}
+
+/// The service and its replicas as they are; none if it is not there.
+async fn look(
+    servers: &mut Servers,
+    name: &str,
+    goal: Goal,
+) -> Result<Option<(v1::Service, Vec<v1::Replica>)>, Failure> {
+    let request = v1::GetServiceRequest {
+        name: name.to_owned(),
+        stale: true,
+    };
+    let found = servers
+        .ask(|channel| {
+            let request = request.clone();
+            async move { fetch::services_client(channel).get(request).await }
+        })
+        .await;
+    let service = match found {
+        Ok(found) => found.service,
+        Err(failure) if failure.exit == Exit::NotFound => None,
+        Err(failure) => return Err(failure),
+    };
+    let Some(service) = service.filter(|service| service.id == goal.service_id()) else {
+        return Ok(None);
+    };
+    match fetch::replicas(servers, name, true).await {
+        Ok(replicas) => Ok(Some((service, replicas))),
+        Err(failure) if failure.exit == Exit::NotFound => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// What has been shown so far.
+struct Display<'a> {
+    name: &'a str,
+    paint: Paint,
+    redraw: bool,
+    /// The lines of the block on the terminal.
+    drawn: usize,
+    /// What was last said of each replica, where lines are printed.
+    said: BTreeMap<u32, String>,
+}
+
+impl<'a> Display<'a> {
+    fn new(name: &'a str) -> Self {
+        let stderr = std::io::stderr();
+        Self {
+            name,
+            paint: Paint::of(&stderr),
+            redraw: stderr.is_terminal(),
+            drawn: 0,
+            said: BTreeMap::new(),
+        }
+    }
+
+    fn show(&mut self, now: &Option<(v1::Service, Vec<v1::Replica>)>, elapsed: Duration) {
+        let Some((service, replicas)) = now else {
+            return;
+        };
+        let text = match self.redraw {
+            true => self.block(service, replicas, elapsed),
+            false => self.changes(replicas, elapsed),
+        };
+        // Progress that cannot be shown is no reason to stop waiting.
+        let _ = std::io::stderr().write_all(text.as_bytes());
+    }
+
+    fn block(
+        &mut self,
+        service: &v1::Service,
+        replicas: &[v1::Replica],
+        elapsed: Duration,
+    ) -> String {
+        let mut text = String::new();
+        if self.drawn > 0 {
+            text.push_str(&format!("\x1b[{}A\x1b[0J", self.drawn));
+        }
+        text.push_str(&format!(
+            "Service {}: {} of {} replicas ready ({})\n",
+            self.name,
+            service.ready_replicas,
+            service.wanted_replicas,
+            brief(elapsed)
+        ));
+        let mut lines = 1;
+        for replica in replicas.iter().rev().take(ROWS_MAX).rev() {
+            let status = replica_status(replica);
+            let padded = format!("{status:<20}");
+            let painted = self.paint.tone(status_tone(status), &padded);
+            let line = format!("  {:>4}  {painted}  {}", replica.id, waiting_for(replica));
+            text.push_str(line.trim_end());
+            text.push('\n');
+            lines += 1;
+        }
+        self.drawn = lines;
+        text
+    }
+
+    fn changes(&mut self, replicas: &[v1::Replica], elapsed: Duration) -> String {
+        let mut text = String::new();
+        for replica in replicas {
+            let mut now = replica_status(replica).to_owned();
+            let waiting = waiting_for(replica);
+            if !waiting.is_empty() {
+                now.push_str(": ");
+                now.push_str(&waiting);
+            }
+            if self.said.get(&replica.id) != Some(&now) {
+                let (name, id) = (self.name, replica.id);
+                text.push_str(&format!("[{}] {name} replica {id} {now}\n", brief(elapsed)));
+                self.said.insert(replica.id, now);
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn replica(id: u32, status: v1::ReplicaStatus) -> v1::Replica {
+        v1::Replica {
+            id,
+            status: status.into(),
+            ..v1::Replica::default()
+        }
+    }
+
+    fn display(redraw: bool) -> Display<'static> {
+        Display {
+            name: "web",
+            paint: Paint::fixed(false),
+            redraw,
+            drawn: 0,
+            said: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn without_a_terminal_only_changes_are_printed() {
+        let mut display = display(false);
+        let starting = [replica(1, v1::ReplicaStatus::Starting)];
+        let first = display.changes(&starting, Duration::from_secs(2));
+        assert_eq!(
+            first,
+            "[2s] web replica 1 STARTING: waiting for its first good probe\n"
+        );
+        assert_eq!(display.changes(&starting, Duration::from_secs(3)), "");
+        let ready = [replica(1, v1::ReplicaStatus::Ready)];
+        assert_eq!(
+            display.changes(&ready, Duration::from_secs(4)),
+            "[4s] web replica 1 READY\n"
+        );
+    }
+
+    #[test]
+    fn a_terminal_gets_a_block_redrawn_in_place() {
+        let mut display = display(true);
+        let service = v1::Service {
+            wanted_replicas: 2,
+            ..v1::Service::default()
+        };
+        let replicas: Vec<_> = (1..=20)
+            .map(|id| replica(id, v1::ReplicaStatus::Pending))
+            .collect();
+        let first = display.block(&service, &replicas, Duration::ZERO);
+        assert_eq!(first.lines().count(), 1 + ROWS_MAX);
+        assert!(first.starts_with("Service web: 0 of 2 replicas ready (0s)\n"));
+        let second = display.block(&service, &replicas[..1], Duration::ZERO);
+        assert!(second.starts_with(&format!("\x1b[{}A\x1b[0J", 1 + ROWS_MAX)));
+        assert_eq!(display.drawn, 2);
+    }
+}

@@ -1,0 +1,291 @@
+//! `raftserve status`.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::json;
+
+use super::args::{Format, StatusArgs};
+use super::connect::Servers;
+use super::durations::brief;
+use super::failure::{Exit, Failure};
+use super::paint::{Paint, Tone, status_tone};
+use super::table::Table;
+use super::{fetch, output, shape};
+use crate::admin::v1;
+
+/// How many replicas are shown without -v, as `sky serve status` does.
+const REPLICAS_SHOWN: usize = 10;
+
+/// Runs the verb.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "shows the age of times that a leader's wall clock gave"
+)]
+pub(super) async fn run(args: StatusArgs) -> Result<(), Failure> {
+    let mut servers = Servers::new(&args.target)?;
+    let all = fetch::services(&mut servers, args.stale).await?;
+    let services = fetch::select(all, &args.names)?;
+    if args.endpoint {
+        return print_endpoint(&services, args.output.output);
+    }
+    let name = match services.as_slice() {
+        [only] if !args.names.is_empty() => only.name.as_str(),
+        _ => "",
+    };
+    let replicas = match services.is_empty() {
+        true => Vec::new(),
+        false => fetch::replicas(&mut servers, name, args.stale).await?,
+    };
+    let of = |service: &v1::Service| -> Vec<&v1::Replica> {
+        let mine = |replica: &&v1::Replica| replica.service_id == service.id;
+        replicas.iter().filter(mine).collect()
+    };
+    let shown: Vec<_> = services
+        .iter()
+        .map(|service| shape::service(service, &of(service)))
+        .collect();
+    output::print(args.output.output, &json!({ "services": shown }), || {
+        let rows: Vec<&v1::Replica> = services.iter().flat_map(of).collect();
+        let view = View {
+            paint: Paint::of(&std::io::stdout()),
+            now: SystemTime::now(),
+            verbose: args.verbose,
+        };
+        view.text(&services, &rows)
+    })
+}
+
+fn print_endpoint(services: &[v1::Service], format: Format) -> Result<(), Failure> {
+    let [service] = services else {
+        return Err(
+            Failure::usage("--endpoint needs exactly one service").remedy(match services {
+                [] => "there is none yet: `raftserve up YAML` brings one up".to_owned(),
+                some => {
+                    let names: Vec<_> = some.iter().map(|one| one.name.as_str()).collect();
+                    format!("name one of {}", names.join(", "))
+                }
+            }),
+        );
+    };
+    if service.endpoint.is_empty() {
+        let message = format!("service {} has no port of its own", service.name);
+        return Err(Failure::new(Exit::NotFound, message).remedy(format!(
+            "reach it at the proxy port of any peer, by host name or under /{}/",
+            service.name
+        )));
+    }
+    let value = json!({ "name": service.name, "endpoint": service.endpoint });
+    output::print(format, &value, || format!("{}\n", service.endpoint))
+}
+
+/// How statuses are shown to people.
+struct View {
+    paint: Paint,
+    now: SystemTime,
+    verbose: bool,
+}
+
+impl View {
+    fn text(&self, services: &[v1::Service], replicas: &[&v1::Replica]) -> String {
+        let title = |text: &str| self.paint.tone(Tone::Strong, text);
+        if services.is_empty() {
+            return "No services. `raftserve up YAML` brings one up.\n".to_owned();
+        }
+        let mut text = format!("{}\n{}", title("Services"), self.services(services));
+        text.push_str(&format!("\n{}\n", title("Service Replicas")));
+        if replicas.is_empty() {
+            text.push_str("No replicas.\n");
+            return text;
+        }
+        let shown = match self.verbose {
+            true => replicas.len(),
+            false => replicas.len().min(REPLICAS_SHOWN),
+        };
+        text.push_str(&self.replicas(&replicas[..shown]));
+        let hidden = replicas.len() - shown;
+        if hidden > 0 {
+            text.push_str(&format!(
+                "... and {hidden} more (use --verbose to show all)\n"
+            ));
+        }
+        text
+    }
+
+    fn services(&self, services: &[v1::Service]) -> String {
+        let mut headings = vec![
+            "NAME", "VERSION", "UPTIME", "STATUS", "REPLICAS", "ENDPOINT",
+        ];
+        if self.verbose {
+            headings.extend([
+                "AUTOSCALING_POLICY",
+                "LOAD_BALANCING_POLICY",
+                "REQUESTED_RESOURCES",
+                "SESSION_AFFINITY",
+            ]);
+        }
+        let mut table = Table::new(headings);
+        for service in services {
+            table.row(self.service_row(service));
+        }
+        table.render(self.paint)
+    }
+
+    fn service_row(&self, service: &v1::Service) -> Vec<(String, Tone)> {
+        let plain = |text: String| (text, Tone::Plain);
+        let status = shape::service_status(service);
+        let versions: Vec<String> = service
+            .active_versions
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let uptime = self.since(service.first_ready_at.as_ref());
+        let mut row = vec![
+            plain(service.name.clone()),
+            plain(versions.join(",")),
+            plain(uptime.map(brief).unwrap_or_default()),
+            (status.to_owned(), status_tone(status)),
+            plain(format!(
+                "{}/{}",
+                service.ready_replicas, service.live_replicas
+            )),
+            plain(service.endpoint.clone()),
+        ];
+        if self.verbose {
+            let fixed = match service.wanted_replicas {
+                1 => "Fixed 1 replica".to_owned(),
+                many => format!("Fixed {many} replicas"),
+            };
+            row.extend([
+                plain(fixed),
+                plain(service.load_balancing_policy.clone()),
+                plain(service.requested_resources.clone()),
+                plain(service.session_affinity.clone()),
+            ]);
+        }
+        row
+    }
+
+    fn replicas(&self, replicas: &[&v1::Replica]) -> String {
+        let mut headings = vec![
+            "SERVICE_NAME",
+            "ID",
+            "VERSION",
+            "ENDPOINT",
+            "LAUNCHED",
+            "INFRA",
+            "RESOURCES",
+            "STATUS",
+        ];
+        if self.verbose {
+            headings.push("REASON");
+        }
+        let mut table = Table::new(headings);
+        for replica in replicas {
+            let plain = |text: String| (text, Tone::Plain);
+            let status = shape::replica_status(replica);
+            let launched = self.since(replica.launched_at.as_ref());
+            let mut row = vec![
+                plain(replica.service_name.clone()),
+                plain(replica.id.to_string()),
+                plain(replica.version.to_string()),
+                plain(replica.endpoint.clone()),
+                plain(
+                    launched
+                        .map(|ago| format!("{} ago", brief(ago)))
+                        .unwrap_or_default(),
+                ),
+                plain(replica.infra.clone()),
+                plain(replica.resources.clone()),
+                (status.to_owned(), status_tone(status)),
+            ];
+            if self.verbose {
+                row.push(plain(replica.reason.clone()));
+            }
+            table.row(row);
+        }
+        table.render(self.paint)
+    }
+
+    /// How long ago `time` was; zero if clocks disagree.
+    fn since(&self, time: Option<&prost_types::Timestamp>) -> Option<Duration> {
+        let time = SystemTime::try_from(*time?).ok()?;
+        Some(self.now.duration_since(time).unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Option<prost_types::Timestamp> {
+        Some(prost_types::Timestamp { seconds, nanos: 0 })
+    }
+
+    fn web() -> v1::Service {
+        v1::Service {
+            name: "web".into(),
+            id: 7,
+            version: 2,
+            active_versions: vec![1, 2],
+            status: v1::ServiceStatus::Ready.into(),
+            ready_replicas: 2,
+            live_replicas: 3,
+            wanted_replicas: 3,
+            first_ready_at: at(1_000),
+            endpoint: "http://127.0.0.1:30001".into(),
+            load_balancing_policy: "least_load".into(),
+            ..v1::Service::default()
+        }
+    }
+
+    fn replica(id: u32) -> v1::Replica {
+        v1::Replica {
+            service_name: "web".into(),
+            service_id: 7,
+            id,
+            version: 2,
+            status: v1::ReplicaStatus::Starting.into(),
+            launched_at: at(1_030),
+            infra: "process".into(),
+            reason: "because".into(),
+            ..v1::Replica::default()
+        }
+    }
+
+    fn view(verbose: bool) -> View {
+        View {
+            paint: Paint::fixed(false),
+            now: SystemTime::UNIX_EPOCH + Duration::from_secs(1_065),
+            verbose,
+        }
+    }
+
+    #[test]
+    fn columns_are_those_of_sky_serve() {
+        assert_eq!(
+            view(false).text(&[web()], &[&replica(1)]),
+            "Services\n\
+             NAME  VERSION  UPTIME  STATUS  REPLICAS  ENDPOINT\n\
+             web   1,2      1m 5s   READY   2/3       http://127.0.0.1:30001\n\
+             \n\
+             Service Replicas\n\
+             SERVICE_NAME  ID  VERSION  ENDPOINT  LAUNCHED  INFRA    RESOURCES  STATUS\n\
+             web           1   2        -         35s ago   process  -          STARTING\n"
+        );
+    }
+
+    #[test]
+    fn ten_replicas_are_shown_unless_all_are_asked_for() {
+        let replicas: Vec<_> = (1..=12).map(replica).collect();
+        let refs: Vec<_> = replicas.iter().collect();
+        let brief = view(false).text(&[web()], &refs);
+        assert!(
+            brief.ends_with("... and 2 more (use --verbose to show all)\n"),
+            "{brief}"
+        );
+        assert!(!brief.contains("because"));
+        let whole = view(true).text(&[web()], &refs);
+        assert!(whole.contains("web           12  "), "{whole}");
+        assert!(whole.contains("because") && whole.contains("least_load"));
+    }
+}
