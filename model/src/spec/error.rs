@@ -30,6 +30,36 @@ pub struct SpecError {
     pub remedy: String,
 }
 
+impl SpecError {
+    /// A fault of the field at `path`. Long paths and texts are cut short: a key may be as long as
+    /// the whole source.
+    pub(super) fn new(
+        path: &str,
+        mark: Mark,
+        problem: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            field: shorten(path.to_owned()),
+            line: mark.line,
+            column: mark.column,
+            problem: shorten(problem.into()),
+            remedy: remedy.into(),
+        }
+    }
+}
+
+/// The text, cut short if it is longer than anyone reads.
+fn shorten(mut text: String) -> String {
+    /// Room for every path and message of ours.
+    const SHOWN_CHARS: usize = 300;
+    if let Some((end, _)) = text.char_indices().nth(SHOWN_CHARS) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
 impl fmt::Display for SpecError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.line, self.field.as_str()) {

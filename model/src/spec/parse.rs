@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::ServiceName;
 
-use super::error::{Mark, SpecError, SpecErrors};
+use super::error::{Mark, SpecErrors};
 use super::reader::Reader;
 use super::{SPEC_DOCUMENT_BYTES_MAX, ServiceSpec, port, task, yaml};
 
@@ -90,14 +90,14 @@ fn check_document_size(reader: &mut Reader, spec: &ServiceSpec) {
         }
     };
     if bytes > SPEC_DOCUMENT_BYTES_MAX {
-        reader.errors.push(SpecError {
-            field: String::new(),
-            line: 0,
-            column: 0,
-            problem: format!(
-                "the specification takes {bytes} bytes to store; at most {SPEC_DOCUMENT_BYTES_MAX} are allowed"
-            ),
-            remedy: "move scripts and data out of the file".to_owned(),
-        });
+        let problem = format!(
+            "the specification takes {bytes} bytes to store; at most {SPEC_DOCUMENT_BYTES_MAX} are allowed"
+        );
+        reader.fault(
+            "",
+            Mark::default(),
+            problem,
+            "move scripts and data out of the file",
+        );
     }
 }

@@ -63,13 +63,8 @@ impl Reader {
         if self.is_full() {
             return;
         }
-        self.errors.push(SpecError {
-            field: path.to_owned(),
-            line: mark.line,
-            column: mark.column,
-            problem: problem.into(),
-            remedy: remedy.into(),
-        });
+        self.errors
+            .push(SpecError::new(path, mark, problem, remedy));
     }
 
     /// Whether no further fault will be noted.

@@ -42,14 +42,10 @@ impl<'v> Substitution<'v> {
     /// If the texts would grow beyond what a source may have.
     pub(super) fn apply(&mut self, path: &str, node: &mut Node) -> Result<(), SpecError> {
         let mark = node.mark;
-        let too_long = || SpecError {
-            field: path.to_owned(),
-            line: mark.line,
-            column: mark.column,
-            problem: format!(
-                "the variables up to here put in more than {SPEC_SOURCE_BYTES_MAX} bytes"
-            ),
-            remedy: "shorten their values".to_owned(),
+        let too_long = || {
+            let problem =
+                format!("the variables up to here put in more than {SPEC_SOURCE_BYTES_MAX} bytes");
+            SpecError::new(path, mark, problem, "shorten their values")
         };
         match &mut node.value {
             Value::Str(text) => {

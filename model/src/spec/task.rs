@@ -295,9 +295,26 @@ fn substitute(reader: &mut Reader, root: &mut Node, envs: &Variables, secrets: &
     if let Err(error) = done {
         reader.errors.push(error);
     }
-    for name in substitution.unknown {
-        reader.warnings.push(format!(
-            "service names ${name}, which neither envs nor secrets define: it is left as it is"
-        ));
+    warn_of_unknown(reader, &substitution);
+}
+
+fn warn_of_unknown(reader: &mut Reader, substitution: &Substitution<'_>) {
+    /// Enough to see what is wrong.
+    const SHOWN: usize = 5;
+    let unknown = &substitution.unknown;
+    if unknown.is_empty() {
+        return;
     }
+    let mut names: Vec<String> = unknown
+        .iter()
+        .take(SHOWN)
+        .map(|name| format!("${}", name.chars().take(64).collect::<String>()))
+        .collect();
+    if unknown.len() > SHOWN {
+        names.push(format!("{} more", unknown.len() - SHOWN));
+    }
+    reader.warnings.push(format!(
+        "service names {}, which neither envs nor secrets define: left as it is",
+        names.join(", ")
+    ));
 }

@@ -22,8 +22,16 @@ pub const SPEC_DEPTH_MAX: usize = 64;
 /// What all aliases together may add to the tree, in bytes: as much again as the source may have.
 const ALIAS_BYTES_MAX: usize = SPEC_SOURCE_BYTES_MAX;
 
-/// What a node counts for beside its text: about its size in memory.
-const NODE_BYTES: usize = 64;
+/// What all anchored values together may hold, in bytes: each is kept once more for its aliases, and
+/// anchors can be nested.
+const ANCHORED_BYTES_MAX: usize = 8 * SPEC_SOURCE_BYTES_MAX;
+
+/// The most values, each of which takes a hundred times the two bytes that it may have in the source.
+/// A service file has a hundred, and JSON to be posted perhaps some thousands.
+const NODES_MAX: usize = 100_000;
+
+/// What a node counts for beside its text.
+const NODE_BYTES: usize = size_of::<Node>();
 
 /// A node and its place.
 #[derive(Clone, Debug, PartialEq)]
@@ -213,13 +221,7 @@ fn number(count: usize) -> u32 {
 }
 
 fn fault(field: &str, mark: Mark, problem: String, remedy: &str) -> SpecError {
-    SpecError {
-        field: field.to_owned(),
-        line: mark.line,
-        column: mark.column,
-        problem,
-        remedy: remedy.to_owned(),
-    }
+    SpecError::new(field, mark, problem, remedy)
 }
 
 /// A collection that is being read.
@@ -248,7 +250,9 @@ enum Content {
 struct Builder {
     frames: Vec<Frame>,
     anchors: BTreeMap<usize, Node>,
+    anchored_bytes: usize,
     alias_bytes: usize,
+    nodes: usize,
     documents: usize,
     root: Option<Node>,
     errors: Vec<SpecError>,
@@ -258,6 +262,18 @@ impl Builder {
     fn take(&mut self, event: Event<'_>, (start, end): (Marker, Marker)) -> Result<(), SpecError> {
         let at = mark(start);
         let span = (start.index(), end.index());
+        let is_value = matches!(
+            event,
+            Event::Alias(_)
+                | Event::Scalar(..)
+                | Event::SequenceStart(..)
+                | Event::MappingStart(..)
+        );
+        self.nodes += usize::from(is_value);
+        if self.nodes > NODES_MAX {
+            let problem = format!("more than {NODES_MAX} values");
+            return Err(fault("", at, problem, "move data out of the file"));
+        }
         match event {
             Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => Ok(()),
             Event::DocumentStart(_) => {
@@ -509,17 +525,30 @@ impl Builder {
             value: Value::Str(text.to_owned()),
             ..node.clone()
         };
-        if anchor != 0 {
-            self.anchors.insert(anchor, node);
-        }
+        self.keep(anchor, &node)?;
         self.insert(key, 0, merge)
+    }
+
+    /// Keeps an anchored node for its aliases; 0 is the anchor of a node that has none.
+    fn keep(&mut self, anchor: usize, node: &Node) -> Result<(), SpecError> {
+        if anchor == 0 {
+            return Ok(());
+        }
+        self.anchored_bytes += node.weight();
+        if self.anchored_bytes > ANCHORED_BYTES_MAX {
+            return Err(self.fault(
+                node.mark,
+                format!("the anchors up to here hold more than {ANCHORED_BYTES_MAX} bytes"),
+                "use fewer anchors",
+            ));
+        }
+        self.anchors.insert(anchor, node.clone());
+        Ok(())
     }
 
     /// Puts a whole node where it belongs: as the root, an item, a key or a value.
     fn insert(&mut self, node: Node, anchor: usize, merge_key: bool) -> Result<(), SpecError> {
-        if anchor != 0 {
-            self.anchors.insert(anchor, node.clone());
-        }
+        self.keep(anchor, &node)?;
         let path = self.path();
         let Some(frame) = self.frames.last_mut() else {
             self.root = Some(node);

@@ -202,6 +202,22 @@ fn aliases_cannot_multiply_a_document() {
         errors[0].contains("the aliases up to here repeat more than"),
         "{errors:?}"
     );
+    let nest = format!(
+        "a: {}{}{}",
+        "&a [".repeat(60),
+        "1,".repeat(45_000),
+        "]".repeat(60)
+    );
+    let errors = refuse(&nest);
+    assert!(
+        errors[0].contains("the anchors up to here hold more than"),
+        "{errors:?}"
+    );
+    let errors = refuse(&"- 1\n".repeat(150_000));
+    assert_eq!(
+        errors,
+        ["line 100000: more than 100000 values; move data out of the file"]
+    );
     let variables = format!(
         "envs: {{A: {}}}\n{}",
         "x".repeat(100_000),
@@ -248,18 +264,32 @@ fn large_sources_are_read_in_bounded_time() {
             (0..80_000).map(|n| format!("k{n}: 1\n")).collect(),
         ),
         ("same keys", fill("k: 1\n")),
+        ("long key", format!("{}: 1", "k".repeat(900_000))),
         ("one line", format!("run: {}", fill("x"))),
         ("words", format!("run: {}", fill("8080 "))),
         ("comment", fill("#")),
         ("indentation", fill(" ")),
         ("newlines", fill("\n")),
         (
+            "wide anchored nest",
+            format!(
+                "a: {}{}{}",
+                "&a [".repeat(60),
+                "1,".repeat(45_000),
+                "]".repeat(60)
+            ),
+        ),
+        (
             "anchored nest",
             format!("{}{}", "&a [".repeat(60), "]".repeat(60)),
         ),
     ] {
         let started = Instant::now();
-        let _ = ServiceSpec::parse(&yaml, ParseOptions::default());
+        let result = ServiceSpec::parse(&yaml, ParseOptions::default());
+        if let Err(errors) = &result {
+            let shown = errors.to_string().len();
+            assert!(shown < 100 * 1024, "{shape}: {shown} bytes of errors");
+        }
         let took = started.elapsed();
         assert!(took < limit, "{shape}: {took:?}");
     }
