@@ -22,7 +22,7 @@ lint:
 
 # Runs every test. One that needs a program which is not there says so and is skipped.
 test *ARGS:
-    cargo test --workspace {{ARGS}}
+    cargo test --workspace {{ ARGS }}
 
 # Builds the documentation.
 doc:
@@ -38,7 +38,7 @@ audit:
 
 # Serves an example on three peers of this machine until Ctrl-C.
 dev SERVICE="examples/http_server.yaml" *ARGS:
-    cargo run --release --locked -- dev {{SERVICE}} {{ARGS}}
+    cargo run --release --locked -- dev {{ SERVICE }} {{ ARGS }}
 
 # Everything that CI checks.
 ci:

@@ -14,6 +14,7 @@ pub mod fields;
 mod error;
 mod parse;
 mod port;
+mod probe;
 mod raftserve;
 mod reader;
 mod render;

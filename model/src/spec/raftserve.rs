@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::fields::{RAFTSERVE, SESSION_AFFINITY};
+use super::probe::{TOKEN_REMEDY, is_token};
 use super::reader::{Field, Fields, Reader};
-use super::service::{TOKEN_REMEDY, is_token};
 use super::yaml::Value;
 use super::{
     DRAIN_TIMEOUT, Provider, SESSION_TTL, SESSIONS, STOP_GRACE, SessionAffinity, SessionKeySource,

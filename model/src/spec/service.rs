@@ -1,24 +1,20 @@
 //! `service`: probe, replicas, port and load balancing.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::error::Mark;
-use super::fields::{LOAD_BALANCER, READINESS_PROBE, REPLICA_POLICY, SERVICE};
+use super::fields::{LOAD_BALANCER, REPLICA_POLICY, SERVICE};
 use super::reader::{Field, Fields, Reader};
 use super::resources::{Ports, Resources};
-use super::yaml::{Node, Value};
-use super::{
-    FAILURE_THRESHOLD, INITIAL_DELAY, LoadBalancingPolicy, PROBE_INTERVAL, PROBE_TIMEOUT,
-    ReadinessProbe, STREAM_TIMEOUT,
-};
+use super::yaml::Value;
+use super::{LoadBalancingPolicy, ReadinessProbe, STREAM_TIMEOUT, probe};
 
 /// The most replicas of a service: what the controller is built and measured for.
 pub const REPLICAS_MAX: u32 = 10_000;
 
 /// The shortest pause between two probes, and the shortest time for one or for a silent upstream:
 /// below this, a busy machine alone would fail healthy replicas.
-const PACE_MIN: Duration = Duration::from_millis(10);
+pub(super) const PACE_MIN: Duration = Duration::from_millis(10);
 
 /// What `service` says; a default stands where a fault is reported.
 pub(super) struct Service {
@@ -32,7 +28,7 @@ pub(super) struct Service {
 /// Reads `service` of the document.
 pub(super) fn read(reader: &mut Reader, task: &Fields<'_>, resources: &Resources) -> Service {
     let mut service = Service {
-        readiness: default_probe(),
+        readiness: probe::defaults(),
         replicas: 1,
         port: None,
         policy: LoadBalancingPolicy::default(),
@@ -51,7 +47,7 @@ pub(super) fn read(reader: &mut Reader, task: &Fields<'_>, resources: &Resources
         return service;
     };
     if let Some(field) = fields.get("readiness_probe") {
-        service.readiness = probe(reader, &field);
+        service.readiness = probe::read(reader, &field);
     }
     service.replicas = replicas(reader, &fields);
     service.port = port(reader, &fields, resources);
@@ -66,195 +62,6 @@ pub(super) fn read(reader: &mut Reader, task: &Fields<'_>, resources: &Resources
     }
     check_tls(reader, &fields);
     service
-}
-
-fn default_probe() -> ReadinessProbe {
-    ReadinessProbe {
-        path: "/".to_owned(),
-        post_data: None,
-        headers: BTreeMap::new(),
-        initial_delay: INITIAL_DELAY,
-        timeout: PROBE_TIMEOUT,
-        interval: PROBE_INTERVAL,
-        failure_threshold: FAILURE_THRESHOLD,
-    }
-}
-
-fn probe(reader: &mut Reader, field: &Field<'_>) -> ReadinessProbe {
-    let mut probe = default_probe();
-    if let Value::Str(_) = &field.node.value {
-        probe.path = path(reader, field);
-        return probe;
-    }
-    if !matches!(field.node.value, Value::Map(_)) {
-        let remedy = "write e.g. readiness_probe: /health";
-        reader.mismatch(field, "a path or a mapping", remedy);
-        return probe;
-    }
-    let Some(fields) = reader.section(field.node, &READINESS_PROBE) else {
-        return probe;
-    };
-    match fields.get("path") {
-        Some(field) => probe.path = path(reader, &field),
-        None => reader.fault(
-            "service.readiness_probe.path",
-            field.node.mark,
-            "missing",
-            "write e.g. path: /health",
-        ),
-    }
-    for (name, least, to) in [
-        (
-            "initial_delay_seconds",
-            Duration::ZERO,
-            &mut probe.initial_delay,
-        ),
-        ("timeout_seconds", PACE_MIN, &mut probe.timeout),
-        (
-            "endpoint_probe_interval_seconds",
-            PACE_MIN,
-            &mut probe.interval,
-        ),
-        (
-            "consecutive_failure_threshold_timeout",
-            Duration::ZERO,
-            &mut probe.failure_threshold,
-        ),
-    ] {
-        if let Some(value) = fields
-            .get(name)
-            .and_then(|field| reader.seconds(&field, least))
-        {
-            *to = value;
-        }
-    }
-    probe.post_data = fields
-        .get("post_data")
-        .and_then(|field| post_data(reader, &field));
-    if let Some(field) = fields.get("headers") {
-        probe.headers = headers(reader, &field);
-    }
-    probe
-}
-
-fn path(reader: &mut Reader, field: &Field<'_>) -> String {
-    let Some(path) = reader.text(field) else {
-        return "/".to_owned();
-    };
-    if !path.starts_with('/') {
-        let problem = format!("the path {} does not start with '/'", field.node.describe());
-        reader.fault(&field.path, field.node.mark, problem, "write e.g. /health");
-    } else if !path
-        .bytes()
-        .all(|byte| byte.is_ascii_graphic() && byte != b'#')
-    {
-        let problem = "the path holds a character that cannot be sent";
-        let remedy = "write spaces, '#' and what is not ASCII as %XX";
-        reader.fault(&field.path, field.node.mark, problem, remedy);
-    }
-    path.to_owned()
-}
-
-fn post_data(reader: &mut Reader, field: &Field<'_>) -> Option<String> {
-    match &field.node.value {
-        Value::Str(text) => {
-            if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(text) {
-                let problem = format!("not valid JSON: {error}");
-                let remedy = "write JSON text, or a mapping";
-                reader.fault(&field.path, field.node.mark, problem, remedy);
-            }
-            Some(text.clone())
-        }
-        Value::Map(_) => json(reader, &field.path, field.node).map(|value| value.to_string()),
-        _ => {
-            reader.mismatch(field, "JSON text or a mapping", "");
-            None
-        }
-    }
-}
-
-fn json(reader: &mut Reader, path: &str, node: &Node) -> Option<serde_json::Value> {
-    Some(match &node.value {
-        Value::Null => serde_json::Value::Null,
-        Value::Bool(value) => (*value).into(),
-        Value::Int(value) => match (i64::try_from(*value), u64::try_from(*value)) {
-            (Ok(value), _) => value.into(),
-            (_, Ok(value)) => value.into(),
-            _ => {
-                reader.fault(
-                    path,
-                    node.mark,
-                    "the number is too large for JSON",
-                    "quote it",
-                );
-                return None;
-            }
-        },
-        Value::Float(value) => match serde_json::Number::from_f64(*value) {
-            Some(number) => number.into(),
-            None => {
-                let problem = format!("{} has no form in JSON", node.describe());
-                reader.fault(path, node.mark, problem, "quote it");
-                return None;
-            }
-        },
-        Value::Str(text) => text.clone().into(),
-        Value::Seq(items) => {
-            let items = items.iter().enumerate();
-            let items: Vec<_> = items
-                .filter_map(|(at, item)| json(reader, &format!("{path}[{at}]"), item))
-                .collect();
-            items.into()
-        }
-        Value::Map(entries) => {
-            let mut object = serde_json::Map::new();
-            for entry in entries {
-                if let Some(value) = json(reader, &format!("{path}.{}", entry.key), &entry.value) {
-                    object.insert(entry.key.clone(), value);
-                }
-            }
-            object.into()
-        }
-    })
-}
-
-fn headers(reader: &mut Reader, field: &Field<'_>) -> BTreeMap<String, String> {
-    let Value::Map(entries) = &field.node.value else {
-        reader.mismatch(field, "a mapping", "write e.g. headers: {X-Probe: \"1\"}");
-        return BTreeMap::new();
-    };
-    let mut headers = BTreeMap::new();
-    for entry in entries {
-        let path = format!("{}.{}", field.path, entry.key);
-        if !is_token(&entry.key) {
-            let problem = format!("{:?} is not a header name", entry.key);
-            reader.fault(&path, entry.mark, problem, TOKEN_REMEDY);
-        }
-        let header = Field {
-            path,
-            node: &entry.value,
-        };
-        let Some(value) = reader.text(&header) else {
-            continue;
-        };
-        if value.chars().any(|c| c.is_control() && c != '\t') {
-            let problem = "the value holds a control character";
-            reader.fault(&header.path, header.node.mark, problem, "remove it");
-        }
-        headers.insert(entry.key.clone(), value.to_owned());
-    }
-    headers
-}
-
-/// What the name of a header or cookie may be.
-pub(super) const TOKEN_REMEDY: &str = "letters, digits and !#$%&'*+-.^_`|~ are allowed";
-
-/// Whether `name` is a token in the sense of RFC 9110, section 5.6.2.
-pub(super) fn is_token(name: &str) -> bool {
-    !name.is_empty()
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
 fn replicas(reader: &mut Reader, fields: &Fields<'_>) -> u32 {

@@ -36,7 +36,7 @@ impl<'v> Substitution<'v> {
         }
     }
 
-    /// Replaces the variables in all texts of `node`.
+    /// Replaces the variables in all texts of `node`, which is the section at `path`.
     ///
     /// # Errors
     /// If the texts would grow beyond what a source may have.
@@ -55,8 +55,8 @@ impl<'v> Substitution<'v> {
                 }
             }
             Value::Seq(items) => {
-                for (at, item) in items.iter_mut().enumerate() {
-                    self.apply(&format!("{path}[{at}]"), item)?;
+                for item in items {
+                    self.apply(path, item)?;
                 }
             }
             Value::Map(entries) => {
@@ -64,7 +64,7 @@ impl<'v> Substitution<'v> {
                     if let Some(replaced) = self.text(&entry.key).ok_or_else(too_long)? {
                         entry.key = replaced;
                     }
-                    self.apply(&format!("{path}.{}", entry.key), &mut entry.value)?;
+                    self.apply(path, &mut entry.value)?;
                 }
             }
             Value::Null | Value::Bool(_) | Value::Int(_) | Value::Float(_) => {}

@@ -264,6 +264,11 @@ fn large_sources_are_read_in_bounded_time() {
             (0..80_000).map(|n| format!("k{n}: 1\n")).collect(),
         ),
         ("same keys", fill("k: 1\n")),
+        ("values below long keys", below_long_keys("")),
+        (
+            "posted values below long keys",
+            below_long_keys("service: {readiness_probe: {post_data: "),
+        ),
         ("long key", format!("{}: 1", "k".repeat(900_000))),
         ("one line", format!("run: {}", fill("x"))),
         ("words", format!("run: {}", fill("8080 "))),
@@ -293,4 +298,14 @@ fn large_sources_are_read_in_bounded_time() {
         let took = started.elapsed();
         assert!(took < limit, "{shape}: {took:?}");
     }
+}
+
+/// Many values, each with a long path.
+fn below_long_keys(start: &str) -> String {
+    format!(
+        "{start}{}[{}]{}",
+        format!("{{{}: ", "k".repeat(10_000)).repeat(55),
+        "1,".repeat(99_000),
+        "}".repeat(55 + 2 * usize::from(!start.is_empty()))
+    )
 }
