@@ -1,0 +1,261 @@
+//! The admin API `raftserve.v1`, as any other program would call it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status, Streaming};
+
+/// The generated client of the published protocol.
+#[allow(
+    missing_docs,
+    clippy::all,
+    reason = "generated from the published .proto files"
+)]
+pub mod v1 {
+    tonic::include_proto!("raftserve.v1");
+}
+
+use v1::cluster_client::ClusterClient;
+use v1::events_client::EventsClient;
+use v1::replicas_client::ReplicasClient;
+use v1::services_client::ServicesClient;
+use v1::sessions_client::SessionsClient;
+
+/// How long a connection may take on loopback before the peer counts as hung.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// How long a call may take. A peer answers within 2 s even without a quorum, so this only ends what a
+/// defect, or a paused peer, would hang.
+pub const CALL_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// The largest page that the API gives.
+const PAGE: u32 = 1_000;
+
+/// The most pages that are read of anything: a million records.
+const PAGES_MAX: usize = 1_000;
+
+/// A client of one peer's admin port. Connects when it is first used, and again when it must.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    channel: Channel,
+}
+
+impl Admin {
+    /// A client of the admin port at `address`.
+    ///
+    /// # Panics
+    /// Never: every socket address makes a URI.
+    #[must_use]
+    pub fn new(address: SocketAddr) -> Self {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .expect("a socket address makes a URI")
+            .connect_timeout(CONNECT_TIME_MAX)
+            .timeout(CALL_TIME_MAX);
+        Self {
+            channel: endpoint.connect_lazy(),
+        }
+    }
+
+    /// How the peer sees itself and the cluster.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn status(&self) -> Result<v1::StatusResponse, Status> {
+        let mut client = ClusterClient::new(self.channel.clone());
+        Ok(client.status(v1::StatusRequest {}).await?.into_inner())
+    }
+
+    /// The members, as the peer knows them.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn members(&self) -> Result<Vec<v1::Member>, Status> {
+        let mut client = ClusterClient::new(self.channel.clone());
+        let answer = client.members(v1::MembersRequest {}).await?;
+        Ok(answer.into_inner().members)
+    }
+
+    /// Creates a service.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn apply(&self, yaml: &str) -> Result<v1::ApplyServiceResponse, Status> {
+        let request = v1::ApplyServiceRequest {
+            yaml: yaml.to_owned(),
+            ..Default::default()
+        };
+        let mut client = ServicesClient::new(self.channel.clone());
+        Ok(client.apply(request).await?.into_inner())
+    }
+
+    /// Gives a service a new version.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn update(
+        &self,
+        name: &str,
+        yaml: &str,
+    ) -> Result<v1::UpdateServiceResponse, Status> {
+        let request = v1::UpdateServiceRequest {
+            name: name.to_owned(),
+            yaml: yaml.to_owned(),
+            ..Default::default()
+        };
+        let mut client = ServicesClient::new(self.channel.clone());
+        Ok(client.update(request).await?.into_inner())
+    }
+
+    /// Takes a service down.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn delete(&self, name: &str) -> Result<(), Status> {
+        let request = v1::DeleteServiceRequest {
+            name: name.to_owned(),
+            ..Default::default()
+        };
+        let mut client = ServicesClient::new(self.channel.clone());
+        client.delete(request).await.map(drop)
+    }
+
+    /// Stops a replica.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn terminate(&self, name: &str, replica: u32) -> Result<(), Status> {
+        let request = v1::TerminateReplicaRequest {
+            service_name: name.to_owned(),
+            replica_id: replica,
+            ..Default::default()
+        };
+        let mut client = ReplicasClient::new(self.channel.clone());
+        client.terminate(request).await.map(drop)
+    }
+
+    /// A service, confirmed by the leader; none if there is no such service.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn service(&self, name: &str) -> Result<Option<v1::Service>, Status> {
+        self.get_service(name, false).await
+    }
+
+    /// A service as this peer knows it, perhaps behind.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn stale_service(&self, name: &str) -> Result<Option<v1::Service>, Status> {
+        self.get_service(name, true).await
+    }
+
+    async fn get_service(&self, name: &str, stale: bool) -> Result<Option<v1::Service>, Status> {
+        let request = v1::GetServiceRequest {
+            name: name.to_owned(),
+            stale,
+        };
+        let mut client = ServicesClient::new(self.channel.clone());
+        match client.get(request).await {
+            Ok(answer) => Ok(answer.into_inner().service),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(status),
+        }
+    }
+
+    /// All services.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn services(&self) -> Result<Vec<v1::Service>, Status> {
+        let request = v1::ListServicesRequest::default();
+        let mut client = ServicesClient::new(self.channel.clone());
+        Ok(client.list(request).await?.into_inner().services)
+    }
+
+    /// All replicas of all services, also those that are no more than a record.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn replicas(&self) -> Result<Vec<v1::Replica>, Status> {
+        let request = v1::ListReplicasRequest::default();
+        let mut client = ReplicasClient::new(self.channel.clone());
+        Ok(client.list(request).await?.into_inner().replicas)
+    }
+
+    /// Which replica each session of a service is bound to, and in which epoch, by key.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn sessions(&self, name: &str) -> anyhow::Result<BTreeMap<String, (u32, u64)>> {
+        let mut client = SessionsClient::new(self.channel.clone());
+        let mut found = BTreeMap::new();
+        let mut page_token = String::new();
+        for _ in 0..PAGES_MAX {
+            let request = v1::ListSessionsRequest {
+                service_name: name.to_owned(),
+                page_size: PAGE,
+                page_token,
+                stale: false,
+            };
+            let answer = client.list(request).await?.into_inner();
+            let entry = |it: v1::Session| (it.key, (it.replica_id, it.epoch));
+            found.extend(answer.sessions.into_iter().map(entry));
+            page_token = answer.next_page_token;
+            if page_token.is_empty() {
+                return Ok(found);
+            }
+        }
+        anyhow::bail!("more than {} sessions", found.len())
+    }
+
+    /// What happens from the log index `from` on.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn events(&self, from: Option<u64>) -> anyhow::Result<Events> {
+        let request = v1::WatchEventsRequest {
+            from_index: from,
+            service_name: String::new(),
+        };
+        let mut client = EventsClient::new(self.channel.clone());
+        let answer = client.watch(request).await.context("cannot watch events")?;
+        Ok(Events {
+            stream: answer.into_inner(),
+        })
+    }
+}
+
+/// A stream of what happens.
+#[derive(Debug)]
+pub struct Events {
+    stream: Streaming<v1::WatchEventsResponse>,
+}
+
+impl Events {
+    /// The next events, all of one log index. An empty list is a bookmark: all before that index was sent.
+    ///
+    /// # Errors
+    /// If the stream broke or ended.
+    pub async fn next(&mut self) -> anyhow::Result<(u64, Vec<v1::Event>)> {
+        let message = self
+            .stream
+            .message()
+            .await
+            .context("the stream of events broke")?;
+        let message = message.context("the stream of events ended")?;
+        Ok((message.log_index, message.events))
+    }
+}
+
+/// Whether a replica in this status serves or may yet.
+#[must_use]
+pub fn is_live(status: v1::ReplicaStatus) -> bool {
+    use v1::ReplicaStatus as S;
+    matches!(
+        status,
+        S::Pending | S::Provisioning | S::Starting | S::Ready | S::NotReady
+    )
+}

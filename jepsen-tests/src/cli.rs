@@ -1,0 +1,76 @@
+//! The command line, as a person or a script would use it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::peer::clean_command;
+
+/// How long a command may take. `up` waits for a service, everything else answers at once.
+const COMMAND_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// The flag that names the peer to ask.
+const ADDRESS_FLAG: &str = "--admin-addr";
+
+/// The command line, bound to one peer.
+#[derive(Clone, Debug)]
+pub struct Cli {
+    /// The binary.
+    pub binary: PathBuf,
+    /// The admin port of the peer to ask.
+    pub admin: SocketAddr,
+}
+
+/// What a command did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// Its exit code; none if a signal ended it.
+    pub code: Option<i32>,
+    /// What it printed.
+    pub stdout: String,
+    /// What it said besides.
+    pub stderr: String,
+}
+
+impl Cli {
+    /// Runs a command to its end.
+    ///
+    /// # Errors
+    /// If it cannot be run or takes more than a minute. An exit code is no error here.
+    pub async fn run(&self, args: &[&str]) -> anyhow::Result<Ran> {
+        let mut command = Command::from(clean_command(&self.binary));
+        command
+            .args(args)
+            .args([ADDRESS_FLAG, &self.admin.to_string()])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let output = timeout(COMMAND_TIME_MAX, command.output())
+            .await
+            .with_context(|| format!("raftserve {args:?} takes more than {COMMAND_TIME_MAX:?}"))?
+            .with_context(|| format!("cannot run {}", self.binary.display()))?;
+        Ok(Ran {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// Runs a command that is to succeed, and reads what it prints as JSON.
+    ///
+    /// # Errors
+    /// If it fails, or prints something else.
+    pub async fn json(&self, args: &[&str]) -> anyhow::Result<serde_json::Value> {
+        let args: Vec<&str> = args.iter().chain(&["--output", "json"]).copied().collect();
+        let ran = self.run(&args).await?;
+        if ran.code != Some(0) {
+            anyhow::bail!("raftserve {args:?}: {ran:?}");
+        }
+        serde_json::from_str(&ran.stdout).with_context(|| format!("raftserve {args:?}: {ran:?}"))
+    }
+}

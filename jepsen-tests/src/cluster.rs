@@ -1,0 +1,444 @@
+//! A cluster of peers on loopback, and everything that belongs to it.
+//!
+//! Whatever happens to a test, nothing is left: dropping a [`Cluster`] kills its peers and its replicas,
+//! and if the test's process dies, the end of the lifeline stops them.
+
+mod lifeline;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use tempfile::TempDir;
+
+use crate::admin::{self, Admin, v1};
+use crate::check::{clean, exactly_these_run};
+use crate::cli::Cli;
+use crate::history::Outage;
+use crate::load::Target;
+use crate::peer::{Peer, PeerSetup};
+use crate::ports::PortBlock;
+use crate::{binary, processes, wait};
+use lifeline::Lifeline;
+
+/// How long a start, a return or an election may take before a test gives up. Promises are checked by
+/// the tests themselves; this only bounds a hang.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Lines of each peer's log that are shown when a test fails.
+const LOG_LINES: usize = 60;
+
+/// How a cluster is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many peers: one or three.
+    pub peers: usize,
+    /// The election timing.
+    pub profile: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            peers: 3,
+            profile: "fast".to_owned(),
+        }
+    }
+}
+
+/// A cluster. See the module.
+#[derive(Debug)]
+pub struct Cluster {
+    directory: Option<TempDir>,
+    peers: Vec<Peer>,
+    node_ids: BTreeMap<u64, usize>,
+    cluster_id: Option<String>,
+    outages: Vec<Outage>,
+    passed: bool,
+    _lifeline: Lifeline,
+    ports: PortBlock,
+}
+
+impl Cluster {
+    /// Starts three peers, and waits until they are one cluster with a leader.
+    ///
+    /// # Errors
+    /// If they do not become one.
+    pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with(Options::default()).await
+    }
+
+    /// Starts as many peers as `options` say, and waits until they are one cluster with a leader.
+    ///
+    /// # Errors
+    /// If they do not become one.
+    pub async fn start_with(options: Options) -> anyhow::Result<Self> {
+        let mut cluster = Self::prepare(&options)?;
+        for index in 0..options.peers {
+            cluster.peers[index].start()?;
+        }
+        for index in 0..options.peers {
+            cluster.await_ready(index).await?;
+        }
+        cluster.leader().await?;
+        Ok(cluster)
+    }
+
+    /// Makes all that is needed to start peers, and starts none.
+    ///
+    /// # Errors
+    /// If there is no binary to test, or the host has no room.
+    pub fn prepare(options: &Options) -> anyhow::Result<Self> {
+        let binary = binary::raftserve()?;
+        let directory = tempfile::Builder::new()
+            .prefix("raftserve-jepsen-")
+            .tempdir()
+            .context("cannot make a directory for the cluster")?;
+        let root = directory.path().to_owned();
+        let ports = PortBlock::take()?;
+        let lifeline = Lifeline::open(root.join("lifeline.sock"))?;
+        let addresses: Vec<String> = (0..options.peers)
+            .map(|index| ports.peer(index).peer.to_string())
+            .collect();
+        let peer = |index| {
+            Peer::new(PeerSetup {
+                binary: binary.clone(),
+                index,
+                data_dir: root.join(format!("peer-{index}")),
+                ports: ports.peer(index),
+                peers: addresses.clone(),
+                replica_root: root.join("replicas"),
+                lifeline: Some(lifeline.path().to_owned()),
+                profile: options.profile.clone(),
+                log: root.join(format!("peer-{index}.log")),
+            })
+        };
+        Ok(Self {
+            peers: (0..options.peers).map(peer).collect(),
+            directory: Some(directory),
+            node_ids: BTreeMap::new(),
+            cluster_id: None,
+            outages: Vec::new(),
+            passed: false,
+            _lifeline: lifeline,
+            ports,
+        })
+    }
+
+    /// The test has succeeded: its logs need not be kept.
+    pub fn pass(mut self) {
+        self.passed = true;
+    }
+
+    /// A path in the cluster's own directory.
+    ///
+    /// # Panics
+    /// Never: the directory is there until the drop.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root().join(name)
+    }
+
+    fn root(&self) -> &Path {
+        let directory = self.directory.as_ref();
+        directory.expect("there until the drop").path()
+    }
+
+    /// How many peers there are.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// The ports of the cluster, of which three peers' are in use at most.
+    #[must_use]
+    pub fn ports(&self) -> &PortBlock {
+        &self.ports
+    }
+
+    /// A peer.
+    ///
+    /// # Panics
+    /// If there is no such peer.
+    #[must_use]
+    pub fn peer(&self, index: usize) -> &Peer {
+        &self.peers[index]
+    }
+
+    /// A peer, to do something to it that [`Cluster`] does not write down.
+    ///
+    /// # Panics
+    /// If there is no such peer.
+    #[must_use]
+    pub fn peer_mut(&mut self, index: usize) -> &mut Peer {
+        &mut self.peers[index]
+    }
+
+    /// The admin API of a peer.
+    #[must_use]
+    pub fn admin(&self, index: usize) -> Admin {
+        self.peers[index].admin()
+    }
+
+    /// The command line, asking a peer.
+    #[must_use]
+    pub fn cli(&self, index: usize) -> Cli {
+        let setup = &self.peers[index].setup;
+        Cli {
+            binary: setup.binary.clone(),
+            admin: setup.ports.admin,
+        }
+    }
+
+    /// The proxies of all peers.
+    #[must_use]
+    pub fn targets(&self) -> Vec<Target> {
+        self.peers.iter().map(Peer::target).collect()
+    }
+
+    /// The peers that run, as far as we know.
+    #[must_use]
+    pub fn started(&self) -> Vec<usize> {
+        let started = |index: &usize| self.peers[*index].is_started();
+        (0..self.peers.len()).filter(started).collect()
+    }
+
+    /// Some peer that runs and is not `other`.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn another(&self, other: usize) -> anyhow::Result<usize> {
+        let mut started = self.started().into_iter();
+        started
+            .find(|index| *index != other)
+            .context("no other peer runs")
+    }
+
+    /// When which peer was down.
+    #[must_use]
+    pub fn outages(&self) -> &[Outage] {
+        &self.outages
+    }
+
+    /// Kills a peer with SIGKILL.
+    ///
+    /// # Errors
+    /// If it did not run.
+    pub fn kill(&mut self, index: usize) -> anyhow::Result<()> {
+        self.outages.push(Outage {
+            peer: index,
+            from: Instant::now(),
+            until: None,
+        });
+        self.peers[index].kill()
+    }
+
+    /// Kills all peers with SIGKILL, one right after the other.
+    ///
+    /// # Errors
+    /// If one did not run.
+    pub fn kill_all(&mut self) -> anyhow::Result<()> {
+        (0..self.size()).try_for_each(|index| self.kill(index))
+    }
+
+    /// Starts a peer again and waits until it is ready.
+    ///
+    /// # Errors
+    /// If it does not become ready.
+    pub async fn restart(&mut self, index: usize) -> anyhow::Result<()> {
+        self.peers[index].start()?;
+        self.await_ready(index).await
+    }
+
+    /// Starts all peers again and waits until they are ready and have a leader.
+    ///
+    /// # Errors
+    /// If they do not come back.
+    pub async fn restart_all(&mut self) -> anyhow::Result<()> {
+        for index in 0..self.size() {
+            self.peers[index].start()?;
+        }
+        for index in 0..self.size() {
+            self.await_ready(index).await?;
+        }
+        self.leader().await.map(drop)
+    }
+
+    /// Waits until a peer says that it takes requests, which ends its outage.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub async fn await_ready(&mut self, index: usize) -> anyhow::Result<()> {
+        let peer = &mut self.peers[index];
+        wait::until("a ready peer", PATIENCE, async || peer.check_ready().await).await?;
+        let now = Instant::now();
+        for outage in &mut self.outages {
+            if outage.peer == index && outage.until.is_none() {
+                outage.until = Some(now);
+            }
+        }
+        self.learn(index).await
+    }
+
+    /// Learns which Raft id a peer has, and the cluster's id.
+    async fn learn(&mut self, index: usize) -> anyhow::Result<()> {
+        let admin = self.admin(index);
+        let status = wait::until("a peer's status", PATIENCE, async || {
+            Ok(admin.status().await?)
+        })
+        .await?;
+        self.node_ids.retain(|_, known| *known != index);
+        self.node_ids.insert(status.node_id, index);
+        match &self.cluster_id {
+            Some(known) if *known != status.cluster_id => {
+                bail!(
+                    "peer {index} is of cluster {}, not {known}",
+                    status.cluster_id
+                )
+            }
+            _ => self.cluster_id = Some(status.cluster_id),
+        }
+        Ok(())
+    }
+
+    /// The cluster's id.
+    ///
+    /// # Errors
+    /// If no peer was ever ready.
+    pub fn cluster_id(&self) -> anyhow::Result<&str> {
+        self.cluster_id.as_deref().context("no peer was ever ready")
+    }
+
+    /// The Raft id of a peer.
+    ///
+    /// # Errors
+    /// If the peer was never ready.
+    pub fn node_id(&self, index: usize) -> anyhow::Result<u64> {
+        let found = self.node_ids.iter().find(|(_, known)| **known == index);
+        Ok(*found.context("the peer was never ready")?.0)
+    }
+
+    /// Waits until the peers that run have a leader among them that says so itself.
+    ///
+    /// # Errors
+    /// If they do not get one.
+    pub async fn leader(&self) -> anyhow::Result<usize> {
+        Ok(self.leader_and_term().await?.0)
+    }
+
+    /// The leader, and its term.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub async fn leader_and_term(&self) -> anyhow::Result<(usize, u64)> {
+        wait::until("a leader", PATIENCE, async || {
+            let mut newest = None;
+            for index in self.started() {
+                let status = self.admin(index).status().await?;
+                if newest
+                    .as_ref()
+                    .is_none_or(|(_, it): &(usize, v1::StatusResponse)| {
+                        (status.term, status.leader_id == status.node_id)
+                            > (it.term, it.leader_id == it.node_id)
+                    })
+                {
+                    newest = Some((index, status));
+                }
+            }
+            let (index, status) = newest.context("no peer runs")?;
+            if status.leader_id != status.node_id || !status.quorum {
+                bail!("peer {index} knows best: {status:?}");
+            }
+            Ok((index, status.term))
+        })
+        .await
+    }
+
+    /// Waits until a service is as it should be, and everything that runs belongs to it or to another
+    /// service: as many ready replicas of its newest version as wanted, nothing else in the making or on
+    /// its way out, each a single process under one keeper. Returns the processes, by replica.
+    ///
+    /// # Errors
+    /// If that does not come to be within `limit`.
+    pub async fn settled(
+        &self,
+        name: &str,
+        limit: Duration,
+    ) -> anyhow::Result<BTreeMap<String, processes::Process>> {
+        wait::until(&format!("service {name} to settle"), limit, async || {
+            let index = *self.started().first().context("no peer runs")?;
+            let admin = self.admin(index);
+            let service = admin
+                .service(name)
+                .await?
+                .context("there is no such service")?;
+            if service.ready_replicas != service.wanted_replicas
+                || service.live_replicas != service.wanted_replicas
+                || service.active_versions != [service.version]
+            {
+                bail!("it is {service:?}");
+            }
+            let (wanted, census) = self.look(&admin).await?;
+            let prefix = format!("{}-", service.id);
+            Ok(census
+                .into_iter()
+                .filter(|(replica, _)| wanted.contains(replica) && replica.starts_with(&prefix))
+                .map(|(replica, processes)| (replica, processes[0]))
+                .collect())
+        })
+        .await
+    }
+
+    /// Waits until a service is gone, and nothing runs that belongs to no other service.
+    ///
+    /// # Errors
+    /// If that does not come to be within `limit`.
+    pub async fn gone(&self, name: &str, limit: Duration) -> anyhow::Result<()> {
+        wait::until(&format!("service {name} to be gone"), limit, async || {
+            let index = *self.started().first().context("no peer runs")?;
+            let admin = self.admin(index);
+            if let Some(service) = admin.service(name).await? {
+                bail!("it is {service:?}");
+            }
+            self.look(&admin).await.map(drop)
+        })
+        .await
+    }
+
+    /// What should run, and what does, if they agree.
+    async fn look(&self, admin: &Admin) -> anyhow::Result<(BTreeSet<String>, processes::Census)> {
+        let wanted: BTreeSet<String> = admin
+            .replicas()
+            .await?
+            .iter()
+            .filter(|it| admin::is_live(it.status()))
+            .map(|it| format!("{}-{}", it.service_id, it.id))
+            .collect();
+        let census = processes::census(self.cluster_id()?)?;
+        let shims = processes::shims(&self.path("replicas"))?;
+        clean("what runs", &exactly_these_run(&wanted, &census, &shims))?;
+        Ok((wanted, census))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let ids: Vec<String> = self.cluster_id.iter().cloned().collect();
+        let logs: Vec<String> = match self.passed {
+            true => Vec::new(),
+            false => self.peers.iter().map(|it| it.log_tail(LOG_LINES)).collect(),
+        };
+        self.peers.clear();
+        let left = processes::kill_all(self.root(), &ids);
+        for (index, log) in logs.iter().enumerate() {
+            eprintln!("--- peer {index}, last {LOG_LINES} lines ---\n{log}");
+        }
+        if let (false, Some(directory)) = (self.passed, self.directory.take()) {
+            eprintln!("everything is kept in {}", directory.keep().display());
+        }
+        if let Err(error) = left {
+            eprintln!("{error:#}");
+        }
+    }
+}
