@@ -21,6 +21,12 @@ macro_rules! number_id {
                 self.0.fmt(f)
             }
         }
+
+        impl From<$inner> for $name {
+            fn from(number: $inner) -> Self {
+                Self(number)
+            }
+        }
     };
 }
 

@@ -1,8 +1,17 @@
 //! Raft log, vote, replicated state machine and snapshots of raftserve.
 
+pub mod codec;
 pub mod command;
+pub mod disk;
+pub mod entry;
+pub mod identity;
 pub mod raft;
+pub mod snapshot;
 pub mod state;
+pub mod store;
+pub mod wal;
 
 pub use command::{Command, Outcome};
+pub use identity::{DataDir, Identity};
 pub use state::State;
+pub use store::{OpenError, Opened, Store};

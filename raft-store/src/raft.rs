@@ -1,11 +1,26 @@
-//! The one place where openraft's types meet ours.
+//! The one place where openraft's types meet ours: the log and the state machine as openraft wants them,
+//! its configuration, and conversions. Nothing of openraft is stored; see [`crate::entry`].
 
-use std::fmt;
+mod config;
+mod convert;
+mod log_store;
+mod machine;
+mod trigger;
 
-use bincode::{Decode, Encode};
-use raftserve_model::NodeId;
+pub use crate::entry::PeerRecord;
+pub use config::{LOG_KEPT, Profile, raft_config};
+pub use convert::{
+    decode_entry, encode_entry, log_id_from, log_id_to, membership_from, membership_to, vote_from,
+    vote_to,
+};
+pub use log_store::{LogReader, LogStore};
+pub use machine::{SnapshotBuilder, StateMachine, StateReader};
+pub use trigger::{SNAPSHOT_BYTES, SNAPSHOT_ENTRIES, SnapshotTrigger};
+
+pub(crate) use machine::Applied;
 
 use crate::command::{Command, Outcome};
+use raftserve_model::NodeId;
 
 openraft::declare_raft_types!(
     /// The types that raftserve runs openraft with.
@@ -16,19 +31,5 @@ openraft::declare_raft_types!(
         Node = PeerRecord,
 );
 
-/// What the membership knows about a peer. The address is where it was last said to be; a peer
-/// announces its present one when it connects.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
-pub struct PeerRecord {
-    /// Drawn at random when the peer's data directory was made: tells a wiped volume from the
-    /// original.
-    pub nonce: u64,
-    /// `host:port` of the peer port.
-    pub address: String,
-}
-
-impl fmt::Display for PeerRecord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.address)
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,433 @@
+//! Whose data directory this is: `FORMAT`, `NODE` and a lock.
+//!
+//! `FORMAT` holds the number of the directory's layout and is looked at first. `NODE` holds who the peer is:
+//! a nonce drawn at random when the directory was made, and once the peer belongs to a cluster, the
+//! cluster's id and the peer's own. Neither is ever changed afterwards, so that a wiped or foreign volume
+//! is always told from the original. The lock keeps a second process out, and goes with the process.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use raftserve_model::{ClusterId, NodeId};
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use crate::disk::{Disk, read_file, write_atomically};
+
+/// The layout that is written, and the only one that is read.
+const FORMAT: u32 = 1;
+
+const FORMAT_FILE: &str = "FORMAT";
+const NODE_FILE: &str = "NODE";
+const LOCK_FILE: &str = "LOCK";
+
+/// What may lie in a directory that is still to be made ours: our own files from a first start that was cut
+/// short, and what file systems put into a fresh volume.
+const IGNORED: [&str; 4] = [LOCK_FILE, "FORMAT.tmp", "NODE.tmp", "lost+found"];
+
+/// Who a peer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// It belongs to no cluster yet.
+    Pristine {
+        /// Drawn when the directory was made.
+        nonce: u64,
+    },
+    /// It belongs to a cluster, for ever.
+    Member {
+        /// Drawn when the directory was made.
+        nonce: u64,
+        /// The cluster.
+        cluster: ClusterId,
+        /// The peer's id in it.
+        node: NodeId,
+    },
+}
+
+impl Identity {
+    /// Drawn at random when the directory was made.
+    #[must_use]
+    pub fn nonce(&self) -> u64 {
+        match self {
+            Self::Pristine { nonce } | Self::Member { nonce, .. } => *nonce,
+        }
+    }
+}
+
+/// Why a data directory is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The operating system refused.
+    #[error("cannot {what} {}", .path.display())]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// To which file or directory.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// Another process runs on it.
+    #[error(
+        "data directory {} is in use by process {holder}; stop that peer first, or give this one a directory of its own",
+        .path.display()
+    )]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// The process, as it named itself.
+        holder: String,
+    },
+    /// It holds something, and not what a peer writes.
+    #[error(
+        "{} is not a data directory of raftserve: it holds {found:?} but no {FORMAT_FILE} file. Name an empty directory, or \
+         the one that this peer has used before",
+        .path.display()
+    )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// Something in it.
+        found: String,
+    },
+    /// Written by a newer release, or damaged.
+    #[error(
+        "data directory {} has format {found:?}, and this release reads {FORMAT}. Run the release that wrote it, or a later one",
+        .path.display()
+    )]
+    Format {
+        /// The directory.
+        path: PathBuf,
+        /// What its `FORMAT` says.
+        found: String,
+    },
+    /// `NODE` is not what was written.
+    #[error(
+        "{} is corrupt: {what}. Put it back from a copy; or remove the data directory, so that the peer joins again under \
+         a new id",
+        .path.display()
+    )]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// It belongs to another cluster or peer than is claimed.
+    #[error(
+        "data directory {} belongs to {held}, not to {claimed}. Name the right directory or cluster; a directory never \
+         changes its owner",
+        .path.display()
+    )]
+    OtherOwner {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        held: String,
+        /// Who claims it.
+        claimed: String,
+    },
+}
+
+/// Holds the lock on a data directory until it is dropped.
+#[derive(Debug)]
+pub struct DirectoryLock {
+    _file: File,
+}
+
+impl DirectoryLock {
+    fn take(dir: &Path) -> Result<Self, IdentityError> {
+        let path = dir.join(LOCK_FILE);
+        let io = |source| IdentityError::Io {
+            what: "lock",
+            path: path.clone(),
+            source,
+        };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(io)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut holder = String::new();
+                file.read_to_string(&mut holder).map_err(io)?;
+                return Err(IdentityError::Locked {
+                    path: dir.to_owned(),
+                    holder: holder.trim().to_owned(),
+                });
+            }
+            Err(errno) => return Err(io(errno.into())),
+        }
+        file.set_len(0).map_err(io)?;
+        writeln!(file, "{}", std::process::id()).map_err(io)?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// `NODE` as it is stored: JSON, so that people can read it, and its checksum on a second line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NodeFile {
+    nonce: u64,
+    cluster: Option<ClusterId>,
+    node: Option<NodeId>,
+    /// Whether the log was made: from then on, a log that is not there is a log that was lost.
+    log_made: bool,
+}
+
+impl NodeFile {
+    fn encode(&self) -> String {
+        let json = serde_json::to_string(self).expect("numbers and texts have JSON");
+        let crc = crc32c::crc32c(json.as_bytes());
+        format!("{json}\ncrc32c {crc:08x}\n")
+    }
+
+    fn decode(text: &[u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(text).map_err(|error| error.to_string())?;
+        let (json, rest) = text.split_once('\n').ok_or("it has no second line")?;
+        let crc = crc32c::crc32c(json.as_bytes());
+        if rest != format!("crc32c {crc:08x}\n") {
+            return Err("its checksum does not match".to_owned());
+        }
+        let file: Self = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        if file.cluster.is_some() != file.node.is_some() {
+            return Err(
+                "it names a cluster without a peer, or a peer without a cluster".to_owned(),
+            );
+        }
+        Ok(file)
+    }
+
+    fn identity(&self) -> Identity {
+        let nonce = self.nonce;
+        match (self.cluster, self.node) {
+            (Some(cluster), Some(node)) => Identity::Member {
+                nonce,
+                cluster,
+                node,
+            },
+            _ => Identity::Pristine { nonce },
+        }
+    }
+}
+
+/// A data directory that is ours and locked.
+#[derive(Debug)]
+pub struct DataDir {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    lock: Arc<DirectoryLock>,
+    file: NodeFile,
+}
+
+impl DataDir {
+    /// Opens a data directory, or makes one of an empty or missing directory. Blocks.
+    ///
+    /// # Errors
+    /// [`IdentityError`]; each says what to do. Nothing of another owner is touched.
+    pub fn open(path: &Path) -> Result<Self, IdentityError> {
+        let disk = Arc::new(crate::disk::RealDisk);
+        disk.create_dir(path).map_err(|source| IdentityError::Io {
+            what: "make",
+            path: path.to_owned(),
+            source,
+        })?;
+        let lock = DirectoryLock::take(path)?;
+        Self::open_on(disk, path, lock)
+    }
+
+    pub(crate) fn open_on(
+        disk: Arc<dyn Disk>,
+        path: &Path,
+        lock: DirectoryLock,
+    ) -> Result<Self, IdentityError> {
+        let io = |what| {
+            let path = path.to_owned();
+            move |source| IdentityError::Io { what, path, source }
+        };
+        if read_file(&*disk, &path.join(FORMAT_FILE))
+            .map_err(io("read"))?
+            .is_none()
+        {
+            let names = disk.list(path).map_err(io("list"))?;
+            let mut names = names.iter().filter(|it| !IGNORED.contains(&it.as_str()));
+            if let Some(found) = names.next() {
+                return Err(IdentityError::Foreign {
+                    path: path.to_owned(),
+                    found: found.clone(),
+                });
+            }
+            if let Some(parent) = path.parent().filter(|it| !it.as_os_str().is_empty()) {
+                disk.sync_dir(parent).map_err(io("sync the parent of"))?;
+            }
+            let format = format!("{FORMAT}\n");
+            write_atomically(&*disk, &path.join(FORMAT_FILE), format.as_bytes())
+                .map_err(io("write"))?;
+        }
+        Self::check_format(&*disk, path)?;
+        let file = Self::read_or_make_node(&*disk, path)?;
+        Ok(Self {
+            disk,
+            path: path.to_owned(),
+            lock: Arc::new(lock),
+            file,
+        })
+    }
+
+    fn check_format(disk: &dyn Disk, path: &Path) -> Result<(), IdentityError> {
+        let bytes = read_file(disk, &path.join(FORMAT_FILE));
+        let bytes = bytes.map_err(|source| IdentityError::Io {
+            what: "read the format of",
+            path: path.to_owned(),
+            source,
+        })?;
+        let text = String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned();
+        if text == format!("{FORMAT}\n") {
+            return Ok(());
+        }
+        Err(IdentityError::Format {
+            path: path.to_owned(),
+            found: text.trim_end().chars().take(32).collect(),
+        })
+    }
+
+    fn read_or_make_node(disk: &dyn Disk, path: &Path) -> Result<NodeFile, IdentityError> {
+        let node_path = path.join(NODE_FILE);
+        let io = |source| IdentityError::Io {
+            what: "read or write",
+            path: node_path.clone(),
+            source,
+        };
+        let corrupt = |what: String| IdentityError::Corrupt {
+            path: node_path.clone(),
+            what,
+        };
+        if let Some(text) = read_file(disk, &node_path).map_err(io)? {
+            return NodeFile::decode(&text).map_err(corrupt);
+        }
+        // Only a first start that was cut short leaves a FORMAT without a NODE, and then nothing else.
+        let names = disk.list(path).map_err(io)?;
+        let other = names
+            .iter()
+            .find(|name| *name != FORMAT_FILE && !IGNORED.contains(&name.as_str()));
+        if let Some(other) = other {
+            return Err(corrupt(format!("it is missing, but {other:?} is there")));
+        }
+        let file = NodeFile {
+            nonce: random_nonce().map_err(io)?,
+            cluster: None,
+            node: None,
+            log_made: false,
+        };
+        write_atomically(disk, &node_path, file.encode().as_bytes()).map_err(io)?;
+        Ok(file)
+    }
+
+    /// Who this peer is.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.file.identity()
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the peer a member of a cluster, durably, for ever. Doing so again changes nothing. Blocks.
+    ///
+    /// # Errors
+    /// [`IdentityError::OtherOwner`] if it is a member already, of another cluster or under another id.
+    pub fn join(&mut self, cluster: ClusterId, node: NodeId) -> Result<(), IdentityError> {
+        if let Identity::Member {
+            cluster: held,
+            node: own,
+            ..
+        } = self.identity()
+        {
+            if (held, own) == (cluster, node) {
+                return Ok(());
+            }
+            return Err(self.other_owner(&format!("peer {node} of cluster {cluster}")));
+        }
+        self.save(NodeFile {
+            cluster: Some(cluster),
+            node: Some(node),
+            ..self.file
+        })
+    }
+
+    /// Refuses a directory that belongs to another cluster than `cluster`.
+    ///
+    /// # Errors
+    /// [`IdentityError::OtherOwner`].
+    pub fn require_cluster(&self, cluster: ClusterId) -> Result<(), IdentityError> {
+        match self.identity() {
+            Identity::Member { cluster: held, .. } if held != cluster => {
+                Err(self.other_owner(&format!("cluster {cluster}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn other_owner(&self, claimed: &str) -> IdentityError {
+        let held = match self.identity() {
+            Identity::Member { cluster, node, .. } => format!("peer {node} of cluster {cluster}"),
+            Identity::Pristine { .. } => "nobody".to_owned(),
+        };
+        IdentityError::OtherOwner {
+            path: self.path.clone(),
+            held,
+            claimed: claimed.to_owned(),
+        }
+    }
+
+    fn save(&mut self, file: NodeFile) -> Result<(), IdentityError> {
+        let path = self.path.join(NODE_FILE);
+        write_atomically(&*self.disk, &path, file.encode().as_bytes()).map_err(|source| {
+            IdentityError::Io {
+                what: "write",
+                path,
+                source,
+            }
+        })?;
+        self.file = file;
+        Ok(())
+    }
+
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    pub(crate) fn lock(&self) -> &Arc<DirectoryLock> {
+        &self.lock
+    }
+
+    pub(crate) fn log_was_made(&self) -> bool {
+        self.file.log_made
+    }
+
+    pub(crate) fn note_log_made(&mut self) -> Result<(), IdentityError> {
+        self.save(NodeFile {
+            log_made: true,
+            ..self.file
+        })
+    }
+}
+
+/// Random bits from the kernel.
+fn random_nonce() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests;

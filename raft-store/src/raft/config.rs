@@ -1,0 +1,85 @@
+//! How openraft is set up.
+
+use openraft::{Config, SnapshotPolicy};
+
+/// How long a leader may be silent, for the network and the disks at hand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Profile {
+    /// Peers in one room on steady disks: a lost leader is replaced in about half a second.
+    #[default]
+    Fast,
+    /// Disks that stall now and then: about one second.
+    Lan,
+    /// Peers in different regions.
+    Wan,
+}
+
+/// Entries kept after they are in a snapshot, so that a peer that was away for a while catches up from the log.
+/// More than are written while one snapshot is sent, or its receiver would need another at once.
+pub const LOG_KEPT: u64 = 100_000;
+
+/// Entries in one message; the transport bounds its bytes too.
+const PAYLOAD_ENTRIES_MAX: u64 = 512;
+
+/// Entries in one write of the log.
+const APPEND_ENTRIES_MAX: u64 = 4096;
+
+/// Entries purged at a time: purging costs a sync, and files go only whole.
+const PURGE_BATCH: u64 = 4096;
+
+/// Proposals that wait for openraft. Beyond it callers see that the peer is busy, rather than a queue that
+/// hides the overload.
+const API_CHANNEL: u64 = 4096;
+
+/// Without progress for so long, sending a snapshot is tried anew.
+const SNAPSHOT_STEP_TIMEOUT_MS: u64 = 10_000;
+
+/// The configuration for a profile.
+///
+/// Snapshots are never triggered by openraft, but by [`super::SnapshotTrigger`]. A restarted leader must be
+/// elected again: to go on in the same term would leave it without a fence against its former self. A
+/// follower whose log went back is never accepted: a peer that lost its disk takes a new id.
+///
+/// # Panics
+/// Never: every profile is valid, which a test shows.
+#[must_use]
+pub fn raft_config(profile: Profile) -> Config {
+    let (heartbeat_ms, election_min_ms, election_max_ms) = match profile {
+        Profile::Fast => (50, 150, 300),
+        Profile::Lan => (100, 300, 600),
+        Profile::Wan => (300, 1000, 2000),
+    };
+    let config = Config {
+        cluster_name: "raftserve".to_owned(),
+        heartbeat_interval: heartbeat_ms,
+        election_timeout_min: election_min_ms,
+        election_timeout_max: election_max_ms,
+        enable_pre_vote: Some(true),
+        max_payload_entries: PAYLOAD_ENTRIES_MAX,
+        max_append_entries: Some(APPEND_ENTRIES_MAX),
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: LOG_KEPT,
+        // Above what is kept: a follower that the log can still serve is not sent a snapshot.
+        replication_lag_threshold: 2 * LOG_KEPT,
+        purge_batch_size: PURGE_BATCH,
+        install_snapshot_timeout: SNAPSHOT_STEP_TIMEOUT_MS,
+        api_channel_size: Some(API_CHANNEL),
+        allow_log_reversion: Some(false),
+        enable_leader_restore: Some(false),
+        quorum_loss_probe_interval: Some(2 * election_max_ms),
+        ..Config::default()
+    };
+    config.validate().expect("each profile is valid")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_profile_is_valid() {
+        for profile in [Profile::Fast, Profile::Lan, Profile::Wan] {
+            assert_eq!(raft_config(profile).enable_leader_restore, Some(false));
+        }
+    }
+}

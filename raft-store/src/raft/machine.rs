@@ -1,0 +1,258 @@
+//! The state machine as openraft wants it, and the published state that everyone else reads.
+
+use std::io;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use futures_util::{Stream, StreamExt};
+use openraft::alias::{EntryOf, LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
+use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use raftserve_model::LogIndex;
+use tokio::sync::watch;
+
+use super::TypeConfig;
+use super::convert::{applied_membership_to, log_id_from, log_id_to, membership_from};
+use crate::command::Outcome;
+use crate::entry::{AppliedMembership, LogId};
+use crate::snapshot::{Snapshot, SnapshotError, SnapshotFile, SnapshotHead, Snapshots};
+use crate::state::State;
+use crate::store::DirectoryLock;
+
+/// Entries applied before the state is published and their proposers are answered: a fraction of a
+/// millisecond of work, so that the first of a long run does not wait for the last.
+const PUBLISH_MAX: usize = 256;
+
+/// A state and the entry that it is the state of.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Applied {
+    pub(crate) last: Option<LogId>,
+    pub(crate) membership: Arc<AppliedMembership>,
+    pub(crate) state: Arc<State>,
+}
+
+impl Applied {
+    pub(crate) fn head(&self) -> SnapshotHead {
+        SnapshotHead {
+            last: self.last,
+            membership: (*self.membership).clone(),
+        }
+    }
+}
+
+/// The applied state as the rest of a peer reads it, without locks. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct StateReader {
+    applied: Arc<ArcSwap<Applied>>,
+    index: watch::Receiver<LogIndex>,
+}
+
+impl StateReader {
+    /// The state as of the last applied batch of entries.
+    #[must_use]
+    pub fn state(&self) -> Arc<State> {
+        Arc::clone(&self.applied.load().state)
+    }
+
+    /// The last applied index, as it moves. A state read after it was seen is as new, or newer.
+    #[must_use]
+    pub fn applied(&self) -> watch::Receiver<LogIndex> {
+        self.index.clone()
+    }
+
+    /// The last applied entry.
+    #[must_use]
+    pub fn last(&self) -> Option<LogId> {
+        self.applied.load().last
+    }
+}
+
+/// Applies entries to the state and publishes it: an answer never precedes the state that it speaks of.
+#[derive(Debug)]
+pub struct StateMachine {
+    state: State,
+    last: Option<LogId>,
+    membership: Arc<AppliedMembership>,
+    applied: Arc<ArcSwap<Applied>>,
+    index: watch::Sender<LogIndex>,
+    snapshots: Arc<Snapshots>,
+    _lock: Arc<DirectoryLock>,
+}
+
+impl StateMachine {
+    pub(crate) fn new(
+        applied: Applied,
+        snapshots: Arc<Snapshots>,
+        lock: Arc<DirectoryLock>,
+    ) -> Self {
+        let index = applied.last.map_or(LogIndex(0), |last| last.index);
+        Self {
+            state: (*applied.state).clone(),
+            last: applied.last,
+            membership: Arc::clone(&applied.membership),
+            applied: Arc::new(ArcSwap::from_pointee(applied)),
+            index: watch::Sender::new(index),
+            snapshots,
+            _lock: lock,
+        }
+    }
+
+    /// A handle to read the state with.
+    #[must_use]
+    pub fn reader(&self) -> StateReader {
+        StateReader {
+            applied: Arc::clone(&self.applied),
+            index: self.index.subscribe(),
+        }
+    }
+
+    fn apply_one(&mut self, entry: &EntryOf<TypeConfig>) -> Outcome {
+        let id = log_id_from(&entry.log_id);
+        self.last = Some(id);
+        match &entry.payload {
+            EntryPayload::Blank => Outcome::default(),
+            EntryPayload::Normal(command) => self.state.apply(id.index, command),
+            EntryPayload::Membership(membership) => {
+                self.membership = Arc::new(AppliedMembership {
+                    log_id: Some(id),
+                    membership: membership_from(membership),
+                });
+                Outcome::default()
+            }
+        }
+    }
+
+    fn publish(&self) {
+        self.applied.store(Arc::new(Applied {
+            last: self.last,
+            membership: Arc::clone(&self.membership),
+            state: Arc::new(self.state.clone()),
+        }));
+        if let Some(last) = self.last {
+            self.index.send_replace(last.index);
+        }
+    }
+
+    fn publish_and_answer(&self, answers: &mut Vec<(ApplyResponder<TypeConfig>, Outcome)>) {
+        self.publish();
+        for (responder, outcome) in answers.drain(..) {
+            responder.send(outcome);
+        }
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotFile;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(
+        &mut self,
+    ) -> Result<(Option<LogIdOf<TypeConfig>>, StoredMembershipOf<TypeConfig>), io::Error> {
+        let membership = applied_membership_to(&self.membership).map_err(io::Error::other)?;
+        Ok((self.last.map(log_id_to), membership))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut answers = Vec::new();
+        let mut unpublished = 0;
+        while let Some(next) = entries.next().await {
+            let (entry, responder) = match next {
+                Ok(next) => next,
+                Err(error) => {
+                    self.publish_and_answer(&mut answers);
+                    return Err(error);
+                }
+            };
+            let outcome = self.apply_one(&entry);
+            answers.extend(responder.map(|responder| (responder, outcome)));
+            unpublished += 1;
+            if unpublished == PUBLISH_MAX {
+                self.publish_and_answer(&mut answers);
+                unpublished = 0;
+            }
+        }
+        self.publish_and_answer(&mut answers);
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
+        SnapshotBuilder {
+            applied: self.applied.load_full(),
+            snapshots: Arc::clone(&self.snapshots),
+        }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMetaOf<TypeConfig>,
+        snapshot: SnapshotFile,
+    ) -> Result<(), io::Error> {
+        let offered = meta.last_log_id.as_ref().map(log_id_from);
+        if let (Some(offered), Some(held)) = (offered, self.last)
+            && offered < held
+        {
+            return Err(io::Error::other(SnapshotError::Older { offered, held }));
+        }
+        let snapshots = Arc::clone(&self.snapshots);
+        let installing = tokio::task::spawn_blocking(move || snapshots.install(&snapshot));
+        let (installed, state) = installing
+            .await
+            .map_err(io::Error::other)?
+            .map_err(io::Error::other)?;
+        if installed.head.last != offered {
+            return Err(io::Error::other(
+                "the snapshot's file is not the one announced",
+            ));
+        }
+        self.state = state;
+        self.last = installed.head.last;
+        self.membership = Arc::new(installed.head.membership);
+        self.publish();
+        Ok(())
+    }
+
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>, io::Error> {
+        self.snapshots.current().map(to_raft).transpose()
+    }
+}
+
+fn to_raft(snapshot: Snapshot) -> io::Result<SnapshotOf<TypeConfig, SnapshotFile>> {
+    let last_membership =
+        applied_membership_to(&snapshot.head.membership).map_err(io::Error::other)?;
+    Ok(SnapshotOf::<TypeConfig, SnapshotFile> {
+        meta: SnapshotMetaOf::<TypeConfig> {
+            last_log_id: snapshot.head.last.map(log_id_to),
+            last_membership,
+        },
+        snapshot: snapshot.file,
+    })
+}
+
+/// Writes a snapshot of the state as it was when this was made, while entries go on being applied.
+#[derive(Debug)]
+pub struct SnapshotBuilder {
+    applied: Arc<Applied>,
+    snapshots: Arc<Snapshots>,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
+    type SnapshotData = SnapshotFile;
+
+    async fn build_snapshot(&mut self) -> Result<SnapshotOf<TypeConfig, SnapshotFile>, io::Error> {
+        let applied = Arc::clone(&self.applied);
+        let snapshots = Arc::clone(&self.snapshots);
+        let building = tokio::task::spawn_blocking(move || {
+            snapshots.build(&applied.head(), applied.state.records())
+        });
+        let snapshot = building
+            .await
+            .map_err(io::Error::other)?
+            .map_err(io::Error::other)?;
+        to_raft(snapshot)
+    }
+}

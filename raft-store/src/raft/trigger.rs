@@ -1,0 +1,54 @@
+//! When to take a snapshot.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::StateReader;
+use crate::entry::LogId;
+use crate::snapshot::Snapshots;
+use crate::wal::Wal;
+
+/// Entries applied since the last snapshot that make the next one due: reading and applying so many at a start
+/// takes well under a second.
+pub const SNAPSHOT_ENTRIES: u64 = 100_000;
+
+/// Bytes of log written since the last snapshot that make the next one due: a start reads so much in a second.
+pub const SNAPSHOT_BYTES: u64 = 256 << 20;
+
+/// Tells when the log has outgrown the last snapshot. Peers ask at times of their own, so that they do not
+/// all write one at once.
+#[derive(Clone, Debug)]
+pub struct SnapshotTrigger {
+    wal: Arc<Wal>,
+    snapshots: Arc<Snapshots>,
+    reader: StateReader,
+    /// The newest snapshot seen, and the bytes of log written by then.
+    since: Arc<Mutex<(Option<LogId>, u64)>>,
+}
+
+impl SnapshotTrigger {
+    pub(crate) fn new(wal: Arc<Wal>, snapshots: Arc<Snapshots>, reader: StateReader) -> Self {
+        let newest = snapshots.current().and_then(|it| it.head.last);
+        Self {
+            wal,
+            snapshots,
+            reader,
+            since: Arc::new(Mutex::new((newest, 0))),
+        }
+    }
+
+    /// Whether a snapshot should be taken now.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        let newest = self.snapshots.current().and_then(|it| it.head.last);
+        let written = self.wal.bytes_written();
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        if since.0 != newest {
+            *since = (newest, written);
+        }
+        let Some(applied) = self.reader.last() else {
+            return false;
+        };
+        let entries = applied.index.0 - newest.map_or(0, |id| id.index.0).min(applied.index.0);
+        entries >= SNAPSHOT_ENTRIES || (entries > 0 && written - since.1 >= SNAPSHOT_BYTES)
+    }
+}

@@ -1,0 +1,428 @@
+//! Snapshot files: the whole state as of one log entry.
+//!
+//! ```text
+//! magic 8 | format u16 | codec u8 | zero u8 | head length u32 | head crc u32 | head
+//! blocks: length u32 | crc u32 | records, each length u32 | frame
+//! end: zero u32 | record count u64 | file length u64 | crc of all before u32 | magic 8
+//! ```
+//! A file is written under another name, synced, read back and verified, and only then given its name and
+//! that made durable. So a file with a snapshot's name is whole, and damage found later is damage.
+//! Two are kept: the log must reach back to the older one, so that the loss of either costs nothing.
+//! Building and installing take turns, and never put an older snapshot in place of a newer one.
+
+mod file;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bincode::{Decode, Encode};
+
+use crate::codec::CodecError;
+use crate::disk::{Disk, DiskFile};
+use crate::entry::{AppliedMembership, LogId};
+use crate::state::{Record, RecordError, State};
+use file::{Blocks, SnapshotWriter};
+
+/// The newest, and the one before it.
+const KEPT: usize = 2;
+
+const SUFFIX: &str = ".snap";
+const TEMPORARY: &str = ".tmp";
+
+/// Bytes copied at a time.
+const COPY_BYTES: usize = 256 << 10;
+
+/// What a snapshot says about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct SnapshotHead {
+    /// The last entry whose effect it holds; none if nothing was applied.
+    pub last: Option<LogId>,
+    /// The configuration in force then.
+    pub membership: AppliedMembership,
+}
+
+/// Why a snapshot cannot be written, read or installed.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The operating system refused.
+    #[error("cannot {what} {}", .path.display())]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// It is not what was written.
+    #[error("snapshot {} is corrupt at byte {offset}: {what}", .path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// Written by a newer release.
+    #[error("snapshot {} has format {found}, which this release does not know", .path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The version found.
+        found: u16,
+    },
+    /// A record has no encoding, or is none.
+    #[error("snapshot {} holds something that is not a record", .path.display())]
+    Codec {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: CodecError,
+    },
+    /// The records are no state.
+    #[error("snapshot {} does not hold a state", .path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: RecordError,
+    },
+    /// It would put an older state in place of a newer one.
+    #[error("snapshot up to {offered} is older than what is held, {held}")]
+    Older {
+        /// The last entry of the snapshot that was offered.
+        offered: LogId,
+        /// The last entry of what is held.
+        held: LogId,
+    },
+}
+
+/// An open snapshot file. Stays readable when a newer one takes its place.
+#[derive(Clone, Debug)]
+pub struct SnapshotFile {
+    path: PathBuf,
+    file: Arc<dyn DiskFile>,
+}
+
+impl SnapshotFile {
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its length in bytes. Blocks.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    pub fn size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+
+    /// Up to `bytes_max` bytes from `offset`; empty at the end. Blocks.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    pub fn read(&self, offset: u64, bytes_max: usize) -> io::Result<Vec<u8>> {
+        let left = self.file.size()?.saturating_sub(offset);
+        let length = bytes_max.min(usize::try_from(left).unwrap_or(bytes_max));
+        let mut bytes = vec![0; length];
+        self.file.read_at(offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Writes what was received, at `offset`. Only for a file from [`Snapshots::receive`]. Blocks.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_at(offset, bytes)
+    }
+
+    fn io(&self, what: &'static str) -> impl FnOnce(io::Error) -> SnapshotError + '_ {
+        move |source| SnapshotError::Io {
+            what,
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    /// Reads and verifies the whole file. Blocks.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    pub fn verify(&self) -> Result<SnapshotHead, SnapshotError> {
+        let mut blocks = Blocks::open(self)?;
+        while blocks.next_block()?.is_some() {}
+        Ok(blocks.head().clone())
+    }
+
+    /// Reads the state. All of the file is verified before anything is returned. Blocks.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    pub fn load(&self) -> Result<(SnapshotHead, State), SnapshotError> {
+        let mut blocks = Blocks::open(self)?;
+        let mut failure = None;
+        let records = std::iter::from_fn(|| match blocks.next_record() {
+            Ok(record) => record,
+            Err(error) => {
+                failure = Some(error);
+                None
+            }
+        });
+        let state = State::from_records(records);
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        let state = state.map_err(|source| SnapshotError::State {
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok((blocks.head().clone(), state))
+    }
+}
+
+/// A snapshot that is in place.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// What it holds.
+    pub head: SnapshotHead,
+    /// The file.
+    pub file: SnapshotFile,
+}
+
+/// The snapshots of a peer.
+#[derive(Debug)]
+pub struct Snapshots {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    /// Newest first, at most [`KEPT`], each verified. Held while one is put in place, so that building and
+    /// installing take turns.
+    kept: Mutex<Vec<Snapshot>>,
+    /// Tells temporary files apart.
+    sequence: Mutex<u64>,
+}
+
+impl Snapshots {
+    /// Opens the snapshots in `dir`, which exists. Unfinished files are removed, damaged ones put aside under
+    /// another name and reported. Blocks.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Io`], [`SnapshotError::Format`].
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Self, SnapshotError> {
+        let io = |what, path: &Path| {
+            let path = path.to_owned();
+            move |source| SnapshotError::Io { what, path, source }
+        };
+        let mut names = disk.list(dir).map_err(io("list", dir))?;
+        names.sort_unstable();
+        let mut kept = Vec::new();
+        for name in names.iter().rev() {
+            let path = dir.join(name);
+            if name.ends_with(TEMPORARY) {
+                disk.remove(&path).map_err(io("remove", &path))?;
+                continue;
+            }
+            if !name.ends_with(SUFFIX) {
+                continue;
+            }
+            if kept.len() == KEPT {
+                disk.remove(&path).map_err(io("remove", &path))?;
+                continue;
+            }
+            let file = SnapshotFile {
+                file: disk.open(&path).map_err(io("open", &path))?,
+                path: path.clone(),
+            };
+            match file.verify() {
+                Ok(head) => kept.push(Snapshot { head, file }),
+                Err(error @ SnapshotError::Corrupt { .. }) => {
+                    let aside = dir.join(format!("{name}.damaged"));
+                    tracing::error!(%error, "put aside as {}", aside.display());
+                    disk.rename(&path, &aside).map_err(io("rename", &path))?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Self {
+            disk,
+            dir: dir.to_owned(),
+            kept: Mutex::new(kept),
+            sequence: Mutex::new(0),
+        })
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<Snapshot>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The newest snapshot.
+    #[must_use]
+    pub fn current(&self) -> Option<Snapshot> {
+        self.kept().first().cloned()
+    }
+
+    /// Up to where the log may be forgotten: the last entry of the older of two snapshots; none while
+    /// there are fewer.
+    #[must_use]
+    pub fn log_floor(&self) -> Option<LogId> {
+        self.kept().get(KEPT - 1).and_then(|it| it.head.last)
+    }
+
+    /// An empty file to receive a snapshot into. It goes with the next start unless it is installed. Blocks.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Io`].
+    pub fn receive(&self) -> Result<SnapshotFile, SnapshotError> {
+        let mut sequence = self.sequence.lock().unwrap_or_else(PoisonError::into_inner);
+        *sequence += 1;
+        let path = self.dir.join(format!("{sequence}{TEMPORARY}"));
+        drop(sequence);
+        match self.disk.create(&path) {
+            Ok(file) => Ok(SnapshotFile { path, file }),
+            Err(source) => Err(SnapshotError::Io {
+                what: "create",
+                path,
+                source,
+            }),
+        }
+    }
+
+    /// Removes a file from [`Snapshots::receive`] that will not be installed. Blocks.
+    pub fn discard(&self, file: &SnapshotFile) {
+        if file.path.extension().is_some_and(|it| it == "tmp")
+            && let Err(error) = self.disk.remove(&file.path)
+        {
+            tracing::warn!(%error, path = %file.path.display(), "cannot remove an unfinished snapshot");
+        }
+    }
+
+    /// Writes a snapshot of `records`, verifies it by reading it back, and puts it in place. If a newer one is in
+    /// place already, that one is returned instead. Blocks.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`]; the snapshots in place are untouched.
+    pub fn build(
+        &self,
+        head: &SnapshotHead,
+        records: impl Iterator<Item = Record>,
+    ) -> Result<Snapshot, SnapshotError> {
+        let file = self.receive()?;
+        let written = Self::write(&file, head, records).and_then(|()| self.put(file.clone(), head));
+        match written {
+            Err(SnapshotError::Older { .. }) => Ok(self
+                .current()
+                .expect("the snapshot that is newer is in place")),
+            Err(error) => {
+                self.discard(&file);
+                Err(error)
+            }
+            Ok(snapshot) => Ok(snapshot),
+        }
+    }
+
+    fn write(
+        file: &SnapshotFile,
+        head: &SnapshotHead,
+        records: impl Iterator<Item = Record>,
+    ) -> Result<(), SnapshotError> {
+        let mut writer = SnapshotWriter::start(file, head)?;
+        for record in records {
+            writer.push(&record)?;
+        }
+        writer.finish()
+    }
+
+    /// Puts a whole snapshot in place, from [`Snapshots::receive`] or from elsewhere (then it is copied), and
+    /// reads its state. Verified first. Blocks.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`]; the snapshots in place are untouched.
+    pub fn install(&self, file: &SnapshotFile) -> Result<(Snapshot, State), SnapshotError> {
+        let (head, state) = file.load()?;
+        if let Some(current) = self.current()
+            && current.head == head
+        {
+            return Ok((current, state));
+        }
+        let own = file.path.parent() == Some(self.dir.as_path())
+            && file.path.extension().is_some_and(|it| it == "tmp");
+        let file = if own { file.clone() } else { self.copy(file)? };
+        let snapshot = self.put(file, &head)?;
+        Ok((snapshot, state))
+    }
+
+    fn copy(&self, from: &SnapshotFile) -> Result<SnapshotFile, SnapshotError> {
+        let to = self.receive()?;
+        let mut offset = 0;
+        loop {
+            let bytes = from.read(offset, COPY_BYTES).map_err(from.io("read"))?;
+            if bytes.is_empty() {
+                return Ok(to);
+            }
+            to.write(offset, &bytes).map_err(to.io("write"))?;
+            offset += bytes.len() as u64;
+        }
+    }
+
+    /// Syncs a temporary file, reads it back, and gives it its name.
+    fn put(&self, file: SnapshotFile, head: &SnapshotHead) -> Result<Snapshot, SnapshotError> {
+        file.file.sync().map_err(file.io("sync"))?;
+        let found = file.verify()?;
+        if found != *head {
+            return Err(SnapshotError::Corrupt {
+                path: file.path,
+                offset: 0,
+                what: "it is not the snapshot that was written",
+            });
+        }
+        let mut kept = self.kept();
+        if let Some(current) = kept.first()
+            && current.head.last >= head.last
+        {
+            self.discard(&file);
+            let held = current.head.last.unwrap_or_default();
+            return match head.last.unwrap_or_default() {
+                offered if offered < held => Err(SnapshotError::Older { offered, held }),
+                _ => Ok(current.clone()),
+            };
+        }
+        let path = self.dir.join(file_name(head.last));
+        let renamed = self.disk.rename(&file.path, &path);
+        renamed.map_err(file.io("rename"))?;
+        let synced = self.disk.sync_dir(&self.dir);
+        synced.map_err(file.io("sync"))?;
+        let snapshot = Snapshot {
+            head: head.clone(),
+            file: SnapshotFile {
+                path,
+                file: file.file,
+            },
+        };
+        kept.insert(0, snapshot.clone());
+        self.drop_oldest(&mut kept);
+        Ok(snapshot)
+    }
+
+    fn drop_oldest(&self, kept: &mut Vec<Snapshot>) {
+        while kept.len() > KEPT {
+            let Some(oldest) = kept.pop() else { return };
+            if let Err(error) = self.disk.remove(&oldest.file.path) {
+                let path = oldest.file.path.display();
+                tracing::warn!(%error, %path, "cannot remove an old snapshot");
+            }
+        }
+    }
+}
+
+/// Names sort as the snapshots' indexes do.
+fn file_name(last: Option<LogId>) -> String {
+    let last = last.unwrap_or_default();
+    format!("{:020}-{}-{}{SUFFIX}", last.index, last.term, last.node)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,172 @@
+//! Opening a peer's store: the parts in a data directory, checked against each other.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::entry::LogId;
+use crate::identity::DataDir;
+pub use crate::identity::DirectoryLock;
+use crate::raft::{Applied, LogStore, SnapshotTrigger, StateMachine, StateReader};
+use crate::snapshot::{SnapshotError, Snapshots};
+use crate::state::State;
+use crate::wal::{Wal, WalError, WalOptions};
+
+const WAL_DIR: &str = "wal";
+const SNAPSHOT_DIR: &str = "snap";
+
+/// Why a store cannot be opened. Nothing is half-opened then, and no data was changed, except that the end of
+/// a write that a crash had cut short may be gone.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Whose directory it is, or that it is ours, cannot be made sure of.
+    #[error(transparent)]
+    Identity(#[from] crate::identity::IdentityError),
+    /// The operating system refused.
+    #[error("cannot prepare {}", .path.display())]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// See [`WalError`].
+    #[error("cannot open the log")]
+    Wal(#[source] WalError),
+    /// See [`SnapshotError`].
+    #[error("cannot open the snapshots")]
+    Snapshot(#[source] SnapshotError),
+    /// There was a log once.
+    #[error(
+        "the log of {} is gone: its votes and entries are lost. Put back the directory `{WAL_DIR}` from a copy made while the \
+         peer was stopped; or remove the data directory, so that the peer joins again under a new id",
+        .path.display()
+    )]
+    LogLost {
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// The log begins after the newest snapshot ends.
+    #[error(
+        "the log of {} begins after entry {purged}, but the newest intact snapshot ends with {snapshot}: entries between are \
+         lost. Put back a newer snapshot from a copy; or remove the data directory, so that the peer joins again under a new id",
+        .path.display()
+    )]
+    Gap {
+        /// The data directory.
+        path: PathBuf,
+        /// The last entry that is no longer in the log.
+        purged: LogId,
+        /// The last entry of the snapshot, or `nothing`.
+        snapshot: String,
+    },
+}
+
+/// An open store: what openraft takes, and what the rest of the peer uses.
+#[derive(Debug)]
+pub struct Opened {
+    /// For openraft.
+    pub log: LogStore,
+    /// For openraft.
+    pub machine: StateMachine,
+    /// The applied state.
+    pub reader: StateReader,
+    /// The log itself: its failure must end the process.
+    pub wal: Arc<Wal>,
+    /// For receiving snapshots from other peers.
+    pub snapshots: Arc<Snapshots>,
+    /// When to ask openraft for a snapshot.
+    pub trigger: SnapshotTrigger,
+}
+
+/// Opens stores.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Store {
+    /// Sizes of the log.
+    pub wal: WalOptions,
+}
+
+impl Store {
+    /// Opens the store in `dir`, or makes one if the peer never had one. Reads and verifies all of it, and
+    /// restores the state of the newest snapshot; openraft applies the log from there. Blocks.
+    ///
+    /// The lock on the directory is held until all parts are dropped.
+    ///
+    /// # Errors
+    /// [`OpenError`]; each says what to do.
+    pub fn open(&self, dir: &mut DataDir) -> Result<Opened, OpenError> {
+        let disk = Arc::clone(dir.disk());
+        let (wal_dir, snapshot_dir) = (dir.path().join(WAL_DIR), dir.path().join(SNAPSHOT_DIR));
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| OpenError::Io { path, source }
+        };
+        for path in [&wal_dir, &snapshot_dir] {
+            disk.create_dir(path).map_err(io(path))?;
+        }
+        disk.sync_dir(dir.path()).map_err(io(dir.path()))?;
+        if dir.log_was_made() && !holds_log(&disk.list(&wal_dir).map_err(io(&wal_dir))?) {
+            return Err(OpenError::LogLost {
+                path: dir.path().to_owned(),
+            });
+        }
+        let snapshots = Snapshots::open(Arc::clone(&disk), &snapshot_dir);
+        let snapshots = Arc::new(snapshots.map_err(OpenError::Snapshot)?);
+        let wal = Wal::open(Arc::clone(&disk), &wal_dir, self.wal).map_err(OpenError::Wal)?;
+        if !dir.log_was_made() {
+            dir.note_log_made()?;
+        }
+        let applied = restore(dir.path(), &wal, &snapshots)?;
+        Ok(Self::assemble(dir, Arc::new(wal), snapshots, applied))
+    }
+
+    fn assemble(
+        dir: &DataDir,
+        wal: Arc<Wal>,
+        snapshots: Arc<Snapshots>,
+        applied: Applied,
+    ) -> Opened {
+        let lock = dir.lock();
+        let machine = StateMachine::new(applied, Arc::clone(&snapshots), Arc::clone(lock));
+        let reader = machine.reader();
+        Opened {
+            log: LogStore::new(Arc::clone(&wal), Arc::clone(&snapshots), Arc::clone(lock)),
+            machine,
+            trigger: SnapshotTrigger::new(Arc::clone(&wal), Arc::clone(&snapshots), reader.clone()),
+            reader,
+            wal,
+            snapshots,
+        }
+    }
+}
+
+fn holds_log(names: &[String]) -> bool {
+    names.iter().any(|name| name.ends_with(".wal"))
+}
+
+/// The state of the newest snapshot, which the log must continue.
+fn restore(dir: &Path, wal: &Wal, snapshots: &Snapshots) -> Result<Applied, OpenError> {
+    let current = snapshots.current();
+    let last = current.as_ref().and_then(|it| it.head.last);
+    if let Some(purged) = wal.purged()
+        && last.is_none_or(|last| last.index < purged.index)
+    {
+        return Err(OpenError::Gap {
+            path: dir.to_owned(),
+            purged,
+            snapshot: last.map_or_else(|| "nothing".to_owned(), |last| last.to_string()),
+        });
+    }
+    let Some(current) = current else {
+        return Ok(Applied::default());
+    };
+    let (head, state): (_, State) = current.file.load().map_err(OpenError::Snapshot)?;
+    Ok(Applied {
+        last: head.last,
+        membership: Arc::new(head.membership),
+        state: Arc::new(state),
+    })
+}
+
+#[cfg(test)]
+mod tests;

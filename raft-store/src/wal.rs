@@ -1,0 +1,559 @@
+//! The write-ahead log: entries, vote and marks in one ordered stream of records.
+//!
+//! - **Durable.** What was reported durable is there after a crash at any byte. Group commit: one write
+//!   and one `fdatasync` for all that waits, no delay added.
+//! - **Ordered.** Records are on disk in the order in which they were given. What a crash cuts off is
+//!   always the end.
+//! - **Verified.** Every record and every link between segments is checked when the log is opened. A torn
+//!   end is cut off; anything else that is wrong is refused with its file and offset, never repaired.
+//! - **Fail-stop.** The first I/O error ends all writing. Everything that waits is told, and
+//!   [`Wal::watch_failure`] lets the process end with the reason.
+//!
+//! The log knows nothing about the Raft library, and of entries only their ids.
+
+mod format;
+mod recovery;
+#[cfg(test)]
+mod tests;
+mod view;
+mod writer;
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use crate::codec::CodecError;
+use crate::disk::{Disk, DiskFile};
+use crate::entry::{LogId, Vote};
+pub use format::EncodedEntry;
+use format::{Header, Kind};
+use recovery::Recovery;
+pub use recovery::TornTail;
+pub use view::OutOfOrder;
+use view::{Fetch, Place};
+use writer::{Active, Item, Marks, Sealed, Shared, Writer, lock};
+
+/// Large enough that removing one is rare and an open file per segment costs nothing, small enough that
+/// purging returns space soon.
+const SEGMENT_SIZE: u64 = 64 << 20;
+
+/// What followers that keep up, and applying, read from: several seconds of heavy writing.
+const CACHE_MAX: usize = 64 << 20;
+
+/// The most bytes of entries that wait to be written. A disk that stalls then holds up the proposals
+/// instead of filling memory; one second of a disk's bandwidth is far less.
+const QUEUE_MAX: usize = 64 << 20;
+
+/// Sizes, which only tests change.
+#[derive(Clone, Copy, Debug)]
+pub struct WalOptions {
+    /// A segment at or above this size is sealed before the next group.
+    pub segment_size: u64,
+    /// Bytes of the newest entries kept in memory.
+    pub cache_max: usize,
+}
+
+impl Default for WalOptions {
+    fn default() -> Self {
+        Self {
+            segment_size: SEGMENT_SIZE,
+            cache_max: CACHE_MAX,
+        }
+    }
+}
+
+/// Why a log cannot be opened, or written any further.
+#[derive(Debug, thiserror::Error)]
+pub enum WalError {
+    /// The operating system refused.
+    #[error("cannot {what} {}", .path.display())]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// To which file or directory.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// Data that was durable has changed.
+    #[error(
+        "log segment {} is corrupt at byte {offset}: {what}. Put back the file from a copy made while the peer \
+         was stopped; or remove this peer's data directory, so that it joins again under a new id",
+        .path.display()
+    )]
+    Corrupt {
+        /// The segment.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// What is wrong there.
+        what: String,
+        /// What could not be decoded, if that is what is wrong.
+        source: Option<CodecError>,
+    },
+    /// A segment is not there.
+    #[error(
+        "log segment {} is missing. Put it back from a copy made while the peer was stopped; or remove this \
+         peer's data directory, so that it joins again under a new id",
+        .path.display()
+    )]
+    Missing {
+        /// The segment.
+        path: PathBuf,
+    },
+    /// Written by a newer release.
+    #[error(
+        "log segment {} holds format {found} at byte {offset}, which this release does not know. Run the release \
+         that wrote it, or a later one",
+        .path.display()
+    )]
+    Format {
+        /// The segment.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// The version found.
+        found: u16,
+    },
+    /// A record has no encoding.
+    #[error("cannot encode a log record")]
+    Encode(#[source] CodecError),
+    /// The writing thread cannot be started.
+    #[error("cannot start the log writer")]
+    Thread(#[source] io::Error),
+}
+
+impl WalError {
+    fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        Self::Io { what, path, source }
+    }
+
+    fn corrupt(path: &Path, offset: usize, what: &str) -> Self {
+        Self::Corrupt {
+            path: path.to_owned(),
+            offset: offset as u64,
+            what: what.to_owned(),
+            source: None,
+        }
+    }
+
+    fn body(path: &Path, offset: usize, source: CodecError) -> Self {
+        Self::Corrupt {
+            path: path.to_owned(),
+            offset: offset as u64,
+            what: "a record cannot be decoded".to_owned(),
+            source: Some(source),
+        }
+    }
+
+    fn format(path: &Path, found: u16) -> Self {
+        let path = path.to_owned();
+        Self::Format {
+            path,
+            offset: 0,
+            found,
+        }
+    }
+
+    fn record_version(path: &Path, offset: usize, found: u8) -> Self {
+        Self::Format {
+            path: path.to_owned(),
+            offset: offset as u64,
+            found: found.into(),
+        }
+    }
+
+    fn too_large(path: &Path) -> Self {
+        Self::corrupt(path, 0, "it does not fit in memory")
+    }
+}
+
+/// The log takes no more writes. What was being written may or may not be on disk.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the log takes no more writes: {reason}")]
+pub struct Failed {
+    /// The first error, with its causes.
+    pub reason: Arc<str>,
+}
+
+impl Failed {
+    fn new(reason: &str) -> Self {
+        let reason = reason.into();
+        Self { reason }
+    }
+
+    fn closed() -> Self {
+        Self::new("it was closed")
+    }
+
+    fn from(error: &dyn std::error::Error) -> Self {
+        let mut reason = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            reason.push_str(": ");
+            reason.push_str(&error.to_string());
+            cause = error.source();
+        }
+        Self::new(&reason)
+    }
+}
+
+impl From<Failed> for io::Error {
+    fn from(failed: Failed) -> Self {
+        Self::other(failed)
+    }
+}
+
+/// Why entries were not appended.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// They do not follow the log.
+    #[error("entries out of order")]
+    OutOfOrder(#[source] OutOfOrder),
+    /// See [`Failed`].
+    #[error(transparent)]
+    Failed(Failed),
+}
+
+/// An open log. Closed when dropped: what was queued is still written, and the writer has ended.
+pub struct Wal {
+    shared: Arc<Shared>,
+    room: Arc<Semaphore>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    torn: Option<TornTail>,
+}
+
+impl std::fmt::Debug for Wal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wal").finish_non_exhaustive()
+    }
+}
+
+impl Wal {
+    /// Opens the log in `dir`, which exists; makes an empty one if there is none. Reads and verifies all of
+    /// it. Blocks.
+    ///
+    /// # Errors
+    /// See [`WalError`]. Nothing is changed then, except that a torn end may have been cut off.
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: WalOptions) -> Result<Self, WalError> {
+        let recovery = Recovery::run(&*disk, dir, options.cache_max)?;
+        let torn = recovery.torn.clone();
+        if let Some(torn) = &torn {
+            tracing::warn!(
+                path = %torn.path.display(), offset = torn.offset, bytes = torn.bytes,
+                "the last write to the log was cut short by a crash; its remains are cut off"
+            );
+        }
+        let mut writer = Writer::resume(disk, dir, options.segment_size, recovery)?;
+        writer.write_marks()?;
+        let shared = Arc::clone(&writer.shared);
+        let thread = std::thread::Builder::new()
+            .name("raft-log".to_owned())
+            .spawn(move || writer.run())
+            .map_err(WalError::Thread)?;
+        Ok(Self {
+            shared,
+            room: Arc::new(Semaphore::new(QUEUE_MAX)),
+            thread: Mutex::new(Some(thread)),
+            torn,
+        })
+    }
+
+    /// What was cut off when the log was opened.
+    #[must_use]
+    pub fn torn_tail(&self) -> Option<&TornTail> {
+        self.torn.as_ref()
+    }
+
+    /// The last entry's id, or that of the last one purged.
+    #[must_use]
+    pub fn last(&self) -> Option<LogId> {
+        lock(&self.shared.view).last()
+    }
+
+    /// Up to where entries are gone.
+    #[must_use]
+    pub fn purged(&self) -> Option<LogId> {
+        lock(&self.shared.view).purged()
+    }
+
+    /// The indexes of the entries that are held.
+    #[must_use]
+    pub fn range(&self) -> Range<u64> {
+        lock(&self.shared.view).range()
+    }
+
+    /// Bytes written since the log was opened.
+    #[must_use]
+    pub fn bytes_written(&self) -> u64 {
+        self.shared.bytes.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// The last durable vote.
+    #[must_use]
+    pub fn vote(&self) -> Option<Vote> {
+        lock(&self.shared.view).vote
+    }
+
+    /// How far the log is known to be committed; never beyond its last entry.
+    #[must_use]
+    pub fn committed(&self) -> Option<LogId> {
+        lock(&self.shared.view).committed
+    }
+
+    /// Takes entries that follow the log. They can be read when this returns; `done` is called, from the
+    /// writer's thread, once they are durable or never will be. Waits only while the queue is full.
+    ///
+    /// Not cancel safe: callers must not drop it and append again.
+    ///
+    /// # Errors
+    /// [`AppendError`]; `done` is then not called, except after [`AppendError::Failed`].
+    pub async fn append(
+        &self,
+        entries: Vec<EncodedEntry>,
+        done: impl FnOnce(Result<(), Failed>) + Send + 'static,
+    ) -> Result<(), AppendError> {
+        let bytes: usize = entries.iter().map(|entry| entry.body().len()).sum();
+        let permits = u32::try_from(bytes.min(QUEUE_MAX)).expect("QUEUE_MAX is below 4 GiB");
+        let room = Arc::clone(&self.room);
+        let permit = room.acquire_many_owned(permits).await;
+        let permit = permit.expect("the semaphore is never closed");
+        let epoch = lock(&self.shared.view)
+            .append(&entries)
+            .map_err(AppendError::OutOfOrder)?;
+        self.shared.push(Item::Entries {
+            entries,
+            epoch,
+            permit,
+            done: Box::new(done),
+        });
+        self.shared
+            .failure()
+            .map_or(Ok(()), |failed| Err(AppendError::Failed(failed)))
+    }
+
+    /// Makes a vote durable, in order with everything before it.
+    ///
+    /// # Errors
+    /// [`Failed`]; the vote must then not be used.
+    pub async fn save_vote(&self, vote: Vote) -> Result<(), Failed> {
+        self.wait(|done| Item::Vote(vote, done)).await?;
+        lock(&self.shared.view).vote = Some(vote);
+        Ok(())
+    }
+
+    /// Voids all entries after `keep`, or all; durable when this returns.
+    ///
+    /// # Errors
+    /// [`Failed`].
+    pub async fn truncate(&self, keep: Option<LogId>) -> Result<(), Failed> {
+        let epoch = lock(&self.shared.view).begin_truncate(keep);
+        self.wait(|done| Item::Truncate { keep, epoch, done }).await
+    }
+
+    /// Notes how far the log is committed; written along with what is written next.
+    pub fn save_committed(&self, committed: Option<LogId>) {
+        lock(&self.shared.view).committed = committed;
+        self.shared.push(Item::Committed(committed));
+    }
+
+    /// Forgets entries up to `upto`, at once for readers. On disk they are forgotten only up to `durable`,
+    /// which is not above `upto`: a record says so, and once it is durable, files go.
+    pub fn purge(&self, upto: LogId, durable: Option<LogId>) {
+        let mut view = lock(&self.shared.view);
+        view.purge(upto);
+        let moved = durable.filter(|durable| view.moves_durable_purge(*durable));
+        drop(view);
+        if let Some(durable) = moved {
+            self.shared.push(Item::Purge(durable));
+        }
+    }
+
+    /// The entries of `range` that are held, in order: all of them, or as many as fit into `bytes_max`
+    /// and at least one.
+    ///
+    /// # Errors
+    /// Damaged or unreadable records. The log then fails as a whole: a peer that cannot read its own log must
+    /// not act on it.
+    pub async fn read(
+        &self,
+        range: Range<u64>,
+        bytes_max: usize,
+    ) -> Result<Vec<EncodedEntry>, io::Error> {
+        let fetches = lock(&self.shared.view).fetch(range, bytes_max);
+        if fetches.iter().all(|it| matches!(it, Fetch::Cached(_))) {
+            return fetches.into_iter().map(read_one).collect();
+        }
+        let reading = tokio::task::spawn_blocking(move || {
+            let entries: Result<Vec<_>, _> = fetches.into_iter().map(read_one).collect();
+            entries
+        });
+        let entries = reading.await.map_err(io::Error::other)?;
+        if let Err(error) = &entries {
+            self.shared
+                .fail(Failed::new(&format!("cannot read an entry: {error}")));
+        }
+        entries
+    }
+
+    /// The entries of `range` that are held, in order. Blocks; for start-up.
+    ///
+    /// # Errors
+    /// As [`Wal::read`].
+    pub fn read_blocking(&self, range: Range<u64>) -> Result<Vec<EncodedEntry>, io::Error> {
+        let fetches = lock(&self.shared.view).fetch(range, usize::MAX);
+        fetches.into_iter().map(read_one).collect()
+    }
+
+    /// The failure that ended writing, once there is one. The process should then end: see the module.
+    #[must_use]
+    pub fn watch_failure(&self) -> watch::Receiver<Option<Failed>> {
+        self.shared.watch_failure()
+    }
+
+    /// Writes what is queued and ends the writer. Blocks. Later writes are refused.
+    pub fn close(&self) {
+        self.shared.close();
+        if let Some(thread) = lock(&self.thread).take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the log writer had panicked");
+        }
+    }
+
+    async fn wait(&self, item: impl FnOnce(writer::Done) -> Item) -> Result<(), Failed> {
+        let (sender, receiver) = oneshot::channel();
+        let done = Box::new(move |outcome| {
+            // The waiter may be gone; the record is in its place all the same.
+            let _ = sender.send(outcome);
+        });
+        self.shared.push(item(done));
+        receiver
+            .await
+            .unwrap_or_else(|_| Err(Failed::new("the log writer is gone")))
+    }
+}
+
+impl Drop for Wal {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Writer {
+    /// A writer that goes on where the log ended.
+    fn resume(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        segment_size: u64,
+        mut recovery: Recovery,
+    ) -> Result<Self, WalError> {
+        let io = |source| WalError::io("sync", dir, source);
+        // What was read may be in the page cache only, and names may not be durable yet.
+        if let Some(last) = recovery.segments.last() {
+            last.file.sync().map_err(io)?;
+        }
+        disk.sync_dir(dir).map_err(io)?;
+
+        let sealed = recovery.is_sealed();
+        let last = recovery.segments.pop();
+        let group = recovery.group;
+        let mut older: VecDeque<Sealed> = recovery
+            .segments
+            .iter()
+            .map(|segment| Sealed {
+                number: segment.number,
+                highest: segment.highest,
+            })
+            .collect();
+        let active = match last {
+            Some(last) if !sealed => Active {
+                number: last.number,
+                file: last.file,
+                salt: last.salt,
+                size: last.size,
+                last_crc: last.last_crc,
+                highest: last.highest,
+            },
+            last => {
+                let header = Header {
+                    number: last.as_ref().map_or(1, |last| last.number + 1),
+                    first_index: recovery.view.range().end,
+                    first_group: group + 1,
+                    previous_crc: last.as_ref().map_or(0, |last| last.last_crc),
+                };
+                older.extend(last.map(|last| Sealed {
+                    number: last.number,
+                    highest: last.highest,
+                }));
+                let active = Active::create(&*disk, dir, &header)?;
+                let file = (Arc::clone(&active.file), active.salt);
+                recovery.view.files.insert(active.number, file);
+                active
+            }
+        };
+        let marks = Marks {
+            vote: recovery.view.vote,
+            committed: recovery.view.committed,
+            purged: recovery.view.purged(),
+        };
+        Ok(Self {
+            disk,
+            dir: dir.to_owned(),
+            segment_size,
+            sealed: older,
+            active,
+            group: if recovery.group_ended {
+                group
+            } else {
+                group - 1
+            },
+            marks,
+            marks_due: true,
+            buffer: Vec::new(),
+            shared: Arc::new(Shared::new(recovery.view)),
+        })
+    }
+}
+
+fn read_one(fetch: Fetch) -> Result<EncodedEntry, io::Error> {
+    match fetch {
+        Fetch::Cached(entry) => Ok(entry),
+        Fetch::Stored {
+            index,
+            place,
+            file,
+            salt,
+        } => read_stored(index, place, &*file, salt),
+    }
+}
+
+fn read_stored(
+    index: u64,
+    place: Place,
+    file: &dyn DiskFile,
+    salt: u32,
+) -> Result<EncodedEntry, io::Error> {
+    let mut bytes = vec![0; place.length as usize];
+    file.read_at(place.offset, &mut bytes)?;
+    let damaged = || {
+        let (segment, offset) = (place.segment, place.offset);
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("entry {index} in log segment {segment} is damaged at byte {offset}"),
+        )
+    };
+    let (record, _) = format::parse_record(&bytes, salt).map_err(|_| damaged())?;
+    if record.kind != Kind::Entry || record.index != index {
+        return Err(damaged());
+    }
+    let body = Bytes::from(bytes).slice(format::RECORD_HEAD..);
+    EncodedEntry::from_body(index, body).ok_or_else(damaged)
+}

@@ -1,0 +1,465 @@
+//! The one thread that writes the log.
+//!
+//! It takes all that is queued, writes it with one call, syncs once, and then reports to each waiter in
+//! order. While one sync runs the next group gathers; no delay is added. The order of records on disk is
+//! the order in which they were queued: votes and entries never pass each other.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, watch};
+
+use super::format::{EncodedEntry, HEADER_LEN, Header, Kind, write_record};
+use super::recovery::segment_path;
+use super::view::{Place, View};
+use super::{Failed, WalError};
+use crate::codec;
+use crate::disk::{Disk, DiskFile};
+use crate::entry::{LogId, Vote};
+
+/// The most bytes of entries in one group, so that the first waiter of a long queue does not wait for all of
+/// it: about 30 ms at the bandwidth of a modest disk. A single larger append is written whole.
+const GROUP_BYTES_MAX: usize = 8 << 20;
+
+/// The write buffer is given back above this size, so that one large group does not hold its memory.
+const BUFFER_KEEP: usize = 1 << 20;
+
+/// Told once its item is durable, or never will be.
+pub(super) type Done = Box<dyn FnOnce(Result<(), Failed>) + Send>;
+
+/// Something to write.
+pub(super) enum Item {
+    Entries {
+        entries: Vec<EncodedEntry>,
+        epoch: u64,
+        /// Room in the queue, given back when written.
+        permit: OwnedSemaphorePermit,
+        done: Done,
+    },
+    Vote(Vote, Done),
+    Truncate {
+        keep: Option<LogId>,
+        epoch: u64,
+        done: Done,
+    },
+    /// Rides along with the next group: losing it costs a slower start, nothing else.
+    Committed(Option<LogId>),
+    Purge(LogId),
+}
+
+#[derive(Default)]
+struct Waiting {
+    items: VecDeque<Item>,
+    /// Whether anything in `items` cannot wait for company.
+    urgent: bool,
+    closed: bool,
+}
+
+/// What the writer shares with those who queue.
+pub(super) struct Shared {
+    pub(super) view: Mutex<View>,
+    waiting: Mutex<Waiting>,
+    ready: Condvar,
+    failure: watch::Sender<Option<Failed>>,
+    /// Bytes written since the log was opened.
+    pub(super) bytes: AtomicU64,
+}
+
+/// A lock whose holders do not panic halfway through a change.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(super) fn new(view: View) -> Self {
+        Self {
+            view: Mutex::new(view),
+            waiting: Mutex::default(),
+            ready: Condvar::new(),
+            failure: watch::Sender::new(None),
+            bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// Queues an item; reports to its waiter at once if the log has failed or is closed.
+    pub(super) fn push(&self, item: Item) {
+        let mut waiting = lock(&self.waiting);
+        let failure = self.failure.borrow().clone();
+        if let Some(failed) = failure.or_else(|| waiting.closed.then(Failed::closed)) {
+            drop(waiting);
+            return finish([item], &Err(failed));
+        }
+        if let Item::Committed(_) = item {
+            // Only the newest mark counts, so waiting marks stay one.
+            if let Some(Item::Committed(_)) = waiting.items.back() {
+                waiting.items.pop_back();
+            }
+        } else {
+            waiting.urgent = true;
+        }
+        waiting.items.push_back(item);
+        if waiting.urgent {
+            self.ready.notify_one();
+        }
+    }
+
+    /// What to write next; none once the log is closed and all is written.
+    fn take(&self) -> Option<Vec<Item>> {
+        let mut waiting = lock(&self.waiting);
+        while !waiting.urgent && !waiting.closed {
+            let woken = self.ready.wait(waiting);
+            waiting = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+        let mut bytes = 0;
+        let mut taken = Vec::new();
+        while bytes < GROUP_BYTES_MAX
+            && let Some(item) = waiting.items.pop_front()
+        {
+            if let Item::Entries { entries, .. } = &item {
+                bytes += entries.iter().map(|it| it.body().len()).sum::<usize>();
+            }
+            taken.push(item);
+        }
+        waiting.urgent &= !waiting.items.is_empty();
+        (!taken.is_empty() || !waiting.closed).then_some(taken)
+    }
+
+    pub(super) fn close(&self) {
+        lock(&self.waiting).closed = true;
+        self.ready.notify_one();
+    }
+
+    /// Ends all writing, for the first reason given; everything that waits is told.
+    pub(super) fn fail(&self, failed: Failed) {
+        let first = self.failure.send_if_modified(|failure| {
+            let first = failure.is_none();
+            failure.get_or_insert_with(|| failed.clone());
+            first
+        });
+        if first {
+            tracing::error!(reason = %failed, "the log takes no more writes");
+        }
+        let mut waiting = lock(&self.waiting);
+        let items: Vec<Item> = waiting.items.drain(..).collect();
+        drop(waiting);
+        finish(items, &Err(self.failure().unwrap_or(failed)));
+    }
+
+    pub(super) fn failure(&self) -> Option<Failed> {
+        self.failure.borrow().clone()
+    }
+
+    pub(super) fn watch_failure(&self) -> watch::Receiver<Option<Failed>> {
+        self.failure.subscribe()
+    }
+}
+
+/// Reports to every waiter, in order.
+fn finish(items: impl IntoIterator<Item = Item>, outcome: &Result<(), Failed>) {
+    for item in items {
+        match item {
+            Item::Entries { permit, done, .. } => {
+                drop(permit);
+                done(outcome.clone());
+            }
+            Item::Vote(_, done) | Item::Truncate { done, .. } => done(outcome.clone()),
+            Item::Committed(_) | Item::Purge(_) => {}
+        }
+    }
+}
+
+/// A segment that takes no more records.
+pub(super) struct Sealed {
+    pub(super) number: u64,
+    pub(super) highest: Option<u64>,
+}
+
+/// The segment being written.
+pub(super) struct Active {
+    pub(super) number: u64,
+    pub(super) file: Arc<dyn DiskFile>,
+    pub(super) salt: u32,
+    pub(super) size: u64,
+    pub(super) last_crc: u32,
+    pub(super) highest: Option<u64>,
+}
+
+/// What must be known from any suffix of the segments, since earlier ones go away.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Marks {
+    pub(super) vote: Option<Vote>,
+    pub(super) committed: Option<LogId>,
+    pub(super) purged: Option<LogId>,
+}
+
+struct Line {
+    kind: Kind,
+    index: u64,
+    body: bytes::Bytes,
+}
+
+/// The log's files, as the writing thread owns them.
+pub(super) struct Writer {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) dir: PathBuf,
+    pub(super) segment_size: u64,
+    pub(super) sealed: VecDeque<Sealed>,
+    pub(super) active: Active,
+    /// The last group that is durable; in recovery, the one before the group to be written.
+    pub(super) group: u64,
+    pub(super) marks: Marks,
+    /// Whether the active segment does not hold the marks yet.
+    pub(super) marks_due: bool,
+    pub(super) buffer: Vec<u8>,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// Makes sure that nobody waits for a writer that is gone.
+struct FailOnExit(Arc<Shared>);
+
+impl Drop for FailOnExit {
+    fn drop(&mut self) {
+        // After a clean end nothing waits, and nothing can be queued.
+        if std::thread::panicking() {
+            self.0.fail(Failed::new("the log writer panicked"));
+        }
+    }
+}
+
+impl Writer {
+    /// Writes groups until the log is closed or fails.
+    pub(super) fn run(mut self) {
+        let _guard = FailOnExit(Arc::clone(&self.shared));
+        while let Some(items) = self.shared.take() {
+            if let Some(failed) = self.shared.failure() {
+                finish(items, &Err(failed));
+                continue;
+            }
+            match self.commit(&items) {
+                Ok(()) => {
+                    finish(items, &Ok(()));
+                    if let Err(error) = self.remove_purged() {
+                        self.shared.fail(Failed::from(&error));
+                    }
+                }
+                Err(error) => {
+                    let failed = Failed::from(&error);
+                    self.shared.fail(failed.clone());
+                    finish(items, &Err(failed));
+                }
+            }
+        }
+    }
+
+    /// Makes `items` durable as one group.
+    fn commit(&mut self, items: &[Item]) -> Result<(), WalError> {
+        if items.is_empty() {
+            return Ok(());
+        }
+        if self.active.size >= self.segment_size {
+            self.roll()?;
+        }
+        let mut lines = Vec::new();
+        if self.marks_due {
+            self.push_marks(&mut lines)?;
+        }
+        for item in items {
+            self.push_item(item, &mut lines)?;
+        }
+        let places = self.write_group(&lines)?;
+        self.publish(items, &places);
+        Ok(())
+    }
+
+    fn push_item(&mut self, item: &Item, lines: &mut Vec<Line>) -> Result<(), WalError> {
+        match item {
+            Item::Entries { entries, .. } => lines.extend(entries.iter().map(|entry| Line {
+                kind: Kind::Entry,
+                index: entry.id.index.0,
+                body: entry.body().clone(),
+            })),
+            Item::Vote(vote, _) => {
+                self.marks.vote = Some(*vote);
+                lines.push(frame(Kind::Vote, vote)?);
+            }
+            Item::Truncate { keep, .. } => lines.push(frame(Kind::Truncate, keep)?),
+            Item::Committed(committed) => {
+                self.marks.committed = *committed;
+                lines.push(frame(Kind::Committed, committed)?);
+            }
+            Item::Purge(upto) => {
+                self.marks.purged = Some(*upto);
+                lines.push(frame(Kind::Purge, upto)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn push_marks(&mut self, lines: &mut Vec<Line>) -> Result<(), WalError> {
+        if let Some(vote) = &self.marks.vote {
+            lines.push(frame(Kind::Vote, vote)?);
+        }
+        if let Some(purged) = &self.marks.purged {
+            lines.push(frame(Kind::Purge, purged)?);
+        }
+        lines.push(frame(Kind::Committed, &self.marks.committed)?);
+        Ok(())
+    }
+
+    /// Writes the marks as a group of their own, or as the end of the group that a crash cut short.
+    pub(super) fn write_marks(&mut self) -> Result<(), WalError> {
+        let mut lines = Vec::new();
+        self.push_marks(&mut lines)?;
+        lines.push(Line {
+            kind: Kind::Close,
+            index: 0,
+            body: bytes::Bytes::new(),
+        });
+        self.write_group(&lines).map(drop)
+    }
+
+    /// Writes and syncs one group; returns where its entries are.
+    fn write_group(&mut self, lines: &[Line]) -> Result<Vec<Place>, WalError> {
+        let group = self.group + 1;
+        self.buffer.clear();
+        let mut places = Vec::with_capacity(lines.len());
+        for (at, line) in lines.iter().enumerate() {
+            let start = self.buffer.len();
+            self.active.last_crc = write_record(
+                &mut self.buffer,
+                self.active.salt,
+                line.kind,
+                (group, at + 1 == lines.len()),
+                line.index,
+                &line.body,
+            );
+            if line.kind == Kind::Entry {
+                self.active.highest = self.active.highest.max(Some(line.index));
+                places.push(Place {
+                    segment: self.active.number,
+                    offset: self.active.size + start as u64,
+                    length: u32::try_from(self.buffer.len() - start)
+                        .expect("the codec limits bodies"),
+                });
+            }
+        }
+        let path = segment_path(&self.dir, self.active.number);
+        let written = self.active.file.write_at(self.active.size, &self.buffer);
+        written.map_err(|source| WalError::io("write", &path, source))?;
+        let synced = self.active.file.sync();
+        synced.map_err(|source| WalError::io("sync", &path, source))?;
+        let written = self.buffer.len() as u64;
+        self.active.size += written;
+        self.shared.bytes.fetch_add(written, Ordering::Relaxed);
+        self.group = group;
+        self.marks_due = false;
+        self.buffer.shrink_to(BUFFER_KEEP);
+        Ok(places)
+    }
+
+    /// Lets readers know where entries are, so that they need not stay in memory.
+    fn publish(&self, items: &[Item], places: &[Place]) {
+        let mut view = lock(&self.shared.view);
+        let mut places = places.iter();
+        for item in items {
+            match item {
+                Item::Entries { entries, epoch, .. } => {
+                    for (entry, place) in entries.iter().zip(&mut places) {
+                        view.place(*epoch, entry.id.index.0, *place);
+                    }
+                }
+                Item::Truncate { epoch, .. } => view.truncate_written(*epoch),
+                Item::Vote(..) | Item::Committed(_) | Item::Purge(_) => {}
+            }
+        }
+        view.trim_cache();
+    }
+
+    /// Seals the active segment and begins the next.
+    fn roll(&mut self) -> Result<(), WalError> {
+        self.write_group(&[Line {
+            kind: Kind::Seal,
+            index: 0,
+            body: bytes::Bytes::new(),
+        }])?;
+        let first_index = lock(&self.shared.view).range().end;
+        let next = Active::create(
+            &*self.disk,
+            &self.dir,
+            &Header {
+                number: self.active.number + 1,
+                first_index,
+                first_group: self.group + 1,
+                previous_crc: self.active.last_crc,
+            },
+        )?;
+        self.sealed.push_back(Sealed {
+            number: self.active.number,
+            highest: self.active.highest,
+        });
+        self.active = next;
+        self.marks_due = true;
+        let file = (Arc::clone(&self.active.file), self.active.salt);
+        lock(&self.shared.view)
+            .files
+            .insert(self.active.number, file);
+        Ok(())
+    }
+
+    /// Removes whole segments below the durable purge mark.
+    fn remove_purged(&mut self) -> Result<(), WalError> {
+        let Some(purged) = self.marks.purged.map(|id| id.index.0) else {
+            return Ok(());
+        };
+        // Not before the marks that they hold are durable further on.
+        while !self.marks_due
+            && let Some(oldest) = self.sealed.front()
+            && oldest.highest.is_none_or(|highest| highest <= purged)
+        {
+            let path = segment_path(&self.dir, oldest.number);
+            let outcome = self.disk.remove(&path);
+            outcome.map_err(|source| WalError::io("remove", &path, source))?;
+            lock(&self.shared.view).files.remove(&oldest.number);
+            // One by one: a crash must not leave a gap between the numbers.
+            let synced = self.disk.sync_dir(&self.dir);
+            synced.map_err(|source| WalError::io("sync", &self.dir, source))?;
+            self.sealed.pop_front();
+        }
+        Ok(())
+    }
+}
+
+impl Active {
+    /// Makes a segment, durable with its name and header.
+    pub(super) fn create(
+        disk: &dyn Disk,
+        dir: &std::path::Path,
+        header: &Header,
+    ) -> Result<Self, WalError> {
+        let path = segment_path(dir, header.number);
+        let io = |source| WalError::io("create", &path, source);
+        let file = disk.create(&path).map_err(io)?;
+        let (bytes, salt) = header.encode();
+        file.write_at(0, &bytes).map_err(io)?;
+        file.sync().map_err(io)?;
+        disk.sync_dir(dir).map_err(io)?;
+        Ok(Self {
+            number: header.number,
+            file,
+            salt,
+            size: HEADER_LEN as u64,
+            last_crc: 0,
+            highest: None,
+        })
+    }
+}
+
+fn frame<T: bincode::Encode>(kind: Kind, value: &T) -> Result<Line, WalError> {
+    Ok(Line {
+        kind,
+        index: 0,
+        body: codec::encode(value).map_err(WalError::Encode)?.into(),
+    })
+}
