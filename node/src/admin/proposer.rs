@@ -5,17 +5,19 @@
 //! repeated, an attempt whose outcome is unknown only ever under the same number.
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use raftserve_model::LogIndex;
 use raftserve_store::Outcome;
 use raftserve_store::command::{Action, Refusal, Request};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::Status;
 
 use super::errors::{self, Reason};
-use super::ledger::{Ledger, Ticket};
+use super::ledger::{Issue, Ledger, Ticket};
 use super::v1;
 use crate::consensus::{Consensus, ProposeError};
 
@@ -63,9 +65,11 @@ struct Proposed {
 }
 
 /// See the module.
-pub(super) struct Proposer<L> {
+pub(super) struct Proposer<L: Log> {
     log: L,
     ledger: Mutex<Ledger>,
+    /// Told when a number is closed.
+    closed: Notify,
     /// Held while a session is opened, so that a burst of first requests opens one.
     opening: tokio::sync::Mutex<()>,
 }
@@ -75,6 +79,7 @@ impl<L: Log> Proposer<L> {
         Self {
             log,
             ledger: Mutex::default(),
+            closed: Notify::new(),
             opening: tokio::sync::Mutex::default(),
         }
     }
@@ -131,20 +136,30 @@ impl<L: Log> Proposer<L> {
     }
 
     /// The next number in the peer's own session, which is opened if there is none.
-    async fn ticket(&self, deadline: Instant) -> Result<OpenTicket<'_>, Status> {
-        if let Some(ticket) = self.issue() {
-            return Ok(ticket);
+    async fn ticket(&self, deadline: Instant) -> Result<OpenTicket<'_, L>, Status> {
+        loop {
+            // Registered before looking, so that no closing is missed.
+            let mut closed = pin!(self.closed.notified());
+            closed.as_mut().enable();
+            match self.issue() {
+                Ok(ticket) => return Ok(ticket),
+                Err(Issue::Full) => timeout_at(deadline, closed)
+                    .await
+                    .map_err(|_| not_proposed("too many writes are under way"))?,
+                Err(_) => timeout_at(deadline, self.ensure_session(deadline))
+                    .await
+                    .map_err(|_| not_proposed("no client session could be opened in time"))??,
+            }
         }
-        let _opening = timeout_at(deadline, self.opening.lock())
-            .await
-            .map_err(|_| not_proposed("no client session could be opened in time"))?;
-        if let Some(ticket) = self.issue() {
-            return Ok(ticket);
+    }
+
+    async fn ensure_session(&self, deadline: Instant) -> Result<(), Status> {
+        let _opening = self.opening.lock().await;
+        if self.ledger().client().is_none() {
+            let client = self.open_session(deadline).await?;
+            self.ledger().restart(client);
         }
-        let client = self.open_session(deadline).await?;
-        self.ledger().restart(client);
-        self.issue()
-            .ok_or_else(|| not_proposed("the client session was closed at once"))
+        Ok(())
     }
 
     async fn open_session(&self, deadline: Instant) -> Result<LogIndex, Status> {
@@ -212,36 +227,35 @@ impl<L: Log> Proposer<L> {
         }
     }
 
-    fn issue(&self) -> Option<OpenTicket<'_>> {
-        let ticket = self.ledger().issue()?;
-        Some(OpenTicket {
-            ticket,
-            ledger: &self.ledger,
-        })
+    fn issue(&self) -> Result<OpenTicket<'_, L>, Issue> {
+        match self.ledger().issue() {
+            Issue::Ticket(ticket) => Ok(OpenTicket {
+                ticket,
+                proposer: self,
+            }),
+            other => Err(other),
+        }
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        lock(&self.ledger)
+        self.ledger
+            .lock()
+            .expect("no code panics while it holds the ledger")
     }
 }
 
 /// A number of the peer's own session, closed when dropped: also when the caller went away, since
 /// then nobody sends it again.
-struct OpenTicket<'a> {
+struct OpenTicket<'a, L: Log> {
     ticket: Ticket,
-    ledger: &'a Mutex<Ledger>,
+    proposer: &'a Proposer<L>,
 }
 
-impl Drop for OpenTicket<'_> {
+impl<L: Log> Drop for OpenTicket<'_, L> {
     fn drop(&mut self) {
-        lock(self.ledger).close(self.ticket);
+        self.proposer.ledger().close(self.ticket);
+        self.proposer.closed.notify_waiters();
     }
-}
-
-fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
-    ledger
-        .lock()
-        .expect("no code panics while it holds the ledger")
 }
 
 fn callers(id: v1::RequestId) -> Result<Ticket, Status> {

@@ -256,6 +256,8 @@ pub struct DownArgs {
     #[command(flatten)]
     pub waiting: Waiting,
     #[command(flatten)]
+    pub output: Output,
+    #[command(flatten)]
     pub target: Target,
 }
 
@@ -307,6 +309,8 @@ pub struct TerminateArgs {
     /// Do not ask.
     #[arg(short, long)]
     pub yes: bool,
+    #[command(flatten)]
+    pub output: Output,
     #[command(flatten)]
     pub target: Target,
 }

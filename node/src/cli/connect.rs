@@ -22,11 +22,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// over a transfer of leadership.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How often each peer is asked before giving up: a second time, since a peer that was just electing
-/// may have a leader now.
+/// How often each peer is asked before giving up: a second time only if some connection broke and
+/// nobody said why, as when the one peer named is just starting again.
 const ROUNDS: usize = 2;
 
-/// How long to rest between rounds: about an election.
+/// How long to rest between rounds: about a peer's start.
 const ROUND_PAUSE: Duration = Duration::from_millis(500);
 
 /// The peers named on the command line.
@@ -64,7 +64,7 @@ impl Servers {
         let mut seen = Unanswered::default();
         for round in 0..ROUNDS {
             if round > 0 {
-                if seen.refused_connections {
+                if !seen.is_worth_another_round() {
                     break;
                 }
                 tokio::time::sleep(ROUND_PAUSE).await;
@@ -75,7 +75,7 @@ impl Servers {
                         Ok(Ok(answer)) => return Ok(answer.into_inner()),
                         Ok(Err(status)) if !is_unanswered(&status) => return Err(status),
                         Ok(Err(status)) => {
-                            seen.refused_connections = false;
+                            seen.broken = true;
                             status
                         }
                         Err(_) => Status::unavailable("no answer in time"),
@@ -139,24 +139,22 @@ impl Servers {
 }
 
 /// Peers that did not answer, and why.
+#[derive(Default)]
 struct Unanswered {
     addresses: Vec<String>,
     last: Option<Status>,
-    /// Whether no peer could even be connected to: asking again at once is then of no use.
-    refused_connections: bool,
-}
-
-impl Default for Unanswered {
-    fn default() -> Self {
-        Self {
-            addresses: Vec::new(),
-            last: None,
-            refused_connections: true,
-        }
-    }
+    /// Whether a peer could be connected to, and the connection then broke.
+    broken: bool,
 }
 
 impl Unanswered {
+    /// Peers that explain themselves have tried for as long as it made sense; those that cannot be
+    /// connected to are not there.
+    fn is_worth_another_round(&self) -> bool {
+        let explained = self.last.as_ref().and_then(Reason::of).is_some();
+        self.broken && !explained
+    }
+
     fn add(&mut self, address: &str, status: Status) {
         if !self.addresses.iter().any(|seen| seen == address) {
             self.addresses.push(address.to_owned());

@@ -1,6 +1,8 @@
 //! `raftserve down` and `raftserve terminate-replica`.
 
-use super::args::{DownArgs, Target, TerminateArgs};
+use serde_json::json;
+
+use super::args::{DownArgs, TerminateArgs};
 use super::confirm::confirm;
 use super::connect::Servers;
 use super::failure::{Exit, Failure};
@@ -14,13 +16,21 @@ pub(super) async fn down(args: DownArgs) -> Result<(), Failure> {
         let [name] = args.names.as_slice() else {
             return Err(Failure::usage("--replica-id needs exactly one service"));
         };
-        return terminate_replica(&args.target, name, replica_id, args.purge, args.yes).await;
+        return terminate(TerminateArgs {
+            name: name.clone(),
+            replica_id,
+            purge: args.purge,
+            yes: args.yes,
+            output: args.output,
+            target: args.target,
+        })
+        .await;
     }
     let mut servers = Servers::new(&args.target)?;
     let all = fetch::services(&mut servers, false).await?;
     let services = fetch::select(all, &args.names)?;
     if services.is_empty() {
-        return output::write(b"No services to take down.\n");
+        return print(&args, "No services to take down.\n".to_owned(), &[]);
     }
     let names: Vec<&str> = services.iter().map(|one| one.name.as_str()).collect();
     let (what, listed) = (plural(names.len()), names.join(", "));
@@ -51,7 +61,7 @@ pub(super) async fn down(args: DownArgs) -> Result<(), Failure> {
         id.sequence += 1;
     }
     if args.waiting.no_wait || args.purge {
-        return output::write(format!("Going down: {listed}\n").as_bytes());
+        return print(&args, format!("Going down: {listed}\n"), &names);
     }
     for service in &services {
         let goal = Goal::Gone {
@@ -59,7 +69,13 @@ pub(super) async fn down(args: DownArgs) -> Result<(), Failure> {
         };
         progress::wait(&mut servers, &service.name, goal, args.waiting.timeout).await?;
     }
-    output::write(format!("Down: {listed}\n").as_bytes())
+    print(&args, format!("Down: {listed}\n"), &names)
+}
+
+fn print(args: &DownArgs, line: String, names: &[&str]) -> Result<(), Failure> {
+    let waited = !args.waiting.no_wait && !args.purge;
+    let value = json!({ "services": names, "purged": args.purge, "waited": waited });
+    output::print(args.output.output, &value, || line)
 }
 
 fn plural(count: usize) -> &'static str {
@@ -71,38 +87,24 @@ fn plural(count: usize) -> &'static str {
 
 /// Stops one replica.
 pub(super) async fn terminate(args: TerminateArgs) -> Result<(), Failure> {
-    terminate_replica(
-        &args.target,
-        &args.name,
-        args.replica_id,
-        args.purge,
-        args.yes,
-    )
-    .await
-}
-
-async fn terminate_replica(
-    target: &Target,
-    name: &str,
-    replica_id: u32,
-    purge: bool,
-    yes: bool,
-) -> Result<(), Failure> {
+    let (name, replica_id) = (&args.name, args.replica_id);
     let question = format!("Stop replica {replica_id} of service {name}?");
-    confirm(yes, &question, true)?;
-    let mut servers = Servers::new(target)?;
+    confirm(args.yes, &question, true)?;
+    let mut servers = Servers::new(&args.target)?;
     let request = v1::TerminateReplicaRequest {
-        service_name: name.to_owned(),
+        service_name: name.clone(),
         replica_id,
-        purge,
+        purge: args.purge,
         request_id: Some(servers.request_id().await?),
     };
-    servers
+    let done = servers
         .ask(|channel| {
             let request = request.clone();
             async move { fetch::replicas_client(channel).terminate(request).await }
         })
         .await?;
-    let done = format!("Stopping replica {replica_id} of service {name}.\n");
-    output::write(done.as_bytes())
+    let value = json!({ "service": name, "replica_id": replica_id, "log_index": done.log_index });
+    output::print(args.output.output, &value, || {
+        format!("Stopping replica {replica_id} of service {name}.\n")
+    })
 }
