@@ -555,3 +555,17 @@ fn no_more_than_a_hundred_faults_are_reported() {
     let twice = "k: 1\n".repeat(1000);
     assert_eq!(refuse(&twice).len(), 100);
 }
+
+#[test]
+fn a_short_time_is_not_rounded_to_none() {
+    for (seconds, millis) in [
+        ("0", 0),
+        ("0.0001", 1),
+        ("0.0016", 2),
+        ("315360000", 315_360_000_000),
+    ] {
+        let probe = format!("{{readiness_probe: {{path: /, initial_delay_seconds: {seconds}}}}}");
+        let delay = accept(&minimal(&probe, "")).spec.readiness.initial_delay;
+        assert_eq!(delay, Duration::from_millis(millis), "{seconds}");
+    }
+}
