@@ -154,7 +154,7 @@ impl Services for ServicesApi {
         let (state, index) = self.0.read(asked.stale).await?;
         let service = find(&state, "name", &asked.name)?;
         let shown = v1::Service {
-            yaml: service.spec().source.clone(),
+            yaml: service.spec().source_masked(),
             ..view::service(&state, service, &ports)
         };
         Ok(Response::new(v1::GetServiceResponse {

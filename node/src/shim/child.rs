@@ -58,6 +58,10 @@ pub(super) fn spawn(
         name.as_encoded_bytes()
             .starts_with(OWN_VARIABLES.as_bytes())
     };
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "only their names, to take them away"
+    )]
     for (name, _) in std::env::vars_os().filter(|(name, _)| own(name)) {
         command.env_remove(name);
     }

@@ -74,6 +74,10 @@ mod tests {
     use crate::provider::ReplicaKey;
 
     #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "compared with the times of files, which the same clock wrote"
+    )]
     fn outputs_go_first_and_tombstones_last() {
         let root = tempfile::tempdir().unwrap();
         let site = Site {

@@ -63,6 +63,10 @@ impl Watcher {
             if Instant::now() >= prune_at {
                 prune_at = Instant::now() + PRUNE_EVERY;
                 let site = Arc::clone(&self.site);
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "compared with the times of files, which the same clock wrote"
+                )]
                 let pruned = blocking(move || prune::prune(&site, SystemTime::now())).await;
                 if let Err(error) = pruned {
                     tracing::warn!(%error, "cannot drop what is left of stopped replicas");
