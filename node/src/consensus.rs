@@ -1,6 +1,7 @@
 //! The agreed log as the rest of a peer sees it: propose, read, watch. Any peer may be asked; what
 //! needs the leader is forwarded to it.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,12 @@ use raftserve_model::{ClusterId, LogIndex, NodeId};
 use raftserve_store::command::Action;
 use raftserve_store::{Outcome, State};
 use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::peer::Announcement;
+use crate::peer::core::Core;
+
+const STOPPED: &str = "this peer is stopping";
 
 /// Who leads, as this peer knows it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,18 +82,35 @@ pub struct TransferError {
 /// A handle on the log, cheap to clone.
 #[derive(Clone)]
 pub struct Consensus {
-    _private: Arc<()>,
+    core: Arc<Core>,
 }
 
 impl Consensus {
+    /// A handle on a running peer.
+    pub(crate) fn over(core: Arc<Core>) -> Self {
+        Self { core }
+    }
+
+    /// Runs what waits on Raft or its transport on their own threads. It goes on to its end even if
+    /// the caller no longer waits.
+    async fn on_raft<T, F>(&self, work: impl FnOnce(Arc<Core>) -> F) -> Option<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let working = self.core.runtime.spawn(work(Arc::clone(&self.core)));
+        // Cancelled when the peer stops.
+        working.await.ok()
+    }
+
     /// The cluster this peer belongs to.
     pub fn cluster_id(&self) -> ClusterId {
-        todo!()
+        self.core.identity.cluster
     }
 
     /// This peer's Raft id.
     pub fn node_id(&self) -> NodeId {
-        todo!()
+        self.core.identity.node
     }
 
     /// Proposes `action`; the leader stamps its clock. Returns once it is applied on the leader,
@@ -96,10 +120,17 @@ impl Consensus {
     /// See [`ProposeError`].
     pub async fn propose(
         &self,
-        _action: Action,
-        _deadline: Duration,
+        action: Action,
+        deadline: Duration,
     ) -> Result<(LogIndex, Outcome), ProposeError> {
-        todo!()
+        let until = Instant::now() + deadline;
+        self.on_raft(|core| async move { core.propose(action, until).await })
+            .await
+            .unwrap_or_else(|| {
+                Err(ProposeError::OutcomeUnknown {
+                    reason: STOPPED.to_owned(),
+                })
+            })
     }
 
     /// Proposes `action` only if this peer leads now: for the controller, which acts for itself.
@@ -108,10 +139,17 @@ impl Consensus {
     /// See [`ProposeError`].
     pub async fn propose_as_leader(
         &self,
-        _action: Action,
-        _deadline: Duration,
+        action: Action,
+        deadline: Duration,
     ) -> Result<(LogIndex, Outcome), ProposeError> {
-        todo!()
+        let until = Instant::now() + deadline;
+        self.on_raft(|core| async move { core.propose_as_leader(action, until).await })
+            .await
+            .unwrap_or_else(|| {
+                Err(ProposeError::OutcomeUnknown {
+                    reason: STOPPED.to_owned(),
+                })
+            })
     }
 
     /// Waits until this peer's state holds everything acknowledged before the call (ReadIndex).
@@ -119,28 +157,47 @@ impl Consensus {
     ///
     /// # Errors
     /// [`ReadError`] if no leader confirmed it within `deadline`.
-    pub async fn read_barrier(&self, _deadline: Duration) -> Result<LogIndex, ReadError> {
-        todo!()
+    pub async fn read_barrier(&self, deadline: Duration) -> Result<LogIndex, ReadError> {
+        let until = Instant::now() + deadline;
+        self.on_raft(|core| async move { core.read_barrier(until).await })
+            .await
+            .unwrap_or_else(|| {
+                Err(ReadError {
+                    reason: STOPPED.to_owned(),
+                })
+            })
     }
 
     /// This peer's applied state: cheap, local, perhaps behind.
     pub fn state(&self) -> Arc<State> {
-        todo!()
+        self.core.reader.state()
     }
 
     /// The index up to which `state()` is applied, as it moves.
     pub fn applied(&self) -> watch::Receiver<LogIndex> {
-        todo!()
+        self.core.reader.applied()
     }
 
     /// Who leads, as it changes.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
-        todo!()
+        self.core.leadership.clone()
     }
 
     /// The members of the cluster.
     pub fn members(&self) -> Vec<MemberView> {
-        todo!()
+        self.core.members()
+    }
+
+    /// What `peer` has announced about itself in its present life, if it has reached this peer.
+    #[must_use]
+    pub fn peer_info(&self, peer: NodeId) -> Option<Announcement> {
+        if peer == self.core.me() {
+            return Some(self.core.announcement.clone());
+        }
+        self.core
+            .directory
+            .announced(peer)
+            .map(|said| (*said).clone())
     }
 
     /// Hands leadership to `target`, or to the peer that is furthest along, and waits until it
@@ -150,9 +207,16 @@ impl Consensus {
     /// [`TransferError`] if the target lags, is unknown, or did not take over in time.
     pub async fn transfer_leader(
         &self,
-        _target: Option<NodeId>,
-        _deadline: Duration,
+        target: Option<NodeId>,
+        deadline: Duration,
     ) -> Result<NodeId, TransferError> {
-        todo!()
+        let until = Instant::now() + deadline;
+        self.on_raft(|core| async move { core.transfer_leader(target, until).await })
+            .await
+            .unwrap_or_else(|| {
+                Err(TransferError {
+                    reason: STOPPED.to_owned(),
+                })
+            })
     }
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 pub mod admin;
 pub mod cli;
 pub mod consensus;
+pub mod peer;
 pub mod provider;
 pub mod shim;
 

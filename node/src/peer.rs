@@ -1,0 +1,399 @@
+//! A peer of the cluster: its identity, its Raft node, and its talk with the other peers.
+//!
+//! Raft, its transport and its timers have a runtime and threads of their own, so that whatever else
+//! the process does costs no election. Everybody else reaches them through [`Consensus`].
+
+use std::io;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use raftserve_model::{ClusterId, Incarnation, NodeId};
+use raftserve_store::command::Action;
+use raftserve_store::identity::DataDir;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::transport::server::TcpIncoming;
+
+mod bootstrap;
+pub(crate) mod core;
+mod directory;
+mod exchange;
+mod leadership;
+mod links;
+mod locate;
+mod network;
+mod plan_file;
+mod rpc;
+mod server;
+mod snapshots;
+mod store;
+mod wire;
+
+pub use bootstrap::BootstrapError;
+pub use exchange::ExchangeHandler;
+pub use store::{OpenError, Profile};
+pub use wire::Announcement;
+
+use self::bootstrap::Cradle;
+use self::core::Core;
+use self::directory::{Caller, Directory};
+use self::exchange::Slot;
+use self::leadership::Follower;
+use self::links::Links;
+use self::network::Network;
+use self::network::snapshot::Inbox;
+use self::server::{Running, Server};
+use self::store::{Identity, Opened, RaftHandle, raft_config};
+use self::wire::MESSAGE_BYTES_MAX;
+use crate::consensus::{Consensus, Leadership};
+
+/// Threads for Raft and its transport: one may sit in a long append while the other answers a vote.
+const THREADS: usize = 2;
+
+/// How long the first leader's naming of the cluster may take before it is tried again.
+const NAMING: Duration = Duration::from_secs(2);
+
+/// How long tasks may take to end before their runtime goes without them.
+const STOP: Duration = Duration::from_secs(2);
+
+/// What a peer must be told.
+#[derive(Debug)]
+pub struct PeerConfig {
+    /// Where its identity, log and state live.
+    pub data_dir: PathBuf,
+    /// The peer port, bound.
+    pub listener: TcpListener,
+    /// `host:port` of every peer's peer port, in the order that all peers are given. Used to
+    /// bootstrap, and later only to look for peers that have moved.
+    pub peers: Vec<String>,
+    /// This peer's own, as the others reach it.
+    pub address: String,
+    /// `host:port` of its admin port, as the others reach it.
+    pub admin_address: String,
+    /// `host:port` of its proxy port, as the others reach it.
+    pub proxy_address: String,
+    /// Equal for peers that share a host.
+    pub host: String,
+    /// This process's life.
+    pub incarnation: Incarnation,
+    /// How patient elections are.
+    pub profile: Profile,
+}
+
+/// Why a peer did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// There is no identity to be had.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    /// The log or the state did not open.
+    #[error("cannot open the log and the state")]
+    Store {
+        /// What is wrong with them.
+        source: OpenError,
+    },
+    /// The threads or the port.
+    #[error("cannot {what}")]
+    Io {
+        /// What was attempted.
+        what: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Raft itself.
+    #[error("cannot start Raft: {0}")]
+    Raft(String),
+}
+
+/// A runtime that may be let go of anywhere.
+struct Threads(Option<Runtime>);
+
+impl Threads {
+    fn start() -> io::Result<Self> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("raft")
+            .enable_all()
+            .build()?;
+        Ok(Self(Some(runtime)))
+    }
+
+    fn handle(&self) -> &Handle {
+        let runtime = self.0.as_ref();
+        runtime.expect("taken only when dropped").handle()
+    }
+
+    async fn stop(mut self) {
+        if let Some(runtime) = self.0.take() {
+            // Waits for threads, which may only be done where waiting is allowed.
+            let stopping = tokio::task::spawn_blocking(move || runtime.shutdown_timeout(STOP));
+            let _ = stopping.await;
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// A running peer.
+pub struct Peer {
+    core: Arc<Core>,
+    exchange: Slot,
+    fatal: watch::Receiver<Option<String>>,
+    threads: Threads,
+}
+
+/// Starts a peer, bootstrapping the cluster if that is to be done. Waits for the other peers as long
+/// as that takes; dropping the future gives up.
+///
+/// # Errors
+/// [`StartError`].
+pub async fn start(config: PeerConfig) -> Result<Peer, StartError> {
+    let threads = Threads::start().map_err(|source| StartError::Io {
+        what: "start Raft's threads",
+        source,
+    })?;
+    let handle = threads.handle().clone();
+    let begun = handle.spawn(begin(config, handle.clone()));
+    let begun = Abort(begun).join().await;
+    let (core, exchange, fatal) = begun?;
+    Ok(Peer {
+        core,
+        exchange,
+        fatal,
+        threads,
+    })
+}
+
+/// Ends a task when its starter gives up.
+struct Abort<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Abort<T> {
+    async fn join(mut self) -> T {
+        match (&mut self.0).await {
+            Ok(value) => value,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => unreachable!("only dropping this aborts the task"),
+            },
+        }
+    }
+}
+
+impl<T> Drop for Abort<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+type Begun = (Arc<Core>, Slot, watch::Receiver<Option<String>>);
+
+async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError> {
+    let names = config.peers.clone();
+    let dir = open_dir(config.data_dir.clone()).await?;
+    let cradle = Arc::new(Cradle::new(dir, names, config.address.clone()));
+    let running = Arc::new(OnceLock::new());
+    serve(
+        &config,
+        Server::new(Arc::clone(&cradle), Arc::clone(&running)),
+    )?;
+
+    let identity = cradle.await_identity().await?;
+    tracing::info!(cluster = %identity.cluster, peer = %identity.node, "this peer has an identity");
+    let opened = cradle.dir().open_store().await;
+    let opened = opened.map_err(|source| StartError::Store { source })?;
+    let (snapshots, trigger) = (Arc::clone(&opened.snapshots), opened.trigger.clone());
+    let (core, fatal) = run_raft(&config, identity, opened, runtime).await?;
+    let exchange = Slot::default();
+    let set = running.set(Running {
+        core: Arc::clone(&core),
+        exchange: exchange.clone(),
+        snapshots: Inbox::of(snapshots),
+    });
+    assert!(set.is_ok(), "a peer begins once");
+    cradle.complete(&core.raft).await?;
+    tokio::spawn(exchange::run(Arc::clone(&core), exchange.clone()));
+    tokio::spawn(locate::run(Arc::clone(&core), config.peers));
+    tokio::spawn(snapshots::run(Arc::clone(&core), trigger));
+    tokio::spawn(name_cluster(Arc::clone(&core)));
+    Ok((core, exchange, fatal))
+}
+
+async fn open_dir(folder: PathBuf) -> Result<DataDir, StartError> {
+    let opening = tokio::task::spawn_blocking(move || DataDir::open(&folder));
+    match opening.await {
+        Ok(opened) => Ok(opened.map_err(BootstrapError::from)?),
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+fn serve(config: &PeerConfig, server: Server) -> Result<(), StartError> {
+    let failed = |source| StartError::Io {
+        what: "serve the peer port",
+        source,
+    };
+    let listener = config.listener.try_clone().map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let service = rpc::peer_server::PeerServer::new(server)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let window = u32::try_from(MESSAGE_BYTES_MAX).ok();
+    let serving = tonic::transport::Server::builder()
+        .initial_stream_window_size(window)
+        .initial_connection_window_size(window)
+        .add_service(service)
+        .serve_with_incoming(incoming);
+    tokio::spawn(async move {
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "the peer port is not served any more");
+        }
+    });
+    Ok(())
+}
+
+async fn run_raft(
+    config: &PeerConfig,
+    identity: Identity,
+    opened: Opened,
+    runtime: Handle,
+) -> Result<(Arc<Core>, watch::Receiver<Option<String>>), StartError> {
+    let me = identity.node;
+    let directory = Arc::new(Directory::new(identity.cluster, me));
+    let caller = Caller {
+        cluster: identity.cluster,
+        target: me,
+        node: me,
+        nonce: identity.nonce,
+    };
+    let links = Arc::new(Links::new(caller, Arc::clone(&directory), runtime.clone()));
+    let raft_config = Arc::new(raft_config(config.profile));
+    let network = Network::new(me, Arc::clone(&links));
+    let raft = RaftHandle::new(
+        me,
+        Arc::clone(&raft_config),
+        network,
+        opened.log,
+        opened.machine,
+    )
+    .await
+    .map_err(|error| StartError::Raft(error.to_string()))?;
+    let (leadership, leads) = watch::channel(Leadership::default());
+    let (fatal, failed) = watch::channel(None);
+    let follower = Follower {
+        me,
+        raft: raft.clone(),
+        directory: Arc::clone(&directory),
+        leadership,
+        fatal,
+        heartbeat: Duration::from_millis(raft_config.heartbeat_interval),
+        patience: Duration::from_millis(2 * raft_config.election_timeout_max),
+    };
+    tokio::spawn(follower.run());
+    let announcement = announcement(config, &identity);
+    let core = Core {
+        identity,
+        raft,
+        reader: opened.reader,
+        links,
+        directory,
+        leadership: leads,
+        announcement,
+        runtime,
+    };
+    Ok((Arc::new(core), failed))
+}
+
+fn announcement(config: &PeerConfig, identity: &Identity) -> Announcement {
+    Announcement {
+        cluster: identity.cluster,
+        node: identity.node,
+        nonce: identity.nonce,
+        incarnation: config.incarnation,
+        peer_address: config.address.clone(),
+        admin_address: config.admin_address.clone(),
+        proxy_address: config.proxy_address.clone(),
+        host: config.host.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// Whoever leads first names the cluster in its log, so that a crash between initialising Raft and
+/// naming the cluster leaves nothing undone.
+async fn name_cluster(core: Arc<Core>) {
+    let mut leadership = core.leadership.clone();
+    let cluster = core.identity.cluster;
+    loop {
+        if leadership.wait_for(|now| now.is_self).await.is_err() {
+            return;
+        }
+        let until = Instant::now() + NAMING;
+        // The new leader's own state may be behind what its predecessor wrote.
+        if core.read_barrier(until).await.is_err() {
+            continue;
+        }
+        if core.reader.state().cluster().is_some() {
+            return;
+        }
+        let action = Action::InitCluster { cluster };
+        if let Err(error) = core.propose_as_leader(action, until).await {
+            tracing::debug!(%error, "the cluster is not named yet");
+        }
+    }
+}
+
+impl Peer {
+    /// The handle by which the rest of the process reaches the agreed log.
+    #[must_use]
+    pub fn consensus(&self) -> Consensus {
+        Consensus::over(Arc::clone(&self.core))
+    }
+
+    /// Sets what peers exchange between log entries.
+    pub fn set_exchange(&self, handler: Arc<dyn ExchangeHandler>) {
+        self.exchange.set(handler);
+    }
+
+    /// The cluster.
+    #[must_use]
+    pub fn cluster_id(&self) -> ClusterId {
+        self.core.identity.cluster
+    }
+
+    /// This peer's id.
+    #[must_use]
+    pub fn node_id(&self) -> NodeId {
+        self.core.identity.node
+    }
+
+    /// Why Raft has ended, once it has: the process must then end too.
+    #[must_use]
+    pub fn fatal(&self) -> watch::Receiver<Option<String>> {
+        self.fatal.clone()
+    }
+
+    /// Stops Raft and its threads. The log is on disk when this returns.
+    pub async fn stop(self) {
+        let raft = self.core.raft.clone();
+        let stopping = self
+            .threads
+            .handle()
+            .spawn(async move { raft.shutdown().await });
+        if let Ok(Err(error)) = stopping.await {
+            tracing::warn!(%error, "Raft did not end well");
+        }
+        self.threads.stop().await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

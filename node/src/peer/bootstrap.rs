@@ -1,0 +1,287 @@
+//! From empty directories to a cluster, once.
+//!
+//! An empty directory never initialises by itself. The first-named peer waits until every peer named
+//! is pristine, draws the cluster's id, and gives everybody an identity: ids 1..=N in the order of
+//! the names, with the nonce of each directory. When all have theirs on disk it initialises Raft, on
+//! itself only. What can be interrupted, in the order of the steps:
+//!
+//! 1. Before the plan is on disk nothing has happened.
+//! 2. The plan is on the first peer's disk before anybody hears of it. A restart takes it up again,
+//!    with the same cluster id. An adopted peer that is asked again says yes again. A peer that
+//!    was emptied before it was adopted, and has another nonce, is planned anew: nobody has voted
+//!    yet, so no nonce has been relied on.
+//! 3. Raft is initialised when all identities are on disk. Its membership entry and its first vote
+//!    are on the first peer's disk before anybody is asked for a vote. So while that peer's log is
+//!    empty, no other has voted, and the steps may be repeated; once it is not, they never are.
+//! 4. The cluster is named in the log by whoever leads first.
+//!
+//! The plan is sticky: a peer that has taken one identity never takes another. Two peers that both
+//! hold themselves for the first therefore both fail, instead of both succeeding.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use raftserve_model::{ClusterId, NodeId};
+use raftserve_store::identity::{DataDir, IdentityError};
+use raftserve_store::raft::PeerRecord;
+use tokio::sync::{Mutex, watch};
+use tokio::time::timeout;
+
+use self::greeting::{Answer, Teller, cluster_exists, missing};
+use super::plan_file::PlanFile;
+use super::store::{Identity, SharedDir};
+use super::wire::{AdoptReply, AdoptRequest, HelloRequest, Plan};
+
+mod first;
+mod greeting;
+
+pub(crate) use self::greeting::greet;
+
+/// How often the other peers are asked.
+const ROUND: Duration = Duration::from_millis(200);
+
+/// Why a peer cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum BootstrapError {
+    /// The flags leave this peer out.
+    #[error(
+        "this peer's address {address:?} is not among the peers named at bootstrap ({}): name it as the others do",
+        names.join(", ")
+    )]
+    NotNamed {
+        /// Its own.
+        address: String,
+        /// Of all.
+        names: Vec<String>,
+    },
+    /// A name occurs twice.
+    #[error("{0:?} is named twice among the peers")]
+    NamedTwice(String),
+    /// A cluster is under way, and this directory is empty.
+    #[error(
+        "this peer's data directory is empty, but {name} already takes part in cluster {cluster}: joining a \
+         running cluster is not built yet, so restore this peer's volume, or empty the data directories of \
+         all peers to start a fresh cluster"
+    )]
+    ClusterExists {
+        /// Who said so.
+        name: String,
+        /// Its cluster.
+        cluster: ClusterId,
+    },
+    /// Another bootstrap got half-way, and its first peer is not this directory.
+    #[error(
+        "{name} has been given an identity in cluster {cluster}, which this peer did not bootstrap: if that \
+         bootstrap will never be completed, empty the data directories of all peers and start them again"
+    )]
+    AnotherBootstrap {
+        /// Who said so.
+        name: String,
+        /// Its cluster.
+        cluster: ClusterId,
+    },
+    /// The others go on without what this peer has lost.
+    #[error(
+        "this peer's log is empty, but {name} already takes part in the election of cluster {cluster}: this \
+         peer's log was lost, so restore its volume, or empty the data directories of all peers to start a \
+         fresh cluster"
+    )]
+    LogLost {
+        /// Who said so.
+        name: String,
+        /// The cluster of both.
+        cluster: ClusterId,
+    },
+    /// The data directory is refused.
+    #[error(transparent)]
+    Directory(#[from] IdentityError),
+    /// The plan could not be read or written.
+    #[error("cannot keep the plan of the bootstrap in {}", folder.display())]
+    Plan {
+        /// The data directory.
+        folder: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Raft did not take the membership.
+    #[error("cannot initialise Raft: {0}")]
+    Initialise(String),
+}
+
+/// What a peer knows before it runs: its directory, its name and those of the others.
+pub(crate) struct Cradle {
+    folder: PathBuf,
+    dir: SharedDir,
+    names: Vec<String>,
+    mine: String,
+    nonce: u64,
+    /// Locked while an identity is taken, so that there is only ever one.
+    identity: Mutex<Option<Identity>>,
+    taken: watch::Sender<Option<Identity>>,
+}
+
+impl Cradle {
+    /// The cradle of the peer whose directory this is.
+    pub(crate) fn new(dir: DataDir, names: Vec<String>, mine: String) -> Self {
+        let identity = Identity::held_by(&dir);
+        Self {
+            folder: dir.path().to_owned(),
+            nonce: dir.identity().nonce(),
+            dir: SharedDir::new(dir),
+            names,
+            mine,
+            taken: watch::Sender::new(identity),
+            identity: Mutex::new(identity),
+        }
+    }
+
+    /// The data directory.
+    pub(crate) fn dir(&self) -> &SharedDir {
+        &self.dir
+    }
+
+    /// Drawn when the directory was made.
+    pub(crate) fn nonce(&self) -> u64 {
+        self.nonce
+    }
+
+    /// This peer's identity, once it has one.
+    pub(crate) async fn identity(&self) -> Option<Identity> {
+        *self.identity.lock().await
+    }
+
+    /// Takes the identity that the first-named peer gives, if it is the one to give it.
+    pub(crate) async fn adopt(&self, request: AdoptRequest) -> AdoptReply {
+        match self.try_adopt(request).await {
+            Ok(()) => AdoptReply::Adopted,
+            Err(reason) => AdoptReply::Refused(reason),
+        }
+    }
+
+    async fn try_adopt(&self, request: AdoptRequest) -> Result<(), String> {
+        let AdoptRequest { plan, node } = request;
+        let record = record_of(&plan, node)
+            .ok_or_else(|| format!("the plan has no peer {node}"))?
+            .clone();
+        let mut identity = self.identity.lock().await;
+        let wanted = Identity {
+            cluster: plan.cluster,
+            node,
+            nonce: record.nonce,
+        };
+        if let Some(held) = identity.as_ref() {
+            return if *held == wanted {
+                Ok(())
+            } else {
+                Err(format!(
+                    "it already is peer {} of cluster {}",
+                    held.node, held.cluster
+                ))
+            };
+        }
+        if record.nonce != self.nonce {
+            return Err("its data directory is not the one that the plan means".to_owned());
+        }
+        let planned = plan.members.iter().map(|member| &member.address);
+        if !planned.eq(&self.names) || record.address != self.mine {
+            return Err(format!(
+                "it was started as {} of the peers {}, in this order",
+                self.mine,
+                self.names.join(", ")
+            ));
+        }
+        self.dir
+            .join(wanted)
+            .await
+            .map_err(|error| error.to_string())?;
+        *identity = Some(wanted);
+        self.taken.send_replace(Some(wanted));
+        Ok(())
+    }
+
+    fn failed(&self, source: io::Error) -> BootstrapError {
+        BootstrapError::Plan {
+            folder: self.folder.clone(),
+            source,
+        }
+    }
+
+    fn plan_file(&self) -> PlanFile {
+        PlanFile::within(&self.folder)
+    }
+
+    fn check_names(&self) -> Result<(), BootstrapError> {
+        for (place, name) in self.names.iter().enumerate() {
+            if self.names[..place].contains(name) {
+                return Err(BootstrapError::NamedTwice(name.clone()));
+            }
+        }
+        if self.names.contains(&self.mine) {
+            return Ok(());
+        }
+        Err(BootstrapError::NotNamed {
+            address: self.mine.clone(),
+            names: self.names.clone(),
+        })
+    }
+
+    /// This peer's identity: the one on disk, or the one that bootstrap gives it. Waits for the other
+    /// peers as long as it takes.
+    ///
+    /// # Errors
+    /// [`BootstrapError`] if there is none to be had.
+    pub(crate) async fn await_identity(&self) -> Result<Identity, BootstrapError> {
+        if let Some(identity) = self.identity().await {
+            return Ok(identity);
+        }
+        self.check_names()?;
+        if self.names.first() == Some(&self.mine) {
+            self.take_first().await
+        } else {
+            self.await_adoption().await
+        }
+    }
+
+    /// Waits to be adopted, unless there is a cluster that will never do so.
+    async fn await_adoption(&self) -> Result<Identity, BootstrapError> {
+        let mut taken = self.taken.subscribe();
+        let mut teller = Teller::new();
+        loop {
+            let answers = self.greet_all().await;
+            // An answer may be older than an adoption that came meanwhile.
+            if let Some(identity) = self.identity().await {
+                return Ok(identity);
+            }
+            if let Some(error) = cluster_exists(&answers) {
+                return Err(error);
+            }
+            teller.tell(|| {
+                let first = self.names.first().map_or("", String::as_str);
+                format!(
+                    "waiting for {first} to bootstrap the cluster{}",
+                    missing(&answers)
+                )
+            });
+            let adopted = taken.wait_for(Option::is_some);
+            // A timeout is the next round.
+            let _ = timeout(ROUND, adopted).await;
+        }
+    }
+
+    /// Asks every other named peer who it is, all at once.
+    async fn greet_all(&self) -> Vec<Answer> {
+        let others = self.names.iter().filter(|name| **name != self.mine);
+        join_all(others.map(async |name| {
+            let hello = greet(name, &HelloRequest { from: None }).await;
+            (name.clone(), hello.map(|reply| reply.standing))
+        }))
+        .await
+    }
+}
+
+fn record_of(plan: &Plan, node: NodeId) -> Option<&PeerRecord> {
+    let place = usize::try_from(node.0.checked_sub(1)?).ok()?;
+    plan.members.get(place)
+}

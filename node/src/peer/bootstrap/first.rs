@@ -1,0 +1,170 @@
+//! What the first-named peer does: plans, gives identities, initialises.
+
+use std::collections::BTreeMap;
+
+use raftserve_model::{ClusterId, NodeId};
+use raftserve_store::raft::PeerRecord;
+use tokio::time::sleep;
+
+use super::greeting::{Teller, another_bootstrap, ask_to_adopt, cluster_exists, greet, missing};
+use super::{BootstrapError, Cradle, ROUND};
+use crate::peer::store::{Identity, RaftHandle};
+use crate::peer::wire::{AdoptReply, AdoptRequest, HelloRequest, Plan, Standing};
+
+impl Cradle {
+    /// Makes the plan when every other is pristine, and takes the first identity in it.
+    pub(super) async fn take_first(&self) -> Result<Identity, BootstrapError> {
+        let plan = match self
+            .plan_file()
+            .load()
+            .map_err(|error| self.failed(error))?
+        {
+            Some(plan) => plan,
+            None => self.make_plan().await?,
+        };
+        let first = plan.members.first().expect("the plan holds this peer");
+        let identity = Identity {
+            cluster: plan.cluster,
+            node: NodeId(1),
+            nonce: first.nonce,
+        };
+        let mut held = self.identity.lock().await;
+        if let Some(identity) = held.as_ref() {
+            // Somebody else holds itself for the first and was faster; its plan will fail elsewhere.
+            return Ok(*identity);
+        }
+        self.plan_file()
+            .save(&plan)
+            .map_err(|error| self.failed(error))?;
+        self.dir.join(identity).await?;
+        *held = Some(identity);
+        self.taken.send_replace(Some(identity));
+        Ok(identity)
+    }
+
+    async fn make_plan(&self) -> Result<Plan, BootstrapError> {
+        let mut teller = Teller::new();
+        loop {
+            let answers = self.greet_all().await;
+            if let Some(error) = cluster_exists(&answers).or_else(|| another_bootstrap(&answers)) {
+                return Err(error);
+            }
+            let nonces: Vec<u64> = answers
+                .iter()
+                .filter_map(|(_, answer)| match answer {
+                    Ok(Standing::Pristine { nonce }) => Some(*nonce),
+                    _ => None,
+                })
+                .collect();
+            if nonces.len() == answers.len() {
+                let nonces = std::iter::once(self.nonce).chain(nonces);
+                let members = self.names.iter().zip(nonces);
+                return Ok(Plan {
+                    cluster: ClusterId(rand::random()),
+                    members: members
+                        .map(|(address, nonce)| PeerRecord {
+                            nonce,
+                            address: address.clone(),
+                        })
+                        .collect(),
+                });
+            }
+            teller.tell(|| format!("waiting to bootstrap a cluster{}", missing(&answers)));
+            sleep(ROUND).await;
+        }
+    }
+
+    /// Completes a bootstrap that this peer began, if it did and it is not complete.
+    ///
+    /// # Errors
+    /// [`BootstrapError`] if it cannot be completed.
+    pub(crate) async fn complete(&self, raft: &RaftHandle) -> Result<(), BootstrapError> {
+        let file = self.plan_file();
+        let Some(mut plan) = file.load().map_err(|error| self.failed(error))? else {
+            return Ok(());
+        };
+        let initialise = |error: String| BootstrapError::Initialise(error);
+        let done = raft.is_initialized().await;
+        if !done.map_err(|error| initialise(error.to_string()))? {
+            self.adopt_all(&mut plan).await?;
+            let numbers = (1..).map(NodeId);
+            let members: BTreeMap<_, _> = numbers.zip(plan.members.iter().cloned()).collect();
+            tracing::info!(cluster = %plan.cluster, peers = members.len(), "initialising a new cluster");
+            raft.initialize(members)
+                .await
+                .map_err(|error| initialise(error.to_string()))?;
+        }
+        file.remove().map_err(|error| self.failed(error))
+    }
+
+    /// Returns once every planned peer has its identity on disk.
+    async fn adopt_all(&self, plan: &mut Plan) -> Result<(), BootstrapError> {
+        let mut teller = Teller::new();
+        loop {
+            let mut missing = Vec::new();
+            for place in 1..plan.members.len() {
+                if let Some(reason) = self.adopt_one(plan, place).await? {
+                    missing.push(format!("{} ({reason})", plan.members[place].address));
+                }
+            }
+            if missing.is_empty() {
+                return Ok(());
+            }
+            teller.tell(|| {
+                format!(
+                    "waiting to bootstrap cluster {}, still for: {}",
+                    plan.cluster,
+                    missing.join(", ")
+                )
+            });
+            sleep(ROUND).await;
+        }
+    }
+
+    /// Sees to one peer's identity. What it still lacks is returned, and nothing once it has it.
+    async fn adopt_one(
+        &self,
+        plan: &mut Plan,
+        place: usize,
+    ) -> Result<Option<String>, BootstrapError> {
+        let name = plan.members[place].address.clone();
+        let node = NodeId(u64::try_from(place).expect("there are few peers") + 1);
+        let standing = match greet(&name, &HelloRequest { from: None }).await {
+            Ok(reply) => reply.standing,
+            Err(reason) => return Ok(Some(reason)),
+        };
+        let nonce = match standing {
+            Standing::Pristine { nonce } => nonce,
+            Standing::Member {
+                cluster,
+                node: theirs,
+                nonce,
+                initialised,
+            } => {
+                if cluster != plan.cluster || theirs != node {
+                    return Err(BootstrapError::AnotherBootstrap { name, cluster });
+                }
+                if initialised {
+                    return Err(BootstrapError::LogLost { name, cluster });
+                }
+                nonce
+            }
+        };
+        if plan.members[place].nonce != nonce {
+            // It was restarted, or emptied, since it was planned. Nobody has voted yet.
+            plan.members[place].nonce = nonce;
+            self.plan_file()
+                .save(plan)
+                .map_err(|error| self.failed(error))?;
+        }
+        let request = AdoptRequest {
+            plan: plan.clone(),
+            node,
+        };
+        Ok(match ask_to_adopt(&name, &request).await {
+            Ok(AdoptReply::Adopted) => None,
+            Ok(AdoptReply::Refused(reason)) => Some(format!("it refuses: {reason}")),
+            Err(reason) => Some(reason),
+        })
+    }
+}

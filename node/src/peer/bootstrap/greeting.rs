@@ -1,0 +1,105 @@
+//! Asking other peers who they are, and what their answers mean together.
+
+use std::time::Duration;
+
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, timeout};
+use tonic::{Response, Status};
+
+use super::BootstrapError;
+use crate::peer::links::{chain, client, connect, frame};
+use crate::peer::rpc::Frame;
+use crate::peer::wire::{self, AdoptReply, AdoptRequest, HelloReply, HelloRequest, Standing};
+
+/// How long each may take to answer.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// How often it is said what is being waited for.
+const TELL: Duration = Duration::from_secs(5);
+
+/// What a peer answered, by its name.
+pub(super) type Answer = (String, Result<Standing, String>);
+
+pub(super) fn cluster_exists(answers: &[Answer]) -> Option<BootstrapError> {
+    answers.iter().find_map(|(name, answer)| match answer {
+        Ok(Standing::Member {
+            cluster,
+            initialised: true,
+            ..
+        }) => Some(BootstrapError::ClusterExists {
+            name: name.clone(),
+            cluster: *cluster,
+        }),
+        _ => None,
+    })
+}
+
+pub(super) fn another_bootstrap(answers: &[Answer]) -> Option<BootstrapError> {
+    answers.iter().find_map(|(name, answer)| match answer {
+        Ok(Standing::Member { cluster, .. }) => Some(BootstrapError::AnotherBootstrap {
+            name: name.clone(),
+            cluster: *cluster,
+        }),
+        _ => None,
+    })
+}
+
+pub(super) fn missing(answers: &[Answer]) -> String {
+    let silent: Vec<String> = answers
+        .iter()
+        .filter_map(|(name, answer)| {
+            let reason = answer.as_ref().err()?;
+            Some(format!("{name} ({reason})"))
+        })
+        .collect();
+    if silent.is_empty() {
+        String::new()
+    } else {
+        format!(", no answer yet from: {}", silent.join(", "))
+    }
+}
+
+/// Asks whoever is at `address` who it is.
+///
+/// # Errors
+/// What went wrong, in words.
+pub(crate) async fn greet(address: &str, hello: &HelloRequest) -> Result<HelloReply, String> {
+    let mut client = client(connect(address).map_err(|error| error.to_string())?);
+    let answer = timeout(ANSWER, client.hello(frame(hello))).await;
+    let answer = read_answer(answer)?;
+    wire::decode(&answer.head).map_err(|error| error.to_string())
+}
+
+pub(super) async fn ask_to_adopt(
+    address: &str,
+    request: &AdoptRequest,
+) -> Result<AdoptReply, String> {
+    let mut client = client(connect(address).map_err(|error| error.to_string())?);
+    let answer = timeout(ANSWER, client.adopt(frame(request))).await;
+    let answer = read_answer(answer)?;
+    wire::decode(&answer.head).map_err(|error| error.to_string())
+}
+
+fn read_answer(awaited: Result<Result<Response<Frame>, Status>, Elapsed>) -> Result<Frame, String> {
+    match awaited {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(chain(&status)),
+        Err(_) => Err("it does not answer".to_owned()),
+    }
+}
+
+/// Says what is waited for, but not in every round.
+pub(super) struct Teller(Option<Instant>);
+
+impl Teller {
+    pub(super) fn new() -> Self {
+        Self(None)
+    }
+
+    pub(super) fn tell(&mut self, text: impl FnOnce() -> String) {
+        if self.0.is_none_or(|said| said.elapsed() >= TELL) {
+            self.0 = Some(Instant::now());
+            tracing::info!("{}", text());
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! The running Raft node and the ways to it: what the leader does for everybody, and how the others
+//! ask it to.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use openraft::ReadPolicy;
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use raftserve_model::{Incarnation, LogIndex, LogTime, NodeId};
+use raftserve_store::command::Action;
+use raftserve_store::{Command, Outcome};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::directory::Directory;
+use super::links::{CallError, Links, Purpose, frame, read};
+use super::store::{Identity, RaftHandle, StateReader};
+use super::wire::{
+    Announcement, COMMAND_BYTES_MAX, MoveLeaderReply, MoveLeaderRequest, ProposeReply,
+    ProposeRequest, ReadIndexReply, ReadIndexRequest, command_size,
+};
+use crate::consensus::{Leadership, ProposeError, ReadError, TransferError};
+
+mod members;
+mod transfer;
+
+/// How long to wait before asking again where nothing has changed: an election takes some hundred
+/// milliseconds, and a call that is refused costs the one who refuses it little.
+const RETRY_PAUSE: Duration = Duration::from_millis(25);
+
+/// A forwarded call's answer may be this much later than its deadline, so that the leader's own
+/// word about what became of it arrives rather than our "unknown".
+const ANSWER_GRACE: Duration = Duration::from_millis(50);
+
+/// The running node.
+pub(crate) struct Core {
+    pub(crate) identity: Identity,
+    pub(crate) raft: RaftHandle,
+    pub(crate) reader: StateReader,
+    pub(crate) links: Arc<Links>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) leadership: watch::Receiver<Leadership>,
+    pub(crate) announcement: Announcement,
+    /// Raft's own runtime: whatever waits on Raft or the transport runs there.
+    pub(crate) runtime: tokio::runtime::Handle,
+}
+
+/// What stood in the way of reaching a leader, as last seen.
+struct Obstacle(String);
+
+impl Obstacle {
+    fn no_leader() -> Self {
+        Self("no leader with a quorum is known".to_owned())
+    }
+}
+
+impl Core {
+    /// This peer's id.
+    pub(crate) fn me(&self) -> NodeId {
+        self.identity.node
+    }
+
+    /// This process's life.
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        self.announcement.incarnation
+    }
+
+    /// Proposes to this peer's own Raft, which must lead.
+    pub(crate) async fn propose_here(&self, action: Action, until: Instant) -> ProposeReply {
+        let command = Command {
+            now: wall_clock(),
+            action,
+        };
+        let size = command_size(&command);
+        if size > COMMAND_BYTES_MAX {
+            return ProposeReply::NotProposed(format!(
+                "the command takes {size} bytes, and {COMMAND_BYTES_MAX} are allowed"
+            ));
+        }
+        match timeout_at(until, self.raft.client_write(command)).await {
+            Ok(Ok(written)) => ProposeReply::Done {
+                index: written.log_id.index,
+                outcome: written.data,
+            },
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to)))) => {
+                ProposeReply::NotLeader {
+                    leader: to.leader_id.filter(|leader| *leader != self.me()),
+                }
+            }
+            Ok(Err(error)) => ProposeReply::Unknown(error.to_string()),
+            Err(_) => ProposeReply::Unknown("no quorum confirmed it in time".to_owned()),
+        }
+    }
+
+    async fn propose_at(
+        &self,
+        leader: NodeId,
+        action: Action,
+        until: Instant,
+    ) -> Result<ProposeReply, Obstacle> {
+        let within = until.saturating_duration_since(Instant::now());
+        let message = frame(&ProposeRequest {
+            action,
+            within_ms: millis(within),
+        });
+        let answer = self
+            .links
+            .call(
+                leader,
+                Purpose::Forwards,
+                within + ANSWER_GRACE,
+                message,
+                |mut client, request| async move { client.propose(request).await },
+            )
+            .await
+            .and_then(|answer| read(leader, &answer));
+        match answer {
+            Ok(reply) => Ok(reply),
+            // Neither reached the leader's log.
+            Err(error @ (CallError::NotSent { .. } | CallError::Refused { .. })) => {
+                Err(Obstacle(error.to_string()))
+            }
+            Err(error) => Ok(ProposeReply::Unknown(error.to_string())),
+        }
+    }
+
+    /// Proposes wherever the leader is. Every further attempt follows an answer by which the action
+    /// is certain not to have entered a log.
+    pub(crate) async fn propose(
+        &self,
+        action: Action,
+        until: Instant,
+    ) -> Result<(LogIndex, Outcome), ProposeError> {
+        let mut watch = self.leadership.clone();
+        let mut obstacle = Obstacle::no_leader();
+        let mut hint = None;
+        loop {
+            let known = *watch.borrow_and_update();
+            let reply = match hint.take().or(known.leader) {
+                Some(leader) if leader == self.me() => {
+                    Ok(self.propose_here(action.clone(), until).await)
+                }
+                Some(leader) => self.propose_at(leader, action.clone(), until).await,
+                None => Err(obstacle),
+            };
+            obstacle = match reply {
+                Ok(ProposeReply::Done { index, outcome }) => {
+                    return Ok((LogIndex(index), outcome));
+                }
+                Ok(ProposeReply::Unknown(reason)) => {
+                    return Err(ProposeError::OutcomeUnknown { reason });
+                }
+                Ok(ProposeReply::NotProposed(reason)) => {
+                    return Err(ProposeError::NotProposed { reason });
+                }
+                Ok(ProposeReply::NotLeader { leader }) => {
+                    hint = leader.filter(|leader| Some(*leader) != known.leader);
+                    Obstacle::no_leader()
+                }
+                Err(obstacle) => obstacle,
+            };
+            if hint.is_none() && !pause(&mut watch, known.leader.is_none(), until).await {
+                let reason = obstacle.0;
+                return Err(ProposeError::NotProposed { reason });
+            }
+        }
+    }
+
+    /// Proposes if this peer leads, and otherwise not at all.
+    pub(crate) async fn propose_as_leader(
+        &self,
+        action: Action,
+        until: Instant,
+    ) -> Result<(LogIndex, Outcome), ProposeError> {
+        let not_leader = || ProposeError::NotProposed {
+            reason: "this peer does not lead".to_owned(),
+        };
+        if !self.leadership.borrow().is_self {
+            return Err(not_leader());
+        }
+        match self.propose_here(action, until).await {
+            ProposeReply::Done { index, outcome } => Ok((LogIndex(index), outcome)),
+            ProposeReply::NotLeader { .. } => Err(not_leader()),
+            ProposeReply::NotProposed(reason) => Err(ProposeError::NotProposed { reason }),
+            ProposeReply::Unknown(reason) => Err(ProposeError::OutcomeUnknown { reason }),
+        }
+    }
+
+    /// The index from which a read begun now is linearizable; this peer must lead (ReadIndex, Raft
+    /// dissertation, 6.4).
+    pub(crate) async fn read_index_here(&self, until: Instant) -> ReadIndexReply {
+        let asked = self.raft.get_read_linearizer(ReadPolicy::ReadIndex);
+        match timeout_at(until, asked).await {
+            Ok(Ok(linearizer)) => ReadIndexReply::Index(linearizer.read_log_id().index()),
+            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to)))) => {
+                ReadIndexReply::NotLeader {
+                    leader: to.leader_id.filter(|leader| *leader != self.me()),
+                }
+            }
+            Ok(Err(error)) => ReadIndexReply::Failed(error.to_string()),
+            Err(_) => ReadIndexReply::Failed("no quorum answered in time".to_owned()),
+        }
+    }
+
+    async fn read_index_at(&self, leader: NodeId, until: Instant) -> ReadIndexReply {
+        let within = until.saturating_duration_since(Instant::now());
+        let message = frame(&ReadIndexRequest {
+            within_ms: millis(within),
+        });
+        self.links
+            .call(
+                leader,
+                Purpose::Forwards,
+                within,
+                message,
+                |mut client, request| async move { client.read_index(request).await },
+            )
+            .await
+            .and_then(|answer| read(leader, &answer))
+            .unwrap_or_else(|error| ReadIndexReply::Failed(error.to_string()))
+    }
+
+    /// Waits until this peer's state holds everything that was acknowledged before the call.
+    pub(crate) async fn read_barrier(&self, until: Instant) -> Result<LogIndex, ReadError> {
+        let index = self.read_index(until).await?;
+        let mut applied = self.reader.applied();
+        let waited = timeout_at(until, applied.wait_for(|applied| *applied >= index)).await;
+        let failed = |reason: String| ReadError { reason };
+        match waited {
+            Ok(Ok(_)) => Ok(index),
+            Ok(Err(_)) => Err(failed("the state machine has stopped".to_owned())),
+            Err(_) => Err(failed(format!(
+                "this peer has not caught up with entry {index} in time"
+            ))),
+        }
+    }
+
+    async fn read_index(&self, until: Instant) -> Result<LogIndex, ReadError> {
+        let mut watch = self.leadership.clone();
+        let mut obstacle = Obstacle::no_leader();
+        let mut hint = None;
+        loop {
+            let known = *watch.borrow_and_update();
+            let reply = match hint.take().or(known.leader) {
+                Some(leader) if leader == self.me() => Some(self.read_index_here(until).await),
+                Some(leader) => Some(self.read_index_at(leader, until).await),
+                None => None,
+            };
+            match reply {
+                Some(ReadIndexReply::Index(index)) => return Ok(LogIndex(index)),
+                Some(ReadIndexReply::Failed(reason)) => obstacle = Obstacle(reason),
+                Some(ReadIndexReply::NotLeader { leader }) => {
+                    hint = leader.filter(|leader| Some(*leader) != known.leader);
+                }
+                None => {}
+            }
+            if hint.is_none() && !pause(&mut watch, known.leader.is_none(), until).await {
+                let reason = obstacle.0;
+                return Err(ReadError { reason });
+            }
+        }
+    }
+
+    async fn move_leader_at(
+        &self,
+        leader: NodeId,
+        target: Option<NodeId>,
+        until: Instant,
+    ) -> MoveLeaderReply {
+        let within = until.saturating_duration_since(Instant::now());
+        let message = frame(&MoveLeaderRequest {
+            target,
+            within_ms: millis(within),
+        });
+        self.links
+            .call(
+                leader,
+                Purpose::Forwards,
+                within + ANSWER_GRACE,
+                message,
+                |mut client, request| async move { client.move_leader(request).await },
+            )
+            .await
+            .and_then(|answer| read(leader, &answer))
+            .unwrap_or_else(|error| MoveLeaderReply::Failed(error.to_string()))
+    }
+
+    /// Hands leadership over, wherever it is, and waits until this peer too follows the new leader.
+    pub(crate) async fn transfer_leader(
+        &self,
+        target: Option<NodeId>,
+        until: Instant,
+    ) -> Result<NodeId, TransferError> {
+        let failed = |reason: String| TransferError { reason };
+        let mut watch = self.leadership.clone();
+        let mut hint = None;
+        let moved = loop {
+            let known = *watch.borrow_and_update();
+            let reply = match hint.take().or(known.leader) {
+                Some(leader) if leader == self.me() => self.move_leader_here(target, until).await,
+                Some(leader) => self.move_leader_at(leader, target, until).await,
+                None => MoveLeaderReply::NotLeader { leader: None },
+            };
+            match reply {
+                MoveLeaderReply::Moved(leader) => break leader,
+                MoveLeaderReply::Failed(reason) => return Err(failed(reason)),
+                MoveLeaderReply::NotLeader { leader } => {
+                    hint = leader.filter(|leader| Some(*leader) != known.leader);
+                }
+            }
+            if hint.is_none() && !pause(&mut watch, known.leader.is_none(), until).await {
+                return Err(failed(Obstacle::no_leader().0));
+            }
+        };
+        let follows = watch.wait_for(|now| now.leader == Some(moved));
+        // Whether this peer has heard of it yet does not change that it happened.
+        let _ = timeout_at(until, follows).await;
+        Ok(moved)
+    }
+}
+
+/// Waits for leadership to change, or, if a leader is known, for a moment. False once `until` has
+/// passed.
+async fn pause(watch: &mut watch::Receiver<Leadership>, patiently: bool, until: Instant) -> bool {
+    if Instant::now() >= until {
+        return false;
+    }
+    let longest = if patiently {
+        until.saturating_duration_since(Instant::now())
+    } else {
+        RETRY_PAUSE
+    };
+    if let Ok(Err(_)) = timeout(longest, watch.changed()).await {
+        // Raft has stopped: nothing will change any more.
+        sleep(RETRY_PAUSE).await;
+    }
+    Instant::now() < until
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The leader's clock, as it goes into an entry. The state machine makes it non-decreasing.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place where the log's time is read off a clock"
+)]
+fn wall_clock() -> LogTime {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    LogTime(since_epoch.map_or(0, millis))
+}

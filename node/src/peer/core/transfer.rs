@@ -1,0 +1,163 @@
+//! Handing over leadership.
+
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver;
+use raftserve_model::NodeId;
+use tokio::time::{Instant, timeout_at};
+
+use super::Core;
+use crate::peer::wire::MoveLeaderReply;
+
+/// A target may be this many entries behind: what one append carries, so that it catches up within a
+/// round trip. One that is further behind would leave the cluster without a leader for long.
+pub(crate) const LAG_MAX: u64 = 512;
+
+/// A target must have answered this lately to be handed anything.
+const SILENCE_MAX: Duration = Duration::from_millis(500);
+
+/// How long the target may take to lead. It needs a vote, and asks for it at once; after this long
+/// the others will elect among themselves, since a leader that hands over sends no more heartbeats.
+const TAKE_OVER: Duration = Duration::from_secs(2);
+
+/// A voter that might lead, as the leader sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Candidate {
+    node: NodeId,
+    /// The last entry that it is known to hold.
+    matched: Option<u64>,
+    /// How long ago it last answered.
+    silence: Option<Duration>,
+}
+
+/// Chooses whom to hand over to.
+fn choose(target: Option<NodeId>, last: u64, candidates: &[Candidate]) -> Result<NodeId, String> {
+    let fit = |candidate: &Candidate| {
+        let lag = last.saturating_sub(candidate.matched.unwrap_or(0));
+        if candidate
+            .silence
+            .is_none_or(|silence| silence > SILENCE_MAX)
+        {
+            return Err(format!("peer {} does not answer", candidate.node));
+        }
+        if candidate.matched.is_none() || lag >= LAG_MAX {
+            return Err(format!(
+                "peer {} is {lag} entries behind, and may be at most {LAG_MAX}",
+                candidate.node
+            ));
+        }
+        Ok(candidate.node)
+    };
+    match target {
+        Some(target) => candidates
+            .iter()
+            .find(|candidate| candidate.node == target)
+            .ok_or_else(|| format!("peer {target} is not a voter of this cluster"))
+            .and_then(fit),
+        None => candidates
+            .iter()
+            .filter(|candidate| fit(candidate).is_ok())
+            .max_by_key(|candidate| candidate.matched)
+            .map(|candidate| candidate.node)
+            .ok_or_else(|| "no other voter answers and is caught up".to_owned()),
+    }
+}
+
+impl Core {
+    /// Hands leadership from this peer to `target`, or to whoever is furthest along.
+    pub(crate) async fn move_leader_here(
+        &self,
+        target: Option<NodeId>,
+        until: Instant,
+    ) -> MoveLeaderReply {
+        let known = *self.leadership.borrow();
+        if !known.is_self {
+            return MoveLeaderReply::NotLeader {
+                leader: known.leader.filter(|leader| *leader != self.me()),
+            };
+        }
+        if target == Some(self.me()) {
+            return MoveLeaderReply::Moved(self.me());
+        }
+        let (last, candidates) = self.candidates();
+        let chosen = match choose(target, last, &candidates) {
+            Ok(chosen) => chosen,
+            Err(reason) => return MoveLeaderReply::Failed(reason),
+        };
+        if let Err(error) = self.raft.trigger().transfer_leader(chosen).await {
+            return MoveLeaderReply::Failed(error.to_string());
+        }
+        self.await_take_over(chosen, until).await
+    }
+
+    fn candidates(&self) -> (u64, Vec<Candidate>) {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let matched = metrics.replication.unwrap_or_default();
+        let heard = metrics.heartbeat.unwrap_or_default();
+        let others = metrics
+            .membership_config
+            .voter_ids()
+            .filter(|node| *node != self.me())
+            .map(|node| Candidate {
+                node,
+                matched: matched.get(&node).copied().flatten().map(|id| id.index),
+                silence: heard.get(&node).and_then(Option::as_ref).map(|at| {
+                    use openraft::Instant as _;
+                    at.elapsed()
+                }),
+            })
+            .collect();
+        (metrics.last_log_index.unwrap_or(0), others)
+    }
+
+    async fn await_take_over(&self, chosen: NodeId, until: Instant) -> MoveLeaderReply {
+        let mut watch = self.leadership.clone();
+        let until = until.min(Instant::now() + TAKE_OVER);
+        let me = self.me();
+        let settled = watch.wait_for(|now| now.leader.is_some_and(|leader| leader != me));
+        let leader = match timeout_at(until, settled).await {
+            Ok(Ok(now)) => now.leader,
+            Ok(Err(_)) | Err(_) => None,
+        };
+        match leader {
+            Some(leader) if leader == chosen => MoveLeaderReply::Moved(chosen),
+            Some(other) => MoveLeaderReply::Failed(format!(
+                "peer {chosen} was asked to lead, and peer {other} was elected"
+            )),
+            None => MoveLeaderReply::Failed(format!(
+                "peer {chosen} was asked to lead and has not taken over in time"
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(node: u64, matched: u64, silent_ms: u64) -> Candidate {
+        Candidate {
+            node: NodeId(node),
+            matched: Some(matched),
+            silence: Some(Duration::from_millis(silent_ms)),
+        }
+    }
+
+    #[test]
+    fn leadership_goes_to_whoever_is_furthest_along() {
+        let candidates = [candidate(2, 990, 10), candidate(3, 1000, 10)];
+        assert_eq!(choose(None, 1000, &candidates), Ok(NodeId(3)));
+        let candidates = [candidate(2, 990, 10), candidate(3, 1000, 900)];
+        assert_eq!(choose(None, 1000, &candidates), Ok(NodeId(2)));
+    }
+
+    #[test]
+    fn a_target_that_lags_or_is_silent_or_unknown_is_refused() {
+        let candidates = [candidate(2, 1000 - LAG_MAX, 10), candidate(3, 1000, 501)];
+        for (target, word) in [(2, "behind"), (3, "answer"), (4, "not a voter")] {
+            let refusal = choose(Some(NodeId(target)), 1000, &candidates).unwrap_err();
+            assert!(refusal.contains(word), "{refusal}");
+        }
+        assert!(choose(None, 1000, &candidates).is_err());
+    }
+}

@@ -1,0 +1,320 @@
+//! Who the other peers are, and where: what they announced, what the membership says, and when they
+//! were last heard. Decides who is a stranger.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use raftserve_model::{ClusterId, Incarnation, NodeId};
+use raftserve_store::raft::PeerRecord;
+
+use super::wire::Announcement;
+
+/// The members of the cluster as far as this peer's log tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Roster {
+    /// The index of the entry that the membership was last changed by; none before there is one.
+    pub(crate) decided_at: Option<u64>,
+    /// Voters and learners.
+    pub(crate) members: BTreeMap<NodeId, PeerRecord>,
+}
+
+/// Why a call is not taken from who makes it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Stranger {
+    /// It belongs elsewhere.
+    #[error(
+        "peer {me} belongs to cluster {mine}, and the caller, peer {caller}, to cluster {theirs}: \
+         check that both were given addresses of one cluster's peers"
+    )]
+    Cluster {
+        /// This peer.
+        me: NodeId,
+        /// Its cluster.
+        mine: ClusterId,
+        /// Who calls.
+        caller: NodeId,
+        /// Its cluster.
+        theirs: ClusterId,
+    },
+    /// It wants another peer.
+    #[error("this is peer {me} of cluster {cluster}, and the caller wants peer {wanted}")]
+    Target {
+        /// This peer.
+        me: NodeId,
+        /// The cluster of both.
+        cluster: ClusterId,
+        /// Who was meant.
+        wanted: NodeId,
+    },
+    /// It was removed.
+    #[error(
+        "peer {caller} was removed from cluster {cluster}: it must rejoin under a new id, \
+         with an empty data directory"
+    )]
+    Removed {
+        /// Who calls.
+        caller: NodeId,
+        /// The cluster of both.
+        cluster: ClusterId,
+    },
+    /// Its directory is not the one that the cluster knows under this id.
+    #[error(
+        "peer {caller} of cluster {cluster} comes with another data directory than the one the \
+         cluster knows: it must rejoin under a new id"
+    )]
+    Nonce {
+        /// Who calls.
+        caller: NodeId,
+        /// The cluster of both.
+        cluster: ClusterId,
+    },
+}
+
+/// Who calls, and whom it means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Caller {
+    /// The caller's cluster.
+    pub(crate) cluster: ClusterId,
+    /// Whom it calls.
+    pub(crate) target: NodeId,
+    /// Its id.
+    pub(crate) node: NodeId,
+    /// Of its data directory.
+    pub(crate) nonce: u64,
+}
+
+#[derive(Debug, Default)]
+struct Contacts {
+    roster: Roster,
+    announced: BTreeMap<NodeId, Arc<Announcement>>,
+    answered: BTreeMap<NodeId, Instant>,
+}
+
+/// What a peer knows about the others.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    cluster: ClusterId,
+    me: NodeId,
+    contacts: Mutex<Contacts>,
+}
+
+impl Directory {
+    /// The directory of peer `me`, with nobody in it.
+    pub(crate) fn new(cluster: ClusterId, me: NodeId) -> Self {
+        Self {
+            cluster,
+            me,
+            contacts: Mutex::default(),
+        }
+    }
+
+    fn contacts(&self) -> std::sync::MutexGuard<'_, Contacts> {
+        // Every change is a single insertion, so a panic elsewhere leaves nothing half done.
+        self.contacts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over what the log says.
+    pub(crate) fn set_roster(&self, roster: Roster) {
+        self.contacts().roster = roster;
+    }
+
+    /// The members as the log has them.
+    pub(crate) fn roster(&self) -> Roster {
+        self.contacts().roster.clone()
+    }
+
+    /// The index of the entry that the membership was last changed by.
+    pub(crate) fn decided_at(&self) -> Option<u64> {
+        self.contacts().roster.decided_at
+    }
+
+    /// The members but this peer.
+    pub(crate) fn others(&self) -> Vec<NodeId> {
+        let contacts = self.contacts();
+        let ids = contacts.roster.members.keys().copied();
+        ids.filter(|id| *id != self.me).collect()
+    }
+
+    /// Checks who calls.
+    ///
+    /// An id that the membership does not hold was removed if the membership is younger than the id
+    /// (ids are log indexes, or 1..=N at bootstrap); otherwise it may be newer than what this peer
+    /// has in its log yet, and is let in.
+    ///
+    /// # Errors
+    /// [`Stranger`] if the call must be refused.
+    pub(crate) fn admit(&self, caller: Caller) -> Result<(), Stranger> {
+        if caller.cluster != self.cluster {
+            return Err(Stranger::Cluster {
+                me: self.me,
+                mine: self.cluster,
+                caller: caller.node,
+                theirs: caller.cluster,
+            });
+        }
+        if caller.target != self.me {
+            return Err(Stranger::Target {
+                me: self.me,
+                cluster: self.cluster,
+                wanted: caller.target,
+            });
+        }
+        self.check_member(caller.node, caller.nonce)
+    }
+
+    fn check_member(&self, caller: NodeId, nonce: u64) -> Result<(), Stranger> {
+        let cluster = self.cluster;
+        let contacts = self.contacts();
+        match contacts.roster.members.get(&caller) {
+            Some(record) if record.nonce != nonce => Err(Stranger::Nonce { caller, cluster }),
+            Some(_) => Ok(()),
+            None if contacts.roster.decided_at.is_some_and(|at| caller.0 <= at) => {
+                Err(Stranger::Removed { caller, cluster })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps what a peer says about itself, if it is one of the cluster's.
+    ///
+    /// # Errors
+    /// [`Stranger`] if it is not.
+    pub(crate) fn learn(&self, said: Announcement) -> Result<(), Stranger> {
+        self.admit(Caller {
+            cluster: said.cluster,
+            target: self.me,
+            node: said.node,
+            nonce: said.nonce,
+        })?;
+        let mut contacts = self.contacts();
+        if said.node != self.me
+            && contacts
+                .announced
+                .get(&said.node)
+                .is_none_or(|known| **known != said)
+        {
+            contacts.announced.insert(said.node, Arc::new(said));
+        }
+        Ok(())
+    }
+
+    /// What `peer` has announced.
+    pub(crate) fn announced(&self, peer: NodeId) -> Option<Arc<Announcement>> {
+        self.contacts().announced.get(&peer).cloned()
+    }
+
+    /// The life that `peer` has announced.
+    pub(crate) fn incarnation(&self, peer: NodeId) -> Option<Incarnation> {
+        let contacts = self.contacts();
+        Some(contacts.announced.get(&peer)?.incarnation)
+    }
+
+    /// Where to dial `peer`: where it last said it is, else where the membership has it.
+    pub(crate) fn address(&self, peer: NodeId) -> Option<String> {
+        let contacts = self.contacts();
+        if let Some(said) = contacts.announced.get(&peer) {
+            return Some(said.peer_address.clone());
+        }
+        let record = contacts.roster.members.get(&peer)?;
+        Some(record.address.clone())
+    }
+
+    /// Notes that `peer` has answered.
+    pub(crate) fn heard(&self, peer: NodeId) {
+        self.contacts().answered.insert(peer, Instant::now());
+    }
+
+    /// When `peer` last answered.
+    pub(crate) fn last_answer(&self, peer: NodeId) -> Option<Instant> {
+        self.contacts().answered.get(&peer).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLUSTER: ClusterId = ClusterId([7; 16]);
+
+    fn directory() -> Directory {
+        let directory = Directory::new(CLUSTER, NodeId(1));
+        let member = |nonce| PeerRecord {
+            nonce,
+            address: format!("host-{nonce}:7001"),
+        };
+        directory.set_roster(Roster {
+            decided_at: Some(9),
+            members: [(NodeId(1), member(11)), (NodeId(2), member(22))].into(),
+        });
+        directory
+    }
+
+    fn caller(node: u64, nonce: u64) -> Caller {
+        Caller {
+            cluster: CLUSTER,
+            target: NodeId(1),
+            node: NodeId(node),
+            nonce,
+        }
+    }
+
+    fn announcement(node: u64, nonce: u64) -> Announcement {
+        Announcement {
+            cluster: CLUSTER,
+            node: NodeId(node),
+            nonce,
+            incarnation: Incarnation(5),
+            peer_address: "elsewhere:7101".to_owned(),
+            admin_address: String::new(),
+            proxy_address: String::new(),
+            host: String::new(),
+            version: String::new(),
+        }
+    }
+
+    #[test]
+    fn strangers_are_told_apart() {
+        let directory = directory();
+        assert_eq!(directory.admit(caller(2, 22)), Ok(()));
+        let elsewhere = Caller {
+            cluster: ClusterId([8; 16]),
+            ..caller(2, 22)
+        };
+        let refusal = directory.admit(elsewhere).unwrap_err().to_string();
+        assert!(refusal.contains(&CLUSTER.to_string()), "{refusal}");
+        assert!(refusal.contains(&ClusterId([8; 16]).to_string()));
+        let misdirected = Caller {
+            target: NodeId(3),
+            ..caller(2, 22)
+        };
+        assert!(matches!(
+            directory.admit(misdirected),
+            Err(Stranger::Target { .. })
+        ));
+        assert!(matches!(
+            directory.admit(caller(2, 23)),
+            Err(Stranger::Nonce { .. })
+        ));
+    }
+
+    #[test]
+    fn a_removed_id_is_refused_and_one_yet_unknown_is_not() {
+        let directory = directory();
+        assert!(matches!(
+            directory.admit(caller(3, 33)),
+            Err(Stranger::Removed { .. })
+        ));
+        assert_eq!(directory.admit(caller(10, 33)), Ok(()));
+    }
+
+    #[test]
+    fn an_announced_address_overrides_the_membership() {
+        let directory = directory();
+        assert_eq!(directory.address(NodeId(2)).unwrap(), "host-22:7001");
+        directory.learn(announcement(2, 22)).unwrap();
+        assert_eq!(directory.address(NodeId(2)).unwrap(), "elsewhere:7101");
+        assert!(directory.learn(announcement(2, 23)).is_err());
+        assert_eq!(directory.address(NodeId(9)), None);
+    }
+}

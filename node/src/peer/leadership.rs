@@ -1,0 +1,173 @@
+//! Follows what openraft says about itself, and tells the rest of the peer: who leads, who belongs,
+//! and whether it is all over.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::{Instant as _, RaftMetrics, ServerState};
+use raftserve_model::NodeId;
+use raftserve_store::raft::TypeConfig;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::directory::{Directory, Roster};
+use super::store::RaftHandle;
+use crate::consensus::Leadership;
+
+/// What decides who leads.
+#[derive(Clone, Copy, Debug)]
+struct View {
+    me: NodeId,
+    term: u64,
+    /// Whom openraft follows, itself included.
+    leader: Option<NodeId>,
+    /// Whether openraft holds itself for the leader.
+    leads: bool,
+    /// Whether nobody else votes, so that nobody else need confirm.
+    alone: bool,
+    /// How long ago a quorum last confirmed it.
+    confirmed: Option<Duration>,
+}
+
+/// Who leads. A leader that no quorum has confirmed within `patience` does not call itself one: by
+/// then the others have had time to elect another.
+fn judge(view: View, patience: Duration) -> Leadership {
+    let fresh = view.alone || view.confirmed.is_some_and(|ago| ago <= patience);
+    let is_self = view.leads && view.leader == Some(view.me) && fresh;
+    Leadership {
+        term: view.term,
+        leader: view.leader.filter(|leader| *leader != view.me || is_self),
+        is_self,
+    }
+}
+
+fn view(me: NodeId, metrics: &RaftMetrics<TypeConfig>) -> View {
+    let mut voters = metrics.membership_config.voter_ids();
+    View {
+        me,
+        term: metrics.current_term,
+        leader: metrics.current_leader,
+        leads: metrics.state == ServerState::Leader,
+        alone: voters.next() == Some(me) && voters.next().is_none(),
+        confirmed: metrics.last_quorum_acked.map(|at| at.elapsed()),
+    }
+}
+
+fn roster(metrics: &RaftMetrics<TypeConfig>) -> Roster {
+    let membership = &metrics.membership_config;
+    Roster {
+        decided_at: membership.log_id().map(|id| id.index),
+        members: membership
+            .nodes()
+            .map(|(id, record)| (*id, record.clone()))
+            .collect(),
+    }
+}
+
+/// Follows openraft until it ends.
+pub(crate) struct Follower {
+    pub(crate) me: NodeId,
+    pub(crate) raft: RaftHandle,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) leadership: watch::Sender<Leadership>,
+    pub(crate) fatal: watch::Sender<Option<String>>,
+    /// openraft's heartbeat: how often a silence is looked at.
+    pub(crate) heartbeat: Duration,
+    /// How long a leader is believed without a quorum's word.
+    pub(crate) patience: Duration,
+}
+
+impl Follower {
+    /// Runs until Raft has stopped; then says why in `fatal`.
+    pub(crate) async fn run(self) {
+        let mut metrics = self.raft.metrics();
+        let reason = loop {
+            {
+                let seen = metrics.borrow_watched();
+                if let Err(error) = &seen.running_state {
+                    break error.to_string();
+                }
+                self.publish(&seen);
+            }
+            // A timeout is the tick by which a silent quorum is noticed.
+            if let Ok(Err(_)) = timeout(self.heartbeat, metrics.changed()).await {
+                break self.why_it_ended().await;
+            }
+        };
+        self.leadership.send_replace(Leadership::default());
+        self.fatal.send_replace(Some(reason));
+    }
+
+    async fn why_it_ended(&self) -> String {
+        let asked = self.raft.with_raft_state(|_| ()).await;
+        asked.err().map_or_else(
+            || "Raft has ended without a word".to_owned(),
+            |error| error.to_string(),
+        )
+    }
+
+    fn publish(&self, metrics: &RaftMetrics<TypeConfig>) {
+        let now = judge(view(self.me, metrics), self.patience);
+        self.leadership.send_if_modified(|known| {
+            let changed = *known != now;
+            *known = now;
+            changed
+        });
+        let decided_at = metrics.membership_config.log_id().map(|id| id.index);
+        if self.directory.decided_at() != decided_at {
+            self.directory.set_roster(roster(metrics));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(600);
+
+    fn leader(confirmed: Option<u64>) -> View {
+        View {
+            me: NodeId(1),
+            term: 4,
+            leader: Some(NodeId(1)),
+            leads: true,
+            alone: false,
+            confirmed: confirmed.map(Duration::from_millis),
+        }
+    }
+
+    #[test]
+    fn a_leader_without_a_quorum_does_not_call_itself_one() {
+        let confirmed = judge(leader(Some(600)), PATIENCE);
+        assert_eq!(
+            (confirmed.leader, confirmed.is_self),
+            (Some(NodeId(1)), true)
+        );
+        for silent in [Some(601), None] {
+            let judged = judge(leader(silent), PATIENCE);
+            assert_eq!((judged.leader, judged.is_self), (None, false));
+        }
+    }
+
+    #[test]
+    fn a_sole_voter_needs_nobody() {
+        let alone = View {
+            alone: true,
+            ..leader(None)
+        };
+        assert!(judge(alone, PATIENCE).is_self);
+    }
+
+    #[test]
+    fn a_follower_names_its_leader() {
+        let follower = View {
+            leader: Some(NodeId(2)),
+            leads: false,
+            ..leader(None)
+        };
+        let judged = judge(follower, PATIENCE);
+        assert_eq!((judged.leader, judged.is_self), (Some(NodeId(2)), false));
+    }
+}

@@ -1,0 +1,58 @@
+//! Finds peers that have moved: asks at every place where one was ever said to be.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::interval;
+
+use super::bootstrap::greet;
+use super::core::Core;
+use super::wire::HelloRequest;
+
+/// How often peers that do not answer are looked for.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// A peer that has been silent for so long may have moved.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// Looks for silent peers as long as this peer runs. `names` is where the flags say that peers are.
+pub(crate) async fn run(core: Arc<Core>, names: Vec<String>) {
+    let mut period = interval(PERIOD);
+    loop {
+        period.tick().await;
+        if !all_answer(&core) {
+            ask_everywhere(&core, &names).await;
+        }
+    }
+}
+
+fn all_answer(core: &Core) -> bool {
+    let directory = &core.directory;
+    let others = directory.others();
+    // Without a membership, which only a leader can bring, nobody is known to be missing.
+    !others.is_empty()
+        && others.into_iter().all(|peer| {
+            let answered = directory.last_answer(peer);
+            answered.is_some_and(|at| at.elapsed() < SILENCE_MAX)
+        })
+}
+
+async fn ask_everywhere(core: &Core, names: &[String]) {
+    let roster = core.directory.roster();
+    let recorded = roster.members.values().map(|record| &record.address);
+    let mut places: BTreeSet<&String> = recorded.chain(names).collect();
+    places.remove(&core.announcement.peer_address);
+    let hello = HelloRequest {
+        from: Some(core.announcement.clone()),
+    };
+    let answers = join_all(places.into_iter().map(|place| greet(place, &hello))).await;
+    for said in answers.into_iter().flatten() {
+        if let Some(said) = said.announcement
+            && let Err(stranger) = core.directory.learn(said)
+        {
+            tracing::warn!(%stranger, "met a peer that does not belong here");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! openraft's network over our transport. Every call has a deadline of ours, since openraft leaves
+//! that to the network.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::RPCTypes;
+use openraft::alias::{SnapshotOf, VoteOf};
+use openraft::errors::{
+    NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
+};
+use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use raftserve_model::NodeId;
+use raftserve_store::raft::{PeerRecord, TypeConfig};
+
+use super::links::{CallError, Links, Purpose, frame, read};
+use super::rpc::Frame;
+use super::wire;
+use super::wire::raft::{AppendReply, PackedAppend, TransferReply, VoteReply};
+
+pub(crate) mod snapshot;
+
+/// How long an append may take: above a stalled sync of the follower's disk, since a second copy of
+/// the same entries would only add to the stall.
+const APPEND_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long to leave a dead peer alone between appends: it is tried often enough to catch up soon
+/// after its return, and a refused dial costs next to nothing.
+const RETRY: [Duration; 3] = [
+    Duration::from_millis(20),
+    Duration::from_millis(50),
+    Duration::from_millis(150),
+];
+
+/// Makes openraft's clients.
+pub(crate) struct Network {
+    me: NodeId,
+    links: Arc<Links>,
+}
+
+impl Network {
+    /// Over these connections.
+    pub(crate) fn new(me: NodeId, links: Arc<Links>) -> Self {
+        Self { me, links }
+    }
+
+    fn wire(&self, target: NodeId, appends: Purpose) -> Wire {
+        Wire {
+            me: self.me,
+            target,
+            appends,
+            links: Arc::clone(&self.links),
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Wire;
+
+    async fn new_client(&mut self, target: NodeId, _: &PeerRecord) -> Wire {
+        self.wire(target, Purpose::Appends)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: NodeId, _: &PeerRecord) -> Wire {
+        self.wire(target, Purpose::Votes)
+    }
+
+    async fn new_snapshot_client(&mut self, target: NodeId, _: &PeerRecord) -> Wire {
+        self.wire(target, Purpose::Appends)
+    }
+}
+
+/// openraft's way to one peer.
+pub(crate) struct Wire {
+    me: NodeId,
+    target: NodeId,
+    /// The connection that appends of this client go over.
+    appends: Purpose,
+    links: Arc<Links>,
+}
+
+impl Wire {
+    fn failed(&self, action: RPCTypes, error: &CallError) -> RPCError<TypeConfig> {
+        match error {
+            CallError::Deadline { waited, .. } => RPCError::Timeout(Timeout {
+                action,
+                id: self.me,
+                target: self.target,
+                timeout: *waited,
+            }),
+            // To try at once again would help against none of these.
+            CallError::NotSent { .. } | CallError::Refused { .. } => {
+                RPCError::Unreachable(Unreachable::new(error))
+            }
+            CallError::Broken { .. } => RPCError::Network(NetworkError::new(error)),
+        }
+    }
+
+    async fn vote_call(
+        &self,
+        pre: bool,
+        request: VoteRequest<TypeConfig>,
+        within: Duration,
+    ) -> Result<VoteResponse<TypeConfig>, CallError> {
+        let message = frame(&wire::raft::VoteRequest::from(request));
+        let call = |mut client: super::links::Client, request| async move {
+            if pre {
+                client.pre_vote(request).await
+            } else {
+                client.vote(request).await
+            }
+        };
+        let answer = self
+            .links
+            .call(self.target, Purpose::Votes, within, message, call)
+            .await?;
+        Ok(read::<VoteReply>(self.target, &answer)?.into())
+    }
+
+    async fn append_call(
+        &self,
+        packed: &PackedAppend,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, CallError> {
+        let message = Frame {
+            head: wire::encode(&packed.head),
+            body: packed.entries.clone(),
+        };
+        let answer = self
+            .links
+            .call(
+                self.target,
+                self.appends,
+                APPEND_DEADLINE,
+                message,
+                |mut client, request| async move { client.append(request).await },
+            )
+            .await?;
+        Ok(read::<AppendReply>(self.target, &answer)?.into())
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Wire {
+    type SnapshotData = snapshot::Data;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        _: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let packed = PackedAppend::new(request);
+        let response = self
+            .append_call(&packed)
+            .await
+            .map_err(|error| self.failed(RPCTypes::AppendEntries, &error))?;
+        Ok(match (response, packed.cut_after) {
+            (AppendEntriesResponse::Success, Some(sent)) => {
+                AppendEntriesResponse::PartialSuccess(Some(sent))
+            }
+            (response, _) => response,
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.vote_call(false, request, option.hard_ttl())
+            .await
+            .map_err(|error| self.failed(RPCTypes::Vote, &error))
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.vote_call(true, request, option.hard_ttl())
+            .await
+            .map_err(|error| self.failed(RPCTypes::Vote, &error))
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: VoteOf<TypeConfig>,
+        snapshot: SnapshotOf<TypeConfig, snapshot::Data>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let sending = snapshot::send(&self.links, self.target, vote, snapshot, option.hard_ttl());
+        let sent = tokio::select! {
+            closed = cancel => return Err(closed.into()),
+            sent = sending => sent,
+        };
+        sent.map_err(|error| self.failed(RPCTypes::InstallSnapshot, &error).into())
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let message = frame(&wire::raft::TransferRequest::from(request));
+        let call = |mut client: super::links::Client, request| async move {
+            client.transfer_leader(request).await
+        };
+        let answer = self
+            .links
+            .call(
+                self.target,
+                Purpose::Votes,
+                option.hard_ttl(),
+                message,
+                call,
+            )
+            .await
+            .and_then(|answer| read::<TransferReply>(self.target, &answer))
+            .map_err(|error| self.failed(RPCTypes::TransferLeader, &error))?;
+        Ok(answer.into())
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        let last = RETRY[RETRY.len() - 1];
+        Some(Backoff::new(
+            RETRY.into_iter().chain(std::iter::repeat(last)),
+        ))
+    }
+}

@@ -1,0 +1,140 @@
+//! Real peers on loopback, each with its own threads, port and directory.
+
+use std::future::Future;
+use std::net::TcpListener;
+use std::time::Duration;
+
+use raftserve_store::Outcome;
+use raftserve_store::command::Action;
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+use super::links::Purpose;
+use super::wire::raft as raft_wire;
+use super::*;
+use crate::consensus::ProposeError;
+
+mod bootstrapping;
+mod leading;
+mod strangers;
+
+/// No condition in these tests takes nearly as long on a healthy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A peer's place: its directory and address outlive its process.
+struct Place {
+    folder: TempDir,
+    address: String,
+}
+
+/// The places of a cluster's peers.
+struct Places(Vec<Place>);
+
+impl Places {
+    fn new(count: usize) -> Self {
+        // Held together until all are chosen, so that they differ.
+        let listeners: Vec<TcpListener> = (0..count)
+            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
+        Self(
+            listeners
+                .iter()
+                .map(|listener| Place {
+                    folder: tempfile::tempdir().unwrap(),
+                    address: listener.local_addr().unwrap().to_string(),
+                })
+                .collect(),
+        )
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.0.iter().map(|place| place.address.clone()).collect()
+    }
+
+    fn config(&self, place: usize) -> PeerConfig {
+        let Place { folder, address } = &self.0[place];
+        PeerConfig {
+            data_dir: folder.path().to_owned(),
+            listener: TcpListener::bind(address).unwrap(),
+            peers: self.names(),
+            address: address.clone(),
+            admin_address: format!("admin-{place}:7000"),
+            proxy_address: format!("proxy-{place}:8080"),
+            host: "host".to_owned(),
+            incarnation: Incarnation(rand::random()),
+            profile: Profile::Fast,
+        }
+    }
+
+    async fn start(&self, place: usize) -> Peer {
+        within(start(self.config(place))).await.unwrap()
+    }
+
+    async fn start_all(&self) -> Vec<Peer> {
+        let starting = (0..self.0.len()).map(|place| self.start(place));
+        futures_util::future::join_all(starting).await
+    }
+
+    /// Loses a peer's volume.
+    fn wipe(&mut self, place: usize) {
+        self.0[place].folder = tempfile::tempdir().unwrap();
+    }
+}
+
+async fn within<T>(condition: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, condition).await.expect("in time")
+}
+
+/// The place of the peer that leads among `peers`.
+async fn leader_of(peers: &[Option<Peer>]) -> usize {
+    let live = peers.iter().enumerate();
+    let leading = live.filter_map(|(place, peer)| {
+        let mut watch = peer.as_ref()?.consensus().leadership();
+        Some(Box::pin(async move {
+            if watch.wait_for(|now| now.is_self).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            place
+        }))
+    });
+    within(futures_util::future::select_all(leading)).await.0
+}
+
+fn living(peers: Vec<Peer>) -> Vec<Option<Peer>> {
+    peers.into_iter().map(Some).collect()
+}
+
+async fn open_client(peer: &Peer) -> LogIndexed {
+    let consensus = peer.consensus();
+    let (index, outcome) = consensus
+        .propose(Action::OpenClient, PATIENCE)
+        .await
+        .unwrap();
+    assert_eq!(outcome, Outcome::Index(index));
+    LogIndexed(index)
+}
+
+/// The index of an entry that opened a client session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct LogIndexed(raftserve_model::LogIndex);
+
+async fn clients_seen_by(peer: &Peer) -> usize {
+    let consensus = peer.consensus();
+    consensus.read_barrier(PATIENCE).await.unwrap();
+    consensus.state().client_count()
+}
+
+async fn stop_all(peers: Vec<Option<Peer>>) {
+    for peer in peers.into_iter().flatten() {
+        peer.stop().await;
+    }
+}
+
+/// Waits until a peer's state has the cluster's name, which the first leader proposes.
+async fn named(peer: &Peer) {
+    let consensus = peer.consensus();
+    let mut applied = consensus.applied();
+    let named = applied.wait_for(|_| consensus.state().cluster().is_some());
+    within(named).await.unwrap();
+    assert_eq!(consensus.state().cluster(), Some(peer.cluster_id()));
+}

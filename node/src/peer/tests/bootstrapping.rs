@@ -1,0 +1,199 @@
+use super::*;
+use crate::peer::plan_file::PlanFile;
+use crate::peer::wire::{AdoptReply, AdoptRequest, HelloRequest, Plan, Standing};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ids_follow_the_order_of_the_names() {
+    let places = Places::new(3);
+    let peers = places.start_all().await;
+    for (peer, id) in peers.iter().zip(1..) {
+        assert_eq!(peer.node_id(), NodeId(id));
+        assert_eq!(peer.cluster_id(), peers[0].cluster_id());
+    }
+    for place in &places.0 {
+        assert!(!place.folder.path().join("BOOTSTRAP").exists());
+    }
+    stop_all(living(peers)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_cluster_comes_to_be_while_a_named_peer_is_missing() {
+    let places = Places::new(3);
+    let first = tokio::spawn(start(places.config(0)));
+    let second = tokio::spawn(start(places.config(1)));
+    // Both answer, so both have had every chance to begin.
+    for place in &places.0[..2] {
+        within(async {
+            while bootstrap::greet(&place.address, &HelloRequest { from: None })
+                .await
+                .is_err()
+            {}
+        })
+        .await;
+        let hello = HelloRequest { from: None };
+        let reply = bootstrap::greet(&place.address, &hello).await.unwrap();
+        assert!(matches!(reply.standing, Standing::Pristine { .. }));
+    }
+    let third = places.start(2).await;
+    let peers = [
+        within(first).await.unwrap().unwrap(),
+        within(second).await.unwrap().unwrap(),
+        third,
+    ];
+    open_client(&peers[2]).await;
+    stop_all(living(peers.into())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_peer_that_meets_a_cluster_refuses_to_start() {
+    for lost in [0, 1] {
+        let mut places = Places::new(3);
+        let mut peers = living(places.start_all().await);
+        open_client(peers[2].as_ref().unwrap()).await;
+        peers[lost].take().unwrap().stop().await;
+        places.wipe(lost);
+        let Err(error) = within(start(places.config(lost))).await else {
+            panic!("it has started");
+        };
+        let text = error.to_string();
+        assert!(
+            text.contains("joining a running cluster is not built yet"),
+            "{text}"
+        );
+        assert!(text.contains(&peers[2].as_ref().unwrap().cluster_id().to_string()));
+        stop_all(peers).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_is_not_named_refuses_to_start() {
+    let places = Places::new(2);
+    let mut config = places.config(0);
+    config.address = "elsewhere:7001".to_owned();
+    let Err(error) = within(start(config)).await else {
+        panic!("it has started");
+    };
+    assert!(error.to_string().contains("elsewhere:7001"));
+}
+
+fn plan(places: &Places, nonces: [u64; 3]) -> Plan {
+    let members = places.names().into_iter().zip(nonces);
+    Plan {
+        cluster: ClusterId([5; 16]),
+        members: members
+            .map(|(address, nonce)| raftserve_store::raft::PeerRecord { nonce, address })
+            .collect(),
+    }
+}
+
+/// The nonces of the directories, which are made if they are not yet there.
+fn nonces(places: &Places) -> [u64; 3] {
+    [0, 1, 2].map(|place| {
+        let folder = places.0[place].folder.path();
+        DataDir::open(folder).unwrap().identity().nonce()
+    })
+}
+
+/// Crashes of the first peer and of others, at every step that leaves something on a disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupted_bootstrap_is_completed_by_a_restart() {
+    // Which peers had kept their identities when all of them went down.
+    for kept in [&[][..], &[1], &[1, 2], &[1, 3], &[1, 2, 3]] {
+        let places = Places::new(3);
+        let plan = plan(&places, nonces(&places));
+        PlanFile::within(places.0[0].folder.path())
+            .save(&plan)
+            .unwrap();
+        for &node in kept {
+            let folder = places.0[usize::try_from(node).unwrap() - 1].folder.path();
+            let mut dir = DataDir::open(folder).unwrap();
+            dir.join(plan.cluster, NodeId(node)).unwrap();
+        }
+        let peers = places.start_all().await;
+        for peer in &peers {
+            assert_eq!(peer.cluster_id(), plan.cluster, "kept: {kept:?}");
+        }
+        open_client(&peers[1]).await;
+        assert_eq!(clients_seen_by(&peers[0]).await, 1);
+        stop_all(living(peers)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_was_emptied_before_anybody_voted_is_planned_anew() {
+    let places = Places::new(3);
+    let mut plan = plan(&places, nonces(&places));
+    plan.members[2].nonce ^= 1;
+    PlanFile::within(places.0[0].folder.path())
+        .save(&plan)
+        .unwrap();
+    let peers = places.start_all().await;
+    open_client(&peers[2]).await;
+    assert_eq!(clients_seen_by(&peers[1]).await, 1);
+    stop_all(living(peers)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_peer_that_lost_its_plan_does_not_make_another() {
+    let places = Places::new(3);
+    let plan = plan(&places, nonces(&places));
+    let mut dir = DataDir::open(places.0[1].folder.path()).unwrap();
+    dir.join(plan.cluster, NodeId(2)).unwrap();
+    drop(dir);
+    let second = places.start(1).await;
+    let third = tokio::spawn(start(places.config(2)));
+    let Err(error) = within(start(places.config(0))).await else {
+        panic!("it has started");
+    };
+    assert!(error.to_string().contains(&plan.cluster.to_string()));
+    third.abort();
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_between_initialising_and_naming_leaves_nothing_undone() {
+    let places = Places::new(1);
+    let peer = places.start(0).await;
+    named(&peer).await;
+    // As if the plan had not been removed: it is never carried out twice.
+    let done = Plan {
+        cluster: peer.cluster_id(),
+        members: vec![raftserve_store::raft::PeerRecord {
+            nonce: 1,
+            address: places.0[0].address.clone(),
+        }],
+    };
+    peer.stop().await;
+    PlanFile::within(places.0[0].folder.path())
+        .save(&done)
+        .unwrap();
+    let peer = places.start(0).await;
+    open_client(&peer).await;
+    peer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_identity_is_taken_once_and_from_the_right_plan_only() {
+    let places = Places::new(3);
+    let dir = DataDir::open(places.0[1].folder.path()).unwrap();
+    let cradle = Cradle::new(dir, places.names(), places.0[1].address.clone());
+    let request = |nonce, node| AdoptRequest {
+        plan: plan(&places, [11, nonce, 33]),
+        node: NodeId(node),
+    };
+    let refused = |reply| matches!(reply, AdoptReply::Refused(_));
+    assert!(refused(cradle.adopt(request(cradle.nonce() ^ 1, 2)).await));
+    assert!(refused(cradle.adopt(request(cradle.nonce(), 9)).await));
+    let mut reordered = request(cradle.nonce(), 2);
+    reordered.plan.members.swap(0, 2);
+    assert!(refused(cradle.adopt(reordered).await));
+    assert_eq!(cradle.identity().await, None);
+
+    let right = request(cradle.nonce(), 2);
+    for _ in 0..2 {
+        assert_eq!(cradle.adopt(right.clone()).await, AdoptReply::Adopted);
+    }
+    let mut other = right;
+    other.plan.cluster = ClusterId([6; 16]);
+    assert!(refused(cradle.adopt(other).await));
+}

@@ -1,0 +1,88 @@
+use super::*;
+
+/// Connections by which `caller` would call the peer at `address`, whom it takes for `target`.
+async fn call_as(caller: Caller, address: &str) -> Result<(), links::CallError> {
+    let directory = Arc::new(Directory::new(caller.cluster, caller.node));
+    directory.set_roster(directory::Roster {
+        decided_at: None,
+        members: [(
+            caller.target,
+            raftserve_store::raft::PeerRecord {
+                nonce: 0,
+                address: address.to_owned(),
+            },
+        )]
+        .into(),
+    });
+    let links = Links::new(caller, directory, Handle::current());
+    let vote = openraft::raft::VoteRequest::new(openraft::Vote::new(1000, caller.node), None);
+    let message = links::frame(&raft_wire::VoteRequest::from(vote));
+    links
+        .call(
+            caller.target,
+            Purpose::Votes,
+            PATIENCE,
+            message,
+            |mut client, request| async move { client.vote(request).await },
+        )
+        .await
+        .map(|_| ())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_are_refused_by_name() {
+    let places = Places::new(1);
+    let peer = places.start(0).await;
+    let address = &places.0[0].address;
+    let mine = peer.cluster_id();
+    open_client(&peer).await;
+    let term = peer.consensus().leadership().borrow().term;
+    let caller = Caller {
+        cluster: mine,
+        target: NodeId(1),
+        node: NodeId(1),
+        nonce: 1,
+    };
+
+    let theirs = ClusterId([9; 16]);
+    let other_cluster = Caller {
+        cluster: theirs,
+        node: NodeId(2),
+        ..caller
+    };
+    let refusal = call_as(other_cluster, address)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(refusal.contains(&mine.to_string()), "{refusal}");
+    assert!(refusal.contains(&theirs.to_string()), "{refusal}");
+
+    let other_target = Caller {
+        target: NodeId(3),
+        ..caller
+    };
+    let refusal = call_as(other_target, address)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(refusal.contains("wants peer 3"), "{refusal}");
+
+    let refusal = call_as(caller, address).await.unwrap_err().to_string();
+    assert!(refusal.contains("another data directory"), "{refusal}");
+
+    assert_eq!(peer.consensus().leadership().borrow().term, term);
+    peer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_nobody_listens_for_was_certainly_not_reached() {
+    let address = Places::new(1).0[0].address.clone();
+    let caller = Caller {
+        cluster: ClusterId([9; 16]),
+        target: NodeId(1),
+        node: NodeId(2),
+        nonce: 1,
+    };
+    let error = call_as(caller, &address).await.unwrap_err();
+    assert!(matches!(error, links::CallError::NotSent { .. }), "{error}");
+}

@@ -1,0 +1,264 @@
+//! What peers put into the frames they send each other: structs of our own, so that neither
+//! openraft's types nor gRPC decide the format. A frame's head is one version byte and a bincode
+//! body. Readers refuse versions they do not know; enums only ever gain variants at their end.
+
+use bincode::config::{Configuration, Limit, LittleEndian, Varint};
+use bincode::{Decode, Encode};
+use bytes::Bytes;
+use raftserve_model::{ClusterId, Incarnation, NodeId};
+use raftserve_store::command::Action;
+use raftserve_store::raft::PeerRecord;
+use raftserve_store::{Command, Outcome};
+
+pub(crate) mod raft;
+
+/// Frames are written in this version.
+const VERSION: u8 = 1;
+
+/// The most that any frame decodes to: twice the largest message that is ever sent, so that no
+/// hostile length prefix can claim more.
+const DECODED_BYTES_MAX: usize = 16 << 20;
+
+/// The most bytes of log entries in one append: large enough to fill a link, small enough that a
+/// heartbeat's deadline does not pass while one is being read.
+pub(crate) const APPEND_BYTES_MAX: usize = 4 << 20;
+
+/// The most bytes of one proposed command, so that an append always has room for at least one.
+pub(crate) const COMMAND_BYTES_MAX: usize = 2 << 20;
+
+/// The bytes of a snapshot in one frame: a transfer's progress is seen often, and its frames do
+/// not hold up a connection.
+pub(crate) const SNAPSHOT_FRAME_BYTES: usize = 256 << 10;
+
+/// What gRPC accepts as one message: an append of [`APPEND_BYTES_MAX`] and its head, with room.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 8 << 20;
+
+const CONFIG: Configuration<LittleEndian, Varint, Limit<DECODED_BYTES_MAX>> =
+    bincode::config::standard().with_limit::<DECODED_BYTES_MAX>();
+
+/// A frame that is not what it should be.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WireError {
+    /// It has no version byte.
+    #[error("an empty frame")]
+    Empty,
+    /// It was written by a release that this one does not understand.
+    #[error("frame version {0}, and this release reads {VERSION}")]
+    Version(u8),
+    /// Its body is damaged.
+    #[error("a frame that does not decode")]
+    Body(#[source] bincode::error::DecodeError),
+    /// It goes on after its end.
+    #[error("a frame with {0} bytes after its end")]
+    Trailing(usize),
+}
+
+/// A message as the head of a frame.
+pub(crate) fn encode<T: Encode>(message: &T) -> Bytes {
+    let mut bytes = vec![VERSION];
+    append(message, &mut bytes);
+    bytes.into()
+}
+
+/// Adds a message's bytes, without a version, to `bytes`.
+fn append<T: Encode>(message: &T, bytes: &mut Vec<u8>) {
+    bincode::encode_into_std_write(message, bytes, CONFIG)
+        .expect("writing into a Vec does not fail, and our types encode");
+}
+
+/// How many bytes a message takes.
+pub(crate) fn size_of<T: Encode>(message: &T) -> usize {
+    let mut bytes = Vec::new();
+    append(message, &mut bytes);
+    bytes.len()
+}
+
+/// The message in the head of a frame.
+///
+/// # Errors
+/// [`WireError`] if it is of another version or damaged.
+pub(crate) fn decode<T: Decode<()>>(bytes: &[u8]) -> Result<T, WireError> {
+    let (&version, body) = bytes.split_first().ok_or(WireError::Empty)?;
+    if version != VERSION {
+        return Err(WireError::Version(version));
+    }
+    let (message, read) = decode_prefix(body)?;
+    match body.len() - read {
+        0 => Ok(message),
+        rest => Err(WireError::Trailing(rest)),
+    }
+}
+
+fn decode_prefix<T: Decode<()>>(bytes: &[u8]) -> Result<(T, usize), WireError> {
+    bincode::decode_from_slice(bytes, CONFIG).map_err(WireError::Body)
+}
+
+/// Where a peer is to be found in its present life, as it says itself.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Announcement {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Its Raft id.
+    pub node: NodeId,
+    /// The nonce of its data directory.
+    pub nonce: u64,
+    /// Its present life.
+    pub incarnation: Incarnation,
+    /// `host:port` of its peer port.
+    pub peer_address: String,
+    /// `host:port` of its admin port.
+    pub admin_address: String,
+    /// `host:port` of its proxy port.
+    pub proxy_address: String,
+    /// Equal for peers that share a host.
+    pub host: String,
+    /// Its release.
+    pub version: String,
+}
+
+/// Where a peer stands between an empty directory and a running cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum Standing {
+    /// Its directory is empty but for its nonce.
+    Pristine {
+        /// Of its directory.
+        nonce: u64,
+    },
+    /// It has an identity on disk.
+    Member {
+        /// Its cluster.
+        cluster: ClusterId,
+        /// Its Raft id.
+        node: NodeId,
+        /// Of its directory.
+        nonce: u64,
+        /// Whether it has ever voted or held a log entry: then the cluster is under way.
+        initialised: bool,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct HelloRequest {
+    pub(crate) from: Option<Announcement>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct HelloReply {
+    pub(crate) standing: Standing,
+    pub(crate) announcement: Option<Announcement>,
+}
+
+/// The members of a cluster that is being bootstrapped, in the order of their ids from 1.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Plan {
+    pub(crate) cluster: ClusterId,
+    pub(crate) members: Vec<PeerRecord>,
+}
+
+/// "You are `node` of this cluster."
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct AdoptRequest {
+    pub(crate) plan: Plan,
+    pub(crate) node: NodeId,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum AdoptReply {
+    /// The identity is on disk, now or since an earlier request.
+    Adopted,
+    /// It is not taken, and why.
+    Refused(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct ProposeRequest {
+    pub(crate) action: Action,
+    pub(crate) within_ms: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum ProposeReply {
+    Done { index: u64, outcome: Outcome },
+    NotLeader { leader: Option<NodeId> },
+    NotProposed(String),
+    Unknown(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct ReadIndexRequest {
+    pub(crate) within_ms: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum ReadIndexReply {
+    Index(u64),
+    NotLeader { leader: Option<NodeId> },
+    Failed(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct MoveLeaderRequest {
+    pub(crate) target: Option<NodeId>,
+    pub(crate) within_ms: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum MoveLeaderReply {
+    Moved(NodeId),
+    NotLeader { leader: Option<NodeId> },
+    Failed(String),
+}
+
+/// Heads an exchange; the body is the handlers' own.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct ExchangeHead {
+    /// The life of who sends this.
+    pub(crate) incarnation: Incarnation,
+    /// The life of who receives it, if it has announced itself.
+    pub(crate) known: Option<Incarnation>,
+}
+
+/// The bytes that a command adds to an append.
+pub(crate) fn command_size(command: &Command) -> usize {
+    size_of(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_of_other_versions_and_damaged_frames_are_refused() {
+        let head = ExchangeHead {
+            incarnation: Incarnation(7),
+            known: None,
+        };
+        let frame = encode(&head);
+        assert_eq!(decode::<ExchangeHead>(&frame).unwrap(), head);
+
+        let mut newer = frame.to_vec();
+        newer[0] = VERSION + 1;
+        assert!(matches!(
+            decode::<ExchangeHead>(&newer),
+            Err(WireError::Version(_))
+        ));
+        assert!(matches!(
+            decode::<ExchangeHead>(&frame[..frame.len() - 1]),
+            Err(WireError::Body(_))
+        ));
+        let mut longer = frame.to_vec();
+        longer.push(0);
+        assert!(matches!(
+            decode::<ExchangeHead>(&longer),
+            Err(WireError::Trailing(1))
+        ));
+        assert!(matches!(decode::<ExchangeHead>(&[]), Err(WireError::Empty)));
+    }
+
+    #[test]
+    fn a_hostile_length_prefix_is_an_error() {
+        // A sequence that claims 2^60 bytes.
+        let bytes = [&[VERSION, 1, 253][..], &(1u64 << 60).to_le_bytes()].concat();
+        assert!(decode::<Option<Vec<u8>>>(&bytes).is_err());
+    }
+}
