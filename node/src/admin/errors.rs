@@ -147,14 +147,35 @@ pub struct Violation {
 /// The metadata key that lists the line of each violation.
 const LINES: &str = "lines";
 
-/// Refuses a service YAML.
+/// What the violations of one status may take, in bytes: they travel in a header, of which clients
+/// take 8 KiB (gRPC's C core) to 16 KiB (hyper), in base64, which adds a third.
+const VIOLATIONS_BYTES_MAX: usize = 5 << 10;
+
+/// Refuses a service YAML. Of very many violations, the first ones are told.
 #[must_use]
 pub fn invalid_spec(violations: &[Violation]) -> Status {
+    let told = violations
+        .iter()
+        .scan(0, |bytes, violation| {
+            // The reason, the line in two forms, and the frames of each.
+            const AROUND: usize = 48;
+            *bytes += violation.field.len() + violation.problem.len() + AROUND;
+            (*bytes <= VIOLATIONS_BYTES_MAX).then_some(())
+        })
+        .count()
+        .max(1)
+        .min(violations.len());
     let message = match violations {
         [only] => format!("the service YAML is refused: {}", sentence(only)),
-        all => format!("the service YAML is refused for {} reasons", all.len()),
+        all if told == all.len() => {
+            format!("the service YAML is refused for {told} reasons")
+        }
+        all => format!(
+            "the service YAML is refused for {} reasons, the first {told} of which are told",
+            all.len()
+        ),
     };
-    bad_request(Reason::InvalidSpec, message, violations)
+    bad_request(Reason::InvalidSpec, message, &violations[..told])
 }
 
 /// Refuses a request because of one of its own fields.
@@ -331,6 +352,33 @@ mod tests {
         let details = status.get_error_details();
         let first = &details.bad_request().unwrap().field_violations[0];
         assert_eq!(first.description, "line 7: must be an integer, not \"two\"");
+    }
+
+    #[test]
+    fn very_many_violations_fit_into_a_header() {
+        let told: Vec<_> = (1..=100)
+            .map(|line| Violation {
+                field: format!("k{line}"),
+                line: Some(line),
+                problem: "unknown field; allowed here: name, envs, secrets, setup, run".into(),
+            })
+            .collect();
+        let status = invalid_spec(&told);
+        let shown = violations(&status);
+        assert!(
+            shown.len() > 20 && told.starts_with(&shown),
+            "{}",
+            shown.len()
+        );
+        assert!(
+            status
+                .message()
+                .starts_with("the service YAML is refused for 100 reasons, the first"),
+            "{}",
+            status.message()
+        );
+        let header = (status.details().len() + status.message().len()) * 4 / 3;
+        assert!(header < 8 << 10, "{header} bytes");
     }
 
     #[test]
