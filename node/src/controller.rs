@@ -1,0 +1,336 @@
+//! The controller: on the leader only, it makes what runs agree with what was asked for.
+//!
+//! [`Controller::run`] waits until this peer leads, reigns until it no longer does, and starts over.
+//! A reign begins with a barrier read and a start-of-control entry, whose index is the generation
+//! that every later change carries; a change of a past generation is refused when it is applied.
+//! Then, in a loop: observe, plan ([`plan::plan`], pure), put intents into the log, carry out what
+//! the log demands, record what came of it.
+
+mod effects;
+pub mod plan;
+mod probe;
+mod sessions;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use raftserve_model::{Generation, Incarnation, LogIndex, LogTime, ReplicaId};
+use raftserve_store::command::{Action, Change};
+use raftserve_store::state::Phase;
+use raftserve_store::{Outcome, State};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use crate::consensus::{Consensus, ProposeError};
+use crate::provider::{Provider, ProviderError, ReplicaState, port};
+use crate::share::Share;
+use effects::Effects;
+use plan::{Intent, Observed, Plan, plan};
+use probe::Probes;
+
+/// The longest that one entry of the controller may take; past it the reign starts over.
+const PROPOSE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How often the controller looks even if nothing tells it to: a safety net, not a pace.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often replicas that drain are looked at.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How often what exists is compared with the log, to find what nobody wants.
+const ORPHAN_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The pause before a reign that failed starts over, so that a lost quorum does not spin.
+const RESTART_PAUSE: Duration = Duration::from_millis(200);
+
+/// What the controller works with.
+pub struct Controller {
+    /// The log.
+    pub consensus: Consensus,
+    /// Who makes replicas exist.
+    pub provider: Arc<dyn Provider>,
+    /// What peers tell each other.
+    pub share: Arc<Share>,
+    /// This process's life.
+    pub incarnation: Incarnation,
+    /// What ends the replicas that this peer launches, if not only a stop.
+    pub lifeline: Option<std::path::PathBuf>,
+}
+
+/// Why a reign ended.
+#[derive(Debug, thiserror::Error)]
+enum ReignEnd {
+    #[error("another peer leads")]
+    Deposed,
+    #[error("generation {current} is in force")]
+    Fenced { current: Generation },
+    #[error("cannot write to the log")]
+    Propose(#[from] ProposeError),
+    #[error("cannot read the agreed state")]
+    Read(#[from] crate::consensus::ReadError),
+    #[error("cannot see what exists")]
+    Observe(#[from] ProviderError),
+}
+
+impl Controller {
+    /// Reigns whenever this peer leads, until `shutdown`.
+    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        let mut leadership = self.consensus.leadership();
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                led = leadership.wait_for(|leadership| leadership.is_self) => {
+                    if led.is_err() {
+                        return;
+                    }
+                }
+            }
+            let end = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                _ = leadership.wait_for(|leadership| !leadership.is_self) => ReignEnd::Deposed,
+                end = self.reign() => end,
+            };
+            self.share.end_reign();
+            tracing::info!(reason = %chain(&end), "control ends");
+            tokio::time::sleep(RESTART_PAUSE).await;
+        }
+    }
+
+    async fn reign(&self) -> ReignEnd {
+        let generation = match self.begin().await {
+            Ok(generation) => generation,
+            Err(end) => return end,
+        };
+        tracing::info!(%generation, "control begins");
+        self.share.begin_reign(generation);
+        let mut reign = Reign::new(self, generation);
+        tokio::select! {
+            end = reign.run() => end,
+            end = sessions::keep(&self.consensus, &self.share, generation) => end,
+        }
+    }
+
+    async fn begin(&self) -> Result<Generation, ReignEnd> {
+        self.consensus.read_barrier(PROPOSE_DEADLINE).await?;
+        let action = Action::StartControl {
+            node: self.consensus.node_id(),
+            incarnation: self.incarnation,
+        };
+        let (index, _) = self
+            .consensus
+            .propose_as_leader(action, PROPOSE_DEADLINE)
+            .await?;
+        wait_applied(&self.consensus, index).await?;
+        Ok(Generation(index.0))
+    }
+}
+
+/// One reign: what is known only within it.
+struct Reign<'a> {
+    controller: &'a Controller,
+    generation: Generation,
+    effects: Effects,
+    probes: Probes,
+    exists: BTreeMap<ReplicaId, ReplicaState>,
+    orphans_checked: Option<tokio::time::Instant>,
+    applied: watch::Receiver<LogIndex>,
+    provider_changes: watch::Receiver<u64>,
+    /// The last change to the state that the present plan was made from.
+    planned_from: LogIndex,
+}
+
+impl<'a> Reign<'a> {
+    fn new(controller: &'a Controller, generation: Generation) -> Self {
+        Self {
+            controller,
+            generation,
+            effects: Effects::new(
+                Arc::clone(&controller.provider),
+                controller.lifeline.clone(),
+            ),
+            probes: Probes::new(controller.share.suspected()),
+            exists: BTreeMap::new(),
+            orphans_checked: None,
+            applied: controller.consensus.applied(),
+            provider_changes: controller.provider.changes(),
+            planned_from: LogIndex(0),
+        }
+    }
+
+    async fn run(&mut self) -> ReignEnd {
+        loop {
+            match self.round().await {
+                Ok(wake_after) => self.wait(wake_after).await,
+                Err(end) => return end,
+            }
+        }
+    }
+
+    /// Observe, plan, write, execute. Returns when to do so again at the latest.
+    async fn round(&mut self) -> Result<Duration, ReignEnd> {
+        self.observe().await?;
+        self.applied.mark_unchanged();
+        let state = self.controller.consensus.state();
+        self.planned_from = state.plan_changed();
+        self.probes.follow(&state);
+        let observed = self.observed(&state);
+        let plan = plan(&state, &observed);
+        let wake_after = self.wake_after(&state, &plan);
+        if !plan.intents.is_empty() {
+            self.write(&state, plan.intents).await?;
+            return Ok(Duration::ZERO);
+        }
+        self.effects.start(&state, &plan.effects);
+        Ok(wake_after)
+    }
+
+    /// Waits until something may have changed what is to be done.
+    async fn wait(&mut self, at_most: Duration) {
+        if at_most.is_zero() {
+            return;
+        }
+        let (consensus, planned_from) = (&self.controller.consensus, self.planned_from);
+        let applied = &mut self.applied;
+        let replanned = async {
+            while consensus.state().plan_changed() <= planned_from {
+                if applied.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = replanned => {}
+            _ = self.provider_changes.changed() => {}
+            () = self.probes.changed() => {}
+            () = self.effects.finished() => {}
+            () = tokio::time::sleep(at_most) => {}
+        }
+    }
+
+    async fn observe(&mut self) -> Result<(), ReignEnd> {
+        self.provider_changes.mark_unchanged();
+        let observations = self.controller.provider.observe().await?;
+        let due = self
+            .orphans_checked
+            .is_none_or(|checked| checked.elapsed() >= ORPHAN_INTERVAL);
+        if due {
+            // What exists was listed first; read the log after it, so that nothing that the log
+            // has come to know meanwhile looks like an orphan.
+            self.controller
+                .consensus
+                .read_barrier(PROPOSE_DEADLINE)
+                .await?;
+            let state = self.controller.consensus.state();
+            self.effects.reap_orphans(&state, &observations);
+            self.orphans_checked = Some(tokio::time::Instant::now());
+        }
+        self.exists = observations
+            .into_iter()
+            .map(|observation| (observation.replica.id, observation.state))
+            .collect();
+        Ok(())
+    }
+
+    fn observed(&self, state: &State) -> Observed {
+        let drained = state
+            .replicas()
+            .filter(|replica| matches!(replica.phase, Phase::Stopping { .. }))
+            .filter(|replica| {
+                self.controller
+                    .share
+                    .is_drained(replica.id, replica.changed)
+            })
+            .map(|replica| replica.id)
+            .collect();
+        Observed {
+            exists: self.exists.clone(),
+            probes: self.probes.views(),
+            drained,
+            launch_failures: self.effects.launch_failures(),
+            stop_failures: self.effects.stop_failures(),
+            stopped: self.effects.stopped(),
+            now: LogTime(clock::unix_ms()).max(state.now()),
+        }
+    }
+
+    fn wake_after(&self, state: &State, plan: &Plan) -> Duration {
+        let draining = state
+            .replicas()
+            .any(|replica| matches!(replica.phase, Phase::Stopping { .. }));
+        let regular = if draining {
+            DRAIN_INTERVAL
+        } else {
+            LOOK_INTERVAL
+        };
+        plan.wake_after.map_or(regular, |after| after.min(regular))
+    }
+
+    async fn write(&mut self, state: &State, intents: Vec<Intent>) -> Result<(), ReignEnd> {
+        let changes = with_ports(state, intents, self.generation);
+        let action = Action::Control {
+            generation: self.generation,
+            changes,
+        };
+        let (index, outcome) = self
+            .controller
+            .consensus
+            .propose_as_leader(action, PROPOSE_DEADLINE)
+            .await?;
+        if let Outcome::Fenced { current } = outcome {
+            return Err(ReignEnd::Fenced { current });
+        }
+        wait_applied(&self.controller.consensus, index).await
+    }
+}
+
+/// Gives each creation a port that is free on this host and promised to no other replica. A creation
+/// without one is left out, and planned again.
+fn with_ports(state: &State, intents: Vec<Intent>, generation: Generation) -> Vec<Change> {
+    let mut in_use: BTreeSet<u16> = state.replica_ports();
+    let seed = generation.0;
+    intents
+        .into_iter()
+        .filter_map(|intent| match intent {
+            Intent::Record(change) => Some(change),
+            Intent::Create(service, version) => {
+                let port = port::free_port(&in_use, seed.wrapping_add(in_use.len() as u64))?;
+                in_use.insert(port);
+                Some(Change::Create {
+                    service,
+                    version,
+                    port,
+                })
+            }
+        })
+        .collect()
+}
+
+async fn wait_applied(consensus: &Consensus, index: LogIndex) -> Result<(), ReignEnd> {
+    let mut applied = consensus.applied();
+    match tokio::time::timeout(
+        PROPOSE_DEADLINE,
+        applied.wait_for(|applied| *applied >= index),
+    )
+    .await
+    {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(ReignEnd::Read(crate::consensus::ReadError {
+            reason: format!("entry {index} was not applied here in time"),
+        })),
+    }
+}
+
+/// An error with all its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,215 @@
+//! Carries out effects on the provider, each in a task of its own, none twice at a time.
+//!
+//! Dropping this ends the tasks: every call of the provider may be dropped at any await.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use raftserve_model::{ReplicaId, ServiceId};
+use raftserve_store::State;
+use raftserve_store::state::{Replica, Service};
+use tokio::task::JoinSet;
+
+use super::chain;
+use super::plan::{Effect, with_port};
+use crate::provider::{
+    Observation, Provider, ProviderError, ReplicaKey, ReplicaLaunch, ReplicaState,
+};
+
+/// How often a launch or a stop is tried in one reign until it is recorded as failed.
+const TRIES: u32 = 3;
+
+/// The pause before a launch or stop is tried again; it doubles.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// The most effects carried out at a time: each launch forks a process.
+const CONCURRENT_MAX: usize = 32;
+
+/// How long an orphan may take to stop: its own specification is no longer known.
+const ORPHAN_GRACE: Duration = Duration::from_secs(10);
+
+/// What an effect came to.
+type Finished = (Effect, Result<(), String>);
+
+/// Effects in flight, and what came of the finished ones.
+pub(super) struct Effects {
+    provider: Arc<dyn Provider>,
+    lifeline: Option<PathBuf>,
+    running: JoinSet<Finished>,
+    in_flight: BTreeSet<Effect>,
+    launch_failures: BTreeMap<ReplicaId, String>,
+    stop_failures: BTreeMap<ReplicaId, String>,
+    stopped: BTreeSet<ReplicaId>,
+    /// Services whose leftovers were told to go.
+    forgotten: BTreeSet<ServiceId>,
+}
+
+impl Effects {
+    pub(super) fn new(provider: Arc<dyn Provider>, lifeline: Option<PathBuf>) -> Self {
+        Self {
+            provider,
+            lifeline,
+            running: JoinSet::new(),
+            in_flight: BTreeSet::new(),
+            launch_failures: BTreeMap::new(),
+            stop_failures: BTreeMap::new(),
+            stopped: BTreeSet::new(),
+            forgotten: BTreeSet::new(),
+        }
+    }
+
+    /// Starts what is planned and not under way, and forgets what concerns replicas off the record.
+    pub(super) fn start(&mut self, state: &State, effects: &BTreeSet<Effect>) {
+        self.launch_failures
+            .retain(|id, _| state.replica(*id).is_some());
+        self.stop_failures
+            .retain(|id, _| state.replica(*id).is_some());
+        self.stopped.retain(|id| state.replica(*id).is_some());
+        for effect in effects {
+            let (Effect::Ensure(id) | Effect::Stop(id)) = effect;
+            let Some(replica) = state.replica(*id) else {
+                continue;
+            };
+            let Some(service) = state.service(id.service) else {
+                continue;
+            };
+            if self.running.len() >= CONCURRENT_MAX || !self.in_flight.insert(effect.clone()) {
+                continue;
+            }
+            match effect {
+                Effect::Ensure(_) => self.launch(effect.clone(), service, replica),
+                Effect::Stop(_) => {
+                    let grace = service.spec_of(replica.version).stop_grace;
+                    self.spawn(effect.clone(), Deed::Stop(key(service, replica), grace));
+                }
+            }
+        }
+    }
+
+    /// Stops what exists and is not on record. `state` was read after `observations` were made.
+    pub(super) fn reap_orphans(&mut self, state: &State, observations: &[Observation]) {
+        for observation in observations {
+            let id = observation.replica.id;
+            if state.replica(id).is_some() {
+                continue;
+            }
+            let effect = Effect::Stop(id);
+            if observation.state == ReplicaState::Stopped {
+                if state.service(id.service).is_none() && self.forgotten.insert(id.service) {
+                    self.spawn(effect, Deed::Forget(id.service));
+                }
+            } else if self.running.len() < CONCURRENT_MAX && self.in_flight.insert(effect.clone()) {
+                tracing::warn!(replica = %observation.replica, "stopping a replica that is not on record");
+                let deed = Deed::Stop(observation.replica.clone(), ORPHAN_GRACE);
+                self.spawn(effect, deed);
+            }
+        }
+    }
+
+    /// Waits until an effect has finished, and remembers what came of it. Never returns while none runs.
+    pub(super) async fn finished(&mut self) {
+        match self.running.join_next().await {
+            Some(Ok((effect, result))) => self.remember(effect, result),
+            Some(Err(failed)) => tracing::error!(%failed, "a provider task ended badly"),
+            None => std::future::pending().await,
+        }
+    }
+
+    pub(super) fn launch_failures(&self) -> BTreeMap<ReplicaId, String> {
+        self.launch_failures.clone()
+    }
+
+    pub(super) fn stop_failures(&self) -> BTreeMap<ReplicaId, String> {
+        self.stop_failures.clone()
+    }
+
+    pub(super) fn stopped(&self) -> BTreeSet<ReplicaId> {
+        self.stopped.clone()
+    }
+
+    fn remember(&mut self, effect: Effect, result: Result<(), String>) {
+        self.in_flight.remove(&effect);
+        match (effect, result) {
+            (Effect::Ensure(_), Ok(())) => {}
+            (Effect::Ensure(id), Err(said)) => {
+                self.launch_failures.insert(id, said);
+            }
+            (Effect::Stop(id), Ok(())) => {
+                self.stopped.insert(id);
+            }
+            (Effect::Stop(id), Err(said)) => {
+                self.stop_failures.insert(id, said);
+            }
+        }
+    }
+
+    fn launch(&mut self, effect: Effect, service: &Service, replica: &Replica) {
+        let spec = service.spec_of(replica.launched_as);
+        let (setup, run) = with_port(spec, replica.port);
+        let launch = ReplicaLaunch {
+            replica: key(service, replica),
+            version: replica.launched_as,
+            setup,
+            run,
+            envs: spec
+                .envs
+                .iter()
+                .chain(&spec.secrets)
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect(),
+            port: replica.port,
+            stop_grace: spec.stop_grace,
+            lifeline: self.lifeline.clone(),
+        };
+        self.spawn(effect, Deed::Launch(launch));
+    }
+
+    fn spawn(&mut self, effect: Effect, deed: Deed) {
+        let provider = Arc::clone(&self.provider);
+        self.running
+            .spawn(async move { (effect, deed.done(&*provider).await) });
+    }
+}
+
+/// A deed with all that it needs.
+enum Deed {
+    Launch(ReplicaLaunch),
+    Stop(ReplicaKey, Duration),
+    Forget(ServiceId),
+}
+
+impl Deed {
+    /// Tries up to [`TRIES`] times, and tells what was said last. A tombstone counts as done: what
+    /// exists will say so, and the plan follows from that.
+    async fn done(self, provider: &dyn Provider) -> Result<(), String> {
+        let mut pause = RETRY_PAUSE;
+        let mut tries_left = TRIES;
+        loop {
+            tries_left -= 1;
+            match self.tried(provider).await {
+                Ok(()) | Err(ProviderError::Tombstoned(_)) => return Ok(()),
+                Err(error) if tries_left == 0 => return Err(chain(&error)),
+                Err(error) => tracing::warn!(error = %chain(&error), "will try again"),
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+    }
+
+    async fn tried(&self, provider: &dyn Provider) -> Result<(), ProviderError> {
+        match self {
+            Self::Launch(launch) => provider.ensure(launch.clone()).await,
+            Self::Stop(replica, grace) => provider.stop(replica, *grace).await,
+            Self::Forget(service) => provider.forget(*service).await,
+        }
+    }
+}
+
+fn key(service: &Service, replica: &Replica) -> ReplicaKey {
+    ReplicaKey {
+        name: service.name.clone(),
+        id: replica.id,
+    }
+}

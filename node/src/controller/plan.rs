@@ -1,0 +1,422 @@
+//! What should be done next: a pure function of the agreed state and what was observed.
+//!
+//! A plan names changes to put into the log, and effects to carry out on the provider. An effect is
+//! only ever planned for what the log already says: first the intent, then the deed, then its record.
+//! Planning twice from the same inputs gives the same plan, and carrying out either again does no
+//! harm, so that a leader may die between any two steps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use raftserve_model::spec::ServiceSpec;
+use raftserve_model::status::ReplicaStatus;
+use raftserve_model::{LogTime, ReplicaId, ServiceId, ServiceVersion};
+use raftserve_store::State;
+use raftserve_store::command::{Change, StopReason};
+use raftserve_store::state::{Phase, Replica, Service};
+
+use crate::provider::{Exit, ReplicaState, Step};
+
+/// How many replicas a rolling update may run beyond the wanted number.
+const SURGE: usize = 1;
+
+/// The most changes in one entry, so that a large service does not hold up small ones.
+pub const CHANGES_MAX: usize = 128;
+
+/// How many replicas of a version may fail before any of it was ready until the version is given up.
+/// More than SkyServe's one, because a port may be taken by chance.
+const NEVER_READY_MAX: usize = 3;
+
+/// A replica that lived this long in readiness did not fail at its start: it is replaced at once.
+const HEALTHY_LIFE: Duration = Duration::from_secs(60);
+
+/// The pause before the third replica after two early failures; it doubles with each further one.
+const RELAUNCH_PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest pause before a replacement.
+const RELAUNCH_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// How probes of a replica went lately.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProbeView {
+    /// The last probe's verdict; none if there was none in this reign.
+    pub last: Option<Result<(), String>>,
+    /// For how long every probe has failed.
+    pub failing_for: Option<Duration>,
+}
+
+/// What the controller knows besides the log.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// What exists, by replica; what is absent here does not exist.
+    pub exists: BTreeMap<ReplicaId, ReplicaState>,
+    /// How probes went.
+    pub probes: BTreeMap<ReplicaId, ProbeView>,
+    /// Replicas that are being stopped and whose requests are all done, as far as any peer knows.
+    pub drained: BTreeSet<ReplicaId>,
+    /// Launches that failed in this reign, with what was said last.
+    pub launch_failures: BTreeMap<ReplicaId, String>,
+    /// Stops that failed too often in this reign.
+    pub stop_failures: BTreeMap<ReplicaId, String>,
+    /// Stops that succeeded in this reign: nothing of these exists.
+    pub stopped: BTreeSet<ReplicaId>,
+    /// The leader's clock.
+    pub now: LogTime,
+}
+
+/// A change that is to enter the log. A creation lacks only a port, which is found on the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// Create a replica of that version.
+    Create(ServiceId, ServiceVersion),
+    /// Any other change, as it stands.
+    Record(Change),
+}
+
+/// A deed on the provider, safe to repeat.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Effect {
+    /// Create the replica or adopt it.
+    Ensure(ReplicaId),
+    /// Stop it.
+    Stop(ReplicaId),
+}
+
+/// What to do next.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// At most [`CHANGES_MAX`], in order.
+    pub intents: Vec<Intent>,
+    /// What the log already demands.
+    pub effects: BTreeSet<Effect>,
+    /// When to plan again even if nothing changes.
+    pub wake_after: Option<Duration>,
+}
+
+impl Plan {
+    fn record(&mut self, change: Change) {
+        self.intents.push(Intent::Record(change));
+    }
+
+    fn wake(&mut self, after: Duration) {
+        self.wake_after = Some(self.wake_after.map_or(after, |before| before.min(after)));
+    }
+}
+
+/// Plans for every service.
+#[must_use]
+pub fn plan(state: &State, observed: &Observed) -> Plan {
+    let mut plan = Plan::default();
+    for service in state.services() {
+        let replicas: Vec<&Replica> = state.replicas_of(service.id).map(AsRef::as_ref).collect();
+        for replica in &replicas {
+            advance(&mut plan, service, replica, observed);
+        }
+        if service.going_down.is_none() {
+            scale(&mut plan, service, &replicas, observed.now);
+        } else if !replicas.iter().any(|replica| replica.occupies_resources()) {
+            plan.record(Change::Forget {
+                service: service.id,
+            });
+        }
+        if plan.intents.len() >= CHANGES_MAX {
+            plan.intents.truncate(CHANGES_MAX);
+            plan.wake(Duration::ZERO);
+            break;
+        }
+    }
+    plan
+}
+
+/// What one replica's life demands.
+fn advance(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Observed) {
+    let (id, exists) = (replica.id, observed.exists.get(&replica.id));
+    match &replica.phase {
+        Phase::Pending | Phase::Provisioning => match exists {
+            None | Some(ReplicaState::Prepared) => launch(plan, replica, observed),
+            Some(ReplicaState::SettingUp) if replica.phase == Phase::Pending => {
+                plan.record(Change::Provisioning { replica: id });
+            }
+            Some(ReplicaState::SettingUp) => {}
+            Some(ReplicaState::Running { address }) => plan.record(Change::Started {
+                replica: id,
+                address: address.clone(),
+            }),
+            Some(ReplicaState::Exited(exit)) => plan.record(stop_now(id, ended(exit))),
+            Some(ReplicaState::Stopping | ReplicaState::Stopped) => {
+                plan.record(stop_now(id, stopped_by_another()));
+            }
+        },
+        Phase::Starting | Phase::Ready | Phase::NotReady { .. } => match exists {
+            Some(ReplicaState::Running { .. } | ReplicaState::SettingUp) => {
+                probed(plan, service, replica, observed);
+            }
+            Some(ReplicaState::Exited(exit)) => plan.record(stop_now(id, ended(exit))),
+            Some(ReplicaState::Stopping | ReplicaState::Stopped) => {
+                plan.record(stop_now(id, stopped_by_another()));
+            }
+            None | Some(ReplicaState::Prepared) => plan.record(stop_now(
+                id,
+                StopReason::Exited("nothing of it exists any more".to_owned()),
+            )),
+        },
+        Phase::Stopping {
+            reason,
+            drain_until,
+            ..
+        } => stopping(plan, replica, reason, *drain_until, observed),
+        Phase::Failed { .. } | Phase::CleanupFailed { .. } => {}
+    }
+}
+
+fn launch(plan: &mut Plan, replica: &Replica, observed: &Observed) {
+    match observed.launch_failures.get(&replica.id) {
+        Some(said) => plan.record(stop_now(replica.id, StopReason::Provision(said.clone()))),
+        None => {
+            plan.effects.insert(Effect::Ensure(replica.id));
+        }
+    }
+}
+
+fn stopping(
+    plan: &mut Plan,
+    replica: &Replica,
+    reason: &StopReason,
+    drain_until: LogTime,
+    observed: &Observed,
+) {
+    let (id, exists) = (replica.id, observed.exists.get(&replica.id));
+    if observed.stopped.contains(&id) || exists == Some(&ReplicaState::Stopped) {
+        plan.record(Change::Gone { replica: id });
+    } else if let Some(said) = observed.stop_failures.get(&id) {
+        plan.record(Change::CleanupFailed {
+            replica: id,
+            reason: said.clone(),
+        });
+    } else if observed.now >= drain_until
+        || observed.drained.contains(&id)
+        || matches!(reason, StopReason::Exited(_))
+        || matches!(exists, Some(ReplicaState::Exited(_)))
+        || replica.address.is_none()
+    {
+        plan.effects.insert(Effect::Stop(id));
+    } else {
+        plan.wake(drain_until.since(observed.now));
+    }
+}
+
+fn stop_now(replica: ReplicaId, reason: StopReason) -> Change {
+    Change::Stop {
+        replica,
+        reason,
+        drain: Duration::ZERO,
+    }
+}
+
+fn stopped_by_another() -> StopReason {
+    StopReason::Exited("it was stopped by something else".to_owned())
+}
+
+fn ended(exit: &Exit) -> StopReason {
+    match exit.step {
+        Step::Setup => StopReason::Provision(exit.message.clone()),
+        Step::Run => StopReason::Exited(exit.message.clone()),
+    }
+}
+
+/// SkyServe's rules: one success makes a replica ready, one failure not ready; never ready for the
+/// initial delay, or not ready for the threshold, and it is replaced. The initial delay counts from
+/// the start of `run`, so that it survives a change of leader.
+fn probed(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Observed) {
+    let Some(ProbeView {
+        last: Some(last),
+        failing_for,
+    }) = observed.probes.get(&replica.id)
+    else {
+        return;
+    };
+    let (id, readiness) = (replica.id, &service.spec_of(replica.version).readiness);
+    let failing_for = failing_for.unwrap_or_default();
+    match (last, &replica.phase) {
+        (Ok(()), Phase::Ready) => {}
+        (Ok(()), _) => plan.record(Change::Ready { replica: id }),
+        (Err(said), Phase::Ready) => plan.record(Change::NotReady {
+            replica: id,
+            reason: said.clone(),
+        }),
+        (Err(said), Phase::NotReady { .. }) => {
+            if failing_for >= readiness.failure_threshold {
+                plan.record(stop_now(id, StopReason::Probing(said.clone())));
+            }
+        }
+        (Err(said), _) => {
+            let since = replica.started_at.unwrap_or(replica.created_at);
+            if observed.now.since(since) > readiness.initial_delay {
+                plan.record(stop_now(id, StopReason::InitialDelay(said.clone())));
+            }
+        }
+    }
+}
+
+/// Brings the number of replicas of the right version to what is wanted.
+fn scale(plan: &mut Plan, service: &Service, replicas: &[&Replica], now: LogTime) {
+    let target = service.spec().replicas as usize;
+    let wanted = version_to_run(service, replicas);
+    let (mut new, mut other) = (Vec::new(), Vec::new());
+    for replica in replicas.iter().filter(|replica| replica.is_live()) {
+        if replica.version == wanted {
+            new.push(*replica);
+        } else {
+            other.push(*replica);
+        }
+    }
+    let room = if other.is_empty() {
+        target
+    } else {
+        target + SURGE
+    };
+    let create = target
+        .saturating_sub(new.len())
+        .min(room.saturating_sub(new.len() + other.len()));
+    if create > 0 {
+        match relaunch_pause(wanted, replicas, now) {
+            Some(pause) => plan.wake(pause),
+            None if given_up(wanted, replicas) => {}
+            None => plan.intents.extend(std::iter::repeat_n(
+                Intent::Create(service.id, wanted),
+                create,
+            )),
+        }
+    }
+    let ready = new.iter().filter(|it| it.phase == Phase::Ready).count();
+    let drain = service.spec().drain_timeout;
+    surplus(plan, &mut new, target, &StopReason::ScaleDown, drain);
+    surplus(
+        plan,
+        &mut other,
+        target.saturating_sub(ready),
+        &StopReason::Outdated,
+        drain,
+    );
+}
+
+/// Stops what is beyond `keep`, in SkyServe's order: the least far along first, the older version
+/// first, the newest replica first.
+fn surplus(
+    plan: &mut Plan,
+    replicas: &mut [&Replica],
+    keep: usize,
+    reason: &StopReason,
+    drain: Duration,
+) {
+    let count = replicas.len().saturating_sub(keep);
+    replicas.sort_by_key(|it| {
+        (
+            scale_down_rank(it.status()),
+            it.version,
+            std::cmp::Reverse(it.id.number),
+        )
+    });
+    for replica in &replicas[..count] {
+        plan.record(Change::Stop {
+            replica: replica.id,
+            reason: reason.clone(),
+            drain,
+        });
+    }
+}
+
+fn scale_down_rank(status: ReplicaStatus) -> u8 {
+    match status {
+        ReplicaStatus::Pending => 0,
+        ReplicaStatus::Provisioning => 1,
+        ReplicaStatus::Starting => 2,
+        ReplicaStatus::NotReady => 3,
+        ReplicaStatus::Ready => 4,
+        ReplicaStatus::ShuttingDown
+        | ReplicaStatus::Failed
+        | ReplicaStatus::FailedInitialDelay
+        | ReplicaStatus::FailedProbing
+        | ReplicaStatus::FailedProvision
+        | ReplicaStatus::FailedCleanup => 5,
+    }
+}
+
+/// The newest version, unless it is given up and an older one still serves: a failed update must
+/// not keep the healthy version from being healed.
+fn version_to_run(service: &Service, replicas: &[&Replica]) -> ServiceVersion {
+    let newest = service.version;
+    if !given_up(newest, replicas) {
+        return newest;
+    }
+    replicas
+        .iter()
+        .filter(|it| it.is_live() && it.first_ready_at.is_some())
+        .map(|it| it.version)
+        .filter(|version| service.specs.contains_key(version))
+        .max()
+        .unwrap_or(newest)
+}
+
+/// Whether a version never became ready and failed too often at it.
+fn given_up(version: ServiceVersion, replicas: &[&Replica]) -> bool {
+    let of_version = || replicas.iter().filter(|it| it.version == version);
+    let ever_ready = of_version().any(|it| it.first_ready_at.is_some());
+    let failed = of_version()
+        .filter_map(|it| failure(it))
+        .filter(|(reason, _)| matches!(reason, StopReason::Exited(_) | StopReason::InitialDelay(_)))
+        .count();
+    !ever_ready && failed >= NEVER_READY_MAX
+}
+
+/// What went wrong with a replica and when, whether or not its remains are gone yet.
+fn failure(replica: &Replica) -> Option<(&StopReason, LogTime)> {
+    match &replica.phase {
+        Phase::Stopping { reason, since, .. } if reason.is_failure() => Some((reason, *since)),
+        Phase::Failed { reason, at } => Some((reason, *at)),
+        Phase::Pending
+        | Phase::Provisioning
+        | Phase::Starting
+        | Phase::Ready
+        | Phase::NotReady { .. }
+        | Phase::Stopping { .. }
+        | Phase::CleanupFailed { .. } => None,
+    }
+}
+
+/// How long to wait before the next replica, where earlier ones failed soon after their start.
+fn relaunch_pause(
+    version: ServiceVersion,
+    replicas: &[&Replica],
+    now: LogTime,
+) -> Option<Duration> {
+    let mut early = 0;
+    let mut last = LogTime(0);
+    for replica in replicas.iter().filter(|it| it.version == version) {
+        if let Some((_, at)) = failure(replica)
+            && replica
+                .first_ready_at
+                .is_none_or(|ready| at.since(ready) < HEALTHY_LIFE)
+            && now.since(at) < RELAUNCH_PAUSE_MAX * 2
+        {
+            early += 1;
+            last = last.max(at);
+        }
+    }
+    let doublings = u32::try_from(early).unwrap_or(u32::MAX).checked_sub(2)?;
+    let pause = RELAUNCH_PAUSE
+        .saturating_mul(2u32.saturating_pow(doublings))
+        .min(RELAUNCH_PAUSE_MAX);
+    let passed = now.since(last);
+    (passed < pause).then(|| pause - passed)
+}
+
+/// The texts of a replica's programs, with the declared port replaced by its own.
+#[must_use]
+pub fn with_port(spec: &ServiceSpec, port: u16) -> (Option<String>, String) {
+    let replace = |text: &String| spec.command_for_port(text, port);
+    (spec.setup.as_ref().map(replace), replace(&spec.run))
+}
+
+#[cfg(test)]
+mod tests;

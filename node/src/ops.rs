@@ -1,0 +1,179 @@
+//! The ops port: health and metrics over plain HTTP.
+//!
+//! *Live* says that the process answers. *Ready* is a latch: false until this peer has once known a
+//! leader and caught up with it, then true until it drains or its storage is poisoned; losing the
+//! leader or the quorum does not clear it, or a lost quorum would take the endpoint down with it.
+//! *Quorum* tells that instead.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+/// The most connections at a time: scrapers and probes are few.
+const CONNECTIONS_MAX: usize = 64;
+
+/// The longest that a client may take to send a request's head.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The readiness of this peer, shared between who sets it and who tells it.
+#[derive(Debug, Default)]
+pub struct Readiness {
+    caught_up: AtomicBool,
+    draining: AtomicBool,
+}
+
+impl Readiness {
+    /// The peer has known a leader and caught up.
+    pub fn caught_up(&self) {
+        self.caught_up.store(true, Ordering::Release);
+    }
+
+    /// The peer is going: it is not ready from now on.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Whether requests should come here.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.caught_up.load(Ordering::Acquire) && !self.draining.load(Ordering::Acquire)
+    }
+
+    /// One word for people.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        if self.draining.load(Ordering::Acquire) {
+            "draining"
+        } else if self.caught_up.load(Ordering::Acquire) {
+            "ready"
+        } else {
+            "catching up"
+        }
+    }
+}
+
+/// What the ops port asks the rest of the peer.
+pub trait Report: Send + Sync + 'static {
+    /// Whether a leader with a quorum is known.
+    fn has_quorum(&self) -> bool;
+    /// All metrics in Prometheus's text format.
+    fn metrics(&self) -> String;
+}
+
+/// Answers on `listener` until `shutdown`. `report` may come later than the port.
+pub async fn serve(
+    listener: TcpListener,
+    readiness: Arc<Readiness>,
+    report: Arc<std::sync::OnceLock<Arc<dyn Report>>>,
+    shutdown: CancellationToken,
+) {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else {
+            return;
+        };
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, _)) = accepted else {
+            // Out of file descriptors, most likely: let some go.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let (readiness, report) = (Arc::clone(&readiness), Arc::clone(&report));
+        tokio::spawn(async move {
+            answer_all(stream, readiness, report).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn answer_all(
+    stream: TcpStream,
+    readiness: Arc<Readiness>,
+    report: Arc<std::sync::OnceLock<Arc<dyn Report>>>,
+) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let answer = answer(&request, &readiness, report.get().map(AsRef::as_ref));
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    // A client that breaks off is no news.
+    let _ = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+fn answer(
+    request: &Request<Incoming>,
+    readiness: &Readiness,
+    report: Option<&dyn Report>,
+) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
+    }
+    let health = |good: bool, word: &str| {
+        let status = if good {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        text(status, format!("{word}\n"))
+    };
+    match request.uri().path() {
+        "/healthz/live" => health(true, "live"),
+        "/healthz/ready" => health(readiness.is_ready(), readiness.as_str()),
+        "/healthz/quorum" => match report.is_some_and(Report::has_quorum) {
+            true => health(true, "quorum"),
+            false => health(false, "no quorum"),
+        },
+        "/metrics" => {
+            let mut body = report.map(Report::metrics).unwrap_or_default();
+            let _ = writeln!(
+                body,
+                "# TYPE raftserve_ready gauge\nraftserve_ready {}",
+                u8::from(readiness.is_ready())
+            );
+            text(StatusCode::OK, body)
+        }
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "there are /healthz/live, /healthz/ready, /healthz/quorum and /metrics\n".to_owned(),
+        ),
+    }
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
+    );
+    response
+}
+
+/// Binds a port of this peer, plainly, so that a taken one is seen.
+///
+/// # Errors
+/// A sentence that names the surface, the address and the remedy.
+pub async fn bind(surface: &str, flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        anyhow::anyhow!("cannot listen on {address} for the {surface} port: {error}; choose another with {flag}")
+    })
+}

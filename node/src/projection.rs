@@ -1,0 +1,96 @@
+//! Projects the agreed state into what the proxy reads: its route table.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use raftserve_model::ServiceId;
+use raftserve_proxy::{Endpoint, RouteTable, Routes, ServiceRoute};
+use raftserve_store::State;
+use raftserve_store::state::{Phase, Replica, Service};
+
+use crate::consensus::Consensus;
+
+/// The least time between two tables: a burst of changes makes one table, and nobody waits longer.
+const COALESCE: Duration = Duration::from_millis(2);
+
+/// Publishes a table whenever the state changes in what routing depends on. Runs until the log ends.
+pub async fn run(consensus: Consensus, routes: Arc<Routes>, port_base: u16) {
+    let mut applied = consensus.applied();
+    let mut projection = Projection {
+        port_base,
+        known: BTreeMap::new(),
+    };
+    let mut published = None;
+    loop {
+        applied.mark_unchanged();
+        let state = consensus.state();
+        if published != Some(state.routes_changed()) {
+            routes.publish(projection.project(&state));
+            published = Some(state.routes_changed());
+            tokio::time::sleep(COALESCE).await;
+        }
+        if applied.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The last table's parts, so that services that did not change stay the very same.
+struct Projection {
+    port_base: u16,
+    known: BTreeMap<ServiceId, Arc<ServiceRoute>>,
+}
+
+impl Projection {
+    fn project(&mut self, state: &State) -> RouteTable {
+        let known = std::mem::take(&mut self.known);
+        for service in state.services().filter(|it| it.going_down.is_none()) {
+            let route = self.route(state, service);
+            let route = match known.get(&service.id) {
+                Some(before) if **before == route => Arc::clone(before),
+                _ => Arc::new(route),
+            };
+            self.known.insert(service.id, route);
+        }
+        RouteTable::new(self.known.values().cloned())
+    }
+
+    fn route(&self, state: &State, service: &Service) -> ServiceRoute {
+        let spec = service.spec();
+        ServiceRoute {
+            id: service.id,
+            name: service.name.clone(),
+            port: service
+                .port_slot
+                .and_then(|slot| self.port_base.checked_add(slot)),
+            policy: spec.policy,
+            stream_timeout: spec.stream_timeout,
+            affinity: spec.affinity.clone(),
+            endpoints: state
+                .replicas_of(service.id)
+                .filter_map(|replica| endpoint(replica))
+                .collect(),
+        }
+    }
+}
+
+fn endpoint(replica: &Replica) -> Option<Endpoint> {
+    let ready = match replica.phase {
+        Phase::Ready => true,
+        Phase::NotReady { .. } => false,
+        Phase::Pending
+        | Phase::Provisioning
+        | Phase::Starting
+        | Phase::Stopping { .. }
+        | Phase::Failed { .. }
+        | Phase::CleanupFailed { .. } => return None,
+    };
+    // Providers give literal addresses; one that is not is theirs to mend, and takes no traffic.
+    let address = replica.address.as_ref()?.parse().ok()?;
+    Some(Endpoint {
+        replica: replica.id,
+        address,
+        ready,
+    })
+}
