@@ -124,16 +124,18 @@ impl ServiceSpec {
             setup,
             run,
             envs,
+            secrets,
             resources,
             ..
         } = self;
-        (provider, port, setup, run, envs, resources)
+        (provider, port, setup, run, envs, secrets, resources)
             == (
                 &other.provider,
                 &other.port,
                 &other.setup,
                 &other.run,
                 &other.envs,
+                &other.secrets,
                 &other.resources,
             )
     }

@@ -19,7 +19,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 /// The most connections at a time: scrapers and probes are few.
@@ -29,35 +29,50 @@ const CONNECTIONS_MAX: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The readiness of this peer, shared between who sets it and who tells it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Readiness {
-    caught_up: AtomicBool,
+    ready: watch::Sender<bool>,
     draining: AtomicBool,
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self {
+            ready: watch::Sender::new(false),
+            draining: AtomicBool::new(false),
+        }
+    }
 }
 
 impl Readiness {
     /// The peer has known a leader and caught up.
     pub fn caught_up(&self) {
-        self.caught_up.store(true, Ordering::Release);
+        if !self.draining.load(Ordering::Acquire) {
+            self.ready.send_replace(true);
+        }
     }
 
     /// The peer is going: it is not ready from now on.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
+        self.ready.send_replace(false);
     }
 
-    /// Whether requests should come here.
+    /// Whether requests should come here, as it changes.
     #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.caught_up.load(Ordering::Acquire) && !self.draining.load(Ordering::Acquire)
+    pub fn watch(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
+    }
+
+    fn is_ready(&self) -> bool {
+        *self.ready.borrow()
     }
 
     /// One word for people.
-    #[must_use]
-    pub fn as_str(&self) -> &'static str {
+    fn as_str(&self) -> &'static str {
         if self.draining.load(Ordering::Acquire) {
             "draining"
-        } else if self.caught_up.load(Ordering::Acquire) {
+        } else if self.is_ready() {
             "ready"
         } else {
             "catching up"

@@ -4,18 +4,26 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use raftserve_model::ServiceId;
+use raftserve_model::{LogIndex, ServiceId};
 use raftserve_proxy::{Endpoint, RouteTable, Routes, ServiceRoute};
 use raftserve_store::State;
 use raftserve_store::state::{Phase, Replica, Service};
+
+use tokio::sync::watch;
 
 use crate::consensus::Consensus;
 
 /// The least time between two tables: a burst of changes makes one table, and nobody waits longer.
 const COALESCE: Duration = Duration::from_millis(2);
 
-/// Publishes a table whenever the state changes in what routing depends on. Runs until the log ends.
-pub async fn run(consensus: Consensus, routes: Arc<Routes>, port_base: u16) {
+/// Publishes a table whenever the state changes in what routing depends on, and tells in `reflected`
+/// up to which index the table is true. Runs until the log ends.
+pub async fn run(
+    consensus: Consensus,
+    routes: Arc<Routes>,
+    port_base: u16,
+    reflected: watch::Sender<LogIndex>,
+) {
     let mut applied = consensus.applied();
     let mut projection = Projection {
         port_base,
@@ -23,13 +31,16 @@ pub async fn run(consensus: Consensus, routes: Arc<Routes>, port_base: u16) {
     };
     let mut published = None;
     loop {
-        applied.mark_unchanged();
+        // The index first: the state is then at least as new as it says.
+        let index = *applied.borrow_and_update();
         let state = consensus.state();
         if published != Some(state.routes_changed()) {
             routes.publish(projection.project(&state));
             published = Some(state.routes_changed());
+            reflected.send_replace(index);
             tokio::time::sleep(COALESCE).await;
         }
+        reflected.send_replace(index);
         if applied.changed().await.is_err() {
             return;
         }

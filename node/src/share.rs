@@ -11,11 +11,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bincode::{Decode, Encode};
 use raftserve_model::{Generation, Incarnation, LogIndex, NodeId, ReplicaId};
+use raftserve_proxy::PeerLoads;
 use tokio::sync::{Notify, watch};
 
 use crate::clock;
@@ -90,12 +91,25 @@ impl Suspects {
     }
 }
 
-/// Where the loads of this peer come from, and those of others go.
-pub trait Loads: Send + Sync + 'static {
-    /// Requests in flight from this peer, by replica.
-    fn own(&self) -> Vec<(ReplicaId, u32)>;
-    /// Another peer's requests in flight, in place of its former ones.
-    fn set(&self, peer: NodeId, incarnation: Incarnation, loads: Vec<(ReplicaId, u32)>);
+/// Where the loads of this peer come from, and those of others go: the proxy's, once it runs.
+#[derive(Debug, Default)]
+pub struct Loads(OnceLock<Arc<PeerLoads>>);
+
+impl Loads {
+    /// The proxy has started.
+    pub fn connect(&self, loads: Arc<PeerLoads>) {
+        self.0.get_or_init(|| loads);
+    }
+
+    fn own(&self) -> Vec<(ReplicaId, u32)> {
+        self.0.get().map(|loads| loads.own()).unwrap_or_default()
+    }
+
+    fn set(&self, peer: NodeId, incarnation: Incarnation, loads: &[(ReplicaId, u32)]) {
+        if let Some(own) = self.0.get() {
+            own.set(peer, incarnation, loads.iter().copied(), Instant::now());
+        }
+    }
 }
 
 /// What is known of another peer.
@@ -122,7 +136,7 @@ pub struct Share {
     incarnation: Incarnation,
     applied: watch::Receiver<LogIndex>,
     leadership: watch::Receiver<Leadership>,
-    loads: Arc<dyn Loads>,
+    loads: Arc<Loads>,
     suspects: Arc<Suspects>,
     peers: Mutex<BTreeMap<NodeId, Peer>>,
     reign: Mutex<Option<Reign>>,
@@ -138,7 +152,7 @@ impl Share {
         incarnation: Incarnation,
         applied: watch::Receiver<LogIndex>,
         leadership: watch::Receiver<Leadership>,
-        loads: Arc<dyn Loads>,
+        loads: Arc<Loads>,
     ) -> Self {
         Self {
             node,
@@ -241,8 +255,7 @@ impl Share {
         for suspect in report.suspects {
             self.suspects.add(suspect);
         }
-        self.loads
-            .set(from, report.incarnation, report.loads.clone());
+        self.loads.set(from, report.incarnation, &report.loads);
         let mut peers = lock(&self.peers);
         let before = peers.remove(&from);
         let now = Instant::now();

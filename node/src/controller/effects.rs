@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use raftserve_model::spec::ServiceSpec;
 use raftserve_model::{ReplicaId, ServiceId};
 use raftserve_store::State;
 use raftserve_store::state::{Replica, Service};
 use tokio::task::JoinSet;
 
 use super::chain;
-use super::plan::{Effect, with_port};
+use super::plan::Effect;
 use crate::provider::{
     Observation, Provider, ProviderError, ReplicaKey, ReplicaLaunch, ReplicaState,
 };
@@ -212,4 +213,10 @@ fn key(service: &Service, replica: &Replica) -> ReplicaKey {
         name: service.name.clone(),
         id: replica.id,
     }
+}
+
+/// The texts of a replica's programs, with the declared port replaced by its own.
+fn with_port(spec: &ServiceSpec, port: u16) -> (Option<String>, String) {
+    let replace = |text: &String| spec.command_for_port(text, port);
+    (spec.setup.as_ref().map(replace), replace(&spec.run))
 }

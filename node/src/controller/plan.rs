@@ -8,7 +8,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use raftserve_model::spec::ServiceSpec;
 use raftserve_model::status::ReplicaStatus;
 use raftserve_model::{LogTime, ReplicaId, ServiceId, ServiceVersion};
 use raftserve_store::State;
@@ -409,13 +408,6 @@ fn relaunch_pause(
         .min(RELAUNCH_PAUSE_MAX);
     let passed = now.since(last);
     (passed < pause).then(|| pause - passed)
-}
-
-/// The texts of a replica's programs, with the declared port replaced by its own.
-#[must_use]
-pub fn with_port(spec: &ServiceSpec, port: u16) -> (Option<String>, String) {
-    let replace = |text: &String| spec.command_for_port(text, port);
-    (spec.setup.as_ref().map(replace), replace(&spec.run))
 }
 
 #[cfg(test)]

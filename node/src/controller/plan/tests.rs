@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use raftserve_model::spec::{LoadBalancingPolicy, Provider, ReadinessProbe};
+use raftserve_model::spec::{LoadBalancingPolicy, Provider, ReadinessProbe, ServiceSpec};
 use raftserve_model::{Incarnation, LogIndex, NodeId};
 use raftserve_store::command::{Action, Command, Precondition, Request};
 

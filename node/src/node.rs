@@ -1,0 +1,407 @@
+//! One peer, wired: [`run`] starts its parts in order, waits for a reason to stop, and stops them in
+//! the opposite order.
+
+use std::fmt::Write as _;
+use std::io::Read;
+use std::net::TcpListener as StdTcpListener;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::Context;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use raftserve_model::{Incarnation, LogIndex, ReplicaId, ServiceName};
+use raftserve_proxy::{Proxy, ProxyConfig, Routes};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{self, AdminParts, ReplicaLogs};
+use crate::bindings::Bindings;
+use crate::config::NodeConfig;
+use crate::consensus::Consensus;
+use crate::controller::Controller;
+use crate::ops::{self, Readiness, Report};
+use crate::peer::{self, Peer, PeerConfig};
+use crate::projection;
+use crate::provider::process::ProcessProvider;
+use crate::provider::{LogQuery, Provider, ReplicaKey};
+use crate::share::{Loads, Share, Suspects};
+
+/// How long requests may finish when this peer is told to stop.
+const DRAIN_GRACE: Duration = Duration::from_secs(30);
+
+/// How long handing leadership over may hold up a stop.
+const TRANSFER_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long tasks may take to end after they are told to.
+const TASKS_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The longest that one try to catch up with a leader may take.
+const CATCH_UP_TRY: Duration = Duration::from_secs(2);
+
+/// How many refused connections may wait to be reported; more tell nothing new.
+const CONNECT_FAILURES_MAX: usize = 64;
+
+/// The ports of a peer, bound before anything else starts, so that a taken one is told at once.
+struct Ports {
+    peer: StdTcpListener,
+    admin: TcpListener,
+    ops: TcpListener,
+}
+
+impl Ports {
+    async fn bind(config: &NodeConfig) -> anyhow::Result<Self> {
+        let peer = ops::bind("peer", "--peer-addr", config.peer_listen).await?;
+        let admin = ops::bind("admin", "--admin-addr", config.admin_listen).await?;
+        let ops = ops::bind("ops", "--ops-addr", config.ops_listen).await?;
+        // The workers share their port, which would hide that somebody else has it.
+        drop(ops::bind("proxy", "--proxy-addr", config.proxy_listen).await?);
+        let peer = peer.into_std().context("cannot take the peer port over")?;
+        Ok(Self { peer, admin, ops })
+    }
+}
+
+/// Runs one peer until it is told to stop.
+///
+/// # Errors
+/// One chain that says what could not be done and what to do about it.
+pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
+    if let Some(path) = &config.lifeline {
+        hold_lifeline(path)?;
+    }
+    let ports = Ports::bind(&config).await?;
+    let mut stop = Stop::listen()?;
+    let readiness = Arc::new(Readiness::default());
+    let report = Arc::new(OnceLock::new());
+    let shutdown = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    tasks.spawn(ops::serve(
+        ports.ops,
+        Arc::clone(&readiness),
+        Arc::clone(&report),
+        shutdown.clone(),
+    ));
+
+    let incarnation = Incarnation(rand::random());
+    let host = crate::provider::host::HostFingerprint::of(&config.replica_root)
+        .with_context(|| format!("cannot use --replica-root {}", config.replica_root.display()))?;
+    let starting = peer::start(PeerConfig {
+        data_dir: config.data_dir.clone(),
+        listener: ports.peer,
+        peers: config.peers.clone(),
+        address: config.peer_address.clone(),
+        admin_address: config.admin_listen.to_string(),
+        proxy_address: config.proxy_listen.to_string(),
+        host: host.as_str().to_owned(),
+        incarnation,
+        profile: config.profile,
+    });
+    let peer = tokio::select! {
+        peer = starting => peer?,
+        why = stop.told() => {
+            tracing::info!(why, "stopping before this peer has begun");
+            return Ok(());
+        }
+    };
+    tracing::info!(cluster = %peer.cluster_id(), node = %peer.node_id(), "this peer has begun");
+
+    let parts = Parts::start(&config, &peer, incarnation, &tasks, &shutdown)?;
+    let _ = report.set(Arc::new(Metrics {
+        consensus: peer.consensus(),
+        share: Arc::clone(&parts.share),
+        proxy: parts.proxy.metrics(),
+    }) as Arc<dyn Report>);
+    tasks.spawn(become_ready(
+        peer.consensus(),
+        parts.reflected.clone(),
+        Arc::clone(&readiness),
+    ));
+    let admin = admin::serve(
+        ports.admin,
+        AdminParts {
+            consensus: peer.consensus(),
+            ready: readiness.watch(),
+            service_port_base: config.service_port_base,
+            advertise_host: None,
+            logs: Arc::new(Logs(Arc::clone(&parts.provider))),
+        },
+        shutdown.clone(),
+    );
+    let mut fatal = peer.fatal();
+    let admin = tasks.spawn(admin);
+    let why = tokio::select! {
+        why = stop.told() => Ok(why),
+        why = fatal.wait_for(Option::is_some) => Err(anyhow::anyhow!(
+            "the log has failed, and this peer stops: {}",
+            why.ok().and_then(|why| why.clone()).unwrap_or_default()
+        )),
+        ended = admin => Err(match ended {
+            Ok(Err(error)) => error.into(),
+            Ok(Ok(())) => anyhow::anyhow!("the admin port ended by itself"),
+            Err(error) => error.into(),
+        }),
+    };
+    readiness.drain();
+    match &why {
+        Ok(why) => {
+            tracing::info!(why, "stopping");
+            let stopping = stop_gently(&peer, parts, &shutdown, &tasks);
+            tokio::select! {
+                () = stopping => {}
+                _ = stop.told() => tracing::warn!("told again: stopping at once"),
+            }
+        }
+        Err(error) => tracing::error!("{error:#}"),
+    }
+    peer.stop().await;
+    why.map(|_| ())
+}
+
+/// Leadership first, so that the cluster does not wait for an election; then traffic; then the rest.
+async fn stop_gently(peer: &Peer, parts: Parts, shutdown: &CancellationToken, tasks: &TaskTracker) {
+    let consensus = peer.consensus();
+    if consensus.leadership().borrow().is_self && consensus.members().len() > 1 {
+        match consensus.transfer_leader(None, TRANSFER_DEADLINE).await {
+            Ok(node) => tracing::info!(%node, "leadership handed over"),
+            Err(error) => tracing::warn!(%error, "an election will follow"),
+        }
+    }
+    parts.proxy.shutdown(DRAIN_GRACE).await;
+    shutdown.cancel();
+    tasks.close();
+    if tokio::time::timeout(TASKS_DEADLINE, tasks.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!("some tasks did not end in time");
+    }
+}
+
+/// What runs on top of the log.
+struct Parts {
+    share: Arc<Share>,
+    proxy: Proxy,
+    provider: Arc<dyn Provider>,
+    reflected: watch::Receiver<LogIndex>,
+}
+
+impl Parts {
+    fn start(
+        config: &NodeConfig,
+        peer: &Peer,
+        incarnation: Incarnation,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let consensus = peer.consensus();
+        let loads = Arc::new(Loads::default());
+        let share = Arc::new(Share::new(
+            peer.node_id(),
+            incarnation,
+            consensus.applied(),
+            consensus.leadership(),
+            Arc::clone(&loads),
+        ));
+        peer.set_exchange(Arc::clone(&share) as Arc<dyn peer::ExchangeHandler>);
+        let (bindings, binding) = Bindings::new(consensus.clone(), Arc::clone(&share));
+        spawn_until(tasks, shutdown, binding);
+
+        let routes = Arc::new(Routes::default());
+        let (reflect, reflected) = watch::channel(LogIndex(0));
+        let projecting = projection::run(
+            consensus.clone(),
+            Arc::clone(&routes),
+            config.service_port_base,
+            reflect,
+        );
+        spawn_until(tasks, shutdown, projecting);
+
+        let (failures, failed) = mpsc::channel(CONNECT_FAILURES_MAX);
+        let proxy = Proxy::start(
+            ProxyConfig {
+                listen: config.proxy_listen,
+                ..ProxyConfig::default()
+            },
+            routes,
+            Arc::new(bindings),
+            Some(failures),
+        )?;
+        loads.connect(proxy.peer_loads());
+        spawn_until(tasks, shutdown, suspect(failed, share.suspected()));
+
+        let provider: Arc<dyn Provider> = Arc::new(
+            ProcessProvider::new(&config.replica_root, peer.cluster_id()).with_context(|| {
+                format!("cannot use --replica-root {}", config.replica_root.display())
+            })?,
+        );
+        let controller = Arc::new(Controller {
+            consensus,
+            provider: Arc::clone(&provider),
+            share: Arc::clone(&share),
+            incarnation,
+            lifeline: config.lifeline.clone(),
+        });
+        tasks.spawn(controller.run(shutdown.clone()));
+        Ok(Self {
+            share,
+            proxy,
+            provider,
+            reflected,
+        })
+    }
+}
+
+fn spawn_until(
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+    task: impl Future<Output = ()> + Send + 'static,
+) {
+    let shutdown = shutdown.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = task => {}
+        }
+    });
+}
+
+/// Replicas that refused a connection are to be probed at once, by whoever leads.
+async fn suspect(mut failed: mpsc::Receiver<ReplicaId>, suspects: Arc<Suspects>) {
+    while let Some(replica) = failed.recv().await {
+        suspects.add(replica);
+    }
+}
+
+/// Ready once a leader was known, its log applied here, and routes made of it.
+async fn become_ready(
+    consensus: Consensus,
+    mut reflected: watch::Receiver<LogIndex>,
+    readiness: Arc<Readiness>,
+) {
+    let mut leadership = consensus.leadership();
+    loop {
+        match consensus.read_barrier(CATCH_UP_TRY).await {
+            Ok(index) => {
+                if reflected.wait_for(|reached| *reached >= index).await.is_ok() {
+                    readiness.caught_up();
+                    tracing::info!(%index, "ready");
+                }
+                return;
+            }
+            Err(error) => {
+                tracing::info!(%error, "not ready yet");
+                // Another leader is the likeliest cure.
+                let _ = tokio::time::timeout(CATCH_UP_TRY, leadership.changed()).await;
+            }
+        }
+    }
+}
+
+/// What asks this process to stop.
+struct Stop {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn listen() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn told(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Ties this process to whoever holds the other end of the socket: when that ends, so does this,
+/// at once. A thread of its own, so that nothing else can delay it.
+fn hold_lifeline(path: &Path) -> anyhow::Result<()> {
+    let mut lifeline = UnixStream::connect(path).with_context(|| {
+        format!("cannot reach the lifeline {}: whoever started this peer is gone", path.display())
+    })?;
+    std::thread::Builder::new()
+        .name("lifeline".to_owned())
+        .spawn(move || {
+            let mut byte = [0];
+            loop {
+                match lifeline.read(&mut byte) {
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Ok(0) | Err(_) => std::process::exit(0),
+                    Ok(_) => {}
+                }
+            }
+        })
+        .context("cannot start a thread")?;
+    Ok(())
+}
+
+/// The output of replicas, for the admin API.
+struct Logs(Arc<dyn Provider>);
+
+impl ReplicaLogs for Logs {
+    fn read(
+        &self,
+        service: ServiceName,
+        replica: ReplicaId,
+        tail: Option<u32>,
+        follow: bool,
+    ) -> BoxFuture<'_, Result<BoxStream<'static, std::io::Result<bytes::Bytes>>, String>> {
+        Box::pin(async move {
+            let key = ReplicaKey {
+                name: service,
+                id: replica,
+            };
+            let query = LogQuery { follow, tail };
+            self.0
+                .logs(&key, query)
+                .await
+                .map_err(|error| error.to_string())
+        })
+    }
+}
+
+/// What the ops port tells.
+struct Metrics {
+    consensus: Consensus,
+    share: Arc<Share>,
+    proxy: raftserve_proxy::MetricsHandle,
+}
+
+impl Report for Metrics {
+    fn has_quorum(&self) -> bool {
+        self.consensus.leadership().borrow().leader.is_some() && self.share.holds_lease()
+    }
+
+    fn metrics(&self) -> String {
+        let mut text = self.proxy.render_prometheus();
+        let leadership = *self.consensus.leadership().borrow();
+        let state = self.consensus.state();
+        for (name, kind, value) in [
+            ("raft_term", "gauge", leadership.term),
+            ("raft_is_leader", "gauge", u64::from(leadership.is_self)),
+            ("raft_has_leader", "gauge", u64::from(leadership.leader.is_some())),
+            ("raft_applied_index", "counter", self.consensus.applied().borrow().0),
+            ("session_lease_held", "gauge", u64::from(self.share.holds_lease())),
+            ("services", "gauge", state.services().count() as u64),
+            ("replicas", "gauge", state.replicas().count() as u64),
+        ] {
+            let _ = writeln!(
+                text,
+                "# TYPE raftserve_{name} {kind}\nraftserve_{name} {value}"
+            );
+        }
+        text
+    }
+}
