@@ -145,9 +145,9 @@ impl Sessions for Bindings {
             self.wanted.try_send(wanted).map_err(|_| {
                 BindError::Unavailable("too many sessions wait to be bound".to_owned())
             })?;
-            answered.await.unwrap_or_else(|_| {
-                Err(BindError::Unavailable("this peer is stopping".to_owned()))
-            })
+            answered
+                .await
+                .unwrap_or_else(|_| Err(BindError::Unavailable("this peer is stopping".to_owned())))
         })
     }
 

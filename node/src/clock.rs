@@ -6,6 +6,10 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// Milliseconds since the Unix epoch, for what people read and for the stamp of log entries.
 #[must_use]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place where the wall clock is read, to stamp log entries"
+)]
 pub fn unix_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

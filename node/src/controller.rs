@@ -236,13 +236,14 @@ impl<'a> Reign<'a> {
     }
 
     fn observed(&self, state: &State) -> Observed {
+        let members = self.controller.consensus.members();
         let drained = state
             .replicas()
             .filter(|replica| matches!(replica.phase, Phase::Stopping { .. }))
             .filter(|replica| {
                 self.controller
                     .share
-                    .is_drained(replica.id, replica.changed)
+                    .is_drained(replica.id, replica.changed, &members)
             })
             .map(|replica| replica.id)
             .collect();

@@ -189,6 +189,8 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 /// A sentence that names the surface, the address and the remedy.
 pub async fn bind(surface: &str, flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
-        anyhow::anyhow!("cannot listen on {address} for the {surface} port: {error}; choose another with {flag}")
+        anyhow::anyhow!(
+            "cannot listen on {address} for the {surface} port: {error}; choose another with {flag}"
+        )
     })
 }

@@ -5,11 +5,13 @@
 //! peer *sent* its report, on a clock that counts suspended time, and lasts [`LEASE`]. The leader
 //! moves the session fence to an index once every peer has reported it applied, or has been without
 //! a lease for sure. A new leader does not know which leases the one before it gave, and so counts
-//! every silent peer as holding one for [`INHERITED_LEASE`] from the start of its reign.
+//! every silent peer as holding one for a while from the start of its reign.
 //!
 //! Losing messages makes balancing coarser and moves sessions later; it never makes anything wrong.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod leases;
+
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,18 +24,7 @@ use tokio::sync::{Notify, watch};
 use crate::clock;
 use crate::consensus::{Leadership, MemberView};
 use crate::peer::ExchangeHandler;
-
-/// How long a peer may use what it read without hearing from the leader: several times the longest
-/// failover, so that losing a leader does not stop sessions.
-pub const LEASE: Duration = Duration::from_secs(3);
-
-/// How long a new leader counts silent peers as holding a lease: the lease, a quarter for clocks that
-/// run at different rates, and a second for a deposed leader to notice, which takes it at most
-/// twice the longest election timeout.
-pub const INHERITED_LEASE: Duration = Duration::from_millis(4_750);
-
-/// A peer unheard for this long is taken to be dead where only waiting, not safety, is at stake.
-const PRESUMED_DEAD: Duration = Duration::from_secs(5);
+use leases::{LEASE, Leases};
 
 /// The most suspects remembered between two reports.
 const SUSPECTS_MAX: usize = 64;
@@ -112,24 +103,6 @@ impl Loads {
     }
 }
 
-/// What is known of another peer.
-#[derive(Debug)]
-struct Peer {
-    incarnation: Incarnation,
-    applied: LogIndex,
-    heard: Instant,
-    loads: BTreeMap<ReplicaId, u32>,
-    /// When this peer, as leader, last gave it a lease in this reign.
-    granted: Option<Instant>,
-}
-
-/// A reign of this peer's controller.
-#[derive(Clone, Copy, Debug)]
-struct Reign {
-    generation: Generation,
-    since: Instant,
-}
-
 /// What peers tell each other.
 pub struct Share {
     node: NodeId,
@@ -138,8 +111,7 @@ pub struct Share {
     leadership: watch::Receiver<Leadership>,
     loads: Arc<Loads>,
     suspects: Arc<Suspects>,
-    peers: Mutex<BTreeMap<NodeId, Peer>>,
-    reign: Mutex<Option<Reign>>,
+    leases: Mutex<Leases>,
     /// Boot time in nanoseconds until which this peer holds a lease.
     lease_until: AtomicU64,
 }
@@ -161,8 +133,7 @@ impl Share {
             leadership,
             loads,
             suspects: Arc::default(),
-            peers: Mutex::default(),
-            reign: Mutex::default(),
+            leases: Mutex::default(),
             lease_until: AtomicU64::new(0),
         }
     }
@@ -182,59 +153,37 @@ impl Share {
 
     /// This peer's controller has begun to reign.
     pub fn begin_reign(&self, generation: Generation) {
-        *lock(&self.reign) = Some(Reign {
-            generation,
-            since: Instant::now(),
-        });
-        for peer in lock(&self.peers).values_mut() {
-            peer.granted = None;
-        }
+        lock(&self.leases).begin_reign(Instant::now(), generation);
     }
 
     /// This peer's controller reigns no more.
     pub fn end_reign(&self) {
-        *lock(&self.reign) = None;
+        lock(&self.leases).end_reign();
     }
 
     /// The index that every member is sure to have applied, unless it is sure to hold no lease.
     #[must_use]
     pub fn fence_reached(&self, members: &[MemberView]) -> LogIndex {
-        let Some(reign) = *lock(&self.reign) else {
-            return LogIndex(0);
-        };
-        let peers = lock(&self.peers);
-        let mut reached = *self.applied.borrow();
-        for member in members.iter().filter(|member| member.id != self.node) {
-            let known = peers.get(&member.id);
-            let leaseless = reign.since.elapsed() > INHERITED_LEASE
-                && known
-                    .and_then(|peer| peer.granted)
-                    .is_none_or(|granted| granted.elapsed() > INHERITED_LEASE);
-            if !leaseless {
-                reached = reached.min(known.map_or(LogIndex(0), |peer| peer.applied));
-            }
-        }
-        reached
+        let applied = *self.applied.borrow();
+        lock(&self.leases).fence_reached(Instant::now(), applied, self.others(members))
     }
 
-    /// Whether no peer that can be heard sends requests to `replica`, which left rotation at index
-    /// `since`: each has applied that entry and counts no request in flight.
+    /// Whether nobody sends requests to `replica`, which left rotation at index `since`.
     #[must_use]
-    pub fn is_drained(&self, replica: ReplicaId, since: LogIndex) -> bool {
-        let idle_here = !self
+    pub fn is_drained(&self, replica: ReplicaId, since: LogIndex, members: &[MemberView]) -> bool {
+        let busy_here = self
             .loads
             .own()
             .iter()
-            .any(|(loaded, count)| *loaded == replica && *count > 0);
-        let settled = lock(&self.reign).is_some_and(|reign| reign.since.elapsed() > PRESUMED_DEAD);
-        let peers = lock(&self.peers);
-        let heard_all = settled || !peers.is_empty();
-        idle_here
-            && heard_all
-            && peers
-                .values()
-                .filter(|peer| peer.heard.elapsed() < PRESUMED_DEAD)
-                .all(|peer| peer.applied >= since && !peer.loads.contains_key(&replica))
+            .any(|(loaded, _)| *loaded == replica);
+        !busy_here
+            && *self.applied.borrow() >= since
+            && lock(&self.leases).is_drained(Instant::now(), replica, since, self.others(members))
+    }
+
+    fn others(&self, members: &[MemberView]) -> impl Iterator<Item = NodeId> {
+        let ids = members.iter().map(|member| member.id);
+        ids.filter(move |id| *id != self.node)
     }
 
     fn renew_own_lease(&self) {
@@ -248,34 +197,18 @@ impl Share {
     }
 
     fn take_report(&self, from: NodeId, report: Report) -> Reply {
-        let is_leader = self.leadership.borrow().is_self;
-        let lease = (*lock(&self.reign))
-            .filter(|_| is_leader)
-            .map(|reign| reign.generation);
+        let leads = self.leadership.borrow().is_self;
         for suspect in report.suspects {
             self.suspects.add(suspect);
         }
         self.loads.set(from, report.incarnation, &report.loads);
-        let mut peers = lock(&self.peers);
-        let before = peers.remove(&from);
-        let now = Instant::now();
-        let same_life = |peer: &Peer| peer.incarnation == report.incarnation;
-        let granted = match lease {
-            Some(_) => Some(now),
-            None => before
-                .as_ref()
-                .filter(|peer| same_life(peer))
-                .and_then(|peer| peer.granted),
-        };
-        peers.insert(
+        let lease = lock(&self.leases).report(
+            Instant::now(),
             from,
-            Peer {
-                incarnation: report.incarnation,
-                applied: report.applied,
-                heard: now,
-                loads: report.loads.into_iter().collect(),
-                granted,
-            },
+            report.incarnation,
+            report.applied,
+            report.loads.into_iter().collect(),
+            leads,
         );
         Reply { lease }
     }

@@ -41,6 +41,6 @@ mod worker;
 pub use config::ProxyConfig;
 pub use control::{PortState, PortStatus};
 pub use load::PeerLoads;
-pub use proxy::{Proxy, StartError};
+pub use proxy::{MetricsHandle, Proxy, StartError};
 pub use routes::{Endpoint, Listener, Resolved, RouteTable, Routes, ServiceRoute};
 pub use session::{BindError, BindFuture, BoundReplica, Lookup, NoSessions, Sessions};

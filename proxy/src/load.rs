@@ -163,7 +163,7 @@ impl PeerLoads {
     }
 
     /// This peer's own requests in flight, by replica; replicas without any are left out.
-    pub(crate) fn own(&self) -> Vec<(ReplicaId, u32)> {
+    pub fn own(&self) -> Vec<(ReplicaId, u32)> {
         let inner = self.lock();
         let own = inner.gauges.iter().filter_map(|(replica, gauge)| {
             let own = gauge.own.load(Ordering::Relaxed);

@@ -139,6 +139,12 @@ impl Proxy {
         Arc::clone(&self.shared.loads)
     }
 
+    /// The counters, for whoever tells them while the proxy's owner keeps the proxy.
+    #[must_use]
+    pub fn metrics(&self) -> MetricsHandle {
+        MetricsHandle(Arc::clone(&self.shared))
+    }
+
     /// All counters in Prometheus's text format.
     #[must_use]
     pub fn render_prometheus(&self) -> String {
@@ -154,6 +160,18 @@ impl Proxy {
         if self.stop.send(Stop { grace, stopped }).await.is_ok() {
             let _ = done.await;
         }
+    }
+}
+
+/// The counters of a proxy.
+#[derive(Clone)]
+pub struct MetricsHandle(Arc<Shared>);
+
+impl MetricsHandle {
+    /// All counters in Prometheus's text format.
+    #[must_use]
+    pub fn render_prometheus(&self) -> String {
+        self.0.metrics.render()
     }
 }
 
