@@ -1,7 +1,9 @@
 //! The settings of one peer: read once from the command line, checked, and never changed.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
+
+use crate::cli::node_args::{NodeArgs, TimingProfile};
 
 /// The settings of one peer.
 #[derive(Clone, Debug)]
@@ -26,30 +28,19 @@ pub struct NodeConfig {
     pub replica_root: PathBuf,
     /// A socket whose end of file stops this peer and what it launched.
     pub lifeline: Option<PathBuf>,
-    /// How patient elections are.
-    pub profile: raftserve_store::raft::Profile,
+    /// The host that URLs of services name; the one at which the peer was asked if not given.
+    pub advertise_host: Option<String>,
+    /// How fast failures are noticed.
+    pub profile: TimingProfile,
 }
 
 /// Settings that cannot be.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A port without credentials must not be reachable from elsewhere.
-    #[error(
-        "{flag} {address}: the {surface} port has no credentials yet and binds to loopback only; \
-         use 127.0.0.1:{port}",
-        port = address.port()
-    )]
-    NotLoopback {
-        /// The setting.
-        flag: &'static str,
-        /// What it is for.
-        surface: &'static str,
-        /// What was asked for.
-        address: SocketAddr,
-    },
     /// The peer cannot find itself among the peers.
     #[error(
-        "--peer-addr {address} is not among --peers {peers}: every peer is named there, this one too"
+        "--peer-addr {address} is not among --peers {peers}: name every peer there, this one too, \
+         or say which one it is with --node-index"
     )]
     NotAPeer {
         /// Its own address.
@@ -57,61 +48,70 @@ pub enum ConfigError {
         /// All of them.
         peers: String,
     },
+    /// There is no such peer.
+    #[error("--node-index {index}: --peers names {count}, counted from 1")]
+    NoSuchIndex {
+        /// What was asked for.
+        index: usize,
+        /// How many there are.
+        count: usize,
+    },
     /// A peer is named twice.
     #[error("--peers names {0} twice")]
     PeerTwice(String),
-    /// Not a number of peers that can agree better than one fewer.
+    /// A number of peers that can lose no more of them than one fewer could.
     #[error("--peers names {0} peers: a cluster has 1, 3 or 5")]
     PeerCount(usize),
-    /// The services' ports do not fit.
-    #[error("--service-port-base {0}: there must be {ports} ports from it on", ports = raftserve_store::state::SERVICE_PORTS)]
-    PortBase(u16),
 }
 
-impl NodeConfig {
-    /// Checks what no single setting shows.
-    ///
-    /// # Errors
-    /// [`ConfigError`] for the first thing that is wrong.
-    pub fn check(self) -> Result<Self, ConfigError> {
-        for (flag, surface, address) in [
-            ("--peer-addr", "peer", self.peer_listen),
-            ("--admin-addr", "admin", self.admin_listen),
-            ("--ops-addr", "ops", self.ops_listen),
-        ] {
-            if !is_loopback(address.ip()) {
-                return Err(ConfigError::NotLoopback {
-                    flag,
-                    surface,
-                    address,
-                });
-            }
+impl TryFrom<NodeArgs> for NodeConfig {
+    type Error = ConfigError;
+
+    /// Checks what no single flag shows.
+    fn try_from(args: NodeArgs) -> Result<Self, ConfigError> {
+        let own = args.peer_addr.to_string();
+        let peers = match args.peers {
+            peers if peers.is_empty() => vec![own.clone()],
+            peers => peers,
+        };
+        if !matches!(peers.len(), 1 | 3 | 5) {
+            return Err(ConfigError::PeerCount(peers.len()));
         }
-        if !matches!(self.peers.len(), 1 | 3 | 5) {
-            return Err(ConfigError::PeerCount(self.peers.len()));
-        }
-        for (at, peer) in self.peers.iter().enumerate() {
-            if self.peers[..at].contains(peer) {
+        for (at, peer) in peers.iter().enumerate() {
+            if peers[..at].contains(peer) {
                 return Err(ConfigError::PeerTwice(peer.clone()));
             }
         }
-        if !self.peers.contains(&self.peer_address) {
-            return Err(ConfigError::NotAPeer {
-                address: self.peer_address,
-                peers: self.peers.join(","),
-            });
-        }
-        if self
-            .service_port_base
-            .checked_add(raftserve_store::state::SERVICE_PORTS)
-            .is_none()
-        {
-            return Err(ConfigError::PortBase(self.service_port_base));
-        }
-        Ok(self)
+        let peer_address = match args.node_index {
+            Some(index) => peers
+                .get(index.wrapping_sub(1))
+                .cloned()
+                .ok_or(ConfigError::NoSuchIndex {
+                    index,
+                    count: peers.len(),
+                })?,
+            None if peers.contains(&own) => own,
+            None => {
+                return Err(ConfigError::NotAPeer {
+                    address: own,
+                    peers: peers.join(","),
+                });
+            }
+        };
+        let beside = || args.data_dir.join("..").join("replicas");
+        Ok(Self {
+            replica_root: args.replica_root.unwrap_or_else(beside),
+            data_dir: args.data_dir,
+            peers,
+            peer_listen: args.peer_addr,
+            peer_address,
+            admin_listen: args.admin_addr,
+            ops_listen: args.ops_addr,
+            proxy_listen: args.proxy_addr,
+            service_port_base: args.service_port_base,
+            advertise_host: args.advertise_host,
+            lifeline: args.lifeline,
+            profile: args.profile,
+        })
     }
-}
-
-fn is_loopback(ip: IpAddr) -> bool {
-    ip.to_canonical().is_loopback()
 }

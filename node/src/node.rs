@@ -127,7 +127,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
             consensus: peer.consensus(),
             ready: readiness.watch(),
             service_port_base: config.service_port_base,
-            advertise_host: None,
+            advertise_host: config.advertise_host.clone(),
             logs: Arc::new(Logs(Arc::clone(&parts.provider))),
         },
         shutdown.clone(),
