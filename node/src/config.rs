@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use raftserve_store::raft::Profile;
+
 use crate::cli::node_args::{NodeArgs, TimingProfile};
 
 /// The settings of one peer.
@@ -31,7 +33,7 @@ pub struct NodeConfig {
     /// The host that URLs of services name; the one at which the peer was asked if not given.
     pub advertise_host: Option<String>,
     /// How fast failures are noticed.
-    pub profile: TimingProfile,
+    pub profile: Profile,
 }
 
 /// Settings that cannot be.
@@ -83,13 +85,15 @@ impl TryFrom<NodeArgs> for NodeConfig {
             }
         }
         let peer_address = match args.node_index {
-            Some(index) => peers
-                .get(index.wrapping_sub(1))
-                .cloned()
-                .ok_or(ConfigError::NoSuchIndex {
-                    index,
-                    count: peers.len(),
-                })?,
+            Some(index) => {
+                peers
+                    .get(index.wrapping_sub(1))
+                    .cloned()
+                    .ok_or(ConfigError::NoSuchIndex {
+                        index,
+                        count: peers.len(),
+                    })?
+            }
             None if peers.contains(&own) => own,
             None => {
                 return Err(ConfigError::NotAPeer {
@@ -111,7 +115,11 @@ impl TryFrom<NodeArgs> for NodeConfig {
             service_port_base: args.service_port_base,
             advertise_host: args.advertise_host,
             lifeline: args.lifeline,
-            profile: args.profile,
+            profile: match args.profile {
+                TimingProfile::Fast => Profile::Fast,
+                TimingProfile::Lan => Profile::Lan,
+                TimingProfile::Wan => Profile::Wan,
+            },
         })
     }
 }

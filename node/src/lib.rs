@@ -5,10 +5,18 @@
 use std::process::ExitCode;
 
 pub mod admin;
+pub mod bindings;
 pub mod cli;
+pub mod clock;
+pub mod config;
 pub mod consensus;
+pub mod controller;
+pub mod node;
+pub mod ops;
 pub mod peer;
+pub mod projection;
 pub mod provider;
+pub mod share;
 pub mod shim;
 
 /// The whole program: reads the command line, runs what it asks for, and says how it went.
@@ -19,5 +27,6 @@ pub fn main() -> ExitCode {
     }
     match cli::parse() {
         cli::Program::Client(verb) => cli::run(verb),
+        cli::Program::Node(args) => node::main(args),
     }
 }

@@ -2,34 +2,39 @@
 //! the opposite order.
 
 use std::fmt::Write as _;
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::net::TcpListener as StdTcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
-use futures_util::future::BoxFuture;
-use futures_util::stream::BoxStream;
-use raftserve_model::{Incarnation, LogIndex, ReplicaId, ServiceName};
+use raftserve_model::{Incarnation, LogIndex, ReplicaId};
 use raftserve_proxy::{Proxy, ProxyConfig, Routes};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::admin::{self, AdminParts, ReplicaLogs};
+use crate::admin::{self, AdminParts};
 use crate::bindings::Bindings;
+use crate::cli::node_args::{LogFormat, LogLevel, NodeArgs};
 use crate::config::NodeConfig;
 use crate::consensus::Consensus;
 use crate::controller::Controller;
 use crate::ops::{self, Readiness, Report};
 use crate::peer::{self, Peer, PeerConfig};
 use crate::projection;
+use crate::provider::Provider;
 use crate::provider::process::ProcessProvider;
-use crate::provider::{LogQuery, Provider, ReplicaKey};
 use crate::share::{Loads, Share, Suspects};
 
 /// How long requests may finish when this peer is told to stop.
@@ -43,6 +48,9 @@ const TASKS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The longest that one try to catch up with a leader may take.
 const CATCH_UP_TRY: Duration = Duration::from_secs(2);
+
+/// Threads for the admin API, the controller and projections. Traffic and Raft have their own.
+const THREADS: usize = 2;
 
 /// How many refused connections may wait to be reported; more tell nothing new.
 const CONNECT_FAILURES_MAX: usize = 64;
@@ -63,6 +71,55 @@ impl Ports {
         drop(ops::bind("proxy", "--proxy-addr", config.proxy_listen).await?);
         let peer = peer.into_std().context("cannot take the peer port over")?;
         Ok(Self { peer, admin, ops })
+    }
+}
+
+/// Runs one peer as the whole process.
+#[must_use]
+pub fn main(args: NodeArgs) -> ExitCode {
+    init_logging(args.log_level, args.log_format);
+    let outcome = NodeConfig::try_from(args)
+        .map_err(anyhow::Error::from)
+        .and_then(|config| {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(THREADS)
+                .thread_name("control")
+                .enable_all()
+                .build()
+                .context("cannot start threads")?;
+            let ran = runtime.block_on(run(config));
+            runtime.shutdown_timeout(TASKS_DEADLINE);
+            ran
+        });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("raftserve node: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn init_logging(level: LogLevel, format: LogFormat) {
+    let level = match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    // Libraries tell at `info` what only their authors want to know.
+    let libraries = level.min(LevelFilter::WARN);
+    let targets = Targets::new()
+        .with_default(libraries)
+        .with_target("raftserve", level);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    let registry = tracing_subscriber::registry();
+    match format {
+        LogFormat::Text => registry.with(lines.with_filter(targets)).init(),
+        LogFormat::Json => registry.with(lines.json().with_filter(targets)).init(),
     }
 }
 
@@ -88,8 +145,13 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     ));
 
     let incarnation = Incarnation(rand::random());
-    let host = crate::provider::host::HostFingerprint::of(&config.replica_root)
-        .with_context(|| format!("cannot use --replica-root {}", config.replica_root.display()))?;
+    let host =
+        crate::provider::host::HostFingerprint::of(&config.replica_root).with_context(|| {
+            format!(
+                "cannot use --replica-root {}",
+                config.replica_root.display()
+            )
+        })?;
     let starting = peer::start(PeerConfig {
         data_dir: config.data_dir.clone(),
         listener: ports.peer,
@@ -128,7 +190,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
             ready: readiness.watch(),
             service_port_base: config.service_port_base,
             advertise_host: config.advertise_host.clone(),
-            logs: Arc::new(Logs(Arc::clone(&parts.provider))),
+            provider: Arc::clone(&parts.provider),
         },
         shutdown.clone(),
     );
@@ -236,7 +298,10 @@ impl Parts {
 
         let provider: Arc<dyn Provider> = Arc::new(
             ProcessProvider::new(&config.replica_root, peer.cluster_id()).with_context(|| {
-                format!("cannot use --replica-root {}", config.replica_root.display())
+                format!(
+                    "cannot use --replica-root {}",
+                    config.replica_root.display()
+                )
             })?,
         );
         let controller = Arc::new(Controller {
@@ -287,7 +352,11 @@ async fn become_ready(
     loop {
         match consensus.read_barrier(CATCH_UP_TRY).await {
             Ok(index) => {
-                if reflected.wait_for(|reached| *reached >= index).await.is_ok() {
+                if reflected
+                    .wait_for(|reached| *reached >= index)
+                    .await
+                    .is_ok()
+                {
                     readiness.caught_up();
                     tracing::info!(%index, "ready");
                 }
@@ -329,7 +398,10 @@ impl Stop {
 /// at once. A thread of its own, so that nothing else can delay it.
 fn hold_lifeline(path: &Path) -> anyhow::Result<()> {
     let mut lifeline = UnixStream::connect(path).with_context(|| {
-        format!("cannot reach the lifeline {}: whoever started this peer is gone", path.display())
+        format!(
+            "cannot reach the lifeline {}: whoever started this peer is gone",
+            path.display()
+        )
     })?;
     std::thread::Builder::new()
         .name("lifeline".to_owned())
@@ -345,31 +417,6 @@ fn hold_lifeline(path: &Path) -> anyhow::Result<()> {
         })
         .context("cannot start a thread")?;
     Ok(())
-}
-
-/// The output of replicas, for the admin API.
-struct Logs(Arc<dyn Provider>);
-
-impl ReplicaLogs for Logs {
-    fn read(
-        &self,
-        service: ServiceName,
-        replica: ReplicaId,
-        tail: Option<u32>,
-        follow: bool,
-    ) -> BoxFuture<'_, Result<BoxStream<'static, std::io::Result<bytes::Bytes>>, String>> {
-        Box::pin(async move {
-            let key = ReplicaKey {
-                name: service,
-                id: replica,
-            };
-            let query = LogQuery { follow, tail };
-            self.0
-                .logs(&key, query)
-                .await
-                .map_err(|error| error.to_string())
-        })
-    }
 }
 
 /// What the ops port tells.
@@ -391,9 +438,21 @@ impl Report for Metrics {
         for (name, kind, value) in [
             ("raft_term", "gauge", leadership.term),
             ("raft_is_leader", "gauge", u64::from(leadership.is_self)),
-            ("raft_has_leader", "gauge", u64::from(leadership.leader.is_some())),
-            ("raft_applied_index", "counter", self.consensus.applied().borrow().0),
-            ("session_lease_held", "gauge", u64::from(self.share.holds_lease())),
+            (
+                "raft_has_leader",
+                "gauge",
+                u64::from(leadership.leader.is_some()),
+            ),
+            (
+                "raft_applied_index",
+                "counter",
+                self.consensus.applied().borrow().0,
+            ),
+            (
+                "session_lease_held",
+                "gauge",
+                u64::from(self.share.holds_lease()),
+            ),
             ("services", "gauge", state.services().count() as u64),
             ("replicas", "gauge", state.replicas().count() as u64),
         ] {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::durations;
+use super::node_args::NodeArgs;
 
 const AFTER_HELP: &str = "\
 Try it without a cluster:
@@ -47,6 +48,8 @@ pub enum Program {
     /// A verb of the client.
     #[command(flatten)]
     Client(Verb),
+    /// Run one peer of a cluster.
+    Node(NodeArgs),
 }
 
 /// What a client asks of a cluster.
