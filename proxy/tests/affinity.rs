@@ -171,18 +171,20 @@ async fn patience_ends_in_a_503_and_nowhere_else() {
     };
     sessions.set(key("refused"), refused);
     let rig = Rig::with(impatient(), [svc], sessions);
-    for (key, error) in [
-        ("dead", "session_unavailable"),
-        ("gone", "session_unavailable"),
-        ("moving", "session_unavailable"),
-        ("unbound", "session_unavailable"),
-        ("refused", "session_refused"),
+    for (key, error, why) in [
+        ("dead", "session_unavailable", "accepts no connection"),
+        ("gone", "session_unavailable", "has no address"),
+        ("moving", "session_unavailable", "not certain"),
+        ("unbound", "session_unavailable", "no replica is ready"),
+        ("refused", "session_refused", "no lease"),
     ] {
         let response = ask(rig.address, request(key)).await;
         assert_eq!(response.status(), 503, "{key}");
         assert_eq!(response.headers()["retry-after"], "1");
         let body: serde_json::Value = serde_json::from_str(&text(response).await).expect("JSON");
         assert_eq!(body["error"], error, "{key}: {body}");
+        let message = body["message"].as_str().expect("text");
+        assert!(message.contains(why), "{key}: {body}");
     }
     assert!(log.lock().expect("no panic").is_empty());
     rig.idle().await;
@@ -246,6 +248,25 @@ async fn a_decision_from_before_a_wait_is_not_acted_on() {
     assert_eq!(text(ask(rig.address, request("k")).await).await, "b");
     assert_eq!(log.lock().expect("no panic").len(), 1);
     rig.idle().await;
+}
+
+#[tokio::test]
+async fn what_else_changes_makes_no_storm_of_a_waiting_request() {
+    let svc = with_affinity(service(1, "svc", &[nowhere().await]));
+    let sessions = FakeSessions::new(&[], Duration::ZERO);
+    sessions.set(key("dead"), sessions.bound(replica(1, 1)));
+    let rig = Rig::with(impatient(), [svc], sessions.clone());
+    let waiting = ["dead", "unbound"].map(|key| tokio::spawn(ask(rig.address, request(key))));
+    while !waiting.iter().all(tokio::task::JoinHandle::is_finished) {
+        sessions.set(key("another"), Lookup::Wait);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    for answer in waiting {
+        assert_eq!(answer.await.expect("no panic").status(), 503);
+    }
+    // 300 ms of patience, and once in 100 ms.
+    assert!(rig.metric("connect_failures_total") <= 4);
+    assert!(rig.metric("session_binds_total") <= 4);
 }
 
 #[tokio::test]

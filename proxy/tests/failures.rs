@@ -116,6 +116,27 @@ async fn a_connection_that_the_replica_closed_unused_costs_no_request() {
 }
 
 #[tokio::test]
+async fn an_answer_before_the_end_of_the_request_reaches_the_client() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let mut client = Hand::connect(rig.address).await;
+    client
+        .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 1000000\r\n\r\nstart")
+        .await;
+    let mut replica = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    replica.head().await;
+    let answer =
+        "HTTP/1.1 413 Payload Too Large\r\nconnection: close\r\ncontent-length: 3\r\n\r\nbig";
+    replica.send(answer).await;
+    drop(replica);
+    assert_eq!(client.head().await[0], "http/1.1 413 payload too large");
+    assert_eq!(client.exactly(3).await, "big");
+    rig.idle().await;
+}
+
+#[tokio::test]
 async fn connections_to_replicas_are_reused() {
     let (address, mut connections) = by_hand().await;
     let rig = Rig::new([service(1, "svc", &[address])]);

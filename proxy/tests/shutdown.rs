@@ -155,6 +155,29 @@ async fn idle_connections_are_told_before_they_are_closed() {
 }
 
 #[tokio::test]
+async fn a_connection_accepted_at_the_last_moment_gets_its_first_answer() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let mut client = Hand::connect(rig.address).await;
+    let address = rig.address;
+    let stopped = tokio::spawn(rig.proxy.shutdown(LIMIT));
+    let closed = async { while TcpStream::connect(address).await.is_ok() {} };
+    soon("a closed port", closed).await;
+    client.send(GET).await;
+    let mut replica = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    replica.head().await;
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        .await;
+    let head = client.head().await;
+    assert!(head.contains(&"connection: close".to_owned()), "{head:?}");
+    assert_eq!(client.rest().await, "ok");
+    soon("the stop", stopped).await.expect("no panic");
+}
+
+#[tokio::test]
 async fn http_2_streams_finish_after_goaway() {
     let (address, mut connections) = by_hand().await;
     let rig = Rig::new([service(1, "svc", &[address])]);

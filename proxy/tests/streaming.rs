@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use support::{Hand, Rig, by_hand, service, soon};
+use support::{Hand, Rig, by_hand, service, soon, table};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const MIB: usize = 1 << 20;
@@ -67,6 +67,38 @@ async fn each_chunk_of_a_request_arrives_before_the_next_is_sent() {
     // The answer may come in the middle of nothing else.
     replica.send("HTTP/1.1 204 No Content\r\n\r\n").await;
     assert_eq!(client.head().await[0], "http/1.1 204 no content");
+}
+
+#[tokio::test]
+async fn a_replica_that_leaves_the_routes_keeps_its_running_streams() {
+    let (address, mut connections) = by_hand().await;
+    let svc = service(1, "svc", &[address]);
+    let rig = Rig::new([svc.clone()]);
+    let mut client = Hand::connect(rig.address).await;
+    client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+    let mut replica = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    replica.head().await;
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\none")
+        .await;
+    client.head().await;
+    assert_eq!(client.exactly(3).await, "one");
+    let mut without = svc;
+    without.endpoints.clear();
+    for services in [vec![without], Vec::new()] {
+        rig.routes.publish(table(services));
+        // The worker has the new routes once it answers by them.
+        let (status, _) = support::get(rig.address, "h", "/").await;
+        assert!(status == 503 || status == 404);
+        replica.send("two").await;
+        assert_eq!(client.exactly(3).await, "two");
+        assert_eq!(rig.proxy.loads().len(), 1, "it counts until it ends");
+    }
+    drop(replica);
+    assert_eq!(client.rest().await, "");
+    rig.idle().await;
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! A request of a strictly bound session: the replica it is bound to answers it, or none.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,13 +15,14 @@ use crate::body::UploadBody;
 use crate::load::InFlight;
 use crate::metrics::count;
 use crate::session::{BindError, BoundReplica, Lookup};
-use crate::upstream::ExchangeError;
+use crate::upstream::{ExchangeError, Upstream};
 use crate::view::ServiceView;
 use crate::worker::Worker;
 
 /// How often a waiting request looks again even if it was told of no change: a lease comes back, and
-/// a replica's port opens, without a word.
-const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// a replica's port opens, without a word. Also how often at most it asks for the same binding, and
+/// connects to the same replica, however much else changes meanwhile.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// Sends the request to the replica that its session is bound to, binding the session first if need be.
 pub(super) async fn send(
@@ -34,6 +36,9 @@ pub(super) async fn send(
         service,
         key,
         patience: None,
+        asked: None,
+        refused: None,
+        why: String::new(),
     };
     session.send(request).await
 }
@@ -44,43 +49,48 @@ struct Session<'a> {
     key: SessionKey,
     /// Made at the first wait, so that a bound session costs none.
     patience: Option<Patience>,
+    /// When its binding was last asked for in vain.
+    asked: Option<Instant>,
+    /// Which binding's replica, at which address, last refused a connection, and when.
+    refused: Option<(BoundReplica, SocketAddr, Instant)>,
+    /// What the request last waited for.
+    why: String,
 }
 
-/// Nothing was sent. What to do with the request now:
-enum Unsent {
-    /// Look at once: what is known may have changed meanwhile.
-    LookAgain(Request<UploadBody>),
-    /// Wait for a change, for this reason.
-    Wait(Request<UploadBody>, &'static str),
+/// How a try at the bound replica ended, if it did not fail for good.
+enum Outcome {
+    Sent(Box<Sent>),
+    /// Nothing was sent, and what is known may have changed meanwhile: look at once.
+    LookAgain(Box<Request<UploadBody>>),
+    /// Nothing was sent: wait for a change.
+    Wait(Box<Request<UploadBody>>),
 }
 
 impl Session<'_> {
     async fn send(&mut self, mut request: Request<UploadBody>) -> Result<Sent, Refusal> {
         loop {
-            let why = match self.lookup() {
+            match self.lookup() {
                 Lookup::Bound(bound) => match self.send_to(bound, request).await? {
-                    Ok(sent) => return Ok(sent),
-                    Err(Unsent::LookAgain(unsent)) => {
-                        request = unsent;
+                    Outcome::Sent(sent) => return Ok(*sent),
+                    Outcome::LookAgain(unsent) => {
+                        request = *unsent;
                         continue;
                     }
-                    Err(Unsent::Wait(unsent, why)) => {
-                        request = unsent;
-                        why.to_owned()
-                    }
+                    Outcome::Wait(unsent) => request = *unsent,
                 },
+                Lookup::Unbound if is_recent(self.asked) => {}
                 Lookup::Unbound => {
                     self.bind().await?;
                     if self.lookup() != Lookup::Unbound {
                         continue;
                     }
-                    "it could not be bound to a replica yet".to_owned()
+                    self.asked = Some(Instant::now());
                 }
-                Lookup::Wait => "its binding is not certain at this peer".to_owned(),
+                Lookup::Wait => self.waits_for("its binding is not certain at this peer"),
                 Lookup::Refused { reason } => return Err(Refusal::SessionRefused(reason)),
-            };
+            }
             if !self.wait().await {
-                return Err(Refusal::Session(why));
+                return Err(Refusal::Session(std::mem::take(&mut self.why)));
             }
         }
     }
@@ -90,6 +100,11 @@ impl Session<'_> {
         sessions.lookup(self.service.route.id, self.key)
     }
 
+    fn waits_for(&mut self, why: &str) {
+        self.why.clear();
+        self.why.push_str(why);
+    }
+
     /// Has the session bound. What came of it is seen by looking again.
     async fn bind(&mut self) -> Result<(), Refusal> {
         count(&self.service.counters.session_binds);
@@ -97,72 +112,81 @@ impl Session<'_> {
         let sessions = &self.worker.shared.sessions;
         let bind = sessions.bind(self.service.route.id, self.key);
         match timeout_at(end, bind).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(BindError::Unavailable(reason))) => {
-                tracing::debug!(%reason, "a session could not be bound yet");
-                Ok(())
-            }
-            Ok(Err(BindError::Refused(reason))) => Err(Refusal::SessionRefused(reason)),
-            Err(_) => Err(Refusal::Session("it could not be bound in time".to_owned())),
+            Ok(Ok(_)) => self.waits_for("its binding has not reached this peer yet"),
+            Ok(Err(BindError::Unavailable(reason))) => self.waits_for(&reason),
+            Ok(Err(BindError::Refused(reason))) => return Err(Refusal::SessionRefused(reason)),
+            Err(_) => self.waits_for("it could not be bound in time"),
         }
+        Ok(())
     }
 
     /// Sends to exactly this replica. After each wait the binding must still be the same: one taken
     /// before a wait, or before this process was paused in it, is not acted on.
     async fn send_to(
-        &self,
+        &mut self,
         bound: BoundReplica,
         request: Request<UploadBody>,
-    ) -> Result<Result<Sent, Unsent>, Refusal> {
-        let config = &self.worker.shared.config;
-        let upstream = {
-            let view = self.worker.view();
-            let service = view.service(self.service.route.id);
-            service
-                .and_then(|service| service.replica(bound.replica))
-                .cloned()
-        };
-        let Some(upstream) = upstream else {
-            return Ok(Err(Unsent::Wait(request, "its replica has no address now")));
+    ) -> Result<Outcome, Refusal> {
+        let worker = self.worker;
+        let config = &worker.shared.config;
+        let Some(upstream) = self.upstream(bound) else {
+            self.waits_for("its replica has no address now");
+            return Ok(Outcome::Wait(Box::new(request)));
         };
         let in_flight = InFlight::start(&upstream.gauge);
         let (mut checkout, fresh) = match upstream.checkout(config) {
             Some(checkout) => (checkout, false),
+            None if self.refused_lately(bound, &upstream) => {
+                return Ok(Outcome::Wait(Box::new(request)));
+            }
             None => match upstream.connect(config).await {
                 Ok(checkout) => (checkout, true),
                 Err(_) => {
-                    self.worker.connect_failed(self.service, &upstream);
-                    return Ok(Err(Unsent::Wait(
-                        request,
-                        "its replica accepts no connection",
-                    )));
+                    self.note_refused(bound, &upstream);
+                    return Ok(Outcome::Wait(Box::new(request)));
                 }
             },
         };
         if fresh && self.lookup() != Lookup::Bound(bound) {
             checkout.give_back();
-            return Ok(Err(Unsent::LookAgain(request)));
+            return Ok(Outcome::LookAgain(Box::new(request)));
         }
-        match checkout
-            .exchange(request, self.service.route.stream_timeout)
-            .await
-        {
-            Ok(response) => Ok(Ok(Sent {
+        let silence_max = self.service.route.stream_timeout;
+        match checkout.exchange(request, silence_max).await {
+            Ok(response) => Ok(Outcome::Sent(Box::new(Sent {
                 response,
                 in_flight,
                 checkout,
-            })),
+            }))),
             Err(ExchangeError::NotSent(unsent)) if fresh => {
-                self.worker.connect_failed(self.service, &upstream);
-                let why = "its replica closes connections unused";
-                Ok(Err(Unsent::Wait(*unsent, why)))
+                self.note_refused(bound, &upstream);
+                Ok(Outcome::Wait(unsent))
             }
             Err(ExchangeError::NotSent(unsent)) => {
                 upstream.clear();
-                Ok(Err(Unsent::LookAgain(*unsent)))
+                Ok(Outcome::LookAgain(unsent))
             }
             Err(error) => Err(balance::refusal(&error)),
         }
+    }
+
+    /// The bound replica in the present routes.
+    fn upstream(&self, bound: BoundReplica) -> Option<Rc<Upstream>> {
+        let view = self.worker.view();
+        let service = view.service(self.service.route.id)?;
+        service.replica(bound.replica).cloned()
+    }
+
+    fn refused_lately(&self, bound: BoundReplica, upstream: &Upstream) -> bool {
+        self.refused.is_some_and(|(binding, address, at)| {
+            binding == bound && address == upstream.address && is_recent(Some(at))
+        })
+    }
+
+    fn note_refused(&mut self, bound: BoundReplica, upstream: &Upstream) {
+        self.worker.connect_failed(self.service, upstream);
+        self.refused = Some((bound, upstream.address, Instant::now()));
+        self.waits_for("its replica accepts no connection");
     }
 
     fn patience(&mut self) -> &mut Patience {
@@ -186,6 +210,10 @@ impl Session<'_> {
     }
 }
 
+fn is_recent(at: Option<Instant>) -> bool {
+    at.is_some_and(|at| at.elapsed() < AGAIN_AFTER)
+}
+
 /// How long a request still waits, and what for.
 struct Patience {
     end: Instant,
@@ -202,7 +230,7 @@ impl Patience {
         tokio::select! {
             Ok(()) = self.sessions.changed() => {}
             Ok(()) = self.routes.changed() => {}
-            () = sleep_until(self.end.min(now + LOOK_AGAIN_AFTER)) => {}
+            () = sleep_until(self.end.min(now + AGAIN_AFTER)) => {}
         }
         true
     }

@@ -1,0 +1,44 @@
+//! The data plane by itself, before fixed replicas of one service: for measurements.
+//!
+//! `cargo run --release -p raftserve-proxy --example forward -- 127.0.0.1:8080 1 127.0.0.1:9001,127.0.0.1:9002`
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use raftserve_model::spec::LoadBalancingPolicy;
+use raftserve_model::{ReplicaId, ServiceId};
+use raftserve_proxy::{Endpoint, NoSessions, Proxy, ProxyConfig, RouteTable, Routes, ServiceRoute};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let mut next = |what: &str| arguments.next().ok_or_else(|| format!("give {what}"));
+    let config = ProxyConfig {
+        listen: next("an address to listen on")?.parse()?,
+        workers: Some(next("a number of workers")?.parse()?),
+        ..ProxyConfig::default()
+    };
+    let service = ServiceId(1);
+    let mut endpoints = Vec::new();
+    for (address, number) in next("the replicas' addresses")?.split(',').zip(1..) {
+        endpoints.push(Endpoint {
+            replica: ReplicaId { service, number },
+            address: address.parse()?,
+            ready: true,
+        });
+    }
+    let route = ServiceRoute {
+        id: service,
+        name: "svc".parse()?,
+        port: None,
+        policy: LoadBalancingPolicy::LeastLoad,
+        stream_timeout: Duration::from_secs(120),
+        affinity: None,
+        endpoints,
+    };
+    let routes = Arc::new(Routes::new(RouteTable::new([Arc::new(route)])));
+    let _proxy = Proxy::start(config, routes, Arc::new(NoSessions), None)?;
+    loop {
+        std::thread::park();
+    }
+}
