@@ -10,8 +10,8 @@ mod trigger;
 pub use crate::entry::PeerRecord;
 pub use config::{LOG_KEPT, Profile, raft_config};
 pub use convert::{
-    decode_entry, encode_entry, log_id_from, log_id_to, membership_from, membership_to, vote_from,
-    vote_to,
+    EntryError, decode_entry, encode_entry, log_id_from, log_id_to, membership_from, membership_to,
+    vote_from, vote_to,
 };
 pub use log_store::{LogReader, LogStore};
 pub use machine::{SnapshotBuilder, StateMachine, StateReader};
