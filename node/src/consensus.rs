@@ -191,13 +191,7 @@ impl Consensus {
     /// What `peer` has announced about itself in its present life, if it has reached this peer.
     #[must_use]
     pub fn peer_info(&self, peer: NodeId) -> Option<Announcement> {
-        if peer == self.core.me() {
-            return Some(self.core.announcement.clone());
-        }
-        self.core
-            .directory
-            .announced(peer)
-            .map(|said| (*said).clone())
+        self.core.announced(peer)
     }
 
     /// Hands leadership to `target`, or to the peer that is furthest along, and waits until it

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tonic::transport::server::TcpIncoming;
 
 mod bootstrap;
+mod clock;
 pub(crate) mod core;
 mod directory;
 mod exchange;
@@ -38,6 +39,7 @@ pub use store::{OpenError, Profile};
 pub use wire::Announcement;
 
 use self::bootstrap::Cradle;
+use self::clock::ReignClock;
 use self::core::Core;
 use self::directory::{Caller, Directory};
 use self::exchange::Slot;
@@ -52,6 +54,10 @@ use crate::consensus::{Consensus, Leadership};
 
 /// Threads for Raft and its transport: one may sit in a long append while the other answers a vote.
 const THREADS: usize = 2;
+
+/// Calls that one connection may have under way: as many proposals as Raft queues. A peer that has more
+/// to forward keeps the rest on its own side.
+const CALLS_MAX: u32 = 4096;
 
 /// How long the first leader's naming of the cluster may take before it is tried again.
 const NAMING: Duration = Duration::from_secs(2);
@@ -251,6 +257,7 @@ fn serve(config: &PeerConfig, server: Server) -> Result<(), StartError> {
     let serving = tonic::transport::Server::builder()
         .initial_stream_window_size(window)
         .initial_connection_window_size(window)
+        .max_concurrent_streams(CALLS_MAX)
         .add_service(service)
         .serve_with_incoming(incoming);
     tokio::spawn(async move {
@@ -295,6 +302,7 @@ async fn run_raft(
         directory: Arc::clone(&directory),
         leadership,
         fatal,
+        log: opened.wal.watch_failure(),
         heartbeat: Duration::from_millis(raft_config.heartbeat_interval),
         patience: Duration::from_millis(2 * raft_config.election_timeout_max),
     };
@@ -308,6 +316,7 @@ async fn run_raft(
         directory,
         leadership: leads,
         announcement,
+        clock: ReignClock::default(),
         runtime,
     };
     Ok((Arc::new(core), failed))

@@ -2,16 +2,17 @@
 //! ask it to.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use openraft::ReadPolicy;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
-use raftserve_model::{Incarnation, LogIndex, LogTime, NodeId};
+use raftserve_model::{Incarnation, LogIndex, NodeId};
 use raftserve_store::command::Action;
 use raftserve_store::{Command, Outcome};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::clock::ReignClock;
 use super::directory::Directory;
 use super::links::{CallError, Links, Purpose, frame, read};
 use super::store::{Identity, RaftHandle, StateReader};
@@ -41,6 +42,7 @@ pub(crate) struct Core {
     pub(crate) directory: Arc<Directory>,
     pub(crate) leadership: watch::Receiver<Leadership>,
     pub(crate) announcement: Announcement,
+    pub(crate) clock: ReignClock,
     /// Raft's own runtime: whatever waits on Raft or the transport runs there.
     pub(crate) runtime: tokio::runtime::Handle,
 }
@@ -68,7 +70,7 @@ impl Core {
     /// Proposes to this peer's own Raft, which must lead.
     pub(crate) async fn propose_here(&self, action: Action, until: Instant) -> ProposeReply {
         let command = Command {
-            now: wall_clock(),
+            now: self.clock.now(self.leadership.borrow().term),
             action,
         };
         let size = command_size(&command);
@@ -339,14 +341,4 @@ async fn pause(watch: &mut watch::Receiver<Leadership>, patiently: bool, until: 
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The leader's clock, as it goes into an entry. The state machine makes it non-decreasing.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the one place where the log's time is read off a clock"
-)]
-fn wall_clock() -> LogTime {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-    LogTime(since_epoch.map_or(0, millis))
 }

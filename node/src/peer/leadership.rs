@@ -8,8 +8,9 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::{Instant as _, RaftMetrics, ServerState};
 use raftserve_model::NodeId;
 use raftserve_store::raft::TypeConfig;
+use raftserve_store::wal::Failed;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::sleep;
 
 use super::directory::{Directory, Roster};
 use super::store::RaftHandle;
@@ -72,6 +73,8 @@ pub(crate) struct Follower {
     pub(crate) directory: Arc<Directory>,
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) fatal: watch::Sender<Option<String>>,
+    /// The log's own failure. openraft may hear of it only at its next write.
+    pub(crate) log: watch::Receiver<Option<Failed>>,
     /// openraft's heartbeat: how often a silence is looked at.
     pub(crate) heartbeat: Duration,
     /// How long a leader is believed without a quorum's word.
@@ -80,9 +83,12 @@ pub(crate) struct Follower {
 
 impl Follower {
     /// Runs until Raft has stopped; then says why in `fatal`.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(mut self) {
         let mut metrics = self.raft.metrics();
         let reason = loop {
+            if let Some(failed) = &*self.log.borrow_and_update() {
+                break failed.to_string();
+            }
             {
                 let seen = metrics.borrow_watched();
                 if let Err(error) = &seen.running_state {
@@ -90,8 +96,13 @@ impl Follower {
                 }
                 self.publish(&seen);
             }
-            // A timeout is the tick by which a silent quorum is noticed.
-            if let Ok(Err(_)) = timeout(self.heartbeat, metrics.changed()).await {
+            let ended = tokio::select! {
+                changed = metrics.changed() => changed.is_err(),
+                changed = self.log.changed() => changed.is_err(),
+                // The tick by which a silent quorum is noticed.
+                () = sleep(self.heartbeat) => false,
+            };
+            if ended {
                 break self.why_it_ended().await;
             }
         };

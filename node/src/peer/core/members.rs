@@ -3,33 +3,38 @@
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
-use raftserve_model::LogIndex;
+use raftserve_model::{LogIndex, NodeId};
+use raftserve_store::raft::PeerRecord;
 
 use super::Core;
 use crate::consensus::MemberView;
+use crate::peer::wire::Announcement;
 
 impl Core {
+    /// What `peer` has announced; of this peer, what it announces.
+    pub(crate) fn announced(&self, peer: NodeId) -> Option<Announcement> {
+        if peer == self.me() {
+            return Some(self.announcement.clone());
+        }
+        let said = self.directory.announced(peer)?;
+        Some((*said).clone())
+    }
+
     /// The members, by id.
     pub(crate) fn members(&self) -> Vec<MemberView> {
         let metrics = self.raft.metrics().borrow_watched().clone();
         let leader = self.leadership.borrow().leader;
         let voters: Vec<_> = metrics.membership_config.voter_ids().collect();
         let matched = metrics.replication.unwrap_or_default();
-        let view = |(id, record): (&_, &raftserve_store::raft::PeerRecord)| {
-            let announced = if *id == self.me() {
-                Some(self.announcement.clone())
-            } else {
-                self.directory.announced(*id).map(|said| (*said).clone())
-            };
+        let view = |(id, record): (&NodeId, &PeerRecord)| {
+            let said = self.announced(*id);
+            let recorded = || record.address.clone();
             MemberView {
                 id: *id,
-                address: self
-                    .directory
-                    .address(*id)
-                    .filter(|_| *id != self.me())
-                    .or_else(|| announced.as_ref().map(|said| said.peer_address.clone()))
-                    .unwrap_or_else(|| record.address.clone()),
-                admin_address: announced.map(|said| said.admin_address),
+                address: said
+                    .as_ref()
+                    .map_or_else(recorded, |said| said.peer_address.clone()),
+                admin_address: said.map(|said| said.admin_address),
                 voter: voters.contains(id),
                 leader: leader == Some(*id),
                 matched: matched

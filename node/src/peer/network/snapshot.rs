@@ -146,24 +146,35 @@ pub(crate) async fn receive(
     let meta = head
         .meta()
         .map_err(|error| Status::invalid_argument(error.to_string()))?;
-    let snapshots = Arc::clone(&inbox.snapshots);
-    let file = blocking(move || snapshots.receive()).await?.map_err(disk)?;
-    keep(&file, length, &mut frames).await?;
-    let snapshot = SnapshotOf::<TypeConfig, Data> {
-        meta,
-        snapshot: file,
+    let file = blocking(&inbox.snapshots, Snapshots::receive)
+        .await?
+        .map_err(disk)?;
+    let installed = match keep(&inbox.snapshots, &file, length, &mut frames).await {
+        Ok(()) => {
+            let snapshot = SnapshotOf::<TypeConfig, Data> {
+                meta,
+                snapshot: file.clone(),
+            };
+            let installing = raft.install_full_snapshot(vote.into(), snapshot).await;
+            installing.map_err(|error| Status::unavailable(error.to_string()))
+        }
+        Err(status) => Err(status),
     };
-    let installed = raft
-        .install_full_snapshot(vote.into(), snapshot)
-        .await
-        .map_err(|error| Status::unavailable(error.to_string()))?;
+    // An installed file has another name by now. One that came too late, or not whole, has not.
+    blocking(&inbox.snapshots, move |snapshots| {
+        if file.path().exists() {
+            snapshots.discard(&file);
+        }
+    })
+    .await?;
     Ok(SnapshotReply {
-        vote: installed.vote.into(),
+        vote: installed?.vote.into(),
     })
 }
 
 /// Writes what comes into `file`, which must end up `length` bytes long.
 async fn keep(
+    snapshots: &Arc<Snapshots>,
     file: &SnapshotFile,
     length: u64,
     frames: &mut Streaming<Frame>,
@@ -176,7 +187,7 @@ async fn keep(
             return Err(Status::invalid_argument("a snapshot longer than it said"));
         }
         let file = file.clone();
-        blocking(move || file.write(offset, &frame.body))
+        blocking(snapshots, move |_| file.write(offset, &frame.body))
             .await?
             .map_err(disk)?;
     }
@@ -189,9 +200,12 @@ async fn keep(
 }
 
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
+    snapshots: &Arc<Snapshots>,
+    work: impl FnOnce(&Snapshots) -> T + Send + 'static,
 ) -> Result<T, Status> {
-    tokio::task::spawn_blocking(work).await.map_err(disk)
+    let snapshots = Arc::clone(snapshots);
+    let working = tokio::task::spawn_blocking(move || work(&snapshots));
+    working.await.map_err(disk)
 }
 
 async fn next(frames: &mut Streaming<Frame>) -> Result<Option<Frame>, Status> {

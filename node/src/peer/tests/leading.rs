@@ -1,3 +1,4 @@
+use openraft::async_runtime::watch::WatchReceiver;
 use raftserve_model::LogIndex;
 
 use super::*;
@@ -219,4 +220,76 @@ async fn peers_that_all_moved_at_once_find_each_other() {
         assert_eq!(clients_seen_by(peer).await, 1);
     }
     stop_all(living(peers)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_was_away_for_too_long_is_sent_a_snapshot() {
+    let places = Places::new(3);
+    let mut peers = living(places.start_all().await);
+    let leader = leader_of(&peers).await;
+    let away = (leader + 1) % 3;
+    peers[away].take().unwrap().stop().await;
+    let leading = peers[leader].as_ref().unwrap();
+    let raft = &leading.core.raft;
+    // The log is purged up to the older of two snapshots.
+    for _ in 0..2 {
+        let LogIndexed(index) = open_client(leading).await;
+        raft.trigger().snapshot().await.unwrap();
+        raft.wait(Some(PATIENCE))
+            .metrics(
+                |metrics| metrics.snapshot.is_some_and(|id| id.index >= index.0),
+                "a snapshot",
+            )
+            .await
+            .unwrap();
+    }
+    raft.trigger().purge_log(u64::MAX).await.unwrap();
+    let metrics = raft
+        .wait(Some(PATIENCE))
+        .metrics(|metrics| metrics.purged.is_some(), "a purge")
+        .await;
+    let purged = metrics.unwrap().purged.unwrap();
+
+    let back = places.start(away).await;
+    assert_eq!(clients_seen_by(&back).await, 2);
+    let snapshot = back.core.raft.metrics().borrow_watched().snapshot;
+    assert!(snapshot.is_some_and(|id| id.index >= purged.index));
+    assert_eq!(clients_seen_by(leading).await, 2);
+    peers[away] = Some(back);
+    stop_all(peers).await;
+}
+
+/// A command of about `bytes` bytes that changes nothing: no control has begun under its generation.
+fn bulky(bytes: usize) -> Action {
+    Action::Control {
+        generation: raftserve_model::Generation(u64::MAX),
+        changes: vec![raftserve_store::command::Change::CleanupFailed {
+            replica: raftserve_model::ReplicaId::default(),
+            reason: "x".repeat(bytes),
+        }],
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_than_one_message_of_entries_reaches_a_peer_that_was_away() {
+    let places = Places::new(3);
+    let mut peers = living(places.start_all().await);
+    let leader = leader_of(&peers).await;
+    let away = (leader + 1) % 3;
+    peers[away].take().unwrap().stop().await;
+    let asked = peers[(leader + 2) % 3].as_ref().unwrap().consensus();
+    let large = wire::COMMAND_BYTES_MAX - 1024;
+    for _ in 0..2 * wire::APPEND_BYTES_MAX / large {
+        let proposed = asked.propose(bulky(large), PATIENCE).await;
+        assert!(matches!(proposed, Ok((_, Outcome::Fenced { .. }))));
+    }
+    let too_large = asked
+        .propose(bulky(wire::COMMAND_BYTES_MAX), PATIENCE)
+        .await;
+    assert!(matches!(too_large, Err(ProposeError::NotProposed { .. })));
+    open_client(peers[leader].as_ref().unwrap()).await;
+
+    peers[away] = Some(places.start(away).await);
+    assert_eq!(clients_seen_by(peers[away].as_ref().unwrap()).await, 1);
+    stop_all(peers).await;
 }

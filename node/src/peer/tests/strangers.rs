@@ -1,7 +1,11 @@
 use super::*;
 
 /// Connections by which `caller` would call the peer at `address`, whom it takes for `target`.
-async fn call_as(caller: Caller, address: &str) -> Result<(), links::CallError> {
+async fn call_as(
+    caller: Caller,
+    address: &str,
+    patience: Duration,
+) -> Result<(), links::CallError> {
     let directory = Arc::new(Directory::new(caller.cluster, caller.node));
     directory.set_roster(directory::Roster {
         decided_at: None,
@@ -21,7 +25,7 @@ async fn call_as(caller: Caller, address: &str) -> Result<(), links::CallError> 
         .call(
             caller.target,
             Purpose::Votes,
-            PATIENCE,
+            patience,
             message,
             |mut client, request| async move { client.vote(request).await },
         )
@@ -50,7 +54,7 @@ async fn strangers_are_refused_by_name() {
         node: NodeId(2),
         ..caller
     };
-    let refusal = call_as(other_cluster, address)
+    let refusal = call_as(other_cluster, address, PATIENCE)
         .await
         .unwrap_err()
         .to_string();
@@ -61,13 +65,16 @@ async fn strangers_are_refused_by_name() {
         target: NodeId(3),
         ..caller
     };
-    let refusal = call_as(other_target, address)
+    let refusal = call_as(other_target, address, PATIENCE)
         .await
         .unwrap_err()
         .to_string();
     assert!(refusal.contains("wants peer 3"), "{refusal}");
 
-    let refusal = call_as(caller, address).await.unwrap_err().to_string();
+    let refusal = call_as(caller, address, PATIENCE)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(refusal.contains("another data directory"), "{refusal}");
 
     assert_eq!(peer.consensus().leadership().borrow().term, term);
@@ -83,6 +90,25 @@ async fn a_peer_that_nobody_listens_for_was_certainly_not_reached() {
         node: NodeId(2),
         nonce: 1,
     };
-    let error = call_as(caller, &address).await.unwrap_err();
+    let error = call_as(caller, &address, PATIENCE).await.unwrap_err();
     assert!(matches!(error, links::CallError::NotSent { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_says_nothing_is_given_up_in_time() {
+    // Connections are taken by the system, and nobody ever reads from them.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let caller = Caller {
+        cluster: ClusterId([9; 16]),
+        target: NodeId(1),
+        node: NodeId(2),
+        nonce: 1,
+    };
+    let patience = Duration::from_millis(100);
+    let error = call_as(caller, &address, patience).await.unwrap_err();
+    assert!(
+        matches!(error, links::CallError::Deadline { .. }),
+        "{error}"
+    );
 }

@@ -1,0 +1,74 @@
+//! The clock that a leader stamps entries with.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use raftserve_model::LogTime;
+
+/// The wall clock at the begin of each reign, and steady from there: an adjustment of the wall clock
+/// in the middle of a reign moves no expiry. The state machine sees to it that log time does not go
+/// back from one reign to the next.
+#[derive(Debug, Default)]
+pub(crate) struct ReignClock(Mutex<Option<Reign>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Reign {
+    term: u64,
+    wall: LogTime,
+    steady: Instant,
+}
+
+impl ReignClock {
+    /// The time now, for an entry of `term`.
+    pub(crate) fn now(&self, term: u64) -> LogTime {
+        let mut reign = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        read(&mut reign, term, Instant::now(), wall_clock)
+    }
+}
+
+fn read(
+    reign: &mut Option<Reign>,
+    term: u64,
+    now: Instant,
+    wall: impl FnOnce() -> LogTime,
+) -> LogTime {
+    match reign.filter(|reign| reign.term == term) {
+        Some(reign) => reign.wall.plus(now.saturating_duration_since(reign.steady)),
+        None => {
+            let wall = wall();
+            *reign = Some(Reign {
+                term,
+                wall,
+                steady: now,
+            });
+            wall
+        }
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place where the log's time is read off a clock"
+)]
+fn wall_clock() -> LogTime {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    let ms = since_epoch.as_ref().map_or(0, Duration::as_millis);
+    LogTime(u64::try_from(ms).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wall_clock_is_read_once_in_a_reign() {
+        let begin = Instant::now();
+        let at = |ms| begin + Duration::from_millis(ms);
+        let mut reign = None;
+        assert_eq!(read(&mut reign, 4, begin, || LogTime(1000)), LogTime(1000));
+        let jumped = || LogTime(9_000_000);
+        assert_eq!(read(&mut reign, 4, at(5), jumped), LogTime(1005));
+        assert_eq!(read(&mut reign, 5, at(6), || LogTime(1007)), LogTime(1007));
+        assert_eq!(read(&mut reign, 5, at(8), jumped), LogTime(1009));
+    }
+}
