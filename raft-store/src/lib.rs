@@ -1,5 +1,6 @@
 //! Raft log, vote, replicated state machine and snapshots of raftserve.
 
+pub mod checkpoint;
 pub mod codec;
 pub mod command;
 pub mod disk;

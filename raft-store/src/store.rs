@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::checkpoint::{self, Checkpoint, StateStoreError};
 use crate::entry::LogId;
 use crate::identity::DataDir;
 pub use crate::identity::DirectoryLock;
@@ -36,6 +37,9 @@ pub enum OpenError {
     /// See [`SnapshotError`].
     #[error("cannot open the snapshots")]
     Snapshot(#[source] SnapshotError),
+    /// What was saved at the last stop can neither be used nor deleted.
+    #[error("cannot clear the saved state")]
+    Checkpoint(#[source] StateStoreError),
     /// There was a log once.
     #[error(
         "the log of {} is gone: its votes and entries are lost. Put back the directory `{WAL_DIR}` from a copy made while the \
@@ -77,13 +81,26 @@ pub struct Opened {
     pub snapshots: Arc<Snapshots>,
     /// When to ask openraft for a snapshot.
     pub trigger: SnapshotTrigger,
+    /// To be used last, when the peer stops in good order.
+    pub checkpoint: Checkpoint,
 }
 
 /// Opens stores.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Store {
     /// Sizes of the log.
     pub wal: WalOptions,
+    /// Whether to use what was saved at the last stop.
+    pub checkpoint: bool,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            wal: WalOptions::default(),
+            checkpoint: true,
+        }
+    }
 }
 
 impl Store {
@@ -116,7 +133,11 @@ impl Store {
         if !dir.log_was_made() {
             dir.note_log_made()?;
         }
-        let applied = restore(dir.path(), &wal, &snapshots)?;
+        let applied = if self.checkpoint {
+            restore_any(dir.path(), &wal, &snapshots)?
+        } else {
+            restore(dir.path(), &wal, &snapshots)?
+        };
         Ok(Self::assemble(dir, Arc::new(wal), snapshots, applied))
     }
 
@@ -133,6 +154,12 @@ impl Store {
             log: LogStore::new(Arc::clone(&wal), Arc::clone(&snapshots), Arc::clone(lock)),
             machine,
             trigger: SnapshotTrigger::new(Arc::clone(&wal), Arc::clone(&snapshots), reader.clone()),
+            checkpoint: Checkpoint::new(
+                dir.path(),
+                Arc::clone(&wal),
+                reader.clone(),
+                Arc::clone(lock),
+            ),
             reader,
             wal,
             snapshots,
@@ -142,6 +169,25 @@ impl Store {
 
 fn holds_log(names: &[String]) -> bool {
     names.iter().any(|name| name.ends_with(".wal"))
+}
+
+/// The state saved at the last stop if it is an entry's of this log, and newer than the snapshot's; else
+/// the snapshot's.
+fn restore_any(dir: &Path, wal: &Wal, snapshots: &Snapshots) -> Result<Applied, OpenError> {
+    let saved = checkpoint::take(dir).map_err(OpenError::Checkpoint)?;
+    let snapshot = snapshots.current().and_then(|it| it.head.last);
+    match saved {
+        Some(saved) if saved.last > snapshot && saved.last.is_some_and(|it| holds(wal, it)) => {
+            Ok(saved)
+        }
+        _ => restore(dir, wal, snapshots),
+    }
+}
+
+/// Whether the log holds this very entry.
+fn holds(wal: &Wal, id: LogId) -> bool {
+    let entries = wal.read_blocking(id.index.0..id.index.0 + 1);
+    entries.is_ok_and(|entries| entries.first().is_some_and(|entry| entry.id == id))
 }
 
 /// The state of the newest snapshot, which the log must continue.

@@ -243,6 +243,21 @@ impl Wal {
     /// # Errors
     /// See [`WalError`]. Nothing is changed then, except that a torn end may have been cut off.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: WalOptions) -> Result<Self, WalError> {
+        let (wal, writer) = Self::open_idle(disk, dir, options)?;
+        let thread = std::thread::Builder::new()
+            .name("raft-log".to_owned())
+            .spawn(move || writer.run())
+            .map_err(WalError::Thread)?;
+        *lock(&wal.thread) = Some(thread);
+        Ok(wal)
+    }
+
+    /// A log whose writer does not run yet.
+    fn open_idle(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: WalOptions,
+    ) -> Result<(Self, Writer), WalError> {
         let recovery = Recovery::run(&*disk, dir, options.cache_max)?;
         let torn = recovery.torn.clone();
         if let Some(torn) = &torn {
@@ -254,16 +269,13 @@ impl Wal {
         let mut writer = Writer::resume(disk, dir, options.segment_size, recovery)?;
         writer.write_marks()?;
         let shared = Arc::clone(&writer.shared);
-        let thread = std::thread::Builder::new()
-            .name("raft-log".to_owned())
-            .spawn(move || writer.run())
-            .map_err(WalError::Thread)?;
-        Ok(Self {
+        let wal = Self {
             shared,
             room: Arc::new(Semaphore::new(QUEUE_MAX)),
-            thread: Mutex::new(Some(thread)),
+            thread: Mutex::new(None),
             torn,
-        })
+        };
+        Ok((wal, writer))
     }
 
     /// What was cut off when the log was opened.

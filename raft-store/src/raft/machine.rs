@@ -65,6 +65,10 @@ impl StateReader {
     pub fn last(&self) -> Option<LogId> {
         self.applied.load().last
     }
+
+    pub(crate) fn load(&self) -> Arc<Applied> {
+        self.applied.load_full()
+    }
 }
 
 /// Applies entries to the state and publishes it: an answer never precedes the state that it speaks of.

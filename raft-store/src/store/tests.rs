@@ -189,3 +189,42 @@ async fn appended_entries_can_be_read_at_once() {
     let mut reader = opened.log.get_log_reader().await;
     assert_eq!(reader.try_get_log_entries(1..=1).await.unwrap(), [entry(1)]);
 }
+
+fn stop(opened: Opened) {
+    opened.checkpoint.stop().unwrap();
+}
+
+#[tokio::test]
+async fn a_clean_stop_spares_the_next_start_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = open(dir.path()).unwrap();
+    opened
+        .log
+        .blocking_append((0..=30).map(entry))
+        .await
+        .unwrap();
+    apply(&mut opened, 0..=20).await;
+    let digest = opened.reader.state().digest();
+    stop(opened);
+
+    let opened = open(dir.path()).unwrap();
+    assert_eq!(opened.reader.last(), Some(id(20)));
+    assert_eq!(opened.reader.state().digest(), digest);
+    drop(opened);
+    // Not a clean stop this time.
+    assert_eq!(open(dir.path()).unwrap().reader.last(), None);
+}
+
+#[tokio::test]
+async fn a_saved_state_that_the_log_does_not_hold_is_not_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = open(dir.path()).unwrap();
+    opened
+        .log
+        .blocking_append((0..=10).map(entry))
+        .await
+        .unwrap();
+    apply(&mut opened, 0..=20).await;
+    stop(opened);
+    assert_eq!(open(dir.path()).unwrap().reader.last(), None);
+}

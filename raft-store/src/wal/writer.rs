@@ -126,6 +126,12 @@ impl Shared {
         (!taken.is_empty() || !waiting.closed).then_some(taken)
     }
 
+    /// Whether the writer would not wait.
+    #[cfg(test)]
+    pub(super) fn has_work(&self) -> bool {
+        lock(&self.waiting).urgent
+    }
+
     pub(super) fn close(&self) {
         lock(&self.waiting).closed = true;
         self.ready.notify_one();
@@ -232,25 +238,31 @@ impl Writer {
     /// Writes groups until the log is closed or fails.
     pub(super) fn run(mut self) {
         let _guard = FailOnExit(Arc::clone(&self.shared));
-        while let Some(items) = self.shared.take() {
-            if let Some(failed) = self.shared.failure() {
-                finish(items, &Err(failed));
-                continue;
-            }
-            match self.commit(&items) {
-                Ok(()) => {
-                    finish(items, &Ok(()));
-                    if let Err(error) = self.remove_purged() {
-                        self.shared.fail(Failed::from(&error));
-                    }
-                }
-                Err(error) => {
-                    let failed = Failed::from(&error);
-                    self.shared.fail(failed.clone());
-                    finish(items, &Err(failed));
-                }
-            }
+        while self.step() {}
+    }
+
+    /// Waits for something to write, writes one group, and reports. False once the log is closed and all is
+    /// written.
+    pub(super) fn step(&mut self) -> bool {
+        let Some(items) = self.shared.take() else {
+            return false;
+        };
+        if let Some(failed) = self.shared.failure() {
+            finish(items, &Err(failed));
+            return true;
         }
+        let outcome = self.commit(&items);
+        let outcome = outcome.map_err(|error| Failed::from(&error));
+        if let Err(failed) = &outcome {
+            self.shared.fail(failed.clone());
+        }
+        finish(items, &outcome);
+        if outcome.is_ok()
+            && let Err(error) = self.remove_purged()
+        {
+            self.shared.fail(Failed::from(&error));
+        }
+        true
     }
 
     /// Makes `items` durable as one group.
