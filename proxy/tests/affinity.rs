@@ -118,7 +118,7 @@ async fn a_session_reaches_its_replica_though_that_is_not_ready() {
 async fn a_session_waits_for_its_replica_and_follows_its_binding_only() {
     let log = log();
     let addresses = [
-        nowhere().await,
+        nowhere(),
         recorder("b", &log).await,
         recorder("c", &log).await,
     ];
@@ -141,11 +141,7 @@ async fn a_session_waits_for_its_replica_and_follows_its_binding_only() {
 #[tokio::test]
 async fn a_session_waits_for_its_replica_to_come_back() {
     let log = log();
-    let mut svc = with_affinity(service(
-        1,
-        "svc",
-        &[nowhere().await, recorder("b", &log).await],
-    ));
+    let mut svc = with_affinity(service(1, "svc", &[nowhere(), recorder("b", &log).await]));
     let sessions = FakeSessions::new(&[], Duration::ZERO);
     sessions.set(key("k"), sessions.bound(replica(1, 1)));
     let mut rig = Rig::with(patient(), [svc.clone()], sessions);
@@ -160,7 +156,7 @@ async fn a_session_waits_for_its_replica_to_come_back() {
 #[tokio::test]
 async fn patience_ends_in_a_503_and_nowhere_else() {
     let log = log();
-    let addresses = [nowhere().await, recorder("b", &log).await];
+    let addresses = [nowhere(), recorder("b", &log).await];
     let svc = with_affinity(service(1, "svc", &addresses));
     let sessions = FakeSessions::new(&[], Duration::ZERO);
     sessions.set(key("dead"), sessions.bound(replica(1, 1)));
@@ -252,7 +248,7 @@ async fn a_decision_from_before_a_wait_is_not_acted_on() {
 
 #[tokio::test]
 async fn what_else_changes_makes_no_storm_of_a_waiting_request() {
-    let svc = with_affinity(service(1, "svc", &[nowhere().await]));
+    let svc = with_affinity(service(1, "svc", &[nowhere()]));
     let sessions = FakeSessions::new(&[], Duration::ZERO);
     sessions.set(key("dead"), sessions.bound(replica(1, 1)));
     let rig = Rig::with(impatient(), [svc], sessions.clone());

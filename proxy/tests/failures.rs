@@ -11,7 +11,7 @@ use raftserve_model::spec::LoadBalancingPolicy;
 use raftserve_model::{Incarnation, NodeId};
 use raftserve_proxy::NoSessions;
 use support::{
-    Hand, Rig, by_hand, config, get, log, nowhere, recorder, replica, service, soon, until,
+    Hand, Rig, by_hand, config, get, log, nowhere, recorder, replica, service, soon, table, until,
 };
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
@@ -24,7 +24,7 @@ async fn a_refused_connection_is_retried_on_another_replica() {
         LoadBalancingPolicy::RoundRobin,
         LoadBalancingPolicy::LeastLoad,
     ] {
-        let mut svc = service(1, "svc", &[nowhere().await, recorder("b", &log).await]);
+        let mut svc = service(1, "svc", &[nowhere(), recorder("b", &log).await]);
         svc.policy = policy;
         let mut rig = Rig::new([svc]);
         for _ in 0..20 {
@@ -51,7 +51,7 @@ async fn no_replica_is_tried_twice_and_no_more_than_three() {
     for (dead, tries) in [(1, 1), (2, 2), (5, 3)] {
         let mut addresses = Vec::new();
         for _ in 0..dead {
-            addresses.push(nowhere().await);
+            addresses.push(nowhere());
         }
         let mut rig = Rig::new([service(1, "svc", &addresses)]);
         let (status, body) = get(rig.address, "h", "/").await;
@@ -184,7 +184,7 @@ async fn a_silent_host_costs_the_connect_timeout_only() {
         .expect("no panic");
     let log = log();
     let mut quick = config();
-    quick.connect_timeout = Duration::from_millis(100);
+    quick.connect_timeout = Duration::from_millis(500);
     let services = [
         service(1, "svc", &[hole.2, recorder("b", &log).await]),
         service(2, "alone", &[hole.2]),
@@ -202,8 +202,7 @@ async fn a_silent_host_costs_the_connect_timeout_only() {
 async fn in_flight_counts_return_to_zero_whatever_ends_the_request() {
     let (address, mut connections) = by_hand().await;
     let mut svc = service(1, "svc", &[address]);
-    svc.stream_timeout = Duration::from_millis(300);
-    let rig = Rig::new([svc]);
+    let rig = Rig::new([svc.clone()]);
     let next = async |connections: &mut tokio::sync::mpsc::Receiver<Hand>| {
         let mut client = Hand::connect(rig.address).await;
         client.send(GET).await;
@@ -254,7 +253,22 @@ async fn in_flight_counts_return_to_zero_whatever_ends_the_request() {
     assert_eq!(client.head().await[0], "http/1.1 502 bad gateway");
     rig.idle().await;
 
+    // The client leaves within its own request.
+    let mut client = Hand::connect(rig.address).await;
+    client
+        .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\nhalf")
+        .await;
+    let mut replica = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    replica.head().await;
+    drop(client);
+    rig.idle().await;
+    assert_eq!(replica.rest().await, "half");
+
     // The replica says nothing.
+    svc.stream_timeout = Duration::from_secs(1);
+    rig.routes.publish(table([svc]));
     let (mut client, _silent) = next(&mut connections).await;
     assert_eq!(client.head().await[0], "http/1.1 504 gateway timeout");
     rig.idle().await;
@@ -268,19 +282,6 @@ async fn in_flight_counts_return_to_zero_whatever_ends_the_request() {
     let rest = client.rest().await;
     assert_eq!(rest, "1\r\nx\r\n", "there is no last chunk");
     rig.idle().await;
-
-    // The client leaves within its own request.
-    let mut client = Hand::connect(rig.address).await;
-    client
-        .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\nhalf")
-        .await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
-    replica.head().await;
-    drop(client);
-    rig.idle().await;
-    assert_eq!(replica.rest().await, "half");
 
     assert_eq!(rig.metric("requests_total"), 8);
     until("no request running", || {

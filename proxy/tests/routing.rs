@@ -84,7 +84,7 @@ async fn path_bytes_and_methods_arrive_as_sent() {
 
 #[tokio::test]
 async fn bad_requests_are_refused_in_json() {
-    let rig = Rig::new([service(1, "svc", &[nowhere().await])]);
+    let rig = Rig::new([service(1, "svc", &[nowhere()])]);
     for (request, status) in [
         (
             "CONNECT example.com:443 HTTP/1.1\r\nHost: example.com\r\n\r\n",
@@ -106,7 +106,7 @@ async fn bad_requests_are_refused_in_json() {
 
 #[tokio::test]
 async fn nothing_ready_says_so_and_when_to_come_back() {
-    let mut none_ready = service(1, "svc", &[nowhere().await]);
+    let mut none_ready = service(1, "svc", &[nowhere()]);
     none_ready.endpoints[0].ready = false;
     let rig = Rig::new([none_ready]);
     let request = Request::get("/").header("host", "h").body(Full::default());
@@ -129,7 +129,7 @@ async fn a_service_port_opens_and_closes_with_the_routes() {
     let mut chat = service(1, "chat", &[recorder("chat", &log).await]);
     let embed = service(2, "embed", &[recorder("embed", &log).await]);
     let rig = Rig::new([chat.clone(), embed.clone()]);
-    let own = nowhere().await;
+    let own = nowhere();
     chat.port = Some(own.port());
     rig.routes.publish(table([chat.clone(), embed.clone()]));
     let mut ports = rig.proxy.ports();

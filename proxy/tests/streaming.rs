@@ -214,7 +214,7 @@ async fn a_replica_that_does_not_read_holds_the_client_back() {
 async fn a_slow_upload_may_outlast_the_stream_timeout() {
     let (address, mut connections) = by_hand().await;
     let mut slow = service(1, "svc", &[address]);
-    slow.stream_timeout = Duration::from_millis(400);
+    slow.stream_timeout = Duration::from_millis(1_500);
     let rig = Rig::new([slow]);
     let mut client = Hand::connect(rig.address).await;
     client
@@ -224,7 +224,7 @@ async fn a_slow_upload_may_outlast_the_stream_timeout() {
         .await
         .expect("it listens");
     replica.head().await;
-    let mut pace = tokio::time::interval(Duration::from_millis(100));
+    let mut pace = tokio::time::interval(Duration::from_millis(200));
     for _ in 0..10 {
         pace.tick().await;
         client.send("x").await;

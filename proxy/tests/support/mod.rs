@@ -224,11 +224,17 @@ pub async fn by_hand() -> (SocketAddr, mpsc::Receiver<Hand>) {
     (address, receiver)
 }
 
-/// An address at which nobody listens.
-pub async fn nowhere() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
-    let listener = listener.expect("a free port");
-    listener.local_addr().expect("bound")
+/// An address at which nobody listens, and nobody else in this process or beside it will by chance:
+/// its port stays taken, by a socket that does not listen and lets another one do so.
+pub fn nowhere() -> SocketAddr {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let socket = socket.expect("a socket");
+    socket.set_reuse_address(true).expect("open");
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    socket.bind(&any.into()).expect("a free port");
+    let address = socket.local_addr().expect("bound");
+    std::mem::forget(socket);
+    address.as_socket().expect("an address")
 }
 
 /// One connection, spoken to by hand.
