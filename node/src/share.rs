@@ -2,10 +2,10 @@
 //! their load, replicas they could not reach; and, from the leader, the lease to use what was read.
 //!
 //! A **lease** lets a peer dispatch requests of bound sessions. It is measured from the moment the
-//! peer *sent* its report, on a clock that counts suspended time, and lasts [`LEASE`]. The leader
-//! moves the session fence to an index once every peer has reported it applied, or has been without
-//! a lease for sure. A new leader does not know which leases the one before it gave, and so counts
-//! every silent peer as holding one for a while from the start of its reign.
+//! peer *sent* its report, on a clock that counts suspended time, and lasts three seconds (`LEASE`).
+//! The leader moves the session fence to an index once every peer has reported it applied, or has
+//! been without a lease for sure. A new leader does not know which leases the one before it gave,
+//! and so counts every silent peer as holding one for a while from the start of its reign.
 //!
 //! Losing messages makes balancing coarser and moves sessions later; it never makes anything wrong.
 
