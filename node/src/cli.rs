@@ -16,7 +16,7 @@ mod fetch;
 mod glob;
 mod logs;
 mod output;
-mod paint;
+pub(crate) mod paint;
 mod progress;
 mod shape;
 mod source;

@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 pub mod consensus;
 pub mod controller;
+pub mod dev;
 pub mod node;
 pub mod ops;
 pub mod peer;
@@ -28,5 +29,6 @@ pub fn main() -> ExitCode {
     match cli::parse() {
         cli::Program::Client(verb) => cli::run(verb),
         cli::Program::Node(args) => node::main(args),
+        cli::Program::Dev(args) => dev::run(args),
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use super::dev_args::DevArgs;
 use super::durations;
 use super::node_args::NodeArgs;
 
@@ -50,6 +51,8 @@ pub enum Program {
     Client(Verb),
     /// Run one peer of a cluster.
     Node(NodeArgs),
+    /// Run a whole cluster on this machine, until Ctrl-C.
+    Dev(DevArgs),
 }
 
 /// What a client asks of a cluster.

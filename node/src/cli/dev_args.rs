@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::args::Format;
 use super::durations;
 
 /// Run a whole cluster on this machine.
@@ -24,7 +23,7 @@ pub struct DevArgs {
     #[arg(value_name = "SERVICE.yaml")]
     pub service: Option<PathBuf>,
     /// The service's name. By default the YAML's `name:`, or else the file's name without ending.
-    #[arg(short, long)]
+    #[arg(short, long, requires = "service")]
     pub name: Option<String>,
     /// Keep the peers' data here, and resume what is there: the YAML is then applied as an update.
     /// By default the data is fresh, and removed at exit.
@@ -34,7 +33,4 @@ pub struct DevArgs {
     /// traffic, and count requests failed and sessions moved.
     #[arg(long, value_name = "DURATION", value_parser = durations::parse)]
     pub chaos: Option<Duration>,
-    /// How to print what goes on.
-    #[arg(long, value_enum, default_value = "table")]
-    pub output: Format,
 }

@@ -10,13 +10,27 @@ pub(super) struct Paint {
 
 /// What a colour says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tone {
+pub(crate) enum Tone {
     Plain,
     Good,
     Busy,
     Bad,
     Faint,
     Strong,
+}
+
+impl Tone {
+    /// The number of its escape sequence (SGR); none where the text is left alone.
+    pub(crate) fn code(self) -> Option<u8> {
+        match self {
+            Self::Plain => None,
+            Self::Good => Some(32),
+            Self::Busy => Some(33),
+            Self::Bad => Some(31),
+            Self::Faint => Some(2),
+            Self::Strong => Some(1),
+        }
+    }
 }
 
 impl Paint {
@@ -40,23 +54,15 @@ impl Paint {
     }
 
     pub(super) fn tone(self, tone: Tone, text: &str) -> String {
-        let code = match tone {
-            Tone::Plain => return text.to_owned(),
-            Tone::Good => 32,
-            Tone::Busy => 33,
-            Tone::Bad => 31,
-            Tone::Faint => 2,
-            Tone::Strong => 1,
-        };
-        match self.on {
-            true => format!("\x1b[{code}m{text}\x1b[0m"),
-            false => text.to_owned(),
+        match tone.code().filter(|_| self.on) {
+            Some(code) => format!("\x1b[{code}m{text}\x1b[0m"),
+            None => text.to_owned(),
         }
     }
 }
 
 /// The tone of a status, of a service or a replica.
-pub(super) fn status_tone(status: &str) -> Tone {
+pub(crate) fn status_tone(status: &str) -> Tone {
     match status {
         "READY" => Tone::Good,
         "NO_REPLICA" => Tone::Faint,
