@@ -35,6 +35,7 @@ use crate::peer::{self, Peer, PeerConfig};
 use crate::projection;
 use crate::provider::Provider;
 use crate::provider::process::ProcessProvider;
+use crate::provider::run_dir::SocketPath;
 use crate::share::{Loads, Share, Suspects};
 
 /// How long requests may finish when this peer is told to stop.
@@ -397,12 +398,14 @@ impl Stop {
 /// Ties this process to whoever holds the other end of the socket: when that ends, so does this,
 /// at once. A thread of its own, so that nothing else can delay it.
 fn hold_lifeline(path: &Path) -> anyhow::Result<()> {
-    let mut lifeline = UnixStream::connect(path).with_context(|| {
-        format!(
-            "cannot reach the lifeline {}: whoever started this peer is gone",
-            path.display()
-        )
-    })?;
+    let mut lifeline = SocketPath::new(path)
+        .and_then(|short| UnixStream::connect(short.as_path()))
+        .with_context(|| {
+            format!(
+                "cannot reach the lifeline {}: whoever started this peer is gone",
+                path.display()
+            )
+        })?;
     std::thread::Builder::new()
         .name("lifeline".to_owned())
         .spawn(move || {
