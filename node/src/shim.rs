@@ -146,7 +146,7 @@ fn keep(dir: &RunDir, lifeline: Option<PathBuf>) -> io::Result<ShimExit> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let lifeline = match lifeline.or_else(|| launch.lifeline.clone()) {
+        let lifeline = match lifeline {
             Some(path) => Some(connect_lifeline(path).await?),
             None => None,
         };

@@ -28,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A grace that no test waits for to the end.
 const LONG: Duration = Duration::from_secs(20);
 
+/// The highest number of a replica in any test.
+const REPLICAS_MAX: u32 = 120;
+
 /// Runs until it is told to stop.
 const SLEEPER: &str = "exec sleep 1000";
 
@@ -40,9 +43,13 @@ struct Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        for number in 1..=40 {
-            if let Ok(Some(record)) = self.dir(number).record() {
-                let _ = record.shim.kill();
+        // First what may still start something.
+        for pid in shims(&self.root) {
+            signal_if_there(pid, Signal::KILL);
+        }
+        for number in 1..=REPLICAS_MAX {
+            if !self.dir(number).path().exists() {
+                continue;
             }
             let _ = proc_table::sweep(&self.marker(number), Also::Nobody);
         }
@@ -173,6 +180,26 @@ async fn output(provider: &ProcessProvider, number: u32, query: LogQuery) -> Str
     })
     .await;
     String::from_utf8(bytes).unwrap()
+}
+
+/// The shims that work below `path`.
+fn shims(path: &Path) -> Vec<i32> {
+    let works_below = |pid: &i32| {
+        let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut arguments = arguments.split(|byte| *byte == 0);
+        arguments.next();
+        arguments.next() == Some(b"replica-shim")
+            && arguments.any(|text| text.starts_with(path.as_os_str().as_encoded_bytes()))
+    };
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
+        .filter(works_below)
+        .collect()
+}
+
+fn signal_if_there(pid: i32, signal: Signal) {
+    let _ = kill_process(Pid::from_raw(pid).unwrap(), signal);
 }
 
 fn signal(pid: i32, signal: Signal) {
@@ -504,4 +531,115 @@ async fn long_text_runs_from_a_file() {
     provider.ensure(launch(1, &run)).await.unwrap();
     assert_eq!(ended(&provider, 1).await.end, End::Code(0));
     assert_eq!(output(&provider, 1, FOLLOW).await, "ran\n");
+}
+
+/// What the killed leader was doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Act {
+    Ensure,
+    Stop,
+}
+
+/// The variables by which a test tells a process that it starts to be a leader.
+const LEADER: &str = "PROCESS_PROVIDER_TEST_LEADER";
+
+/// Not a test by itself: the leader that `leader_killed_at_any_moment_...` starts and kills.
+#[tokio::test(flavor = "multi_thread")]
+async fn leader_of_another_test() {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "set by the test that starts this one"
+    )]
+    let Ok(order) = std::env::var(LEADER) else {
+        return;
+    };
+    let [root, cluster, number, act] = order.split('|').collect::<Vec<_>>()[..] else {
+        panic!("{order}");
+    };
+    let number = number.parse().unwrap();
+    let binary = PathBuf::from(env!("CARGO_BIN_EXE_raftserve"));
+    let provider =
+        ProcessProvider::with_executable(root.as_ref(), cluster.parse().unwrap(), binary).unwrap();
+    std::fs::write(format!("{root}/go-{number}"), "").unwrap();
+    match act {
+        "Ensure" => provider.ensure(launch(number, SLEEPER)).await.unwrap(),
+        _ => provider.stop(&key(number), LONG).await.unwrap(),
+    }
+    std::future::pending().await
+}
+
+/// Lets a process of its own do `act`, and kills it somewhere on the way.
+async fn killed_leader(host: &Host, number: u32, act: Act) {
+    let order = format!("{}|{}|{number}|{act:?}", host.root.display(), host.cluster);
+    let mut leader = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "leader_of_another_test"])
+        .env(LEADER, order)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let go = host.root.join(format!("go-{number}"));
+    eventually("the leader begins", async || go.exists().then_some(())).await;
+    // As often in the first tenths of a millisecond as in the last ones of ten.
+    let moment =
+        Duration::from_micros(1 << rand::random_range(3..14)).mul_f64(rand::random_range(1.0..2.0));
+    tokio::time::sleep(moment).await;
+    leader.kill().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leader_killed_at_any_moment_doubles_nothing_and_leaves_nothing() {
+    let host = Host::new();
+    let next = host.provider();
+    let begun = std::time::Instant::now();
+    let mut kept = Vec::new();
+    let mut stopped = Vec::new();
+    let mut outcomes = BTreeMap::<String, u32>::new();
+    for number in 1..=REPLICAS_MAX {
+        if begun.elapsed() > Duration::from_secs(10) {
+            break;
+        }
+        let act = if number % 3 == 0 {
+            Act::Stop
+        } else {
+            Act::Ensure
+        };
+        if act == Act::Stop {
+            next.ensure(launch(number, SLEEPER)).await.unwrap();
+        }
+        killed_leader(&host, number, act).await;
+        let found = state(&next, number).await;
+        let found = format!("{act:?}: {found:?}");
+        *outcomes.entry(found).or_default() += 1;
+        // The next leader acts on the same intent, or on a user's change of mind.
+        if act == Act::Ensure && number % 3 == 1 {
+            next.ensure(launch(number, SLEEPER)).await.unwrap();
+            kept.push(number);
+        } else {
+            next.stop(&key(number), LONG).await.unwrap();
+            stopped.push(number);
+        }
+    }
+    // The moments differ from run to run; this is for whoever tunes them.
+    println!("{outcomes:?}");
+    for number in &kept {
+        let child = host.child(*number).await;
+        assert_eq!(host.processes(*number), [child.pid]);
+    }
+    for number in &stopped {
+        host.assert_none_run(*number);
+    }
+    eventually("one shim is left for each replica", async || {
+        (shims(&host.root).len() == kept.len()).then_some(())
+    })
+    .await;
+    for number in kept {
+        next.stop(&key(number), LONG).await.unwrap();
+        host.assert_none_run(number);
+    }
+    eventually("no shim is left", async || {
+        shims(&host.root).is_empty().then_some(())
+    })
+    .await;
 }

@@ -2,7 +2,6 @@
 //! of another release: unknown fields are ignored, new ones must have a default.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use raftserve_model::{ClusterId, ServiceVersion};
 use serde::{Deserialize, Serialize};
@@ -34,8 +33,6 @@ pub struct LaunchDocument {
     pub port: u16,
     /// The grace where it is stopped without one given.
     pub stop_grace_ms: u64,
-    /// A unix socket whose end of file stops the replica.
-    pub lifeline: Option<PathBuf>,
 }
 
 /// What is happening: written by the shim that holds the lock, whenever it changes. Its existence

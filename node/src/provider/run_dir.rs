@@ -16,7 +16,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -122,12 +122,15 @@ impl RunDir {
         self.path.join(CONTROL)
     }
 
-    /// Makes the directory.
+    /// Makes the directory, closed to other users: the environment in it may hold secrets.
     ///
     /// # Errors
     /// If that is refused.
     pub fn create(&self) -> io::Result<()> {
-        fs::create_dir_all(&self.path)
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.path)
     }
 
     /// Takes the lock, or none if another holds it. The lock is that of the file which others will

@@ -1,6 +1,6 @@
 //! Starting a replica's shell so that it cannot outlive its shim.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, PipeWriter};
 use std::os::unix::process::CommandExt;
@@ -54,15 +54,7 @@ pub(super) fn spawn(
         fs::write(&script, text)?;
         command.arg(script);
     }
-    let own = |name: &OsStr| {
-        name.as_encoded_bytes()
-            .starts_with(OWN_VARIABLES.as_bytes())
-    };
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "only their names, to take them away"
-    )]
-    for (name, _) in std::env::vars_os().filter(|(name, _)| own(name)) {
+    for name in own_variables() {
         command.env_remove(name);
     }
     command
@@ -81,6 +73,17 @@ pub(super) fn spawn(
     proc_table::stat(pid)
         .map(|stat| stat.stamp)
         .ok_or_else(|| io::Error::other("the new process is not in /proc"))
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "no configuration: what is read here is only kept from the replica"
+)]
+fn own_variables() -> impl Iterator<Item = OsString> {
+    std::env::vars_os().map(|(name, _)| name).filter(|name| {
+        name.as_encoded_bytes()
+            .starts_with(OWN_VARIABLES.as_bytes())
+    })
 }
 
 fn find_shell(candidates: &[&'static str]) -> io::Result<&'static str> {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,15 +33,18 @@ pub(super) async fn ensure(site: Arc<Site>, launch: ReplicaLaunch) -> Result<(),
     let deadline = Instant::now() + START_MAX;
     let replica = launch.replica.clone();
     let dir = site.run_dir(&replica);
+    let lifeline = launch.lifeline.clone();
     prepare(&site, &dir, launch).await?;
     loop {
         match look(&dir, &replica).await? {
             Look::Kept => break,
             Look::ToStart => {}
         }
-        let started = start_shim(&site, &dir).map_err(|error| ProviderError::Create {
-            replica: replica.clone(),
-            reason: format!("cannot start {}: {error}", site.executable.display()),
+        let started = start_shim(&site, &dir, lifeline.as_deref()).map_err(|error| {
+            ProviderError::Create {
+                replica: replica.clone(),
+                reason: format!("cannot start {}: {error}", site.executable.display()),
+            }
         })?;
         let reason = match timeout_at(deadline, started).await {
             Ok(Ok(Start::Kept | Start::Ended(Some(ShimExit::Ended | ShimExit::Done), _))) => break,
@@ -78,7 +82,6 @@ async fn prepare(site: &Site, dir: &RunDir, launch: ReplicaLaunch) -> Result<(),
         envs: launch.envs,
         port: launch.port,
         stop_grace_ms: u64::try_from(launch.stop_grace.as_millis()).unwrap_or(u64::MAX),
-        lifeline: launch.lifeline,
     };
     let target = dir.clone();
     let stopped = blocking(move || {
@@ -133,20 +136,28 @@ enum Start {
 }
 
 /// Starts a shim. It is reaped whenever it ends, even if nobody waits for the answer.
-fn start_shim(site: &Site, dir: &RunDir) -> io::Result<oneshot::Receiver<Start>> {
+fn start_shim(
+    site: &Site,
+    dir: &RunDir,
+    lifeline: Option<&Path>,
+) -> io::Result<oneshot::Receiver<Start>> {
     let complaints = File::options()
         .create(true)
         .append(true)
         .open(dir.shim_log())?;
-    let child = Command::new(&site.executable)
+    let mut command = Command::new(&site.executable);
+    command
         .arg(REPLICA_SHIM)
         .arg("--dir")
         .arg(dir.path())
         .current_dir(dir.path())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(complaints)
-        .spawn()?;
+        .stderr(complaints);
+    if let Some(path) = lifeline {
+        command.arg("--lifeline").arg(std::path::absolute(path)?);
+    }
+    let child = command.spawn()?;
     let (tell, told) = oneshot::channel();
     tokio::spawn(attend(child, tell));
     Ok(told)

@@ -62,15 +62,7 @@ impl Watcher {
             }
             if Instant::now() >= prune_at {
                 prune_at = Instant::now() + PRUNE_EVERY;
-                let site = Arc::clone(&self.site);
-                #[expect(
-                    clippy::disallowed_methods,
-                    reason = "compared with the times of files, which the same clock wrote"
-                )]
-                let pruned = blocking(move || prune::prune(&site, SystemTime::now())).await;
-                if let Err(error) = pruned {
-                    tracing::warn!(%error, "cannot drop what is left of stopped replicas");
-                }
+                self.prune().await;
             }
             tokio::select! {
                 biased;
@@ -78,6 +70,18 @@ impl Watcher {
                 () = self.site.look_now.notified() => {}
                 () = sleep(LOOK_EVERY) => {}
             }
+        }
+    }
+
+    async fn prune(&self) {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "compared with the times of files, which come from the same clock"
+        )]
+        let now = SystemTime::now();
+        let site = Arc::clone(&self.site);
+        if let Err(error) = blocking(move || prune::prune(&site, now)).await {
+            tracing::warn!(%error, "cannot drop what is left of stopped replicas");
         }
     }
 
