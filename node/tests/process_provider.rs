@@ -18,6 +18,7 @@ use raftserve_node::provider::run_dir::RunDir;
 use raftserve_node::provider::{
     End, Exit, LogQuery, Provider, ProviderError, ReplicaKey, ReplicaLaunch, ReplicaState, Step,
 };
+use raftserve_node::shim::ShimExit;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::net::UnixListener;
@@ -98,9 +99,33 @@ impl Host {
         self.dir(number).record().unwrap().unwrap()
     }
 
-    /// The replica's program, once it runs.
+    /// The replica's program, once it runs and can be counted.
     async fn child(&self, number: u32) -> ProcessStamp {
-        eventually("the program runs", async || self.record(number).child).await
+        eventually("the program runs", async || {
+            let child = self.record(number).child?;
+            self.processes(number).contains(&child.pid).then_some(child)
+        })
+        .await
+    }
+
+    /// A shim started by hand, as by a leader that was paused after all its checks.
+    fn late_shim(&self, number: u32) -> tokio::process::Child {
+        tokio::process::Command::new(env!("CARGO_BIN_EXE_raftserve"))
+            .args(["replica-shim", "--dir"])
+            .arg(self.dir(number).path())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap()
+    }
+
+    /// Prepares a replica without starting anything.
+    async fn prepare(&self, number: u32) {
+        let provider =
+            ProcessProvider::with_executable(&self.root, self.cluster, "/no/such/binary".into())
+                .unwrap();
+        provider.ensure(launch(number, SLEEPER)).await.unwrap_err();
     }
 }
 
@@ -436,6 +461,37 @@ async fn racing_ensure_and_stop_leave_nothing() {
         }
         host.assert_none_run(number);
         assert_eq!(state(&new, number).await, Some(ReplicaState::Stopped));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn late_shim_finds_the_tombstone() {
+    let host = Host::new();
+    host.prepare(1).await;
+    host.dir(1).write_tombstone().unwrap();
+    let mut late = host.late_shim(1);
+    let exit = in_time("it leaves", late.wait()).await.unwrap();
+    assert_eq!(
+        ShimExit::from_code(exit.code().unwrap()),
+        Some(ShimExit::Tombstoned)
+    );
+    assert_eq!(host.dir(1).record().unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stop_and_a_starting_shim_never_miss_each_other() {
+    let host = Host::new();
+    let provider = host.provider();
+    for number in 1..=60 {
+        host.prepare(number).await;
+        let mut late = host.late_shim(number);
+        let moment = Duration::from_micros(rand::random_range(0..6_000));
+        tokio::time::sleep(moment).await;
+        provider.stop(&key(number), LONG).await.unwrap();
+        let exit = in_time("it leaves", late.wait()).await.unwrap();
+        assert!(exit.code().is_some(), "{exit:?}");
+        host.assert_none_run(number);
+        assert_eq!(state(&provider, number).await, Some(ReplicaState::Stopped));
     }
 }
 

@@ -16,13 +16,19 @@ pub const MARKER_NAME: &str = "RAFTSERVE_REPLICA";
 /// in the kernel, which no patience mends.
 const SWEEP_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// The pause between two scans of a sweep: enough for killed processes to be gone, and for a
-/// process caught in the middle of an `exec` to show its environment.
+/// The pause between two scans of a sweep: enough for killed processes to be gone.
 const SWEEP_PAUSE: Duration = Duration::from_millis(5);
 
-/// Scans in a row that must find nothing: a process in the middle of an `exec` shows an empty
-/// environment to one of them.
+/// Scans in a row that must find nothing: a process that starts another and ends while a scan goes
+/// on can slip past one of them.
 const SWEEP_CLEAN_SCANS: u32 = 2;
+
+/// How long a sweep waits for processes in the middle of an `exec`, which show no environment until
+/// the kernel has read the new program from disk. After that they are taken for such as never will.
+const EXEC_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// The flag of the kernel's own threads in `/proc/PID/stat` (`PF_KTHREAD`).
+const KERNEL_THREAD: u64 = 0x0020_0000;
 
 /// A process beyond reuse of its number: the number and when it started, in clock ticks since boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +50,8 @@ pub struct ProcessStat {
     pub group: i32,
     /// Whether it has ended, though its parent may not have taken note.
     pub dead: bool,
+    /// Whether it is a thread of the kernel's own.
+    pub kernel: bool,
     /// Its exit status in the form of waitpid(2), meaningful once it is dead.
     pub exit_status: i32,
 }
@@ -70,7 +78,8 @@ fn parse_stat(pid: i32, text: &str) -> Option<ProcessStat> {
     let state = fields.next()?;
     let parent = fields.next()?.parse().ok()?;
     let group = fields.next()?.parse().ok()?;
-    let start = fields.nth(16)?.parse().ok()?;
+    let flags: u64 = fields.nth(3)?.parse().ok()?;
+    let start = fields.nth(12)?.parse().ok()?;
     let exit_status = fields
         .nth(29)
         .and_then(|text| text.parse().ok())
@@ -80,6 +89,7 @@ fn parse_stat(pid: i32, text: &str) -> Option<ProcessStat> {
         parent,
         group,
         dead: matches!(state, "Z" | "X" | "x"),
+        kernel: flags & KERNEL_THREAD != 0,
         exit_status,
     })
 }
@@ -169,6 +179,19 @@ pub fn marked(marker: &str) -> io::Result<Vec<i32>> {
         .collect())
 }
 
+/// Whether a process is in the middle of an `exec`, and so may carry the marker unseen: it shows
+/// neither environment nor arguments.
+fn any_in_exec() -> io::Result<bool> {
+    let is_blank = |pid: i32, what: &str| {
+        fs::read(format!("/proc/{pid}/{what}")).is_ok_and(|bytes| bytes.is_empty())
+    };
+    Ok(pids()?.any(|pid| {
+        is_blank(pid, "environ")
+            && is_blank(pid, "cmdline")
+            && stat(pid).is_some_and(|stat| !stat.dead && !stat.kernel)
+    }))
+}
+
 /// The live descendants of a process, itself excluded.
 fn descendants(root: i32) -> io::Result<Vec<i32>> {
     let table: BTreeMap<i32, ProcessStat> = pids()?
@@ -228,7 +251,12 @@ pub fn sweep(marker: &str, also: Also) -> io::Result<()> {
             }
             found.extend(others);
         }
-        clean = if found.is_empty() { clean + 1 } else { 0 };
+        let unclear = start.elapsed() < EXEC_TIME_MAX && any_in_exec()?;
+        clean = if found.is_empty() && !unclear {
+            clean + 1
+        } else {
+            0
+        };
         if clean == SWEEP_CLEAN_SCANS {
             return Ok(());
         }
@@ -255,6 +283,7 @@ mod tests {
         let read = parse_stat(12, &format!("12 (a) b (c)) {}", fields.join(" "))).unwrap();
         assert_eq!(read.stamp, ProcessStamp { pid: 12, start: 22 });
         assert_eq!((read.parent, read.group, read.dead), (4, 5, false));
+        assert!(!read.kernel);
         assert_eq!(read.exit_status, 52);
     }
 
@@ -276,6 +305,15 @@ mod tests {
         child.wait().unwrap();
         assert_eq!(stamp.unreaped_status(), None);
         stamp.kill().unwrap();
+    }
+
+    #[test]
+    fn kernel_threads_are_known() {
+        // The parent of all kernel threads, where they are in sight.
+        if fs::read("/proc/2/comm").is_ok_and(|name| name == b"kthreadd\n") {
+            assert!(stat(2).unwrap().kernel);
+        }
+        assert!(!stat(1).unwrap().kernel);
     }
 
     #[test]

@@ -73,10 +73,6 @@ mod tests {
     use super::*;
     use crate::provider::ReplicaKey;
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "compared with the times of files, which come from the same clock"
-    )]
     #[test]
     #[expect(
         clippy::disallowed_methods,
