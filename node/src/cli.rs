@@ -79,8 +79,9 @@ async fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Events(args) => events::run(args).await,
         Verb::Completions { shell } => {
             let mut command = Cli::command();
-            clap_complete::generate(shell, &mut command, "raftserve", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut command, "raftserve", &mut script);
+            output::write(&script)
         }
     }
 }

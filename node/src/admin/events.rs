@@ -71,7 +71,7 @@ impl Events for EventsApi {
             filter,
             after,
             bookmark_at: Instant::now(),
-            batches,
+            outbox: Outbox(batches),
         };
         tokio::spawn(async move {
             let _permit = permit;
@@ -93,7 +93,27 @@ struct Watch {
     after: LogIndex,
     /// When a bookmark is due, once the stream has caught up.
     bookmark_at: Instant,
-    batches: mpsc::Sender<v1::WatchEventsResponse>,
+    outbox: Outbox,
+}
+
+/// Where a watch's batches go, until the client reads them.
+struct Outbox(mpsc::Sender<v1::WatchEventsResponse>);
+
+impl Outbox {
+    /// Waits for room, though not for ever.
+    ///
+    /// # Errors
+    /// Why the watch has to end, or nothing if the client is gone.
+    async fn send(&self, batch: v1::WatchEventsResponse) -> Result<(), Option<Status>> {
+        let index = batch.log_index;
+        match timeout(UNREAD_MAX, self.0.send(batch)).await {
+            Ok(sent) => sent.map_err(|_| None),
+            Err(_) => Err(Some(Reason::SlowConsumer.status_with(
+                format!("the stream was not read for {UNREAD_MAX:?}; resume it from index {index}"),
+                [("next_index", index.to_string())],
+            ))),
+        }
+    }
 }
 
 impl Watch {
@@ -111,7 +131,7 @@ impl Watch {
             tokio::select! {
                 biased;
                 () = closing.cancelled() => return Some(stopping()),
-                () = self.batches.closed() => return None,
+                () = self.outbox.0.closed() => return None,
                 changed = applied.changed() => if changed.is_err() {
                     return Some(stopping());
                 },
@@ -148,19 +168,9 @@ impl Watch {
     }
 
     async fn send(&mut self, batch: v1::WatchEventsResponse) -> Result<(), Option<Status>> {
-        match timeout(UNREAD_MAX, self.batches.send(batch)).await {
-            Ok(Ok(())) => {
-                self.bookmark_at = Instant::now() + BOOKMARK_EVERY;
-                Ok(())
-            }
-            Ok(Err(_)) => Err(None),
-            Err(_) => Err(Some(Reason::SlowConsumer.status_with(
-                format!(
-                    "the stream was not read for {UNREAD_MAX:?}; resume it from the next index"
-                ),
-                [("next_index", (self.after.0 + 1).to_string())],
-            ))),
-        }
+        self.outbox.send(batch).await?;
+        self.bookmark_at = Instant::now() + BOOKMARK_EVERY;
+        Ok(())
     }
 }
 
@@ -218,3 +228,6 @@ fn read(state: &State, after: LogIndex, filter: Option<&ServiceName>) -> Result<
     }
     Ok(page)
 }
+
+#[cfg(test)]
+mod tests;

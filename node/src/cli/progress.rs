@@ -5,7 +5,7 @@ mod plan;
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep_until};
 
@@ -95,6 +95,23 @@ async fn look(
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "shows the age of times that a leader's wall clock gave"
+)]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
+
+/// How long a replica has been there; nothing if clocks disagree.
+fn age(replica: &v1::Replica, now: SystemTime) -> Duration {
+    let launched = replica.launched_at.map(SystemTime::try_from);
+    let ago = launched
+        .and_then(Result::ok)
+        .map(|at| now.duration_since(at));
+    ago.and_then(Result::ok).unwrap_or_default()
+}
+
 /// What has been shown so far.
 struct Display<'a> {
     name: &'a str,
@@ -123,7 +140,7 @@ impl<'a> Display<'a> {
             return;
         };
         let text = match self.redraw {
-            true => self.block(service, replicas, elapsed),
+            true => self.block(service, replicas, elapsed, wall_clock()),
             false => self.changes(replicas, elapsed),
         };
         // Progress that cannot be shown is no reason to stop waiting.
@@ -135,6 +152,7 @@ impl<'a> Display<'a> {
         service: &v1::Service,
         replicas: &[v1::Replica],
         elapsed: Duration,
+        now: SystemTime,
     ) -> String {
         let mut text = String::new();
         if self.drawn > 0 {
@@ -152,7 +170,12 @@ impl<'a> Display<'a> {
             let status = replica_status(replica);
             let padded = format!("{status:<20}");
             let painted = self.paint.tone(status_tone(status), &padded);
-            let line = format!("  {:>4}  {painted}  {}", replica.id, waiting_for(replica));
+            let age = brief(age(replica, now));
+            let line = format!(
+                "  {:>4}  {painted}  {age:>7}  {}",
+                replica.id,
+                waiting_for(replica)
+            );
             text.push_str(line.trim_end());
             text.push('\n');
             lines += 1;
@@ -226,13 +249,21 @@ mod tests {
             wanted_replicas: 2,
             ..v1::Service::default()
         };
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(65);
         let replicas: Vec<_> = (1..=20)
-            .map(|id| replica(id, v1::ReplicaStatus::Pending))
+            .map(|id| v1::Replica {
+                launched_at: Some(prost_types::Timestamp::default()),
+                ..replica(id, v1::ReplicaStatus::Pending)
+            })
             .collect();
-        let first = display.block(&service, &replicas, Duration::ZERO);
+        let first = display.block(&service, &replicas, Duration::ZERO, now);
         assert_eq!(first.lines().count(), 1 + ROWS_MAX);
+        assert!(
+            first.contains("PENDING                 1m 5s  waiting to be created"),
+            "{first}"
+        );
         assert!(first.starts_with("Service web: 0 of 2 replicas ready (0s)\n"));
-        let second = display.block(&service, &replicas[..1], Duration::ZERO);
+        let second = display.block(&service, &replicas[..1], Duration::ZERO, now);
         assert!(second.starts_with(&format!("\x1b[{}A\x1b[0J", 1 + ROWS_MAX)));
         assert_eq!(display.drawn, 2);
     }
