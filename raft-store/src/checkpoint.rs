@@ -23,7 +23,6 @@ use crate::disk::{Disk, RealDisk, read_file, write_atomically};
 use crate::raft::{Applied, StateReader};
 use crate::snapshot::SnapshotHead;
 use crate::state::State;
-use crate::store::DirectoryLock;
 use crate::wal::{Failed, Wal};
 
 const STATE_DIR: &str = "state";
@@ -125,21 +124,14 @@ pub struct Checkpoint {
     dir: PathBuf,
     wal: Arc<Wal>,
     reader: StateReader,
-    _lock: Arc<DirectoryLock>,
 }
 
 impl Checkpoint {
-    pub(crate) fn new(
-        dir: &Path,
-        wal: Arc<Wal>,
-        reader: StateReader,
-        lock: Arc<DirectoryLock>,
-    ) -> Self {
+    pub(crate) fn new(dir: &Path, wal: Arc<Wal>, reader: StateReader) -> Self {
         Self {
             dir: dir.to_owned(),
             wal,
             reader,
-            _lock: lock,
         }
     }
 

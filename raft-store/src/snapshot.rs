@@ -199,9 +199,10 @@ pub struct Snapshot {
 pub struct Snapshots {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
-    /// Newest first, at most [`KEPT`], each verified. Held while one is put in place, so that building and
-    /// installing take turns.
+    /// Newest first, at most [`KEPT`], each verified. Never held across file access: the log asks for it.
     kept: Mutex<Vec<Snapshot>>,
+    /// Held while one is put in place, so that building and installing take turns.
+    turn: Mutex<()>,
     /// Tells temporary files apart.
     sequence: Mutex<u64>,
 }
@@ -251,6 +252,7 @@ impl Snapshots {
             disk,
             dir: dir.to_owned(),
             kept: Mutex::new(kept),
+            turn: Mutex::new(()),
             sequence: Mutex::new(0),
         })
     }
@@ -336,13 +338,24 @@ impl Snapshots {
         writer.finish()
     }
 
-    /// Puts a whole snapshot in place, from [`Snapshots::receive`] or from elsewhere (then it is copied), and
-    /// reads its state. Verified first. Blocks.
+    /// Puts a whole snapshot up to `expected` in place, from [`Snapshots::receive`] or from elsewhere (then it is
+    /// copied), and reads its state. Verified first. Blocks.
     ///
     /// # Errors
     /// See [`SnapshotError`]; the snapshots in place are untouched.
-    pub fn install(&self, file: &SnapshotFile) -> Result<(Snapshot, State), SnapshotError> {
+    pub fn install(
+        &self,
+        file: &SnapshotFile,
+        expected: Option<LogId>,
+    ) -> Result<(Snapshot, State), SnapshotError> {
         let (head, state) = file.load()?;
+        if head.last != expected {
+            return Err(SnapshotError::Corrupt {
+                path: file.path.clone(),
+                offset: 0,
+                what: "it is another snapshot than was announced",
+            });
+        }
         if let Some(current) = self.current()
             && current.head == head
         {
@@ -379,15 +392,15 @@ impl Snapshots {
                 what: "it is not the snapshot that was written",
             });
         }
-        let mut kept = self.kept();
-        if let Some(current) = kept.first()
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(current) = self.current()
             && current.head.last >= head.last
         {
             self.discard(&file);
             let held = current.head.last.unwrap_or_default();
             return match head.last.unwrap_or_default() {
                 offered if offered < held => Err(SnapshotError::Older { offered, held }),
-                _ => Ok(current.clone()),
+                _ => Ok(current),
             };
         }
         let path = self.dir.join(file_name(head.last));
@@ -402,14 +415,17 @@ impl Snapshots {
                 file: file.file,
             },
         };
+        let mut kept = self.kept();
         kept.insert(0, snapshot.clone());
-        self.drop_oldest(&mut kept);
+        let keep = KEPT.min(kept.len());
+        let oldest = kept.split_off(keep);
+        drop(kept);
+        self.remove(&oldest);
         Ok(snapshot)
     }
 
-    fn drop_oldest(&self, kept: &mut Vec<Snapshot>) {
-        while kept.len() > KEPT {
-            let Some(oldest) = kept.pop() else { return };
+    fn remove(&self, oldest: &[Snapshot]) {
+        for oldest in oldest {
             if let Err(error) = self.disk.remove(&oldest.file.path) {
                 let path = oldest.file.path.display();
                 tracing::warn!(%error, %path, "cannot remove an old snapshot");

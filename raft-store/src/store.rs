@@ -130,6 +130,7 @@ impl Store {
         let snapshots = Snapshots::open(Arc::clone(&disk), &snapshot_dir);
         let snapshots = Arc::new(snapshots.map_err(OpenError::Snapshot)?);
         let wal = Wal::open(Arc::clone(&disk), &wal_dir, self.wal).map_err(OpenError::Wal)?;
+        let wal = wal.holding(Arc::clone(dir.lock()));
         if !dir.log_was_made() {
             dir.note_log_made()?;
         }
@@ -151,15 +152,10 @@ impl Store {
         let machine = StateMachine::new(applied, Arc::clone(&snapshots), Arc::clone(lock));
         let reader = machine.reader();
         Opened {
-            log: LogStore::new(Arc::clone(&wal), Arc::clone(&snapshots), Arc::clone(lock)),
+            log: LogStore::new(Arc::clone(&wal), Arc::clone(&snapshots)),
             machine,
             trigger: SnapshotTrigger::new(Arc::clone(&wal), Arc::clone(&snapshots), reader.clone()),
-            checkpoint: Checkpoint::new(
-                dir.path(),
-                Arc::clone(&wal),
-                reader.clone(),
-                Arc::clone(lock),
-            ),
+            checkpoint: Checkpoint::new(dir.path(), Arc::clone(&wal), reader.clone()),
             reader,
             wal,
             snapshots,

@@ -31,6 +31,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use crate::codec::CodecError;
 use crate::disk::{Disk, DiskFile};
 use crate::entry::{LogId, Vote};
+use crate::identity::DirectoryLock;
 pub use format::EncodedEntry;
 use format::{Header, Kind};
 use recovery::Recovery;
@@ -228,6 +229,8 @@ pub struct Wal {
     room: Arc<Semaphore>,
     thread: Mutex<Option<JoinHandle<()>>>,
     torn: Option<TornTail>,
+    /// What must outlive the writer, which still writes marks when it is closed.
+    _lock: Option<Arc<DirectoryLock>>,
 }
 
 impl std::fmt::Debug for Wal {
@@ -274,8 +277,15 @@ impl Wal {
             room: Arc::new(Semaphore::new(QUEUE_MAX)),
             thread: Mutex::new(None),
             torn,
+            _lock: None,
         };
         Ok((wal, writer))
+    }
+
+    /// The log, which now holds the lock on its directory until it is closed.
+    pub(crate) fn holding(mut self, lock: Arc<DirectoryLock>) -> Self {
+        self._lock = Some(lock);
+        self
     }
 
     /// What was cut off when the log was opened.

@@ -13,7 +13,6 @@ use openraft::{OptionalSend, RaftLogReader};
 use super::TypeConfig;
 use super::convert::{from_stored, log_id_from, log_id_to, to_stored, vote_from, vote_to};
 use crate::snapshot::Snapshots;
-use crate::store::DirectoryLock;
 use crate::wal::Wal;
 
 /// Bytes of entries in one answer to replication: what one message to a follower may carry.
@@ -37,15 +36,13 @@ pub struct LogReader {
 pub struct LogStore {
     reader: LogReader,
     snapshots: Arc<Snapshots>,
-    _lock: Arc<DirectoryLock>,
 }
 
 impl LogStore {
-    pub(crate) fn new(wal: Arc<Wal>, snapshots: Arc<Snapshots>, lock: Arc<DirectoryLock>) -> Self {
+    pub(crate) fn new(wal: Arc<Wal>, snapshots: Arc<Snapshots>) -> Self {
         Self {
             reader: LogReader { wal },
             snapshots,
-            _lock: lock,
         }
     }
 

@@ -201,16 +201,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             return Err(io::Error::other(SnapshotError::Older { offered, held }));
         }
         let snapshots = Arc::clone(&self.snapshots);
-        let installing = tokio::task::spawn_blocking(move || snapshots.install(&snapshot));
+        let installing = tokio::task::spawn_blocking(move || snapshots.install(&snapshot, offered));
         let (installed, state) = installing
             .await
             .map_err(io::Error::other)?
             .map_err(io::Error::other)?;
-        if installed.head.last != offered {
-            return Err(io::Error::other(
-                "the snapshot's file is not the one announced",
-            ));
-        }
         self.state = state;
         self.last = installed.head.last;
         self.membership = Arc::new(installed.head.membership);

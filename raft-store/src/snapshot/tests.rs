@@ -100,15 +100,17 @@ fn a_received_one_replaces_an_older_and_never_a_newer() {
     for (at, piece) in bytes.chunks(100).enumerate() {
         received.write(at as u64 * 100, piece).unwrap();
     }
-    let (installed, restored) = follower.install(&received).unwrap();
+    let (installed, restored) = follower.install(&received, head(7).last).unwrap();
     assert_eq!(
         (installed.head, restored.digest()),
         (head(7), state(7).digest())
     );
     assert_eq!(follower.current().unwrap().head, head(7));
 
+    let wrong = follower.install(&sent.file, head(8).last);
+    assert!(matches!(wrong, Err(SnapshotError::Corrupt { .. })));
     let old = build(&open(&SimulatedDisk::default()), 4);
-    let refused = follower.install(&old.file);
+    let refused = follower.install(&old.file, head(4).last);
     assert!(matches!(refused, Err(SnapshotError::Older { .. })));
     assert_eq!(
         build(&follower, 6).head,
@@ -135,7 +137,7 @@ fn what_was_received_in_part_is_not_installed_and_goes_with_a_restart() {
         .write(0, &sent.file.read(0, part).unwrap())
         .unwrap();
     assert!(matches!(
-        follower.install(&received),
+        follower.install(&received, head(7).last),
         Err(SnapshotError::Corrupt { .. })
     ));
     assert!(open(&disk).current().is_none());

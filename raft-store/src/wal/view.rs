@@ -132,12 +132,14 @@ impl View {
 
     /// Takes entries that are not written yet. Returns the epoch that they belong to.
     pub(super) fn append(&mut self, entries: &[EncodedEntry]) -> Result<u64, OutOfOrder> {
-        for entry in entries {
+        let first = entries.first().map_or(0, |entry| entry.id.index.0);
+        for (entry, expected) in entries.iter().zip(self.next().unwrap_or(first)..) {
             let got = entry.id.index.0;
-            let expected = self.next().unwrap_or(got);
             if got != expected {
                 return Err(OutOfOrder { got, expected });
             }
+        }
+        for entry in entries {
             self.push_place(entry.id, NOT_WRITTEN);
             self.cached_bytes += entry.body().len();
             self.cache.push_back(entry.body().clone());
