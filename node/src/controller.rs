@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::consensus::{Consensus, ProposeError};
+use crate::consensus::{Consensus, MemberView, ProposeError};
 use crate::provider::{Provider, ProviderError, ReplicaState, port};
 use crate::share::Share;
 use effects::Effects;
@@ -247,15 +247,39 @@ impl<'a> Reign<'a> {
             })
             .map(|replica| replica.id)
             .collect();
+        let mut launch_failures = self.effects.launch_failures();
+        if let Some(said) = self.host_not_shared(&members) {
+            let unstarted = state
+                .replicas()
+                .filter(|replica| matches!(replica.phase, Phase::Pending));
+            launch_failures.extend(unstarted.map(|replica| (replica.id, said.clone())));
+        }
         Observed {
             exists: self.exists.clone(),
             probes: self.probes.views(),
             drained,
-            launch_failures: self.effects.launch_failures(),
+            launch_failures,
             stop_failures: self.effects.stop_failures(),
             stopped: self.effects.stopped(),
             now: LogTime(clock::unix_ms()).max(state.now()),
         }
+    }
+
+    /// Why processes of this host cannot be replicas: another leader could not see them. A peer that
+    /// was not heard yet says nothing against it.
+    fn host_not_shared(&self, members: &[MemberView]) -> Option<String> {
+        let host = |id| {
+            let said = self.controller.consensus.peer_info(id);
+            said.map(|said| said.host)
+        };
+        let own = host(self.controller.consensus.node_id());
+        let elsewhere = members
+            .iter()
+            .find(|member| host(member.id).is_some_and(|other| Some(other) != own))?;
+        Some(format!(
+            "the process provider needs all peers on one host with one --replica-root, and peer {} at {} has another",
+            elsewhere.id, elsewhere.address
+        ))
     }
 
     fn wake_after(&self, state: &State, plan: &Plan) -> Duration {

@@ -1,6 +1,5 @@
 //! One peer of raftserve: everything behind the binary `raftserve`, which is only [`main`]. It is a
 //! library so that tests can drive real parts; it is not meant for use by other crates.
-#![allow(dead_code)]
 
 use std::process::ExitCode;
 

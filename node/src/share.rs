@@ -205,7 +205,6 @@ impl Share {
         let lease = lock(&self.leases).report(
             Instant::now(),
             from,
-            report.incarnation,
             report.applied,
             report.loads.into_iter().collect(),
             leads,

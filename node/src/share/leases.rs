@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use raftserve_model::{Generation, Incarnation, LogIndex, NodeId, ReplicaId};
+use raftserve_model::{Generation, LogIndex, NodeId, ReplicaId};
 
 /// How long a peer may use what it read without hearing from the leader: several times the longest
 /// failover, so that losing a leader does not stop sessions.
@@ -21,12 +21,11 @@ const PRESUMED_DEAD: Duration = Duration::from_secs(5);
 /// What is known of another peer.
 #[derive(Debug)]
 struct Peer {
-    incarnation: Incarnation,
     /// What it last said; what a former life of it applied says nothing of this one.
     applied: LogIndex,
     heard: Instant,
     loads: BTreeMap<ReplicaId, u32>,
-    /// When it was last given a lease in this reign, whichever life of it asked.
+    /// When it was last given a lease in this reign, whichever life of its process asked.
     granted: Option<Instant>,
 }
 
@@ -67,7 +66,6 @@ impl Leases {
         &mut self,
         now: Instant,
         from: NodeId,
-        incarnation: Incarnation,
         applied: LogIndex,
         loads: BTreeMap<ReplicaId, u32>,
         leads: bool,
@@ -76,7 +74,6 @@ impl Leases {
         let before = self.peers.get(&from).and_then(|peer| peer.granted);
         let granted = lease.map(|_| now).or(before);
         let peer = Peer {
-            incarnation,
             applied,
             heard: now,
             loads,
@@ -155,11 +152,10 @@ mod tests {
             Self { leases, start }
         }
 
-        fn report(&mut self, at_ms: u64, node: u64, life: u64, applied: u64) -> Option<Generation> {
+        fn report(&mut self, at_ms: u64, node: u64, applied: u64) -> Option<Generation> {
             self.leases.report(
                 self.start + Duration::from_millis(at_ms),
                 NodeId(node),
-                Incarnation(life),
                 LogIndex(applied),
                 BTreeMap::new(),
                 true,
@@ -176,22 +172,22 @@ mod tests {
     fn fence_waits_for_the_slowest_lease_holder() {
         let mut world = World::new();
         assert_eq!(world.reached(0), 0, "nobody was heard yet");
-        assert_eq!(world.report(1, 2, 1, 50), Some(REIGN));
+        assert_eq!(world.report(1, 2, 50), Some(REIGN));
         assert_eq!(
             world.reached(2),
             0,
             "peer 3 may hold a former leader's lease"
         );
-        world.report(3, 3, 1, 70);
+        world.report(3, 3, 70);
         assert_eq!(world.reached(4), 50);
-        world.report(5, 2, 1, 100);
+        world.report(5, 2, 100);
         assert_eq!(world.reached(6), 70);
     }
 
     #[test]
     fn fence_passes_a_silent_peer_once_its_lease_is_surely_over() {
         let mut world = World::new();
-        world.report(1_000, 2, 1, 50);
+        world.report(1_000, 2, 50);
         assert_eq!(world.reached(4_750), 0, "peer 3, unheard in this reign");
         assert_eq!(world.reached(4_751), 50);
         assert_eq!(world.reached(5_750), 50, "peer 2, granted at one second");
@@ -201,26 +197,23 @@ mod tests {
     #[test]
     fn fence_does_not_move_without_a_reign() {
         let mut world = World::new();
-        world.report(1, 2, 1, 50);
-        world.report(1, 3, 1, 50);
+        world.report(1, 2, 50);
+        world.report(1, 3, 50);
         world.leases.end_reign();
         assert_eq!(world.reached(60_000), 0);
-        assert_eq!(world.report(2, 2, 1, 60), None, "and no lease is given");
+        assert_eq!(world.report(2, 2, 60), None, "and no lease is given");
     }
 
     #[test]
-    fn a_restarted_peer_does_not_shorten_the_lease_of_its_former_life() {
+    fn a_report_without_a_grant_does_not_shorten_the_lease_given_before() {
         let mut world = World::new();
-        world.report(4_000, 2, 1, 50);
-        world.report(4_001, 3, 1, 100);
-        world.leases.report(
-            world.start + Duration::from_millis(4_002),
-            NodeId(2),
-            Incarnation(2),
-            LogIndex(10),
-            BTreeMap::new(),
-            false,
-        );
+        world.report(4_000, 2, 50);
+        world.report(4_001, 3, 100);
+        let now = world.start + Duration::from_millis(4_002);
+        let lease = world
+            .leases
+            .report(now, NodeId(2), LogIndex(10), BTreeMap::new(), false);
+        assert_eq!(lease, None);
         assert_eq!(world.reached(4_800), 10);
     }
 
@@ -239,16 +232,16 @@ mod tests {
             !drained(&world, 5_000),
             "others may not have been heard yet"
         );
-        world.report(1, 2, 1, 59);
-        world.report(1, 3, 1, 60);
+        world.report(1, 2, 59);
+        world.report(1, 3, 60);
         assert!(!drained(&world, 2), "peer 2 may not know yet");
         let loads = BTreeMap::from([(replica, 1)]);
         let now = world.start + Duration::from_millis(3);
         world
             .leases
-            .report(now, NodeId(2), Incarnation(1), LogIndex(60), loads, true);
+            .report(now, NodeId(2), LogIndex(60), loads, true);
         assert!(!drained(&world, 4), "peer 2 has a request in flight");
-        world.report(5, 2, 1, 60);
+        world.report(5, 2, 60);
         assert!(drained(&world, 6));
     }
 }
