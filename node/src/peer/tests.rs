@@ -14,12 +14,13 @@ use super::wire::raft as raft_wire;
 use super::*;
 use crate::consensus::ProposeError;
 
+mod appends;
 mod bootstrapping;
 mod leading;
 mod strangers;
 
 /// No condition in these tests takes nearly as long on a healthy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A peer's place: its directory and address outlive its process.
 struct Place {

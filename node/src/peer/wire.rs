@@ -255,6 +255,45 @@ mod tests {
         assert!(matches!(decode::<ExchangeHead>(&[]), Err(WireError::Empty)));
     }
 
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Peers of neighbouring releases talk to each other: a change here needs a new frame version.
+    #[test]
+    fn version_1_keeps_its_bytes() {
+        let announcement = Announcement {
+            cluster: ClusterId([7; 16]),
+            node: NodeId(3),
+            nonce: 1 << 40,
+            incarnation: Incarnation(300),
+            peer_address: "a:1".to_owned(),
+            admin_address: "a:2".to_owned(),
+            proxy_address: "a:3".to_owned(),
+            host: "h".to_owned(),
+            version: "0".to_owned(),
+        };
+        assert_eq!(
+            hex(&encode(&announcement)),
+            "010707070707070707070707070707070703fd0000000000010000fb2c0103613a3103613a3203613a3301680130"
+        );
+        let propose = ProposeRequest {
+            action: Action::OpenClient,
+            within_ms: 250,
+        };
+        assert_eq!(hex(&encode(&propose)), "0101fa");
+        let done = ProposeReply::Done {
+            index: 77,
+            outcome: Outcome::Index(raftserve_model::LogIndex(77)),
+        };
+        assert_eq!(hex(&encode(&done)), "01004d014d");
+        let standing = HelloReply {
+            standing: Standing::Pristine { nonce: 9 },
+            announcement: None,
+        };
+        assert_eq!(hex(&encode(&standing)), "01000900");
+    }
+
     #[test]
     fn a_hostile_length_prefix_is_an_error() {
         // A sequence that claims 2^60 bytes.

@@ -1,4 +1,3 @@
-use openraft::async_runtime::watch::WatchReceiver;
 use raftserve_model::LogIndex;
 
 use super::*;
@@ -84,7 +83,7 @@ async fn without_a_quorum_calls_end_in_their_time_and_say_what_is_known() {
     assert!(matches!(refused, Err(ProposeError::NotProposed { .. })));
     assert!(alone.read_barrier(short).await.is_err());
     assert!(alone.transfer_leader(None, short).await.is_err());
-    assert!(began.elapsed() < 5 * short + Duration::from_secs(1));
+    assert!(began.elapsed() < Duration::from_secs(10));
     stop_all(peers).await;
 }
 
@@ -252,15 +251,23 @@ async fn a_peer_that_was_away_for_too_long_is_sent_a_snapshot() {
 
     let back = places.start(away).await;
     assert_eq!(clients_seen_by(&back).await, 2);
-    let snapshot = back.core.raft.metrics().borrow_watched().snapshot;
-    assert!(snapshot.is_some_and(|id| id.index >= purged.index));
+    // Raft's core hears of it a moment after the state shows it.
+    back.core
+        .raft
+        .wait(Some(PATIENCE))
+        .metrics(
+            |metrics| metrics.snapshot.is_some_and(|id| id.index >= purged.index),
+            "the leader's snapshot",
+        )
+        .await
+        .unwrap();
     assert_eq!(clients_seen_by(leading).await, 2);
     peers[away] = Some(back);
     stop_all(peers).await;
 }
 
 /// A command of about `bytes` bytes that changes nothing: no control has begun under its generation.
-fn bulky(bytes: usize) -> Action {
+pub(super) fn bulky(bytes: usize) -> Action {
     Action::Control {
         generation: raftserve_model::Generation(u64::MAX),
         changes: vec![raftserve_store::command::Change::CleanupFailed {

@@ -117,3 +117,31 @@ fn a_snapshot_head_survives_the_wire() {
     assert_eq!(read.bytes, 77);
     assert_eq!(read.meta().unwrap(), meta);
 }
+
+/// Peers of neighbouring releases talk to each other: a change here needs a new frame version.
+#[test]
+fn version_1_keeps_its_bytes() {
+    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
+    let entries = [EntryPayload::Blank, EntryPayload::Membership(members())];
+    let entries = entries
+        .into_iter()
+        .zip(10..)
+        .map(|(payload, index)| openraft::Entry {
+            log_id: log_id(index),
+            payload,
+        });
+    let packed = PackedAppend::new(request(entries.collect()));
+    assert_eq!(
+        hex(&super::super::encode(&packed.head)),
+        "01030201010302090103020802"
+    );
+    assert_eq!(
+        hex(&packed.entries),
+        "03020a0003020b02010301020303010b0b706565722d313a3730303102160b706565722d323a3730303103210b706565722d333a37303031"
+    );
+    let vote = openraft::raft::VoteRequest::new(RaftVote::new(3, NodeId(2)), Some(log_id(9)));
+    assert_eq!(
+        hex(&super::super::encode(&VoteRequest::from(vote))),
+        "010302000103020900"
+    );
+}
