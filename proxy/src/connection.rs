@@ -30,8 +30,8 @@ const STREAMS_MAX: u32 = 256;
 const PING: Duration = Duration::from_secs(20);
 
 /// How long a connection without a request yet holds up a proxy that closes: a client sends its first
-/// request right after it has connected, so this is some round trips.
-const FIRST_REQUEST_WITHIN: Duration = Duration::from_millis(500);
+/// request right after it has connected, so this is some round trips, and a busy host.
+const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(1);
 
 /// The largest head of a request, as a list of fields in HTTP/2 and as text in HTTP/1.
 const HEAD_BYTES_MAX: u32 = 64 << 10;

@@ -13,7 +13,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use raftserve_proxy::{NoSessions, ProxyConfig};
 use support::{Hand, LIMIT, Rig, by_hand, config, get, service, soon, until, upstream};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
@@ -158,7 +158,13 @@ async fn a_connection_accepted_at_the_last_moment_gets_its_first_answer() {
     let mut client = Hand::connect(rig.address).await;
     let address = rig.address;
     let stopped = tokio::spawn(rig.proxy.shutdown(LIMIT));
-    let closed = async { while TcpStream::connect(address).await.is_ok() {} };
+    // Not told by a connect: one that meets the closing listener waits for a second.
+    // A refused bind never waits, so it must let the others run by itself.
+    let closed = async {
+        while TcpListener::bind(address).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
     soon("a closed port", closed).await;
     client.send(GET).await;
     let mut replica = soon("a request", connections.recv())

@@ -115,7 +115,9 @@ impl Session<'_> {
             Ok(Ok(_)) => self.waits_for("its binding has not reached this peer yet"),
             Ok(Err(BindError::Unavailable(reason))) => self.waits_for(&reason),
             Ok(Err(BindError::Refused(reason))) => return Err(Refusal::SessionRefused(reason)),
-            Err(_) => self.waits_for("it could not be bound in time"),
+            // What an earlier try was told says more.
+            Err(_) if self.why.is_empty() => self.waits_for("it could not be bound in time"),
+            Err(_) => {}
         }
         Ok(())
     }
