@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 use self::sled::SledStore;
 use crate::codec::{self, CodecError};
 use crate::disk::{Disk, RealDisk, read_file, write_atomically};
+use crate::identity::DirectoryLock;
 use crate::raft::{Applied, StateReader};
 use crate::snapshot::SnapshotHead;
 use crate::state::State;
@@ -124,14 +125,21 @@ pub struct Checkpoint {
     dir: PathBuf,
     wal: Arc<Wal>,
     reader: StateReader,
+    _lock: Arc<DirectoryLock>,
 }
 
 impl Checkpoint {
-    pub(crate) fn new(dir: &Path, wal: Arc<Wal>, reader: StateReader) -> Self {
+    pub(crate) fn new(
+        dir: &Path,
+        wal: Arc<Wal>,
+        reader: StateReader,
+        lock: Arc<DirectoryLock>,
+    ) -> Self {
         Self {
             dir: dir.to_owned(),
             wal,
             reader,
+            _lock: lock,
         }
     }
 

@@ -107,7 +107,7 @@ impl Store {
     /// Opens the store in `dir`, or makes one if the peer never had one. Reads and verifies all of it, and
     /// restores the state of the newest snapshot; openraft applies the log from there. Blocks.
     ///
-    /// The lock on the directory is held until all parts are dropped.
+    /// The lock on the directory is held until the log is closed, and `dir` and the checkpoint are dropped.
     ///
     /// # Errors
     /// [`OpenError`]; each says what to do.
@@ -148,14 +148,18 @@ impl Store {
         snapshots: Arc<Snapshots>,
         applied: Applied,
     ) -> Opened {
-        let lock = dir.lock();
-        let machine = StateMachine::new(applied, Arc::clone(&snapshots), Arc::clone(lock));
+        let machine = StateMachine::new(applied, Arc::clone(&snapshots));
         let reader = machine.reader();
         Opened {
             log: LogStore::new(Arc::clone(&wal), Arc::clone(&snapshots)),
             machine,
             trigger: SnapshotTrigger::new(Arc::clone(&wal), Arc::clone(&snapshots), reader.clone()),
-            checkpoint: Checkpoint::new(dir.path(), Arc::clone(&wal), reader.clone()),
+            checkpoint: Checkpoint::new(
+                dir.path(),
+                Arc::clone(&wal),
+                reader.clone(),
+                Arc::clone(dir.lock()),
+            ),
             reader,
             wal,
             snapshots,

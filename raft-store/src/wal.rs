@@ -11,7 +11,9 @@
 //!
 //! The log knows nothing about the Raft library, and of entries only their ids.
 
+mod error;
 mod format;
+mod queue;
 mod recovery;
 #[cfg(test)]
 mod tests;
@@ -21,24 +23,25 @@ mod writer;
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot, watch};
 
-use crate::codec::CodecError;
 use crate::disk::{Disk, DiskFile};
 use crate::entry::{LogId, Vote};
 use crate::identity::DirectoryLock;
+pub use error::{AppendError, Failed, WalError};
 pub use format::EncodedEntry;
 use format::{Header, Kind};
+use queue::{Done, Item, Shared, lock};
 use recovery::Recovery;
 pub use recovery::TornTail;
 pub use view::OutOfOrder;
 use view::{Fetch, Place};
-use writer::{Active, Item, Marks, Sealed, Shared, Writer, lock};
+use writer::{Active, Marks, Sealed, Writer};
 
 /// Large enough that removing one is rare and an open file per segment costs nothing, small enough that
 /// purging returns space soon.
@@ -69,168 +72,14 @@ impl Default for WalOptions {
     }
 }
 
-/// Why a log cannot be opened, or written any further.
-#[derive(Debug, thiserror::Error)]
-pub enum WalError {
-    /// The operating system refused.
-    #[error("cannot {what} {}", .path.display())]
-    Io {
-        /// What was being done.
-        what: &'static str,
-        /// To which file or directory.
-        path: PathBuf,
-        /// What it said.
-        source: io::Error,
-    },
-    /// Data that was durable has changed.
-    #[error(
-        "log segment {} is corrupt at byte {offset}: {what}. Put back the file from a copy made while the peer \
-         was stopped; or remove this peer's data directory, so that it joins again under a new id",
-        .path.display()
-    )]
-    Corrupt {
-        /// The segment.
-        path: PathBuf,
-        /// Where in it.
-        offset: u64,
-        /// What is wrong there.
-        what: String,
-        /// What could not be decoded, if that is what is wrong.
-        source: Option<CodecError>,
-    },
-    /// A segment is not there.
-    #[error(
-        "log segment {} is missing. Put it back from a copy made while the peer was stopped; or remove this \
-         peer's data directory, so that it joins again under a new id",
-        .path.display()
-    )]
-    Missing {
-        /// The segment.
-        path: PathBuf,
-    },
-    /// Written by a newer release.
-    #[error(
-        "log segment {} holds format {found} at byte {offset}, which this release does not know. Run the release \
-         that wrote it, or a later one",
-        .path.display()
-    )]
-    Format {
-        /// The segment.
-        path: PathBuf,
-        /// Where in it.
-        offset: u64,
-        /// The version found.
-        found: u16,
-    },
-    /// A record has no encoding.
-    #[error("cannot encode a log record")]
-    Encode(#[source] CodecError),
-    /// The writing thread cannot be started.
-    #[error("cannot start the log writer")]
-    Thread(#[source] io::Error),
-}
-
-impl WalError {
-    fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
-        let path = path.to_owned();
-        Self::Io { what, path, source }
-    }
-
-    fn corrupt(path: &Path, offset: usize, what: &str) -> Self {
-        Self::Corrupt {
-            path: path.to_owned(),
-            offset: offset as u64,
-            what: what.to_owned(),
-            source: None,
-        }
-    }
-
-    fn body(path: &Path, offset: usize, source: CodecError) -> Self {
-        Self::Corrupt {
-            path: path.to_owned(),
-            offset: offset as u64,
-            what: "a record cannot be decoded".to_owned(),
-            source: Some(source),
-        }
-    }
-
-    fn format(path: &Path, found: u16) -> Self {
-        let path = path.to_owned();
-        Self::Format {
-            path,
-            offset: 0,
-            found,
-        }
-    }
-
-    fn record_version(path: &Path, offset: usize, found: u8) -> Self {
-        Self::Format {
-            path: path.to_owned(),
-            offset: offset as u64,
-            found: found.into(),
-        }
-    }
-
-    fn too_large(path: &Path) -> Self {
-        Self::corrupt(path, 0, "it does not fit in memory")
-    }
-}
-
-/// The log takes no more writes. What was being written may or may not be on disk.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the log takes no more writes: {reason}")]
-pub struct Failed {
-    /// The first error, with its causes.
-    pub reason: Arc<str>,
-}
-
-impl Failed {
-    fn new(reason: &str) -> Self {
-        let reason = reason.into();
-        Self { reason }
-    }
-
-    fn closed() -> Self {
-        Self::new("it was closed")
-    }
-
-    fn from(error: &dyn std::error::Error) -> Self {
-        let mut reason = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            reason.push_str(": ");
-            reason.push_str(&error.to_string());
-            cause = error.source();
-        }
-        Self::new(&reason)
-    }
-}
-
-impl From<Failed> for io::Error {
-    fn from(failed: Failed) -> Self {
-        Self::other(failed)
-    }
-}
-
-/// Why entries were not appended.
-#[derive(Debug, thiserror::Error)]
-pub enum AppendError {
-    /// They do not follow the log.
-    #[error("entries out of order")]
-    OutOfOrder(#[source] OutOfOrder),
-    /// See [`Failed`].
-    #[error(transparent)]
-    Failed(Failed),
-}
-
 /// An open log. Closed when dropped: what was queued is still written, and the writer has ended.
 pub struct Wal {
     shared: Arc<Shared>,
     room: Arc<Semaphore>,
     thread: Mutex<Option<JoinHandle<()>>>,
     torn: Option<TornTail>,
-    /// What must outlive the writer, which still writes marks when it is closed.
-    _lock: Option<Arc<DirectoryLock>>,
+    /// Kept until the writer has ended, since it still writes marks when it is closed.
+    lock: Mutex<Option<Arc<DirectoryLock>>>,
 }
 
 impl std::fmt::Debug for Wal {
@@ -277,14 +126,14 @@ impl Wal {
             room: Arc::new(Semaphore::new(QUEUE_MAX)),
             thread: Mutex::new(None),
             torn,
-            _lock: None,
+            lock: Mutex::new(None),
         };
         Ok((wal, writer))
     }
 
     /// The log, which now holds the lock on its directory until it is closed.
-    pub(crate) fn holding(mut self, lock: Arc<DirectoryLock>) -> Self {
-        self._lock = Some(lock);
+    pub(crate) fn holding(self, directory: Arc<DirectoryLock>) -> Self {
+        *lock(&self.lock) = Some(directory);
         self
     }
 
@@ -440,7 +289,8 @@ impl Wal {
         self.shared.watch_failure()
     }
 
-    /// Writes what is queued and ends the writer. Blocks. Later writes are refused.
+    /// Writes what is queued, ends the writer and gives up the lock on the directory, whoever still has a
+    /// handle to read with. Blocks. Later writes are refused.
     pub fn close(&self) {
         self.shared.close();
         if let Some(thread) = lock(&self.thread).take()
@@ -448,9 +298,10 @@ impl Wal {
         {
             tracing::error!("the log writer had panicked");
         }
+        lock(&self.lock).take();
     }
 
-    async fn wait(&self, item: impl FnOnce(writer::Done) -> Item) -> Result<(), Failed> {
+    async fn wait(&self, item: impl FnOnce(Done) -> Item) -> Result<(), Failed> {
         let (sender, receiver) = oneshot::channel();
         let done = Box::new(move |outcome| {
             // The waiter may be gone; the record is in its place all the same.

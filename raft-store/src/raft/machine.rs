@@ -17,7 +17,6 @@ use crate::command::Outcome;
 use crate::entry::{AppliedMembership, LogId};
 use crate::snapshot::{Snapshot, SnapshotError, SnapshotFile, SnapshotHead, Snapshots};
 use crate::state::State;
-use crate::store::DirectoryLock;
 
 /// Entries applied before the state is published and their proposers are answered: a fraction of a
 /// millisecond of work, so that the first of a long run does not wait for the last.
@@ -80,15 +79,10 @@ pub struct StateMachine {
     applied: Arc<ArcSwap<Applied>>,
     index: watch::Sender<LogIndex>,
     snapshots: Arc<Snapshots>,
-    _lock: Arc<DirectoryLock>,
 }
 
 impl StateMachine {
-    pub(crate) fn new(
-        applied: Applied,
-        snapshots: Arc<Snapshots>,
-        lock: Arc<DirectoryLock>,
-    ) -> Self {
+    pub(crate) fn new(applied: Applied, snapshots: Arc<Snapshots>) -> Self {
         let index = applied.last.map_or(LogIndex(0), |last| last.index);
         Self {
             state: (*applied.state).clone(),
@@ -97,7 +91,6 @@ impl StateMachine {
             applied: Arc::new(ArcSwap::from_pointee(applied)),
             index: watch::Sender::new(index),
             snapshots,
-            _lock: lock,
         }
     }
 

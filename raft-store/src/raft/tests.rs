@@ -1,11 +1,27 @@
 //! openraft's conformance suite over the real store, and what it does not look at.
 
-use openraft::StorageError;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::alias::{SnapshotOf, VoteOf};
+use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
+};
 use openraft::testing::log::{StoreBuilder, Suite};
+use openraft::{Config, OptionalSend, Raft, StorageError};
+use raftserve_model::{LogIndex, LogTime};
 
 use super::*;
+use crate::checkpoint::Checkpoint;
+use crate::command::Action;
 use crate::identity::DataDir;
+use crate::snapshot::SnapshotFile;
 use crate::store::Store;
+use crate::wal::Wal;
 
 /// A real store in a directory of its own.
 struct RealStore;
@@ -24,4 +40,159 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Rea
 #[tokio::test]
 async fn the_store_conforms_to_openrafts_suite() {
     Suite::test_all(RealStore).await.unwrap();
+}
+
+/// A cluster of one has nobody to talk to.
+struct NoPeers;
+
+fn nobody() -> Unreachable<TypeConfig> {
+    Unreachable::new(&std::io::Error::other("a cluster of one"))
+}
+
+impl RaftNetworkFactory<TypeConfig> for NoPeers {
+    type Network = Self;
+
+    async fn new_client(&mut self, _target: NodeId, _node: &PeerRecord) -> Self {
+        Self
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for NoPeers {
+    type SnapshotData = SnapshotFile;
+
+    async fn append_entries(
+        &mut self,
+        _rpc: AppendEntriesRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        Err(nobody().into())
+    }
+
+    async fn vote(
+        &mut self,
+        _rpc: VoteRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        Err(nobody().into())
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        _vote: VoteOf<TypeConfig>,
+        _snapshot: SnapshotOf<TypeConfig, SnapshotFile>,
+        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        Err(nobody().into())
+    }
+}
+
+/// A voter of one on a real store.
+struct Alone {
+    raft: Raft<TypeConfig, StateMachine>,
+    reader: StateReader,
+    wal: Arc<Wal>,
+    checkpoint: Checkpoint,
+}
+
+impl Alone {
+    async fn start(path: &Path) -> Self {
+        let opened = Store::default()
+            .open(&mut DataDir::open(path).unwrap())
+            .unwrap();
+        let config = Config {
+            max_in_snapshot_log_to_keep: 0,
+            purge_batch_size: 1,
+            ..raft_config(Profile::Fast)
+        };
+        let raft = Raft::new(
+            NodeId(1),
+            Arc::new(config),
+            NoPeers,
+            opened.log,
+            opened.machine,
+        );
+        let raft = raft.await.unwrap();
+        if !raft.is_initialized().await.unwrap() {
+            let members = BTreeMap::from([(NodeId(1), PeerRecord::default())]);
+            raft.initialize(members).await.unwrap();
+        }
+        let leads = raft.wait(Some(Duration::from_secs(10)));
+        leads
+            .current_leader(NodeId(1), "it elects itself")
+            .await
+            .unwrap();
+        Self {
+            raft,
+            reader: opened.reader,
+            wal: opened.wal,
+            checkpoint: opened.checkpoint,
+        }
+    }
+
+    async fn write(&self, count: u64) -> LogIndex {
+        let mut last = LogIndex(0);
+        for _ in 0..count {
+            let command = Command {
+                now: LogTime::default(),
+                action: Action::OpenClient,
+            };
+            let written = self.raft.client_write(command).await.unwrap();
+            last = LogIndex(written.log_id.index);
+            assert_eq!(written.data, Outcome::Index(last));
+            assert!(
+                self.reader.last().unwrap().index >= last,
+                "published before answered"
+            );
+        }
+        last
+    }
+
+    async fn snapshot(&self, upto: LogIndex) {
+        self.raft.trigger().snapshot().await.unwrap();
+        let built = self.raft.wait(Some(Duration::from_secs(10)));
+        let is_there = move |metrics: &openraft::RaftMetrics<TypeConfig>| {
+            metrics.snapshot.is_some_and(|id| id.index >= upto.0)
+                && metrics.purged.is_some_and(|id| id.index >= upto.0)
+        };
+        built.metrics(is_there, "snapshot and purge").await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_goes_on_after_every_kind_of_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut clients = 0;
+    for (round, clean) in [(0, false), (1, true), (2, false), (3, true), (4, false)] {
+        let alone = Alone::start(dir.path()).await;
+        assert_eq!(
+            alone.reader.state().client_count(),
+            clients,
+            "round {round}"
+        );
+        let last = alone.write(20).await;
+        if round % 2 == 0 {
+            alone.snapshot(last).await;
+        }
+        alone.write(5).await;
+        clients += 25;
+        let Alone {
+            raft,
+            reader,
+            wal,
+            checkpoint,
+        } = alone;
+        raft.shutdown().await.unwrap();
+        drop((raft, reader));
+        if clean {
+            checkpoint.stop().unwrap();
+        } else {
+            wal.close();
+        }
+    }
+    let opened = Store::default()
+        .open(&mut DataDir::open(dir.path()).unwrap())
+        .unwrap();
+    assert!(opened.wal.purged().is_some(), "the log was purged on disk");
+    assert!(opened.snapshots.log_floor().is_some());
 }

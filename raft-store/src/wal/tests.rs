@@ -10,6 +10,7 @@ use raftserve_model::{LogIndex, NodeId};
 
 use super::writer::Writer;
 use super::*;
+use crate::codec::CodecError;
 use crate::disk::simulated::SimulatedDisk;
 
 const DIR: &str = "/wal";
