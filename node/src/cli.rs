@@ -43,27 +43,19 @@ pub fn parse() -> Program {
     Cli::parse().program
 }
 
-/// Runs a verb to its end.
+/// Runs a verb to its end. Ctrl-C ends it as it ends any program; what was agreed before goes on.
 #[must_use]
 pub fn run(verb: Verb) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(interruptible(verb)),
+        Ok(runtime) => runtime.block_on(dispatch(verb)),
         Err(error) => Err(Failure::failed(format!("cannot start: {error}"))),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
-    }
-}
-
-/// Ctrl-C ends a verb; what was agreed before goes on.
-async fn interruptible(verb: Verb) -> Result<(), Failure> {
-    tokio::select! {
-        done = dispatch(verb) => done,
-        _ = tokio::signal::ctrl_c() => Err(Failure::interrupted()),
     }
 }
 

@@ -379,3 +379,50 @@ pub struct EventsArgs {
     #[command(flatten)]
     pub target: Target,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(words: &[&str]) -> String {
+        let words = ["raftserve"].iter().chain(words);
+        let error = Cli::try_parse_from(words).expect_err("is refused");
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused_by_name() {
+        let text = refused(&["update", "web", "web.yaml", "--mode", "blue_green"]);
+        assert!(text.contains("blue_green is not built yet"), "{text}");
+    }
+
+    #[test]
+    fn down_takes_names_or_all_and_never_both() {
+        refused(&["down"]);
+        refused(&["down", "web", "--all"]);
+        refused(&["down", "--all", "--replica-id", "1"]);
+        for good in [
+            &["down", "web"][..],
+            &["down", "-a"],
+            &["down", "web", "--replica-id", "1"],
+        ] {
+            let words = ["raftserve"].iter().chain(good);
+            assert!(Cli::try_parse_from(words).is_ok(), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn servers_may_be_repeated_or_listed() {
+        let words = ["raftserve", "status", "--server", "a,b:1", "--server", "c"];
+        let Program::Client(Verb::Status(args)) = Cli::parse_from(words).program else {
+            panic!("another verb");
+        };
+        assert_eq!(args.target.server, ["a", "b:1", "c"]);
+    }
+}

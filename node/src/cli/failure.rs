@@ -17,7 +17,6 @@ pub(super) enum Exit {
     Unavailable = 4,
     Timeout = 5,
     Refused = 6,
-    Interrupted = 130,
 }
 
 /// Why a verb ended without success.
@@ -50,13 +49,6 @@ impl Failure {
 
     pub(super) fn usage(message: impl Into<String>) -> Self {
         Self::new(Exit::Usage, message)
-    }
-
-    pub(super) fn interrupted() -> Self {
-        Self::new(
-            Exit::Interrupted,
-            "interrupted; what the cluster agreed to goes on",
-        )
     }
 
     pub(super) fn remedy(mut self, remedy: impl Into<String>) -> Self {
