@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use raftserve_model::{ClusterId, Incarnation, NodeId};
+use raftserve_store::checkpoint::Checkpoint;
 use raftserve_store::command::Action;
 use raftserve_store::identity::DataDir;
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -154,6 +155,7 @@ pub struct Peer {
     core: Arc<Core>,
     exchange: Slot,
     fatal: watch::Receiver<Option<String>>,
+    checkpoint: Checkpoint,
     threads: Threads,
 }
 
@@ -170,11 +172,12 @@ pub async fn start(config: PeerConfig) -> Result<Peer, StartError> {
     let handle = threads.handle().clone();
     let begun = handle.spawn(begin(config, handle.clone()));
     let begun = Abort(begun).join().await;
-    let (core, exchange, fatal) = begun?;
+    let begun = begun?;
     Ok(Peer {
-        core,
-        exchange,
-        fatal,
+        core: begun.core,
+        exchange: begun.exchange,
+        fatal: begun.fatal,
+        checkpoint: begun.checkpoint,
         threads,
     })
 }
@@ -200,7 +203,12 @@ impl<T> Drop for Abort<T> {
     }
 }
 
-type Begun = (Arc<Core>, Slot, watch::Receiver<Option<String>>);
+struct Begun {
+    core: Arc<Core>,
+    exchange: Slot,
+    fatal: watch::Receiver<Option<String>>,
+    checkpoint: Checkpoint,
+}
 
 async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError> {
     let names = config.peers.clone();
@@ -217,7 +225,7 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
     let opened = cradle.dir().open_store().await;
     let opened = opened.map_err(|source| StartError::Store { source })?;
     let (snapshots, trigger) = (Arc::clone(&opened.snapshots), opened.trigger.clone());
-    let (core, fatal) = run_raft(&config, identity, opened, runtime).await?;
+    let (core, fatal, checkpoint) = run_raft(&config, identity, opened, runtime).await?;
     let exchange = Slot::default();
     let set = running.set(Running {
         core: Arc::clone(&core),
@@ -230,7 +238,12 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
     tokio::spawn(locate::run(Arc::clone(&core), config.peers));
     tokio::spawn(snapshots::run(Arc::clone(&core), trigger));
     tokio::spawn(name_cluster(Arc::clone(&core)));
-    Ok((core, exchange, fatal))
+    Ok(Begun {
+        core,
+        exchange,
+        fatal,
+        checkpoint,
+    })
 }
 
 async fn open_dir(folder: PathBuf) -> Result<DataDir, StartError> {
@@ -273,7 +286,7 @@ async fn run_raft(
     identity: Identity,
     opened: Opened,
     runtime: Handle,
-) -> Result<(Arc<Core>, watch::Receiver<Option<String>>), StartError> {
+) -> Result<(Arc<Core>, watch::Receiver<Option<String>>, Checkpoint), StartError> {
     let me = identity.node;
     let directory = Arc::new(Directory::new(identity.cluster, me));
     let caller = Caller {
@@ -319,7 +332,7 @@ async fn run_raft(
         clock: ReignClock::default(),
         runtime,
     };
-    Ok((Arc::new(core), failed))
+    Ok((Arc::new(core), failed, opened.checkpoint))
 }
 
 fn announcement(config: &PeerConfig, identity: &Identity) -> Announcement {
@@ -390,7 +403,8 @@ impl Peer {
         self.fatal.clone()
     }
 
-    /// Stops Raft and its threads. The log is on disk when this returns.
+    /// Stops Raft and its threads, and writes the state down so that the next start is quick. The log
+    /// is on disk when this returns.
     pub async fn stop(self) {
         let raft = self.core.raft.clone();
         let stopping = self
@@ -401,6 +415,11 @@ impl Peer {
             tracing::warn!(%error, "Raft did not end well");
         }
         self.threads.stop().await;
+        let checkpoint = self.checkpoint;
+        let written = tokio::task::spawn_blocking(|| checkpoint.stop()).await;
+        if let Ok(Err(error)) = written {
+            tracing::warn!(%error, "the next start will read the whole log");
+        }
     }
 }
 
