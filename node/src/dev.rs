@@ -25,6 +25,7 @@ mod story;
 mod tally;
 mod traffic;
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
@@ -242,6 +243,7 @@ async fn live(
         kills: fleet.kills(),
         tally: tally.clone(),
         program: program(),
+        former: BTreeSet::new(),
     };
     let mut show = Show {
         screen,

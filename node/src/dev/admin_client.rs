@@ -120,6 +120,21 @@ impl PeerAdmin {
             .ok_or_else(|| Status::not_found("there is no such session"))
     }
 
+    /// Has the record of a failed replica forgotten.
+    ///
+    /// # Errors
+    /// If the peer cannot do it, or it is not failed.
+    pub(super) async fn forget(&self, replica: &v1::Replica) -> Result<(), Status> {
+        let mut client = ReplicasClient::new(self.channel.clone());
+        let request = v1::TerminateReplicaRequest {
+            service_name: replica.service_name.clone(),
+            replica_id: replica.id,
+            purge: true,
+            request_id: None,
+        };
+        client.terminate(request).await.map(|_| ())
+    }
+
     async fn open_client(&self) -> Result<u64, Status> {
         let mut client = ClusterClient::new(self.channel.clone());
         let opened = client.open_client(v1::OpenClientRequest {}).await?;

@@ -106,7 +106,6 @@ impl fmt::Display for PeerNews {
 /// The three peers.
 #[derive(Debug)]
 pub(super) struct Fleet {
-    launches: Vec<PeerLaunch>,
     phases: Vec<watch::Receiver<PeerPhase>>,
     kills: Vec<mpsc::Sender<()>>,
     news: mpsc::Receiver<PeerNews>,
@@ -123,7 +122,6 @@ impl Fleet {
     pub(super) async fn start(launches: Vec<PeerLaunch>) -> Result<Self> {
         let (tell, news) = mpsc::channel(NEWS_MAX);
         let mut fleet = Self {
-            launches: launches.clone(),
             phases: Vec::new(),
             kills: Vec::new(),
             news,
@@ -158,11 +156,6 @@ impl Fleet {
             fleet.keepers.spawn(keeper.run(process));
         }
         Ok(fleet)
-    }
-
-    /// How the peers are started, in the order of their numbers.
-    pub(super) fn launches(&self) -> &[PeerLaunch] {
-        &self.launches
     }
 
     /// What each peer's process does, in the order of their numbers.

@@ -161,6 +161,8 @@ impl Observer {
         let furthest = peers
             .iter()
             .zip(&self.peers)
+            // One that has not caught up since its start would tell of the past.
+            .filter(|(seen, _)| seen.is_ready())
             .filter_map(|(seen, admin)| Some((seen.answer.as_ref()?.applied, seen.number, admin)))
             .max_by_key(|(applied, _, _)| *applied);
         let Some((_, told_by, admin)) = furthest else {

@@ -14,7 +14,11 @@ use tokio_util::sync::CancellationToken;
 use super::home::Home;
 use super::ports::Block;
 
-/// How long a peer may take to stop in good order. Past that it is killed, which loses nothing.
+/// How long requests may finish once a peer is told to stop. Told again, it stops at once: there is no
+/// other peer whom traffic could be left to.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
+
+/// How long a peer may take to stop after that. Past it, it is killed, which loses nothing.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
 /// Once a peer's log has grown to this, it is put aside as `.old` in place of the one before.
@@ -155,16 +159,22 @@ impl PeerProcess {
     /// # Errors
     /// If the system cannot tell.
     pub(super) async fn stop(&mut self, hurry: &CancellationToken) -> io::Result<bool> {
+        for grace in [DRAIN_GRACE, STOP_GRACE] {
+            self.terminate();
+            tokio::select! {
+                ended = self.child.wait() => return ended.map(|_| false),
+                () = hurry.cancelled() => break,
+                () = sleep(grace) => {}
+            }
+        }
+        self.kill().await.map(|_| !hurry.is_cancelled())
+    }
+
+    fn terminate(&self) {
         if let Some(pid) = self.pid().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
             // It has not been waited for, so the number is still its own.
             let _ = kill_process(pid, Signal::TERM);
         }
-        tokio::select! {
-            ended = self.child.wait() => return ended.map(|_| false),
-            () = hurry.cancelled() => {}
-            () = sleep(STOP_GRACE) => {}
-        }
-        self.kill().await.map(|_| !hurry.is_cancelled())
     }
 }
 

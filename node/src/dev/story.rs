@@ -1,6 +1,7 @@
 //! What `raftserve dev` does once its peers run: waits for them, brings the service up, says where it
 //! is, and lets chaos loose. What it has to tell goes to whoever holds the screen.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::future::pending;
 use std::net::SocketAddr;
@@ -58,6 +59,16 @@ pub(super) struct Story {
     pub(super) tally: watch::Sender<Tally>,
     /// What to call this program in commands to try.
     pub(super) program: PathBuf,
+    /// The replicas that the peers remembered from an earlier run: they ended with it, which the
+    /// cluster may not have noticed yet.
+    pub(super) former: BTreeSet<ReplicaKey>,
+}
+
+/// A replica: its service's id and its number.
+pub(super) type ReplicaKey = (u64, u32);
+
+fn key(replica: &v1::Replica) -> ReplicaKey {
+    (replica.service_id, replica.id)
 }
 
 /// A service that answers through the peers.
@@ -74,6 +85,7 @@ impl Story {
     /// If the cluster or the service does not come up.
     pub(super) async fn run(mut self) -> Result<Infallible> {
         self.await_peers().await?;
+        self.remember_former().await?;
         self.answered.send_replace(true);
         let served = match self.file.clone() {
             Some(file) => Some(self.bring_up(&file).await?),
@@ -107,6 +119,36 @@ impl Story {
                         late.join(", peer ")
                     ),
                 })
+            }
+        }
+    }
+
+    async fn remember_former(&mut self) -> Result<()> {
+        let told = self.seen.wait_for(|seen| seen.told_by != 0).await;
+        let replicas = &told.context("nobody looks at the peers")?.replicas;
+        self.former = replicas.iter().map(key).collect();
+        Ok(())
+    }
+
+    /// Has the former replicas forgotten that the cluster has found to be gone: their end is no failure
+    /// that anybody should look into.
+    async fn forget_former(&self) {
+        let gone: Vec<v1::Replica> = {
+            let seen = self.seen.borrow();
+            let former = seen
+                .replicas
+                .iter()
+                .filter(|replica| self.former.contains(&key(replica)));
+            former
+                .filter(|replica| is_failed(replica))
+                .cloned()
+                .collect()
+        };
+        for replica in gone {
+            for peer in &self.peers {
+                if peer.forget(&replica).await.is_ok() {
+                    break;
+                }
             }
         }
     }
@@ -150,9 +192,15 @@ impl Story {
         wanted: u32,
     ) -> Result<Result<(), String>> {
         loop {
-            let verdict = verdict(&self.seen.borrow_and_update(), name, version, wanted);
+            let verdict = {
+                let seen = self.seen.borrow_and_update();
+                verdict(&seen, &self.former, name, version, wanted)
+            };
             match verdict {
-                Some(verdict) => return Ok(verdict),
+                Some(verdict) => {
+                    self.forget_former().await;
+                    return Ok(verdict);
+                }
                 None => self
                     .seen
                     .changed()
@@ -164,13 +212,7 @@ impl Story {
 
     /// The service that the peers remember, the first by name if there are several.
     async fn resume(&mut self) -> Result<Option<Served>> {
-        let told = self.seen.wait_for(|seen| seen.told_by != 0).await;
-        let Some(service) = told
-            .context("nobody looks at the peers")?
-            .services
-            .first()
-            .cloned()
-        else {
+        let Some(service) = self.seen.borrow().services.first().cloned() else {
             return Ok(None);
         };
         self.say(format!("service {} is resumed", service.name))
@@ -322,16 +364,21 @@ impl Story {
     }
 }
 
+fn is_failed(replica: &v1::Replica) -> bool {
+    replica_status(replica).starts_with("FAILED")
+}
+
 /// Whether a version of a service has come up, was given up, or neither yet.
 fn verdict(
     seen: &Observation,
+    former: &BTreeSet<ReplicaKey>,
     name: &str,
     version: u32,
     wanted: u32,
 ) -> Option<Result<(), String>> {
     let of_version = || {
         seen.replicas_of(name)
-            .filter(|replica| replica.version == version)
+            .filter(|replica| replica.version == version && !former.contains(&key(replica)))
     };
     let in_status = |status: v1::ReplicaStatus| {
         of_version()
@@ -345,9 +392,7 @@ fn verdict(
     {
         return Some(Ok(()));
     }
-    let failed: Vec<&v1::Replica> = of_version()
-        .filter(|replica| replica_status(replica).starts_with("FAILED"))
-        .collect();
+    let failed: Vec<&v1::Replica> = of_version().filter(|replica| is_failed(replica)).collect();
     let ever_ready = of_version().any(|replica| replica.first_ready_at.is_some());
     let last = failed
         .last()
@@ -389,7 +434,7 @@ mod tests {
     #[test]
     fn version_is_up_with_all_wanted_replicas_and_given_up_after_three_failures() {
         use v1::ReplicaStatus::{Failed, Ready, Starting};
-        let verdict = |statuses: &[_]| verdict(&seen(statuses), "web", 2, 2);
+        let verdict = |statuses: &[_]| verdict(&seen(statuses), &BTreeSet::new(), "web", 2, 2);
         assert_eq!(verdict(&[Ready, Starting]), None);
         assert_eq!(verdict(&[Ready, Failed, Ready]), Some(Ok(())));
         assert_eq!(verdict(&[Failed, Failed, Starting]), None);
@@ -406,8 +451,17 @@ mod tests {
         old.replicas
             .iter_mut()
             .for_each(|replica| replica.version = 1);
-        assert_eq!(verdict(&old, "web", 2, 2), None);
+        let verdict = |version, wanted| verdict(&old, &BTreeSet::new(), "web", version, wanted);
+        assert_eq!(verdict(2, 2), None);
         // An update that is agreed on, but has not reached the peer that is looked at.
-        assert_eq!(verdict(&old, "web", 3, 0), None);
+        assert_eq!(verdict(3, 0), None);
+    }
+
+    #[test]
+    fn replicas_of_a_former_run_do_not_count() {
+        let seen = seen(&[v1::ReplicaStatus::Ready, v1::ReplicaStatus::Ready]);
+        let former = BTreeSet::from([(0, 1)]);
+        assert_eq!(verdict(&seen, &former, "web", 2, 2), None);
+        assert_eq!(verdict(&seen, &former, "web", 2, 1), Some(Ok(())));
     }
 }

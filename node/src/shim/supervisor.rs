@@ -50,6 +50,7 @@ pub(super) async fn run(kept: Kept) -> io::Result<()> {
         children: unix::signal(SignalKind::child())?,
         terminate: unix::signal(SignalKind::terminate())?,
         lifeline,
+        was_cut: false,
         stops,
         record,
         dir,
@@ -80,6 +81,8 @@ struct Supervisor {
     children: unix::Signal,
     terminate: unix::Signal,
     lifeline: Option<UnixStream>,
+    /// Whether the lifeline's other end is gone.
+    was_cut: bool,
     stops: mpsc::Receiver<Duration>,
     record: watch::Sender<Record>,
     dir: RunDir,
@@ -143,6 +146,7 @@ impl Supervisor {
                 Wake::Stop(grace) => self.begin_stop(child, grace),
                 Wake::LifelineCut => {
                     self.lifeline = None;
+                    self.was_cut = true;
                     self.kill(child);
                 }
                 Wake::Overdue => self.kill(child),
@@ -199,6 +203,9 @@ impl Supervisor {
                 message: format!("{step} could not be started: {error}"),
             },
         };
+        if self.was_cut {
+            exit.message = format!("{step} was stopped along with what it was started for");
+        }
         if let Err(error) = swept {
             exit.message = format!("{}; {error}", exit.message);
         }
