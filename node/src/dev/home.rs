@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! DIR/
-//!   dev.lock        locked as long as `raftserve dev` runs; holds its process id
+//!   dev.lock        locked as long as `raftserve dev` runs; says which process that is
 //!   dev.json        the peers' ports, so that they are the same next time
 //!   lifeline.sock   what peers and replicas hold on to
 //!   peer-1/ ...     the peers' data directories
@@ -22,6 +22,12 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::ports::Block;
+
+/// How fresh directories are called, before 16 hexadecimal digits.
+const FRESH: &str = "raftserve-dev-";
+
+/// What follows the process id in the lock of a directory that its owner removes.
+const TO_BE_REMOVED: &str = " fresh";
 
 const LOCK: &str = "dev.lock";
 const SETTINGS: &str = "dev.json";
@@ -66,8 +72,9 @@ impl Home {
     /// # Errors
     /// If it cannot be made.
     pub(super) fn fresh() -> Result<Self> {
-        let name = format!("raftserve-dev-{:016x}", rand::random::<u64>());
-        let path = std::env::temp_dir().join(name);
+        let parent = std::env::temp_dir();
+        remove_abandoned(&parent);
+        let path = parent.join(format!("{FRESH}{:016x}", rand::random::<u64>()));
         DirBuilder::new()
             .mode(0o700)
             .create(&path)
@@ -93,7 +100,7 @@ impl Home {
     fn lock(path: PathBuf, keep: Keep) -> Result<Self> {
         refuse_strangers(&path)?;
         let file = path.join(LOCK);
-        let lock = take_lock(&file)?;
+        let lock = take_lock(&file, keep)?;
         let settings = read_settings(&path.join(SETTINGS))?;
         Ok(Self {
             path,
@@ -169,6 +176,32 @@ impl Home {
     }
 }
 
+/// Removes fresh directories whose owners were killed before they could. What cannot be removed is
+/// somebody else's, and no concern of this run.
+fn remove_abandoned(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let is_fresh = entry.file_name().to_str().is_some_and(|name| {
+            let digits = name.strip_prefix(FRESH).unwrap_or_default();
+            digits.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+        });
+        if is_fresh && is_abandoned(&entry.path().join(LOCK)) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Whether a lock was held once by a run that would have removed the directory, and is no more: who
+/// will is only written once the lock is held. A directory that somebody named later is theirs.
+fn is_abandoned(lock: &Path) -> bool {
+    let Ok(mut file) = File::open(lock) else {
+        return false;
+    };
+    let mut holder = String::new();
+    file.read_to_string(&mut holder).is_ok()
+        && holder.trim_end().ends_with(TO_BE_REMOVED)
+        && rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok()
+}
+
 /// Refuses a directory that holds something, and nothing of ours.
 fn refuse_strangers(path: &Path) -> Result<()> {
     let entries = fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -190,7 +223,7 @@ fn refuse_strangers(path: &Path) -> Result<()> {
     }
 }
 
-fn take_lock(path: &Path) -> Result<File> {
+fn take_lock(path: &Path, keep: Keep) -> Result<File> {
     let open = || {
         OpenOptions::new()
             .create(true)
@@ -209,7 +242,7 @@ fn take_lock(path: &Path) -> Result<File> {
             bail!(
                 "the data directory {} is in use by another `raftserve dev` (process {}); stop that one or name another directory",
                 path.parent().unwrap_or(path).display(),
-                holder.trim()
+                holder.split_whitespace().next().unwrap_or("unknown")
             );
         }
         Err(error) => {
@@ -218,7 +251,11 @@ fn take_lock(path: &Path) -> Result<File> {
     }
     let write = || {
         file.set_len(0)?;
-        writeln!(&file, "{}", std::process::id())
+        let fate = match keep {
+            Keep::Remove => TO_BE_REMOVED,
+            Keep::Stay => "",
+        };
+        writeln!(&file, "{}{fate}", std::process::id())
     };
     write().with_context(|| format!("cannot write {}", path.display()))?;
     Ok(file)
@@ -282,6 +319,29 @@ mod tests {
         let refused = Home::at(root.path()).unwrap_err().to_string();
         assert!(refused.contains("thesis.tex"), "{refused}");
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_fresh_directories_whose_owner_is_gone_are_abandoned() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = |name: &str| root.path().join(name);
+        let (held, gone, begun) = (
+            dir("raftserve-dev-0000000000000001"),
+            dir("raftserve-dev-0000000000000002"),
+            dir("raftserve-dev-0000000000000003"),
+        );
+        let rescued = dir("raftserve-dev-0000000000000004");
+        for path in [&held, &gone, &begun, &rescued] {
+            fs::create_dir(path).unwrap();
+        }
+        let _held = Home::lock(held.clone(), Keep::Remove).unwrap();
+        drop(Home::lock(gone.clone(), Keep::Remove).unwrap());
+        drop(Home::lock(rescued.clone(), Keep::Remove).unwrap());
+        drop(Home::at(&rescued).unwrap());
+        File::create(begun.join(LOCK)).unwrap();
+        remove_abandoned(root.path());
+        assert!(held.exists() && begun.exists() && rescued.exists());
+        assert!(!gone.exists());
     }
 
     #[test]

@@ -319,10 +319,12 @@ impl Story {
             Some(served) => {
                 lines.push(format!("  curl {}/", served.urls[0].trim_end_matches('/')));
                 lines.push(format!("  {program} status --server {admins}"));
-                lines.push(format!(
-                    "  {program} logs {} 1 --server {admins}",
-                    served.name
-                ));
+                let seen = self.seen.borrow();
+                let newest = seen.replicas_of(&served.name).last();
+                lines.extend(newest.map(|replica| {
+                    let (name, id) = (&served.name, replica.id);
+                    format!("  {program} logs {name} {id} --server {admins}")
+                }));
             }
             None => lines.push(format!("  {program} up SERVICE.yaml --server {admins}")),
         }
