@@ -62,7 +62,7 @@ pub struct Controller {
 /// Why a reign ended.
 #[derive(Debug, thiserror::Error)]
 enum ReignEnd {
-    #[error("another peer leads")]
+    #[error("this peer leads no more, or cannot tell")]
     Deposed,
     #[error("generation {current} is in force")]
     Fenced { current: Generation },
