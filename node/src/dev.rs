@@ -2,7 +2,7 @@
 //!
 //! Three peers are started as processes of their own, a service is brought up on them, and what goes
 //! on is shown until Ctrl-C. What holds, however it ends: nothing that it started runs on. Peers and
-//! the keepers of replicas hold on to its [`lifeline`]; with SIGKILL too the kernel closes that.
+//! the keepers of replicas hold on to its `lifeline`; with SIGKILL too the kernel closes that.
 //! State stays only where `--data-dir` names a place for it.
 //!
 //! Everything goes through public surfaces: the peers are `raftserve node` with flags, and services
