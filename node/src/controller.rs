@@ -295,7 +295,7 @@ impl<'a> Reign<'a> {
     }
 
     async fn write(&mut self, state: &State, intents: Vec<Intent>) -> Result<(), ReignEnd> {
-        let changes = with_ports(state, intents, self.generation);
+        let changes = with_ports(state, intents);
         let action = Action::Control {
             generation: self.generation,
             changes,
@@ -314,9 +314,9 @@ impl<'a> Reign<'a> {
 
 /// Gives each creation a port that is free on this host and promised to no other replica. A creation
 /// without one is left out, and planned again.
-fn with_ports(state: &State, intents: Vec<Intent>, generation: Generation) -> Vec<Change> {
+fn with_ports(state: &State, intents: Vec<Intent>) -> Vec<Change> {
     let mut in_use: BTreeSet<u16> = state.replica_ports();
-    let seed = generation.0;
+    let seed = port_seed(state);
     intents
         .into_iter()
         .filter_map(|intent| match intent {
@@ -332,6 +332,18 @@ fn with_ports(state: &State, intents: Vec<Intent>, generation: Generation) -> Ve
             }
         })
         .collect()
+}
+
+/// Where to begin to look for free ports. Clusters that share a host begin apart: a port that is free now
+/// can be taken before the replica binds it, and then probes and requests would reach another cluster's
+/// replica. And it moves on with the log, so that a port just let go of is not the next one given.
+fn port_seed(state: &State) -> u64 {
+    let cluster = state.cluster().unwrap_or_default().0;
+    let apart = cluster.chunks_exact(8).fold(0_u64, |sum, chunk| {
+        let chunk = chunk.try_into().expect("chunks of eight bytes");
+        sum.rotate_left(1) ^ u64::from_be_bytes(chunk)
+    });
+    apart.wrapping_add(state.plan_changed().0)
 }
 
 async fn wait_applied(consensus: &Consensus, index: LogIndex) -> Result<(), ReignEnd> {

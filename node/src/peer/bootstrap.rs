@@ -29,7 +29,7 @@ use raftserve_store::raft::PeerRecord;
 use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 
-use self::greeting::{Answer, Teller, cluster_exists, missing};
+use self::greeting::{Answer, Teller, cluster_exists, missing, strangers_only};
 use super::plan_file::PlanFile;
 use super::store::{Identity, SharedDir};
 use super::wire::{AdoptReply, AdoptRequest, HelloRequest, Plan};
@@ -41,6 +41,10 @@ pub(crate) use self::greeting::greet;
 
 /// How often the other peers are asked.
 const ROUND: Duration = Duration::from_millis(200);
+
+/// How long a peer that has an identity waits for the others to say theirs: long beside an answer, short
+/// beside a start, since others that are down must not hold it up.
+const COMPANY: Duration = Duration::from_millis(500);
 
 /// Why a peer cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +97,22 @@ pub enum BootstrapError {
         name: String,
         /// The cluster of both.
         cluster: ClusterId,
+    },
+    /// The directory is of one cluster, and the peers named are of another.
+    #[error(
+        "data directory {} belongs to cluster {mine}, but {name}, which is named among this peer's peers, to \
+         cluster {theirs}: start this peer with its own data directory, or name its own peers",
+        folder.display()
+    )]
+    AmongStrangers {
+        /// The data directory.
+        folder: PathBuf,
+        /// Its cluster.
+        mine: ClusterId,
+        /// A peer that answered.
+        name: String,
+        /// Its cluster.
+        theirs: ClusterId,
     },
     /// The data directory is refused.
     #[error(transparent)]
@@ -234,6 +254,7 @@ impl Cradle {
     /// [`BootstrapError`] if there is none to be had.
     pub(crate) async fn await_identity(&self) -> Result<Identity, BootstrapError> {
         if let Some(identity) = self.identity().await {
+            self.check_company(identity.cluster).await?;
             return Ok(identity);
         }
         self.check_names()?;
@@ -241,6 +262,22 @@ impl Cradle {
             self.take_first().await
         } else {
             self.await_adoption().await
+        }
+    }
+
+    /// Refuses a data directory that was put into the place of a peer of another cluster: some of the peers
+    /// named answer, and all that do are of one cluster that is not this directory's. One that met its own
+    /// cluster anywhere goes on, since a single wrong name must not keep it from serving.
+    async fn check_company(&self, mine: ClusterId) -> Result<(), BootstrapError> {
+        let answers = timeout(COMPANY, self.greet_all()).await;
+        match strangers_only(&answers.unwrap_or_default(), mine) {
+            Some((name, theirs)) => Err(BootstrapError::AmongStrangers {
+                folder: self.folder.clone(),
+                mine,
+                name,
+                theirs,
+            }),
+            None => Ok(()),
         }
     }
 

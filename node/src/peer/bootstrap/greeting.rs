@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use raftserve_model::ClusterId;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 use tonic::{Response, Status};
@@ -42,6 +43,21 @@ pub(super) fn another_bootstrap(answers: &[Answer]) -> Option<BootstrapError> {
         }),
         _ => None,
     })
+}
+
+/// A peer and its cluster, if all that answered are members of one cluster other than `mine`.
+pub(super) fn strangers_only(answers: &[Answer], mine: ClusterId) -> Option<(String, ClusterId)> {
+    let mut standings = answers
+        .iter()
+        .filter_map(|(name, answer)| Some((name, answer.as_ref().ok()?)));
+    let cluster = |standing: &Standing| match standing {
+        Standing::Member { cluster, .. } => Some(*cluster),
+        Standing::Pristine { .. } => None,
+    };
+    let (name, first) = standings.next()?;
+    let theirs = cluster(first).filter(|theirs| *theirs != mine)?;
+    let agreed = standings.all(|(_, standing)| cluster(standing) == Some(theirs));
+    agreed.then(|| (name.clone(), theirs))
 }
 
 pub(super) fn missing(answers: &[Answer]) -> String {
@@ -100,6 +116,49 @@ impl Teller {
         if self.0.is_none_or(|said| said.elapsed() >= TELL) {
             self.0 = Some(Instant::now());
             tracing::info!("{}", text());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raftserve_model::NodeId;
+
+    use super::*;
+
+    const MINE: ClusterId = ClusterId([1; 16]);
+    const THEIRS: ClusterId = ClusterId([2; 16]);
+
+    fn member(cluster: ClusterId) -> Answer {
+        let standing = Standing::Member {
+            cluster,
+            node: NodeId(1),
+            nonce: 7,
+            initialised: true,
+        };
+        ("p:1".to_owned(), Ok(standing))
+    }
+
+    #[test]
+    fn only_a_company_of_strangers_is_one() {
+        let silent = || ("p:2".to_owned(), Err("it does not answer".to_owned()));
+        let pristine = || ("p:3".to_owned(), Ok(Standing::Pristine { nonce: 7 }));
+        let found = Some(("p:1".to_owned(), THEIRS));
+        assert_eq!(strangers_only(&[member(THEIRS), silent()], MINE), found);
+        assert_eq!(
+            strangers_only(&[member(THEIRS), member(THEIRS)], MINE),
+            found
+        );
+        for fine in [
+            vec![],
+            vec![silent(), silent()],
+            vec![member(MINE), silent()],
+            vec![member(THEIRS), member(MINE)],
+            vec![member(MINE), member(THEIRS)],
+            vec![member(THEIRS), pristine()],
+            vec![member(THEIRS), member(ClusterId([3; 16]))],
+        ] {
+            assert_eq!(strangers_only(&fine, MINE), None, "{fine:?}");
         }
     }
 }
