@@ -24,6 +24,21 @@ lint:
 test *ARGS:
     cargo test --workspace {{ ARGS }}
 
+# Runs the black-box tests: three real peers, and the loss of any of them. ARGS as `cargo test` has them.
+jepsen *ARGS:
+    cargo build --locked -p raftserve-node
+    cargo test --locked -p jepsen-tests {{ ARGS }}
+
+# Saturates every core with requests, for a minute by default: no election may come of it.
+saturate SECONDS="60":
+    cargo build --release --locked -p raftserve-node
+    RAFTSERVE_SATURATE_SECONDS={{ SECONDS }} cargo test --release --locked -p jepsen-tests --test spine saturate -- --nocapture
+
+# Kills the leader again and again, and measures how long writes fail: --kills N, --profile fast|lan|wan.
+bench-failover *ARGS:
+    cargo build --release --locked -p raftserve-node
+    cargo run --release --locked -p jepsen-tests --bin bench_failover -- {{ ARGS }}
+
 # Builds the documentation.
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked

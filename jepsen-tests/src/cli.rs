@@ -15,7 +15,7 @@ use crate::peer::clean_command;
 const COMMAND_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// The flag that names the peer to ask.
-const ADDRESS_FLAG: &str = "--admin-addr";
+const ADDRESS_FLAG: &str = "--server";
 
 /// The command line, bound to one peer.
 #[derive(Clone, Debug)]

@@ -27,7 +27,7 @@ use lifeline::Lifeline;
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Lines of each peer's log that are shown when a test fails.
-const LOG_LINES: usize = 60;
+const LOG_LINES: usize = 40;
 
 /// How a cluster is started.
 #[derive(Clone, Debug)]
@@ -56,6 +56,7 @@ pub struct Cluster {
     cluster_id: Option<String>,
     outages: Vec<Outage>,
     passed: bool,
+    made: Instant,
     _lifeline: Lifeline,
     ports: PortBlock,
 }
@@ -121,6 +122,7 @@ impl Cluster {
             cluster_id: None,
             outages: Vec::new(),
             passed: false,
+            made: Instant::now(),
             _lifeline: lifeline,
             ports,
         })
@@ -143,6 +145,11 @@ impl Cluster {
     fn root(&self) -> &Path {
         let directory = self.directory.as_ref();
         directory.expect("there until the drop").path()
+    }
+
+    /// Prints what was done and when, for whoever reads the output of a failed test.
+    pub fn note(&self, what: &str) {
+        eprintln!("{:9.3} s: {what}", self.made.elapsed().as_secs_f64());
     }
 
     /// How many peers there are.
@@ -226,6 +233,7 @@ impl Cluster {
     /// # Errors
     /// If it did not run.
     pub fn kill(&mut self, index: usize) -> anyhow::Result<()> {
+        self.note(&format!("killing peer {index}"));
         self.outages.push(Outage {
             peer: index,
             from: Instant::now(),
@@ -272,6 +280,7 @@ impl Cluster {
     pub async fn await_ready(&mut self, index: usize) -> anyhow::Result<()> {
         let peer = &mut self.peers[index];
         wait::until("a ready peer", PATIENCE, async || peer.check_ready().await).await?;
+        self.note(&format!("peer {index} is ready"));
         let now = Instant::now();
         for outage in &mut self.outages {
             if outage.peer == index && outage.until.is_none() {
@@ -366,7 +375,7 @@ impl Cluster {
         name: &str,
         limit: Duration,
     ) -> anyhow::Result<BTreeMap<String, processes::Process>> {
-        wait::until(&format!("service {name} to settle"), limit, async || {
+        let running = wait::until(&format!("service {name} to settle"), limit, async || {
             let index = *self.started().first().context("no peer runs")?;
             let admin = self.admin(index);
             let service = admin
@@ -381,13 +390,20 @@ impl Cluster {
             }
             let (wanted, census) = self.look(&admin).await?;
             let prefix = format!("{}-", service.id);
-            Ok(census
+            let own: BTreeMap<String, processes::Process> = census
                 .into_iter()
                 .filter(|(replica, _)| wanted.contains(replica) && replica.starts_with(&prefix))
                 .map(|(replica, processes)| (replica, processes[0]))
-                .collect())
+                .collect();
+            // The service was read before its replicas, and one of them may have gone in between.
+            if own.len() != usize::try_from(service.wanted_replicas)? {
+                bail!("it is {service:?}, and what runs is {own:?}");
+            }
+            Ok(own)
         })
-        .await
+        .await?;
+        self.note(&format!("service {name} is settled"));
+        Ok(running)
     }
 
     /// Waits until a service is gone, and nothing runs that belongs to no other service.

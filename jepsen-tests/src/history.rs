@@ -1,6 +1,6 @@
 //! What a run asked, when, of whom, and how that ended.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// One try of a request at one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +56,28 @@ impl Request {
             .last()
             .is_some_and(|attempt| attempt.outcome.is_ok())
     }
+}
+
+/// How many requests a history holds, and how long their attempts took: for whoever reads the output of a
+/// test. No promise hangs on it.
+#[must_use]
+pub fn summary(requests: &[Request]) -> String {
+    let mut times: Vec<Duration> = requests
+        .iter()
+        .flat_map(|request| &request.attempts)
+        .map(|attempt| attempt.ended.duration_since(attempt.started))
+        .collect();
+    times.sort_unstable();
+    let at =
+        |part: usize| times.get((times.len() * part / 1_000).min(times.len().saturating_sub(1)));
+    format!(
+        "{} requests, {} attempts: median {:?}, p99 {:?}, max {:?}",
+        requests.len(),
+        times.len(),
+        at(500).copied().unwrap_or_default(),
+        at(990).copied().unwrap_or_default(),
+        times.last().copied().unwrap_or_default()
+    )
 }
 
 /// A time in which a peer was not there, by our own doing.

@@ -16,6 +16,9 @@ use crate::{http, processes, wait};
 /// How long a peer may take to end once it is killed.
 const KILLED_MAX: Duration = Duration::from_secs(10);
 
+/// The most of a log line that is shown: the rest is in the file.
+const LOG_LINE_MAX: usize = 300;
+
 /// What all starts of a peer have in common.
 #[derive(Clone, Debug)]
 pub struct PeerSetup {
@@ -212,7 +215,10 @@ impl Peer {
     pub fn log_tail(&self, lines: usize) -> String {
         let text = std::fs::read(&self.setup.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
-        let all: Vec<&str> = text.lines().collect();
+        let all: Vec<String> = text
+            .lines()
+            .map(|line| line.chars().take(LOG_LINE_MAX).collect())
+            .collect();
         all[all.len().saturating_sub(lines)..].join("\n")
     }
 }

@@ -150,6 +150,8 @@ pub struct Service {
     pub sessions: bool,
     /// Shell text run before the program.
     pub setup: Option<String>,
+    /// A comment in the YAML: another comment is another version that runs the same replicas.
+    pub note: u64,
 }
 
 impl Service {
@@ -163,6 +165,7 @@ impl Service {
             counters: counters.clone(),
             sessions: false,
             setup: None,
+            note: 0,
         }
     }
 
@@ -199,6 +202,12 @@ impl Service {
         }
     }
 
+    /// The same, with another comment: a write that changes no replica.
+    #[must_use]
+    pub fn with_note(self, note: u64) -> Self {
+        Self { note, ..self }
+    }
+
     /// Its YAML. It is probed often, so that tests are short, and patiently, so that a loaded machine
     /// does not look like a sick replica.
     #[must_use]
@@ -232,6 +241,7 @@ impl Service {
                 "    session_affinity:\n      header: {SESSION_HEADER}"
             );
         }
+        let _ = writeln!(text, "# note {}", self.note);
         text
     }
 }
