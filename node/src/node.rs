@@ -181,6 +181,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     }) as Arc<dyn Report>);
     tasks.spawn(become_ready(
         peer.consensus(),
+        parts.catch_up.clone(),
         parts.reflected.clone(),
         Arc::clone(&readiness),
     ));
@@ -250,6 +251,7 @@ struct Parts {
     share: Arc<Share>,
     proxy: Proxy,
     provider: Arc<dyn Provider>,
+    catch_up: watch::Sender<bool>,
     reflected: watch::Receiver<LogIndex>,
 }
 
@@ -276,11 +278,13 @@ impl Parts {
 
         let routes = Arc::new(Routes::default());
         let (reflect, reflected) = watch::channel(LogIndex(0));
+        let (catch_up, caught_up) = watch::channel(false);
         let projecting = projection::run(
             consensus.clone(),
             Arc::clone(&routes),
             config.service_port_base,
             reflect,
+            caught_up,
         );
         spawn_until(tasks, shutdown, projecting);
 
@@ -317,6 +321,7 @@ impl Parts {
             share,
             proxy,
             provider,
+            catch_up,
             reflected,
         })
     }
@@ -346,6 +351,7 @@ async fn suspect(mut failed: mpsc::Receiver<ReplicaId>, suspects: Arc<Suspects>)
 /// Ready once a leader was known, its log applied here, and routes made of it.
 async fn become_ready(
     consensus: Consensus,
+    catch_up: watch::Sender<bool>,
     mut reflected: watch::Receiver<LogIndex>,
     readiness: Arc<Readiness>,
 ) {
@@ -353,6 +359,7 @@ async fn become_ready(
     loop {
         match consensus.read_barrier(CATCH_UP_TRY).await {
             Ok(index) => {
+                catch_up.send_replace(true);
                 if reflected
                     .wait_for(|reached| *reached >= index)
                     .await

@@ -18,12 +18,19 @@ const COALESCE: Duration = Duration::from_millis(2);
 
 /// Publishes a table whenever the state changes in what routing depends on, and tells in `reflected`
 /// up to which index the table is true. Runs until the log ends.
+///
+/// Nothing is published before this peer has caught up: what it knew when it last ran may lack services
+/// and name replicas that are gone. Until then the proxy says that it is starting.
 pub async fn run(
     consensus: Consensus,
     routes: Arc<Routes>,
     port_base: u16,
     reflected: watch::Sender<LogIndex>,
+    mut caught_up: watch::Receiver<bool>,
 ) {
+    if caught_up.wait_for(|is| *is).await.is_err() {
+        return;
+    }
     let mut applied = consensus.applied();
     let mut projection = Projection {
         port_base,

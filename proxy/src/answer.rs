@@ -18,6 +18,8 @@ pub(crate) enum Refusal {
     BadRequest(&'static str),
     /// CONNECT asks for a tunnel to anywhere.
     Connect,
+    /// This proxy has not been told yet what services there are.
+    Starting,
     /// No replica may get new requests.
     NoneReady,
     /// Every replica tried refused the connection; nothing was sent.
@@ -39,7 +41,7 @@ impl Refusal {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
-            Self::NoneReady | Self::Session(_) | Self::SessionRefused(_) => {
+            Self::Starting | Self::NoneReady | Self::Session(_) | Self::SessionRefused(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Unreachable | Self::Broke => StatusCode::BAD_GATEWAY,
@@ -51,6 +53,7 @@ impl Refusal {
         match self {
             Self::BadRequest(_) => "bad_request",
             Self::Connect => "connect_not_supported",
+            Self::Starting => "starting",
             Self::NoneReady => "no_ready_replica",
             Self::Unreachable => "replica_unreachable",
             Self::ConnectTimeout => "replica_connect_timeout",
@@ -66,6 +69,10 @@ impl Refusal {
         match self {
             Self::BadRequest(why) => (*why).to_owned(),
             Self::Connect => "this is no forward proxy: CONNECT is not supported".to_owned(),
+            Self::Starting => {
+                "this peer is still learning what services there are; try another, or again shortly"
+                    .to_owned()
+            }
             Self::NoneReady => format!("service {name} has no ready replica; try again shortly"),
             Self::Unreachable => {
                 format!("no replica of service {name} accepted a connection; nothing was sent")
@@ -94,7 +101,11 @@ impl Refusal {
         let mut response = json_response(self.status(), &body);
         let headers = response.headers_mut();
         match self {
-            Self::NoneReady | Self::Session(_) | Self::SessionRefused(_) | Self::Unreachable => {
+            Self::Starting
+            | Self::NoneReady
+            | Self::Session(_)
+            | Self::SessionRefused(_)
+            | Self::Unreachable => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Self::Connect => {

@@ -65,7 +65,10 @@ async fn route(
         .resolve(host, request.uri().path(), client.listener)
     else {
         count(&worker.shared.metrics.unrouted);
-        return no_such_service(&view.table);
+        return match view.table.is_known() {
+            true => no_such_service(&view.table),
+            false => Refusal::Starting.answer(None),
+        };
     };
     let prefix_len = found.prefix_len;
     let service = Rc::clone(view.at(found.index));

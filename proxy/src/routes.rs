@@ -61,9 +61,12 @@ pub struct Resolved<'a> {
     pub prefix_len: usize,
 }
 
-/// All services at one moment. Cheap to share, never changed.
+/// All services at one moment. Cheap to share, never changed. The default is the table of a proxy that
+/// has not been told yet what there is.
 #[derive(Debug, Default)]
 pub struct RouteTable {
+    /// Whether it says what there is: a service that it lacks does not exist.
+    known: bool,
     /// By id, so that of two names that differ in case only the older service has the host.
     services: Vec<Arc<ServiceRoute>>,
     /// Lower-case names of at most [`LABEL_MAX`] bytes.
@@ -82,7 +85,10 @@ impl RouteTable {
         let mut services: Vec<_> = services.into_iter().collect();
         services.sort_by_key(|service| service.id);
         services.dedup_by_key(|service| service.id);
-        let mut table = Self::default();
+        let mut table = Self {
+            known: true,
+            ..Self::default()
+        };
         for (index, service) in services.iter().enumerate() {
             let name = service.name.as_str();
             let label = name.to_ascii_lowercase().into_bytes().into_boxed_slice();
@@ -91,6 +97,12 @@ impl RouteTable {
         }
         table.services = services;
         table
+    }
+
+    /// Whether a service that is not in it does not exist, as far as was agreed.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.known
     }
 
     /// The services, by id.

@@ -5,7 +5,7 @@ mod support;
 use http::Request;
 use http_body_util::Full;
 use raftserve_model::ServiceId;
-use raftserve_proxy::{PortState, Proxy, Routes, StartError};
+use raftserve_proxy::{PortState, Proxy, RouteTable, Routes, StartError};
 use support::{Hand, Rig, ask, config, get, log, nowhere, recorder, service, soon, table, text};
 
 #[tokio::test]
@@ -47,6 +47,18 @@ async fn host_prefix_and_sole_service_are_told_apart() {
     assert_eq!(seen[2].headers["x-forwarded-for"], "127.0.0.1");
     assert_eq!(seen[2].headers["x-forwarded-proto"], "http");
     assert_eq!(seen[2].headers["traceparent"].len(), 55);
+}
+
+#[tokio::test]
+async fn a_proxy_that_knows_nothing_yet_denies_nothing() {
+    let rig = Rig::new([]);
+    rig.routes.publish(RouteTable::default());
+    let (status, body) = get(rig.address, "chat", "/").await;
+    assert_eq!(status, 503);
+    let body: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(body["error"], "starting");
+    rig.routes.publish(table([]));
+    assert_eq!(get(rig.address, "chat", "/").await.0, 404);
 }
 
 #[tokio::test]
