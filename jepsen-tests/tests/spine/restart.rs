@@ -1,10 +1,12 @@
 //! All three peers die at once and come back.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::ensure;
 use jepsen_tests::check::{clean, every_request_answered, one_replica_per_key};
 use jepsen_tests::cluster::Cluster;
+use jepsen_tests::history::{Outcome, Request};
 use jepsen_tests::load::{Load, Spread};
 use jepsen_tests::processes::Process;
 use jepsen_tests::program::{Counters, Service};
@@ -44,6 +46,15 @@ async fn picture(cluster: &Cluster, names: [&str; 2]) -> anyhow::Result<Picture>
     })
 }
 
+/// Attempts that were told for good that there is no such service, which a client does not repeat.
+fn denials(history: &[Request]) -> Vec<String> {
+    let attempts = history.iter().flat_map(|request| &request.attempts);
+    attempts
+        .filter(|it| matches!(it.outcome, Outcome::Answered { status, .. } if status / 100 == 4))
+        .map(|it| format!("{it:?}"))
+        .collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_is_as_it_was_after_all_three_peers_died() -> anyhow::Result<()> {
     stage::run(Share::Half, async {
@@ -67,8 +78,14 @@ async fn everything_is_as_it_was_after_all_three_peers_died() -> anyhow::Result<
             cluster.admin(2).update(&web.name, &yaml).await?;
             let before = picture(&cluster, ["chat", "web"]).await?;
             ensure!(before.sessions.len() == keys.len(), "{before:?}");
+            let meanwhile = Load {
+                pace: Duration::from_millis(2),
+                ..stage::load(&cluster, &web)
+            };
+            let meanwhile = meanwhile.start();
             cluster.kill_all()?;
             cluster.restart_all().await?;
+            clean("meanwhile", &denials(&meanwhile.stop().await?))?;
             let after = picture(&cluster, ["chat", "web"]).await?;
             ensure!(before == after, "before {before:#?}\nafter {after:#?}");
             let again = once.clone().run().await?;
