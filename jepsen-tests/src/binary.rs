@@ -61,13 +61,7 @@ fn find(named: Option<PathBuf>, own: &Path) -> anyhow::Result<PathBuf> {
     reason = "a test is told by its environment whether it may be skipped"
 )]
 pub fn have(program: &str) -> bool {
-    let runs = Command::new(program)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
+    let runs = runs(program);
     if !runs {
         let required = env::var_os(REQUIRE_TOOLS_VARIABLE).is_some_and(|value| value == "1");
         assert!(
@@ -77,6 +71,16 @@ pub fn have(program: &str) -> bool {
         eprintln!("skipped: {program} is not installed");
     }
     runs
+}
+
+fn runs(program: &str) -> bool {
+    Command::new(program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
 }
 
 #[cfg(test)]
@@ -103,6 +107,7 @@ mod tests {
 
     #[test]
     fn missing_program_is_noticed() {
-        assert!(!have("no-such-program-of-raftserve"));
+        assert!(runs("cargo"));
+        assert!(!runs("no-such-program-of-raftserve"));
     }
 }

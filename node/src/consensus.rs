@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use raftserve_model::{ClusterId, LogIndex, NodeId};
+use raftserve_model::{ClusterId, LogIndex, LogTime, NodeId};
 use raftserve_store::command::Action;
 use raftserve_store::{Outcome, State};
 use tokio::sync::watch;
@@ -176,6 +176,22 @@ impl Consensus {
     /// The index up to which `state()` is applied, as it moves.
     pub fn applied(&self) -> watch::Receiver<LogIndex> {
         self.core.reader.applied()
+    }
+
+    /// The time that an entry of this peer's would be stamped with now: the log's clock.
+    pub fn log_now(&self) -> LogTime {
+        self.core.log_now()
+    }
+
+    /// The boot time at which the newest message was sent that a quorum has answered: until then
+    /// this peer led for sure. None if it does not lead.
+    pub fn confirmed_at(&self) -> Option<Duration> {
+        self.core.confirmation.get()
+    }
+
+    /// How long a leader is believed without a quorum's word.
+    pub fn patience(&self) -> Duration {
+        self.core.confirmation.patience()
     }
 
     /// Who leads, as it changes.

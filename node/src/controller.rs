@@ -15,15 +15,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use raftserve_model::{Generation, Incarnation, LogIndex, LogTime, ReplicaId};
+use raftserve_model::{Generation, Incarnation, LogIndex, ReplicaId};
 use raftserve_store::command::{Action, Change};
 use raftserve_store::state::Phase;
 use raftserve_store::{Outcome, State};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock;
-use crate::consensus::{Consensus, MemberView, ProposeError};
+use crate::consensus::{Consensus, Leadership, MemberView, ProposeError};
 use crate::provider::{Provider, ProviderError, ReplicaState, port};
 use crate::share::Share;
 use effects::Effects;
@@ -35,6 +34,9 @@ const PROPOSE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How often the controller looks even if nothing tells it to: a safety net, not a pace.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The pause before a look that failed is repeated.
+const BLIND_PAUSE: Duration = Duration::from_secs(1);
 
 /// How often replicas that drain are looked at.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
@@ -70,8 +72,6 @@ enum ReignEnd {
     Propose(#[from] ProposeError),
     #[error("cannot read the agreed state")]
     Read(#[from] crate::consensus::ReadError),
-    #[error("cannot see what exists")]
-    Observe(#[from] ProviderError),
 }
 
 impl Controller {
@@ -88,10 +88,13 @@ impl Controller {
                     }
                 }
             }
+            // Another reign of this peer's is another one, even if the time between was not seen.
+            let term = leadership.borrow().term;
+            let deposed = |now: &Leadership| !now.is_self || now.term != term;
             let end = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                _ = leadership.wait_for(|leadership| !leadership.is_self) => ReignEnd::Deposed,
+                _ = leadership.wait_for(deposed) => ReignEnd::Deposed,
                 end = self.reign() => end,
             };
             self.share.end_reign();
@@ -106,7 +109,8 @@ impl Controller {
             Err(end) => return end,
         };
         tracing::info!(%generation, "control begins");
-        self.share.begin_reign(generation);
+        self.share
+            .begin_reign(generation, self.consensus.state().fence());
         let mut reign = Reign::new(self, generation);
         tokio::select! {
             end = reign.run() => end,
@@ -172,7 +176,11 @@ impl<'a> Reign<'a> {
 
     /// Observe, plan, write, execute. Returns when to do so again at the latest.
     async fn round(&mut self) -> Result<Duration, ReignEnd> {
-        self.observe().await?;
+        if let Err(error) = self.observe().await? {
+            // What cannot be seen now is looked at again; nothing is concluded meanwhile.
+            tracing::warn!(error = %chain(&error), "cannot see what exists");
+            return Ok(BLIND_PAUSE);
+        }
         self.applied.mark_unchanged();
         let state = self.controller.consensus.state();
         self.planned_from = state.plan_changed();
@@ -180,12 +188,17 @@ impl<'a> Reign<'a> {
         let observed = self.observed(&state);
         let plan = plan(&state, &observed);
         let wake_after = self.wake_after(&state, &plan);
-        if !plan.intents.is_empty() {
-            self.write(&state, plan.intents).await?;
-            return Ok(Duration::ZERO);
-        }
         self.effects.start(&state, &plan.effects);
-        Ok(wake_after)
+        if plan.intents.is_empty() {
+            return Ok(wake_after);
+        }
+        let changes = with_ports(&state, plan.intents);
+        if changes.is_empty() {
+            tracing::warn!("no port is free for another replica");
+            return Ok(BLIND_PAUSE);
+        }
+        self.write(changes).await?;
+        Ok(Duration::ZERO)
     }
 
     /// Waits until something may have changed what is to be done.
@@ -211,9 +224,12 @@ impl<'a> Reign<'a> {
         }
     }
 
-    async fn observe(&mut self) -> Result<(), ReignEnd> {
+    async fn observe(&mut self) -> Result<Result<(), ProviderError>, ReignEnd> {
         self.provider_changes.mark_unchanged();
-        let observations = self.controller.provider.observe().await?;
+        let observations = match self.controller.provider.observe().await {
+            Ok(observations) => observations,
+            Err(error) => return Ok(Err(error)),
+        };
         let due = self
             .orphans_checked
             .is_none_or(|checked| checked.elapsed() >= ORPHAN_INTERVAL);
@@ -232,7 +248,7 @@ impl<'a> Reign<'a> {
             .into_iter()
             .map(|observation| (observation.replica.id, observation.state))
             .collect();
-        Ok(())
+        Ok(Ok(()))
     }
 
     fn observed(&self, state: &State) -> Observed {
@@ -261,7 +277,7 @@ impl<'a> Reign<'a> {
             launch_failures,
             stop_failures: self.effects.stop_failures(),
             stopped: self.effects.stopped(),
-            now: LogTime(clock::unix_ms()).max(state.now()),
+            now: self.controller.consensus.log_now(),
         }
     }
 
@@ -294,8 +310,7 @@ impl<'a> Reign<'a> {
         plan.wake_after.map_or(regular, |after| after.min(regular))
     }
 
-    async fn write(&mut self, state: &State, intents: Vec<Intent>) -> Result<(), ReignEnd> {
-        let changes = with_ports(state, intents);
+    async fn write(&mut self, changes: Vec<Change>) -> Result<(), ReignEnd> {
         let action = Action::Control {
             generation: self.generation,
             changes,
@@ -316,14 +331,18 @@ impl<'a> Reign<'a> {
 /// without one is left out, and planned again.
 fn with_ports(state: &State, intents: Vec<Intent>) -> Vec<Change> {
     let mut in_use: BTreeSet<u16> = state.replica_ports();
-    let seed = port_seed(state);
+    let mut last = match state.last_port() {
+        0 => port_before_the_first(state),
+        port => port,
+    };
     intents
         .into_iter()
         .filter_map(|intent| match intent {
             Intent::Record(change) => Some(change),
             Intent::Create(service, version) => {
-                let port = port::free_port(&in_use, seed.wrapping_add(in_use.len() as u64))?;
+                let port = port::free_port_after(last, &in_use)?;
                 in_use.insert(port);
+                last = port;
                 Some(Change::Create {
                     service,
                     version,
@@ -334,16 +353,14 @@ fn with_ports(state: &State, intents: Vec<Intent>) -> Vec<Change> {
         .collect()
 }
 
-/// Where to begin to look for free ports. Clusters that share a host begin apart: a port that is free now
-/// can be taken before the replica binds it, and then probes and requests would reach another cluster's
-/// replica. And it moves on with the log, so that a port just let go of is not the next one given.
-fn port_seed(state: &State) -> u64 {
+/// Where the first search for a free port begins. Clusters that share a host begin apart: a port that
+/// is free now can be taken before the replica binds it, and then probes and requests would reach
+/// another cluster's replica.
+fn port_before_the_first(state: &State) -> u16 {
     let cluster = state.cluster().unwrap_or_default().0;
-    let apart = cluster.chunks_exact(8).fold(0_u64, |sum, chunk| {
-        let chunk = chunk.try_into().expect("chunks of eight bytes");
-        sum.rotate_left(1) ^ u64::from_be_bytes(chunk)
-    });
-    apart.wrapping_add(state.plan_changed().0)
+    let ports = port::REPLICA_PORTS;
+    let count = ports.end() - ports.start();
+    ports.start() + u16::from_be_bytes([cluster[0], cluster[1]]) % count
 }
 
 async fn wait_applied(consensus: &Consensus, index: LogIndex) -> Result<(), ReignEnd> {

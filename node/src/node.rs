@@ -5,12 +5,14 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal, Read};
 use std::net::TcpListener as StdTcpListener;
 use std::os::unix::net::UnixStream;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
+use futures_util::FutureExt;
 use raftserve_model::{Incarnation, LogIndex, ReplicaId};
 use raftserve_proxy::{Proxy, ProxyConfig, Routes};
 use tokio::net::TcpListener;
@@ -49,6 +51,9 @@ const TASKS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The longest that one try to catch up with a leader may take.
 const CATCH_UP_TRY: Duration = Duration::from_secs(2);
+
+/// How long Raft and the log may take to close.
+const PEER_STOP_MAX: Duration = Duration::from_secs(20);
 
 /// Threads for the admin API, the controller and projections. Traffic and Raft have their own.
 const THREADS: usize = 2;
@@ -173,7 +178,13 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     };
     tracing::info!(cluster = %peer.cluster_id(), node = %peer.node_id(), "this peer has begun");
 
-    let parts = Parts::start(&config, &peer, incarnation, &tasks, &shutdown)?;
+    let (ended_badly, mut bad_ends) = mpsc::channel(1);
+    let vital = Vital {
+        tasks: tasks.clone(),
+        shutdown: shutdown.clone(),
+        ended_badly,
+    };
+    let parts = Parts::start(&config, &peer, incarnation, &vital)?;
     let _ = report.set(Arc::new(Metrics {
         consensus: peer.consensus(),
         share: Arc::clone(&parts.share),
@@ -204,6 +215,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
             "the log has failed, and this peer stops: {}",
             why.ok().and_then(|why| why.clone()).unwrap_or_default()
         )),
+        Some(name) = bad_ends.recv() => Err(anyhow::anyhow!("the task of {name} panicked")),
         ended = admin => Err(match ended {
             Ok(Err(error)) => error.into(),
             Ok(Ok(())) => anyhow::anyhow!("the admin port ended by itself"),
@@ -222,7 +234,14 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         }
         Err(error) => tracing::error!("{error:#}"),
     }
-    peer.stop().await;
+    if tokio::time::timeout(PEER_STOP_MAX, peer.stop())
+        .await
+        .is_err()
+    {
+        // A disk that hangs holds a thread for ever; the log is whole at any instant all the same.
+        tracing::error!("the log cannot be closed in time: ending without it");
+        std::process::exit(1);
+    }
     why.map(|_| ())
 }
 
@@ -260,24 +279,24 @@ impl Parts {
         config: &NodeConfig,
         peer: &Peer,
         incarnation: Incarnation,
-        tasks: &TaskTracker,
-        shutdown: &CancellationToken,
+        vital: &Vital,
     ) -> anyhow::Result<Self> {
         let consensus = peer.consensus();
         let loads = Arc::new(Loads::default());
+        let (reflect, reflected) = watch::channel(LogIndex(0));
         let share = Arc::new(Share::new(
             peer.node_id(),
             incarnation,
             consensus.applied(),
-            consensus.leadership(),
+            reflected.clone(),
+            consensus.clone(),
             Arc::clone(&loads),
         ));
         peer.set_exchange(Arc::clone(&share) as Arc<dyn peer::ExchangeHandler>);
         let (bindings, binding) = Bindings::new(consensus.clone(), Arc::clone(&share));
-        spawn_until(tasks, shutdown, binding);
+        vital.spawn("session binding", binding);
 
         let routes = Arc::new(Routes::default());
-        let (reflect, reflected) = watch::channel(LogIndex(0));
         let (catch_up, caught_up) = watch::channel(false);
         let projecting = projection::run(
             consensus.clone(),
@@ -286,7 +305,7 @@ impl Parts {
             reflect,
             caught_up,
         );
-        spawn_until(tasks, shutdown, projecting);
+        vital.spawn("routing", projecting);
 
         let (failures, failed) = mpsc::channel(CONNECT_FAILURES_MAX);
         let proxy = Proxy::start(
@@ -299,7 +318,7 @@ impl Parts {
             Some(failures),
         )?;
         loads.connect(proxy.peer_loads());
-        spawn_until(tasks, shutdown, suspect(failed, share.suspected()));
+        vital.spawn("suspicion", suspect(failed, share.suspected()));
 
         let provider: Arc<dyn Provider> = Arc::new(
             ProcessProvider::new(&config.replica_root, peer.cluster_id()).with_context(|| {
@@ -316,7 +335,7 @@ impl Parts {
             incarnation,
             lifeline: config.lifeline.clone(),
         });
-        tasks.spawn(controller.run(shutdown.clone()));
+        vital.spawn("control", controller.run(vital.shutdown.clone()));
         Ok(Self {
             share,
             proxy,
@@ -327,18 +346,29 @@ impl Parts {
     }
 }
 
-fn spawn_until(
-    tasks: &TaskTracker,
-    shutdown: &CancellationToken,
-    task: impl Future<Output = ()> + Send + 'static,
-) {
-    let shutdown = shutdown.clone();
-    tasks.spawn(async move {
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = task => {}
-        }
-    });
+/// Starts what a peer cannot do without: if it panics, so that nobody does its work any more, the peer
+/// stops and leaves it to the others.
+struct Vital {
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+    ended_badly: mpsc::Sender<&'static str>,
+}
+
+impl Vital {
+    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let (shutdown, ended_badly) = (self.shutdown.clone(), self.ended_badly.clone());
+        self.tasks.spawn(async move {
+            let task = AssertUnwindSafe(task).catch_unwind();
+            let panicked = tokio::select! {
+                () = shutdown.cancelled() => false,
+                ended = task => ended.is_err(),
+            };
+            if panicked {
+                // One such word is enough.
+                let _ = ended_badly.try_send(name);
+            }
+        });
+    }
 }
 
 /// Replicas that refused a connection are to be probed at once, by whoever leads.

@@ -44,7 +44,7 @@ use self::clock::ReignClock;
 use self::core::Core;
 use self::directory::{Caller, Directory};
 use self::exchange::Slot;
-use self::leadership::Follower;
+use self::leadership::{Confirmation, Follower};
 use self::links::Links;
 use self::network::Network;
 use self::network::snapshot::Inbox;
@@ -309,6 +309,8 @@ async fn run_raft(
     .map_err(|error| StartError::Raft(error.to_string()))?;
     let (leadership, leads) = watch::channel(Leadership::default());
     let (fatal, failed) = watch::channel(None);
+    let patience = Duration::from_millis(2 * raft_config.election_timeout_max);
+    let confirmation = Arc::new(Confirmation::new(patience));
     let follower = Follower {
         me,
         raft: raft.clone(),
@@ -317,7 +319,7 @@ async fn run_raft(
         fatal,
         log: opened.wal.watch_failure(),
         heartbeat: Duration::from_millis(raft_config.heartbeat_interval),
-        patience: Duration::from_millis(2 * raft_config.election_timeout_max),
+        confirmation: Arc::clone(&confirmation),
     };
     tokio::spawn(follower.run());
     let announcement = announcement(config, &identity);
@@ -328,6 +330,7 @@ async fn run_raft(
         links,
         directory,
         leadership: leads,
+        confirmation,
         announcement,
         clock: ReignClock::default(),
         runtime,

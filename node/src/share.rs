@@ -22,9 +22,9 @@ use raftserve_proxy::PeerLoads;
 use tokio::sync::{Notify, watch};
 
 use crate::clock;
-use crate::consensus::{Leadership, MemberView};
+use crate::consensus::{Consensus, MemberView};
 use crate::peer::ExchangeHandler;
-use leases::{LEASE, Leases};
+use leases::{LEASE, Leases, Progress};
 
 /// The most suspects remembered between two reports.
 const SUSPECTS_MAX: usize = 64;
@@ -37,6 +37,8 @@ const REPORT_BYTES_MAX: usize = 1 << 20;
 struct Report {
     incarnation: Incarnation,
     applied: LogIndex,
+    /// What its routes reflect.
+    routed: LogIndex,
     /// Requests in flight from this peer, by replica; zeros left out.
     loads: Vec<(ReplicaId, u32)>,
     /// Replicas that refused a connection since the last report.
@@ -103,12 +105,31 @@ impl Loads {
     }
 }
 
+/// How sure this peer may be that it leads.
+pub trait LeaderView: Send + Sync + 'static {
+    /// The boot time until which it led for sure; none if it does not lead.
+    fn confirmed_at(&self) -> Option<Duration>;
+    /// How long it is believed to lead without a quorum's word.
+    fn patience(&self) -> Duration;
+}
+
+impl LeaderView for Consensus {
+    fn confirmed_at(&self) -> Option<Duration> {
+        self.confirmed_at()
+    }
+
+    fn patience(&self) -> Duration {
+        self.patience()
+    }
+}
+
 /// What peers tell each other.
 pub struct Share {
     node: NodeId,
     incarnation: Incarnation,
     applied: watch::Receiver<LogIndex>,
-    leadership: watch::Receiver<Leadership>,
+    routed: watch::Receiver<LogIndex>,
+    leader: Box<dyn LeaderView>,
     loads: Arc<Loads>,
     suspects: Arc<Suspects>,
     leases: Mutex<Leases>,
@@ -123,17 +144,19 @@ impl Share {
         node: NodeId,
         incarnation: Incarnation,
         applied: watch::Receiver<LogIndex>,
-        leadership: watch::Receiver<Leadership>,
+        routed: watch::Receiver<LogIndex>,
+        leader: impl LeaderView,
         loads: Arc<Loads>,
     ) -> Self {
         Self {
             node,
             incarnation,
             applied,
-            leadership,
+            routed,
+            leases: Mutex::new(Leases::new(leader.patience())),
+            leader: Box::new(leader),
             loads,
             suspects: Arc::default(),
-            leases: Mutex::default(),
             lease_until: AtomicU64::new(0),
         }
     }
@@ -144,16 +167,16 @@ impl Share {
         Arc::clone(&self.suspects)
     }
 
-    /// Whether this peer may dispatch requests of bound sessions now. The leader holds its lease as
-    /// long as a quorum confirms it.
+    /// Whether this peer may dispatch requests of bound sessions now. The leader holds its lease from
+    /// when it sent what a quorum has answered.
     #[must_use]
     pub fn holds_lease(&self) -> bool {
         nanos(clock::boot_time()) < self.lease_until.load(Ordering::Acquire)
     }
 
     /// This peer's controller has begun to reign.
-    pub fn begin_reign(&self, generation: Generation) {
-        lock(&self.leases).begin_reign(Instant::now(), generation);
+    pub fn begin_reign(&self, generation: Generation, fence: LogIndex) {
+        lock(&self.leases).begin_reign(Instant::now(), generation, fence);
     }
 
     /// This peer's controller reigns no more.
@@ -161,11 +184,13 @@ impl Share {
         lock(&self.leases).end_reign();
     }
 
-    /// The index that every member is sure to have applied, unless it is sure to hold no lease.
+    /// The index, up to `wanted`, that every member is sure to have applied, unless it is sure to hold
+    /// no lease. Who is behind it gets no lease from now on.
     #[must_use]
-    pub fn fence_reached(&self, members: &[MemberView]) -> LogIndex {
+    pub fn fence_reached(&self, wanted: LogIndex, members: &[MemberView]) -> LogIndex {
         let applied = *self.applied.borrow();
-        lock(&self.leases).fence_reached(Instant::now(), applied, self.others(members))
+        let others = self.others(members);
+        lock(&self.leases).fence_reached(Instant::now(), wanted, applied, others)
     }
 
     /// Whether nobody sends requests to `replica`, which left rotation at index `since`.
@@ -177,7 +202,7 @@ impl Share {
             .iter()
             .any(|(loaded, _)| *loaded == replica);
         !busy_here
-            && *self.applied.borrow() >= since
+            && *self.routed.borrow() >= since
             && lock(&self.leases).is_drained(Instant::now(), replica, since, self.others(members))
     }
 
@@ -187,9 +212,18 @@ impl Share {
     }
 
     fn renew_own_lease(&self) {
-        if self.leadership.borrow().is_self {
-            self.extend_lease(clock::boot_time() + LEASE);
+        if let Some(confirmed) = self.leader.confirmed_at()
+            && lock(&self.leases).reigns()
+        {
+            self.extend_lease(confirmed + LEASE);
         }
+    }
+
+    /// Looked at afresh, since what was true when this thread was paused need not be now.
+    fn leads_now(&self) -> bool {
+        self.leader.confirmed_at().is_some_and(|confirmed| {
+            clock::boot_time().saturating_sub(confirmed) <= self.leader.patience()
+        })
     }
 
     fn extend_lease(&self, until: Duration) {
@@ -197,18 +231,17 @@ impl Share {
     }
 
     fn take_report(&self, from: NodeId, report: Report) -> Reply {
-        let leads = self.leadership.borrow().is_self;
         for suspect in report.suspects {
             self.suspects.add(suspect);
         }
         self.loads.set(from, report.incarnation, &report.loads);
-        let lease = lock(&self.leases).report(
-            Instant::now(),
-            from,
-            report.applied,
-            report.loads.into_iter().collect(),
-            leads,
-        );
+        let progress = Progress {
+            applied: report.applied,
+            routed: report.routed,
+        };
+        let loads = report.loads.into_iter().collect();
+        let mut leases = lock(&self.leases);
+        let lease = leases.report(Instant::now(), from, progress, loads, self.leads_now());
         Reply { lease }
     }
 }
@@ -216,7 +249,7 @@ impl Share {
 impl ExchangeHandler for Share {
     fn outgoing(&self) -> Vec<u8> {
         self.renew_own_lease();
-        let suspects = if self.leadership.borrow().is_self {
+        let suspects = if self.leader.confirmed_at().is_some() {
             Vec::new()
         } else {
             self.suspects.take_now().into_iter().collect()
@@ -224,6 +257,7 @@ impl ExchangeHandler for Share {
         encode(&Report {
             incarnation: self.incarnation,
             applied: *self.applied.borrow(),
+            routed: *self.routed.borrow(),
             loads: self.loads.own(),
             suspects,
         })
@@ -237,9 +271,9 @@ impl ExchangeHandler for Share {
         encode(&reply)
     }
 
-    fn reply(&self, _from: NodeId, sent_at: Instant, body: &[u8]) {
+    fn reply(&self, _from: NodeId, sent_at: Duration, body: &[u8]) {
         if let Some(Reply { lease: Some(_) }) = decode(body) {
-            self.extend_lease(clock::boot_time().saturating_sub(sent_at.elapsed()) + LEASE);
+            self.extend_lease(sent_at + LEASE);
         }
     }
 }

@@ -63,6 +63,9 @@ pub struct State {
     fence: LogIndex,
     clients: Clients,
     events: Events,
+    /// The port that was given to a replica last; ports are given in turn, so that a peer that lags
+    /// does not meet another replica where it knew the former.
+    last_port: u16,
     /// The last index at which something changed that routing depends on.
     routes_changed: LogIndex,
     /// The last index at which something changed that the controller plans from.
@@ -249,6 +252,12 @@ impl State {
     #[must_use]
     pub fn client_count(&self) -> usize {
         self.clients.len()
+    }
+
+    /// The port that was given to a replica last; 0 before the first.
+    #[must_use]
+    pub fn last_port(&self) -> u16 {
+        self.last_port
     }
 
     /// The ports in use or promised to replicas that are not gone.

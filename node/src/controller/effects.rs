@@ -10,8 +10,8 @@ use std::time::Duration;
 use raftserve_model::spec::ServiceSpec;
 use raftserve_model::{ReplicaId, ServiceId};
 use raftserve_store::State;
-use raftserve_store::state::{Replica, Service};
-use tokio::task::JoinSet;
+use raftserve_store::state::{Phase, Replica, Service};
+use tokio::task::{self, JoinSet};
 
 use super::chain;
 use super::plan::Effect;
@@ -31,15 +31,12 @@ const CONCURRENT_MAX: usize = 32;
 /// How long an orphan may take to stop: its own specification is no longer known.
 const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 
-/// What an effect came to.
-type Finished = (Effect, Result<(), String>);
-
 /// Effects in flight, and what came of the finished ones.
 pub(super) struct Effects {
     provider: Arc<dyn Provider>,
     lifeline: Option<PathBuf>,
-    running: JoinSet<Finished>,
-    in_flight: BTreeSet<Effect>,
+    running: JoinSet<Result<(), String>>,
+    in_flight: BTreeMap<Effect, task::Id>,
     launch_failures: BTreeMap<ReplicaId, String>,
     stop_failures: BTreeMap<ReplicaId, String>,
     stopped: BTreeSet<ReplicaId>,
@@ -53,7 +50,7 @@ impl Effects {
             provider,
             lifeline,
             running: JoinSet::new(),
-            in_flight: BTreeSet::new(),
+            in_flight: BTreeMap::new(),
             launch_failures: BTreeMap::new(),
             stop_failures: BTreeMap::new(),
             stopped: BTreeSet::new(),
@@ -65,8 +62,11 @@ impl Effects {
     pub(super) fn start(&mut self, state: &State, effects: &BTreeSet<Effect>) {
         self.launch_failures
             .retain(|id, _| state.replica(*id).is_some());
-        self.stop_failures
-            .retain(|id, _| state.replica(*id).is_some());
+        // Told to stop again, it is tried again.
+        self.stop_failures.retain(|id, _| {
+            let replica = state.replica(*id);
+            replica.is_some_and(|replica| matches!(replica.phase, Phase::Stopping { .. }))
+        });
         self.stopped.retain(|id| state.replica(*id).is_some());
         for effect in effects {
             let (Effect::Ensure(id) | Effect::Stop(id)) = effect;
@@ -76,7 +76,7 @@ impl Effects {
             let Some(service) = state.service(id.service) else {
                 continue;
             };
-            if self.running.len() >= CONCURRENT_MAX || !self.in_flight.insert(effect.clone()) {
+            if self.running.len() >= CONCURRENT_MAX || self.in_flight.contains_key(effect) {
                 continue;
             }
             match effect {
@@ -101,7 +101,7 @@ impl Effects {
                 if state.service(id.service).is_none() && self.forgotten.insert(id.service) {
                     self.spawn(effect, Deed::Forget(id.service));
                 }
-            } else if self.running.len() < CONCURRENT_MAX && self.in_flight.insert(effect.clone()) {
+            } else if self.running.len() < CONCURRENT_MAX && !self.in_flight.contains_key(&effect) {
                 tracing::warn!(replica = %observation.replica, "stopping a replica that is not on record");
                 let deed = Deed::Stop(observation.replica.clone(), ORPHAN_GRACE);
                 self.spawn(effect, deed);
@@ -111,10 +111,15 @@ impl Effects {
 
     /// Waits until an effect has finished, and remembers what came of it. Never returns while none runs.
     pub(super) async fn finished(&mut self) {
-        match self.running.join_next().await {
-            Some(Ok((effect, result))) => self.remember(effect, result),
-            Some(Err(failed)) => tracing::error!(%failed, "a provider task ended badly"),
-            None => std::future::pending().await,
+        let (task, result) = match self.running.join_next_with_id().await {
+            Some(Ok((task, result))) => (task, result),
+            Some(Err(failed)) => (failed.id(), Err(format!("it ended badly: {failed}"))),
+            None => return std::future::pending().await,
+        };
+        let of_task = |(_, known): &(&Effect, &task::Id)| **known == task;
+        if let Some((effect, _)) = self.in_flight.iter().find(of_task) {
+            let effect = effect.clone();
+            self.remember(effect, result);
         }
     }
 
@@ -169,8 +174,10 @@ impl Effects {
 
     fn spawn(&mut self, effect: Effect, deed: Deed) {
         let provider = Arc::clone(&self.provider);
-        self.running
-            .spawn(async move { (effect, deed.done(&*provider).await) });
+        let task = self
+            .running
+            .spawn(async move { deed.done(&*provider).await });
+        self.in_flight.insert(effect, task.id());
     }
 }
 

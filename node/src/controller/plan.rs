@@ -341,19 +341,16 @@ fn scale_down_rank(status: ReplicaStatus) -> u8 {
     }
 }
 
-/// The newest version, unless it is given up and an older one still serves: a failed update must
-/// not keep the healthy version from being healed.
+/// The newest version, unless it is given up and an older one was good: a failed update must not
+/// keep the healthy version from being healed.
 fn version_to_run(service: &Service, replicas: &[&Replica]) -> ServiceVersion {
     let newest = service.version;
     if !given_up(newest, replicas) {
         return newest;
     }
-    replicas
-        .iter()
-        .filter(|it| it.is_live() && it.first_ready_at.is_some())
-        .map(|it| it.version)
+    service
+        .last_good
         .filter(|version| service.specs.contains_key(version))
-        .max()
         .unwrap_or(newest)
 }
 

@@ -3,12 +3,11 @@
 
 use std::time::Duration;
 
-use raftserve_model::{Generation, LogTime};
+use raftserve_model::Generation;
 use raftserve_store::Outcome;
 use raftserve_store::command::Action;
 
 use super::{PROPOSE_DEADLINE, ReignEnd};
-use crate::clock;
 use crate::consensus::Consensus;
 use crate::share::Share;
 
@@ -44,7 +43,7 @@ async fn tend(
     let state = consensus.state();
     let action = if let Some(upto) = state.fence_wanted() {
         // Step by step: under a steady stream of moves the newest is never applied everywhere.
-        let upto = upto.min(share.fence_reached(&consensus.members()));
+        let upto = share.fence_reached(upto, &consensus.members());
         let removals_left = state.fence_wanted() <= Some(state.fence());
         if upto <= state.fence() && !removals_left {
             return Ok(true);
@@ -52,7 +51,7 @@ async fn tend(
         Action::AdvanceFence { generation, upto }
     } else if state
         .next_expiry()
-        .is_some_and(|time| time <= LogTime(clock::unix_ms()))
+        .is_some_and(|time| time <= consensus.log_now())
     {
         Action::Tick
     } else {

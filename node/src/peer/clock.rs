@@ -19,10 +19,14 @@ struct Reign {
 }
 
 impl ReignClock {
-    /// The time now, for an entry of `term`.
-    pub(crate) fn now(&self, term: u64) -> LogTime {
+    /// The time now, for an entry of `term`; never before `agreed`, the log's own time.
+    pub(crate) fn now(&self, term: u64, agreed: LogTime) -> LogTime {
         let mut reign = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        read(&mut reign, term, Instant::now(), wall_clock)
+        // From the agreed time on where the wall clock is behind it: time would stand still until
+        // the wall clock has caught up.
+        read(&mut reign, term, Instant::now(), || {
+            wall_clock().max(agreed)
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use openraft::ReadPolicy;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
-use raftserve_model::{Incarnation, LogIndex, NodeId};
+use raftserve_model::{Incarnation, LogIndex, LogTime, NodeId};
 use raftserve_store::command::Action;
 use raftserve_store::{Command, Outcome};
 use tokio::sync::watch;
@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::clock::ReignClock;
 use super::directory::Directory;
+use super::leadership::Confirmation;
 use super::links::{CallError, Links, Purpose, frame, read};
 use super::store::{Identity, RaftHandle, StateReader};
 use super::wire::{
@@ -41,6 +42,7 @@ pub(crate) struct Core {
     pub(crate) links: Arc<Links>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) leadership: watch::Receiver<Leadership>,
+    pub(crate) confirmation: Arc<Confirmation>,
     pub(crate) announcement: Announcement,
     pub(crate) clock: ReignClock,
     /// Raft's own runtime: whatever waits on Raft or the transport runs there.
@@ -67,10 +69,16 @@ impl Core {
         self.announcement.incarnation
     }
 
+    /// What an entry of this peer would be stamped with now.
+    pub(crate) fn log_now(&self) -> LogTime {
+        let term = self.leadership.borrow().term;
+        self.clock.now(term, self.reader.state().now())
+    }
+
     /// Proposes to this peer's own Raft, which must lead.
     pub(crate) async fn propose_here(&self, action: Action, until: Instant) -> ProposeReply {
         let command = Command {
-            now: self.clock.now(self.leadership.borrow().term),
+            now: self.log_now(),
             action,
         };
         let size = command_size(&command);

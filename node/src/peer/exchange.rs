@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use raftserve_model::NodeId;
@@ -14,6 +14,7 @@ use super::core::Core;
 use super::links::{CallError, Purpose, frame, read};
 use super::rpc::Frame;
 use super::wire::{self, Announcement, ExchangeHead};
+use crate::clock;
 
 /// How often each peer sends to each other. A load that is this old still balances well.
 const PERIOD: Duration = Duration::from_millis(50);
@@ -31,8 +32,8 @@ pub trait ExchangeHandler: Send + Sync + 'static {
     fn outgoing(&self) -> Vec<u8>;
     /// What `from` has sent; returns the answer.
     fn incoming(&self, from: NodeId, body: &[u8]) -> Vec<u8>;
-    /// What `from` answered to what was sent at `sent_at`.
-    fn reply(&self, from: NodeId, sent_at: Instant, body: &[u8]);
+    /// What `from` answered to what was sent at the boot time `sent_at`.
+    fn reply(&self, from: NodeId, sent_at: Duration, body: &[u8]);
 }
 
 /// Holds the handler once there is one. Until then peers exchange nothing but signs of life.
@@ -123,7 +124,7 @@ async fn once(core: &Core, slot: &Slot, target: NodeId) -> Result<(), CallError>
         head: wire::encode(&head),
         body: body.map_or_else(Bytes::new, Bytes::from),
     };
-    let sent_at = Instant::now();
+    let sent_at = clock::boot_time();
     let answer = core
         .links
         .call(

@@ -2,6 +2,7 @@
 //! and whether it is all over.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
@@ -14,6 +15,7 @@ use tokio::time::sleep;
 
 use super::directory::{Directory, Roster};
 use super::store::RaftHandle;
+use crate::clock;
 use crate::consensus::Leadership;
 
 /// What decides who leads.
@@ -66,6 +68,75 @@ fn roster(metrics: &RaftMetrics<TypeConfig>) -> Roster {
     }
 }
 
+/// Until when this peer led for sure, as boot time: when the newest message was sent that a quorum
+/// has answered. Shared with whoever gives or holds leases.
+#[derive(Debug)]
+pub(crate) struct Confirmation {
+    /// Nanoseconds; 0 for none.
+    sent_at: AtomicU64,
+    patience: Duration,
+}
+
+impl Confirmation {
+    pub(crate) fn new(patience: Duration) -> Self {
+        Self {
+            sent_at: AtomicU64::new(0),
+            patience,
+        }
+    }
+
+    pub(crate) fn get(&self) -> Option<Duration> {
+        match self.sent_at.load(Ordering::Acquire) {
+            0 => None,
+            nanos => Some(Duration::from_nanos(nanos)),
+        }
+    }
+
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    fn set(&self, sent_at: Option<Duration>) {
+        let nanos = sent_at.map_or(0, |at| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX));
+        self.sent_at.store(nanos, Ordering::Release);
+    }
+}
+
+/// Notices that the host slept, which the monotonic clock does not count: what was measured across
+/// that time is shorter than it was.
+#[derive(Debug)]
+struct SleepWatch {
+    started: std::time::Instant,
+    /// Boot time less monotonic time, as last seen.
+    ahead: Duration,
+    /// How long after `started` the host was last found to have slept.
+    woke: Duration,
+}
+
+impl SleepWatch {
+    fn new() -> Self {
+        Self {
+            started: std::time::Instant::now(),
+            ahead: clock::boot_time(),
+            woke: Duration::ZERO,
+        }
+    }
+
+    /// The boot time `ago`, unless the host slept since.
+    fn boot_time_before(&mut self, ago: Duration) -> Option<Duration> {
+        let (boot, running) = (clock::boot_time(), self.started.elapsed());
+        let ahead = boot.saturating_sub(running);
+        if ahead > self.ahead + SLEEP_NOTICED {
+            self.woke = running;
+        }
+        self.ahead = ahead;
+        (running.saturating_sub(ago) >= self.woke).then(|| boot.saturating_sub(ago))
+    }
+}
+
+/// A difference between clocks that reading them one after the other does not explain.
+const SLEEP_NOTICED: Duration = Duration::from_millis(20);
+
 /// Follows openraft until it ends.
 pub(crate) struct Follower {
     pub(crate) me: NodeId,
@@ -77,14 +148,15 @@ pub(crate) struct Follower {
     pub(crate) log: watch::Receiver<Option<Failed>>,
     /// openraft's heartbeat: how often a silence is looked at.
     pub(crate) heartbeat: Duration,
-    /// How long a leader is believed without a quorum's word.
-    pub(crate) patience: Duration,
+    /// What is told about how fresh this peer's leadership is.
+    pub(crate) confirmation: Arc<Confirmation>,
 }
 
 impl Follower {
     /// Runs until Raft has stopped; then says why in `fatal`.
     pub(crate) async fn run(mut self) {
         let mut metrics = self.raft.metrics();
+        let mut sleep_watch = SleepWatch::new();
         let reason = loop {
             if let Some(failed) = &*self.log.borrow_and_update() {
                 break failed.to_string();
@@ -94,7 +166,7 @@ impl Follower {
                 if let Err(error) = &seen.running_state {
                     break error.to_string();
                 }
-                self.publish(&seen);
+                self.publish(&seen, &mut sleep_watch);
             }
             let ended = tokio::select! {
                 changed = metrics.changed() => changed.is_err(),
@@ -106,6 +178,7 @@ impl Follower {
                 break self.why_it_ended().await;
             }
         };
+        self.confirmation.set(None);
         self.leadership.send_replace(Leadership::default());
         self.fatal.send_replace(Some(reason));
     }
@@ -118,8 +191,17 @@ impl Follower {
         )
     }
 
-    fn publish(&self, metrics: &RaftMetrics<TypeConfig>) {
-        let now = judge(view(self.me, metrics), self.patience);
+    fn publish(&self, metrics: &RaftMetrics<TypeConfig>, sleep_watch: &mut SleepWatch) {
+        let mut view = view(self.me, metrics);
+        if view.alone {
+            view.confirmed = Some(Duration::ZERO);
+        }
+        let sent_at = view
+            .confirmed
+            .and_then(|ago| sleep_watch.boot_time_before(ago));
+        view.confirmed = view.confirmed.filter(|_| sent_at.is_some());
+        let now = judge(view, self.confirmation.patience());
+        self.confirmation.set(sent_at.filter(|_| now.is_self));
         self.leadership.send_if_modified(|known| {
             let changed = *known != now;
             *known = now;

@@ -9,10 +9,11 @@ use std::ops::RangeInclusive;
 pub const REPLICA_PORTS: RangeInclusive<u16> = 20_000..=29_999;
 
 /// A port from [`REPLICA_PORTS`] that is not in use by a replica and could be bound just now, on
-/// loopback and on all addresses. The search starts at a place that `seed` decides, so that a port
-/// is not handed out again right after its last holder let go. None if all are taken.
+/// loopback and on all addresses. The search starts after `last`, the port given before, so that a
+/// port comes round again only after all others. None if all are taken.
 #[must_use]
-pub fn free_port(in_use: &BTreeSet<u16>, seed: u64) -> Option<u16> {
+pub fn free_port_after(last: u16, in_use: &BTreeSet<u16>) -> Option<u16> {
+    let seed = (u64::from(last) + 1).saturating_sub(u64::from(*REPLICA_PORTS.start()));
     free_port_in(&REPLICA_PORTS, in_use, seed)
 }
 
@@ -39,18 +40,18 @@ mod tests {
 
     #[test]
     fn taken_and_bound_ports_are_passed_over() {
-        let first = free_port(&BTreeSet::new(), 4_000).unwrap();
+        let first = free_port_after(24_000, &BTreeSet::new()).unwrap();
         assert!(REPLICA_PORTS.contains(&first));
         let _holder = TcpListener::bind((Ipv4Addr::UNSPECIFIED, first)).unwrap();
-        let second = free_port(&BTreeSet::new(), 4_000).unwrap();
+        let second = free_port_after(24_000, &BTreeSet::new()).unwrap();
         assert_ne!(second, first);
-        let third = free_port(&BTreeSet::from([second]), 4_000).unwrap();
+        let third = free_port_after(24_000, &BTreeSet::from([second])).unwrap();
         assert!(third != first && third != second);
     }
 
     #[test]
     fn search_wraps_and_ends() {
-        let port = free_port(&BTreeSet::new(), 7_000).unwrap();
+        let port = free_port_after(27_000, &BTreeSet::new()).unwrap();
         let range = port..=port;
         assert_eq!(free_port_in(&range, &BTreeSet::new(), u64::MAX), Some(port));
         assert_eq!(free_port_in(&range, &BTreeSet::from([port]), 1), None);

@@ -129,6 +129,7 @@ impl State {
         if it.going_down.is_some() || !it.specs.contains_key(&version) {
             return;
         }
+        self.last_port = port;
         let it = Arc::make_mut(it);
         let id = ReplicaId {
             service,
@@ -157,15 +158,16 @@ impl State {
                 it.first_ready_at.get_or_insert(now);
             })
         });
-        let now = self.now;
+        let Some(replica) = self.replicas.get(&id).filter(|it| it.phase == Phase::Ready) else {
+            return;
+        };
+        let (now, version) = (self.now, Some(replica.version));
         if let Some(service) = self.services.get_mut(&id.service)
-            && service.first_ready_at.is_none()
-            && self
-                .replicas
-                .get(&id)
-                .is_some_and(|replica| replica.phase == Phase::Ready)
+            && service.last_good < version
         {
-            Arc::make_mut(service).first_ready_at = Some(now);
+            let service = Arc::make_mut(service);
+            service.first_ready_at.get_or_insert(now);
+            service.last_good = version;
         }
     }
 
@@ -220,18 +222,20 @@ impl State {
     }
 
     /// Forgets the specifications of versions that nothing runs any more.
-    fn prune_specs(&mut self, id: ServiceId) {
+    pub(super) fn prune_specs(&mut self, id: ServiceId) {
         let used: Vec<ServiceVersion> = self
             .replicas_of(id)
             .filter(|replica| replica.occupies_resources())
             .flat_map(|replica| [replica.version, replica.launched_as])
             .collect();
         if let Some(service) = self.services.get_mut(&id) {
-            let newest = service.version;
+            let (newest, good) = (service.version, service.last_good);
             let unused: Vec<ServiceVersion> = service
                 .specs
                 .keys()
-                .filter(|version| **version != newest && !used.contains(version))
+                .filter(|version| {
+                    **version != newest && Some(**version) != good && !used.contains(version)
+                })
                 .copied()
                 .collect();
             if !unused.is_empty() {

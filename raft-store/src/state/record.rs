@@ -30,6 +30,8 @@ pub enum Record {
         control: Control,
         /// The session fence.
         fence: LogIndex,
+        /// The port that was given to a replica last.
+        last_port: u16,
         /// Events up to here may have been dropped.
         events_compacted: LogIndex,
         /// The last change to routing.
@@ -80,6 +82,7 @@ impl State {
             now: self.now,
             control: self.control,
             fence: self.fence,
+            last_port: self.last_port,
             events_compacted: self.events.compacted(),
             routes_changed: self.routes_changed,
             plan_changed: self.plan_changed,
@@ -180,6 +183,7 @@ impl State {
             now,
             control,
             fence,
+            last_port,
             events_compacted,
             routes_changed,
             plan_changed,
@@ -192,6 +196,7 @@ impl State {
             now,
             control,
             fence,
+            last_port,
             routes_changed,
             plan_changed,
             ..Self::default()

@@ -106,6 +106,7 @@ impl State {
             first_ready_at: None,
             going_down: None,
             next_number: 1,
+            last_good: None,
             changed: index,
         };
         self.services.insert(id, Arc::new(service));
@@ -150,7 +151,13 @@ impl State {
                     Some(())
                 });
             }
+            if before.last_good == Some(old)
+                && let Some(service) = self.services.get_mut(&id)
+            {
+                Arc::make_mut(service).last_good = Some(version);
+            }
         }
+        self.prune_specs(id);
         Outcome::ServicePut {
             service: id,
             version,

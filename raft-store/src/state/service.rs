@@ -23,7 +23,8 @@ pub struct Service {
     pub name: ServiceName,
     /// The newest version.
     pub version: ServiceVersion,
-    /// The specifications of the newest version and of every version that a replica still runs.
+    /// The specifications of the newest version, of the last good one, and of every version that a
+    /// replica still runs.
     pub specs: OrdMap<ServiceVersion, Arc<ServiceSpec>>,
     /// Its port, counted from the first of the service ports; none if they had run out.
     pub port_slot: Option<u16>,
@@ -35,6 +36,8 @@ pub struct Service {
     pub going_down: Option<LogTime>,
     /// The number of the next replica.
     pub next_number: u32,
+    /// The newest version of which a replica was ever ready: what is healed if a newer one fails.
+    pub last_good: Option<ServiceVersion>,
     /// The last entry that changed the service itself.
     pub changed: LogIndex,
 }
@@ -67,6 +70,7 @@ pub struct ServiceRecord {
     first_ready_at: Option<LogTime>,
     going_down: Option<LogTime>,
     next_number: u32,
+    last_good: Option<ServiceVersion>,
     changed: LogIndex,
 }
 
@@ -86,6 +90,7 @@ impl From<&Service> for ServiceRecord {
             first_ready_at: service.first_ready_at,
             going_down: service.going_down,
             next_number: service.next_number,
+            last_good: service.last_good,
             changed: service.changed,
         }
     }
@@ -103,6 +108,7 @@ impl From<ServiceRecord> for Service {
             first_ready_at: record.first_ready_at,
             going_down: record.going_down,
             next_number: record.next_number,
+            last_good: record.last_good,
             changed: record.changed,
         }
     }

@@ -186,18 +186,22 @@ impl State {
         let table = self.sessions.entry(id).or_default();
         let before = table.get(&key).copied();
         let old = before.and_then(|session| self.replicas.get(&session.replica));
+        let fence = self.fence;
         let session = match before {
             Some(session) if old.is_some_and(|replica| replica.keeps_sessions()) => Session {
                 expires_at: expires_at.max(session.expires_at),
                 ..session
             },
-            Some(_) => Session {
+            Some(moved) => Session {
                 replica: table.least_bound().ok_or(BindRefusal::NoReplica)?,
                 epoch: index,
-                // What is on record and not gone may still be answering.
-                usable_from: old
-                    .filter(|replica| replica.occupies_resources())
-                    .map_or(LogIndex(0), |_| index),
+                // What is on record and not gone may still be answering; and a move before this one may
+                // still wait until nobody acts on what was before it.
+                usable_from: match old.filter(|replica| replica.occupies_resources()) {
+                    Some(_) => index,
+                    None if moved.usable_from > fence => moved.usable_from,
+                    None => LogIndex(0),
+                },
                 expires_at,
             },
             None if table.len() >= max as usize => return Err(BindRefusal::TooMany),

@@ -288,6 +288,55 @@ fn a_rebound_session_waits_for_the_fence_unless_its_replica_is_gone() {
 }
 
 #[test]
+fn a_session_moved_twice_still_waits_for_the_first_move() {
+    let mut log = Log::default();
+    log.reign();
+    let service = log.service("a");
+    let first = log.ready_replica(service);
+    log.bind(service, 1).unwrap();
+    let second = log.ready_replica(service);
+    log.stop(first, StopReason::Outdated);
+    let moved = log.bind(service, 1).unwrap();
+    assert_eq!((moved.replica, moved.usable_from), (second, moved.epoch));
+    let third = log.ready_replica(service);
+    log.stop(second, StopReason::Exited("killed".into()));
+    log.control(vec![Change::Gone { replica: second }]);
+    let again = log.bind(service, 1).unwrap();
+    assert_eq!(again.replica, third);
+    assert_eq!(
+        again.usable_from, moved.epoch,
+        "somebody may still act on the first binding"
+    );
+    log.advance_fence();
+    let key = SessionKey([1; 16]);
+    assert!(log.state.session(service, &key).unwrap().usable_from <= log.state.fence());
+}
+
+#[test]
+fn specifications_are_kept_while_they_may_be_needed_and_no_longer() {
+    let mut log = Log::default();
+    log.reign();
+    let service = log.service("a");
+    log.ready_replica(service);
+    for _ in 0..5 {
+        log.put("a", "serve", Precondition::Present);
+    }
+    let kept = |log: &Log| -> Vec<u32> {
+        let service = log.state.service(service).unwrap();
+        service.specs.keys().map(|version| version.0).collect()
+    };
+    assert_eq!(
+        kept(&log),
+        [1, 6],
+        "what it was launched from, and the newest"
+    );
+    for run in ["one", "two", "three"] {
+        log.put("a", run, Precondition::Present);
+    }
+    assert_eq!(kept(&log), [1, 6, 9], "and the last good one");
+}
+
+#[test]
 fn a_replica_that_fails_one_probe_keeps_its_sessions() {
     let mut log = Log::default();
     log.reign();

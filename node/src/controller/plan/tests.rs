@@ -379,6 +379,21 @@ fn a_version_that_never_starts_is_given_up_and_the_old_one_healed() {
         [1, 1],
         "a lost old one is replaced by its like"
     );
+    for number in 1..20 {
+        if matches!(
+            world.observed.exists.get(&world.id(number)),
+            Some(ReplicaState::Running { .. })
+        ) {
+            world.exit(number);
+        }
+    }
+    for _ in 0..3 {
+        world.settle();
+        world.pass(61);
+    }
+    assert_eq!(live(&world), [1, 1], "even if all of them are lost at once");
+    world.probe_all_ok();
+    world.settle();
     world.put("mended", 2);
     world.settle();
     assert_eq!(live(&world), [1, 1, 3], "the next update goes on");
