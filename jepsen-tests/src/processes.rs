@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
+/// How often, and how far apart, a process without an environment is looked at: an exec takes far less.
+const EXEC_LOOKS: usize = 10;
+const EXEC_PAUSE: Duration = Duration::from_millis(2);
+
 /// The environment variable that marks a replica's processes: `CLUSTER/SERVICE-NUMBER`.
 const MARKER: &[u8] = b"RAFTSERVE_REPLICA=";
 
@@ -122,12 +126,26 @@ fn pids() -> anyhow::Result<impl Iterator<Item = i32>> {
 
 /// Cluster and replica of the marker in a process's environment.
 fn marker(pid: i32) -> Option<(String, String)> {
-    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-    let value = environment
+    let value = environment(pid)?
         .split(|byte| *byte == 0)
-        .find_map(|entry| entry.strip_prefix(MARKER))?;
-    let (cluster, replica) = std::str::from_utf8(value).ok()?.split_once('/')?;
+        .find_map(|entry| entry.strip_prefix(MARKER))?
+        .to_vec();
+    let (cluster, replica) = std::str::from_utf8(&value).ok()?.split_once('/')?;
     Some((cluster.to_owned(), replica.to_owned()))
+}
+
+/// In the middle of an exec a process shows no environment for a moment, although its parent goes on
+/// already: that is told from having none by looking again.
+fn environment(pid: i32) -> Option<Vec<u8>> {
+    for _ in 0..EXEC_LOOKS {
+        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+        let is_program = fs::read_link(format!("/proc/{pid}/exe")).is_ok();
+        if !environment.is_empty() || !is_program {
+            return Some(environment);
+        }
+        std::thread::sleep(EXEC_PAUSE);
+    }
+    Some(Vec::new())
 }
 
 fn command_line(pid: i32) -> Vec<String> {
