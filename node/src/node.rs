@@ -116,8 +116,10 @@ fn init_logging(level: LogLevel, format: LogFormat) {
     };
     // Libraries tell at `info` what only their authors want to know.
     let libraries = level.min(LevelFilter::WARN);
+    // openraft warns of each heartbeat to a peer that is away; the exchange says that once.
     let targets = Targets::new()
         .with_default(libraries)
+        .with_target("openraft", level.min(LevelFilter::ERROR))
         .with_target("raftserve", level);
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
