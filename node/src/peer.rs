@@ -123,6 +123,7 @@ impl Threads {
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
             .thread_name("raft")
+            .on_thread_start(raftserve_store::precedence::take)
             .enable_all()
             .build()?;
         Ok(Self(Some(runtime)))

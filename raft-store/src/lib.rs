@@ -6,6 +6,7 @@ pub mod command;
 pub mod disk;
 pub mod entry;
 pub mod identity;
+pub mod precedence;
 pub mod raft;
 pub mod snapshot;
 pub mod state;

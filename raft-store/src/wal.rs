@@ -98,7 +98,10 @@ impl Wal {
         let (wal, writer) = Self::open_idle(disk, dir, options)?;
         let thread = std::thread::Builder::new()
             .name("raft-log".to_owned())
-            .spawn(move || writer.run())
+            .spawn(move || {
+                crate::precedence::take();
+                writer.run()
+            })
             .map_err(WalError::Thread)?;
         *lock(&wal.thread) = Some(thread);
         Ok(wal)
