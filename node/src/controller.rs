@@ -311,6 +311,9 @@ impl<'a> Reign<'a> {
     }
 
     async fn write(&mut self, changes: Vec<Change>) -> Result<(), ReignEnd> {
+        for change in &changes {
+            tracing::info!(?change, "recording");
+        }
         let action = Action::Control {
             generation: self.generation,
             changes,

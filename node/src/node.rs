@@ -1,6 +1,7 @@
 //! One peer, wired: [`run`] starts its parts in order, waits for a reason to stop, and stops them in
 //! the opposite order.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Read};
 use std::net::TcpListener as StdTcpListener;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures_util::FutureExt;
 use raftserve_model::{Incarnation, LogIndex, ReplicaId};
-use raftserve_proxy::{Proxy, ProxyConfig, Routes};
+use raftserve_proxy::{PortState, PortStatus, Proxy, ProxyConfig, Routes};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -244,6 +245,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         tracing::error!("the log cannot be closed in time: ending without it");
         std::process::exit(1);
     }
+    tracing::info!("stopped");
     why.map(|_| ())
 }
 
@@ -320,6 +322,7 @@ impl Parts {
             Some(failures),
         )?;
         loads.connect(proxy.peer_loads());
+        vital.spawn("service ports", tell_of_ports(proxy.ports()));
         vital.spawn("suspicion", suspect(failed, share.suspected()));
 
         let provider: Arc<dyn Provider> = Arc::new(
@@ -370,6 +373,30 @@ impl Vital {
                 let _ = ended_badly.try_send(name);
             }
         });
+    }
+}
+
+/// A service whose own port somebody else has is reached by host and path only: that must be told.
+async fn tell_of_ports(mut ports: watch::Receiver<Vec<PortStatus>>) {
+    let mut refused: BTreeSet<u16> = BTreeSet::new();
+    loop {
+        let now = ports.borrow_and_update().clone();
+        for status in &now {
+            match &status.state {
+                PortState::Refused { reason } if refused.insert(status.port) => tracing::warn!(
+                    port = status.port, service = %status.service, %reason,
+                    "the service's own port cannot be had; free it, or choose another --service-port-base"
+                ),
+                PortState::Open if refused.remove(&status.port) => {
+                    tracing::info!(port = status.port, "the service's own port is open now");
+                }
+                PortState::Refused { .. } | PortState::Open => {}
+            }
+        }
+        refused.retain(|port| now.iter().any(|status| status.port == *port));
+        if ports.changed().await.is_err() {
+            return;
+        }
     }
 }
 

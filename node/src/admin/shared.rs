@@ -115,7 +115,7 @@ impl Shared {
 
 fn no_quorum(reason: &str) -> Status {
     Reason::NoQuorum.status(format!(
-        "the answer could not be confirmed with a quorum: {reason}; ask again, or ask for a stale answer"
+        "no quorum answered in time, and nothing was changed: {reason}"
     ))
 }
 

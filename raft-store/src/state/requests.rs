@@ -90,6 +90,11 @@ impl State {
                 "a cluster holds at most {SERVICES_MAX} services"
             )));
         }
+        // Host names do not tell them apart.
+        let alike = |other: &&ServiceName| other.as_str().eq_ignore_ascii_case(name.as_str());
+        if let Some(other) = self.names.keys().find(alike) {
+            return Err(Refusal::ServiceExists(other.clone()));
+        }
         let slots: OrdSet<u16> = self
             .services
             .values()

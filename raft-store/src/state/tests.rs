@@ -188,6 +188,10 @@ fn a_service_name_is_taken_once() {
         Outcome::Refused(Refusal::ServiceExists(_))
     ));
     assert!(matches!(
+        log.put("A", "serve", Precondition::Any),
+        Outcome::Refused(Refusal::ServiceExists(name)) if name.as_str() == "a"
+    ));
+    assert!(matches!(
         log.put("b", "serve", Precondition::Present),
         Outcome::Refused(Refusal::NoSuchService(_))
     ));
