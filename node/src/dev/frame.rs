@@ -194,6 +194,10 @@ fn more(all: usize, shown: usize) -> Option<Line> {
 }
 
 fn traffic(tally: &Tally) -> Vec<Line> {
+    if tally.kill_every.is_zero() {
+        let text = "chaos     begins once the service is up";
+        return vec![Line::of(Tone::Faint, text)];
+    }
     let mut lines = vec![Line::of(
         Tone::Plain,
         format!(
