@@ -1,9 +1,11 @@
 //! The clock that a leader stamps entries with.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use raftserve_model::LogTime;
+
+use crate::clock;
 
 /// The wall clock at the begin of each reign, and steady from there: an adjustment of the wall clock
 /// in the middle of a reign moves no expiry. The state machine sees to it that log time does not go
@@ -25,7 +27,7 @@ impl ReignClock {
         // From the agreed time on where the wall clock is behind it: time would stand still until
         // the wall clock has caught up.
         read(&mut reign, term, Instant::now(), || {
-            wall_clock().max(agreed)
+            LogTime(clock::unix_ms()).max(agreed)
         })
     }
 }
@@ -50,18 +52,10 @@ fn read(
     }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the one place where the log's time is read off a clock"
-)]
-fn wall_clock() -> LogTime {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-    let ms = since_epoch.as_ref().map_or(0, Duration::as_millis);
-    LogTime(u64::try_from(ms).unwrap_or(u64::MAX))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
