@@ -14,6 +14,7 @@ mod replica;
 mod requests;
 mod service;
 mod sessions;
+mod summed;
 
 use std::sync::Arc;
 
@@ -30,11 +31,13 @@ pub use record::{Record, RecordError};
 pub use replica::{Phase, Replica};
 pub use service::{SERVICE_PORTS, SERVICES_MAX, Service};
 pub use sessions::{SESSIONS_REMOVED_MAX, Session};
+pub use summed::Digest;
 
 use crate::command::{Action, Command, Outcome};
 use clients::Clients;
 use events::Events;
 use sessions::SessionTable;
+use summed::Summed;
 
 /// The present reign of a controller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
@@ -54,10 +57,10 @@ pub struct State {
     /// Never goes back, whatever the clocks of successive leaders say.
     now: LogTime,
     control: Control,
-    services: OrdMap<ServiceId, Arc<Service>>,
+    services: Summed<ServiceId, Arc<Service>>,
     /// Names of exactly the services in `services`.
     names: OrdMap<ServiceName, ServiceId>,
-    replicas: OrdMap<ReplicaId, Arc<Replica>>,
+    replicas: Summed<ReplicaId, Arc<Replica>>,
     sessions: OrdMap<ServiceId, SessionTable>,
     /// Rebound sessions are usable up to this index.
     fence: LogIndex,

@@ -10,6 +10,8 @@ use bincode::{Decode, Encode};
 use imbl::{OrdMap, OrdSet};
 use raftserve_model::LogTime;
 
+use super::record::Record;
+use super::summed::{Sum, Summed};
 use crate::command::{ClientId, Outcome};
 
 /// The most sessions open at once; opening one more closes the one unused for longest.
@@ -31,6 +33,36 @@ pub(super) struct Client {
     acknowledged: u64,
     /// Keys are above `acknowledged`.
     outcomes: OrdMap<u64, Outcome>,
+}
+
+impl Client {
+    fn seen(&mut self, sequence: u64, acknowledged: u64) -> Seen {
+        if acknowledged > self.acknowledged {
+            self.acknowledged = acknowledged;
+            self.outcomes = self.outcomes.split(&acknowledged).1;
+        }
+        if let Some(outcome) = self.outcomes.get(&sequence) {
+            Seen::Before(outcome.clone())
+        } else if sequence <= self.acknowledged {
+            Seen::Forgotten
+        } else if self.outcomes.len() >= OUTCOMES_MAX {
+            Seen::TooMany
+        } else {
+            Seen::New
+        }
+    }
+
+    pub(super) fn record(&self, id: ClientId) -> ClientRecord {
+        let outcomes = self.outcomes.iter();
+        ClientRecord {
+            id,
+            last_used: self.last_used,
+            acknowledged: self.acknowledged,
+            outcomes: outcomes
+                .map(|(sequence, outcome)| (*sequence, outcome.clone()))
+                .collect(),
+        }
+    }
 }
 
 /// A client session as snapshots carry it.
@@ -60,7 +92,7 @@ pub(super) enum Seen {
 /// Every open session.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Clients {
-    by_id: OrdMap<ClientId, Client>,
+    by_id: Summed<ClientId, Client>,
     /// Exactly the sessions of `by_id`, by when they were last used.
     by_age: OrdSet<(LogTime, ClientId)>,
 }
@@ -90,31 +122,22 @@ impl Clients {
         now: LogTime,
     ) -> Seen {
         self.expire(now);
-        let Some(client) = self.by_id.get_mut(&id) else {
+        let Some(last_used) = self.by_id.get(&id).map(|client| client.last_used) else {
             return Seen::NoSession;
         };
-        self.by_age.remove(&(client.last_used, id));
-        client.last_used = now;
+        self.by_age.remove(&(last_used, id));
         self.by_age.insert((now, id));
-        if acknowledged > client.acknowledged {
-            client.acknowledged = acknowledged;
-            client.outcomes = client.outcomes.split(&acknowledged).1;
-        }
-        if let Some(outcome) = client.outcomes.get(&sequence) {
-            Seen::Before(outcome.clone())
-        } else if sequence <= client.acknowledged {
-            Seen::Forgotten
-        } else if client.outcomes.len() >= OUTCOMES_MAX {
-            Seen::TooMany
-        } else {
-            Seen::New
-        }
+        let seen = |client: &mut Client| {
+            client.last_used = now;
+            client.seen(sequence, acknowledged)
+        };
+        self.by_id.alter(&id, seen).unwrap_or(Seen::NoSession)
     }
 
     pub(super) fn executed(&mut self, id: ClientId, sequence: u64, outcome: Outcome) {
-        if let Some(client) = self.by_id.get_mut(&id) {
+        self.by_id.alter(&id, |client| {
             client.outcomes.insert(sequence, outcome);
-        }
+        });
     }
 
     pub(super) fn expire(&mut self, now: LogTime) {
@@ -136,17 +159,13 @@ impl Clients {
         self.by_id.len()
     }
 
-    pub(super) fn records(&self) -> impl Iterator<Item = ClientRecord> + '_ {
-        self.by_id.iter().map(|(id, client)| ClientRecord {
-            id: *id,
-            last_used: client.last_used,
-            acknowledged: client.acknowledged,
-            outcomes: client
-                .outcomes
-                .iter()
-                .map(|(sequence, outcome)| (*sequence, outcome.clone()))
-                .collect(),
-        })
+    pub(super) fn records(&self) -> impl Iterator<Item = Record> + '_ {
+        let clients = self.by_id.iter();
+        clients.map(|(id, client)| Record::Client(client.record(*id)))
+    }
+
+    pub(super) fn sum(&self) -> Sum {
+        self.by_id.sum()
     }
 
     pub(super) fn restore(&mut self, record: ClientRecord) {

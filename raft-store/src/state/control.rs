@@ -10,6 +10,7 @@ use raftserve_model::{
 
 use super::events::{Event, EventKind};
 use super::replica::{Phase, Replica};
+use super::service::Service;
 use super::{Control, State};
 use crate::command::{Change, Outcome, StopReason};
 
@@ -123,19 +124,19 @@ impl State {
         port: u16,
     ) {
         let now = self.now;
-        let Some(it) = self.services.get_mut(&service) else {
+        let numbered = self.services.alter(&service, |it| {
+            if it.going_down.is_some() || !it.specs.contains_key(&version) {
+                return None;
+            }
+            let it = Arc::make_mut(it);
+            it.next_number += 1;
+            Some(it.next_number - 1)
+        });
+        let Some(number) = numbered.flatten() else {
             return;
         };
-        if it.going_down.is_some() || !it.specs.contains_key(&version) {
-            return;
-        }
         self.last_port = port;
-        let it = Arc::make_mut(it);
-        let id = ReplicaId {
-            service,
-            number: it.next_number,
-        };
-        it.next_number += 1;
+        let id = ReplicaId { service, number };
         let replica = Replica {
             id,
             version,
@@ -162,12 +163,13 @@ impl State {
             return;
         };
         let (now, version) = (self.now, Some(replica.version));
-        if let Some(service) = self.services.get_mut(&id.service)
-            && service.last_good < version
-        {
-            let service = Arc::make_mut(service);
-            service.first_ready_at.get_or_insert(now);
-            service.last_good = version;
+        let earlier = |it: &Arc<Service>| it.last_good < version;
+        if self.services.get(&id.service).is_some_and(earlier) {
+            self.services.alter(&id.service, |service| {
+                let service = Arc::make_mut(service);
+                service.first_ready_at.get_or_insert(now);
+                service.last_good = version;
+            });
         }
     }
 
@@ -228,7 +230,7 @@ impl State {
             .filter(|replica| replica.occupies_resources())
             .flat_map(|replica| [replica.version, replica.launched_as])
             .collect();
-        if let Some(service) = self.services.get_mut(&id) {
+        if let Some(service) = self.services.get(&id) {
             let (newest, good) = (service.version, service.last_good);
             let unused: Vec<ServiceVersion> = service
                 .specs
@@ -239,10 +241,12 @@ impl State {
                 .copied()
                 .collect();
             if !unused.is_empty() {
-                let service = Arc::make_mut(service);
-                for version in unused {
-                    service.specs.remove(&version);
-                }
+                self.services.alter(&id, |service| {
+                    let service = Arc::make_mut(service);
+                    for version in unused {
+                        service.specs.remove(&version);
+                    }
+                });
             }
         }
     }

@@ -8,6 +8,9 @@ use imbl::Vector;
 use raftserve_model::status::ReplicaStatus;
 use raftserve_model::{LogIndex, LogTime, NodeId, ServiceName, ServiceVersion};
 
+use super::record::Record;
+use super::summed::Sum;
+
 /// How many events are kept: about an hour of a busy cluster, and under 2 MB.
 pub const EVENTS_MAX: usize = 10_000;
 
@@ -75,16 +78,29 @@ pub(super) struct Events {
     kept: Vector<Arc<Event>>,
     /// Everything up to and including this index may have been dropped.
     compacted: LogIndex,
+    /// Of the records of `kept`.
+    sum: Sum,
 }
 
 impl Events {
     pub(super) fn push(&mut self, event: Event) {
-        self.kept.push_back(Arc::new(event));
+        self.append(Arc::new(event));
         if self.kept.len() > EVENTS_MAX
             && let Some(dropped) = self.kept.pop_front()
         {
             self.compacted = dropped.index;
+            self.sum = self.sum.minus(Sum::of(&Record::Event(dropped)));
         }
+    }
+
+    /// Appends without a bound: what a snapshot holds is bounded already.
+    pub(super) fn append(&mut self, event: Arc<Event>) {
+        self.sum = self.sum.plus(Sum::of(&Record::Event(Arc::clone(&event))));
+        self.kept.push_back(event);
+    }
+
+    pub(super) fn sum(&self) -> Sum {
+        self.sum
     }
 
     pub(super) fn after(
@@ -109,10 +125,6 @@ impl Events {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Event>> {
         self.kept.iter()
-    }
-
-    pub(super) fn restore(&mut self, kept: Vector<Arc<Event>>) {
-        self.kept = kept;
     }
 
     pub(super) fn restore_compacted(&mut self, compacted: LogIndex) {

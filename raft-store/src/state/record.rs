@@ -3,16 +3,19 @@
 use std::sync::Arc;
 
 use bincode::{Decode, Encode};
-use imbl::Vector;
-use raftserve_model::{ClusterId, LogIndex, LogTime, ServiceId, SessionKey};
-use sha2::{Digest, Sha256};
+use raftserve_model::spec::ServiceSpec;
+use raftserve_model::{
+    ClusterId, LogIndex, LogTime, ReplicaId, ServiceId, ServiceVersion, SessionKey,
+};
 
-use super::clients::ClientRecord;
+use super::clients::{Client, ClientRecord};
 use super::events::Event;
 use super::replica::Replica;
-use super::service::ServiceRecord;
+use super::service::{Service, ServiceRecord};
 use super::sessions::Session;
+use super::summed::{Digest, Recorded, Sum};
 use super::{Control, State};
+use crate::command::ClientId;
 
 /// How many sessions share a record: about 24 KB.
 const SESSIONS_PER_RECORD: usize = 512;
@@ -39,8 +42,17 @@ pub enum Record {
         /// The last change to what the controller plans from.
         plan_changed: LogIndex,
     },
-    /// A service.
+    /// A service, without its specifications.
     Service(ServiceRecord),
+    /// One specification of a service that came before.
+    Spec {
+        /// The service.
+        service: ServiceId,
+        /// Of which version.
+        version: ServiceVersion,
+        /// What it says: 2 MiB at most.
+        spec: Arc<ServiceSpec>,
+    },
     /// A replica; its service came before.
     Replica(Arc<Replica>),
     /// The marks of a service's sessions.
@@ -72,12 +84,52 @@ pub enum RecordError {
     /// There was none.
     #[error("the stream is empty")]
     Empty,
+    /// A service's newest specification was not among the records.
+    #[error("service {service} lacks its newest specification")]
+    NoSpec {
+        /// Its id.
+        service: ServiceId,
+    },
 }
 
 impl State {
     /// The whole state as records. Equal states give equal streams.
     pub fn records(&self) -> impl Iterator<Item = Record> + '_ {
-        let head = Record::Head {
+        let services = self.services.iter().flat_map(|(id, service)| {
+            let mut records = Vec::with_capacity(1 + service.specs.len());
+            service.records_beyond(id, None, &mut |record| records.push(record));
+            records
+        });
+        let replicas = self.replicas.values().cloned().map(Record::Replica);
+        std::iter::once(self.head_record())
+            .chain(services)
+            .chain(replicas)
+            .chain(self.session_records())
+            .chain(self.clients.records())
+            .chain(self.events.iter().cloned().map(Record::Event))
+    }
+
+    /// Equal on every peer that has applied the same log, and different wherever anything that the cluster
+    /// agreed on is. Costs the hash of one record for each service, whatever else there is: the rest was
+    /// added up when it changed. Comparable between peers whose encoding of records is the same.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        let marks = self.sessions.iter().map(|(id, table)| {
+            let marks = Sum::of(&table.marks_record(*id));
+            marks.plus(table.sum())
+        });
+        let rest = [
+            Sum::of(&self.head_record()),
+            self.services.sum(),
+            self.replicas.sum(),
+            self.clients.sum(),
+            self.events.sum(),
+        ];
+        marks.chain(rest).fold(Sum::default(), Sum::plus).digest()
+    }
+
+    fn head_record(&self) -> Record {
+        Record::Head {
             cluster: self.cluster,
             now: self.now,
             control: self.control,
@@ -86,40 +138,12 @@ impl State {
             events_compacted: self.events.compacted(),
             routes_changed: self.routes_changed,
             plan_changed: self.plan_changed,
-        };
-        let services = self
-            .services
-            .values()
-            .map(|service| Record::Service(ServiceRecord::from(service.as_ref())));
-        let replicas = self.replicas.values().cloned().map(Record::Replica);
-        std::iter::once(head)
-            .chain(services)
-            .chain(replicas)
-            .chain(self.session_records())
-            .chain(self.clients.records().map(Record::Client))
-            .chain(self.events.iter().cloned().map(Record::Event))
-    }
-
-    /// SHA-256 over the records: equal on every peer that has applied the same log.
-    #[must_use]
-    pub fn digest(&self) -> [u8; 32] {
-        let mut hash = Sha256::new();
-        for record in self.records() {
-            let bytes = bincode::encode_to_vec(&record, bincode::config::standard())
-                .expect("encoding into memory does not fail");
-            hash.update((bytes.len() as u64).to_be_bytes());
-            hash.update(bytes);
         }
-        hash.finalize().into()
     }
 
     fn session_records(&self) -> impl Iterator<Item = Record> + '_ {
         self.sessions.iter().flat_map(|(id, table)| {
-            let marks = Record::SessionMarks {
-                service: *id,
-                moved: table.moved(),
-                expired: table.expired_mark(),
-            };
+            let marks = table.marks_record(*id);
             let mut rest = table.iter_after(None);
             let chunks = std::iter::from_fn(move || {
                 let chunk: Vec<_> = rest
@@ -144,14 +168,24 @@ impl State {
             Some((at, _)) => return Err(RecordError::OutOfPlace { at }),
             None => return Err(RecordError::Empty),
         };
-        let mut events = Vector::new();
         for (at, record) in records {
             match record {
                 Record::Head { .. } => return Err(RecordError::OutOfPlace { at }),
                 Record::Service(record) => {
-                    let service = super::Service::from(record);
+                    let service = Service::from(record);
                     state.names.insert(service.name.clone(), service.id);
                     state.services.insert(service.id, Arc::new(service));
+                }
+                Record::Spec {
+                    service,
+                    version,
+                    spec,
+                } => {
+                    let add = |service: &mut Arc<Service>| {
+                        Arc::make_mut(service).specs.insert(version, spec);
+                    };
+                    let added = state.services.alter(&service, add);
+                    added.ok_or(RecordError::OutOfPlace { at })?;
                 }
                 Record::Replica(replica) => state.restore_replica(replica),
                 Record::SessionMarks {
@@ -170,11 +204,16 @@ impl State {
                     }
                 }
                 Record::Client(record) => state.clients.restore(record),
-                Record::Event(event) => events.push_back(event),
+                Record::Event(event) => state.events.append(event),
             }
         }
-        state.events.restore(events);
-        Ok(state)
+        let lacks_spec = |it: &&Arc<Service>| !it.specs.contains_key(&it.version);
+        match state.services.values().find(lacks_spec) {
+            Some(service) => Err(RecordError::NoSpec {
+                service: service.id,
+            }),
+            None => Ok(state),
+        }
     }
 
     fn from_head(head: Record) -> Self {
@@ -212,5 +251,39 @@ impl State {
             .or_default()
             .set_candidate(replica.id, ready);
         self.replicas.insert(replica.id, replica);
+    }
+}
+
+impl Recorded<ServiceId> for Arc<Service> {
+    fn records_beyond(&self, id: &ServiceId, other: Option<&Self>, take: &mut dyn FnMut(Record)) {
+        take(Record::Service(ServiceRecord::from(self.as_ref())));
+        for (version, spec) in &self.specs {
+            let same = other.and_then(|other| other.specs.get(version));
+            if !same.is_some_and(|same| Arc::ptr_eq(same, spec)) {
+                take(Record::Spec {
+                    service: *id,
+                    version: *version,
+                    spec: Arc::clone(spec),
+                });
+            }
+        }
+    }
+}
+
+impl Recorded<ReplicaId> for Arc<Replica> {
+    fn records_beyond(&self, _: &ReplicaId, _: Option<&Self>, take: &mut dyn FnMut(Record)) {
+        take(Record::Replica(Arc::clone(self)));
+    }
+}
+
+impl Recorded<SessionKey> for Session {
+    fn records_beyond(&self, key: &SessionKey, _: Option<&Self>, take: &mut dyn FnMut(Record)) {
+        take(Record::Sessions(self.replica.service, vec![(*key, *self)]));
+    }
+}
+
+impl Recorded<ClientId> for Client {
+    fn records_beyond(&self, id: &ClientId, _: Option<&Self>, take: &mut dyn FnMut(Record)) {
+        take(Record::Client(self.record(*id)));
     }
 }

@@ -156,10 +156,10 @@ impl State {
                     Some(())
                 });
             }
-            if before.last_good == Some(old)
-                && let Some(service) = self.services.get_mut(&id)
-            {
-                Arc::make_mut(service).last_good = Some(version);
+            if before.last_good == Some(old) {
+                self.services.alter(&id, |service| {
+                    Arc::make_mut(service).last_good = Some(version);
+                });
             }
         }
         self.prune_specs(id);

@@ -58,13 +58,13 @@ impl Service {
     }
 }
 
-/// A service as snapshots carry it.
+/// A service as snapshots carry it; its specifications follow as records of their own, so that no
+/// record grows with the number of versions.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct ServiceRecord {
-    id: ServiceId,
+    pub(super) id: ServiceId,
     name: ServiceName,
     version: ServiceVersion,
-    specs: Vec<(ServiceVersion, Arc<ServiceSpec>)>,
     port_slot: Option<u16>,
     created_at: LogTime,
     first_ready_at: Option<LogTime>,
@@ -80,11 +80,6 @@ impl From<&Service> for ServiceRecord {
             id: service.id,
             name: service.name.clone(),
             version: service.version,
-            specs: service
-                .specs
-                .iter()
-                .map(|(version, spec)| (*version, Arc::clone(spec)))
-                .collect(),
             port_slot: service.port_slot,
             created_at: service.created_at,
             first_ready_at: service.first_ready_at,
@@ -97,12 +92,13 @@ impl From<&Service> for ServiceRecord {
 }
 
 impl From<ServiceRecord> for Service {
+    /// Without specifications.
     fn from(record: ServiceRecord) -> Self {
         Self {
             id: record.id,
             name: record.name,
             version: record.version,
-            specs: record.specs.into_iter().collect(),
+            specs: OrdMap::new(),
             port_slot: record.port_slot,
             created_at: record.created_at,
             first_ready_at: record.first_ready_at,

@@ -15,6 +15,8 @@ use imbl::{OrdMap, OrdSet};
 use raftserve_model::{LogIndex, LogTime, ReplicaId, ServiceId, SessionEpoch, SessionKey};
 
 use super::State;
+use super::record::Record;
+use super::summed::{Sum, Summed};
 use crate::command::{BindRefusal, Binding, Outcome};
 
 /// The most expired sessions that one entry removes, so that it stays cheap to apply.
@@ -36,7 +38,7 @@ pub struct Session {
 /// The sessions of one service.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SessionTable {
-    by_key: OrdMap<SessionKey, Session>,
+    by_key: Summed<SessionKey, Session>,
     /// Exactly the sessions of `by_key`.
     by_expiry: OrdSet<(LogTime, SessionKey)>,
     /// How many sessions are bound to each replica; never zero.
@@ -79,12 +81,17 @@ impl SessionTable {
         }
     }
 
-    pub(super) fn expired_mark(&self) -> Option<(LogTime, LogIndex)> {
-        self.expired
+    pub(super) fn marks_record(&self, service: ServiceId) -> Record {
+        Record::SessionMarks {
+            service,
+            moved: self.moved,
+            expired: self.expired,
+        }
     }
 
-    pub(super) fn moved(&self) -> LogIndex {
-        self.moved
+    /// The sum of the sessions' records, without that of the marks.
+    pub(super) fn sum(&self) -> Sum {
+        self.by_key.sum()
     }
 
     pub(super) fn restore_marks(&mut self, moved: LogIndex, expired: Option<(LogTime, LogIndex)>) {

@@ -398,6 +398,54 @@ fn a_service_is_forgotten_once_nothing_of_it_runs() {
     );
 }
 
+/// The largest specification: as much text as the API takes, and all of it in use.
+fn largest_spec(run: &str) -> Arc<ServiceSpec> {
+    let mut spec = ServiceSpec::clone(&spec(run, 1));
+    spec.source = "#".repeat(1 << 20);
+    spec.run = format!("{run} #{}", "#".repeat(1 << 20));
+    Arc::new(spec)
+}
+
+#[test]
+fn a_service_with_many_versions_of_the_largest_specification_fits_a_snapshot() {
+    let mut log = Log::default();
+    log.reign();
+    let service = log.service("a");
+    for version in 2..=12_u32 {
+        log.request(Request::PutService {
+            name: "a".parse().unwrap(),
+            spec: largest_spec(&version.to_string()),
+            precondition: Precondition::Present,
+        });
+        log.control(vec![Change::Create {
+            service,
+            version: ServiceVersion(version),
+            port: 20_000,
+        }]);
+    }
+    assert!(log.state.service(service).unwrap().specs.len() > 10);
+    for record in log.state.records() {
+        let frame = crate::codec::encode(&record).unwrap();
+        assert!(frame.len() < 3 << 20, "{} bytes", frame.len());
+    }
+    let back = State::from_records(log.state.records()).unwrap();
+    assert_eq!(back.digest(), log.state.digest());
+}
+
+#[test]
+fn records_without_a_services_newest_specification_are_no_state() {
+    let mut log = Log::default();
+    let service = log.service("a");
+    let lacking = log
+        .state
+        .records()
+        .filter(|it| !matches!(it, Record::Spec { .. }));
+    assert!(matches!(
+        State::from_records(lacking),
+        Err(RecordError::NoSpec { service: of }) if of == service
+    ));
+}
+
 #[test]
 fn events_resume_or_say_that_they_cannot() {
     let mut log = Log::default();
@@ -412,6 +460,8 @@ fn events_resume_or_say_that_they_cannot() {
     let mut rest = log.state.events_after(compacted.upto).unwrap();
     assert_eq!(rest.next().unwrap().index, LogIndex(2));
     assert_eq!(rest.count(), EVENTS_MAX - 1);
+    let restored = State::from_records(log.state.records()).unwrap();
+    assert_eq!(restored.digest(), log.state.digest());
 }
 
 fn a_change() -> impl Strategy<Value = Change> {
@@ -578,6 +628,7 @@ proptest! {
             prop_assert_eq!(first.apply(index, command), second.apply(index, command));
             prop_assert!(first.now() >= before);
             check_invariants(&first, &mut epochs);
+            prop_assert_eq!(first.digest(), second.digest());
         }
         prop_assert_eq!(first.digest(), second.digest());
     }
@@ -598,6 +649,26 @@ proptest! {
                 prop_assert!(again == outcome || refused, "{outcome:?} then {again:?}");
                 prop_assert_eq!(services, state.services().cloned().collect::<Vec<_>>());
             }
+        }
+    }
+
+    /// The digest is that of the records, however the state came to hold them, and no two contents of one
+    /// history share it.
+    #[test]
+    fn the_digest_tells_contents_apart_and_nothing_else(log in a_log()) {
+        let mut state = State::default();
+        let mut seen: BTreeMap<Digest, Vec<Record>> = BTreeMap::new();
+        for (index, command) in (1..).map(LogIndex).zip(&log) {
+            state.apply(index, command);
+            let records: Vec<Record> = state.records().collect();
+            let rebuilt = State::from_records(records.clone()).unwrap();
+            prop_assert_eq!(state.digest(), rebuilt.digest());
+            let first = seen.entry(state.digest()).or_insert_with(|| records.clone());
+            prop_assert_eq!(&*first, &records);
+        }
+        for (digest, records) in &seen {
+            let other = seen.iter().find(|(it, other)| *it != digest && *other == records);
+            prop_assert!(other.is_none(), "equal contents, different digests");
         }
     }
 }
