@@ -19,7 +19,12 @@ pub use trigger::{SNAPSHOT_BYTES, SNAPSHOT_ENTRIES, SnapshotTrigger};
 
 pub(crate) use machine::Applied;
 
+use std::future::Future;
+use std::io;
+
 use crate::command::{Command, Outcome};
+use openraft::RaftTypeConfig;
+use openraft::alias::{EntryOf, LeaderIdOf, PayloadOf, TermOf, VoteOf};
 use raftserve_model::NodeId;
 
 openraft::declare_raft_types!(
@@ -30,6 +35,40 @@ openraft::declare_raft_types!(
         NodeId = NodeId,
         Node = PeerRecord,
 );
+
+/// [`TypeConfig`], or types that differ from it in nothing but the runtime: what the log and the state machine
+/// need, so that a simulation runs the very code that a peer does.
+pub trait StoreTypes:
+    RaftTypeConfig<
+        D = Command,
+        R = Outcome,
+        NodeId = NodeId,
+        Node = PeerRecord,
+        Term = TermOf<TypeConfig>,
+        LeaderId = LeaderIdOf<TypeConfig>,
+        Vote = VoteOf<TypeConfig>,
+        Payload = PayloadOf<TypeConfig>,
+        Entry = EntryOf<TypeConfig>,
+    >
+{
+    /// Runs `job`, which blocks, where that holds up nothing else. Once begun, it ends even if nobody waits.
+    ///
+    /// # Errors
+    /// The job panicked, or the runtime is shutting down.
+    fn run_blocking<T: Send + 'static>(
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> impl Future<Output = io::Result<T>> + Send;
+}
+
+impl StoreTypes for TypeConfig {
+    async fn run_blocking<T: Send + 'static>(
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        tokio::task::spawn_blocking(job)
+            .await
+            .map_err(io::Error::other)
+    }
+}
 
 #[cfg(test)]
 mod tests;

@@ -250,37 +250,20 @@ impl Wal {
         }
     }
 
-    /// The entries of `range` that are held, in order: all of them, or as many as fit into `bytes_max`
+    /// Where the entries of `range` that are held are, in order: all of them, or as many as fit into `bytes_max`
     /// and at least one.
-    ///
-    /// # Errors
-    /// Damaged or unreadable records. The log then fails as a whole: a peer that cannot read its own log must
-    /// not act on it.
-    pub async fn read(
-        &self,
-        range: Range<u64>,
-        bytes_max: usize,
-    ) -> Result<Vec<EncodedEntry>, io::Error> {
-        let fetches = lock(&self.shared.view).fetch(range, bytes_max);
-        if fetches.iter().all(|it| matches!(it, Fetch::Cached(_))) {
-            return fetches.into_iter().map(read_one).collect();
+    #[must_use]
+    pub fn find(&self, range: Range<u64>, bytes_max: usize) -> Found {
+        Found {
+            fetches: lock(&self.shared.view).fetch(range, bytes_max),
+            shared: Arc::clone(&self.shared),
         }
-        let reading = tokio::task::spawn_blocking(move || {
-            let entries: Result<Vec<_>, _> = fetches.into_iter().map(read_one).collect();
-            entries
-        });
-        let entries = reading.await.map_err(io::Error::other)?;
-        if let Err(error) = &entries {
-            self.shared
-                .fail(Failed::new(&format!("cannot read an entry: {error}")));
-        }
-        entries
     }
 
     /// The entries of `range` that are held, in order. Blocks; for start-up.
     ///
     /// # Errors
-    /// As [`Wal::read`].
+    /// As [`Found::read`].
     pub fn read_blocking(&self, range: Range<u64>) -> Result<Vec<EncodedEntry>, io::Error> {
         let fetches = lock(&self.shared.view).fetch(range, usize::MAX);
         fetches.into_iter().map(read_one).collect()
@@ -396,6 +379,35 @@ impl Writer {
             buffer: Vec::new(),
             shared: Arc::new(Shared::new(recovery.view)),
         })
+    }
+}
+
+/// Entries that are held, in memory or on disk. They stay readable when the log purges them.
+pub struct Found {
+    fetches: Vec<Fetch>,
+    shared: Arc<Shared>,
+}
+
+impl Found {
+    /// Whether all are in memory, so that reading them does not block.
+    #[must_use]
+    pub fn is_cached(&self) -> bool {
+        let mut fetches = self.fetches.iter();
+        fetches.all(|it| matches!(it, Fetch::Cached(_)))
+    }
+
+    /// The entries. Blocks.
+    ///
+    /// # Errors
+    /// Damaged or unreadable records. The log then fails as a whole: a peer that cannot read its own log must
+    /// not act on it.
+    pub fn read(self) -> Result<Vec<EncodedEntry>, io::Error> {
+        let entries: Result<_, _> = self.fetches.into_iter().map(read_one).collect();
+        if let Err(error) = &entries {
+            let reason = format!("cannot read an entry: {error}");
+            self.shared.fail(Failed::new(&reason));
+        }
+        entries
     }
 }
 

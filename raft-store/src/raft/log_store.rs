@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::io;
+use std::marker::PhantomData;
 use std::ops::{Bound, Range, RangeBounds};
 use std::sync::Arc;
 
@@ -10,8 +11,8 @@ use openraft::alias::{EntryOf, LogIdOf, VoteOf};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 
-use super::TypeConfig;
 use super::convert::{from_stored, log_id_from, log_id_to, to_stored, vote_from, vote_to};
+use super::{StoreTypes, TypeConfig};
 use crate::snapshot::Snapshots;
 use crate::wal::Wal;
 
@@ -23,7 +24,8 @@ const APPLY_BYTES_MAX: usize = 1 << 20;
 
 /// Reads entries and the vote. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct LogReader {
+pub struct LogReader<C = TypeConfig> {
+    types: PhantomData<fn() -> C>,
     wal: Arc<Wal>,
 }
 
@@ -33,15 +35,18 @@ pub struct LogReader {
 /// Purging forgets entries at once, but on disk the log reaches back to the older of the two kept
 /// snapshots, whatever openraft asks for, unless a snapshot has replaced the log.
 #[derive(Clone, Debug)]
-pub struct LogStore {
-    reader: LogReader,
+pub struct LogStore<C = TypeConfig> {
+    reader: LogReader<C>,
     snapshots: Arc<Snapshots>,
 }
 
-impl LogStore {
+impl<C> LogStore<C> {
     pub(crate) fn new(wal: Arc<Wal>, snapshots: Arc<Snapshots>) -> Self {
         Self {
-            reader: LogReader { wal },
+            reader: LogReader {
+                types: PhantomData,
+                wal,
+            },
             snapshots,
         }
     }
@@ -51,13 +56,14 @@ impl LogStore {
     }
 }
 
-impl LogReader {
-    async fn read(
-        &self,
-        range: Range<u64>,
-        bytes_max: usize,
-    ) -> io::Result<Vec<EntryOf<TypeConfig>>> {
-        let stored = self.wal.read(range, bytes_max).await?;
+impl<C: StoreTypes> LogReader<C> {
+    async fn read(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<EntryOf<C>>> {
+        let found = self.wal.find(range, bytes_max);
+        let stored = if found.is_cached() {
+            found.read()?
+        } else {
+            C::run_blocking(move || found.read()).await??
+        };
         let entries: Result<_, _> = stored.iter().map(from_stored).collect();
         entries.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
@@ -77,7 +83,7 @@ fn bounds(range: &impl RangeBounds<u64>) -> Range<u64> {
     start..end
 }
 
-impl RaftLogReader<TypeConfig> for LogReader {
+impl<C: StoreTypes> RaftLogReader<C> for LogReader<C> {
     async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
         &mut self,
         range: RB,
@@ -125,10 +131,10 @@ impl RaftLogReader<TypeConfig> for LogReader {
     }
 }
 
-impl RaftLogStorage<TypeConfig> for LogStore {
-    type LogReader = LogReader;
+impl<C: StoreTypes> RaftLogStorage<C> for LogStore<C> {
+    type LogReader = LogReader<C>;
 
-    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+    async fn get_log_state(&mut self) -> Result<LogState<C>, io::Error> {
         Ok(LogState {
             last_purged_log_id: self.wal().purged().map(log_id_to),
             last_log_id: self.wal().last().map(log_id_to),
@@ -156,7 +162,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(self.wal().committed().map(log_id_to))
     }
 
-    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<C>) -> io::Result<()>
     where
         I: IntoIterator<Item = EntryOf<TypeConfig>> + OptionalSend,
         I::IntoIter: OptionalSend,

@@ -1,6 +1,7 @@
 //! The state machine as openraft wants it, and the published state that everyone else reads.
 
 use std::io;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -11,8 +12,8 @@ use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use raftserve_model::LogIndex;
 use tokio::sync::watch;
 
-use super::TypeConfig;
 use super::convert::{applied_membership_to, log_id_from, log_id_to, membership_from};
+use super::{StoreTypes, TypeConfig};
 use crate::command::Outcome;
 use crate::entry::{AppliedMembership, LogId};
 use crate::snapshot::{Snapshot, SnapshotError, SnapshotFile, SnapshotHead, Snapshots};
@@ -72,7 +73,8 @@ impl StateReader {
 
 /// Applies entries to the state and publishes it: an answer never precedes the state that it speaks of.
 #[derive(Debug)]
-pub struct StateMachine {
+pub struct StateMachine<C = TypeConfig> {
+    types: PhantomData<fn() -> C>,
     state: State,
     last: Option<LogId>,
     membership: Arc<AppliedMembership>,
@@ -81,10 +83,11 @@ pub struct StateMachine {
     snapshots: Arc<Snapshots>,
 }
 
-impl StateMachine {
+impl<C: StoreTypes> StateMachine<C> {
     pub(crate) fn new(applied: Applied, snapshots: Arc<Snapshots>) -> Self {
         let index = applied.last.map_or(LogIndex(0), |last| last.index);
         Self {
+            types: PhantomData,
             state: (*applied.state).clone(),
             last: applied.last,
             membership: Arc::clone(&applied.membership),
@@ -103,7 +106,7 @@ impl StateMachine {
         }
     }
 
-    fn apply_one(&mut self, entry: &EntryOf<TypeConfig>) -> Outcome {
+    fn apply_one(&mut self, entry: &EntryOf<C>) -> Outcome {
         let id = log_id_from(&entry.log_id);
         self.last = Some(id);
         match &entry.payload {
@@ -130,7 +133,7 @@ impl StateMachine {
         }
     }
 
-    fn publish_and_answer(&self, answers: &mut Vec<(ApplyResponder<TypeConfig>, Outcome)>) {
+    fn publish_and_answer(&self, answers: &mut Vec<(ApplyResponder<C>, Outcome)>) {
         self.publish();
         for (responder, outcome) in answers.drain(..) {
             responder.send(outcome);
@@ -138,9 +141,9 @@ impl StateMachine {
     }
 }
 
-impl RaftStateMachine<TypeConfig> for StateMachine {
+impl<C: StoreTypes> RaftStateMachine<C> for StateMachine<C> {
     type SnapshotData = SnapshotFile;
-    type SnapshotBuilder = SnapshotBuilder;
+    type SnapshotBuilder = SnapshotBuilder<C>;
 
     async fn applied_state(
         &mut self,
@@ -151,7 +154,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
     where
-        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+        Strm: Stream<Item = Result<EntryResponder<C>, io::Error>> + Unpin + OptionalSend,
     {
         let mut answers = Vec::new();
         let mut unpublished = 0;
@@ -177,6 +180,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
         SnapshotBuilder {
+            types: PhantomData,
             applied: self.applied.load_full(),
             snapshots: Arc::clone(&self.snapshots),
         }
@@ -194,11 +198,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             return Err(io::Error::other(SnapshotError::Older { offered, held }));
         }
         let snapshots = Arc::clone(&self.snapshots);
-        let installing = tokio::task::spawn_blocking(move || snapshots.install(&snapshot, offered));
-        let (installed, state) = installing
-            .await
-            .map_err(io::Error::other)?
-            .map_err(io::Error::other)?;
+        let installing = C::run_blocking(move || snapshots.install(&snapshot, offered));
+        let (installed, state) = installing.await?.map_err(io::Error::other)?;
         self.state = state;
         self.last = installed.head.last;
         self.membership = Arc::new(installed.head.membership);
@@ -227,24 +228,20 @@ fn to_raft(snapshot: Snapshot) -> io::Result<SnapshotOf<TypeConfig, SnapshotFile
 
 /// Writes a snapshot of the state as it was when this was made, while entries go on being applied.
 #[derive(Debug)]
-pub struct SnapshotBuilder {
+pub struct SnapshotBuilder<C = TypeConfig> {
+    types: PhantomData<fn() -> C>,
     applied: Arc<Applied>,
     snapshots: Arc<Snapshots>,
 }
 
-impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
+impl<C: StoreTypes> RaftSnapshotBuilder<C> for SnapshotBuilder<C> {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<TypeConfig, SnapshotFile>, io::Error> {
         let applied = Arc::clone(&self.applied);
         let snapshots = Arc::clone(&self.snapshots);
-        let building = tokio::task::spawn_blocking(move || {
-            snapshots.build(&applied.head(), applied.state.records())
-        });
-        let snapshot = building
-            .await
-            .map_err(io::Error::other)?
-            .map_err(io::Error::other)?;
-        to_raft(snapshot)
+        let building =
+            C::run_blocking(move || snapshots.build(&applied.head(), applied.state.records()));
+        to_raft(building.await?.map_err(io::Error::other)?)
     }
 }
