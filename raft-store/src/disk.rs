@@ -97,6 +97,16 @@ pub trait DiskFile: Debug + Send + Sync {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealDisk;
 
+impl RealDisk {
+    /// Opens a file that is only read, and so may lie on a volume that cannot be written.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    pub fn open_to_read(path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(RealFile(File::open(path)?)))
+    }
+}
+
 impl Disk for RealDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         std::fs::create_dir_all(path)

@@ -92,6 +92,18 @@ pub enum IdentityError {
         /// Something in it.
         found: String,
     },
+    /// It is to be filled, and holds something.
+    #[error(
+        "{} is not empty: it holds {found:?}. Name a directory that is empty or does not exist; if it holds what was left \
+         of a try that was cut short, empty it",
+        .path.display()
+    )]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+        /// Something in it.
+        found: String,
+    },
     /// Written by a newer release, or damaged.
     #[error(
         "data directory {} has format {found:?}, and this release reads {FORMAT}. Run the release that wrote it, or a later one",
@@ -240,6 +252,20 @@ impl DataDir {
         })?;
         let lock = DirectoryLock::take(path)?;
         Self::open_on(disk, path, lock)
+    }
+
+    /// Whether a directory holds nothing but what file systems put into a fresh volume. Blocks.
+    ///
+    /// # Errors
+    /// [`IdentityError::Io`].
+    pub fn is_empty(path: &Path) -> Result<bool, IdentityError> {
+        let names = crate::disk::RealDisk.list(path);
+        let names = names.map_err(|source| IdentityError::Io {
+            what: "list",
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(names.iter().all(|name| IGNORED.contains(&name.as_str())))
     }
 
     pub(crate) fn open_on(
@@ -418,6 +444,103 @@ impl DataDir {
         self.save(NodeFile {
             log_made: true,
             ..self.file
+        })
+    }
+}
+
+/// An empty directory, locked, that is being filled with a peer's data. It is a data directory only once it
+/// has an identity, which it is given last: what a crash leaves of it before is refused by every start.
+#[derive(Debug)]
+pub struct EmptyDir {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    lock: DirectoryLock,
+    nonce: u64,
+}
+
+impl EmptyDir {
+    /// Takes an empty or missing directory. Blocks.
+    ///
+    /// # Errors
+    /// [`IdentityError::NotEmpty`], [`IdentityError::Locked`], [`IdentityError::Io`]. Nothing was changed, but
+    /// for making the directory.
+    pub fn take(path: &Path) -> Result<Self, IdentityError> {
+        let io = |what| {
+            let path = path.to_owned();
+            move |source| IdentityError::Io { what, path, source }
+        };
+        let disk: Arc<dyn Disk> = Arc::new(crate::disk::RealDisk);
+        disk.create_dir(path).map_err(io("make"))?;
+        let refuse = |found: String| IdentityError::NotEmpty {
+            path: path.to_owned(),
+            found,
+        };
+        let kept = || -> Result<Option<String>, IdentityError> {
+            let names = disk.list(path).map_err(io("list"))?;
+            let other = |name: &String| !IGNORED.contains(&name.as_str());
+            Ok(names.into_iter().find(other))
+        };
+        // A foreign directory is left without even a lock; of a peer's own, its being in use is told first.
+        if let Some(found) = kept()?
+            && !path.join(LOCK_FILE).exists()
+        {
+            return Err(refuse(found));
+        }
+        let lock = DirectoryLock::take(path)?;
+        if let Some(found) = kept()? {
+            return Err(refuse(found));
+        }
+        Ok(Self {
+            nonce: random_nonce().map_err(io("draw a number for"))?,
+            disk,
+            path: path.to_owned(),
+            lock,
+        })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The nonce that it will have.
+    #[must_use]
+    pub fn nonce(&self) -> u64 {
+        self.nonce
+    }
+
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    /// Makes it the data directory of a member that has a log, durably. What it is filled with must be durable
+    /// before. Blocks.
+    ///
+    /// # Errors
+    /// [`IdentityError::Io`]; it is then not a data directory.
+    pub fn become_member(self, cluster: ClusterId, node: NodeId) -> Result<DataDir, IdentityError> {
+        let file = NodeFile {
+            nonce: self.nonce,
+            cluster: Some(cluster),
+            node: Some(node),
+            log_made: true,
+        };
+        let format = format!("{FORMAT}\n");
+        for (name, text) in [(NODE_FILE, file.encode()), (FORMAT_FILE, format)] {
+            let path = self.path.join(name);
+            let written = write_atomically(&*self.disk, &path, text.as_bytes());
+            written.map_err(|source| IdentityError::Io {
+                what: "write",
+                path,
+                source,
+            })?;
+        }
+        Ok(DataDir {
+            disk: self.disk,
+            path: self.path,
+            lock: Arc::new(self.lock),
+            file,
         })
     }
 }

@@ -8,6 +8,7 @@ pub mod entry;
 pub mod identity;
 pub mod precedence;
 pub mod raft;
+pub mod restore;
 pub mod snapshot;
 pub mod state;
 pub mod store;

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bincode::{Decode, Encode};
 
 use crate::codec::CodecError;
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, RealDisk};
 use crate::entry::{AppliedMembership, LogId};
 use crate::state::{Record, RecordError, State};
 use file::{Blocks, SnapshotWriter};
@@ -107,6 +107,24 @@ pub struct SnapshotFile {
 }
 
 impl SnapshotFile {
+    /// Opens a file that lies anywhere, to be read. Nothing is verified yet. Blocks.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Io`].
+    pub fn open(path: &Path) -> Result<Self, SnapshotError> {
+        match RealDisk::open_to_read(path) {
+            Ok(file) => Ok(Self {
+                path: path.to_owned(),
+                file,
+            }),
+            Err(source) => Err(SnapshotError::Io {
+                what: "open",
+                path: path.to_owned(),
+                source,
+            }),
+        }
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -336,6 +354,22 @@ impl Snapshots {
             writer.push(&record)?;
         }
         writer.finish()
+    }
+
+    /// A verified snapshot of `records` to be sent elsewhere. It has no name any more, and goes with its last
+    /// handle. Blocks.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    pub fn export(
+        &self,
+        head: &SnapshotHead,
+        records: impl Iterator<Item = Record>,
+    ) -> Result<SnapshotFile, SnapshotError> {
+        let file = self.receive()?;
+        let written = Self::write(&file, head, records).and_then(|()| file.verify());
+        self.discard(&file);
+        written.map(|_| file)
     }
 
     /// Puts a whole snapshot up to `expected` in place, from [`Snapshots::receive`] or from elsewhere (then it is

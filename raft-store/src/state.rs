@@ -9,6 +9,7 @@
 mod clients;
 mod control;
 mod events;
+mod lineage;
 mod record;
 mod replica;
 mod requests;
@@ -27,6 +28,7 @@ use raftserve_model::{
 
 pub use clients::{CLIENT_TTL, CLIENTS_MAX, OUTCOMES_MAX};
 pub use events::{Compacted, EVENTS_MAX, Event, EventKind};
+pub use lineage::{Claim, Lineage, REPLICA_NUMBERS_SKIPPED};
 pub use record::{Record, RecordError};
 pub use replica::{Phase, Replica};
 pub use service::{SERVICE_PORTS, SERVICES_MAX, Service};
@@ -54,6 +56,7 @@ pub struct Control {
 #[derive(Clone, Debug, Default)]
 pub struct State {
     cluster: Option<ClusterId>,
+    lineage: Option<Lineage>,
     /// Never goes back, whatever the clocks of successive leaders say.
     now: LogTime,
     control: Control,
@@ -115,6 +118,12 @@ impl State {
     #[must_use]
     pub fn cluster(&self) -> Option<ClusterId> {
         self.cluster
+    }
+
+    /// The cluster that this one comes from, if it began with another's state.
+    #[must_use]
+    pub fn lineage(&self) -> Option<Lineage> {
+        self.lineage
     }
 
     /// Log time: the stamp of the newest entry, made non-decreasing.

@@ -13,8 +13,8 @@ use crate::snapshot::{SnapshotError, Snapshots};
 use crate::state::State;
 use crate::wal::{Wal, WalError, WalOptions};
 
-const WAL_DIR: &str = "wal";
-const SNAPSHOT_DIR: &str = "snap";
+pub(crate) const WAL_DIR: &str = "wal";
+pub(crate) const SNAPSHOT_DIR: &str = "snap";
 
 /// Why a store cannot be opened. Nothing is half-opened then, and no data was changed, except that the end of
 /// a write that a crash had cut short may be gone.

@@ -66,6 +66,20 @@ impl StateReader {
         self.applied.load().last
     }
 
+    /// A verified snapshot of the state as it is now, to be sent elsewhere; see [`Snapshots::export`]. Blocks.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    pub fn export(
+        &self,
+        snapshots: &Snapshots,
+    ) -> Result<(SnapshotHead, SnapshotFile), SnapshotError> {
+        let applied = self.load();
+        let head = applied.head();
+        let file = snapshots.export(&head, applied.state.records())?;
+        Ok((head, file))
+    }
+
     pub(crate) fn load(&self) -> Arc<Applied> {
         self.applied.load_full()
     }

@@ -14,7 +14,7 @@ use super::replica::Replica;
 use super::service::{Service, ServiceRecord};
 use super::sessions::Session;
 use super::summed::{Digest, Recorded, Sum};
-use super::{Control, State};
+use super::{Control, Lineage, State};
 use crate::command::ClientId;
 
 /// How many sessions share a record: about 24 KB.
@@ -27,6 +27,8 @@ pub enum Record {
     Head {
         /// The cluster's id.
         cluster: Option<ClusterId>,
+        /// Where the cluster comes from.
+        lineage: Option<Lineage>,
         /// Log time.
         now: LogTime,
         /// The reign in force.
@@ -131,6 +133,7 @@ impl State {
     fn head_record(&self) -> Record {
         Record::Head {
             cluster: self.cluster,
+            lineage: self.lineage,
             now: self.now,
             control: self.control,
             fence: self.fence,
@@ -219,6 +222,7 @@ impl State {
     fn from_head(head: Record) -> Self {
         let Record::Head {
             cluster,
+            lineage,
             now,
             control,
             fence,
@@ -232,6 +236,7 @@ impl State {
         };
         let mut state = Self {
             cluster,
+            lineage,
             now,
             control,
             fence,

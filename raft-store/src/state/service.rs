@@ -7,6 +7,8 @@ use imbl::OrdMap;
 use raftserve_model::spec::ServiceSpec;
 use raftserve_model::{LogIndex, LogTime, ServiceId, ServiceName, ServiceVersion};
 
+use super::lineage::REPLICA_NUMBERS_SKIPPED;
+
 /// The most services in one cluster.
 pub const SERVICES_MAX: usize = 1_000;
 
@@ -72,6 +74,18 @@ pub struct ServiceRecord {
     next_number: u32,
     last_good: Option<ServiceVersion>,
     changed: LogIndex,
+}
+
+impl ServiceRecord {
+    /// The record with replica numbers that nobody else has given: see [`REPLICA_NUMBERS_SKIPPED`].
+    pub(super) fn renumbered(self) -> Self {
+        let block = self.next_number / REPLICA_NUMBERS_SKIPPED;
+        let next_number = (block + 1).saturating_mul(REPLICA_NUMBERS_SKIPPED);
+        Self {
+            next_number: next_number.saturating_add(1),
+            ..self
+        }
+    }
 }
 
 impl From<&Service> for ServiceRecord {
