@@ -11,7 +11,7 @@ pub use crate::identity::DirectoryLock;
 use crate::raft::{Applied, LogStore, SnapshotTrigger, StateMachine, StateReader};
 use crate::snapshot::{SnapshotError, Snapshots};
 use crate::state::State;
-use crate::wal::{Wal, WalError, WalOptions};
+use crate::wal::{Wal, WalError, WalOptions, Writer};
 
 pub(crate) const WAL_DIR: &str = "wal";
 pub(crate) const SNAPSHOT_DIR: &str = "snap";
@@ -112,6 +112,14 @@ impl Store {
     /// # Errors
     /// [`OpenError`]; each says what to do.
     pub fn open(&self, dir: &mut DataDir) -> Result<Opened, OpenError> {
+        let (opened, writer) = self.open_idle(dir)?;
+        let started = opened.wal.start(writer, self.wal.stall);
+        started.map_err(OpenError::Wal)?;
+        Ok(opened)
+    }
+
+    /// A store whose log writes nothing yet: [`Wal::start`] starts the writer.
+    pub(crate) fn open_idle(&self, dir: &mut DataDir) -> Result<(Opened, Writer), OpenError> {
         let disk = Arc::clone(dir.disk());
         let (wal_dir, snapshot_dir) = (dir.path().join(WAL_DIR), dir.path().join(SNAPSHOT_DIR));
         let io = |path: &Path| {
@@ -129,7 +137,8 @@ impl Store {
         }
         let snapshots = Snapshots::open(Arc::clone(&disk), &snapshot_dir);
         let snapshots = Arc::new(snapshots.map_err(OpenError::Snapshot)?);
-        let wal = Wal::open(Arc::clone(&disk), &wal_dir, self.wal).map_err(OpenError::Wal)?;
+        let (wal, writer) =
+            Wal::open_idle(Arc::clone(&disk), &wal_dir, self.wal).map_err(OpenError::Wal)?;
         let wal = wal.holding(Arc::clone(dir.lock()));
         if !dir.log_was_made() {
             dir.note_log_made()?;
@@ -139,7 +148,8 @@ impl Store {
         } else {
             restore(dir.path(), &wal, &snapshots)?
         };
-        Ok(Self::assemble(dir, Arc::new(wal), snapshots, applied))
+        let opened = Self::assemble(dir, Arc::new(wal), snapshots, applied);
+        Ok((opened, writer))
     }
 
     fn assemble(

@@ -14,7 +14,10 @@
 mod error;
 mod format;
 mod queue;
+mod reading;
 mod recovery;
+mod scan;
+mod stall;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -26,22 +29,24 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot, watch};
 
-use crate::disk::{Disk, DiskFile};
+use crate::disk::Disk;
 use crate::entry::{LogId, Vote};
 use crate::identity::DirectoryLock;
 pub use error::{AppendError, Failed, WalError};
 pub use format::EncodedEntry;
-use format::{Header, Kind};
-use queue::{Done, Item, Shared, lock};
-use recovery::Recovery;
+use format::Header;
+use queue::{Done, GROUP_BYTES_MAX, Item, Shared, lock};
+pub use reading::Found;
 pub use recovery::TornTail;
+use recovery::{Recovery, Segment};
+pub use stall::Stall;
 pub use view::OutOfOrder;
-use view::{Fetch, Place};
-use writer::{Active, Marks, Sealed, Writer};
+pub(crate) use writer::Writer;
+use writer::{Active, Marks, Sealed};
 
 /// Large enough that removing one is rare and an open file per segment costs nothing, small enough that
 /// purging returns space soon.
@@ -54,13 +59,19 @@ const CACHE_MAX: usize = 64 << 20;
 /// instead of filling memory; one second of a disk's bandwidth is far less.
 const QUEUE_MAX: usize = 64 << 20;
 
-/// Sizes, which only tests change.
+/// A sync takes milliseconds, and on a disk shared with heavy writers hundreds of them. One that takes longer
+/// than any election is worth a word.
+const STALL: Duration = Duration::from_secs(1);
+
+/// Sizes and times, which only tests change.
 #[derive(Clone, Copy, Debug)]
 pub struct WalOptions {
     /// A segment at or above this size is sealed before the next group.
     pub segment_size: u64,
     /// Bytes of the newest entries kept in memory.
     pub cache_max: usize,
+    /// A write or sync that takes so long is reported while it does.
+    pub stall: Duration,
 }
 
 impl Default for WalOptions {
@@ -68,15 +79,32 @@ impl Default for WalOptions {
         Self {
             segment_size: SEGMENT_SIZE,
             cache_max: CACHE_MAX,
+            stall: STALL,
         }
     }
+}
+
+/// What the writer has done since the log was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Groups written: each took one sync.
+    pub groups: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// The time that writing and syncing them took.
+    pub busy: Duration,
+    /// The longest of those times.
+    pub longest: Duration,
 }
 
 /// An open log. Closed when dropped: what was queued is still written, and the writer has ended.
 pub struct Wal {
     shared: Arc<Shared>,
     room: Arc<Semaphore>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// The writer, and who looks on.
+    threads: Mutex<Vec<JoinHandle<()>>>,
     torn: Option<TornTail>,
     /// Kept until the writer has ended, since it still writes marks when it is closed.
     lock: Mutex<Option<Arc<DirectoryLock>>>,
@@ -96,24 +124,32 @@ impl Wal {
     /// See [`WalError`]. Nothing is changed then, except that a torn end may have been cut off.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: WalOptions) -> Result<Self, WalError> {
         let (wal, writer) = Self::open_idle(disk, dir, options)?;
-        let thread = std::thread::Builder::new()
+        wal.start(writer, options.stall)?;
+        Ok(wal)
+    }
+
+    /// Starts the threads of an idle log.
+    pub(crate) fn start(&self, writer: Writer, stall: Duration) -> Result<(), WalError> {
+        let onlooker = self.shared.monitor.start(stall);
+        lock(&self.threads).push(onlooker.map_err(WalError::Thread)?);
+        let writer = std::thread::Builder::new()
             .name("raft-log".to_owned())
             .spawn(move || {
                 crate::precedence::take();
                 writer.run()
             })
             .map_err(WalError::Thread)?;
-        *lock(&wal.thread) = Some(thread);
-        Ok(wal)
+        lock(&self.threads).push(writer);
+        Ok(())
     }
 
     /// A log whose writer does not run yet.
-    fn open_idle(
+    pub(crate) fn open_idle(
         disk: Arc<dyn Disk>,
         dir: &Path,
         options: WalOptions,
     ) -> Result<(Self, Writer), WalError> {
-        let recovery = Recovery::run(&*disk, dir, options.cache_max)?;
+        let recovery = Recovery::run(&*disk, dir, &options)?;
         let torn = recovery.torn.clone();
         if let Some(torn) = &torn {
             tracing::warn!(
@@ -127,7 +163,7 @@ impl Wal {
         let wal = Self {
             shared,
             room: Arc::new(Semaphore::new(QUEUE_MAX)),
-            thread: Mutex::new(None),
+            threads: Mutex::default(),
             torn,
             lock: Mutex::new(None),
         };
@@ -167,7 +203,7 @@ impl Wal {
     /// Bytes written since the log was opened.
     #[must_use]
     pub fn bytes_written(&self) -> u64 {
-        self.shared.bytes.load(std::sync::atomic::Ordering::Relaxed)
+        self.work().bytes
     }
 
     /// The last durable vote.
@@ -188,12 +224,33 @@ impl Wal {
     /// Not cancel safe: callers must not drop it and append again.
     ///
     /// # Errors
-    /// [`AppendError`]; `done` is then not called, except after [`AppendError::Failed`].
+    /// [`AppendError`]; `done` is then not called, though it may have been with [`AppendError::Failed`].
     pub async fn append(
         &self,
         entries: Vec<EncodedEntry>,
         done: impl FnOnce(Result<(), Failed>) + Send + 'static,
     ) -> Result<(), AppendError> {
+        let following = entries.iter().zip(entries.iter().skip(1));
+        for (entry, next) in following.map(|(entry, next)| (entry.id.index.0, next.id.index.0)) {
+            if next != entry + 1 {
+                let (got, expected) = (next, entry + 1);
+                return Err(AppendError::OutOfOrder(OutOfOrder { got, expected }));
+            }
+        }
+        let mut left = entries.into_iter().peekable();
+        while left.peek().is_some() {
+            let part = take_part(&mut left);
+            if left.peek().is_some() {
+                // Whoever waits is told with the last part, which fails if this one does.
+                self.append_part(part, Box::new(|_| {})).await?;
+            } else {
+                return self.append_part(part, Box::new(done)).await;
+            }
+        }
+        self.append_part(Vec::new(), Box::new(done)).await
+    }
+
+    async fn append_part(&self, entries: Vec<EncodedEntry>, done: Done) -> Result<(), AppendError> {
         let bytes: usize = entries.iter().map(|entry| entry.body().len()).sum();
         let permits = u32::try_from(bytes.min(QUEUE_MAX)).expect("QUEUE_MAX is below 4 GiB");
         let room = Arc::clone(&self.room);
@@ -206,7 +263,7 @@ impl Wal {
             entries,
             epoch,
             permit,
-            done: Box::new(done),
+            done,
         });
         self.shared
             .failure()
@@ -218,9 +275,7 @@ impl Wal {
     /// # Errors
     /// [`Failed`]; the vote must then not be used.
     pub async fn save_vote(&self, vote: Vote) -> Result<(), Failed> {
-        self.wait(|done| Item::Vote(vote, done)).await?;
-        lock(&self.shared.view).vote = Some(vote);
-        Ok(())
+        self.wait(|done| Item::Vote(vote, done)).await
     }
 
     /// Voids all entries after `keep`, or all; durable when this returns.
@@ -254,10 +309,7 @@ impl Wal {
     /// and at least one.
     #[must_use]
     pub fn find(&self, range: Range<u64>, bytes_max: usize) -> Found {
-        Found {
-            fetches: lock(&self.shared.view).fetch(range, bytes_max),
-            shared: Arc::clone(&self.shared),
-        }
+        Found::new(Arc::clone(&self.shared), range, bytes_max)
     }
 
     /// The entries of `range` that are held, in order. Blocks; for start-up.
@@ -265,8 +317,7 @@ impl Wal {
     /// # Errors
     /// As [`Found::read`].
     pub fn read_blocking(&self, range: Range<u64>) -> Result<Vec<EncodedEntry>, io::Error> {
-        let fetches = lock(&self.shared.view).fetch(range, usize::MAX);
-        fetches.into_iter().map(read_one).collect()
+        self.find(range, usize::MAX).read()
     }
 
     /// The failure that ended writing, once there is one. The process should then end: see the module.
@@ -275,14 +326,29 @@ impl Wal {
         self.shared.watch_failure()
     }
 
+    /// Whether the disk has not answered for long, as that changes.
+    #[must_use]
+    pub fn watch_stall(&self) -> watch::Receiver<Option<Stall>> {
+        self.shared.monitor.watch()
+    }
+
+    /// What the writer has done since the log was opened.
+    #[must_use]
+    pub fn work(&self) -> Work {
+        *lock(&self.shared.work)
+    }
+
     /// Writes what is queued, ends the writer and gives up the lock on the directory, whoever still has a
     /// handle to read with. Blocks. Later writes are refused.
     pub fn close(&self) {
         self.shared.close();
-        if let Some(thread) = lock(&self.thread).take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the log writer had panicked");
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        // The writer, started last, ends first: a stall is reported as long as it writes.
+        for thread in threads.into_iter().rev() {
+            if thread.join().is_err() {
+                tracing::error!("the log writer had panicked");
+            }
+            self.shared.monitor.close();
         }
         lock(&self.lock).take();
     }
@@ -314,12 +380,12 @@ impl Writer {
         segment_size: u64,
         mut recovery: Recovery,
     ) -> Result<Self, WalError> {
-        let io = |source| WalError::io("sync", dir, source);
-        // What was read may be in the page cache only, and names may not be durable yet.
         if let Some(last) = recovery.segments.last() {
-            last.file.sync().map_err(io)?;
+            renew_end(last)?;
         }
-        disk.sync_dir(dir).map_err(io)?;
+        // Names may not be durable yet.
+        disk.sync_dir(dir)
+            .map_err(|source| WalError::io("sync", dir, source))?;
 
         let sealed = recovery.is_sealed();
         let last = recovery.segments.pop();
@@ -382,66 +448,35 @@ impl Writer {
     }
 }
 
-/// Entries that are held, in memory or on disk. They stay readable when the log purges them.
-pub struct Found {
-    fetches: Vec<Fetch>,
-    shared: Arc<Shared>,
+/// Writes the last group of the log again, byte for byte, and syncs it.
+///
+/// What was read may be in the page cache only. After a failed sync the kernel may even hold such pages
+/// for clean (Rebello et al., USENIX ATC 2020), and the process that was told may be gone: another sync
+/// would report a success that never was, and the next groups would follow a hole. Only the last group
+/// can be in that state, since a group is written only after the one before was synced. Overwriting
+/// bytes with themselves is safe if a power cut leaves old or new sectors, which SQLite assumes too.
+fn renew_end(last: &Segment) -> Result<(), WalError> {
+    let io = |what| move |source| WalError::io(what, &last.path, source);
+    let length = usize::try_from(last.size - last.group_start);
+    let mut bytes = vec![0; length.map_err(io::Error::other).map_err(io("read"))?];
+    let read = last.file.read_at(last.group_start, &mut bytes);
+    read.map_err(io("read"))?;
+    let written = last.file.write_at(last.group_start, &bytes);
+    written.map_err(io("write"))?;
+    last.file.sync().map_err(io("sync"))
 }
 
-impl Found {
-    /// Whether all are in memory, so that reading them does not block.
-    #[must_use]
-    pub fn is_cached(&self) -> bool {
-        let mut fetches = self.fetches.iter();
-        fetches.all(|it| matches!(it, Fetch::Cached(_)))
+/// The next entries of an append, as many as one group takes.
+fn take_part(
+    left: &mut std::iter::Peekable<std::vec::IntoIter<EncodedEntry>>,
+) -> Vec<EncodedEntry> {
+    let mut part = Vec::new();
+    let mut bytes = 0;
+    while let Some(entry) =
+        left.next_if(|it| part.is_empty() || bytes + it.body().len() <= GROUP_BYTES_MAX)
+    {
+        bytes += entry.body().len();
+        part.push(entry);
     }
-
-    /// The entries. Blocks.
-    ///
-    /// # Errors
-    /// Damaged or unreadable records. The log then fails as a whole: a peer that cannot read its own log must
-    /// not act on it.
-    pub fn read(self) -> Result<Vec<EncodedEntry>, io::Error> {
-        let entries: Result<_, _> = self.fetches.into_iter().map(read_one).collect();
-        if let Err(error) = &entries {
-            let reason = format!("cannot read an entry: {error}");
-            self.shared.fail(Failed::new(&reason));
-        }
-        entries
-    }
-}
-
-fn read_one(fetch: Fetch) -> Result<EncodedEntry, io::Error> {
-    match fetch {
-        Fetch::Cached(entry) => Ok(entry),
-        Fetch::Stored {
-            index,
-            place,
-            file,
-            salt,
-        } => read_stored(index, place, &*file, salt),
-    }
-}
-
-fn read_stored(
-    index: u64,
-    place: Place,
-    file: &dyn DiskFile,
-    salt: u32,
-) -> Result<EncodedEntry, io::Error> {
-    let mut bytes = vec![0; place.length as usize];
-    file.read_at(place.offset, &mut bytes)?;
-    let damaged = || {
-        let (segment, offset) = (place.segment, place.offset);
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("entry {index} in log segment {segment} is damaged at byte {offset}"),
-        )
-    };
-    let (record, _) = format::parse_record(&bytes, salt).map_err(|_| damaged())?;
-    if record.kind != Kind::Entry || record.index != index {
-        return Err(damaged());
-    }
-    let body = Bytes::from(bytes).slice(format::RECORD_HEAD..);
-    EncodedEntry::from_body(index, body).ok_or_else(damaged)
+    part
 }

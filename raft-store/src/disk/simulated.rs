@@ -1,4 +1,8 @@
 //! A disk in memory that forgets what was not synced, and fails where it is told to.
+//!
+//! What a power cut leaves of a file: what was synced, and of every later change nothing, all, a part, or any
+//! subset of sectors; beyond the synced length also zeros. Of names: any subset of the changes since their
+//! directory was synced. Sectors are written whole or not at all.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -30,13 +34,26 @@ impl Random {
     }
 }
 
-/// What happens at the operation that was chosen.
+/// What happens from the operation that was chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The power goes: the operation may have happened in part, and nothing works afterwards.
     PowerCut,
-    /// The operation fails, and so does every later one of its kind.
+    /// The operation fails, and so does every later one.
     Error,
+    /// The disk is full: nothing grows any more. A write that fails may have been done in part.
+    Full,
+    /// The next sync fails once. What it should have written is lost, or any part of it, while it can still
+    /// be read; later syncs succeed and do not write it either (Rebello et al., USENIX ATC 2020).
+    LostSync,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    /// Needs room.
+    Grow,
+    Sync,
+    Other,
 }
 
 #[derive(Clone, Debug)]
@@ -68,13 +85,27 @@ impl Change {
 }
 
 impl Contents {
+    fn settled(bytes: Vec<u8>) -> Self {
+        Self {
+            durable: bytes.clone(),
+            current: bytes,
+            pending: Vec::new(),
+        }
+    }
+
     fn change(&mut self, change: Change) {
         change.apply(&mut self.current);
         self.pending.push(change);
     }
 
     fn sync(&mut self) {
-        self.durable.clone_from(&self.current);
+        for change in self.pending.drain(..) {
+            change.apply(&mut self.durable);
+        }
+    }
+
+    fn sync_lost(&mut self, random: &mut Random) {
+        self.durable = self.remains(random);
         self.pending.clear();
     }
 
@@ -83,12 +114,17 @@ impl Contents {
         let mut bytes = self.durable.clone();
         match random.below(5) {
             0 => {}
-            1 => bytes.clone_from(&self.current),
-            2 => self.pending.iter().for_each(|it| {
-                if let Change::Write(offset, data) = it {
-                    Change::Write(*offset, vec![0; data.len()]).apply(&mut bytes);
+            1 => self.pending.iter().for_each(|it| it.apply(&mut bytes)),
+            2 => {
+                // The length reached the disk, the new blocks did not.
+                for change in &self.pending {
+                    if let Change::Write(offset, data) = change {
+                        let end = *offset as usize + data.len();
+                        let length = bytes.len().max(end);
+                        bytes.resize(length, 0);
+                    }
                 }
-            }),
+            }
             3 => {
                 let kept = random.below(self.pending.len() as u64 + 1) as usize;
                 for (at, change) in self.pending.iter().take(kept).enumerate() {
@@ -129,25 +165,33 @@ impl Contents {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Node {
+    File(usize),
+    Dir,
+}
+
+type Names = BTreeMap<PathBuf, Node>;
+
 #[derive(Clone, Debug)]
 enum Naming {
-    Add(PathBuf, usize),
+    Add(PathBuf, Node),
     Remove(PathBuf),
-    Rename(PathBuf, PathBuf, usize),
+    Rename(PathBuf, PathBuf, Node),
 }
 
 impl Naming {
-    fn apply(&self, names: &mut BTreeMap<PathBuf, usize>) {
+    fn apply(&self, names: &mut Names) {
         match self {
-            Self::Add(path, file) => {
-                names.insert(path.clone(), *file);
+            Self::Add(path, node) => {
+                names.insert(path.clone(), *node);
             }
             Self::Remove(path) => {
                 names.remove(path);
             }
-            Self::Rename(from, to, file) => {
+            Self::Rename(from, to, node) => {
                 names.remove(from);
-                names.insert(to.clone(), *file);
+                names.insert(to.clone(), *node);
             }
         }
     }
@@ -161,52 +205,150 @@ impl Naming {
     }
 }
 
-#[derive(Debug, Default)]
-struct Inner {
-    files: Vec<Contents>,
-    names: BTreeMap<PathBuf, usize>,
-    durable_names: BTreeMap<PathBuf, usize>,
+/// Everything on the disk, and what of it is not durable. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Image {
+    files: Vec<Arc<Contents>>,
+    names: Names,
+    durable_names: Names,
     pending_names: Vec<Naming>,
+}
+
+impl Image {
+    /// The disk as it may be after a power cut now.
+    pub(crate) fn after_power_cut(&self, random: &mut Random) -> SimulatedDisk {
+        let mut names = self.durable_names.clone();
+        for naming in &self.pending_names {
+            if random.coin() {
+                naming.apply(&mut names);
+            }
+        }
+        // With a directory goes what is in it.
+        let dirs = self.names.iter().filter(|(_, node)| **node == Node::Dir);
+        let lost: Vec<_> = dirs
+            .map(|it| it.0)
+            .filter(|it| !names.contains_key(*it))
+            .collect();
+        names.retain(|path, _| !lost.iter().any(|dir| path.starts_with(dir)));
+        let files = self.files.iter().map(|file| match file.pending.is_empty() {
+            true if file.durable == file.current => Arc::clone(file),
+            _ => Arc::new(Contents::settled(file.remains(random))),
+        });
+        let image = Self {
+            files: files.collect(),
+            durable_names: names.clone(),
+            names,
+            pending_names: Vec::new(),
+        };
+        image.after_kill()
+    }
+
+    /// The disk after the process was killed and the power stayed: nothing is lost yet.
+    pub(crate) fn after_kill(&self) -> SimulatedDisk {
+        SimulatedDisk(Arc::new(Mutex::new(Inner {
+            image: self.clone(),
+            ..Inner::default()
+        })))
+    }
+}
+
+/// Called in the middle of every operation that changes something.
+type Hook = Box<dyn FnMut(Image) + Send>;
+
+#[derive(Default)]
+struct Inner {
+    image: Image,
     operations: u64,
     fault: Option<(u64, Fault)>,
+    faulted: bool,
     off: bool,
     file_syncs: u64,
+    hook: Option<Hook>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").finish_non_exhaustive()
+    }
+}
+
+/// How an operation goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Course {
+    Done,
+    /// In part, and then an error.
+    Cut,
+    Lost,
+}
+
+impl Course {
+    fn end(self) -> io::Result<()> {
+        match self {
+            Self::Done => Ok(()),
+            Self::Cut => Err(io::Error::other("the power went, or the disk is full")),
+            Self::Lost => Err(io::Error::other("injected error of a sync")),
+        }
+    }
 }
 
 impl Inner {
-    /// Counts an operation. True if it happens, false if the power goes while it does.
-    fn begin(&mut self) -> io::Result<bool> {
+    /// Counts an operation, and says how it goes on.
+    fn begin(&mut self, operation: Operation) -> io::Result<Course> {
         if self.off {
             return Err(io::Error::other("the power is off"));
         }
         self.operations += 1;
-        match self.fault {
+        let course = match self.fault {
             Some((at, Fault::PowerCut)) if at == self.operations => {
                 self.off = true;
-                Ok(false)
+                Course::Cut
             }
             Some((at, Fault::Error)) if at <= self.operations => {
-                Err(io::Error::other("injected error"))
+                self.faulted = true;
+                return Err(io::Error::other("injected error"));
             }
-            _ => Ok(true),
-        }
+            Some((at, Fault::Full)) if at <= self.operations && operation == Operation::Grow => {
+                Course::Cut
+            }
+            Some((at, Fault::LostSync))
+                if at <= self.operations && operation == Operation::Sync =>
+            {
+                self.fault = None;
+                Course::Lost
+            }
+            _ => Course::Done,
+        };
+        self.faulted |= course != Course::Done;
+        Ok(course)
     }
 
-    fn end(happened: bool) -> io::Result<()> {
-        match happened {
-            true => Ok(()),
-            false => Err(io::Error::other("the power went")),
+    /// Lets whoever looks on see the disk as it is now.
+    fn look(&mut self) {
+        if let Some(hook) = &mut self.hook {
+            hook(self.image.clone());
         }
     }
 
     fn note(&mut self, naming: Naming) {
-        naming.apply(&mut self.names);
-        self.pending_names.push(naming);
+        naming.apply(&mut self.image.names);
+        self.image.pending_names.push(naming);
+        self.look();
+    }
+
+    fn node(&self, path: &Path) -> io::Result<Node> {
+        let node = self.image.names.get(path).copied();
+        node.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn file(&self, path: &Path) -> io::Result<usize> {
-        let file = self.names.get(path).copied();
-        file.ok_or_else(|| io::ErrorKind::NotFound.into())
+        match self.node(path)? {
+            Node::File(file) => Ok(file),
+            Node::Dir => Err(io::ErrorKind::IsADirectory.into()),
+        }
+    }
+
+    fn contents(&mut self, file: usize) -> &mut Contents {
+        Arc::make_mut(&mut self.image.files[file])
     }
 }
 
@@ -231,6 +373,12 @@ impl SimulatedDisk {
         self.inner().fault = Some((at, fault));
     }
 
+    /// Calls `hook` in the middle of every operation that changes something: when a change is made and not
+    /// durable, and before a sync has had its effect.
+    pub(crate) fn on_operation(&self, hook: impl FnMut(Image) + Send + 'static) {
+        self.inner().hook = Some(Box::new(hook));
+    }
+
     /// How many operations that change something there were.
     pub(crate) fn operations(&self) -> u64 {
         self.inner().operations
@@ -246,126 +394,115 @@ impl SimulatedDisk {
         self.inner().off
     }
 
-    /// The disk as it may be after a power cut now.
-    pub(crate) fn after_power_cut(&self, random: &mut Random) -> Self {
-        let inner = self.inner();
-        let mut names = inner.durable_names.clone();
-        for naming in &inner.pending_names {
-            if random.coin() {
-                naming.apply(&mut names);
-            }
-        }
-        let files = inner.files.iter().map(|file| {
-            let bytes = file.remains(random);
-            Contents {
-                durable: bytes.clone(),
-                current: bytes,
-                pending: Vec::new(),
-            }
-        });
-        let files = files.collect();
-        Self(Arc::new(Mutex::new(Inner {
-            files,
-            names: names.clone(),
-            durable_names: names,
-            ..Inner::default()
-        })))
+    /// Whether the fault that was chosen has shown.
+    pub(crate) fn has_faulted(&self) -> bool {
+        self.inner().faulted
     }
 
-    /// The disk after the process was killed and the power stayed: nothing is lost yet.
-    pub(crate) fn after_kill(&self) -> Self {
-        let inner = self.inner();
-        Self(Arc::new(Mutex::new(Inner {
-            files: inner.files.clone(),
-            names: inner.names.clone(),
-            durable_names: inner.durable_names.clone(),
-            pending_names: inner.pending_names.clone(),
-            ..Inner::default()
-        })))
+    /// The disk as it is.
+    pub(crate) fn image(&self) -> Image {
+        self.inner().image.clone()
+    }
+
+    /// The disk as it may be after a power cut now.
+    pub(crate) fn after_power_cut(&self, random: &mut Random) -> Self {
+        self.image().after_power_cut(random)
     }
 
     /// Changes a file's bytes behind everyone's back, durably.
     pub(crate) fn damage(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
         let mut inner = self.inner();
         let file = inner.file(path).unwrap();
-        let contents = &mut inner.files[file];
+        let contents = inner.contents(file);
         change(&mut contents.current);
-        contents.sync();
+        *contents = Contents::settled(std::mem::take(&mut contents.current));
     }
 
     /// A file's bytes.
     pub(crate) fn bytes(&self, path: &Path) -> Vec<u8> {
         let inner = self.inner();
-        inner.files[inner.file(path).unwrap()].current.clone()
+        inner.image.files[inner.file(path).unwrap()].current.clone()
+    }
+
+    fn handle(&self, file: usize) -> Arc<dyn DiskFile> {
+        Arc::new(SimulatedFile {
+            disk: self.clone(),
+            file,
+        })
     }
 }
 
 impl Disk for SimulatedDisk {
-    fn create_dir(&self, _path: &Path) -> io::Result<()> {
-        Ok(())
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        if inner.image.names.contains_key(path) {
+            return Ok(());
+        }
+        let course = inner.begin(Operation::Grow)?;
+        inner.note(Naming::Add(path.to_owned(), Node::Dir));
+        course.end()
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let inner = self.inner();
-        let names = inner.names.keys().filter(|it| it.parent() == Some(dir));
+        let names = inner
+            .image
+            .names
+            .keys()
+            .filter(|it| it.parent() == Some(dir));
         let names = names.filter_map(|it| it.file_name());
         Ok(names.map(|it| it.to_string_lossy().into_owned()).collect())
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let mut inner = self.inner();
-        let happened = inner.begin()?;
-        if inner.names.contains_key(path) {
+        let course = inner.begin(Operation::Grow)?;
+        if inner.image.names.contains_key(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let file = inner.files.len();
-        inner.files.push(Contents::default());
-        inner.note(Naming::Add(path.to_owned(), file));
-        Inner::end(happened)?;
-        Ok(Arc::new(SimulatedFile {
-            disk: self.clone(),
-            file,
-        }))
+        let file = inner.image.files.len();
+        inner.image.files.push(Arc::default());
+        inner.note(Naming::Add(path.to_owned(), Node::File(file)));
+        course.end()?;
+        Ok(self.handle(file))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let file = self.inner().file(path)?;
-        Ok(Arc::new(SimulatedFile {
-            disk: self.clone(),
-            file,
-        }))
+        Ok(self.handle(file))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut inner = self.inner();
-        let happened = inner.begin()?;
-        let file = inner.file(from)?;
-        inner.note(Naming::Rename(from.to_owned(), to.to_owned(), file));
-        Inner::end(happened)
+        let course = inner.begin(Operation::Other)?;
+        let node = inner.node(from)?;
+        inner.note(Naming::Rename(from.to_owned(), to.to_owned(), node));
+        course.end()
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut inner = self.inner();
         inner.file(path)?;
-        let happened = inner.begin()?;
+        let course = inner.begin(Operation::Other)?;
         inner.note(Naming::Remove(path.to_owned()));
-        Inner::end(happened)
+        course.end()
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut inner = self.inner();
-        let happened = inner.begin()?;
-        if happened {
-            let pending = std::mem::take(&mut inner.pending_names);
-            for naming in pending {
+        let course = inner.begin(Operation::Other)?;
+        inner.look();
+        if course == Course::Done {
+            let image = &mut inner.image;
+            for naming in std::mem::take(&mut image.pending_names) {
                 if naming.is_in(dir) {
-                    naming.apply(&mut inner.durable_names);
+                    naming.apply(&mut image.durable_names);
                 } else {
-                    inner.pending_names.push(naming);
+                    image.pending_names.push(naming);
                 }
             }
         }
-        Inner::end(happened)
+        course.end()
     }
 }
 
@@ -377,12 +514,12 @@ struct SimulatedFile {
 
 impl DiskFile for SimulatedFile {
     fn size(&self) -> io::Result<u64> {
-        Ok(self.disk.inner().files[self.file].current.len() as u64)
+        Ok(self.disk.inner().image.files[self.file].current.len() as u64)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let inner = self.disk.inner();
-        let bytes = &inner.files[self.file].current;
+        let bytes = &inner.image.files[self.file].current;
         let start = offset as usize;
         let found = bytes.get(start..start + buffer.len());
         let found = found.ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -392,25 +529,40 @@ impl DiskFile for SimulatedFile {
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut inner = self.disk.inner();
-        let happened = inner.begin()?;
-        inner.files[self.file].change(Change::Write(offset, bytes.to_vec()));
-        Inner::end(happened)
+        let course = inner.begin(Operation::Grow)?;
+        let done = match inner.off || course == Course::Done {
+            true => bytes,
+            false => &bytes[..bytes.len() / 2],
+        };
+        let change = Change::Write(offset, done.to_vec());
+        inner.contents(self.file).change(change);
+        inner.look();
+        course.end()
     }
 
     fn set_size(&self, size: u64) -> io::Result<()> {
         let mut inner = self.disk.inner();
-        let happened = inner.begin()?;
-        inner.files[self.file].change(Change::SetSize(size));
-        Inner::end(happened)
+        let course = inner.begin(Operation::Other)?;
+        inner.contents(self.file).change(Change::SetSize(size));
+        inner.look();
+        course.end()
     }
 
     fn sync(&self) -> io::Result<()> {
         let mut inner = self.disk.inner();
-        let happened = inner.begin()?;
-        if happened {
-            inner.file_syncs += 1;
-            inner.files[self.file].sync();
+        let course = inner.begin(Operation::Sync)?;
+        inner.look();
+        match course {
+            Course::Done => {
+                inner.file_syncs += 1;
+                inner.contents(self.file).sync();
+            }
+            Course::Lost => {
+                let mut random = Random(inner.operations);
+                inner.contents(self.file).sync_lost(&mut random);
+            }
+            Course::Cut => {}
         }
-        Inner::end(happened)
+        course.end()
     }
 }

@@ -74,19 +74,19 @@ impl WalError {
         Self::Io { what, path, source }
     }
 
-    pub(super) fn corrupt(path: &Path, offset: usize, what: &str) -> Self {
+    pub(super) fn corrupt(path: &Path, offset: u64, what: &str) -> Self {
         Self::Corrupt {
             path: path.to_owned(),
-            offset: offset as u64,
+            offset,
             what: what.to_owned(),
             source: None,
         }
     }
 
-    pub(super) fn body(path: &Path, offset: usize, source: CodecError) -> Self {
+    pub(super) fn body(path: &Path, offset: u64, source: CodecError) -> Self {
         Self::Corrupt {
             path: path.to_owned(),
-            offset: offset as u64,
+            offset,
             what: "a record cannot be decoded".to_owned(),
             source: Some(source),
         }
@@ -101,16 +101,12 @@ impl WalError {
         }
     }
 
-    pub(super) fn record_version(path: &Path, offset: usize, found: u8) -> Self {
+    pub(super) fn record_version(path: &Path, offset: u64, found: u8) -> Self {
         Self::Format {
             path: path.to_owned(),
-            offset: offset as u64,
+            offset,
             found: found.into(),
         }
-    }
-
-    pub(super) fn too_large(path: &Path) -> Self {
-        Self::corrupt(path, 0, "it does not fit in memory")
     }
 }
 

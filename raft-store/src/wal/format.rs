@@ -50,29 +50,34 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [(u8, Self); 7] = [
-        (1, Self::Entry),
-        (2, Self::Vote),
-        (3, Self::Committed),
-        (4, Self::Truncate),
-        (5, Self::Purge),
-        (6, Self::Seal),
-        (7, Self::Close),
-    ];
-
     fn code(self) -> u8 {
-        let found = Self::ALL.iter().find(|(_, kind)| *kind == self);
-        found.expect("ALL lists every kind").0
+        match self {
+            Self::Entry => 1,
+            Self::Vote => 2,
+            Self::Committed => 3,
+            Self::Truncate => 4,
+            Self::Purge => 5,
+            Self::Seal => 6,
+            Self::Close => 7,
+        }
     }
 
     fn of(code: u8) -> Option<Self> {
-        let mut all = Self::ALL.iter();
-        all.find(|(known, _)| *known == code).map(|(_, kind)| *kind)
+        Some(match code {
+            1 => Self::Entry,
+            2 => Self::Vote,
+            3 => Self::Committed,
+            4 => Self::Truncate,
+            5 => Self::Purge,
+            6 => Self::Seal,
+            7 => Self::Close,
+            _ => return None,
+        })
     }
 }
 
 /// A segment's header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) number: u64,
     /// The index that the next entry was to have when the segment was begun. For people; nothing reads it.
@@ -152,6 +157,11 @@ pub(super) enum RecordFault {
     Version(u8),
 }
 
+/// The length that the record at the start of `bytes` claims to have.
+pub(super) fn record_length(bytes: &[u8]) -> Option<usize> {
+    (bytes.len() >= 4).then(|| u32_at(bytes, 0) as usize + 8)
+}
+
 /// Reads the record at the start of `bytes`; also returns its length.
 pub(super) fn parse_record(bytes: &[u8], salt: u32) -> Result<(Record<'_>, usize), RecordFault> {
     if bytes.len() < RECORD_HEAD {
@@ -212,19 +222,16 @@ fn checksum(whole: &[u8], salt: u32) -> u32 {
     crc32c_append(crc32c_append(salt, &whole[..4]), &whole[8..])
 }
 
-/// The highest group of which any record is intact in `bytes`, wherever it starts, if it is above `floor`.
-pub(super) fn highest_group(bytes: &[u8], salt: u32, floor: u64) -> Option<u64> {
-    let mut highest = None;
-    for start in 0..bytes.len().saturating_sub(RECORD_HEAD - 1) {
-        let group = u64_at(bytes, start + 10);
-        if group <= highest.unwrap_or(floor) {
-            continue;
-        }
-        if let Ok((record, _)) = parse_record(&bytes[start..], salt) {
-            highest = Some(record.group);
-        }
-    }
-    highest
+/// Whether any record of a group after `group` is intact in `bytes`, wherever it starts.
+pub(super) fn later_group(bytes: &[u8], salt: u32, group: u64) -> bool {
+    // Groups are numbered without gaps and none is empty, so there cannot be more of them here: arbitrary
+    // bytes are told from a group's number without a checksum over all that follows them.
+    let highest = group.saturating_add((bytes.len() / RECORD_HEAD) as u64 + 1);
+    let starts = 0..bytes.len().saturating_sub(RECORD_HEAD - 1);
+    starts.into_iter().any(|start| {
+        let claimed = u64_at(bytes, start + 10);
+        group < claimed && claimed <= highest && parse_record(&bytes[start..], salt).is_ok()
+    })
 }
 
 /// An entry as it is stored: its id, and its body, which begins with the id's term and node.
@@ -336,8 +343,16 @@ mod tests {
         write_record(&mut buffer, 7, Kind::Entry, (4, false), 1, b"x");
         buffer.extend_from_slice(&[0xff; 5]);
         write_record(&mut buffer, 7, Kind::Entry, (5, true), 2, b"y");
-        assert_eq!(highest_group(&buffer, 7, 3), Some(5));
-        assert_eq!(highest_group(&buffer, 7, 5), None);
-        assert_eq!(highest_group(&buffer, 6, 3), None);
+        assert!(later_group(&buffer, 7, 3));
+        assert!(later_group(&buffer, 7, 4));
+        assert!(!later_group(&buffer, 7, 5));
+        assert!(!later_group(&buffer, 6, 3));
+    }
+
+    #[test]
+    fn looking_for_later_groups_in_arbitrary_bytes_costs_little() {
+        // Many of these bytes are a length that fits: without the bound on numbers, half a million checksums
+        // over a megabyte each would be taken.
+        assert!(!later_group(&[0, 0, 16, 0].repeat(512 << 10), 7, 3));
     }
 }

@@ -1,19 +1,20 @@
 //! What waits to be written, and what readers, those who queue and the writer share.
 
 use std::collections::VecDeque;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::Failed;
 use super::format::EncodedEntry;
+use super::stall::Monitor;
 use super::view::View;
+use super::{Failed, Work};
 use crate::entry::{LogId, Vote};
 
 /// The most bytes of entries in one group, so that the first waiter of a long queue does not wait for all of
-/// it: about 30 ms at the bandwidth of a modest disk. A single larger append is written whole.
-const GROUP_BYTES_MAX: usize = 8 << 20;
+/// it: about 30 ms at the bandwidth of a modest disk. Larger appends are parted; only a single entry may
+/// be above it.
+pub(super) const GROUP_BYTES_MAX: usize = 8 << 20;
 
 /// Told once its item is durable, or never will be.
 pub(super) type Done = Box<dyn FnOnce(Result<(), Failed>) + Send>;
@@ -38,6 +39,16 @@ pub(super) enum Item {
     Purge(LogId),
 }
 
+impl Item {
+    /// Bytes of its entries.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Entries { entries, .. } => entries.iter().map(|it| it.body().len()).sum(),
+            Self::Vote(..) | Self::Truncate { .. } | Self::Committed(_) | Self::Purge(_) => 0,
+        }
+    }
+}
+
 #[derive(Default)]
 struct Waiting {
     items: VecDeque<Item>,
@@ -52,8 +63,8 @@ pub(super) struct Shared {
     waiting: Mutex<Waiting>,
     ready: Condvar,
     failure: watch::Sender<Option<Failed>>,
-    /// Bytes written since the log was opened.
-    pub(super) bytes: AtomicU64,
+    pub(super) work: Mutex<Work>,
+    pub(super) monitor: Arc<Monitor>,
 }
 
 /// A lock whose holders do not panic halfway through a change.
@@ -68,7 +79,8 @@ impl Shared {
             waiting: Mutex::default(),
             ready: Condvar::new(),
             failure: watch::Sender::new(None),
-            bytes: AtomicU64::new(0),
+            work: Mutex::default(),
+            monitor: Arc::new(Monitor::new()),
         }
     }
 
@@ -103,13 +115,12 @@ impl Shared {
         }
         let mut bytes = 0;
         let mut taken = Vec::new();
-        while bytes < GROUP_BYTES_MAX
-            && let Some(item) = waiting.items.pop_front()
-        {
-            if let Item::Entries { entries, .. } = &item {
-                bytes += entries.iter().map(|it| it.body().len()).sum::<usize>();
+        while let Some(item) = waiting.items.front() {
+            bytes += item.bytes();
+            if bytes > GROUP_BYTES_MAX && !taken.is_empty() {
+                break;
             }
-            taken.push(item);
+            taken.extend(waiting.items.pop_front());
         }
         waiting.urgent &= !waiting.items.is_empty();
         (!taken.is_empty() || !waiting.closed).then_some(taken)

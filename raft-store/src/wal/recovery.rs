@@ -1,4 +1,4 @@
-//! Reading the log back, and telling a write that a crash cut short from corruption.
+//! Opening the log: joining what the segments say, and telling a write that a crash cut short from corruption.
 //!
 //! Group n + 1 is written only after group n was synced. So damage can be a torn write only in the last
 //! group of the last segment: no intact record of a later group may follow it. Then the group's rest is
@@ -7,16 +7,21 @@
 //! end of the log cannot be told from a torn write by one peer alone.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
-use super::WalError;
-use super::format::{
-    HEADER_LEN, Header, HeaderFault, Kind, Record, RecordFault, entry_id, highest_group,
-    parse_record,
-};
-use super::view::{Place, View};
-use crate::codec;
+use super::format::HEADER_LEN;
+use super::queue::lock;
+use super::scan::{Finding, Scan, Stop};
+use super::view::View;
+use super::{WalError, WalOptions};
 use crate::disk::{Disk, DiskFile};
+
+/// Threads that read segments. More would wait for memory, not for the processor.
+const READERS_MAX: usize = 4;
+
+/// A smaller log is read before another thread has started.
+const READ_IN_PARALLEL: u64 = 4 << 20;
 
 /// The end of a log that a crash cut short.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +37,7 @@ pub struct TornTail {
 /// A segment that was read.
 #[derive(Debug)]
 pub(super) struct Segment {
+    pub(super) path: PathBuf,
     pub(super) number: u64,
     pub(super) file: Arc<dyn DiskFile>,
     pub(super) salt: u32,
@@ -40,6 +46,8 @@ pub(super) struct Segment {
     pub(super) last_crc: u32,
     /// The highest entry index in it, void ones included.
     pub(super) highest: Option<u64>,
+    /// Where its last group begins; 0 if it holds none.
+    pub(super) group_start: u64,
     sealed: bool,
 }
 
@@ -65,9 +73,9 @@ pub(super) fn segment_path(dir: &Path, number: u64) -> PathBuf {
 
 impl Recovery {
     /// Reads the log in `dir`, cutting off a torn tail.
-    pub(super) fn run(disk: &dyn Disk, dir: &Path, cache_max: usize) -> Result<Self, WalError> {
+    pub(super) fn run(disk: &dyn Disk, dir: &Path, options: &WalOptions) -> Result<Self, WalError> {
         let mut recovery = Self {
-            view: View::new(cache_max),
+            view: View::new(options.cache_max),
             segments: Vec::new(),
             group: 0,
             group_ended: true,
@@ -75,78 +83,72 @@ impl Recovery {
             read_any: false,
         };
         let numbers = numbers(disk, dir)?;
-        for (at, &number) in numbers.iter().enumerate() {
-            let path = segment_path(dir, number);
-            let expected = numbers[0] + at as u64;
-            if number != expected {
-                return Err(WalError::Missing {
-                    path: segment_path(dir, expected),
-                });
+        for (expected, number) in (numbers.first().copied().unwrap_or(0)..).zip(&numbers) {
+            if *number != expected {
+                let path = segment_path(dir, expected);
+                return Err(WalError::Missing { path });
             }
-            recovery.read_segment(disk, &path, number, at + 1 == numbers.len())?;
+        }
+        let last = numbers.last().copied();
+        for scan in scan_all(disk, dir, &numbers, options)? {
+            let is_last = Some(scan.number) == last;
+            recovery.join(disk, scan, is_last)?;
         }
         recovery.check_start(dir)?;
         Ok(recovery)
     }
 
-    fn read_segment(
-        &mut self,
-        disk: &dyn Disk,
-        path: &Path,
-        number: u64,
-        is_last: bool,
-    ) -> Result<(), WalError> {
-        let io = |source| WalError::io("read", path, source);
-        let file = disk.open(path).map_err(io)?;
-        let size = file.size().map_err(io)?;
-        let mut bytes = vec![0; usize::try_from(size).map_err(|_| WalError::too_large(path))?];
-        file.read_at(0, &mut bytes).map_err(io)?;
+    /// Takes the next segment.
+    fn join(&mut self, disk: &dyn Disk, mut scan: Scan, is_last: bool) -> Result<(), WalError> {
+        match scan.stop.take() {
+            None => self.attach(scan, is_last),
+            Some(Stop::Header) => {
+                // The header is synced before the first record is written.
+                let unborn = is_last
+                    && scan.size <= HEADER_LEN as u64
+                    && (scan.number == 1 || !self.segments.is_empty());
+                if unborn {
+                    return self.drop_unborn(disk, &scan.path, scan.size);
+                }
+                let what = "the segment's header is damaged";
+                Err(WalError::corrupt(&scan.path, 0, what))
+            }
+            Some(Stop::Record {
+                at,
+                what,
+                later_group,
+            }) => {
+                self.check_link(&scan)?;
+                // Earlier segments are removed only once a group of a later one is synced.
+                let must_hold_a_group = self.segments.is_empty() && scan.number > 1;
+                let holds_none = must_hold_a_group && !scan.read_any;
+                if !is_last || holds_none || later_group {
+                    return Err(WalError::corrupt(&scan.path, at, what));
+                }
+                self.cut(&mut scan, at)?;
+                self.attach(scan, is_last)
+            }
+            Some(Stop::Refused(refused)) => Err(refused),
+        }
+    }
 
-        let (header, salt) = match Header::decode(&bytes) {
-            Ok(found) => found,
-            Err(HeaderFault::Format(found)) => return Err(WalError::format(path, found)),
-            // The header is synced before the first record is written.
-            Err(HeaderFault::Damaged)
-                if is_last
-                    && bytes.len() <= HEADER_LEN
-                    && (number == 1 || !self.segments.is_empty()) =>
-            {
-                return self.drop_unborn(disk, path, size);
-            }
-            Err(HeaderFault::Damaged) => {
-                return Err(WalError::corrupt(
-                    path,
-                    0,
-                    "the segment's header is damaged",
-                ));
-            }
+    /// Whether a segment continues the one before it.
+    fn check_link(&self, scan: &Scan) -> Result<(), WalError> {
+        let broken = |what| Err(WalError::corrupt(&scan.path, 0, what));
+        if scan.header.number != scan.number {
+            return broken("it is another segment, renamed");
+        }
+        let Some(previous) = self.segments.last() else {
+            return Ok(());
         };
-        if header.number != number {
-            return Err(WalError::corrupt(path, 0, "it is another segment, renamed"));
+        if !previous.sealed || !self.group_ended {
+            return broken("the segment before it does not end with a seal");
         }
-        if let Some(previous) = self.segments.last() {
-            if !previous.sealed || !self.group_ended {
-                let what = "the segment before it does not end with a seal";
-                return Err(WalError::corrupt(path, 0, what));
-            }
-            if header.previous_crc != previous.last_crc || header.first_group != self.group + 1 {
-                let what = "it does not continue the segment before it";
-                return Err(WalError::corrupt(path, 0, what));
-            }
-        } else {
-            self.group = header.first_group.saturating_sub(1);
+        let follows = scan.header.first_group == self.group + 1;
+        if scan.header.previous_crc != previous.last_crc || !follows {
+            return broken("it does not continue the segment before it");
         }
-        self.segments.push(Segment {
-            number,
-            file: Arc::clone(&file),
-            salt,
-            size,
-            last_crc: 0,
-            highest: None,
-            sealed: false,
-        });
-        self.view.files.insert(number, (file, salt));
-        self.read_records(path, &bytes, is_last)
+        Ok(())
     }
 
     /// Removes a segment whose creation a crash cut short.
@@ -161,119 +163,69 @@ impl Recovery {
         Ok(())
     }
 
-    fn read_records(&mut self, path: &Path, bytes: &[u8], is_last: bool) -> Result<(), WalError> {
-        let segment = self.segments.last().expect("the caller has just pushed it");
-        let (number, salt) = (segment.number, segment.salt);
-        let mut at = HEADER_LEN;
-        while at < bytes.len() {
-            let fault = match parse_record(&bytes[at..], salt) {
-                Ok((record, length)) if self.continues(&record) => {
-                    self.replay(path, number, at, &record, length)?;
-                    at += length;
-                    continue;
-                }
-                Ok(_) => "a record is out of sequence",
-                Err(RecordFault::Version(found)) => {
-                    return Err(WalError::record_version(path, at, found));
-                }
-                Err(RecordFault::Short) => "a record is cut short",
-                Err(RecordFault::Damaged) => "a record is damaged",
-            };
-            return self.cut(path, bytes, at, fault, is_last);
-        }
-        let segment = self.segments.last().expect("pushed by the caller");
-        if !is_last && !segment.sealed {
-            return Err(WalError::corrupt(path, at, "the segment's end is missing"));
-        }
+    /// Cuts a torn write off.
+    fn cut(&mut self, scan: &mut Scan, at: u64) -> Result<(), WalError> {
+        let io = |source| WalError::io("cut the torn end off", &scan.path, source);
+        scan.file.set_size(at).map_err(io)?;
+        scan.file.sync().map_err(io)?;
+        self.torn = Some(TornTail {
+            path: scan.path.clone(),
+            offset: at,
+            bytes: scan.size - at,
+        });
+        scan.size = at;
         Ok(())
     }
 
-    /// Whether a record may come next: groups are numbered without gaps, and a seal is the last.
-    fn continues(&self, record: &Record<'_>) -> bool {
-        let sealed = self.segments.last().is_some_and(|segment| segment.sealed);
-        !sealed && record.group == self.group + u64::from(self.group_ended)
-    }
-
-    /// Cuts the log off at `at` if the damage there can be a torn write.
-    fn cut(
-        &mut self,
-        path: &Path,
-        bytes: &[u8],
-        at: usize,
-        fault: &str,
-        is_last: bool,
-    ) -> Result<(), WalError> {
-        // Earlier segments are removed only once a group of a later one is synced.
-        let must_hold_a_group = self.segments.len() == 1 && self.first_number() > 1;
-        let holds_none = must_hold_a_group && !self.read_any;
-        let torn_group = self.group + u64::from(self.group_ended);
-        let segment = self.segments.last_mut().expect("pushed by the caller");
-        let synced = !is_last || holds_none;
-        if synced || highest_group(&bytes[at..], segment.salt, torn_group).is_some() {
-            return Err(WalError::corrupt(path, at, fault));
+    /// Adds a whole segment, and what it says, to the log.
+    fn attach(&mut self, scan: Scan, is_last: bool) -> Result<(), WalError> {
+        self.check_link(&scan)?;
+        if !is_last && !scan.sealed {
+            let what = "the segment's end is missing";
+            return Err(WalError::corrupt(&scan.path, scan.size, what));
         }
-        let io = |source| WalError::io("cut the torn end off", path, source);
-        segment.file.set_size(at as u64).map_err(io)?;
-        segment.file.sync().map_err(io)?;
-        segment.size = at as u64;
-        self.torn = Some(TornTail {
-            path: path.to_owned(),
-            offset: at as u64,
-            bytes: (bytes.len() - at) as u64,
+        for (at, finding) in scan.findings {
+            self.replay(finding)
+                .map_err(|what| WalError::corrupt(&scan.path, at, &what))?;
+        }
+        let file = (Arc::clone(&scan.file), scan.salt);
+        self.view.files.insert(scan.number, file);
+        self.group = scan.group;
+        self.group_ended = scan.group_ended;
+        self.read_any |= scan.read_any;
+        self.segments.push(Segment {
+            path: scan.path,
+            number: scan.number,
+            file: scan.file,
+            salt: scan.salt,
+            size: scan.size,
+            last_crc: scan.last_crc,
+            highest: scan.highest,
+            group_start: scan.group_start,
+            sealed: scan.sealed,
         });
         Ok(())
     }
 
-    fn replay(
-        &mut self,
-        path: &Path,
-        number: u64,
-        at: usize,
-        record: &Record<'_>,
-        length: usize,
-    ) -> Result<(), WalError> {
-        let bad = |what: &str| WalError::corrupt(path, at, what);
-        let unreadable = |source| WalError::body(path, at, source);
-        let segment = self.segments.last_mut().expect("pushed by the caller");
-        segment.last_crc = record.crc;
-        match record.kind {
-            Kind::Entry => {
-                let id = entry_id(record.index, record.body).ok_or_else(|| bad("short entry"))?;
-                segment.highest = segment.highest.max(Some(record.index));
-                let place = Place {
-                    segment: number,
-                    offset: at as u64,
-                    length: u32::try_from(length).map_err(|_| bad("huge entry"))?,
-                };
-                let outcome = self.view.recover(id, place);
-                outcome.map_err(|error| bad(&error.to_string()))?;
+    fn replay(&mut self, finding: Finding) -> Result<(), String> {
+        match finding {
+            Finding::Entries {
+                first,
+                places,
+                last,
+            } => {
+                let outcome = self.view.recover(first, places, last);
+                return outcome.map_err(|error| error.to_string());
             }
-            Kind::Vote => {
-                self.view.vote = Some(codec::decode(record.body).map_err(unreadable)?);
-            }
-            Kind::Committed => {
-                self.view.committed = codec::decode(record.body).map_err(unreadable)?;
-            }
-            Kind::Truncate => {
-                let keep = codec::decode(record.body).map_err(unreadable)?;
-                self.view.truncate(keep);
-            }
-            Kind::Purge => {
-                let upto = codec::decode(record.body).map_err(unreadable)?;
+            Finding::Vote(vote) => self.view.vote = Some(vote),
+            Finding::Committed(committed) => self.view.committed = committed,
+            Finding::Truncate(keep) => self.view.truncate(keep),
+            Finding::Purge(upto) => {
                 self.view.moves_durable_purge(upto);
                 self.view.purge(upto);
             }
-            Kind::Seal => segment.sealed = true,
-            Kind::Close => {}
         }
-        self.group = record.group;
-        self.group_ended = record.ends_group;
-        self.read_any |= record.ends_group;
         Ok(())
-    }
-
-    fn first_number(&self) -> u64 {
-        self.segments.first().map_or(1, |segment| segment.number)
     }
 
     /// Segments are removed from the front, and only below the purge mark.
@@ -298,6 +250,39 @@ impl Recovery {
     pub(super) fn is_sealed(&self) -> bool {
         self.segments.last().is_none_or(|segment| segment.sealed)
     }
+}
+
+/// Reads all segments, several at a time; in order of their numbers.
+fn scan_all(
+    disk: &dyn Disk,
+    dir: &Path,
+    numbers: &[u64],
+    options: &WalOptions,
+) -> Result<Vec<Scan>, WalError> {
+    let scan = |number| Scan::run(disk, &segment_path(dir, number), number);
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let readers = processors.min(READERS_MAX).min(numbers.len());
+    let bytes = numbers.len() as u64 * options.segment_size;
+    if readers < 2 || bytes < READ_IN_PARALLEL {
+        return numbers.iter().copied().map(scan).collect();
+    }
+    let next = AtomicUsize::new(0);
+    let scans = Mutex::new(Vec::with_capacity(numbers.len()));
+    let read = || {
+        while let Some(number) = numbers.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let outcome = scan(*number);
+            lock(&scans).push((*number, outcome));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..readers {
+            scope.spawn(read);
+        }
+        read();
+    });
+    let mut scans = scans.into_inner().unwrap_or_else(|it| it.into_inner());
+    scans.sort_unstable_by_key(|(number, _)| *number);
+    scans.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
 fn numbers(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>, WalError> {

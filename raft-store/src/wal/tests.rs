@@ -47,6 +47,7 @@ fn options() -> WalOptions {
     WalOptions {
         segment_size: 600,
         cache_max: 500,
+        ..WalOptions::default()
     }
 }
 

@@ -11,13 +11,19 @@ use super::format::EncodedEntry;
 use crate::disk::DiskFile;
 use crate::entry::{LogId, Vote};
 
-/// Where an entry's record is.
-#[derive(Clone, Copy, Debug)]
+/// Bytes read at once: enough that a call costs little beside copying, and what one apply step takes.
+const RUN_MAX: u64 = 1 << 20;
+
+/// Marks between entries that are read along rather than read around.
+const GAP_MAX: u64 = 4 << 10;
+
+/// Where an entry's record is. Small, since there is one for every entry of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     /// The segment's number; 0 while the record is not written.
-    pub(super) segment: u64,
-    pub(super) offset: u64,
-    pub(super) length: u32,
+    segment: u32,
+    offset: u32,
+    length: u32,
 }
 
 const NOT_WRITTEN: Place = Place {
@@ -26,24 +32,61 @@ const NOT_WRITTEN: Place = Place {
     length: 0,
 };
 
-/// How to come by an entry's body.
-pub(super) enum Fetch {
-    Cached(EncodedEntry),
-    Stored {
-        index: u64,
-        place: Place,
-        file: Arc<dyn DiskFile>,
-        salt: u32,
-    },
+impl Place {
+    /// None for a number or an offset far beyond what is ever written.
+    pub(super) fn new(segment: u64, offset: u64, length: usize) -> Option<Self> {
+        Some(Self {
+            segment: segment.try_into().ok()?,
+            offset: offset.try_into().ok()?,
+            length: length.try_into().ok()?,
+        })
+    }
+
+    pub(super) fn segment(self) -> u64 {
+        self.segment.into()
+    }
+
+    pub(super) fn offset(self) -> u64 {
+        self.offset.into()
+    }
+
+    pub(super) fn length(self) -> usize {
+        self.length as usize
+    }
+
+    /// Where the record ends.
+    pub(super) fn end(self) -> u64 {
+        self.offset() + self.length() as u64
+    }
 }
 
-impl Fetch {
-    pub(super) fn length(&self) -> usize {
-        match self {
-            Self::Cached(entry) => entry.body().len(),
-            Self::Stored { place, .. } => place.length as usize,
-        }
+/// Entries that are read from a file at once: consecutive, and close to each other.
+pub(super) struct Run {
+    pub(super) first: u64,
+    pub(super) places: Vec<Place>,
+    pub(super) file: Arc<dyn DiskFile>,
+    pub(super) salt: u32,
+}
+
+impl Run {
+    /// Whether `place` is worth reading along.
+    fn takes(&self, place: Place) -> bool {
+        let (first, last) = (self.places.first(), self.places.last());
+        first
+            .zip(last)
+            .is_some_and(|(first, last): (&Place, &Place)| {
+                place.segment == last.segment
+                    && place.offset() >= last.end()
+                    && place.offset() - last.end() <= GAP_MAX
+                    && place.end() - first.offset() <= RUN_MAX
+            })
     }
+}
+
+/// How to come by entries' bodies.
+pub(super) enum Fetch {
+    Cached(EncodedEntry),
+    Stored(Run),
 }
 
 /// An append that would leave a hole or overwrite an entry.
@@ -147,19 +190,28 @@ impl View {
         Ok(self.epoch)
     }
 
-    /// Takes an entry found on disk. Before it, a log without entries may begin anywhere above what was
-    /// purged: its earlier segments are gone.
-    pub(super) fn recover(&mut self, id: LogId, place: Place) -> Result<(), OutOfOrder> {
-        let got = id.index.0;
+    /// Takes entries found on disk, from index `first` to the id `last`. Before them, a log without entries may
+    /// begin anywhere above what was purged: its earlier segments are gone.
+    pub(super) fn recover(
+        &mut self,
+        first: u64,
+        places: Vec<Place>,
+        last: LogId,
+    ) -> Result<(), OutOfOrder> {
         let expected = match self.next() {
-            Some(next) if self.places.is_empty() => next.max(got),
+            Some(next) if self.places.is_empty() => next.max(first),
             Some(next) => next,
-            None => got,
+            None => first,
         };
-        if got != expected {
+        if first != expected {
+            let got = first;
             return Err(OutOfOrder { got, expected });
         }
-        self.push_place(id, place);
+        if self.places.is_empty() {
+            self.first = first;
+        }
+        self.places.extend(places);
+        self.last = Some(last);
         Ok(())
     }
 
@@ -239,32 +291,38 @@ impl View {
         }
     }
 
-    /// How to read the entries of `range` that are held, in order.
+    /// How to read the entries of `range` that are held, in order: all of them, or as many as fit into
+    /// `bytes_max` and at least one.
     pub(super) fn fetch(&self, range: Range<u64>, bytes_max: usize) -> Vec<Fetch> {
         let held = self.range();
         let cached_from = held.end - self.cache.len() as u64;
-        let mut bytes = 0;
-        let mut found = Vec::new();
+        let mut bytes = 0_usize;
+        let mut found: Vec<Fetch> = Vec::new();
         for index in range.start.max(held.start)..range.end.min(held.end) {
-            let fetch = if index >= cached_from {
-                let body = self.cache[(index - cached_from) as usize].clone();
-                let entry = EncodedEntry::from_body(index, body);
-                Fetch::Cached(entry.expect("only whole entries are cached"))
-            } else {
-                let place = self.places[(index - held.start) as usize];
-                let (file, salt) = &self.files[&place.segment];
-                Fetch::Stored {
-                    index,
-                    place,
-                    file: Arc::clone(file),
-                    salt: *salt,
-                }
-            };
-            bytes += fetch.length();
+            let place = self.places[(index - held.start) as usize];
+            let cached = index
+                .checked_sub(cached_from)
+                .map(|at| &self.cache[at as usize]);
+            bytes = bytes.saturating_add(cached.map_or(place.length(), Bytes::len));
             if bytes > bytes_max && !found.is_empty() {
                 break;
             }
-            found.push(fetch);
+            if let Some(body) = cached {
+                let entry = EncodedEntry::from_body(index, body.clone());
+                found.push(Fetch::Cached(entry.expect("only whole entries are cached")));
+            } else if let Some(Fetch::Stored(run)) = found.last_mut()
+                && run.takes(place)
+            {
+                run.places.push(place);
+            } else {
+                let (file, salt) = &self.files[&place.segment()];
+                found.push(Fetch::Stored(Run {
+                    first: index,
+                    places: vec![place],
+                    file: Arc::clone(file),
+                    salt: *salt,
+                }));
+            }
         }
         found
     }

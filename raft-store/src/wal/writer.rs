@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::format::{HEADER_LEN, Header, Kind, write_record};
 use super::queue::{Item, Shared, finish, lock};
@@ -52,7 +52,7 @@ struct Line {
 }
 
 /// The log's files, as the writing thread owns them.
-pub(super) struct Writer {
+pub(crate) struct Writer {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) dir: PathBuf,
     pub(super) segment_size: u64,
@@ -88,7 +88,7 @@ impl Writer {
 
     /// Waits for something to write, writes one group, and reports. False once the log is closed and all is
     /// written.
-    pub(super) fn step(&mut self) -> bool {
+    pub(crate) fn step(&mut self) -> bool {
         let Some(items) = self.shared.take() else {
             return false;
         };
@@ -194,26 +194,34 @@ impl Writer {
             );
             if line.kind == Kind::Entry {
                 self.active.highest = self.active.highest.max(Some(line.index));
-                places.push(Place {
-                    segment: self.active.number,
-                    offset: self.active.size + start as u64,
-                    length: u32::try_from(self.buffer.len() - start)
-                        .expect("the codec limits bodies"),
-                });
+                let offset = self.active.size + start as u64;
+                let place = Place::new(self.active.number, offset, self.buffer.len() - start);
+                places.push(place.expect("groups and segments are bounded far below 4 GiB"));
             }
         }
         let path = segment_path(&self.dir, self.active.number);
+        let began = Instant::now();
+        let under_way = self.shared.monitor.begin();
         let written = self.active.file.write_at(self.active.size, &self.buffer);
         written.map_err(|source| WalError::io("write", &path, source))?;
         let synced = self.active.file.sync();
         synced.map_err(|source| WalError::io("sync", &path, source))?;
-        let written = self.buffer.len() as u64;
-        self.active.size += written;
-        self.shared.bytes.fetch_add(written, Ordering::Relaxed);
+        drop(under_way);
+        self.active.size += self.buffer.len() as u64;
+        self.note_work(lines.len(), began.elapsed());
         self.group = group;
         self.marks_due = false;
         self.buffer.shrink_to(BUFFER_KEEP);
         Ok(places)
+    }
+
+    fn note_work(&self, records: usize, took: Duration) {
+        let mut work = lock(&self.shared.work);
+        work.groups += 1;
+        work.records += records as u64;
+        work.bytes += self.buffer.len() as u64;
+        work.busy += took;
+        work.longest = work.longest.max(took);
     }
 
     /// Lets readers know where entries are, so that they need not stay in memory.
@@ -228,7 +236,8 @@ impl Writer {
                     }
                 }
                 Item::Truncate { epoch, .. } => view.truncate_written(*epoch),
-                Item::Vote(..) | Item::Committed(_) | Item::Purge(_) => {}
+                Item::Vote(vote, _) => view.vote = Some(*vote),
+                Item::Committed(_) | Item::Purge(_) => {}
             }
         }
         view.trim_cache();

@@ -1,11 +1,11 @@
-//! A power cut at every operation of random workloads. What is found afterwards must be the outcome of a
-//! prefix of what was issued, and no shorter one than what was reported durable.
+//! A power cut, a kill or a failing disk at every operation of random workloads. What is found afterwards must
+//! be the outcome of a prefix of what was issued, and no shorter one than what was reported durable.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::disk::simulated::{Fault, Random};
+use crate::disk::simulated::{Fault, Image, Random};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Model {
@@ -37,29 +37,69 @@ impl Model {
     }
 }
 
+/// How far a run has come.
+#[derive(Clone, Debug, Default)]
+struct Progress {
+    /// How many models there are.
+    issued: Arc<AtomicUsize>,
+    /// How many of them are durable for certain.
+    durable: Arc<AtomicUsize>,
+    /// Whether a waiter was told of a failure.
+    failed: Arc<AtomicUsize>,
+}
+
 struct Run {
     log: Stepped,
     random: Random,
     term: u64,
     /// After each thing issued.
     models: Vec<Model>,
-    /// How many of `models` are durable for certain.
-    durable: Arc<AtomicUsize>,
+    progress: Progress,
 }
 
 impl Run {
+    fn new(log: Stepped, random: Random, progress: Progress) -> Self {
+        progress.issued.store(1, Ordering::SeqCst);
+        Self {
+            log,
+            random,
+            term: 1,
+            models: vec![Model::default()],
+            progress,
+        }
+    }
+
     fn note(&mut self, change: impl FnOnce(&mut Model)) {
         let mut model = self.models.last().unwrap().clone();
         change(&mut model);
         self.models.push(model);
+        let issued = &self.progress.issued;
+        issued.store(self.models.len(), Ordering::SeqCst);
     }
 
     fn done(&self) -> impl FnOnce(bool) + Send + 'static {
-        let (durable, upto) = (Arc::clone(&self.durable), self.models.len());
+        let (progress, upto) = (self.progress.clone(), self.models.len());
         move |ok| {
             if ok {
-                durable.fetch_max(upto, Ordering::SeqCst);
+                let failed = progress.failed.load(Ordering::SeqCst);
+                assert_eq!(failed, 0, "acknowledged after a failure");
+                progress.durable.fetch_max(upto, Ordering::SeqCst);
+            } else {
+                progress.failed.store(1, Ordering::SeqCst);
             }
+        }
+    }
+
+    /// Acts until `over`, at most thirty times, and writes what is left.
+    fn go(&mut self, over: impl Fn() -> bool) {
+        for _ in 0..30 {
+            if over() {
+                return;
+            }
+            self.act();
+        }
+        while !over() && self.log.wal.shared.has_work() {
+            self.log.writer.step();
         }
     }
 
@@ -155,12 +195,13 @@ impl Run {
 }
 
 /// Opens a log, and again as long as the power goes while it is opened.
-fn reopen(mut disk: SimulatedDisk, random: &mut Random, seed: &str) -> (SimulatedDisk, Stepped) {
+fn reopen(image: &Image, random: &mut Random, what: &str) -> (SimulatedDisk, Stepped) {
+    let mut image = image.clone();
     loop {
-        disk = if random.coin() {
-            disk.after_power_cut(random)
+        let disk = if random.coin() {
+            image.after_power_cut(random)
         } else {
-            disk.after_kill()
+            image.after_kill()
         };
         if random.coin() {
             disk.fail_at(1 + random.below(8), Fault::PowerCut);
@@ -171,96 +212,116 @@ fn reopen(mut disk: SimulatedDisk, random: &mut Random, seed: &str) -> (Simulate
                 return (disk, log);
             }
             Ok(_) => {}
-            Err(error) => assert!(disk.is_off(), "{seed}: refused: {error}"),
+            Err(error) => assert!(disk.is_off(), "{what}: refused: {error}"),
         }
+        image = disk.image();
     }
 }
 
-/// Runs the workload of `seed` until the power goes at operation `cut`. False if it ended before.
-fn crash_run(seed: u64, cut: u64) -> bool {
-    let what = format!("seed {seed}, cut {cut}");
-    let disk = SimulatedDisk::failing_at(cut, Fault::PowerCut);
-    let mut models = vec![Model::default()];
-    let mut durable = 0;
-    let mut random = Random(seed);
-    if let Ok(log) = Stepped::open(&disk) {
-        let mut run = Run {
-            log,
-            random: random.clone(),
-            term: 1,
-            models,
-            durable: Arc::new(AtomicUsize::new(0)),
-        };
-        for _ in 0..30 {
-            run.act();
-            if disk.is_off() {
-                break;
-            }
-        }
-        while !disk.is_off() && run.log.wal.shared.has_work() {
-            run.log.writer.step();
-        }
-        models = run.models;
-        durable = run.durable.load(Ordering::SeqCst);
-    }
-    let was_cut = disk.is_off();
-    random.0 ^= cut << 32;
-    let (disk, log) = reopen(disk, &mut random, &what);
+/// What a run left behind at one moment.
+struct Moment {
+    image: Image,
+    issued: usize,
+    durable: usize,
+}
+
+/// Checks what is found after a moment, and that the log goes on from there.
+fn check(moment: &Moment, models: &[Model], random: &mut Random, what: &str) {
+    let (disk, log) = reopen(&moment.image, random, what);
     let found = Model::of(&log.wal);
-    let fits = models
-        .iter()
-        .enumerate()
-        .any(|(at, model)| at + 1 >= durable && *model == found);
+    let durable = moment.durable.max(1);
+    let mut possible = models[durable - 1..moment.issued.max(1)].iter();
     assert!(
-        fits,
+        possible.any(|model| *model == found),
         "{what}: {durable} of {} durable; expected {:#?} or later, found {found:#?}",
-        models.len(),
-        models[durable.saturating_sub(1)],
+        moment.issued,
+        models[durable - 1],
     );
     // What was found once is durable.
     drop(log);
-    let disk = disk.after_power_cut(&mut random);
+    let disk = disk.after_power_cut(random);
     let log = Stepped::open(&disk).unwrap_or_else(|error| panic!("{what}: {error}"));
     assert_eq!(Model::of(&log.wal), found, "{what}: found, and lost");
-    goes_on(&disk, log, &found, &what);
-    was_cut
+    goes_on(&disk, log, &found, random, what);
 }
 
 /// The log that was found can be written, and holds that too.
-fn goes_on(disk: &SimulatedDisk, mut log: Stepped, found: &Model, what: &str) {
+fn goes_on(disk: &SimulatedDisk, mut log: Stepped, found: &Model, random: &mut Random, what: &str) {
     let next = found.last().map_or(0, |last| last.index.0 + 1);
     let mut expected = found.clone();
     let new = id(1 << 40, next);
     expected.entries.insert(next, (new, b"payload".to_vec()));
     log.append_one(new);
     drop(log);
-    let log = Stepped::open(disk).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let log = Stepped::open(&disk.after_power_cut(random))
+        .unwrap_or_else(|error| panic!("{what}: {error}"));
     assert_eq!(Model::of(&log.wal), expected, "{what}");
 }
 
+/// Runs the workload of `seed` once, and checks a power cut or a kill in the middle of each of its operations.
 /// Returns the number of crash points.
 fn crash_everywhere(seed: u64) -> u64 {
-    let mut cut = 1;
-    while crash_run(seed, cut) {
-        cut += 1;
+    let disk = SimulatedDisk::default();
+    let progress = Progress::default();
+    let moments = Arc::new(Mutex::new(Vec::new()));
+    let (seen, counts) = (Arc::clone(&moments), progress.clone());
+    disk.on_operation(move |image| {
+        seen.lock().unwrap().push(Moment {
+            image,
+            issued: counts.issued.load(Ordering::SeqCst),
+            durable: counts.durable.load(Ordering::SeqCst),
+        });
+    });
+    let log = Stepped::open(&disk).unwrap();
+    let mut run = Run::new(log, Random(seed), progress);
+    run.go(|| false);
+    let models = std::mem::take(&mut run.models);
+    let moments = std::mem::take(&mut *moments.lock().unwrap());
+    for (at, moment) in moments.iter().enumerate() {
+        let mut random = Random(seed ^ (at as u64) << 32);
+        let what = format!("seed {seed}, operation {at}");
+        check(moment, &models, &mut random, &what);
     }
-    cut - 1
+    moments.len() as u64
+}
+
+/// Runs the workload of `seed` with `fault` at every operation. Returns how often that was.
+fn fail_everywhere(seed: u64, fault: Fault) -> u64 {
+    for at in 1.. {
+        let disk = SimulatedDisk::failing_at(at, fault);
+        let progress = Progress::default();
+        let mut models = vec![Model::default()];
+        if let Ok(log) = Stepped::open(&disk) {
+            let failure = log.wal.watch_failure();
+            let mut run = Run::new(log, Random(seed), progress.clone());
+            run.go(|| failure.borrow().is_some());
+            if !disk.has_faulted() {
+                return at - 1;
+            }
+            models = std::mem::take(&mut run.models);
+        }
+        let moment = Moment {
+            image: disk.image(),
+            issued: models.len(),
+            durable: progress.durable.load(Ordering::SeqCst),
+        };
+        let mut random = Random(seed ^ at << 32);
+        let what = format!("seed {seed}, {fault:?} at operation {at}");
+        check(&moment, &models, &mut random, &what);
+    }
+    unreachable!("the workload ends")
 }
 
 #[test]
 fn nothing_durable_is_lost_and_the_vote_never_goes_back_whenever_the_power_goes() {
-    let points: u64 = (0..40).map(crash_everywhere).sum();
-    assert!(points > 1500, "{points} crash points only");
+    let points: u64 = (0..100).map(crash_everywhere).sum();
+    assert!(points > 5000, "{points} crash points only");
 }
 
 #[test]
-#[ignore = "two minutes; for a nightly run"]
-fn a_hundred_thousand_power_cuts() {
-    let mut points = 0;
-    for seed in 1_000.. {
-        points += crash_everywhere(seed);
-        if points > 100_000 {
-            return;
-        }
+fn nothing_is_acknowledged_after_an_error_and_nothing_acknowledged_is_lost_by_it() {
+    for fault in [Fault::Error, Fault::Full, Fault::LostSync] {
+        let points: u64 = (0..10).map(|seed| fail_everywhere(seed, fault)).sum();
+        assert!(points > 200, "{fault:?}: {points} points only");
     }
 }

@@ -5,6 +5,7 @@ use std::sync::mpsc;
 use super::*;
 use crate::disk::simulated::Fault;
 use crate::disk::{DiskFile, RealDisk};
+use crate::wal::view::Fetch;
 
 #[test]
 fn all_that_waits_is_written_with_one_sync_and_reported_in_order() {
@@ -94,10 +95,10 @@ fn entries_are_read_from_the_file_once_they_leave_the_cache() {
     let mut log = Stepped::open(&disk).unwrap();
     (0..50).for_each(|index| log.append_one(id(1, index)));
     let fetches = lock(&log.wal.shared.view).fetch(0..50, usize::MAX);
-    assert!(matches!(fetches[0], Fetch::Stored { .. }));
-    assert!(matches!(fetches[49], Fetch::Cached(_)));
+    assert!(matches!(fetches[0], Fetch::Stored(_)));
+    assert!(matches!(fetches.last(), Some(Fetch::Cached(_))));
     assert!(log.indexes().into_iter().eq(0..50));
-    let few = lock(&log.wal.shared.view).fetch(3..50, 100);
+    let few = log.wal.find(3..50, 100).read().unwrap();
     assert!((1..10).contains(&few.len()));
 }
 
@@ -144,59 +145,75 @@ fn purging_removes_whole_segments_and_keeps_the_vote() {
     assert!(log.indexes().into_iter().eq(51..60));
 }
 
+#[test]
+fn an_append_above_the_bound_of_a_group_is_parted_and_reported_once() {
+    let disk = SimulatedDisk::default();
+    let mut log = Stepped::open_with(&disk, WalOptions::default()).unwrap();
+    let payload = vec![7; GROUP_BYTES_MAX / 4];
+    let (sender, told) = mpsc::sync_channel(2);
+    let entries = (0..10).map(|it| entry(id(1, it), &payload)).collect();
+    log.append(entries, move |durable| sender.send(durable).unwrap());
+    for _ in 0..3 {
+        assert!(log.writer.step());
+        assert!(told.try_recv().is_err());
+    }
+    assert!(log.writer.step());
+    assert_eq!(told.try_iter().collect::<Vec<_>>(), [true]);
+    assert_eq!(log.indexes().len(), 10);
+}
+
+/// A disk whose syncs take as long as the test wants.
+#[derive(Debug, Default)]
+struct Stalling(Arc<(Mutex<bool>, std::sync::Condvar)>);
+
+impl Stalling {
+    fn stall(&self, stalled: bool) {
+        *self.0.0.lock().unwrap() = stalled;
+        self.0.1.notify_all();
+    }
+
+    fn wait(&self) {
+        let stalled = self.0.0.lock().unwrap();
+        drop(self.0.1.wait_while(stalled, |stalled| *stalled).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_does_not_answer_is_reported_while_it_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let stalling = Arc::new(Stalling::default());
+    let waiting = Arc::clone(&stalling);
+    let disk = Arc::new(Observed::new(move || waiting.wait()));
+    let options = WalOptions {
+        stall: Duration::from_millis(20),
+        ..WalOptions::default()
+    };
+    let wal = Wal::open(disk, dir.path(), options).unwrap();
+    let mut stall = wal.watch_stall();
+    wal.save_vote(vote(1)).await.unwrap();
+    stalling.stall(true);
+    let saving = wal.save_vote(vote(2));
+    let told = async {
+        assert!(stall.wait_for(Option::is_some).await.is_ok());
+        assert_eq!(wal.vote(), Some(vote(1)));
+        stalling.stall(false);
+        assert!(stall.wait_for(Option::is_none).await.is_ok());
+    };
+    let (saved, ()) = tokio::join!(saving, told);
+    saved.unwrap();
+    assert_eq!(wal.work().groups, 3);
+    assert!(wal.work().longest >= Duration::from_millis(20));
+}
+
 /// Counts how many syncs many concurrent appends cost on a real disk with the real thread.
 #[tokio::test]
 async fn concurrent_waiters_share_syncs() {
-    #[derive(Debug)]
-    struct Counting(RealDisk, Arc<std::sync::atomic::AtomicUsize>);
-    #[derive(Debug)]
-    struct CountingFile(Arc<dyn DiskFile>, Arc<std::sync::atomic::AtomicUsize>);
-    impl Disk for Counting {
-        fn create_dir(&self, path: &Path) -> io::Result<()> {
-            self.0.create_dir(path)
-        }
-        fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-            self.0.list(dir)
-        }
-        fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-            let file = self.0.create(path)?;
-            Ok(Arc::new(CountingFile(file, Arc::clone(&self.1))))
-        }
-        fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-            self.0.open(path)
-        }
-        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-            self.0.rename(from, to)
-        }
-        fn remove(&self, path: &Path) -> io::Result<()> {
-            self.0.remove(path)
-        }
-        fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-            self.0.sync_dir(dir)
-        }
-    }
-    impl DiskFile for CountingFile {
-        fn size(&self) -> io::Result<u64> {
-            self.0.size()
-        }
-        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-            self.0.read_at(offset, buffer)
-        }
-        fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-            self.0.write_at(offset, bytes)
-        }
-        fn set_size(&self, size: u64) -> io::Result<()> {
-            self.0.set_size(size)
-        }
-        fn sync(&self) -> io::Result<()> {
-            self.1.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            self.0.sync()
-        }
-    }
-
     let dir = tempfile::tempdir().unwrap();
     let syncs = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let disk = Arc::new(Counting(RealDisk, Arc::clone(&syncs)));
+    let counting = Arc::clone(&syncs);
+    let disk = Arc::new(Observed::new(move || {
+        counting.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    }));
     let wal = Wal::open(disk, dir.path(), WalOptions::default()).unwrap();
     let (sender, mut durable) = tokio::sync::mpsc::channel(2000);
     for index in 0..2000 {
@@ -211,4 +228,75 @@ async fn concurrent_waiters_share_syncs() {
     }
     let syncs = syncs.load(std::sync::atomic::Ordering::SeqCst);
     assert!(syncs < 1000, "{syncs} syncs for 2000 appends");
+}
+
+type Look = Arc<dyn Fn() + Send + Sync>;
+
+/// A real disk that calls a function before each sync of a file that it made.
+struct Observed(Look);
+
+struct ObservedFile(Arc<dyn DiskFile>, Look);
+
+impl Observed {
+    fn new(look: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(look))
+    }
+}
+
+impl std::fmt::Debug for Observed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Observed")
+    }
+}
+
+impl std::fmt::Debug for ObservedFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Disk for Observed {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        RealDisk.create_dir(path)
+    }
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        RealDisk.list(dir)
+    }
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(ObservedFile(
+            RealDisk.create(path)?,
+            Arc::clone(&self.0),
+        )))
+    }
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        RealDisk.open(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        RealDisk.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove(path)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        RealDisk.sync_dir(dir)
+    }
+}
+
+impl DiskFile for ObservedFile {
+    fn size(&self) -> io::Result<u64> {
+        self.0.size()
+    }
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset, buffer)
+    }
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_at(offset, bytes)
+    }
+    fn set_size(&self, size: u64) -> io::Result<()> {
+        self.0.set_size(size)
+    }
+    fn sync(&self) -> io::Result<()> {
+        (self.1)();
+        self.0.sync()
+    }
 }
