@@ -9,10 +9,12 @@ pub mod session;
 pub mod spec;
 pub mod status;
 pub mod time;
+pub mod version;
 
 pub use id::{
     ClusterId, Generation, Incarnation, LogIndex, NodeId, ReplicaId, ServiceId, ServiceName,
     ServiceVersion,
 };
 pub use session::{SessionEpoch, SessionKey};
-pub use time::LogTime;
+pub use time::{LogTime, Stamp, WallTime};
+pub use version::{ClusterVersion, Unsupported, VersionRange};

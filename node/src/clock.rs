@@ -2,13 +2,23 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use raftserve_model::WallTime;
 use rustix::time::{ClockId, clock_gettime};
 
-/// Milliseconds since the Unix epoch, for what people read and for the stamp of log entries.
+/// How a peer reads the wall clock.
+pub type WallClock = fn() -> WallTime;
+
+/// The wall clock, for what people read in log entries.
+#[must_use]
+pub fn wall_now() -> WallTime {
+    WallTime(unix_ms())
+}
+
+/// Milliseconds since the Unix epoch, for what people read.
 #[must_use]
 #[expect(
     clippy::disallowed_methods,
-    reason = "the one place where the wall clock is read, to stamp log entries"
+    reason = "the one place where the wall clock is read, for people to read"
 )]
 pub fn unix_ms() -> u64 {
     SystemTime::now()

@@ -16,6 +16,7 @@ use anyhow::Context;
 use futures_util::FutureExt;
 use raftserve_model::{Incarnation, LogIndex, ReplicaId};
 use raftserve_proxy::{PortState, PortStatus, Proxy, ProxyConfig, Routes};
+use raftserve_store::formats::SUPPORTED;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -30,6 +31,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::admin::{self, AdminParts};
 use crate::bindings::Bindings;
 use crate::cli::node_args::{LogFormat, LogLevel, NodeArgs};
+use crate::clock;
 use crate::config::NodeConfig;
 use crate::consensus::Consensus;
 use crate::controller::Controller;
@@ -171,6 +173,8 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         host: host.as_str().to_owned(),
         incarnation,
         profile: config.profile,
+        supports: SUPPORTED,
+        wall_clock: clock::wall_now,
     });
     let peer = tokio::select! {
         peer = starting => peer?,

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use raftserve_model::{ClusterId, Incarnation, NodeId};
+use raftserve_model::{ClusterId, Incarnation, NodeId, VersionRange};
 use raftserve_store::checkpoint::Checkpoint;
 use raftserve_store::command::Action;
 use raftserve_store::identity::DataDir;
@@ -40,7 +40,7 @@ pub use store::{OpenError, Profile};
 pub use wire::Announcement;
 
 use self::bootstrap::Cradle;
-use self::clock::ReignClock;
+use self::clock::LogClock;
 use self::core::Core;
 use self::directory::{Caller, Directory};
 use self::exchange::Slot;
@@ -51,6 +51,7 @@ use self::network::snapshot::Inbox;
 use self::server::{Running, Server};
 use self::store::{Identity, Opened, RaftHandle, raft_config};
 use self::wire::MESSAGE_BYTES_MAX;
+use crate::clock::WallClock;
 use crate::consensus::{Consensus, Leadership};
 
 /// Threads for Raft and its transport: one may sit in a long append while the other answers a vote.
@@ -88,6 +89,10 @@ pub struct PeerConfig {
     pub incarnation: Incarnation,
     /// How patient elections are.
     pub profile: Profile,
+    /// The cluster versions that this release can work in.
+    pub supports: VersionRange,
+    /// What entries show people as their time.
+    pub wall_clock: WallClock,
 }
 
 /// Why a peer did not start.
@@ -324,6 +329,7 @@ async fn run_raft(
     };
     tokio::spawn(follower.run());
     let announcement = announcement(config, &identity);
+    let clock = LogClock::new(me, opened.reader.last_stamp());
     let core = Core {
         identity,
         raft,
@@ -333,10 +339,13 @@ async fn run_raft(
         leadership: leads,
         confirmation,
         announcement,
-        clock: ReignClock::default(),
+        clock,
+        wall_clock: config.wall_clock,
         runtime,
     };
-    Ok((Arc::new(core), failed, opened.checkpoint))
+    let core = Arc::new(core);
+    tokio::spawn(Arc::clone(&core).keep_time());
+    Ok((core, failed, opened.checkpoint))
 }
 
 fn announcement(config: &PeerConfig, identity: &Identity) -> Announcement {
@@ -350,6 +359,7 @@ fn announcement(config: &PeerConfig, identity: &Identity) -> Announcement {
         proxy_address: config.proxy_address.clone(),
         host: config.host.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        supports: config.supports,
     }
 }
 

@@ -11,8 +11,8 @@ use std::time::Duration;
 use bincode::{Decode, Encode};
 use raftserve_model::spec::ServiceSpec;
 use raftserve_model::{
-    ClusterId, Generation, Incarnation, LogIndex, LogTime, NodeId, ReplicaId, ServiceId,
-    ServiceName, ServiceVersion, SessionEpoch, SessionKey,
+    ClusterId, ClusterVersion, Generation, Incarnation, LogIndex, LogTime, NodeId, ReplicaId,
+    ServiceId, ServiceName, ServiceVersion, SessionEpoch, SessionKey, WallTime,
 };
 
 /// A replicated client session: the log index of the entry that opened it.
@@ -21,10 +21,25 @@ pub type ClientId = LogIndex;
 /// One entry's payload.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Command {
-    /// The proposing leader's clock. The state machine makes it non-decreasing.
+    /// When it was proposed, by agreed time as the leader reckons it. The state machine makes it
+    /// non-decreasing.
     pub now: LogTime,
+    /// When it was proposed, by the leader's wall clock: only ever shown.
+    pub wall: WallTime,
     /// What to do.
     pub action: Action,
+}
+
+impl Command {
+    /// A command without a wall time, as tests and tools want it.
+    #[must_use]
+    pub fn at(now: LogTime, action: Action) -> Self {
+        Self {
+            now,
+            wall: WallTime::default(),
+            action,
+        }
+    }
 }
 
 /// What a command does.
@@ -80,6 +95,33 @@ pub enum Action {
     },
     /// Lets log time pass, which expires sessions and client sessions.
     Tick,
+    /// Raises the cluster's version; a lower one changes nothing.
+    RaiseVersion {
+        /// What every member supports.
+        version: ClusterVersion,
+    },
+    /// Changes nothing: every peer notes the digest of its state as of this entry, to be compared.
+    CompareStates,
+}
+
+impl Action {
+    /// The cluster version that must be in force before this is proposed: older releases cannot apply it. A
+    /// variant that is added, or a change of what one computes, comes with the version of its release.
+    #[must_use]
+    pub fn requires(&self) -> ClusterVersion {
+        match self {
+            Self::InitCluster { .. }
+            | Self::OpenClient
+            | Self::Client { .. }
+            | Self::StartControl { .. }
+            | Self::Control { .. }
+            | Self::BindSessions { .. }
+            | Self::AdvanceFence { .. }
+            | Self::Tick
+            | Self::RaiseVersion { .. }
+            | Self::CompareStates => ClusterVersion::FIRST,
+        }
+    }
 }
 
 /// The most session keys in one entry, so that one entry stays a fraction of a millisecond to apply.
@@ -319,6 +361,8 @@ impl fmt::Display for Command {
             Action::BindSessions { .. } => "bind-sessions",
             Action::AdvanceFence { .. } => "advance-fence",
             Action::Tick => "tick",
+            Action::RaiseVersion { .. } => "raise-version",
+            Action::CompareStates => "compare-states",
         };
         write!(f, "{name} at {}", self.now)
     }

@@ -5,6 +5,7 @@ pub mod codec;
 pub mod command;
 pub mod disk;
 pub mod entry;
+pub mod formats;
 pub mod identity;
 pub mod precedence;
 pub mod raft;

@@ -22,8 +22,8 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 use raftserve_model::status::{ReplicaStatus, ServiceStatus};
 use raftserve_model::{
-    ClusterId, Generation, Incarnation, LogIndex, LogTime, NodeId, ReplicaId, ServiceId,
-    ServiceName, SessionKey,
+    ClusterId, ClusterVersion, Generation, Incarnation, LogIndex, LogTime, NodeId, ReplicaId,
+    ServiceId, ServiceName, SessionKey, Stamp, WallTime,
 };
 
 pub use clients::{CLIENT_TTL, CLIENTS_MAX, OUTCOMES_MAX};
@@ -59,6 +59,10 @@ pub struct State {
     lineage: Option<Lineage>,
     /// Never goes back, whatever the clocks of successive leaders say.
     now: LogTime,
+    /// The newest entry's wall time, for people.
+    wall: WallTime,
+    /// Only ever raised.
+    version: ClusterVersion,
     control: Control,
     services: Summed<ServiceId, Arc<Service>>,
     /// Names of exactly the services in `services`.
@@ -82,6 +86,7 @@ impl State {
     /// Applies the entry at `index`, which must be above every index applied before.
     pub fn apply(&mut self, index: LogIndex, command: &Command) -> Outcome {
         self.now = self.now.max(command.now);
+        self.wall = command.wall;
         match &command.action {
             Action::InitCluster { cluster } => {
                 self.cluster.get_or_insert(*cluster);
@@ -111,6 +116,8 @@ impl State {
                 self.mark_expired_sessions(index);
                 Outcome::Done
             }
+            Action::RaiseVersion { version } => self.raise_version(index, *version),
+            Action::CompareStates => Outcome::Index(index),
         }
     }
 
@@ -130,6 +137,40 @@ impl State {
     #[must_use]
     pub fn now(&self) -> LogTime {
         self.now
+    }
+
+    /// The newest entry's time, by both clocks.
+    #[must_use]
+    pub fn stamp(&self) -> Stamp {
+        Stamp {
+            log: self.now,
+            wall: self.wall,
+        }
+    }
+
+    /// What the wall clock says, or said, at a time of the log, reckoned from the newest entry. Right for
+    /// what is yet to come if a leader goes on writing.
+    #[must_use]
+    pub fn wall_at(&self, time: LogTime) -> WallTime {
+        if time >= self.now {
+            self.wall.plus(time.since(self.now))
+        } else {
+            self.wall.minus(self.now.since(time))
+        }
+    }
+
+    /// The version up to which every member can follow: what needs a later one is not proposed.
+    #[must_use]
+    pub fn version(&self) -> ClusterVersion {
+        self.version
+    }
+
+    fn raise_version(&mut self, index: LogIndex, version: ClusterVersion) -> Outcome {
+        if version > self.version {
+            self.version = version;
+            self.emit(index, None, EventKind::VersionRaised { version });
+        }
+        Outcome::Done
     }
 
     /// The reign in force.

@@ -71,7 +71,7 @@ impl Sessions for SessionsApi {
         Ok(Response::new(v1::ListSessionsResponse {
             sessions: page
                 .into_iter()
-                .map(|(key, session)| view::session(key, session))
+                .map(|(key, session)| view::session(&state, key, session))
                 .collect(),
             next_page_token,
             total: state.session_count(service.id) as u64,
@@ -108,7 +108,7 @@ impl Sessions for SessionsApi {
             )
         })?;
         Ok(Response::new(v1::GetSessionResponse {
-            session: Some(view::session(&key, session)),
+            session: Some(view::session(&state, &key, session)),
             log_index: index.0,
         }))
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use prost_types::Timestamp;
 use raftserve_model::spec::{LoadBalancingPolicy, Provider, ServiceSpec, SessionKeySource};
 use raftserve_model::status::{ReplicaStatus, ServiceStatus};
-use raftserve_model::{LogTime, SessionKey};
+use raftserve_model::{SessionKey, WallTime};
 use raftserve_store::State;
 use raftserve_store::state::{Event, EventKind, Replica, Service, Session};
 
@@ -80,22 +80,22 @@ pub(super) fn replica(service: &Service, replica: &Replica) -> v1::Replica {
             .as_ref()
             .map(|address| format!("http://{address}"))
             .unwrap_or_default(),
-        launched_at: Some(timestamp(replica.created_at)),
-        first_ready_at: replica.first_ready_at.map(timestamp),
+        launched_at: Some(timestamp(replica.created_at.wall)),
+        first_ready_at: replica.first_ready_at.map(|at| timestamp(at.wall)),
         changed_index: replica.changed.0,
         infra: provider(spec.provider).to_owned(),
         resources: resources(spec),
     }
 }
 
-/// A session.
-pub(super) fn session(key: &SessionKey, session: &Session) -> v1::Session {
+/// A session of `state`.
+pub(super) fn session(state: &State, key: &SessionKey, session: &Session) -> v1::Session {
     v1::Session {
         key: key.to_string(),
         replica_id: session.replica.number,
         epoch: session.epoch.0,
         usable_from: session.usable_from.0,
-        expires_at: Some(timestamp(session.expires_at)),
+        expires_at: Some(timestamp(state.wall_at(session.expires_at))),
     }
 }
 
@@ -139,13 +139,17 @@ pub(super) fn event(event: &Event) -> v1::Event {
             shown.replica_id = *number;
             "REPLICA_REMOVED"
         }
+        EventKind::VersionRaised { version } => {
+            shown.version = version.0.into();
+            "VERSION_RAISED"
+        }
     }
     .to_owned();
     shown
 }
 
-/// Log time as protobuf has it.
-fn timestamp(time: LogTime) -> Timestamp {
+/// A time for people, as protobuf has it.
+fn timestamp(time: WallTime) -> Timestamp {
     Timestamp {
         seconds: i64::try_from(time.0 / 1_000).unwrap_or(i64::MAX),
         nanos: i32::try_from(time.0 % 1_000).unwrap_or(0) * 1_000_000,

@@ -249,7 +249,7 @@ fn probed(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obse
             }
         }
         (Err(said), _) => {
-            let since = replica.started_at.unwrap_or(replica.created_at);
+            let since = replica.started_at.unwrap_or(replica.created_at.log);
             if observed.now.since(since) > readiness.initial_delay {
                 plan.record(stop_now(id, StopReason::InitialDelay(said.clone())));
             }
@@ -392,7 +392,7 @@ fn relaunch_pause(
         if let Some((_, at)) = failure(replica)
             && replica
                 .first_ready_at
-                .is_none_or(|ready| at.since(ready) < HEALTHY_LIFE)
+                .is_none_or(|ready| at.since(ready.log) < HEALTHY_LIFE)
             && now.since(at) < RELAUNCH_PAUSE_MAX * 2
         {
             early += 1;

@@ -1,72 +1,104 @@
-//! The clock that a leader stamps entries with.
+//! The clock that a leader stamps entries with: agreed time, carried on.
+//!
+//! Agreed time runs no faster than time itself, on whichever peer leads, so that nothing expires early. Each
+//! peer remembers when it applied the newest stamp of another leader, on its own clock since boot (which
+//! counts time asleep, and nobody sets). When it leads itself, what has passed since then is added to that
+//! stamp. The stamp was made before it was applied here, so the sum is never ahead of what the former leader
+//! would say now; it is behind by what the entry took to come. Wall clocks take no part.
+//!
+//! Two rules make that hold from leader to leader:
+//! - A leader stamps nothing before it has applied an entry of its own term, and with it every stamp before.
+//! - It does not start over from its own stamps, or each would lose the time that writing it took. It does
+//!   from those of any other, even one that is behind what it would say itself: what was lost stays lost.
+//!
+//! So agreed time stands still while nobody leads only if every peer has restarted meanwhile, since a process
+//! begins with the stamp it finds on disk. An expiry may come late by that; it never comes early.
 
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use raftserve_model::LogTime;
+use raftserve_model::{LogTime, NodeId};
+use raftserve_store::entry::LogId;
 
 use crate::clock;
 
-/// The wall clock at the begin of each reign, and steady from there: an adjustment of the wall clock
-/// in the middle of a reign moves no expiry. The state machine sees to it that log time does not go
-/// back from one reign to the next.
-#[derive(Debug, Default)]
-pub(crate) struct ReignClock(Mutex<Option<Reign>>);
+/// What a peer takes the agreed time to be.
+#[derive(Debug)]
+pub(crate) struct LogClock(Mutex<Reckoning>);
 
-#[derive(Clone, Copy, Debug)]
-struct Reign {
-    term: u64,
-    wall: LogTime,
-    steady: Instant,
-}
+impl LogClock {
+    /// The clock of peer `me`, whose state ends with `last` at `time`.
+    pub(crate) fn new(me: NodeId, (last, time): (Option<LogId>, LogTime)) -> Self {
+        let reckoning = Reckoning::new(me, last, time, clock::boot_time());
+        Self(Mutex::new(reckoning))
+    }
 
-impl ReignClock {
-    /// The time now, for an entry of `term`; never before `agreed`, the log's own time.
-    pub(crate) fn now(&self, term: u64, agreed: LogTime) -> LogTime {
-        let mut reign = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // From the agreed time on where the wall clock is behind it: time would stand still until
-        // the wall clock has caught up.
-        read(&mut reign, term, Instant::now(), || {
-            LogTime(clock::unix_ms()).max(agreed)
-        })
+    fn reckoning(&self) -> MutexGuard<'_, Reckoning> {
+        // Each change is one assignment after another, all of them of one observation.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of the state, which ends with `last` at `time`.
+    pub(crate) fn observe(&self, (last, time): (Option<LogId>, LogTime)) {
+        let mut reckoning = self.reckoning();
+        // Read under the lock, so that observations are in the order of their times.
+        reckoning.observe(last, time, clock::boot_time());
+    }
+
+    /// The agreed time now.
+    pub(crate) fn now(&self) -> LogTime {
+        self.reckoning().now(clock::boot_time())
+    }
+
+    /// Whether every stamp before `term` was observed, so that this peer may stamp in that term.
+    pub(crate) fn may_stamp(&self, term: u64) -> bool {
+        self.reckoning().term == term
     }
 }
 
-fn read(
-    reign: &mut Option<Reign>,
+/// Agreed time reckoned from what was applied. Times are since boot.
+#[derive(Debug)]
+struct Reckoning {
+    me: NodeId,
+    /// The newest stamp of another leader, or what was on disk.
+    base: LogTime,
+    /// When that was applied here, or later.
+    based_at: Duration,
+    /// The state's time as last observed: `base`, or a stamp of this peer's own.
+    seen: LogTime,
+    /// The term of the last entry observed.
     term: u64,
-    now: Instant,
-    wall: impl FnOnce() -> LogTime,
-) -> LogTime {
-    match reign.filter(|reign| reign.term == term) {
-        Some(reign) => reign.wall.plus(now.saturating_duration_since(reign.steady)),
-        None => {
-            let wall = wall();
-            *reign = Some(Reign {
-                term,
-                wall,
-                steady: now,
-            });
-            wall
+}
+
+impl Reckoning {
+    fn new(me: NodeId, last: Option<LogId>, time: LogTime, now: Duration) -> Self {
+        Self {
+            me,
+            base: time,
+            based_at: now,
+            seen: time,
+            term: last.map_or(0, |last| last.term),
         }
+    }
+
+    fn observe(&mut self, last: Option<LogId>, time: LogTime, now: Duration) {
+        let Some(last) = last else { return };
+        // An entry of this peer's own term follows all stamps of others, and the first one was observed
+        // before this peer stamped anything.
+        let own = last.node == self.me && last.term == self.term;
+        if time > self.seen && !own {
+            self.base = time;
+            self.based_at = now;
+        }
+        self.seen = self.seen.max(time);
+        self.term = last.term;
+    }
+
+    fn now(&self, now: Duration) -> LogTime {
+        let passed = now.saturating_sub(self.based_at);
+        self.base.plus(passed).max(self.seen)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn the_wall_clock_is_read_once_in_a_reign() {
-        let begin = Instant::now();
-        let at = |ms| begin + Duration::from_millis(ms);
-        let mut reign = None;
-        assert_eq!(read(&mut reign, 4, begin, || LogTime(1000)), LogTime(1000));
-        let jumped = || LogTime(9_000_000);
-        assert_eq!(read(&mut reign, 4, at(5), jumped), LogTime(1005));
-        assert_eq!(read(&mut reign, 5, at(6), || LogTime(1007)), LogTime(1007));
-        assert_eq!(read(&mut reign, 5, at(8), jumped), LogTime(1009));
-    }
-}
+mod tests;

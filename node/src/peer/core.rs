@@ -12,7 +12,7 @@ use raftserve_store::{Command, Outcome};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::clock::ReignClock;
+use super::clock::LogClock;
 use super::directory::Directory;
 use super::leadership::Confirmation;
 use super::links::{CallError, Links, Purpose, frame, read};
@@ -21,6 +21,7 @@ use super::wire::{
     Announcement, COMMAND_BYTES_MAX, MoveLeaderReply, MoveLeaderRequest, ProposeReply,
     ProposeRequest, ReadIndexReply, ReadIndexRequest, command_size,
 };
+use crate::clock::WallClock;
 use crate::consensus::{Leadership, ProposeError, ReadError, TransferError};
 
 mod members;
@@ -44,7 +45,8 @@ pub(crate) struct Core {
     pub(crate) leadership: watch::Receiver<Leadership>,
     pub(crate) confirmation: Arc<Confirmation>,
     pub(crate) announcement: Announcement,
-    pub(crate) clock: ReignClock,
+    pub(crate) clock: LogClock,
+    pub(crate) wall_clock: WallClock,
     /// Raft's own runtime: whatever waits on Raft or the transport runs there.
     pub(crate) runtime: tokio::runtime::Handle,
 }
@@ -69,16 +71,75 @@ impl Core {
         self.announcement.incarnation
     }
 
-    /// What an entry of this peer would be stamped with now.
+    /// The agreed time as this peer reckons it.
     pub(crate) fn log_now(&self) -> LogTime {
-        let term = self.leadership.borrow().term;
-        self.clock.now(term, self.reader.state().now())
+        self.clock.now()
+    }
+
+    /// Notes when stamps are applied, as long as Raft runs.
+    pub(crate) async fn keep_time(self: Arc<Self>) {
+        let mut applied = self.reader.applied();
+        while applied.changed().await.is_ok() {
+            self.clock.observe(self.reader.last_stamp());
+        }
+    }
+
+    /// The time for an entry of this peer, which leads. Waits until every stamp of leaders before it is
+    /// applied, which is a round trip after it was elected.
+    async fn stamp(&self, until: Instant) -> Result<LogTime, ProposeReply> {
+        let mut leadership = self.leadership.clone();
+        let mut applied = self.reader.applied();
+        loop {
+            let known = *leadership.borrow_and_update();
+            if !known.is_self {
+                let leader = known.leader.filter(|leader| *leader != self.me());
+                return Err(ProposeReply::NotLeader { leader });
+            }
+            applied.mark_unchanged();
+            if !self.clock.may_stamp(known.term) {
+                self.clock.observe(self.reader.last_stamp());
+            }
+            if self.clock.may_stamp(known.term) {
+                return Ok(self.clock.now());
+            }
+            let changed = async {
+                tokio::select! {
+                    changed = leadership.changed() => changed.is_ok(),
+                    changed = applied.changed() => changed.is_ok(),
+                }
+            };
+            if timeout_at(until, changed).await != Ok(true) {
+                return Err(ProposeReply::NotProposed(
+                    "the new leader has not applied the log in time".to_owned(),
+                ));
+            }
+        }
+    }
+
+    /// Whether the cluster's version allows `action`: peers of the release before would stop at it.
+    fn allows(&self, action: &Action) -> Result<(), ProposeReply> {
+        let (version, required) = (self.reader.state().version(), action.requires());
+        if required <= version {
+            return Ok(());
+        }
+        Err(ProposeReply::NotProposed(format!(
+            "this needs cluster version {required}, and the cluster is at {version}: bring every peer to a release \
+             that supports it, and run `raftserve cluster finalize`"
+        )))
     }
 
     /// Proposes to this peer's own Raft, which must lead.
     pub(crate) async fn propose_here(&self, action: Action, until: Instant) -> ProposeReply {
+        if let Err(refused) = self.allows(&action) {
+            return refused;
+        }
+        let now = match self.stamp(until).await {
+            Ok(now) => now,
+            Err(refused) => return refused,
+        };
         let command = Command {
-            now: self.log_now(),
+            now,
+            wall: (self.wall_clock)(),
             action,
         };
         let size = command_size(&command);

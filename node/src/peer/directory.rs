@@ -270,6 +270,7 @@ mod tests {
             proxy_address: String::new(),
             host: String::new(),
             version: String::new(),
+            supports: raftserve_store::formats::SUPPORTED,
         }
     }
 

@@ -122,6 +122,7 @@ impl Peer for Server {
         answer(&HelloReply {
             standing: self.standing().await?,
             announcement: running.map(|running| running.core.announcement.clone()),
+            cluster_version: running.map(|running| running.core.reader.state().version()),
         })
     }
 

@@ -6,17 +6,20 @@ use std::time::Duration;
 
 use raftserve_store::Outcome;
 use raftserve_store::command::Action;
+use raftserve_store::formats::SUPPORTED;
 use tempfile::TempDir;
 use tokio::time::timeout;
 
 use super::links::Purpose;
 use super::wire::raft as raft_wire;
 use super::*;
+use crate::clock;
 use crate::consensus::ProposeError;
 
 mod appends;
 mod bootstrapping;
 mod leading;
+mod skew;
 mod strangers;
 
 /// No condition in these tests takes nearly as long on a healthy machine.
@@ -64,6 +67,8 @@ impl Places {
             host: "host".to_owned(),
             incarnation: Incarnation(rand::random()),
             profile: Profile::Fast,
+            supports: SUPPORTED,
+            wall_clock: clock::wall_now,
         }
     }
 

@@ -5,7 +5,7 @@
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bincode::{Decode, Encode};
 use bytes::Bytes;
-use raftserve_model::{ClusterId, Incarnation, NodeId};
+use raftserve_model::{ClusterId, ClusterVersion, Incarnation, NodeId, VersionRange};
 use raftserve_store::command::Action;
 use raftserve_store::raft::PeerRecord;
 use raftserve_store::{Command, Outcome};
@@ -114,6 +114,8 @@ pub struct Announcement {
     pub host: String,
     /// Its release.
     pub version: String,
+    /// The cluster versions that its release can work in.
+    pub supports: VersionRange,
 }
 
 /// Where a peer stands between an empty directory and a running cluster.
@@ -146,6 +148,8 @@ pub(crate) struct HelloRequest {
 pub(crate) struct HelloReply {
     pub(crate) standing: Standing,
     pub(crate) announcement: Option<Announcement>,
+    /// The version of its cluster, if it runs: who cannot work in it must not join.
+    pub(crate) cluster_version: Option<ClusterVersion>,
 }
 
 /// The members of a cluster that is being bootstrapped, in the order of their ids from 1.
@@ -272,10 +276,11 @@ mod tests {
             proxy_address: "a:3".to_owned(),
             host: "h".to_owned(),
             version: "0".to_owned(),
+            supports: VersionRange::new(1, 2),
         };
         assert_eq!(
             hex(&encode(&announcement)),
-            "010707070707070707070707070707070703fd0000000000010000fb2c0103613a3103613a3203613a3301680130"
+            "010707070707070707070707070707070703fd0000000000010000fb2c0103613a3103613a3203613a33016801300102"
         );
         let propose = ProposeRequest {
             action: Action::OpenClient,
@@ -290,8 +295,9 @@ mod tests {
         let standing = HelloReply {
             standing: Standing::Pristine { nonce: 9 },
             announcement: None,
+            cluster_version: None,
         };
-        assert_eq!(hex(&encode(&standing)), "01000900");
+        assert_eq!(hex(&encode(&standing)), "0100090000");
     }
 
     #[test]

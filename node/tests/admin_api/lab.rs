@@ -17,11 +17,13 @@ use raftserve_node::admin::v1::replicas_client::ReplicasClient;
 use raftserve_node::admin::v1::services_client::ServicesClient;
 use raftserve_node::admin::v1::sessions_client::SessionsClient;
 use raftserve_node::admin::{self, AdminError, AdminParts};
+use raftserve_node::clock;
 use raftserve_node::consensus::Consensus;
 use raftserve_node::peer::{self, Peer, PeerConfig, Profile};
 use raftserve_node::provider::{
     LogQuery, LogStream, Observation, Provider, ProviderError, ReplicaKey, ReplicaLaunch,
 };
+use raftserve_store::formats::SUPPORTED;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -120,6 +122,8 @@ impl Lab {
             host: "here".into(),
             incarnation: Incarnation(at as u64 + 1),
             profile: Profile::Fast,
+            supports: SUPPORTED,
+            wall_clock: clock::wall_now,
         };
         let peer = peer::start(config).await.unwrap();
         let (ready, is_ready) = watch::channel(true);

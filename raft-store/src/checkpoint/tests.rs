@@ -8,10 +8,7 @@ use crate::entry::LogId;
 fn applied(count: u64) -> Applied {
     let mut state = State::default();
     for index in 1..=count {
-        let command = Command {
-            now: LogTime::default(),
-            action: Action::OpenClient,
-        };
+        let command = Command::at(LogTime::default(), Action::OpenClient);
         state.apply(LogIndex(index), &command);
     }
     Applied {

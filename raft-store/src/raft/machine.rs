@@ -9,7 +9,7 @@ use futures_util::{Stream, StreamExt};
 use openraft::alias::{EntryOf, LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
-use raftserve_model::LogIndex;
+use raftserve_model::{LogIndex, LogTime};
 use tokio::sync::watch;
 
 use super::convert::{applied_membership_to, log_id_from, log_id_to, membership_from};
@@ -78,6 +78,13 @@ impl StateReader {
         let head = applied.head();
         let file = snapshots.export(&head, applied.state.records())?;
         Ok((head, file))
+    }
+
+    /// The last applied entry, and the agreed time as of it.
+    #[must_use]
+    pub fn last_stamp(&self) -> (Option<LogId>, LogTime) {
+        let applied = self.applied.load();
+        (applied.last, applied.state.now())
     }
 
     pub(crate) fn load(&self) -> Arc<Applied> {

@@ -133,10 +133,7 @@ impl Alone {
     async fn write(&self, count: u64) -> LogIndex {
         let mut last = LogIndex(0);
         for _ in 0..count {
-            let command = Command {
-                now: LogTime::default(),
-                action: Action::OpenClient,
-            };
+            let command = Command::at(LogTime::default(), Action::OpenClient);
             let written = self.raft.client_write(command).await.unwrap();
             last = LogIndex(written.log_id.index);
             assert_eq!(written.data, Outcome::Index(last));

@@ -68,10 +68,7 @@ fn history() -> Vec<Action> {
 }
 
 fn command(action: Action) -> Command {
-    Command {
-        now: LogTime::default(),
-        action,
-    }
+    Command::at(LogTime::default(), action)
 }
 
 fn parent() -> Parent {

@@ -21,10 +21,7 @@ fn head(index: u64) -> SnapshotHead {
 fn state(count: u64) -> State {
     let mut state = State::default();
     for index in 1..=count {
-        let command = Command {
-            now: LogTime::default(),
-            action: Action::OpenClient,
-        };
+        let command = Command::at(LogTime::default(), Action::OpenClient);
         state.apply(LogIndex(index), &command);
     }
     state

@@ -79,7 +79,7 @@ impl State {
                     let unstarted = matches!(it.phase, Phase::Pending | Phase::Provisioning);
                     unstarted.then(|| {
                         it.phase = Phase::Starting;
-                        it.started_at = Some(now);
+                        it.started_at = Some(now.log);
                         it.address = Some(address.clone());
                     })
                 });
@@ -123,7 +123,7 @@ impl State {
         version: ServiceVersion,
         port: u16,
     ) {
-        let now = self.now;
+        let now = self.stamp();
         let numbered = self.services.alter(&service, |it| {
             if it.going_down.is_some() || !it.specs.contains_key(&version) {
                 return None;
@@ -162,7 +162,7 @@ impl State {
         let Some(replica) = self.replicas.get(&id).filter(|it| it.phase == Phase::Ready) else {
             return;
         };
-        let (now, version) = (self.now, Some(replica.version));
+        let (now, version) = (self.wall, Some(replica.version));
         let earlier = |it: &Arc<Service>| it.last_good < version;
         if self.services.get(&id.service).is_some_and(earlier) {
             self.services.alter(&id.service, |service| {
@@ -185,8 +185,8 @@ impl State {
             (it.is_live() || matches!(it.phase, Phase::CleanupFailed { .. })).then(|| {
                 it.phase = Phase::Stopping {
                     reason: reason.clone(),
-                    since: now,
-                    drain_until: now.plus(drain),
+                    since: now.log,
+                    drain_until: now.log.plus(drain),
                 };
             })
         });
@@ -202,7 +202,10 @@ impl State {
         if reason.is_failure() && self.services.contains_key(&id.service) {
             let reason = reason.clone();
             self.change_replica(index, id, |it, now| {
-                it.phase = Phase::Failed { reason, at: now };
+                it.phase = Phase::Failed {
+                    reason,
+                    at: now.log,
+                };
                 Some(())
             });
             self.prune_failed(index, id.service);
@@ -302,13 +305,13 @@ impl State {
         &mut self,
         index: LogIndex,
         id: ReplicaId,
-        change: impl FnOnce(&mut Replica, raftserve_model::LogTime) -> Option<()>,
+        change: impl FnOnce(&mut Replica, raftserve_model::Stamp) -> Option<()>,
     ) {
         let Some(replica) = self.replicas.get(&id) else {
             return;
         };
         let mut changed = Replica::clone(replica);
-        if change(&mut changed, self.now).is_some() {
+        if change(&mut changed, self.stamp()).is_some() {
             changed.changed = index;
             self.put_replica(index, changed);
         }
@@ -349,7 +352,7 @@ impl State {
     ) {
         self.events.push(Event {
             index,
-            time: self.now,
+            time: self.wall,
             service,
             kind,
         });

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bincode::{Decode, Encode};
 use imbl::Vector;
 use raftserve_model::status::ReplicaStatus;
-use raftserve_model::{LogIndex, LogTime, NodeId, ServiceName, ServiceVersion};
+use raftserve_model::{ClusterVersion, LogIndex, NodeId, ServiceName, ServiceVersion, WallTime};
 
 use super::record::Record;
 use super::summed::Sum;
@@ -19,8 +19,8 @@ pub const EVENTS_MAX: usize = 10_000;
 pub struct Event {
     /// The entry that caused it.
     pub index: LogIndex,
-    /// When.
-    pub time: LogTime,
+    /// When, by the wall clock of the leader that wrote the entry.
+    pub time: WallTime,
     /// The service it concerns; none if it concerns the cluster.
     pub service: Option<ServiceName>,
     /// What happened.
@@ -59,6 +59,11 @@ pub enum EventKind {
     ReplicaRemoved {
         /// The replica's number.
         number: u32,
+    },
+    /// The cluster's version was raised.
+    VersionRaised {
+        /// The version.
+        version: ClusterVersion,
     },
 }
 

@@ -46,6 +46,8 @@ impl Record {
                 control,
                 fence,
                 last_port,
+                wall,
+                version,
                 ..
             } => Some(Self::Head {
                 cluster: Some(cluster),
@@ -57,6 +59,8 @@ impl Record {
                 events_compacted: lineage.began,
                 routes_changed: lineage.began,
                 plan_changed: lineage.began,
+                wall,
+                version,
             }),
             Self::Service(service) => Some(Self::Service(service.renumbered())),
             Self::Replica(replica) => {

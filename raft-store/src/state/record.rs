@@ -5,7 +5,8 @@ use std::sync::Arc;
 use bincode::{Decode, Encode};
 use raftserve_model::spec::ServiceSpec;
 use raftserve_model::{
-    ClusterId, LogIndex, LogTime, ReplicaId, ServiceId, ServiceVersion, SessionKey,
+    ClusterId, ClusterVersion, LogIndex, LogTime, ReplicaId, ServiceId, ServiceVersion, SessionKey,
+    WallTime,
 };
 
 use super::clients::{Client, ClientRecord};
@@ -43,6 +44,10 @@ pub enum Record {
         routes_changed: LogIndex,
         /// The last change to what the controller plans from.
         plan_changed: LogIndex,
+        /// The newest entry's wall time.
+        wall: WallTime,
+        /// The cluster's version.
+        version: ClusterVersion,
     },
     /// A service, without its specifications.
     Service(ServiceRecord),
@@ -141,6 +146,8 @@ impl State {
             events_compacted: self.events.compacted(),
             routes_changed: self.routes_changed,
             plan_changed: self.plan_changed,
+            wall: self.wall,
+            version: self.version,
         }
     }
 
@@ -230,6 +237,8 @@ impl State {
             events_compacted,
             routes_changed,
             plan_changed,
+            wall,
+            version,
         } = head
         else {
             return Self::default();
@@ -243,6 +252,8 @@ impl State {
             last_port,
             routes_changed,
             plan_changed,
+            wall,
+            version,
             ..Self::default()
         };
         state.events.restore_compacted(events_compacted);

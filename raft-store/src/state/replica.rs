@@ -2,7 +2,7 @@
 
 use bincode::{Decode, Encode};
 use raftserve_model::status::ReplicaStatus;
-use raftserve_model::{LogIndex, LogTime, ReplicaId, ServiceVersion};
+use raftserve_model::{LogIndex, LogTime, ReplicaId, ServiceVersion, Stamp};
 
 use crate::command::StopReason;
 
@@ -21,11 +21,11 @@ pub struct Replica {
     /// `host:port` to send requests to, once its `run` has begun.
     pub address: Option<String>,
     /// When its creation was agreed.
-    pub created_at: LogTime,
+    pub created_at: Stamp,
     /// When its `run` began.
     pub started_at: Option<LogTime>,
     /// When a probe first succeeded.
-    pub first_ready_at: Option<LogTime>,
+    pub first_ready_at: Option<Stamp>,
     /// Where it is in its life.
     pub phase: Phase,
     /// The last entry that changed it.

@@ -107,7 +107,7 @@ impl State {
             version,
             specs: OrdMap::unit(version, Arc::clone(spec)),
             port_slot: lowest_free(&slots, SERVICE_PORTS),
-            created_at: self.now,
+            created_at: self.wall,
             first_ready_at: None,
             going_down: None,
             next_number: 1,

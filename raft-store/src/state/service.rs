@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bincode::{Decode, Encode};
 use imbl::OrdMap;
 use raftserve_model::spec::ServiceSpec;
-use raftserve_model::{LogIndex, LogTime, ServiceId, ServiceName, ServiceVersion};
+use raftserve_model::{LogIndex, LogTime, ServiceId, ServiceName, ServiceVersion, WallTime};
 
 use super::lineage::REPLICA_NUMBERS_SKIPPED;
 
@@ -30,10 +30,10 @@ pub struct Service {
     pub specs: OrdMap<ServiceVersion, Arc<ServiceSpec>>,
     /// Its port, counted from the first of the service ports; none if they had run out.
     pub port_slot: Option<u16>,
-    /// When it was created.
-    pub created_at: LogTime,
-    /// When a replica of it was ready for the first time.
-    pub first_ready_at: Option<LogTime>,
+    /// When it was created, by the wall clock.
+    pub created_at: WallTime,
+    /// When a replica of it was ready for the first time, by the wall clock.
+    pub first_ready_at: Option<WallTime>,
     /// Since when it is being taken down.
     pub going_down: Option<LogTime>,
     /// The number of the next replica.
@@ -68,8 +68,8 @@ pub struct ServiceRecord {
     name: ServiceName,
     version: ServiceVersion,
     port_slot: Option<u16>,
-    created_at: LogTime,
-    first_ready_at: Option<LogTime>,
+    created_at: WallTime,
+    first_ready_at: Option<WallTime>,
     going_down: Option<LogTime>,
     next_number: u32,
     last_good: Option<ServiceVersion>,

@@ -59,10 +59,7 @@ struct Log {
 impl Log {
     fn apply(&mut self, action: Action) -> Outcome {
         self.index += 1;
-        let command = Command {
-            now: LogTime(self.time),
-            action,
-        };
+        let command = Command::at(LogTime(self.time), action);
         self.state.apply(LogIndex(self.index), &command)
     }
 
@@ -564,10 +561,7 @@ fn a_log() -> impl Strategy<Value = Vec<Command>> {
                     _ => {}
                 }
             }
-            let command = Command {
-                now: LogTime(time),
-                action,
-            };
+            let command = Command::at(LogTime(time), action);
             shadow.apply(LogIndex(log.len() as u64 + 1), &command);
             log.push(command);
         }

@@ -21,10 +21,7 @@ fn id(index: u64) -> LogId {
 }
 
 fn entry(index: u64) -> EntryOf<TypeConfig> {
-    let command = Command {
-        now: LogTime::default(),
-        action: Action::OpenClient,
-    };
+    let command = Command::at(LogTime::default(), Action::OpenClient);
     EntryOf::<TypeConfig>::new(log_id_to(id(index)), EntryPayload::Normal(command))
 }
 

@@ -14,10 +14,7 @@ fn state(last: u64) -> State {
             node: NodeId(index),
             incarnation: Incarnation(index),
         };
-        let command = Command {
-            now: LogTime(index),
-            action,
-        };
+        let command = Command::at(LogTime(index), action);
         state.apply(LogIndex(index), &command);
     }
     state

@@ -43,7 +43,7 @@ impl Log for Scripted {
             let applied = matches!(fate, Fate::Applied | Fate::AppliedUnseen).then(|| {
                 inner.index += 1;
                 let (index, now) = (LogIndex(inner.index), Default::default());
-                (index, inner.state.apply(index, &Command { now, action }))
+                (index, inner.state.apply(index, &Command::at(now, action)))
             });
             (fate, applied)
         };

@@ -69,7 +69,7 @@ impl World {
         self.index += 1;
         let now = self.observed.now;
         self.state
-            .apply(LogIndex(self.index), &Command { now, action });
+            .apply(LogIndex(self.index), &Command::at(now, action));
     }
 
     fn request(&mut self, request: Request) {

@@ -41,10 +41,10 @@ async fn an_append_above_one_message_is_answered_for_what_was_sent() {
         vec![[NodeId(1), NodeId(2)].into()],
         std::collections::BTreeMap::from([(NodeId(1), record.clone()), (NodeId(2), record)]),
     );
-    let bulky = EntryPayload::Normal(Command {
-        now: LogTime(1),
-        action: leading::bulky(wire::APPEND_BYTES_MAX / 2),
-    });
+    let bulky = EntryPayload::Normal(Command::at(
+        LogTime(1),
+        leading::bulky(wire::APPEND_BYTES_MAX / 2),
+    ));
     let payloads = [
         EntryPayload::Membership(members.unwrap()),
         bulky.clone(),

@@ -38,13 +38,11 @@ fn command(bytes: usize) -> EntryPayload<Command, NodeId, PeerRecord> {
         replica: raftserve_model::ReplicaId::default(),
         reason: "x".repeat(bytes),
     };
-    EntryPayload::Normal(Command {
-        now: LogTime(5),
-        action: Action::Control {
-            generation: raftserve_model::Generation(1),
-            changes: vec![change],
-        },
-    })
+    let action = Action::Control {
+        generation: raftserve_model::Generation(1),
+        changes: vec![change],
+    };
+    EntryPayload::Normal(Command::at(LogTime(5), action))
 }
 
 #[test]
