@@ -5,12 +5,16 @@ mod affinity;
 mod availability;
 mod census;
 mod durability;
+mod linear;
+mod revisions;
 mod rollout;
 
 pub use affinity::{Sightings, one_replica_per_key};
 pub use availability::{every_request_answered, no_failure_through_live_peers};
 pub use census::exactly_these_run;
 pub use durability::never_goes_back;
+pub use linear::registers_are_linearizable;
+pub use revisions::{Counted, each_request_counted_once, revisions_never_go_back};
 pub use rollout::{Change, RolloutBounds, rolling_update_keeps_its_bounds};
 
 /// Fails with all that a checker found.

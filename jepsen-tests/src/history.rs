@@ -1,5 +1,9 @@
 //! What a run asked, when, of whom, and how that ended.
 
+mod operation;
+
+pub use operation::{Action, Answer, Operation};
+
 use std::time::{Duration, Instant};
 
 /// One try of a request at one peer.
