@@ -7,12 +7,13 @@ use std::error::Error;
 const PROTO: &str = "../node/proto";
 
 /// The files that hold a service that the tests call.
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "raftserve/v1/services.proto",
     "raftserve/v1/replicas.proto",
     "raftserve/v1/cluster.proto",
     "raftserve/v1/events.proto",
     "raftserve/v1/sessions.proto",
+    "raftserve/v1/keys.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

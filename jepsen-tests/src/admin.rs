@@ -20,6 +20,7 @@ pub mod v1 {
 
 use v1::cluster_client::ClusterClient;
 use v1::events_client::EventsClient;
+use v1::key_value_client::KeyValueClient;
 use v1::replicas_client::ReplicasClient;
 use v1::services_client::ServicesClient;
 use v1::sessions_client::SessionsClient;
@@ -211,6 +212,108 @@ impl Admin {
         anyhow::bail!("more than {} sessions", found.len())
     }
 
+    /// Opens a client session, for requests that are to take effect once however often they are sent.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn open_client(&self) -> Result<u64, Status> {
+        let mut client = ClusterClient::new(self.channel.clone());
+        let opened = client.open_client(v1::OpenClientRequest {}).await?;
+        Ok(opened.into_inner().client_id)
+    }
+
+    /// Sets a key, under a condition on its modified index (0: it must not exist) if one is given.
+    ///
+    /// # Errors
+    /// As the peer answers. [`Fate::of`] says what became of the write.
+    pub async fn put_key(
+        &self,
+        key: &str,
+        value: impl Into<bytes::Bytes>,
+        if_modified_index: Option<u64>,
+        request_id: Option<v1::RequestId>,
+    ) -> Result<v1::PutKeyResponse, Status> {
+        let request = v1::PutKeyRequest {
+            key: key.to_owned(),
+            value: value.into().into(),
+            if_modified_index,
+            request_id,
+        };
+        let mut client = KeyValueClient::new(self.channel.clone());
+        Ok(client.put(request).await?.into_inner())
+    }
+
+    /// Deletes a key, under a condition as `put_key` has it.
+    ///
+    /// # Errors
+    /// As the peer answers. [`Fate::of`] says what became of the write.
+    pub async fn delete_key(
+        &self,
+        key: &str,
+        if_modified_index: Option<u64>,
+        request_id: Option<v1::RequestId>,
+    ) -> Result<v1::DeleteKeyResponse, Status> {
+        let request = v1::DeleteKeyRequest {
+            key: key.to_owned(),
+            if_modified_index,
+            request_id,
+        };
+        let mut client = KeyValueClient::new(self.channel.clone());
+        Ok(client.delete(request).await?.into_inner())
+    }
+
+    /// A key, confirmed by the leader; none if there is no such key.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn key(&self, key: &str) -> Result<Option<v1::KeyEntry>, Status> {
+        self.get_key(key, false).await
+    }
+
+    /// A key as this peer knows it, perhaps behind.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn stale_key(&self, key: &str) -> Result<Option<v1::KeyEntry>, Status> {
+        self.get_key(key, true).await
+    }
+
+    async fn get_key(&self, key: &str, stale: bool) -> Result<Option<v1::KeyEntry>, Status> {
+        let request = v1::GetKeyRequest {
+            key: key.to_owned(),
+            stale,
+        };
+        let mut client = KeyValueClient::new(self.channel.clone());
+        match client.get(request).await {
+            Ok(answer) => Ok(answer.into_inner().entry),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(status),
+        }
+    }
+
+    /// The keys that begin with `prefix`, in order.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn keys(&self, prefix: &str) -> anyhow::Result<Vec<v1::KeyEntry>> {
+        let mut client = KeyValueClient::new(self.channel.clone());
+        let (mut found, mut page_token) = (Vec::new(), String::new());
+        for _ in 0..PAGES_MAX {
+            let request = v1::ListKeysRequest {
+                prefix: prefix.to_owned(),
+                page_token,
+                ..Default::default()
+            };
+            let answer = client.list(request).await?.into_inner();
+            found.extend(answer.entries);
+            page_token = answer.next_page_token;
+            if page_token.is_empty() {
+                return Ok(found);
+            }
+        }
+        anyhow::bail!("more than {} keys", found.len())
+    }
+
     /// What happens from the log index `from` on.
     ///
     /// # Errors
@@ -225,6 +328,42 @@ impl Admin {
         Ok(Events {
             stream: answer.into_inner(),
         })
+    }
+}
+
+/// What became of a write that was answered with an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It did not take effect and never will.
+    Refused,
+    /// It may have taken effect, or may yet.
+    Unknown,
+}
+
+impl Fate {
+    /// Only what the API promises to be without effect counts as refused: its own reason `NOT_PROPOSED` and the
+    /// status codes of refusals. A connection that broke says nothing. Of a request that is repeated under its
+    /// id, every attempt must have been refused.
+    #[must_use]
+    pub fn of(status: &Status) -> Self {
+        let refused = matches!(
+            status.code(),
+            Code::FailedPrecondition
+                | Code::InvalidArgument
+                | Code::NotFound
+                | Code::AlreadyExists
+                | Code::ResourceExhausted
+        );
+        // The reason is a plain string within the encoded details.
+        let reason = b"NOT_PROPOSED";
+        let not_proposed = status
+            .details()
+            .windows(reason.len())
+            .any(|window| window == reason);
+        match refused || not_proposed {
+            true => Self::Refused,
+            false => Self::Unknown,
+        }
     }
 }
 

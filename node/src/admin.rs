@@ -13,6 +13,7 @@ pub mod v1;
 mod cluster;
 mod events;
 mod gate;
+mod keys;
 mod ledger;
 mod listener;
 mod logs;

@@ -14,6 +14,7 @@ mod events;
 mod failure;
 mod fetch;
 mod glob;
+mod kv;
 mod logs;
 mod output;
 pub(crate) mod paint;
@@ -69,6 +70,7 @@ async fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::TerminateReplica(args) => down::terminate(args).await,
         Verb::Cluster(args) => cluster::run(args).await,
         Verb::Events(args) => events::run(args).await,
+        Verb::Kv(args) => kv::run(args).await,
         Verb::Completions { shell } => {
             let mut command = Cli::command();
             let mut script = Vec::new();

@@ -125,6 +125,103 @@ async fn a_service_lives_from_apply_to_delete() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_changed_only_under_its_condition_and_read_back_everywhere() {
+    let labs = Lab::start_many(3).await;
+    let put = |key: &str, value: &'static str, if_modified_index| v1::PutKeyRequest {
+        key: key.to_owned(),
+        value: value.into(),
+        if_modified_index,
+        request_id: None,
+    };
+    let get = v1::GetKeyRequest {
+        key: "a/1".to_owned(),
+        stale: false,
+    };
+    let missing = labs[0].keys().get(get.clone()).await.unwrap_err();
+    assert_eq!(Reason::of(&missing), Some(Reason::NoSuchKey));
+
+    let first = labs[0].keys().put(put("a/1", "x", Some(0))).await.unwrap();
+    let first = first.into_inner();
+    assert_eq!(
+        (first.version, first.created_index),
+        (1, first.modified_index)
+    );
+    for (lab, stale_index) in labs.iter().zip([0, first.modified_index + 1, 1]) {
+        let status = lab.keys().put(put("a/1", "y", Some(stale_index))).await;
+        let status = status.unwrap_err();
+        assert_eq!(Reason::of(&status), Some(Reason::KeyConflict));
+        let got = lab.keys().get(get.clone()).await.unwrap().into_inner();
+        assert_eq!(got.entry.unwrap().value, "x");
+    }
+    let second = put("a/1", "y", Some(first.modified_index));
+    let second = labs[1].keys().put(second).await.unwrap().into_inner();
+    assert_eq!(
+        (second.version, second.created_index),
+        (2, first.created_index)
+    );
+
+    for key in ["a/2", "b"] {
+        labs[2].keys().put(put(key, "z", None)).await.unwrap();
+    }
+    let list = |page_token: String| v1::ListKeysRequest {
+        prefix: "a/".to_owned(),
+        page_size: 1,
+        page_token,
+        ..v1::ListKeysRequest::default()
+    };
+    let (mut listed, mut token) = (Vec::new(), String::new());
+    loop {
+        let page = labs[0].keys().list(list(token)).await.unwrap().into_inner();
+        assert_eq!(page.total, 3);
+        listed.extend(page.entries.into_iter().map(|entry| entry.key));
+        token = page.next_page_token;
+        if token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(listed, ["a/1", "a/2"]);
+
+    let delete = v1::DeleteKeyRequest {
+        key: "a/1".to_owned(),
+        if_modified_index: Some(second.modified_index),
+        request_id: None,
+    };
+    let deleted = labs[0].keys().delete(delete.clone()).await.unwrap();
+    assert!(deleted.into_inner().existed);
+    let again = labs[1].keys().delete(delete).await.unwrap_err();
+    assert_eq!(Reason::of(&again), Some(Reason::KeyConflict));
+    for lab in labs {
+        lab.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_and_values_are_bounded_and_the_field_is_named() {
+    let lab = Lab::start().await;
+    for (key, value, field) in [
+        (String::new(), 1, "key"),
+        ("k".repeat(257), 1, "key"),
+        ("a\nb".to_owned(), 1, "key"),
+        ("k".to_owned(), (64 << 10) + 1, "value"),
+    ] {
+        let put = v1::PutKeyRequest {
+            key,
+            value: vec![7; value].into(),
+            ..v1::PutKeyRequest::default()
+        };
+        let status = lab.keys().put(put).await.unwrap_err();
+        assert_eq!(violations(&status)[0].field, field);
+    }
+    let largest = v1::PutKeyRequest {
+        key: "k".repeat(256),
+        value: vec![7; 64 << 10].into(),
+        ..v1::PutKeyRequest::default()
+    };
+    lab.keys().put(largest).await.unwrap();
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_repeated_under_its_id_is_executed_once() {
     let lab = Lab::start().await;
     let opened = lab.cluster().open_client(v1::OpenClientRequest {}).await;

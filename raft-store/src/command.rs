@@ -15,6 +15,8 @@ use raftserve_model::{
     ServiceId, ServiceName, ServiceVersion, SessionEpoch, SessionKey, WallTime,
 };
 
+use crate::state::{KvCondition, KvKey};
+
 /// A replicated client session: the log index of the entry that opened it.
 pub type ClientId = LogIndex;
 
@@ -102,6 +104,9 @@ pub enum Action {
     },
     /// Changes nothing: every peer notes the digest of its state as of this entry, to be compared.
     CompareStates,
+    /// A request outside every client session: executed as often as it is in the log, so whoever proposes it
+    /// does so once, and again only while it is certain that it has not entered a log.
+    Request(Request),
 }
 
 impl Action {
@@ -119,7 +124,8 @@ impl Action {
             | Self::AdvanceFence { .. }
             | Self::Tick
             | Self::RaiseVersion { .. }
-            | Self::CompareStates => ClusterVersion::FIRST,
+            | Self::CompareStates
+            | Self::Request(_) => ClusterVersion::FIRST,
         }
     }
 }
@@ -154,6 +160,22 @@ pub enum Request {
         number: u32,
         /// Also forget the record of a failed replica.
         purge: bool,
+    },
+    /// Sets a key.
+    PutKey {
+        /// The key.
+        key: KvKey,
+        /// Its new value.
+        value: Arc<[u8]>,
+        /// What must hold before.
+        condition: KvCondition,
+    },
+    /// Deletes a key, if there is one.
+    DeleteKey {
+        /// The key.
+        key: KvKey,
+        /// What must hold before.
+        condition: KvCondition,
     },
 }
 
@@ -303,6 +325,20 @@ pub enum Outcome {
     Bound(Vec<Result<Binding, BindRefusal>>),
     /// The request was understood and refused; nothing changed.
     Refused(Refusal),
+    /// A key was set.
+    KeyPut {
+        /// The entry that created the key.
+        created: LogIndex,
+        /// The entry that set it now.
+        modified: LogIndex,
+        /// How often it was put since it was created.
+        version: u64,
+    },
+    /// There is no such key now.
+    KeyDeleted {
+        /// The entry that had last changed it; none if there was no such key before.
+        modified: Option<LogIndex>,
+    },
 }
 
 /// A session's binding to a replica.
@@ -348,6 +384,13 @@ pub enum Refusal {
     NeedsPurge(ServiceName, u32),
     /// A bound on the state would be exceeded.
     Limit(String),
+    /// A key is not what the condition asks for.
+    KeyConflict {
+        /// The key.
+        key: KvKey,
+        /// The entry that last changed it; none if there is no such key.
+        modified: Option<LogIndex>,
+    },
 }
 
 impl fmt::Display for Command {
@@ -363,6 +406,7 @@ impl fmt::Display for Command {
             Action::Tick => "tick",
             Action::RaiseVersion { .. } => "raise-version",
             Action::CompareStates => "compare-states",
+            Action::Request(_) => "request",
         };
         write!(f, "{name} at {}", self.now)
     }

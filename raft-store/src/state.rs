@@ -9,6 +9,7 @@
 mod clients;
 mod control;
 mod events;
+mod kv;
 mod lineage;
 mod record;
 mod replica;
@@ -28,6 +29,10 @@ use raftserve_model::{
 
 pub use clients::{CLIENT_TTL, CLIENTS_MAX, OUTCOMES_MAX};
 pub use events::{Compacted, EVENTS_MAX, Event, EventKind};
+pub use kv::{
+    KV_BYTES_MAX, KV_KEY_BYTES_MAX, KV_KEYS_MAX, KV_VALUE_BYTES_MAX, KvCondition, KvEntry, KvKey,
+    KvKeyError,
+};
 pub use lineage::{Claim, Lineage, REPLICA_NUMBERS_SKIPPED};
 pub use record::{Record, RecordError};
 pub use replica::{Phase, Replica};
@@ -38,6 +43,7 @@ pub use summed::Digest;
 use crate::command::{Action, Command, Outcome};
 use clients::Clients;
 use events::Events;
+use kv::KeyValues;
 use sessions::SessionTable;
 use summed::Summed;
 
@@ -73,6 +79,7 @@ pub struct State {
     fence: LogIndex,
     clients: Clients,
     events: Events,
+    keys: KeyValues,
     /// The port that was given to a replica last; ports are given in turn, so that a peer that lags
     /// does not meet another replica where it knew the former.
     last_port: u16,
@@ -111,6 +118,9 @@ impl State {
             } => self.apply_changes(index, *generation, changes),
             Action::BindSessions { service, keys } => self.bind_sessions(index, *service, keys),
             Action::AdvanceFence { generation, upto } => self.advance_fence(*generation, *upto),
+            Action::Request(request) => self
+                .execute(index, request)
+                .unwrap_or_else(Outcome::Refused),
             Action::Tick => {
                 self.clients.expire(self.now);
                 self.mark_expired_sessions(index);

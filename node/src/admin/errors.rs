@@ -51,6 +51,8 @@ reasons! {
     NoSuchReplica = "NO_SUCH_REPLICA", NotFound;
     /// The service has no such session.
     NoSuchSession = "NO_SUCH_SESSION", NotFound;
+    /// There is no such key.
+    NoSuchKey = "NO_SUCH_KEY", NotFound;
     /// The cluster has no such peer.
     NoSuchMember = "NO_SUCH_MEMBER", NotFound;
     /// The service exists.
@@ -65,6 +67,8 @@ reasons! {
     UnknownClient = "UNKNOWN_CLIENT", FailedPrecondition;
     /// The outcome of this sequence number was acknowledged and forgotten.
     AlreadyAcknowledged = "ALREADY_ACKNOWLEDGED", FailedPrecondition;
+    /// A key is not what the request's condition asks for.
+    KeyConflict = "KEY_CONFLICT", FailedPrecondition;
     /// The replica left no output to read.
     NoOutput = "NO_OUTPUT", NotFound;
     /// The service has no session affinity.
@@ -294,6 +298,20 @@ pub fn refused(refusal: &Refusal) -> Status {
             [service(name), replica(number)],
         ),
         Refusal::Limit(what) => Reason::Limit.status(what.clone()),
+        Refusal::KeyConflict { key, modified } => {
+            let now = match modified {
+                Some(index) => format!("key {key} was changed at index {index}"),
+                None => format!("there is no key {key}"),
+            };
+            let modified = modified.map_or(0, |index| index.0);
+            Reason::KeyConflict.status_with(
+                format!("{now}, which is not what was asked for; read it again and decide anew"),
+                [
+                    ("key", key.to_string()),
+                    ("modified_index", modified.to_string()),
+                ],
+            )
+        }
     }
 }
 

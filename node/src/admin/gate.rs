@@ -11,18 +11,25 @@ use super::errors::Reason;
 
 /// The most requests being worked on at once. With messages of at most 2 MiB they hold at most
 /// 128 MiB; a write takes milliseconds, so this allows thousands per second.
-const REQUESTS_MAX: usize = 64;
+pub(super) const REQUESTS_MAX: usize = 64;
+
+/// The most requests about keys at once, whose messages are at most 72 KiB: they hold as much at most, and one
+/// group of the log takes them all.
+pub(super) const KEY_REQUESTS_MAX: usize = 1_024;
 
 /// See the module. Clones share the bound.
 #[derive(Clone)]
 pub(super) struct Gate {
     room: Arc<Semaphore>,
+    max: usize,
 }
 
 impl Gate {
-    pub(super) fn new() -> Self {
+    /// Lets in at most `max` requests.
+    pub(super) fn new(max: usize) -> Self {
         Self {
-            room: Arc::new(Semaphore::new(REQUESTS_MAX)),
+            room: Arc::new(Semaphore::new(max)),
+            max,
         }
     }
 }
@@ -32,7 +39,8 @@ impl Interceptor for Gate {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         let permit = Arc::clone(&self.room).try_acquire_owned().map_err(|_| {
             Reason::TooManyRequests.status(format!(
-                "this peer works on {REQUESTS_MAX} requests already; try again, or ask another peer"
+                "this peer works on {} requests already; try again, or ask another peer",
+                self.max
             ))
         })?;
         request.extensions_mut().insert(Arc::new(permit));
@@ -53,7 +61,7 @@ mod tests {
 
     #[test]
     fn one_request_too_many_is_refused_until_another_is_done() {
-        let mut gate = Gate::new();
+        let mut gate = Gate::new(REQUESTS_MAX);
         let mut held: Vec<_> = (0..REQUESTS_MAX)
             .map(|_| admitted(gate.clone().call(Request::new(())).unwrap()))
             .collect();

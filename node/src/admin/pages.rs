@@ -33,6 +33,31 @@ pub(super) fn take<T, K: Display>(
     items: impl Iterator<Item = T>,
     key: impl Fn(&T) -> K,
 ) -> Result<(Vec<T>, String), Status> {
+    let bound = Bound {
+        bytes_max: usize::MAX,
+        bytes: |_: &T| 0,
+    };
+    take_bounded(size, items, bound, key)
+}
+
+/// What a page may hold beside its number of items.
+pub(super) struct Bound<B> {
+    /// The most bytes of all items but the last.
+    pub(super) bytes_max: usize,
+    /// The bytes of one item.
+    pub(super) bytes: B,
+}
+
+/// As `take`, for items of very different sizes: the item that reaches the bound is the page's last.
+///
+/// # Errors
+/// As `take`.
+pub(super) fn take_bounded<T, K: Display>(
+    size: u32,
+    mut items: impl Iterator<Item = T>,
+    bound: Bound<impl Fn(&T) -> usize>,
+    key: impl Fn(&T) -> K,
+) -> Result<(Vec<T>, String), Status> {
     let size = match usize::try_from(size) {
         Ok(0) => PAGE_ITEMS_MAX,
         Ok(size) if size <= PAGE_ITEMS_MAX => size,
@@ -41,12 +66,17 @@ pub(super) fn take<T, K: Display>(
             return Err(errors::invalid_request("page_size", problem));
         }
     };
-    let mut page: Vec<T> = items.take(size + 1).collect();
-    let more = page.len() > size;
-    page.truncate(size);
+    let (mut page, mut bytes) = (Vec::new(), 0_usize);
+    while page.len() < size
+        && bytes < bound.bytes_max
+        && let Some(item) = items.next()
+    {
+        bytes += (bound.bytes)(&item);
+        page.push(item);
+    }
     let token = page
         .last()
-        .filter(|_| more)
+        .filter(|_| items.next().is_some())
         .map(|last| key(last).to_string());
     Ok((page, token.unwrap_or_default()))
 }
@@ -69,6 +99,18 @@ mod tests {
             }
         }
         assert_eq!(seen, (1..=7).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_page_ends_with_the_item_that_fills_it() {
+        let bound = || Bound {
+            bytes_max: 10,
+            bytes: |item: &usize| *item,
+        };
+        let page = take_bounded(0, [4, 5, 6, 7].into_iter(), bound(), |item| *item);
+        assert_eq!(page.unwrap(), (vec![4, 5, 6], "6".to_owned()));
+        let page = take_bounded(0, [40].into_iter(), bound(), |item| *item);
+        assert_eq!(page.unwrap(), (vec![40], String::new()));
     }
 
     #[test]

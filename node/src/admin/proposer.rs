@@ -107,6 +107,37 @@ impl<L: Log> Proposer<L> {
         }
     }
 
+    /// Executes `request` outside every session: never twice, since an attempt is only repeated where the one
+    /// before is certain not to have entered a log. Costs the cluster no memory of the request.
+    ///
+    /// # Errors
+    /// The refusal as a status; or `UNAVAILABLE`, which says whether the request may have been executed.
+    pub(super) async fn execute_at_most_once(
+        &self,
+        request: Request,
+    ) -> Result<(LogIndex, Outcome), Status> {
+        let deadline = Instant::now() + WRITE_BUDGET;
+        let action = Action::Request(request);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let proposing = self.log.propose(action.clone(), left);
+            match timeout_at(deadline, proposing).await {
+                Ok(Ok((_, Outcome::Refused(refusal)))) => return Err(errors::refused(&refusal)),
+                Ok(Ok(done)) => return Ok(done),
+                Ok(Err(ProposeError::OutcomeUnknown { reason })) => {
+                    return Err(outcome_unknown(&reason));
+                }
+                Err(_) => return Err(outcome_unknown("no answer in time")),
+                Ok(Err(ProposeError::NotProposed { reason })) => {
+                    if Instant::now() + PAUSE >= deadline {
+                        return Err(not_proposed(&reason));
+                    }
+                }
+            }
+            sleep_until(Instant::now() + PAUSE).await;
+        }
+    }
+
     /// Opens a client session for a caller.
     ///
     /// # Errors

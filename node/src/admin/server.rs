@@ -14,7 +14,8 @@ use tonic_health::server::HealthReporter;
 
 use super::cluster::ClusterApi;
 use super::events::EventsApi;
-use super::gate::Gate;
+use super::gate::{Gate, KEY_REQUESTS_MAX, REQUESTS_MAX};
+use super::keys::KeyValueApi;
 use super::listener::connections;
 use super::logs::LogsApi;
 use super::replicas::ReplicasApi;
@@ -28,6 +29,9 @@ const YAML_MESSAGE_BYTES_MAX: usize = 2 << 20;
 
 /// The largest message that carries no YAML: names and numbers.
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
+
+/// The largest message that carries a key's value, which may itself have 64 KiB.
+const VALUE_MESSAGE_BYTES_MAX: usize = 72 << 10;
 
 /// The most requests at once on one connection.
 const STREAMS_PER_CONNECTION_MAX: u32 = 64;
@@ -65,7 +69,8 @@ pub async fn serve(
 ) -> Result<(), AdminError> {
     let ready = parts.ready.clone();
     let shared = Arc::new(Shared::new(parts, shutdown.clone()));
-    let gate = Gate::new();
+    let gate = Gate::new(REQUESTS_MAX);
+    let keys_gate = Gate::new(KEY_REQUESTS_MAX);
     let (reporter, health) = tonic_health::server::health_reporter();
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
@@ -74,9 +79,12 @@ pub async fn serve(
         .map_err(AdminError::Reflection)?;
 
     macro_rules! gated {
-        ($server:path, $api:expr, $bytes_max:expr) => {{
+        ($server:path, $api:expr, $bytes_max:expr) => {
+            gated!($server, $api, $bytes_max, gate)
+        };
+        ($server:path, $api:expr, $bytes_max:expr, $gate:expr) => {{
             let server = <$server>::new($api(Arc::clone(&shared)));
-            InterceptedService::new(server.max_decoding_message_size($bytes_max), gate.clone())
+            InterceptedService::new(server.max_decoding_message_size($bytes_max), $gate.clone())
         }};
     }
     let serving = Server::builder()
@@ -92,6 +100,12 @@ pub async fn serve(
         .add_service(gated!(EventsServer, EventsApi, MESSAGE_BYTES_MAX))
         .add_service(gated!(SessionsServer, SessionsApi, MESSAGE_BYTES_MAX))
         .add_service(gated!(ClusterServer, ClusterApi, MESSAGE_BYTES_MAX))
+        .add_service(gated!(
+            KeyValueServer,
+            KeyValueApi,
+            VALUE_MESSAGE_BYTES_MAX,
+            keys_gate
+        ))
         .serve_with_incoming_shutdown(connections(listener), shutdown.clone().cancelled_owned());
 
     let cut = async {
@@ -110,6 +124,7 @@ type ReplicasServer = v1::replicas_server::ReplicasServer<ReplicasApi>;
 type LogsServer = v1::logs_server::LogsServer<LogsApi>;
 type EventsServer = v1::events_server::EventsServer<EventsApi>;
 type SessionsServer = v1::sessions_server::SessionsServer<SessionsApi>;
+type KeyValueServer = v1::key_value_server::KeyValueServer<KeyValueApi>;
 type ClusterServer = v1::cluster_server::ClusterServer<ClusterApi>;
 
 /// Tells health whether the peer is ready: for the whole server (the empty name) and each service.
@@ -127,6 +142,7 @@ async fn report_health(reporter: HealthReporter, mut ready: watch::Receiver<bool
             EventsServer::NAME,
             SessionsServer::NAME,
             ClusterServer::NAME,
+            KeyValueServer::NAME,
         ] {
             reporter.set_service_status(name, status).await;
         }

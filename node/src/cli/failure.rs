@@ -116,6 +116,10 @@ fn remedy(reason: Reason) -> Option<&'static str> {
         }
         Reason::NoSuchService => Some("`raftserve status` lists the services"),
         Reason::NoSuchReplica => Some("`raftserve status NAME -v` lists its replicas"),
+        Reason::NoSuchKey => Some("`raftserve kv list` lists the keys"),
+        Reason::KeyConflict => {
+            Some("`raftserve kv get KEY --output json` shows its modified_index")
+        }
         Reason::NoSuchMember => Some("`raftserve cluster members` lists the peers"),
         Reason::ServiceGoingDown => Some(
             "`raftserve status NAME` shows how far it is; `raftserve down NAME --purge` forgets it",

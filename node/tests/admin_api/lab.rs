@@ -12,6 +12,7 @@ use raftserve_model::{Incarnation, ServiceId};
 use raftserve_node::admin::v1;
 use raftserve_node::admin::v1::cluster_client::ClusterClient;
 use raftserve_node::admin::v1::events_client::EventsClient;
+use raftserve_node::admin::v1::key_value_client::KeyValueClient;
 use raftserve_node::admin::v1::logs_client::LogsClient;
 use raftserve_node::admin::v1::replicas_client::ReplicasClient;
 use raftserve_node::admin::v1::services_client::ServicesClient;
@@ -183,6 +184,10 @@ impl Lab {
 
     pub(crate) fn sessions(&self) -> SessionsClient<Channel> {
         SessionsClient::new(self.channel())
+    }
+
+    pub(crate) fn keys(&self) -> KeyValueClient<Channel> {
+        KeyValueClient::new(self.channel())
     }
 
     pub(crate) fn cluster(&self) -> ClusterClient<Channel> {

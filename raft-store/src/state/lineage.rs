@@ -70,7 +70,8 @@ impl Record {
             Self::Spec { .. }
             | Self::SessionMarks { .. }
             | Self::Sessions(..)
-            | Self::Client(_) => Some(self),
+            | Self::Client(_)
+            | Self::KeyValues(_) => Some(self),
         }
     }
 }

@@ -11,6 +11,7 @@ use raftserve_model::{
 
 use super::clients::{Client, ClientRecord};
 use super::events::Event;
+use super::kv::{KvEntry, KvKey};
 use super::replica::Replica;
 use super::service::{Service, ServiceRecord};
 use super::sessions::Session;
@@ -77,6 +78,8 @@ pub enum Record {
     Client(ClientRecord),
     /// An event.
     Event(Arc<Event>),
+    /// Some keys.
+    KeyValues(Vec<(KvKey, Arc<KvEntry>)>),
 }
 
 /// A stream of records that is not a state.
@@ -114,6 +117,7 @@ impl State {
             .chain(self.session_records())
             .chain(self.clients.records())
             .chain(self.events.iter().cloned().map(Record::Event))
+            .chain(self.keys.records())
     }
 
     /// Equal on every peer that has applied the same log, and different wherever anything that the cluster
@@ -131,6 +135,7 @@ impl State {
             self.replicas.sum(),
             self.clients.sum(),
             self.events.sum(),
+            self.keys.sum(),
         ];
         marks.chain(rest).fold(Sum::default(), Sum::plus).digest()
     }
@@ -215,6 +220,7 @@ impl State {
                 }
                 Record::Client(record) => state.clients.restore(record),
                 Record::Event(event) => state.events.append(event),
+                Record::KeyValues(entries) => state.keys.restore(entries),
             }
         }
         let lacks_spec = |it: &&Arc<Service>| !it.specs.contains_key(&it.version);

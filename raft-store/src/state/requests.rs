@@ -41,7 +41,11 @@ impl State {
         }
     }
 
-    fn execute(&mut self, index: LogIndex, request: &Request) -> Result<Outcome, Refusal> {
+    pub(super) fn execute(
+        &mut self,
+        index: LogIndex,
+        request: &Request,
+    ) -> Result<Outcome, Refusal> {
         match request {
             Request::PutService {
                 name,
@@ -54,6 +58,12 @@ impl State {
                 number,
                 purge,
             } => self.terminate_replica(index, name, *number, *purge),
+            Request::PutKey {
+                key,
+                value,
+                condition,
+            } => self.put_key(index, key, value, *condition),
+            Request::DeleteKey { key, condition } => self.delete_key(key, *condition),
         }
     }
 

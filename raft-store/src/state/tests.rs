@@ -461,6 +461,96 @@ fn events_resume_or_say_that_they_cannot() {
     assert_eq!(restored.digest(), log.state.digest());
 }
 
+fn put_key(key: &str, value: &[u8], condition: KvCondition) -> Action {
+    Action::Request(Request::PutKey {
+        key: key.parse().unwrap(),
+        value: value.into(),
+        condition,
+    })
+}
+
+#[test]
+fn a_key_keeps_its_birth_and_counts_its_puts_until_it_is_deleted() {
+    let mut log = Log::default();
+    let put = |log: &mut Log, condition| match log.apply(put_key("k", b"v", condition)) {
+        Outcome::KeyPut {
+            created,
+            modified,
+            version,
+        } => Ok((created.0, modified.0, version)),
+        Outcome::Refused(Refusal::KeyConflict { modified, .. }) => Err(modified),
+        other => panic!("{other:?}"),
+    };
+    let at = |index| KvCondition::ModifiedAt(LogIndex(index));
+    assert_eq!(put(&mut log, at(1)), Err(None));
+    assert_eq!(put(&mut log, KvCondition::Absent), Ok((2, 2, 1)));
+    assert_eq!(put(&mut log, KvCondition::Absent), Err(Some(LogIndex(2))));
+    assert_eq!(put(&mut log, at(2)), Ok((2, 4, 2)));
+    assert_eq!(put(&mut log, at(2)), Err(Some(LogIndex(4))));
+    assert_eq!(log.state.key("k").unwrap().modified, LogIndex(4));
+    let delete = |condition| {
+        Action::Request(Request::DeleteKey {
+            key: "k".parse().unwrap(),
+            condition,
+        })
+    };
+    let gone = |modified| Outcome::KeyDeleted { modified };
+    assert_eq!(log.apply(delete(KvCondition::Any)), gone(Some(LogIndex(4))));
+    assert_eq!(log.apply(delete(KvCondition::Any)), gone(None));
+    assert_eq!((log.state.key_count(), log.state.key_bytes()), (0, 0));
+    assert_eq!(put(&mut log, KvCondition::Any), Ok((8, 8, 1)));
+}
+
+#[test]
+fn keys_are_listed_by_prefix_from_where_the_last_page_ended() {
+    let mut log = Log::default();
+    for key in ["a", "b/1", "b/2", "b/3", "b0", "c"] {
+        log.apply(put_key(key, b"", KvCondition::Any));
+    }
+    let listed = |prefix, after| {
+        let keys = log.state.keys_with(prefix, after);
+        keys.map(|(key, _)| key.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(listed("b/", None), ["b/1", "b/2", "b/3"]);
+    assert_eq!(listed("b/", Some("b/1")), ["b/2", "b/3"]);
+    assert_eq!(listed("b/", Some("a")), ["b/1", "b/2", "b/3"]);
+    assert_eq!(listed("b/", Some("c")), [""; 0]);
+    assert_eq!(listed("", None).len(), 6);
+}
+
+#[test]
+fn what_keys_hold_together_is_bounded() {
+    let mut log = Log::default();
+    let largest = vec![7; KV_VALUE_BYTES_MAX];
+    let fits = KV_BYTES_MAX / (KV_VALUE_BYTES_MAX as u64 + 4);
+    for number in 0..fits {
+        let put = log.apply(put_key(&format!("{number:04}"), &largest, KvCondition::Any));
+        assert!(matches!(put, Outcome::KeyPut { .. }), "{put:?}");
+    }
+    let limit = |outcome| matches!(outcome, Outcome::Refused(Refusal::Limit(_)));
+    assert!(limit(log.apply(put_key(
+        "more",
+        &largest,
+        KvCondition::Any
+    ))));
+    let again = log.apply(put_key("0000", &largest, KvCondition::Any));
+    assert!(matches!(again, Outcome::KeyPut { version: 2, .. }));
+    assert!(log.state.key_bytes() <= KV_BYTES_MAX);
+    for record in log.state.records() {
+        assert!(crate::codec::encode(&record).unwrap().len() < 256 << 10);
+    }
+    let back = State::from_records(log.state.records()).unwrap();
+    assert_eq!(back.key_bytes(), log.state.key_bytes());
+    assert_eq!(back.digest(), log.state.digest());
+
+    let mut log = Log::default();
+    for number in 0..KV_KEYS_MAX {
+        log.apply(put_key(&number.to_string(), b"", KvCondition::Any));
+    }
+    assert!(limit(log.apply(put_key("more", b"", KvCondition::Any))));
+    assert_eq!(log.state.key_count(), KV_KEYS_MAX);
+}
+
 fn a_change() -> impl Strategy<Value = Change> {
     let service = prop_oneof![
         Just(ServiceId(2)),
@@ -492,6 +582,23 @@ fn a_change() -> impl Strategy<Value = Change> {
     ]
 }
 
+fn a_change_of_a_key() -> impl Strategy<Value = Request> {
+    let key = prop_oneof![Just("a"), Just("a/b"), Just("b")].prop_map(|key| key.parse().unwrap());
+    let condition = prop_oneof![
+        3 => Just(KvCondition::Any),
+        1 => Just(KvCondition::Absent),
+        2 => (0..40u64).prop_map(|index| KvCondition::ModifiedAt(LogIndex(index))),
+    ];
+    (key, condition, 0..4u8).prop_map(|(key, condition, value)| match value {
+        0 => Request::DeleteKey { key, condition },
+        byte => Request::PutKey {
+            key,
+            value: [byte; 3].as_slice().into(),
+            condition,
+        },
+    })
+}
+
 fn an_action() -> impl Strategy<Value = Action> {
     let name =
         prop_oneof![Just("a"), Just("b")].prop_map(|name| name.parse::<ServiceName>().unwrap());
@@ -502,6 +609,7 @@ fn an_action() -> impl Strategy<Value = Action> {
         1 => (name.clone(), any::<bool>()).prop_map(|(name, purge)| Request::DeleteService { name, purge }),
         1 => (name, 1..6u32, any::<bool>())
             .prop_map(|(name, number, purge)| Request::TerminateReplica { name, number, purge }),
+        4 => a_change_of_a_key(),
     ];
     prop_oneof![
         1 => Just(Action::OpenClient),
@@ -522,6 +630,7 @@ fn an_action() -> impl Strategy<Value = Action> {
             generation: Generation(generation), upto: LogIndex(upto),
         }),
         1 => Just(Action::Tick),
+        4 => a_change_of_a_key().prop_map(Action::Request),
     ]
 }
 
@@ -637,11 +746,13 @@ proptest! {
             let outcome = state.apply(LogIndex(index), command);
             if let Action::Client { .. } = command.action {
                 let services: Vec<_> = state.services().cloned().collect();
+                let keys: Vec<_> = state.keys.records().collect();
                 index += 1;
                 let again = state.apply(LogIndex(index), command);
                 let refused = matches!(again, Outcome::Refused(_));
                 prop_assert!(again == outcome || refused, "{outcome:?} then {again:?}");
                 prop_assert_eq!(services, state.services().cloned().collect::<Vec<_>>());
+                prop_assert_eq!(keys, state.keys.records().collect::<Vec<_>>());
             }
         }
     }

@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use raftserve_store::state::KvCondition;
 use raftserve_store::{Command, State};
 use tonic::Code;
 
@@ -63,6 +64,10 @@ impl Scripted {
         self.0.lock().unwrap().script.extend(fates);
     }
 
+    fn attempts(&self) -> usize {
+        self.0.lock().unwrap().seen.len()
+    }
+
     fn sequences(&self) -> Vec<u64> {
         let sequence = |action: &Action| match action {
             Action::Client { sequence, .. } => Some(*sequence),
@@ -100,6 +105,31 @@ async fn an_unknown_outcome_is_retried_under_the_same_number() {
     assert_eq!(log.sequences(), [1, 1, 1, 1]);
     proposer.execute(None, delete("web")).await.unwrap_err();
     assert_eq!(log.sequences(), [1, 1, 1, 1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn outside_a_session_nothing_is_proposed_again_that_may_have_been() {
+    let log = Scripted::default();
+    let proposer = Proposer::new(log.clone());
+    let put = || Request::PutKey {
+        key: "k".parse().unwrap(),
+        value: b"v".as_slice().into(),
+        condition: KvCondition::Any,
+    };
+    log.script([Fate::Refused, Fate::Refused]);
+    let (_, outcome) = proposer.execute_at_most_once(put()).await.unwrap();
+    assert!(matches!(outcome, Outcome::KeyPut { version: 1, .. }));
+    assert_eq!(log.attempts(), 3);
+
+    for fate in [Fate::AppliedUnseen, Fate::Lost, Fate::Silent] {
+        let before = log.attempts();
+        log.script([fate]);
+        let begun = Instant::now();
+        let status = proposer.execute_at_most_once(put()).await.unwrap_err();
+        assert_eq!(Reason::of(&status), Some(Reason::OutcomeUnknown));
+        assert_eq!(log.attempts(), before + 1);
+        assert!(begun.elapsed() < Duration::from_secs(2));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,175 @@
+//! The service `KeyValue`.
+
+use std::sync::Arc;
+
+use raftserve_model::LogIndex;
+use raftserve_store::Outcome;
+use raftserve_store::command::Request as Asked;
+use raftserve_store::state::{KV_VALUE_BYTES_MAX, KvCondition, KvEntry, KvKey};
+use tonic::{Request, Response, Status};
+
+use super::errors::{self, Reason};
+use super::gate::admitted;
+use super::pages;
+use super::shared::Shared;
+use super::v1::{self, key_value_server::KeyValue};
+
+/// The bytes of keys and values in one page, unless a single one has more: well within the 4 MiB that gRPC
+/// clients take by default.
+const PAGE_BYTES: usize = 1 << 20;
+
+/// See the module.
+pub(super) struct KeyValueApi(pub(super) Arc<Shared>);
+
+fn key(text: &str) -> Result<KvKey, Status> {
+    text.parse()
+        .map_err(|error: raftserve_store::state::KvKeyError| {
+            errors::invalid_request("key", error.to_string())
+        })
+}
+
+fn condition(if_modified_index: Option<u64>) -> KvCondition {
+    match if_modified_index {
+        None => KvCondition::Any,
+        Some(0) => KvCondition::Absent,
+        Some(index) => KvCondition::ModifiedAt(LogIndex(index)),
+    }
+}
+
+fn show(key: &KvKey, entry: &KvEntry, keys_only: bool) -> v1::KeyEntry {
+    v1::KeyEntry {
+        key: key.to_string(),
+        value: match keys_only {
+            true => Default::default(),
+            false => prost::bytes::Bytes::copy_from_slice(&entry.value),
+        },
+        created_index: entry.created.0,
+        modified_index: entry.modified.0,
+        version: entry.version,
+    }
+}
+
+impl KeyValueApi {
+    async fn write(
+        &self,
+        id: Option<v1::RequestId>,
+        request: Asked,
+    ) -> Result<(LogIndex, Outcome), Status> {
+        let proposer = &self.0.proposer;
+        let (index, outcome) = match id {
+            Some(_) => proposer.execute(id, request).await?,
+            None => proposer.execute_at_most_once(request).await?,
+        };
+        self.0.catch_up(index).await;
+        Ok((index, outcome))
+    }
+}
+
+#[tonic::async_trait]
+impl KeyValue for KeyValueApi {
+    async fn put(
+        &self,
+        request: Request<v1::PutKeyRequest>,
+    ) -> Result<Response<v1::PutKeyResponse>, Status> {
+        let (asked, _held) = admitted(request);
+        if asked.value.len() > KV_VALUE_BYTES_MAX {
+            let problem = format!(
+                "has {} bytes; at most {KV_VALUE_BYTES_MAX} are allowed",
+                asked.value.len()
+            );
+            return Err(errors::invalid_request("value", problem));
+        }
+        let put = Asked::PutKey {
+            key: key(&asked.key)?,
+            value: Arc::from(&*asked.value),
+            condition: condition(asked.if_modified_index),
+        };
+        match self.write(asked.request_id, put).await? {
+            (
+                _,
+                Outcome::KeyPut {
+                    created,
+                    modified,
+                    version,
+                },
+            ) => Ok(Response::new(v1::PutKeyResponse {
+                created_index: created.0,
+                modified_index: modified.0,
+                version,
+            })),
+            (_, other) => Err(unexpected(&other)),
+        }
+    }
+
+    async fn get(
+        &self,
+        request: Request<v1::GetKeyRequest>,
+    ) -> Result<Response<v1::GetKeyResponse>, Status> {
+        let (asked, _held) = admitted(request);
+        let key = key(&asked.key)?;
+        let (state, index) = self.0.read(asked.stale).await?;
+        let entry = state.key(&asked.key).ok_or_else(|| {
+            Reason::NoSuchKey.status_with(
+                format!("there is no key {key}"),
+                [("key", asked.key.clone())],
+            )
+        })?;
+        Ok(Response::new(v1::GetKeyResponse {
+            entry: Some(show(&key, entry, false)),
+            log_index: index.0,
+        }))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<v1::DeleteKeyRequest>,
+    ) -> Result<Response<v1::DeleteKeyResponse>, Status> {
+        let (asked, _held) = admitted(request);
+        let delete = Asked::DeleteKey {
+            key: key(&asked.key)?,
+            condition: condition(asked.if_modified_index),
+        };
+        match self.write(asked.request_id, delete).await? {
+            (index, Outcome::KeyDeleted { modified }) => Ok(Response::new(v1::DeleteKeyResponse {
+                existed: modified.is_some(),
+                log_index: index.0,
+            })),
+            (_, other) => Err(unexpected(&other)),
+        }
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListKeysRequest>,
+    ) -> Result<Response<v1::ListKeysResponse>, Status> {
+        let (asked, _held) = admitted(request);
+        let after: Option<KvKey> = pages::after(&asked.page_token)?;
+        let after = after.as_ref().map(KvKey::as_str);
+        let (state, index) = self.0.read(asked.stale).await?;
+        let entries = state.keys_with(&asked.prefix, after);
+        let bytes = |(key, entry): &(&KvKey, &Arc<KvEntry>)| match asked.keys_only {
+            true => key.as_str().len(),
+            false => key.as_str().len() + entry.value.len(),
+        };
+        let bound = pages::Bound {
+            bytes_max: PAGE_BYTES,
+            bytes,
+        };
+        let (page, next_page_token) =
+            pages::take_bounded(asked.page_size, entries, bound, |(key, _)| (*key).clone())?;
+        let entries = page
+            .into_iter()
+            .map(|(key, entry)| show(key, entry, asked.keys_only))
+            .collect();
+        Ok(Response::new(v1::ListKeysResponse {
+            entries,
+            next_page_token,
+            total: state.key_count() as u64,
+            log_index: index.0,
+        }))
+    }
+}
+
+fn unexpected(outcome: &Outcome) -> Status {
+    Reason::Internal.status(format!("a change of a key gave {outcome}"))
+}

@@ -1,0 +1,237 @@
+//! `raftserve kv`.
+
+use std::io::Read;
+
+use serde_json::{Value, json};
+use tonic::transport::Channel;
+
+use super::args::{Condition, Format, KvArgs, KvVerb, Target};
+use super::connect::Servers;
+use super::failure::Failure;
+use super::output;
+use super::paint::{Paint, Tone};
+use super::table::Table;
+use crate::admin::v1;
+use crate::admin::v1::key_value_client::KeyValueClient;
+
+/// The most bytes of standard input that are read as a value: one more than the cluster takes, so that it says
+/// what is wrong.
+const VALUE_BYTES_READ: u64 = (64 << 10) + 1;
+
+/// Runs the verb.
+pub(super) async fn run(args: KvArgs) -> Result<(), Failure> {
+    match args.verb {
+        KvVerb::Put {
+            key,
+            value,
+            condition,
+            output,
+            target,
+        } => put(key, &value, condition, output.output, &target).await,
+        KvVerb::Get {
+            key,
+            stale,
+            output,
+            target,
+        } => get(v1::GetKeyRequest { key, stale }, output.output, &target).await,
+        KvVerb::Delete {
+            key,
+            condition,
+            output,
+            target,
+        } => delete(key, condition, output.output, &target).await,
+        KvVerb::List {
+            prefix,
+            keys_only,
+            stale,
+            output,
+            target,
+        } => {
+            let request = v1::ListKeysRequest {
+                prefix: prefix.unwrap_or_default(),
+                keys_only,
+                stale,
+                ..v1::ListKeysRequest::default()
+            };
+            list(request, output.output, &target).await
+        }
+    }
+}
+
+fn client(channel: Channel) -> KeyValueClient<Channel> {
+    KeyValueClient::new(channel)
+}
+
+impl Condition {
+    fn if_modified_index(self) -> Option<u64> {
+        match self.if_absent {
+            true => Some(0),
+            false => self.if_modified_index,
+        }
+    }
+}
+
+async fn put(
+    key: String,
+    value: &str,
+    condition: Condition,
+    format: Format,
+    target: &Target,
+) -> Result<(), Failure> {
+    let value = match value {
+        "-" => {
+            let mut bytes = Vec::new();
+            let mut input = std::io::stdin().lock().take(VALUE_BYTES_READ);
+            let read = input.read_to_end(&mut bytes);
+            read.map_err(|error| Failure::failed(format!("cannot read the value: {error}")))?;
+            bytes
+        }
+        text => text.as_bytes().to_vec(),
+    };
+    let mut servers = Servers::new(target)?;
+    let request = v1::PutKeyRequest {
+        key: key.clone(),
+        value: value.into(),
+        if_modified_index: condition.if_modified_index(),
+        request_id: Some(servers.request_id().await?),
+    };
+    let done = servers
+        .ask(|channel| {
+            let request = request.clone();
+            async move { client(channel).put(request).await }
+        })
+        .await?;
+    let shown = json!({
+        "key": key,
+        "created_index": done.created_index,
+        "modified_index": done.modified_index,
+        "version": done.version,
+    });
+    output::print(format, &shown, || {
+        format!("{key} is set, at index {}.\n", done.modified_index)
+    })
+}
+
+async fn get(request: v1::GetKeyRequest, format: Format, target: &Target) -> Result<(), Failure> {
+    let found = Servers::new(target)?
+        .ask(|channel| {
+            let request = request.clone();
+            async move { client(channel).get(request).await }
+        })
+        .await?;
+    let entry = found.entry.unwrap_or_default();
+    if format == Format::Table {
+        // As it is, for a pipe; a line of its own on a terminal.
+        output::write(&entry.value)?;
+        return match std::io::IsTerminal::is_terminal(&std::io::stdout()) {
+            true => output::write(b"\n"),
+            false => Ok(()),
+        };
+    }
+    output::print(format, &shape(&entry, false), String::new)
+}
+
+async fn delete(
+    key: String,
+    condition: Condition,
+    format: Format,
+    target: &Target,
+) -> Result<(), Failure> {
+    let mut servers = Servers::new(target)?;
+    let request = v1::DeleteKeyRequest {
+        key: key.clone(),
+        if_modified_index: condition.if_modified_index(),
+        request_id: Some(servers.request_id().await?),
+    };
+    let done = servers
+        .ask(|channel| {
+            let request = request.clone();
+            async move { client(channel).delete(request).await }
+        })
+        .await?;
+    let shown = json!({ "key": key, "existed": done.existed, "log_index": done.log_index });
+    output::print(format, &shown, || match done.existed {
+        true => format!("{key} is deleted.\n"),
+        false => format!("There was no key {key}.\n"),
+    })
+}
+
+async fn list(
+    mut request: v1::ListKeysRequest,
+    format: Format,
+    target: &Target,
+) -> Result<(), Failure> {
+    let mut servers = Servers::new(target)?;
+    let mut entries = Vec::new();
+    loop {
+        let page = servers
+            .ask(|channel| {
+                let request = request.clone();
+                async move { client(channel).list(request).await }
+            })
+            .await?;
+        entries.extend(page.entries);
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+    }
+    let shown: Vec<Value> = entries
+        .iter()
+        .map(|entry| shape(entry, request.keys_only))
+        .collect();
+    output::print(format, &json!({ "keys": shown }), || {
+        table(&entries, Paint::of(&std::io::stdout()))
+    })
+}
+
+/// An entry as JSON has it: a value that is no text is told in hexadecimal, under another name.
+fn shape(entry: &v1::KeyEntry, keys_only: bool) -> Value {
+    let mut shown = json!({
+        "key": entry.key,
+        "created_index": entry.created_index,
+        "modified_index": entry.modified_index,
+        "version": entry.version,
+    });
+    if !keys_only {
+        match std::str::from_utf8(&entry.value) {
+            Ok(text) => shown["value"] = text.into(),
+            Err(_) => {
+                let digits = entry.value.iter().map(|byte| format!("{byte:02x}"));
+                shown["value_hex"] = digits.collect::<String>().into();
+            }
+        }
+    }
+    shown
+}
+
+fn table(entries: &[v1::KeyEntry], paint: Paint) -> String {
+    let mut table = Table::new(["KEY", "VERSION", "MODIFIED", "BYTES"]);
+    for entry in entries {
+        let plain = |text: String| (text, Tone::Plain);
+        table.row([
+            plain(entry.key.clone()),
+            plain(entry.version.to_string()),
+            plain(entry.modified_index.to_string()),
+            plain(entry.value.len().to_string()),
+        ]);
+    }
+    table.render(paint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_that_is_no_text_is_told_in_hexadecimal() {
+        let entry = |value: &'static [u8]| v1::KeyEntry {
+            key: "k".into(),
+            value: value.into(),
+            ..v1::KeyEntry::default()
+        };
+        assert_eq!(shape(&entry(b"on"), false)["value"], "on");
+        assert_eq!(shape(&entry(&[0xff, 0x0a]), false)["value_hex"], "ff0a");
+        assert_eq!(shape(&entry(b"on"), true).get("value"), None);
+    }
+}
