@@ -1,30 +1,38 @@
 //! The applied state on disk, as a shortcut at the next start: nothing more.
 //!
-//! It is written once, when the peer stops in good order, and spares the next start from applying the log
-//! since the last snapshot. It is never the only copy of anything, and never lets the log be forgotten. A
-//! marker beside it, made durable last, holds the entry that it is the state of and a digest of every record.
-//! The marker is removed before the state is read, so that it serves one start only: after a crash there is
-//! none. If anything is in doubt (no marker, a digest that differs, a store that errs, panics or takes too
-//! long, a log that does not hold the entry) the state is deleted and rebuilt from snapshot and log.
+//! It spares a start the snapshot and the log after it. It is never the only copy of anything, and never lets the
+//! log be forgotten. While the peer runs, what changed is written to it now and then, at a bounded rate, off the
+//! path of everything else; when the peer stops in good order only the rest is left to write. A marker beside it,
+//! made durable last, holds the entry that it is the state of and the state's digest. The marker is removed before
+//! anything is read or changed, so that it serves one start only: after a crash there is none. If anything is
+//! in doubt (no marker, a digest that differs, a store that errs, panics or takes too long, a log that does not
+//! hold the entry) the state is deleted and rebuilt from snapshot and log.
 
+mod records;
+#[cfg(test)]
+mod redb;
 mod sled;
+mod store;
+mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use bincode::{Decode, Encode};
-use sha2::{Digest, Sha256};
 
-use self::sled::SledStore;
-use crate::codec::{self, CodecError};
-use crate::disk::{Disk, RealDisk, read_file, write_atomically};
+use self::records::Records;
+pub use self::store::{Backend, StateStore, StateStoreError, Take, VALUE_MAX, ValueEdit};
+use self::writer::{Rhythm, Writer};
+use crate::codec;
+use crate::disk::{Disk, read_file, write_atomically};
 use crate::identity::DirectoryLock;
 use crate::raft::{Applied, StateReader};
 use crate::snapshot::SnapshotHead;
-use crate::state::State;
-use crate::wal::{Failed, Wal};
+use crate::state::{Digest, Restoring};
+use crate::wal::Wal;
 
 const STATE_DIR: &str = "state";
 const MARKER: &str = "CHECKPOINT";
@@ -32,182 +40,186 @@ const MARKER: &str = "CHECKPOINT";
 /// How long reading may take before rebuilding is begun instead: rebuilding takes about as long.
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Keeps a sequence of values in a directory of its own. A backend promises nothing about crashes: what it
-/// returns is used only if it equals what it was given.
-pub trait StateStore {
-    /// Writes `values` into an empty directory, as durably as the backend can. Nothing stays open.
-    ///
-    /// # Errors
-    /// [`StateStoreError`], or that of a value that could not be made.
-    fn write(
-        &self,
-        dir: &Path,
-        values: &mut dyn Iterator<Item = Result<Vec<u8>, CodecError>>,
-    ) -> Result<(), StateStoreError>;
-
-    /// Hands the values to `take`, in the order in which they were written, while that returns true. Nothing
-    /// stays open.
-    ///
-    /// # Errors
-    /// [`StateStoreError`].
-    fn read(
-        &self,
-        dir: &Path,
-        take: &mut dyn FnMut(Vec<u8>) -> bool,
-    ) -> Result<(), StateStoreError>;
-}
-
-/// Why a state was not written or read.
-#[derive(Debug, thiserror::Error)]
-pub enum StateStoreError {
-    /// The operating system refused.
-    #[error("cannot {what} {}", .path.display())]
-    Io {
-        /// What was being done.
-        what: &'static str,
-        /// To which file or directory.
-        path: PathBuf,
-        /// What it said.
-        source: io::Error,
-    },
-    /// The backend refused.
-    #[error("the state store failed")]
-    Backend(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A record has no encoding.
-    #[error("cannot encode a record of the state")]
-    Encode(#[source] CodecError),
-    /// The log failed before it was closed, so the stop is not in good order.
-    #[error("the log had failed")]
-    Log(#[source] Failed),
-}
-
-impl StateStoreError {
-    fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io { what, path, source }
-    }
-}
+/// How long the rest may take to write at a stop. It is given up then, and the next start rebuilds.
+const STOP_BUDGET: Duration = Duration::from_secs(5);
 
 /// What vouches for a state.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 struct Marker {
+    /// The directory that holds it. Each start uses one of its own, which a thread that an earlier process of
+    /// this peer left behind does not know.
+    generation: u64,
     head: SnapshotHead,
-    count: u64,
-    digest: [u8; 32],
+    digest: Digest,
 }
 
-/// Digests values as they pass by.
-#[derive(Default)]
-struct Digester {
-    sha: Sha256,
-    count: u64,
-}
-
-impl Digester {
-    fn add(&mut self, value: &[u8]) {
-        self.sha.update((value.len() as u64).to_le_bytes());
-        self.sha.update(value);
-        self.count += 1;
-    }
-
-    fn finish(self, head: SnapshotHead) -> Marker {
-        Marker {
-            head,
-            count: self.count,
-            digest: self.sha.finalize().into(),
-        }
-    }
-}
-
-/// Writes the checkpoint when a peer stops. Holds the lock on its directory.
-#[derive(Debug)]
-pub struct Checkpoint {
+/// Where a peer's checkpoint is, and in what.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    backend: Arc<dyn Backend>,
+    disk: Arc<dyn Disk>,
     dir: PathBuf,
-    wal: Arc<Wal>,
-    reader: StateReader,
-    _lock: Arc<DirectoryLock>,
 }
 
-impl Checkpoint {
-    pub(crate) fn new(
-        dir: &Path,
-        wal: Arc<Wal>,
-        reader: StateReader,
-        lock: Arc<DirectoryLock>,
-    ) -> Self {
-        Self {
-            dir: dir.to_owned(),
-            wal,
-            reader,
-            _lock: lock,
-        }
+/// The state that was saved, and the store that holds it.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    pub(crate) applied: Applied,
+    generation: u64,
+    records: Records,
+}
+
+impl Place {
+    /// In sled, below a data directory.
+    pub(crate) fn new(disk: Arc<dyn Disk>, dir: &Path) -> Self {
+        Self::with_backend(Arc::new(sled::Sled), disk, dir)
     }
 
-    /// Closes the log and writes the state. To be called once openraft has shut down, as the last thing.
-    /// Blocks.
+    fn with_backend(backend: Arc<dyn Backend>, disk: Arc<dyn Disk>, dir: &Path) -> Self {
+        let dir = dir.to_owned();
+        Self { backend, disk, dir }
+    }
+
+    /// Takes the state that was saved when the peer last stopped; none if there is none, or any doubt about it.
+    /// Blocks, for ten seconds at most.
     ///
     /// # Errors
-    /// [`StateStoreError`]. The next start is slower then, and nothing is lost.
-    pub fn stop(self) -> Result<(), StateStoreError> {
-        self.wal.close();
-        if let Some(failed) = self.wal.watch_failure().borrow().clone() {
-            return Err(StateStoreError::Log(failed));
+    /// [`StateStoreError::Io`] if what vouches for it cannot be read or removed.
+    pub(crate) fn take(&self) -> Result<Option<Saved>, StateStoreError> {
+        self.take_within(OPEN_DEADLINE)
+    }
+
+    fn take_within(&self, deadline: Duration) -> Result<Option<Saved>, StateStoreError> {
+        let path = self.dir.join(MARKER);
+        let bytes =
+            read_file(self.disk.as_ref(), &path).map_err(StateStoreError::io("read", &path))?;
+        let Some(bytes) = bytes else {
+            return Ok(None);
+        };
+        self.disk
+            .remove(&path)
+            .and_then(|()| self.disk.sync_dir(&self.dir))
+            .map_err(StateStoreError::io("remove", &path))?;
+        let saved = decode_marker(&bytes).and_then(|marker| self.read_within(marker, deadline));
+        if saved.is_none() {
+            tracing::warn!(
+                "the state saved at the last stop is not used; rebuilding it from snapshot and log"
+            );
         }
-        save(&SledStore, &self.dir, &self.reader.load())
+        Ok(saved)
     }
-}
 
-/// Writes the state of `applied`, and the marker last.
-fn save(store: &dyn StateStore, dir: &Path, applied: &Applied) -> Result<(), StateStoreError> {
-    let state_dir = dir.join(STATE_DIR);
-    remove_marker(dir)?;
-    remove_state(&state_dir)?;
-    std::fs::create_dir(&state_dir).map_err(StateStoreError::io("make", &state_dir))?;
-
-    let mut digester = Digester::default();
-    let mut values = applied.state.records().map(|record| {
-        let value = codec::encode(&record)?;
-        digester.add(&value);
-        Ok(value)
-    });
-    store.write(&state_dir, &mut values)?;
-    drop(values);
-    sync_all(&state_dir)?;
-
-    let marker = digester.finish(applied.head());
-    let mut bytes = codec::encode(&marker).map_err(StateStoreError::Encode)?;
-    bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
-    let path = dir.join(MARKER);
-    write_atomically(&RealDisk, &path, &bytes).map_err(StateStoreError::io("write", &path))
-}
-
-/// Takes the state that was written when the peer last stopped; none if there is none, or any doubt about
-/// it. Either way it is gone afterwards. Blocks, for ten seconds at most.
-///
-/// # Errors
-/// [`StateStoreError::Io`] if what must be deleted cannot be.
-pub(crate) fn take(dir: &Path) -> Result<Option<Applied>, StateStoreError> {
-    take_from(SledStore, dir, OPEN_DEADLINE)
-}
-
-fn take_from(
-    store: impl StateStore + Send + 'static,
-    dir: &Path,
-    deadline: Duration,
-) -> Result<Option<Applied>, StateStoreError> {
-    let state_dir = dir.join(STATE_DIR);
-    let path = dir.join(MARKER);
-    let bytes = read_file(&RealDisk, &path).map_err(StateStoreError::io("read", &path))?;
-    remove_marker(dir)?;
-    let marker = bytes.as_deref().and_then(decode_marker);
-    let applied = marker.and_then(|marker| read_within(store, &state_dir, marker, deadline));
-    if bytes.is_some() && applied.is_none() {
-        tracing::warn!(
-            "the state saved at the last stop is not used; rebuilding it from snapshot and log"
-        );
+    /// Reads on a thread of its own, which is left alone if it takes too long or panics.
+    fn read_within(&self, marker: Marker, deadline: Duration) -> Option<Saved> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let place = self.clone();
+        let read = move || {
+            // A panic drops the sender, which the receiver sees. The receiver may have given up.
+            let _ = sender.send(place.read(marker));
+        };
+        let thread = std::thread::Builder::new().name("checkpoint".to_owned());
+        thread.spawn(read).ok()?;
+        match receiver.recv_timeout(deadline) {
+            Ok(Ok(saved)) => Some(saved),
+            Ok(Err(doubt)) => {
+                tracing::warn!(%doubt, "the saved state is not what was saved");
+                None
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                tracing::warn!(?deadline, "the saved state was not read in time");
+                None
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                tracing::warn!("reading the saved state panicked");
+                None
+            }
+        }
     }
-    remove_state(&state_dir)?;
-    Ok(applied)
+
+    fn read(&self, marker: Marker) -> Result<Saved, StateStoreError> {
+        let store = self.backend.open(&self.state_dir(marker.generation))?;
+        let mut restoring = Ok(Restoring::default());
+        let records = Records::read(store, &mut |record| {
+            if let Ok(state) = &mut restoring
+                && let Err(error) = state.add(record)
+            {
+                restoring = Err(error);
+            }
+        })?;
+        let damaged =
+            |error: crate::state::RecordError| StateStoreError::Damaged(error.to_string());
+        let state = restoring.and_then(Restoring::finish).map_err(damaged)?;
+        if state.digest() != marker.digest {
+            return Err(StateStoreError::Damaged("its digest differs".to_owned()));
+        }
+        let applied = Applied {
+            last: marker.head.last,
+            membership: Arc::new(marker.head.membership),
+            state: Arc::new(state),
+        };
+        Ok(Saved {
+            applied,
+            generation: marker.generation,
+            records,
+        })
+    }
+
+    fn state_dir(&self, generation: u64) -> PathBuf {
+        self.dir.join(STATE_DIR).join(generation.to_string())
+    }
+
+    /// The directories that there are, by generation.
+    fn generations(&self) -> io::Result<Vec<u64>> {
+        let entries = match std::fs::read_dir(self.dir.join(STATE_DIR)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut generations = Vec::new();
+        for entry in entries {
+            generations.extend(
+                entry?
+                    .file_name()
+                    .to_str()
+                    .and_then(|name| name.parse::<u64>().ok()),
+            );
+        }
+        Ok(generations)
+    }
+
+    /// Deletes every directory but that of `kept`; gives a generation that no directory ever had since.
+    fn clear(&self, kept: Option<u64>) -> Result<u64, StateStoreError> {
+        let parent = self.dir.join(STATE_DIR);
+        let generations = self
+            .generations()
+            .map_err(StateStoreError::io("list", &parent))?;
+        for generation in generations.iter().filter(|it| Some(**it) != kept) {
+            let path = self.state_dir(*generation);
+            // One that is still being written by a thread left behind goes with a later start.
+            if let Err(error) = std::fs::remove_dir_all(&path) {
+                tracing::warn!(%error, path = %path.display(), "cannot delete a saved state");
+            }
+        }
+        Ok(generations.into_iter().max().unwrap_or(0) + 1)
+    }
+
+    /// Syncs every file of the state, whatever the backend believes to have done, and then vouches for it.
+    fn vouch(&self, generation: u64, applied: &Applied) -> Result<(), StateStoreError> {
+        let state_dir = self.state_dir(generation);
+        sync_all(&state_dir).map_err(StateStoreError::io("sync", &state_dir))?;
+        for dir in [&self.dir.join(STATE_DIR), &self.dir] {
+            sync_dir(dir).map_err(StateStoreError::io("sync", dir))?;
+        }
+        let marker = Marker {
+            generation,
+            head: applied.head(),
+            digest: applied.state.digest(),
+        };
+        let mut bytes = codec::encode(&marker).map_err(StateStoreError::Codec)?;
+        bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+        let path = self.dir.join(MARKER);
+        write_atomically(self.disk.as_ref(), &path, &bytes)
+            .map_err(StateStoreError::io("write", &path))
+    }
 }
 
 fn decode_marker(bytes: &[u8]) -> Option<Marker> {
@@ -216,105 +228,137 @@ fn decode_marker(bytes: &[u8]) -> Option<Marker> {
     whole.then(|| codec::decode(frame).ok()).flatten()
 }
 
-/// Reads on a thread of its own, which is left alone if it takes too long or panics.
-fn read_within(
-    store: impl StateStore + Send + 'static,
-    state_dir: &Path,
-    marker: Marker,
-    deadline: Duration,
-) -> Option<Applied> {
-    let (sender, receiver) = mpsc::sync_channel(1);
-    let state_dir = state_dir.to_owned();
-    let read = move || {
-        // A panic drops the sender, which the receiver sees.
-        let outcome = read_state(&store, &state_dir, marker);
-        // The receiver may have given up.
-        let _ = sender.send(outcome);
-    };
-    let thread = std::thread::Builder::new().name("checkpoint".to_owned());
-    thread.spawn(read).ok()?;
-    match receiver.recv_timeout(deadline) {
-        Ok(Ok(applied)) => Some(applied),
-        Ok(Err(doubt)) => {
-            tracing::warn!(doubt, "the saved state is not what was saved");
-            None
-        }
-        Err(mpsc::RecvTimeoutError::Timeout) => {
-            tracing::warn!(?deadline, "the saved state was not read in time");
-            None
-        }
-        Err(mpsc::RecvTimeoutError::Disconnected) => {
-            tracing::warn!("reading the saved state panicked");
-            None
-        }
-    }
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    std::fs::File::open(dir)?.sync_all()
 }
 
-fn read_state(store: &dyn StateStore, dir: &Path, marker: Marker) -> Result<Applied, String> {
-    let mut digester = Digester::default();
-    let mut records = Vec::new();
-    let mut damaged = None;
-    let outcome = store.read(dir, &mut |value| {
-        digester.add(&value);
-        match codec::decode(&value) {
-            Ok(record) => records.push(record),
-            Err(error) => damaged = Some(error.to_string()),
-        }
-        damaged.is_none()
-    });
-    outcome.map_err(|error| error.to_string())?;
-    if let Some(damage) = damaged {
-        return Err(damage);
-    }
-    if digester.finish(marker.head.clone()) != marker {
-        return Err("its digest differs".to_owned());
-    }
-    let state = State::from_records(records).map_err(|error| error.to_string())?;
-    Ok(Applied {
-        last: marker.head.last,
-        membership: Arc::new(marker.head.membership),
-        state: Arc::new(state),
-    })
-}
-
-fn remove_marker(dir: &Path) -> Result<(), StateStoreError> {
-    let path = dir.join(MARKER);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        outcome => outcome
-            .and_then(|()| RealDisk.sync_dir(dir))
-            .map_err(StateStoreError::io("remove", &path)),
-    }
-}
-
-fn remove_state(state_dir: &Path) -> Result<(), StateStoreError> {
-    match std::fs::remove_dir_all(state_dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(StateStoreError::io("remove", state_dir)(error))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Syncs every file below `dir`, whatever the backend believes to have done.
-fn sync_all(dir: &Path) -> Result<(), StateStoreError> {
-    let io = StateStoreError::io("sync", dir);
-    let sync = || -> io::Result<()> {
-        let mut dirs = vec![dir.to_owned()];
-        while let Some(dir) = dirs.pop() {
-            for entry in std::fs::read_dir(&dir)? {
-                let path = entry?.path();
-                if path.is_dir() {
-                    dirs.push(path);
-                } else {
-                    std::fs::File::open(&path)?.sync_all()?;
-                }
+fn sync_all(dir: &Path) -> io::Result<()> {
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(&dir)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else {
+                std::fs::File::open(&path)?.sync_all()?;
             }
-            RealDisk.sync_dir(&dir)?;
         }
-        Ok(())
-    };
-    sync().map_err(io)
+        sync_dir(&dir)?;
+    }
+    Ok(())
+}
+
+/// Keeps the checkpoint of a running peer, on a thread of its own. Holds the lock on its directory. Dropping it
+/// without [`Checkpoint::stop`] is a stop that was not in good order: the next start rebuilds.
+#[derive(Debug)]
+pub struct Checkpoint {
+    wal: Arc<Wal>,
+    worker: Option<Worker>,
+    _lock: Arc<DirectoryLock>,
+}
+
+impl Checkpoint {
+    /// `saved` is what the peer has started from; `place` is none if no checkpoint is kept.
+    pub(crate) fn start(
+        place: Option<Place>,
+        saved: Option<Saved>,
+        wal: Arc<Wal>,
+        reader: StateReader,
+        lock: Arc<DirectoryLock>,
+    ) -> Result<Self, StateStoreError> {
+        let worker = match place {
+            None => None,
+            Some(place) => Some(Worker::start(
+                Writer::new(place, saved, reader, Rhythm::default())?,
+                Arc::clone(&lock),
+            )?),
+        };
+        Ok(Self {
+            wal,
+            worker,
+            _lock: lock,
+        })
+    }
+
+    /// Closes the log, and writes what is not written yet. To be called once openraft has shut down, as the last
+    /// thing. Blocks, for five seconds at most beyond closing the log.
+    ///
+    /// # Errors
+    /// [`StateStoreError`]. The next start is slower then, and nothing is lost.
+    pub fn stop(mut self) -> Result<(), StateStoreError> {
+        self.wal.close();
+        if let Some(failed) = self.wal.watch_failure().borrow().clone() {
+            return Err(StateStoreError::Log(failed));
+        }
+        match self.worker.take() {
+            Some(worker) => worker.finish(STOP_BUDGET),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What the thread that writes is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    /// Write the rest, and vouch for it.
+    Finish,
+}
+
+/// The thread that writes.
+#[derive(Debug)]
+struct Worker {
+    /// None once it has been told to finish.
+    orders: Option<mpsc::SyncSender<Order>>,
+    abandoned: Arc<AtomicBool>,
+    done: mpsc::Receiver<Result<(), StateStoreError>>,
+}
+
+impl Worker {
+    fn start(writer: Writer, lock: Arc<DirectoryLock>) -> Result<Self, StateStoreError> {
+        let (orders, received) = mpsc::sync_channel(1);
+        let (report, done) = mpsc::sync_channel(1);
+        let abandoned = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&abandoned);
+        let dir = writer.place().dir.clone();
+        let run = move || {
+            crate::precedence::give_way();
+            let outcome = writer.run(&received, &seen);
+            drop(lock);
+            // Whoever waited may have given up.
+            let _ = report.send(outcome);
+        };
+        let thread = std::thread::Builder::new().name("checkpoint".to_owned());
+        thread
+            .spawn(run)
+            .map_err(StateStoreError::io("start a thread for", &dir))?;
+        Ok(Self {
+            orders: Some(orders),
+            abandoned,
+            done,
+        })
+    }
+
+    fn finish(mut self, budget: Duration) -> Result<(), StateStoreError> {
+        let told = self.orders.as_ref().map(|it| it.send(Order::Finish));
+        if !matches!(told, Some(Ok(()))) {
+            return Err(StateStoreError::Ended);
+        }
+        let outcome = self.done.recv_timeout(budget);
+        self.orders = None;
+        outcome.unwrap_or_else(|error| match error {
+            mpsc::RecvTimeoutError::Timeout => Err(StateStoreError::TooLong),
+            mpsc::RecvTimeoutError::Disconnected => Err(StateStoreError::Ended),
+        })
+    }
+}
+
+impl Drop for Worker {
+    /// Waits, so that the directory's lock is free then; unless the store hangs.
+    fn drop(&mut self) {
+        self.orders = None;
+        self.abandoned.store(true, Ordering::Relaxed);
+        let _ = self.done.recv_timeout(STOP_BUDGET);
+    }
 }
 
 #[cfg(test)]

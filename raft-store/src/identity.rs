@@ -150,7 +150,7 @@ pub struct DirectoryLock {
 }
 
 impl DirectoryLock {
-    fn take(dir: &Path) -> Result<Self, IdentityError> {
+    pub(crate) fn take(dir: &Path) -> Result<Self, IdentityError> {
         let path = dir.join(LOCK_FILE);
         let io = |source| IdentityError::Io {
             what: "lock",

@@ -8,6 +8,17 @@ use rustix::thread::gettid;
 /// Well before ordinary threads, and behind what an operator puts first.
 const NICE: i32 = -10;
 
+/// Well behind ordinary threads: what has time.
+const NICE_LEISURE: i32 = 10;
+
+/// Puts the calling thread behind others: what it does, like writing a snapshot, can wait. Also undoes [`take`], which
+/// a thread inherits.
+pub fn give_way() {
+    if let Err(refused) = setpriority_process(Some(gettid()), NICE_LEISURE) {
+        tracing::debug!(%refused, "a thread that has time does not give way");
+    }
+}
+
 /// Puts the calling thread before others of its process where the system allows it, as it does for
 /// root and with `CAP_SYS_NICE`. Elsewhere nothing changes: fair scheduling then has to do. A process
 /// that this thread starts inherits it, so none should be started there.

@@ -8,6 +8,7 @@
 
 mod clients;
 mod control;
+mod edits;
 mod events;
 mod kv;
 mod lineage;
@@ -28,13 +29,14 @@ use raftserve_model::{
 };
 
 pub use clients::{CLIENT_TTL, CLIENTS_MAX, OUTCOMES_MAX};
+pub use edits::{Edit, Key};
 pub use events::{Compacted, EVENTS_MAX, Event, EventKind};
 pub use kv::{
     KV_BYTES_MAX, KV_KEY_BYTES_MAX, KV_KEYS_MAX, KV_VALUE_BYTES_MAX, KvCondition, KvEntry, KvKey,
     KvKeyError,
 };
 pub use lineage::{Claim, Lineage, REPLICA_NUMBERS_SKIPPED};
-pub use record::{Record, RecordError};
+pub use record::{Record, RecordError, Restoring};
 pub use replica::{Phase, Replica};
 pub use service::{SERVICE_PORTS, SERVICES_MAX, Service};
 pub use sessions::{SESSIONS_REMOVED_MAX, Session};

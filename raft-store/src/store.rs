@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::checkpoint::{self, Checkpoint, StateStoreError};
+use crate::checkpoint::{Checkpoint, Place, Saved, StateStoreError};
 use crate::entry::LogId;
 use crate::identity::DataDir;
 pub use crate::identity::DirectoryLock;
@@ -143,37 +143,29 @@ impl Store {
         if !dir.log_was_made() {
             dir.note_log_made()?;
         }
-        let applied = if self.checkpoint {
-            restore_any(dir.path(), &wal, &snapshots)?
-        } else {
-            restore(dir.path(), &wal, &snapshots)?
+        let (wal, place) = (Arc::new(wal), Place::new(disk, dir.path()));
+        // Also if it will not be used: what is saved now will not be the state at the next start.
+        let saved = place.take().map_err(OpenError::Checkpoint)?;
+        let place = self.checkpoint.then_some(place);
+        let saved = saved.filter(|saved| place.is_some() && is_newest(saved, &wal, &snapshots));
+        let applied = match &saved {
+            Some(saved) => saved.applied.clone(),
+            None => restore(dir.path(), &wal, &snapshots)?,
         };
-        let opened = Self::assemble(dir, Arc::new(wal), snapshots, applied);
-        Ok((opened, writer))
-    }
-
-    fn assemble(
-        dir: &DataDir,
-        wal: Arc<Wal>,
-        snapshots: Arc<Snapshots>,
-        applied: Applied,
-    ) -> Opened {
         let machine = StateMachine::new(applied, Arc::clone(&snapshots));
         let reader = machine.reader();
-        Opened {
+        let lock = Arc::clone(dir.lock());
+        let checkpoint = Checkpoint::start(place, saved, Arc::clone(&wal), reader.clone(), lock);
+        let opened = Opened {
             log: LogStore::new(Arc::clone(&wal), Arc::clone(&snapshots)),
             machine,
             trigger: SnapshotTrigger::new(Arc::clone(&wal), Arc::clone(&snapshots), reader.clone()),
-            checkpoint: Checkpoint::new(
-                dir.path(),
-                Arc::clone(&wal),
-                reader.clone(),
-                Arc::clone(dir.lock()),
-            ),
+            checkpoint: checkpoint.map_err(OpenError::Checkpoint)?,
             reader,
             wal,
             snapshots,
-        }
+        };
+        Ok((opened, writer))
     }
 }
 
@@ -181,17 +173,11 @@ fn holds_log(names: &[String]) -> bool {
     names.iter().any(|name| name.ends_with(".wal"))
 }
 
-/// The state saved at the last stop if it is an entry's of this log, and newer than the snapshot's; else
-/// the snapshot's.
-fn restore_any(dir: &Path, wal: &Wal, snapshots: &Snapshots) -> Result<Applied, OpenError> {
-    let saved = checkpoint::take(dir).map_err(OpenError::Checkpoint)?;
+/// Whether the state saved at the last stop is that of an entry of this log, and newer than the snapshot's.
+fn is_newest(saved: &Saved, wal: &Wal, snapshots: &Snapshots) -> bool {
     let snapshot = snapshots.current().and_then(|it| it.head.last);
-    match saved {
-        Some(saved) if saved.last > snapshot && saved.last.is_some_and(|it| holds(wal, it)) => {
-            Ok(saved)
-        }
-        _ => restore(dir, wal, snapshots),
-    }
+    let last = saved.applied.last;
+    last > snapshot && last.is_some_and(|it| holds(wal, it))
 }
 
 /// Whether the log holds this very entry.

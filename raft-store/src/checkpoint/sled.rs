@@ -1,89 +1,94 @@
 //! sled 0.34 as a state store. No type of it leaves this file.
 //!
 //! Its flush does not make data durable on Linux, values above a quarter of its segments go to files that it
-//! never syncs, and damage can make it panic or take very long. So values are split below that size, the caller
-//! syncs the files, and reading happens on a thread that may fail.
+//! never syncs, and damage can make it panic or take very long. So values are split far below that size, the caller
+//! syncs the files, and whoever opens it is ready for all of that.
 
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
-use super::{StateStore, StateStoreError};
-use crate::codec::CodecError;
+use rustix::fs::{FlockOperation, flock};
 
-/// Parts of values: far below the size from which sled makes a file per value.
-const PART_MAX: usize = 8 << 10;
+use super::store::{Backend, StateStore, StateStoreError, Take, ValueEdit};
 
-/// sled's own page cache. It is read and written once, in order.
-const CACHE_BYTES: u64 = 64 << 20;
+/// sled's own page cache. It is written where little is read.
+const CACHE_BYTES: u64 = 16 << 20;
 
-/// Parts inserted at a time.
-const BATCH_PARTS: usize = 256;
+/// The file that sled locks.
+const FILE: &str = "db";
 
-/// Precedes a part that another one follows.
-const MORE: u8 = 0;
-/// Precedes the last part of a value.
-const LAST: u8 = 1;
+/// sled.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sled;
 
-pub(super) struct SledStore;
-
-fn open(dir: &Path) -> Result<::sled::Db, StateStoreError> {
-    let config = ::sled::Config::new()
-        .path(dir)
-        .cache_capacity(CACHE_BYTES)
-        .flush_every_ms(None);
-    config.open().map_err(backend)
+#[derive(Debug)]
+struct SledStore {
+    /// None once it is closed.
+    db: Option<::sled::Db>,
+    file: PathBuf,
 }
 
-fn backend(error: ::sled::Error) -> StateStoreError {
-    StateStoreError::Backend(Box::new(error))
+impl SledStore {
+    fn db(&self) -> &::sled::Db {
+        self.db.as_ref().expect("only dropping the store closes it")
+    }
+}
+
+impl Drop for SledStore {
+    /// sled goes on for a while on threads of its own. Waits until it has let go of its file, so that what is
+    /// synced then is all there will be, and it can be opened again.
+    fn drop(&mut self) {
+        self.db = None;
+        let locked = File::open(&self.file)
+            .and_then(|file| Ok(flock(&file, FlockOperation::LockExclusive)?));
+        if let Err(error) = locked {
+            tracing::debug!(%error, "cannot wait for sled to end");
+        }
+    }
+}
+
+impl Backend for Sled {
+    fn open(&self, dir: &Path) -> Result<Box<dyn StateStore>, StateStoreError> {
+        let config = ::sled::Config::new()
+            .path(dir)
+            .cache_capacity(CACHE_BYTES)
+            .flush_every_ms(None);
+        let db = config.open().map_err(StateStoreError::backend)?;
+        Ok(Box::new(SledStore {
+            db: Some(db),
+            file: dir.join(FILE),
+        }))
+    }
 }
 
 impl StateStore for SledStore {
-    fn write(
-        &self,
-        dir: &Path,
-        values: &mut dyn Iterator<Item = Result<Vec<u8>, CodecError>>,
-    ) -> Result<(), StateStoreError> {
-        let db = open(dir)?;
-        let mut key = 0_u64;
-        let mut batch = ::sled::Batch::default();
-        for value in values {
-            let value = value.map_err(StateStoreError::Encode)?;
-            let parts = value.len().div_ceil(PART_MAX).max(1);
-            for at in 0..parts {
-                let end = value.len().min((at + 1) * PART_MAX);
-                let mut part = Vec::with_capacity(1 + end - at * PART_MAX);
-                part.push(if at + 1 == parts { LAST } else { MORE });
-                part.extend_from_slice(&value[at * PART_MAX..end]);
-                // Big-endian, so that keys sort as numbers do.
-                batch.insert(&key.to_be_bytes(), part);
-                key += 1;
-                if key.is_multiple_of(BATCH_PARTS as u64) {
-                    db.apply_batch(std::mem::take(&mut batch))
-                        .map_err(backend)?;
-                }
+    fn write(&mut self, edits: Vec<ValueEdit>) -> Result<(), StateStoreError> {
+        let db = self.db();
+        // Not as a batch, which locks everything out and is slower: it need not be atomic.
+        for (key, value) in edits {
+            match value {
+                Some(value) => db.insert(key, value),
+                None => db.remove(key),
             }
+            .map_err(StateStoreError::backend)?;
         }
-        db.apply_batch(batch).map_err(backend)?;
-        db.flush().map(drop).map_err(backend)
+        Ok(())
     }
 
-    fn read(
-        &self,
-        dir: &Path,
-        take: &mut dyn FnMut(Vec<u8>) -> bool,
-    ) -> Result<(), StateStoreError> {
-        let db = open(dir)?;
-        let mut value = Vec::new();
-        for pair in db.iter() {
-            let (_, part) = pair.map_err(backend)?;
-            let Some((mark, bytes)) = part.split_first() else {
-                break;
-            };
-            value.extend_from_slice(bytes);
-            if *mark == LAST && !take(std::mem::take(&mut value)) {
+    fn scan(&self, take: Take<'_>) -> Result<(), StateStoreError> {
+        for pair in self.db().iter() {
+            let (key, value) = pair.map_err(StateStoreError::backend)?;
+            if take(&key, &value).is_break() {
                 break;
             }
         }
         Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), StateStoreError> {
+        self.db()
+            .flush()
+            .map(drop)
+            .map_err(StateStoreError::backend)
     }
 }

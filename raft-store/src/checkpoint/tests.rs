@@ -1,8 +1,22 @@
+//! What every backend must do, and what is made of those that do not.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use proptest::prelude::*;
 use raftserve_model::{LogIndex, LogTime, NodeId};
 
 use super::*;
 use crate::command::{Action, Command};
+use crate::disk::RealDisk;
 use crate::entry::LogId;
+use crate::raft::StateMachine;
+use crate::snapshot::Snapshots;
+use crate::state::{Edit, Event, EventKind, Record, State};
+
+fn backends() -> [Arc<dyn Backend>; 2] {
+    [Arc::new(sled::Sled), Arc::new(redb::Redb)]
+}
 
 /// A state after `count` entries.
 fn applied(count: u64) -> Applied {
@@ -22,134 +36,430 @@ fn applied(count: u64) -> Applied {
     }
 }
 
-fn files(dir: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(dir.join(STATE_DIR)).unwrap();
-    let paths = entries.map(|it| it.unwrap().path());
-    paths.filter(|it| it.is_file()).collect()
+/// A place for checkpoints, and the rest of a data directory.
+struct Scene {
+    dir: tempfile::TempDir,
+    place: Place,
+}
+
+impl Scene {
+    fn new(backend: Arc<dyn Backend>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::with_backend(backend, Arc::new(RealDisk), dir.path());
+        Self { dir, place }
+    }
+
+    /// The worker of a peer whose state is `applied`, and which was started from `saved`.
+    fn worker(&self, applied: Applied, saved: Option<Saved>) -> Worker {
+        self.worker_in(Rhythm::default(), applied, saved)
+    }
+
+    fn worker_in(&self, rhythm: Rhythm, applied: Applied, saved: Option<Saved>) -> Worker {
+        let snapshots = self.dir.path().join("snap");
+        std::fs::create_dir_all(&snapshots).unwrap();
+        let snapshots = Snapshots::open(Arc::new(RealDisk), &snapshots).unwrap();
+        let machine: StateMachine = StateMachine::new(applied, Arc::new(snapshots));
+        let lock = Arc::new(DirectoryLock::take(self.dir.path()).unwrap());
+        let writer = Writer::new(self.place.clone(), saved, machine.reader(), rhythm).unwrap();
+        Worker::start(writer, lock).unwrap()
+    }
+
+    /// Stops in good order with that state.
+    fn save(&self, applied: &Applied) {
+        let worker = self.worker(applied.clone(), None);
+        worker.finish(Duration::from_secs(60)).unwrap();
+    }
+
+    fn take(&self) -> Option<Saved> {
+        self.place.take().unwrap()
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        for generation in self.place.generations().unwrap() {
+            let entries = std::fs::read_dir(self.place.state_dir(generation)).unwrap();
+            let paths = entries.map(|it| it.unwrap().path());
+            files.extend(paths.filter(|it| it.is_file()));
+        }
+        files
+    }
+}
+
+fn contents(store: &dyn StateStore) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut take = |key: &[u8], value: &[u8]| {
+        found.push((key.to_vec(), value.to_vec()));
+        ControlFlow::Continue(())
+    };
+    store.scan(&mut take).unwrap();
+    found
+}
+
+fn an_edit() -> impl Strategy<Value = ValueEdit> {
+    let key = prop::collection::vec(prop_oneof![Just(0_u8), Just(1), Just(255)], 1..4);
+    let size = prop_oneof![Just(0), 1..40_usize, Just(VALUE_MAX)];
+    let value = (any::<u8>(), size).prop_map(|(byte, size)| vec![byte; size]);
+    (key, prop::option::weighted(0.7, value))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Ordered, replacing, deleting, and the same after it is closed and opened.
+    #[test]
+    fn every_backend_keeps_the_latest_values_in_the_order_of_their_keys(
+        runs in prop::collection::vec(prop::collection::vec(an_edit(), 0..40), 1..4),
+    ) {
+        for backend in backends() {
+            let dir = tempfile::tempdir().unwrap();
+            let mut model = BTreeMap::new();
+            for run in &runs {
+                let mut store = backend.open(dir.path()).unwrap();
+                let held: Vec<_> = model.clone().into_iter().collect();
+                prop_assert_eq!(contents(store.as_ref()), held, "{:?} reopened", backend);
+                for edit in run {
+                    store.write(vec![edit.clone()]).unwrap();
+                }
+                store.write(run.clone()).unwrap();
+                for (key, value) in run {
+                    match value {
+                        Some(value) => drop(model.insert(key.clone(), value.clone())),
+                        None => drop(model.remove(key)),
+                    }
+                }
+                let held: Vec<_> = model.clone().into_iter().collect();
+                prop_assert_eq!(contents(store.as_ref()), held, "{:?}", backend);
+                store.flush().unwrap();
+            }
+        }
+    }
+}
+
+/// An event's record of about that size.
+fn record(number: u64, size: usize) -> Record {
+    let event = Event {
+        index: LogIndex(number),
+        time: Default::default(),
+        service: None,
+        kind: EventKind::Replica {
+            number: 1,
+            status: raftserve_model::status::ReplicaStatus::NotReady,
+            reason: Some("x".repeat(size)),
+        },
+    };
+    Record::Event {
+        number,
+        event: Arc::new(event),
+    }
+}
+
+#[test]
+fn large_records_are_split_replaced_and_removed_on_every_backend() {
+    for backend in backends() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut model = BTreeMap::new();
+        let mut records = Records::empty(backend.open(dir.path()).unwrap());
+        let sizes = [
+            0,
+            VALUE_MAX - 40,
+            VALUE_MAX,
+            10 * VALUE_MAX,
+            300 * VALUE_MAX,
+        ];
+        for (round, shift) in (0..sizes.len()).enumerate() {
+            for number in 0..sizes.len() as u64 {
+                let size = sizes[(number as usize + shift) % sizes.len()];
+                let edit = if size == 0 && round > 0 {
+                    model.remove(&number);
+                    Edit::Remove(record(number, 0).key())
+                } else {
+                    model.insert(number, record(number, size));
+                    Edit::Put(record(number, size))
+                };
+                records.push(edit).unwrap();
+            }
+            records.write().unwrap();
+            records.flush().unwrap();
+            drop(records);
+            let mut found = Vec::new();
+            let store = backend.open(dir.path()).unwrap();
+            for (_, value) in contents(store.as_ref()) {
+                assert!(value.len() <= VALUE_MAX);
+            }
+            records = Records::read(store, &mut |record| found.push(record)).unwrap();
+            let held: Vec<_> = model.values().cloned().collect();
+            assert!(found == held, "{backend:?} in round {round}");
+        }
+    }
+}
+
+#[test]
+fn parts_that_are_missing_or_strange_are_noticed_on_every_backend() {
+    type Spoil = fn(&mut Vec<(Vec<u8>, Vec<u8>)>);
+    let spoils: [(&str, Spoil); 7] = [
+        ("first part lost", |it| drop(it.remove(2))),
+        ("middle part lost", |it| drop(it.remove(3))),
+        ("last part lost", |it| drop(it.pop())),
+        ("a part of nothing", |it| it.push((vec![9; 12], vec![1]))),
+        ("an unknown mark", |it| it[0].1[0] = 7),
+        ("a short key", |it| it[0].0 = vec![1]),
+        ("another's key", |it| it[0].0[8] ^= 8),
+    ];
+    for backend in backends() {
+        for (what, spoil) in spoils {
+            let dir = tempfile::tempdir().unwrap();
+            let mut store = backend.open(dir.path()).unwrap();
+            let whole = tempfile::tempdir().unwrap();
+            let mut records = Records::empty(backend.open(whole.path()).unwrap());
+            for (number, size) in [(0, 1), (1, 1), (2, 5 * VALUE_MAX)] {
+                records.push(Edit::Put(record(number, size))).unwrap();
+            }
+            records.write().unwrap();
+            let mut values = contents(records.store());
+            spoil(&mut values);
+            let edits = values.into_iter().map(|(key, value)| (key, Some(value)));
+            store.write(edits.collect()).unwrap();
+            let read = Records::read(store, &mut |_| {});
+            assert!(read.is_err(), "{backend:?}: {what}");
+        }
+    }
 }
 
 #[test]
 fn a_saved_state_serves_one_start_and_only_one() {
-    let dir = tempfile::tempdir().unwrap();
-    assert!(take(dir.path()).unwrap().is_none());
-    let saved = applied(3000);
-    save(&SledStore, dir.path(), &saved).unwrap();
-    let found = take(dir.path()).unwrap().unwrap();
-    assert_eq!(found.head(), saved.head());
-    assert_eq!(found.state.digest(), saved.state.digest());
-    assert!(take(dir.path()).unwrap().is_none());
-    assert!(!dir.path().join(STATE_DIR).exists());
+    for backend in backends() {
+        let scene = Scene::new(backend);
+        assert!(scene.take().is_none());
+        let saved = applied(3000);
+        scene.save(&saved);
+        let found = scene.take().unwrap().applied;
+        assert_eq!(found.head(), saved.head());
+        assert_eq!(found.state.digest(), saved.state.digest());
+        assert!(scene.take().is_none());
+        drop(scene.worker(applied(1), None));
+        let left = scene.place.generations().unwrap();
+        assert!(left.is_empty(), "{left:?}");
+    }
 }
 
 #[test]
-fn large_values_are_split_and_put_together_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let values = [0, 1, PART, PART + 1, 10 * PART].map(|size| vec![size as u8; size]);
-    const PART: usize = 8 << 10;
-    SledStore
-        .write(dir.path(), &mut values.iter().cloned().map(Ok))
-        .unwrap();
-    assert!(
-        !dir.path().join("blobs").exists()
-            || std::fs::read_dir(dir.path().join("blobs"))
-                .unwrap()
-                .next()
-                .is_none()
-    );
-    let mut found = Vec::new();
-    let mut take = |value| {
-        found.push(value);
-        true
-    };
-    SledStore.read(dir.path(), &mut take).unwrap();
-    assert_eq!(found, values);
+fn what_changed_since_the_last_start_is_added_to_what_was_saved() {
+    for backend in backends() {
+        let scene = Scene::new(backend);
+        let mut saved = None;
+        for count in [100, 101, 300] {
+            let now = applied(count);
+            let worker = scene.worker(now.clone(), saved.take());
+            worker.finish(Duration::from_secs(60)).unwrap();
+            let found = scene.take().unwrap();
+            assert_eq!(found.generation, 1, "in the same place");
+            assert_eq!(found.applied.state.digest(), now.state.digest());
+            saved = Some(found);
+        }
+    }
 }
 
 #[test]
-fn a_state_without_a_marker_is_deleted() {
-    let dir = tempfile::tempdir().unwrap();
-    save(&SledStore, dir.path(), &applied(10)).unwrap();
-    std::fs::remove_file(dir.path().join(MARKER)).unwrap();
-    assert!(take(dir.path()).unwrap().is_none());
-    assert!(!dir.path().join(STATE_DIR).exists());
+fn a_stop_that_is_not_in_good_order_leaves_nothing_to_use() {
+    for backend in backends() {
+        let scene = Scene::new(backend);
+        scene.save(&applied(10));
+        let saved = scene.take();
+        assert!(saved.is_some());
+        drop(scene.worker(applied(20), saved));
+        assert!(scene.take().is_none());
+        // The lock is free, and what is left behind is not taken for the next.
+        drop(scene.worker(applied(30), None));
+        scene.save(&applied(40));
+        assert_eq!(
+            scene.take().unwrap().applied.last.unwrap().index,
+            LogIndex(40)
+        );
+    }
 }
 
 #[test]
 fn a_damaged_marker_or_state_is_never_used() {
-    let dir = tempfile::tempdir().unwrap();
     let saved = applied(300);
-    let damage_one = |path: &Path, share: usize| {
+    let damage = |path: &Path, share: usize| {
         let mut bytes = std::fs::read(path).unwrap();
-        let at = bytes.len() * share / 10;
-        bytes[at] ^= 0x20;
-        std::fs::write(path, bytes).unwrap();
+        if !bytes.is_empty() {
+            let at = bytes.len() * share / 10;
+            bytes[at] ^= 0x20;
+            std::fs::write(path, bytes).unwrap();
+        }
     };
-    save(&SledStore, dir.path(), &saved).unwrap();
-    damage_one(&dir.path().join(MARKER), 5);
-    assert!(take(dir.path()).unwrap().is_none());
-    for share in 0..10 {
-        save(&SledStore, dir.path(), &saved).unwrap();
-        for path in files(dir.path()) {
-            damage_one(&path, share);
+    let cut = |path: &Path, share: usize| {
+        let bytes = std::fs::read(path).unwrap();
+        std::fs::write(path, &bytes[..bytes.len() * share / 10]).unwrap();
+    };
+    for backend in backends() {
+        let scene = Scene::new(backend);
+        scene.save(&saved);
+        damage(&scene.dir.path().join(MARKER), 5);
+        assert!(scene.take().is_none());
+        for spoil in [&damage as &dyn Fn(&Path, usize), &cut] {
+            for share in 0..10 {
+                scene.save(&saved);
+                scene.files().iter().for_each(|path| spoil(path, share));
+                // Some bytes mean nothing to a backend; then the state must be the one that was saved.
+                if let Some(found) = scene.take() {
+                    assert_eq!(found.applied.state.digest(), saved.state.digest());
+                }
+            }
         }
-        // Some bytes mean nothing to sled; then the state must be the one that was saved.
-        if let Some(found) = take(dir.path()).unwrap() {
-            assert_eq!(found.state.digest(), saved.state.digest());
-        }
-        assert!(!dir.path().join(STATE_DIR).exists());
     }
 }
 
-/// A store that does as it is told.
-enum Odd {
-    Panics,
-    Hangs(mpsc::Receiver<()>),
-    Forgets,
+/// A backend that tells of each write.
+#[derive(Clone, Debug)]
+struct Watched(mpsc::SyncSender<usize>);
+
+#[derive(Debug)]
+struct WatchedStore(Watched, Box<dyn StateStore>);
+
+impl Backend for Watched {
+    fn open(&self, dir: &Path) -> Result<Box<dyn StateStore>, StateStoreError> {
+        Ok(Box::new(WatchedStore(self.clone(), redb::Redb.open(dir)?)))
+    }
 }
 
-impl StateStore for Odd {
-    fn write(
-        &self,
-        _dir: &Path,
-        _values: &mut dyn Iterator<Item = Result<Vec<u8>, CodecError>>,
-    ) -> Result<(), StateStoreError> {
-        unreachable!("only read from")
+impl StateStore for WatchedStore {
+    fn write(&mut self, edits: Vec<ValueEdit>) -> Result<(), StateStoreError> {
+        // The test may look no longer.
+        let _ = self.0.0.try_send(edits.len());
+        self.1.write(edits)
     }
 
-    fn read(
-        &self,
-        dir: &Path,
-        take: &mut dyn FnMut(Vec<u8>) -> bool,
-    ) -> Result<(), StateStoreError> {
-        match self {
-            Self::Panics => panic!("as sled does"),
-            Self::Hangs(until) => {
-                // Ends with the test.
-                let _ = until.recv();
-                Ok(())
-            }
-            Self::Forgets => {
-                let mut left = 1;
-                SledStore.read(dir, &mut |value| {
-                    left -= 1;
-                    take(value) && left > 0
-                })
-            }
-        }
+    fn scan(&self, take: Take<'_>) -> Result<(), StateStoreError> {
+        self.1.scan(take)
+    }
+
+    fn flush(&mut self) -> Result<(), StateStoreError> {
+        self.1.flush()
     }
 }
 
 #[test]
-fn a_store_that_panics_hangs_or_forgets_only_makes_the_start_slower() {
-    let dir = tempfile::tempdir().unwrap();
-    let (_end, until) = mpsc::sync_channel(1);
-    for odd in [Odd::Panics, Odd::Hangs(until), Odd::Forgets] {
-        save(&SledStore, dir.path(), &applied(300)).unwrap();
-        let deadline = Duration::from_millis(match odd {
-            Odd::Hangs(_) => 20,
-            Odd::Panics | Odd::Forgets => 10_000,
-        });
-        assert!(take_from(odd, dir.path(), deadline).unwrap().is_none());
-        assert!(!dir.path().join(STATE_DIR).exists());
+fn what_changed_is_written_while_the_peer_runs_and_a_stop_does_not_wait_for_the_rate() {
+    let (sender, writes) = mpsc::sync_channel(1000);
+    let scene = Scene::new(Arc::new(Watched(sender)));
+    let now = applied(5000);
+    // The first batch is written at once, and the next one hours later.
+    let rhythm = Rhythm {
+        period: Duration::from_millis(1),
+        bytes_per_second: 1,
+    };
+    let worker = scene.worker_in(rhythm, now.clone(), None);
+    let first = writes.recv().unwrap();
+    assert!((100..2000).contains(&first), "{first}");
+    assert!(matches!(writes.try_recv(), Err(mpsc::TryRecvError::Empty)));
+    worker.finish(Duration::from_secs(60)).unwrap();
+    let found = scene.take().unwrap().applied;
+    assert_eq!(found.state.digest(), now.state.digest());
+    let rest: usize = writes.try_iter().sum();
+    assert_eq!(first + rest, 1 + 5000, "each record once");
+}
+
+#[test]
+fn a_stop_that_would_take_too_long_is_given_up() {
+    let scene = Scene::new(Arc::new(sled::Sled));
+    let worker = scene.worker(applied(5000), None);
+    let outcome = worker.finish(Duration::ZERO);
+    assert!(matches!(outcome, Err(StateStoreError::TooLong)));
+}
+
+/// A backend that does as it is told.
+#[derive(Clone, Copy, Debug)]
+enum Odd {
+    Panics,
+    PanicsAtWrite,
+    Hangs,
+    Forgets,
+    Alters,
+}
+
+#[derive(Debug)]
+struct OddStore(Odd, Box<dyn StateStore>);
+
+impl Backend for Odd {
+    fn open(&self, dir: &Path) -> Result<Box<dyn StateStore>, StateStoreError> {
+        Ok(Box::new(OddStore(*self, sled::Sled.open(dir)?)))
     }
+}
+
+impl StateStore for OddStore {
+    fn write(&mut self, edits: Vec<ValueEdit>) -> Result<(), StateStoreError> {
+        match self.0 {
+            Odd::PanicsAtWrite => panic!("as sled does"),
+            Odd::Panics | Odd::Hangs | Odd::Forgets | Odd::Alters => self.1.write(edits),
+        }
+    }
+
+    fn scan(&self, take: Take<'_>) -> Result<(), StateStoreError> {
+        let mut left = 200;
+        match self.0 {
+            Odd::Panics => panic!("as sled does"),
+            // Far beyond the deadline; ends with the process.
+            Odd::Hangs => loop {
+                std::thread::park();
+            },
+            Odd::Forgets => self.1.scan(&mut |key, value| {
+                left -= 1;
+                if left == 0 {
+                    ControlFlow::Continue(())
+                } else {
+                    take(key, value)
+                }
+            }),
+            Odd::Alters => self.1.scan(&mut |key, value| {
+                left -= 1;
+                let mut value = value.to_vec();
+                if left == 0 {
+                    // A client session's last use.
+                    value[4] ^= 1;
+                }
+                take(key, &value)
+            }),
+            Odd::PanicsAtWrite => self.1.scan(take),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), StateStoreError> {
+        self.1.flush()
+    }
+}
+
+#[test]
+fn a_backend_that_panics_hangs_forgets_or_alters_only_makes_the_start_slower() {
+    for odd in [Odd::Panics, Odd::Hangs, Odd::Forgets, Odd::Alters] {
+        let scene = Scene::new(Arc::new(odd));
+        scene.save(&applied(300));
+        let deadline = Duration::from_millis(match odd {
+            Odd::Hangs => 20,
+            Odd::Panics | Odd::PanicsAtWrite | Odd::Forgets | Odd::Alters => 10_000,
+        });
+        assert!(
+            scene.place.take_within(deadline).unwrap().is_none(),
+            "{odd:?}"
+        );
+        // A thread left behind has its own directory.
+        let place = Place::with_backend(Arc::new(sled::Sled), Arc::new(RealDisk), scene.dir.path());
+        let next = Scene {
+            place,
+            dir: scene.dir,
+        };
+        next.save(&applied(7));
+        assert_eq!(next.take().unwrap().generation, 2);
+    }
+}
+
+#[test]
+fn a_backend_that_panics_while_it_is_written_is_not_vouched_for() {
+    let scene = Scene::new(Arc::new(Odd::PanicsAtWrite));
+    let outcome = scene
+        .worker(applied(3), None)
+        .finish(Duration::from_secs(60));
+    assert!(matches!(outcome, Err(StateStoreError::Ended)));
+    assert!(scene.take().is_none());
 }

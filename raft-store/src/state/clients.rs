@@ -10,6 +10,7 @@ use bincode::{Decode, Encode};
 use imbl::{OrdMap, OrdSet};
 use raftserve_model::LogTime;
 
+use super::edits::{Edit, edits};
 use super::record::Record;
 use super::summed::{Sum, Summed};
 use crate::command::{ClientId, Outcome};
@@ -68,7 +69,7 @@ impl Client {
 /// A client session as snapshots carry it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct ClientRecord {
-    id: ClientId,
+    pub(super) id: ClientId,
     last_used: LogTime,
     acknowledged: u64,
     outcomes: Vec<(u64, Outcome)>,
@@ -162,6 +163,11 @@ impl Clients {
     pub(super) fn records(&self) -> impl Iterator<Item = Record> + '_ {
         let clients = self.by_id.iter();
         clients.map(|(id, client)| Record::Client(client.record(*id)))
+    }
+
+    /// What makes a store of `base` one of these.
+    pub(super) fn edits_since<'a>(&'a self, base: &'a Self) -> impl Iterator<Item = Edit> + 'a {
+        edits(&base.by_id, &self.by_id)
     }
 
     pub(super) fn sum(&self) -> Sum {

@@ -8,6 +8,7 @@ use imbl::Vector;
 use raftserve_model::status::ReplicaStatus;
 use raftserve_model::{ClusterVersion, LogIndex, NodeId, ServiceName, ServiceVersion, WallTime};
 
+use super::edits::Edit;
 use super::record::Record;
 use super::summed::Sum;
 
@@ -83,8 +84,14 @@ pub(super) struct Events {
     kept: Vector<Arc<Event>>,
     /// Everything up to and including this index may have been dropped.
     compacted: LogIndex,
+    /// The number of the oldest that is kept.
+    first: u64,
     /// Of the records of `kept`.
     sum: Sum,
+}
+
+fn record(number: u64, event: Arc<Event>) -> Record {
+    Record::Event { number, event }
 }
 
 impl Events {
@@ -94,18 +101,62 @@ impl Events {
             && let Some(dropped) = self.kept.pop_front()
         {
             self.compacted = dropped.index;
-            self.sum = self.sum.minus(Sum::of(&Record::Event(dropped)));
+            self.sum = self.sum.minus(Sum::of(&record(self.first, dropped)));
+            self.first += 1;
         }
     }
 
-    /// Appends without a bound: what a snapshot holds is bounded already.
-    pub(super) fn append(&mut self, event: Arc<Event>) {
-        self.sum = self.sum.plus(Sum::of(&Record::Event(Arc::clone(&event))));
+    fn append(&mut self, event: Arc<Event>) {
+        let number = self.end();
+        self.sum = self.sum.plus(Sum::of(&record(number, Arc::clone(&event))));
         self.kept.push_back(event);
+    }
+
+    /// Appends what a snapshot holds, which is bounded already; says whether it follows what is there.
+    pub(super) fn restore(&mut self, number: u64, event: Arc<Event>) -> bool {
+        if self.kept.is_empty() {
+            self.first = number;
+        }
+        let follows = number == self.end();
+        if follows {
+            self.append(event);
+        }
+        follows
     }
 
     pub(super) fn sum(&self) -> Sum {
         self.sum
+    }
+
+    /// The number that the next event will have, counted from the first that ever happened.
+    fn end(&self) -> u64 {
+        self.first + self.kept.len() as u64
+    }
+
+    /// The records of the events from `number` on that are still kept.
+    pub(super) fn records_from(&self, number: u64) -> impl Iterator<Item = Record> + '_ {
+        let skipped = number
+            .saturating_sub(self.first)
+            .min(self.end() - self.first);
+        let skip = usize::try_from(skipped).unwrap_or(usize::MAX);
+        let rest = self.kept.focus().narrow(skip..).into_iter();
+        (self.first + skipped..)
+            .zip(rest)
+            .map(|(number, event)| record(number, Arc::clone(event)))
+    }
+
+    /// What makes a store of `base`, which was before, one of these.
+    pub(super) fn edits_since(&self, base: &Self) -> impl Iterator<Item = Edit> {
+        // A trail that goes back has another history: nothing of it can be kept.
+        let same = base.first <= self.first && base.end() <= self.end();
+        let kept_from = if same { self.first } else { base.end() };
+        let dropped = base.kept.iter().zip(base.first..kept_from.min(base.end()));
+        let dropped = dropped.map(|(event, number)| {
+            let record = record(number, Arc::clone(event));
+            Edit::Remove(record.key())
+        });
+        let known = if same { base.end() } else { 0 };
+        dropped.chain(self.records_from(known).map(Edit::Put))
     }
 
     pub(super) fn after(
@@ -126,10 +177,6 @@ impl Events {
 
     pub(super) fn compacted(&self) -> LogIndex {
         self.compacted
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Event>> {
-        self.kept.iter()
     }
 
     pub(super) fn restore_compacted(&mut self, compacted: LogIndex) {

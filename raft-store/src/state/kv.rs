@@ -15,6 +15,7 @@ use bincode::{Decode, Encode};
 use raftserve_model::LogIndex;
 
 use super::State;
+use super::edits::{Edit, edits};
 use super::record::Record;
 use super::summed::{Recorded, Sum, Summed};
 use crate::command::{Outcome, Refusal};
@@ -194,6 +195,11 @@ impl KeyValues {
                 modified,
             }),
         }
+    }
+
+    /// What makes a store of `base` one of these.
+    pub(super) fn edits_since<'a>(&'a self, base: &'a Self) -> impl Iterator<Item = Edit> + 'a {
+        edits(&base.by_key, &self.by_key)
     }
 
     pub(super) fn sum(&self) -> Sum {

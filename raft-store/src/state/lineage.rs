@@ -66,7 +66,7 @@ impl Record {
             Self::Replica(replica) => {
                 (lineage.claim == Claim::TakeOver).then_some(Self::Replica(replica))
             }
-            Self::Event(_) => None,
+            Self::Event { .. } => None,
             Self::Spec { .. }
             | Self::SessionMarks { .. }
             | Self::Sessions(..)

@@ -77,7 +77,12 @@ pub enum Record {
     /// A client session.
     Client(ClientRecord),
     /// An event.
-    Event(Arc<Event>),
+    Event {
+        /// Its number, counted from the first that ever happened.
+        number: u64,
+        /// What happened.
+        event: Arc<Event>,
+    },
     /// Some keys.
     KeyValues(Vec<(KvKey, Arc<KvEntry>)>),
 }
@@ -85,7 +90,8 @@ pub enum Record {
 /// A stream of records that is not a state.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// The first record must be the head, and no other may be.
+    /// The first record must be the head, and no other may be; a specification follows its service, and events
+    /// follow each other.
     #[error("record {at} is out of place")]
     OutOfPlace {
         /// Its number in the stream, from 0.
@@ -116,7 +122,7 @@ impl State {
             .chain(replicas)
             .chain(self.session_records())
             .chain(self.clients.records())
-            .chain(self.events.iter().cloned().map(Record::Event))
+            .chain(self.events.records_from(0))
             .chain(self.keys.records())
     }
 
@@ -140,7 +146,7 @@ impl State {
         marks.chain(rest).fold(Sum::default(), Sum::plus).digest()
     }
 
-    fn head_record(&self) -> Record {
+    pub(super) fn head_record(&self) -> Record {
         Record::Head {
             cluster: self.cluster,
             lineage: self.lineage,
@@ -177,59 +183,11 @@ impl State {
     /// # Errors
     /// [`RecordError`] if the stream does not begin with its one head.
     pub fn from_records(records: impl IntoIterator<Item = Record>) -> Result<Self, RecordError> {
-        let mut records = records.into_iter().enumerate();
-        let mut state = match records.next() {
-            Some((_, head @ Record::Head { .. })) => Self::from_head(head),
-            Some((at, _)) => return Err(RecordError::OutOfPlace { at }),
-            None => return Err(RecordError::Empty),
-        };
-        for (at, record) in records {
-            match record {
-                Record::Head { .. } => return Err(RecordError::OutOfPlace { at }),
-                Record::Service(record) => {
-                    let service = Service::from(record);
-                    state.names.insert(service.name.clone(), service.id);
-                    state.services.insert(service.id, Arc::new(service));
-                }
-                Record::Spec {
-                    service,
-                    version,
-                    spec,
-                } => {
-                    let add = |service: &mut Arc<Service>| {
-                        Arc::make_mut(service).specs.insert(version, spec);
-                    };
-                    let added = state.services.alter(&service, add);
-                    added.ok_or(RecordError::OutOfPlace { at })?;
-                }
-                Record::Replica(replica) => state.restore_replica(replica),
-                Record::SessionMarks {
-                    service,
-                    moved,
-                    expired,
-                } => state
-                    .sessions
-                    .entry(service)
-                    .or_default()
-                    .restore_marks(moved, expired),
-                Record::Sessions(service, sessions) => {
-                    let table = state.sessions.entry(service).or_default();
-                    for (key, session) in sessions {
-                        table.insert(key, session);
-                    }
-                }
-                Record::Client(record) => state.clients.restore(record),
-                Record::Event(event) => state.events.append(event),
-                Record::KeyValues(entries) => state.keys.restore(entries),
-            }
+        let mut restoring = Restoring::default();
+        for record in records {
+            restoring.add(record)?;
         }
-        let lacks_spec = |it: &&Arc<Service>| !it.specs.contains_key(&it.version);
-        match state.services.values().find(lacks_spec) {
-            Some(service) => Err(RecordError::NoSpec {
-                service: service.id,
-            }),
-            None => Ok(state),
-        }
+        restoring.finish()
     }
 
     fn from_head(head: Record) -> Self {
@@ -273,6 +231,88 @@ impl State {
             .or_default()
             .set_candidate(replica.id, ready);
         self.replicas.insert(replica.id, replica);
+    }
+}
+
+/// A state that is being put together from its records.
+#[derive(Debug, Default)]
+pub struct Restoring {
+    state: State,
+    /// How many records were added.
+    added: usize,
+}
+
+impl Restoring {
+    /// Adds the next record.
+    ///
+    /// # Errors
+    /// [`RecordError::OutOfPlace`]; nothing can be made of what follows then.
+    pub fn add(&mut self, record: Record) -> Result<(), RecordError> {
+        let at = self.added;
+        let out_of_place = RecordError::OutOfPlace { at };
+        self.added += 1;
+        let state = &mut self.state;
+        match record {
+            Record::Head { .. } if at > 0 => return Err(out_of_place),
+            Record::Head { .. } => *state = State::from_head(record),
+            _ if at == 0 => return Err(out_of_place),
+            Record::Service(record) => {
+                let service = Service::from(record);
+                state.names.insert(service.name.clone(), service.id);
+                state.services.insert(service.id, Arc::new(service));
+            }
+            Record::Spec {
+                service,
+                version,
+                spec,
+            } => {
+                let add = |service: &mut Arc<Service>| {
+                    Arc::make_mut(service).specs.insert(version, spec);
+                };
+                let added = state.services.alter(&service, add);
+                added.ok_or(out_of_place)?;
+            }
+            Record::Replica(replica) => state.restore_replica(replica),
+            Record::SessionMarks {
+                service,
+                moved,
+                expired,
+            } => {
+                let table = state.sessions.entry(service).or_default();
+                table.restore_marks(moved, expired);
+            }
+            Record::Sessions(service, sessions) => {
+                let table = state.sessions.entry(service).or_default();
+                for (key, session) in sessions {
+                    table.insert(key, session);
+                }
+            }
+            Record::Client(record) => state.clients.restore(record),
+            Record::KeyValues(entries) => state.keys.restore(entries),
+            Record::Event { number, event } => {
+                if !state.events.restore(number, event) {
+                    return Err(out_of_place);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The state, once every record was added.
+    ///
+    /// # Errors
+    /// [`RecordError::Empty`], [`RecordError::NoSpec`].
+    pub fn finish(self) -> Result<State, RecordError> {
+        if self.added == 0 {
+            return Err(RecordError::Empty);
+        }
+        let lacks_spec = |it: &&Arc<Service>| !it.specs.contains_key(&it.version);
+        match self.state.services.values().find(lacks_spec) {
+            Some(service) => Err(RecordError::NoSpec {
+                service: service.id,
+            }),
+            None => Ok(self.state),
+        }
     }
 }
 

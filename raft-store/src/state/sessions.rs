@@ -15,6 +15,7 @@ use imbl::{OrdMap, OrdSet};
 use raftserve_model::{LogIndex, LogTime, ReplicaId, ServiceId, SessionEpoch, SessionKey};
 
 use super::State;
+use super::edits::{Edit, edits};
 use super::record::Record;
 use super::summed::{Sum, Summed};
 use crate::command::{BindRefusal, Binding, Outcome};
@@ -87,6 +88,36 @@ impl SessionTable {
             moved: self.moved,
             expired: self.expired,
         }
+    }
+
+    /// What makes a store of `base` one of this table.
+    pub(super) fn edits_since<'a>(
+        &'a self,
+        service: ServiceId,
+        base: Option<&'a Self>,
+    ) -> impl Iterator<Item = Edit> + 'a {
+        let marks = self.marks_record(service);
+        let same = base.is_some_and(|base| base.marks_record(service) == marks);
+        let marks = (!same).then_some(Edit::Put(marks));
+        let changed = base.map(|base| edits(&base.by_key, &self.by_key));
+        let new = base.is_none().then(|| {
+            let sessions = self.by_key.iter();
+            sessions.map(move |(key, it)| Edit::Put(Record::Sessions(service, vec![(*key, *it)])))
+        });
+        marks
+            .into_iter()
+            .chain(changed.into_iter().flatten())
+            .chain(new.into_iter().flatten())
+    }
+
+    /// What removes this table from a store.
+    pub(super) fn removals(&self, service: ServiceId) -> impl Iterator<Item = Edit> + '_ {
+        let marks = Edit::Remove(self.marks_record(service).key());
+        let sessions = self.by_key.iter().map(move |(key, session)| {
+            let record = Record::Sessions(service, vec![(*key, *session)]);
+            Edit::Remove(record.key())
+        });
+        std::iter::once(marks).chain(sessions)
     }
 
     /// The sum of the sessions' records, without that of the marks.

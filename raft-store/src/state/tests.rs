@@ -459,6 +459,25 @@ fn events_resume_or_say_that_they_cannot() {
     assert_eq!(rest.count(), EVENTS_MAX - 1);
     let restored = State::from_records(log.state.records()).unwrap();
     assert_eq!(restored.digest(), log.state.digest());
+
+    let before = log.state.clone();
+    let edits = |base: &State, now: &State| {
+        let (mut puts, mut removals) = (0, 0);
+        for edit in now.edits_since(base) {
+            match edit {
+                Edit::Put(_) => puts += 1,
+                Edit::Remove(_) => removals += 1,
+            }
+        }
+        (puts, removals)
+    };
+    log.reign();
+    log.reign();
+    assert_eq!(edits(&before, &log.state), (3, 2));
+    for _ in 0..EVENTS_MAX {
+        log.reign();
+    }
+    assert_eq!(edits(&before, &log.state), (1 + EVENTS_MAX, EVENTS_MAX));
 }
 
 fn put_key(key: &str, value: &[u8], condition: KvCondition) -> Action {
@@ -753,6 +772,31 @@ proptest! {
                 prop_assert!(again == outcome || refused, "{outcome:?} then {again:?}");
                 prop_assert_eq!(services, state.services().cloned().collect::<Vec<_>>());
                 prop_assert_eq!(keys, state.keys.records().collect::<Vec<_>>());
+            }
+        }
+    }
+
+    /// Edits from one state to another, whatever lies between, leave a store with exactly the other's records.
+    #[test]
+    fn edits_lead_from_one_state_to_another(
+        log in a_log(),
+        stops in prop::collection::vec(any::<bool>(), 125),
+    ) {
+        let (mut state, mut base) = (State::default(), State::default());
+        let mut store: BTreeMap<Key, Record> = BTreeMap::new();
+        for ((index, command), stop) in (1..).map(LogIndex).zip(&log).zip(stops) {
+            state.apply(index, command);
+            if stop {
+                for edit in state.edits_since(&base) {
+                    match edit {
+                        Edit::Put(record) => drop(store.insert(record.key(), record)),
+                        Edit::Remove(key) => prop_assert!(store.remove(&key).is_some()),
+                    }
+                }
+                base = state.clone();
+                let read = State::from_records(store.values().cloned()).unwrap();
+                prop_assert_eq!(read.digest(), state.digest());
+                prop_assert_eq!(state.edits_since(&base).count(), 1, "the head alone");
             }
         }
     }

@@ -1,0 +1,167 @@
+//! The thread that keeps the checkpoint close to the state.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use super::records::Records;
+use super::{Order, Place, Saved, StateStoreError};
+use crate::raft::{Applied, StateReader};
+
+/// When and how fast what changed is written while the peer runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rhythm {
+    /// How often: a key that changes more often is written once.
+    pub(super) period: Duration,
+    pub(super) bytes_per_second: u32,
+}
+
+impl Default for Rhythm {
+    /// So that neither disk nor processors are busy with it.
+    fn default() -> Self {
+        Self {
+            period: Duration::from_secs(10),
+            bytes_per_second: 1 << 20,
+        }
+    }
+}
+
+impl Rhythm {
+    /// How long writing so many bytes may take.
+    fn time_of(self, bytes: usize) -> Duration {
+        let share = bytes as f64 / f64::from(self.bytes_per_second);
+        Duration::from_secs_f64(share)
+    }
+}
+
+/// How many bytes at a time. Between them it looks for orders.
+const BATCH_BYTES: usize = 32 << 10;
+
+/// Writes what changed.
+#[derive(Debug)]
+pub(super) struct Writer {
+    place: Place,
+    reader: StateReader,
+    rhythm: Rhythm,
+    generation: u64,
+    /// None until something is written for the first time.
+    records: Option<Records>,
+    /// What the store holds once it is begun and no pass is under way.
+    written: Arc<Applied>,
+}
+
+/// How a pass goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// At the bounded rate, until told to finish.
+    Bounded,
+    /// As fast as it goes.
+    Full,
+}
+
+impl Writer {
+    pub(super) fn new(
+        place: Place,
+        saved: Option<Saved>,
+        reader: StateReader,
+        rhythm: Rhythm,
+    ) -> Result<Self, StateStoreError> {
+        let next = place.clear(saved.as_ref().map(|it| it.generation))?;
+        let (generation, records, written) = match saved {
+            None => (next, None, Applied::default()),
+            Some(saved) => (saved.generation, Some(saved.records), saved.applied),
+        };
+        Ok(Self {
+            place,
+            reader,
+            rhythm,
+            generation,
+            records,
+            written: Arc::new(written),
+        })
+    }
+
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Writes now and then until told to finish, and then the rest.
+    pub(super) fn run(
+        mut self,
+        orders: &Receiver<Order>,
+        abandoned: &AtomicBool,
+    ) -> Result<(), StateStoreError> {
+        let outcome = self.follow(orders, abandoned);
+        match &outcome {
+            Ok(()) => {}
+            Err(StateStoreError::Ended) => tracing::debug!("the checkpoint is abandoned"),
+            Err(error) => tracing::warn!(
+                error = error as &dyn std::error::Error,
+                "the checkpoint is given up; the next start will read snapshot and log"
+            ),
+        }
+        outcome
+    }
+
+    fn follow(
+        &mut self,
+        orders: &Receiver<Order>,
+        abandoned: &AtomicBool,
+    ) -> Result<(), StateStoreError> {
+        let mut pace = Pace::Bounded;
+        while pace == Pace::Bounded {
+            match orders.recv_timeout(self.rhythm.period) {
+                Ok(Order::Finish) => pace = Pace::Full,
+                Err(RecvTimeoutError::Disconnected) => return Err(StateStoreError::Ended),
+                Err(RecvTimeoutError::Timeout) => pace = self.pass(pace, orders, abandoned)?,
+            }
+        }
+        self.pass(Pace::Full, orders, abandoned)?;
+        // Closes the store.
+        self.records = None;
+        self.place.vouch(self.generation, &self.written)
+    }
+
+    /// Makes the store one of the present state; says how to go on.
+    fn pass(
+        &mut self,
+        mut pace: Pace,
+        orders: &Receiver<Order>,
+        abandoned: &AtomicBool,
+    ) -> Result<Pace, StateStoreError> {
+        let target = self.reader.load();
+        if self.records.is_some() && target.last == self.written.last {
+            return Ok(pace);
+        }
+        let (base, rhythm) = (Arc::clone(&self.written), self.rhythm);
+        let records = match &mut self.records {
+            Some(records) => records,
+            empty => {
+                let dir = self.place.state_dir(self.generation);
+                std::fs::create_dir_all(&dir).map_err(StateStoreError::io("make", &dir))?;
+                empty.insert(Records::empty(self.place.backend.open(&dir)?))
+            }
+        };
+        for edit in target.state.edits_since(&base.state) {
+            if records.push(edit)? < BATCH_BYTES {
+                continue;
+            }
+            let bytes = records.write()?;
+            if abandoned.load(Ordering::Relaxed) {
+                return Err(StateStoreError::Ended);
+            }
+            if pace == Pace::Bounded {
+                pace = match orders.recv_timeout(rhythm.time_of(bytes)) {
+                    Ok(Order::Finish) => Pace::Full,
+                    Err(RecvTimeoutError::Disconnected) => return Err(StateStoreError::Ended),
+                    Err(RecvTimeoutError::Timeout) => Pace::Bounded,
+                };
+            }
+        }
+        records.write()?;
+        records.flush()?;
+        self.written = target;
+        Ok(pace)
+    }
+}
