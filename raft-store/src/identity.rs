@@ -150,6 +150,15 @@ pub struct DirectoryLock {
 }
 
 impl DirectoryLock {
+    /// Locks nothing: for a directory on a simulated disk, which no other process can see.
+    #[cfg(test)]
+    pub(crate) fn nothing() -> Self {
+        let nowhere = File::open("/dev/null");
+        Self {
+            _file: nowhere.unwrap(),
+        }
+    }
+
     pub(crate) fn take(dir: &Path) -> Result<Self, IdentityError> {
         let path = dir.join(LOCK_FILE);
         let io = |source| IdentityError::Io {
@@ -297,6 +306,9 @@ impl DataDir {
                 .map_err(io("write"))?;
         }
         Self::check_format(&*disk, path)?;
+        // A process that was killed may have left names that are not durable; nothing is built on them before they
+        // are.
+        disk.sync_dir(path).map_err(io("sync"))?;
         let file = Self::read_or_make_node(&*disk, path)?;
         Ok(Self {
             disk,
@@ -547,9 +559,20 @@ impl EmptyDir {
 
 /// Random bits from the kernel.
 fn random_nonce() -> io::Result<u64> {
+    #[cfg(test)]
+    if let Some(nonce) = FIXED_NONCE.get() {
+        return Ok(nonce);
+    }
     let mut bytes = [0; 8];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(u64::from_le_bytes(bytes))
+}
+
+#[cfg(test)]
+thread_local! {
+    /// What is drawn instead of random bits, in a run that must repeat itself.
+    pub(crate) static FIXED_NONCE: std::cell::Cell<Option<u64>> =
+        const { std::cell::Cell::new(None) };
 }
 
 #[cfg(test)]

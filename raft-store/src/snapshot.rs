@@ -236,6 +236,9 @@ impl Snapshots {
             let path = path.to_owned();
             move |source| SnapshotError::Io { what, path, source }
         };
+        // A process that was killed may have given a file its name and not made that durable; the log must not
+        // be purged because of a snapshot that a power cut takes away.
+        disk.sync_dir(dir).map_err(io("sync", dir))?;
         let mut names = disk.list(dir).map_err(io("list", dir))?;
         names.sort_unstable();
         let mut kept = Vec::new();

@@ -218,6 +218,12 @@ impl Wal {
         lock(&self.shared.view).committed
     }
 
+    /// Whether the writer has something to write.
+    #[cfg(test)]
+    pub(crate) fn has_work(&self) -> bool {
+        self.shared.has_work()
+    }
+
     /// Takes entries that follow the log. They can be read when this returns; `done` is called, from the
     /// writer's thread, once they are durable or never will be. Waits only while the queue is full.
     ///

@@ -424,6 +424,14 @@ impl SimulatedDisk {
         inner.image.files[inner.file(path).unwrap()].current.clone()
     }
 
+    /// All files.
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        let inner = self.inner();
+        let files = inner.image.names.iter();
+        let files = files.filter(|(_, node)| matches!(node, Node::File(_)));
+        files.map(|(path, _)| path.clone()).collect()
+    }
+
     fn handle(&self, file: usize) -> Arc<dyn DiskFile> {
         Arc::new(SimulatedFile {
             disk: self.clone(),

@@ -147,8 +147,9 @@ fn there_is_always_a_whole_one_whenever_the_power_goes() {
         let mut cut = 0;
         loop {
             cut += 1;
-            let disk = SimulatedDisk::failing_at(cut, Fault::PowerCut);
+            let disk = SimulatedDisk::default();
             let snapshots = open(&disk);
+            disk.fail_at(disk.operations() + cut, Fault::PowerCut);
             let mut done = 0;
             for index in 1..=4 {
                 let state = state(index);

@@ -1,5 +1,7 @@
 //! A store as a whole: what is there after it is closed and opened again.
 
+mod crash;
+
 use futures_util::stream;
 use openraft::alias::EntryOf;
 use openraft::entry::RaftEntry;

@@ -1,0 +1,271 @@
+//! Power cuts, kills and failing disks at every operation of random workloads over a whole store: identity, log,
+//! vote, marks, snapshots built and received, purges, restarts.
+//!
+//! A workload does to a store what openraft does to it, in the same order. It runs once, and an image of the disk is
+//! taken in the middle of every operation: each is a crash point. What is found after a crash must be the
+//! outcome of a prefix of what was issued, no shorter than what was acknowledged; the state, rebuilt from
+//! snapshot and log by openraft's own start, must equal that of a model which applied the same entries.
+//!
+//! One seed decides everything. A failure names its seed and operation; `RAFTSERVE_CRASH_SEED=N` runs that seed
+//! alone, and `RAFTSERVE_CRASH_POINTS=N` runs seeds until so many points were tried.
+
+mod peer;
+mod workload;
+
+use super::*;
+use crate::disk::simulated::{Fault, Image, Random, SimulatedDisk};
+use crate::identity::{FIXED_NONCE, Identity};
+use peer::Peer;
+use workload::{Model, Moment, Progress, Workload};
+
+/// Where the data directory is on the simulated disk.
+const DIR: &str = "/data";
+
+/// Opens a store, and again as long as the power goes while it is opened.
+fn reopen(image: &Image, random: &mut Random, what: &str) -> (SimulatedDisk, Peer, Found) {
+    let mut image = image.clone();
+    loop {
+        let disk = if random.coin() {
+            image.after_power_cut(random)
+        } else {
+            image.after_kill()
+        };
+        if random.coin() {
+            disk.fail_at(1 + random.below(16), Fault::PowerCut);
+        }
+        let opened = Peer::open(&disk).map_err(|error| error.to_string());
+        let opened = opened.and_then(|mut peer| {
+            let found = Found::of(&peer);
+            peer.start().map(|()| (peer, found))
+        });
+        match opened {
+            Ok((peer, found)) if !disk.is_off() => {
+                disk.fail_at(0, Fault::PowerCut);
+                return (disk, peer, found);
+            }
+            Ok(_) => {}
+            Err(error) => assert!(disk.is_off(), "{what}: refused: {error}"),
+        }
+        image = disk.image();
+    }
+}
+
+/// What a store holds when it is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Found {
+    identity: Identity,
+    model: Model,
+    first: u64,
+    restored: Option<LogId>,
+}
+
+impl Found {
+    fn of(peer: &Peer) -> Self {
+        Self {
+            identity: peer.dir.identity(),
+            model: Model::of(&peer.opened.wal),
+            first: peer.opened.wal.range().start,
+            restored: peer.opened.reader.last(),
+        }
+    }
+}
+
+/// Checks what is found after a moment, and that the store goes on from there.
+fn check(moment: &Moment, workload: &Workload, random: &mut Random, what: &str) {
+    let (disk, mut peer, found) = reopen(&moment.image, random, what);
+    let progress = &moment.progress;
+    check_identity(progress, &found, what);
+    let durable = progress.durable.max(1);
+    let mut possible = workload.models[durable - 1..progress.issued.max(1)].iter();
+    assert!(
+        possible.any(|model| model.allows(&found.model, found.first)),
+        "{what}: {durable} of {} durable; expected {:#?} or later, found {found:#?}",
+        progress.issued,
+        workload.models[durable - 1],
+    );
+    let restored = found.restored.map(|id| id.index);
+    assert!(
+        progress.snapshot_durable <= restored && restored <= progress.snapshot_issued,
+        "{what}: restored {restored:?}, of snapshots {:?} to {:?}",
+        progress.snapshot_durable,
+        progress.snapshot_issued
+    );
+    check_state(&peer, &found, workload, what);
+    let applied = peer.opened.reader.last();
+
+    // It goes on, and what it acknowledges now is there after another crash.
+    let next = peer
+        .append_one(1 << 40)
+        .unwrap_or_else(|error| panic!("{what}: {error}"));
+    drop(peer);
+    let (_, peer, last) = reopen(&disk.image(), random, what);
+    assert_eq!(last.model.last, Some(next), "{what}");
+    assert_eq!(
+        last.model.vote.map(|vote| vote.term),
+        Some(1 << 40),
+        "{what}"
+    );
+    assert_eq!(last.identity, found.identity, "{what}");
+    assert_eq!(peer.opened.reader.last(), applied, "{what}");
+}
+
+fn check_identity(progress: &Progress, found: &Found, what: &str) {
+    let nonce = progress.nonce;
+    assert!(
+        nonce.is_none_or(|nonce| nonce == found.identity.nonce()),
+        "{what}: another identity"
+    );
+    let member = matches!(found.identity, Identity::Member { .. });
+    assert!(member || !progress.joined, "{what}: not a member any more");
+}
+
+fn check_state(peer: &Peer, found: &Found, workload: &Workload, what: &str) {
+    let applied = peer.reader.last();
+    let expected = found.restored.max(found.model.committed);
+    assert_eq!(applied, expected, "{what}: applied");
+    let entries = applied.map_or(0, |id| id.index.0 + 1) as usize;
+    assert_eq!(
+        peer.reader.state().digest(),
+        workload.digests[entries],
+        "{what}: the state after {entries} entries is another"
+    );
+}
+
+/// Runs the workload of `seed` once, and checks a power cut or a kill in the middle of each of its operations.
+/// Returns the number of crash points.
+fn crash_everywhere(seed: u64) -> u64 {
+    FIXED_NONCE.set(Some(seed));
+    let disk = SimulatedDisk::default();
+    let (workload, moments) = Workload::record(&disk, seed);
+    for (at, moment) in moments.iter().enumerate() {
+        let mut random = Random(seed ^ (at as u64) << 32);
+        let what = format!("seed {seed}, operation {at}");
+        check(moment, &workload, &mut random, &what);
+    }
+    moments.len() as u64
+}
+
+/// Runs the workload of `seed` with `fault` at every operation. Returns how often that was.
+fn fail_everywhere(seed: u64, fault: Fault) -> u64 {
+    FIXED_NONCE.set(Some(seed));
+    for at in 1.. {
+        let disk = SimulatedDisk::failing_at(at, fault);
+        let mut workload = Workload::new(&disk, seed);
+        let outcome = workload.run();
+        if !disk.has_faulted() {
+            outcome.unwrap();
+            return at - 1;
+        }
+        let what = format!("seed {seed}, {fault:?} at operation {at}");
+        if outcome.is_err() {
+            workload.check_poisoned(&what);
+        }
+        let moment = Moment {
+            image: disk.image(),
+            progress: workload.progress(),
+        };
+        let mut random = Random(seed ^ at << 32);
+        check(&moment, &workload, &mut random, &what);
+    }
+    unreachable!("the workload ends")
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what to run is given to tests by the environment"
+)]
+fn number_from(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap())
+}
+
+#[test]
+fn a_whole_store_survives_a_crash_at_every_operation() {
+    if let Some(seed) = number_from("RAFTSERVE_CRASH_SEED") {
+        println!("seed {seed}: {} crash points", crash_everywhere(seed));
+        return;
+    }
+    let (first, wanted) = match number_from("RAFTSERVE_CRASH_POINTS") {
+        Some(wanted) => (1_000, wanted),
+        None => (0, 3_000),
+    };
+    let (mut points, mut seed) = (0, first);
+    while points < wanted {
+        points += crash_everywhere(seed);
+        seed += 1;
+    }
+    println!("{points} crash points, seeds {first} to {}", seed - 1);
+}
+
+#[test]
+fn a_whole_store_survives_an_error_a_full_disk_or_a_lost_sync_at_every_operation() {
+    for fault in [Fault::Error, Fault::Full, Fault::LostSync] {
+        let points: u64 = (0..2).map(|seed| fail_everywhere(seed, fault)).sum();
+        assert!(points > 100, "{fault:?}: {points} points only");
+    }
+}
+
+/// Bits that change after everything was synced.
+#[test]
+fn corruption_anywhere_is_refused_with_its_place_or_costs_nothing() {
+    for seed in 0..3 {
+        FIXED_NONCE.set(Some(seed));
+        let disk = SimulatedDisk::default();
+        let mut workload = Workload::new(&disk, seed);
+        workload.run().unwrap();
+        drop(workload.peer.take());
+        let settled = disk.image();
+        let intact = Found::of(&Peer::open(&settled.after_kill()).unwrap());
+        // One more group, since the last one cannot be told from a torn write.
+        let mut sizes = std::collections::BTreeMap::new();
+        for path in disk.paths() {
+            sizes.insert(path.clone(), disk.bytes(&path).len());
+        }
+        let mut peer = Peer::open(&disk).unwrap();
+        peer.append_one(1 << 40).unwrap();
+        drop(peer);
+        let settled = disk.image();
+        let mut random = Random(seed);
+        for _ in 0..150 {
+            let disk = settled.after_kill();
+            let at = random.below(sizes.len() as u64) as usize;
+            let (path, size) = sizes.iter().nth(at).unwrap();
+            let byte = random.below(*size as u64) as usize;
+            let bit = random.below(8);
+            disk.damage(path, |bytes| bytes[byte] ^= 1 << bit);
+            let what = format!(
+                "seed {seed}, bit {bit} of byte {byte} of {}",
+                path.display()
+            );
+            match Peer::open(&disk) {
+                Err(error) => check_refusal(&error, path, &what),
+                Ok(mut peer) => {
+                    let mut found = Found::of(&peer);
+                    assert_eq!(found.model.last.map(|id| id.term), Some(1 << 40), "{what}");
+                    assert_eq!(found.model.committed, intact.model.committed, "{what}");
+                    peer.start()
+                        .unwrap_or_else(|error| panic!("{what}: {error}"));
+                    found.restored = found.restored.max(found.model.committed);
+                    check_state(&peer, &found, &workload, &what);
+                }
+            }
+        }
+    }
+}
+
+/// The reason names the file; or the data directory, where that says enough: of `FORMAT`, and of a snapshot that
+/// was put aside and is missed.
+fn check_refusal(error: &OpenError, path: &Path, what: &str) {
+    let mut said = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        said.push_str(": ");
+        said.push_str(&error.to_string());
+        cause = error.source();
+    }
+    let gap = matches!(error, OpenError::Gap { .. }) && path.starts_with("/data/snap");
+    let named = (gap || path.ends_with("FORMAT")) && said.contains(DIR);
+    assert!(
+        named || said.contains(&*path.to_string_lossy()),
+        "{what}: {said}"
+    );
+}
