@@ -29,6 +29,12 @@ jepsen *ARGS:
     cargo build --locked -p raftserve-node
     cargo test --locked -p jepsen-tests {{ ARGS }}
 
+# Kills one, two or all of three peers again and again, under clients whose calls are all checked. SEED repeats a run.
+kill-rounds ROUNDS="1000" SEED="":
+    cargo build --release --locked -p raftserve-node
+    {{ if SEED == "" { "" } else { "RAFTSERVE_KILL_SEED=" + SEED } }} RAFTSERVE_KILL_ROUNDS={{ ROUNDS }} \
+        cargo test --release --locked -p jepsen-tests --test faults kill_rounds -- --nocapture
+
 # Saturates every core with requests, for a minute by default: no election may come of it.
 saturate SECONDS="60":
     cargo build --release --locked -p raftserve-node

@@ -76,13 +76,7 @@ impl Cluster {
     /// If they do not become one.
     pub async fn start_with(options: Options) -> anyhow::Result<Self> {
         let mut cluster = Self::prepare(&options)?;
-        for index in 0..options.peers {
-            cluster.peers[index].start()?;
-        }
-        for index in 0..options.peers {
-            cluster.await_ready(index).await?;
-        }
-        cluster.leader().await?;
+        cluster.restart_all().await?;
         Ok(cluster)
     }
 
@@ -113,6 +107,7 @@ impl Cluster {
                 lifeline: Some(lifeline.path().to_owned()),
                 profile: options.profile.clone(),
                 log: root.join(format!("peer-{index}.log")),
+                environment: Vec::new(),
             })
         };
         Ok(Self {
@@ -259,7 +254,7 @@ impl Cluster {
         self.await_ready(index).await
     }
 
-    /// Starts all peers again and waits until they are ready and have a leader.
+    /// Starts all peers, again or for the first time, and waits until they are ready and have a leader.
     ///
     /// # Errors
     /// If they do not come back.

@@ -14,6 +14,8 @@
 //! | [`peer`], [`cluster`] | starting, killing, pausing and restarting peers |
 //! | [`admin`], [`cli`] | the admin API, and the command line |
 //! | [`http`], [`load`] | requests, and many of them |
+//! | [`register`] | reads and writes of keys, and many of them |
+//! | [`faulty_disk`] | a disk that fails on command |
 //! | [`program`] | a replica program that counts what it sees |
 //! | [`history`], [`check`] | what happened, and whether it was allowed |
 //! | [`wait`] | waiting for a condition, never for a time |
@@ -23,6 +25,7 @@ pub mod binary;
 pub mod check;
 pub mod cli;
 pub mod cluster;
+pub mod faulty_disk;
 pub mod history;
 pub mod http;
 pub mod load;
@@ -30,4 +33,5 @@ pub mod peer;
 pub mod ports;
 pub mod processes;
 pub mod program;
+pub mod register;
 pub mod wait;

@@ -1,5 +1,6 @@
 //! One peer: a process of the built binary, with a directory, ports and a log file of its own.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -40,6 +41,8 @@ pub struct PeerSetup {
     pub profile: String,
     /// Its standard output and error go here.
     pub log: PathBuf,
+    /// What is added to its environment.
+    pub environment: Vec<(OsString, OsString)>,
 }
 
 impl PeerSetup {
@@ -60,7 +63,8 @@ impl PeerSetup {
             .arg("--replica-root")
             .arg(&self.replica_root)
             .args(["--profile", &self.profile])
-            .args(["--log-level", "info", "--log-format", "text"]);
+            .args(["--log-level", "info", "--log-format", "text"])
+            .envs(self.environment.iter().cloned());
         if let Some(lifeline) = &self.lifeline {
             command.arg("--lifeline").arg(lifeline);
         }
@@ -210,11 +214,17 @@ impl Peer {
         }
     }
 
+    /// All that it wrote since it was first started.
+    #[must_use]
+    pub fn log_text(&self) -> String {
+        let text = std::fs::read(&self.setup.log).unwrap_or_default();
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
     /// The last lines that it wrote.
     #[must_use]
     pub fn log_tail(&self, lines: usize) -> String {
-        let text = std::fs::read(&self.setup.log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
+        let text = self.log_text();
         let all: Vec<String> = text
             .lines()
             .map(|line| line.chars().take(LOG_LINE_MAX).collect())
