@@ -171,6 +171,15 @@ impl Share {
     /// when it sent what a quorum has answered.
     #[must_use]
     pub fn holds_lease(&self) -> bool {
+        if self.lease_runs() {
+            return true;
+        }
+        // A leader that has nobody to send anything to renews its lease here only.
+        self.renew_own_lease();
+        self.lease_runs()
+    }
+
+    fn lease_runs(&self) -> bool {
         nanos(clock::boot_time()) < self.lease_until.load(Ordering::Acquire)
     }
 
@@ -298,4 +307,37 @@ fn decode<T: Decode<()>>(body: &[u8]) -> Option<T> {
     bincode::decode_from_slice(body, config)
         .ok()
         .map(|(value, _)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Alone;
+
+    impl LeaderView for Alone {
+        fn confirmed_at(&self) -> Option<Duration> {
+            Some(clock::boot_time())
+        }
+
+        fn patience(&self) -> Duration {
+            Duration::from_millis(600)
+        }
+    }
+
+    #[test]
+    fn a_sole_peer_holds_its_lease_while_it_reigns_though_it_has_nobody_to_tell() {
+        let index = || watch::channel(LogIndex(0)).1;
+        let share = Share::new(
+            NodeId(1),
+            Incarnation(1),
+            index(),
+            index(),
+            Alone,
+            Arc::default(),
+        );
+        assert!(!share.holds_lease());
+        share.begin_reign(Generation(1), LogIndex(0));
+        assert!(share.holds_lease());
+    }
 }
