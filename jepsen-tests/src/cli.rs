@@ -43,10 +43,15 @@ impl Cli {
     /// # Errors
     /// If it cannot be run or takes more than a minute. An exit code is no error here.
     pub async fn run(&self, args: &[&str]) -> anyhow::Result<Ran> {
+        self.end(args, &[ADDRESS_FLAG, &self.admin.to_string()])
+            .await
+    }
+
+    async fn end(&self, args: &[&str], more: &[&str]) -> anyhow::Result<Ran> {
         let mut command = Command::from(clean_command(&self.binary));
         command
             .args(args)
-            .args([ADDRESS_FLAG, &self.admin.to_string()])
+            .args(more)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
@@ -61,16 +66,36 @@ impl Cli {
         })
     }
 
+    /// Runs a command that asks no peer to its end.
+    ///
+    /// # Errors
+    /// As [`Cli::run`].
+    pub async fn offline(&self, args: &[&str]) -> anyhow::Result<Ran> {
+        self.end(args, &[]).await
+    }
+
+    /// Runs a command that asks no peer and is to succeed, and reads what it prints as JSON.
+    ///
+    /// # Errors
+    /// As [`Cli::json`].
+    pub async fn offline_json(&self, args: &[&str]) -> anyhow::Result<serde_json::Value> {
+        let args: Vec<&str> = args.iter().chain(&["--output", "json"]).copied().collect();
+        read(&args, &self.offline(&args).await?)
+    }
+
     /// Runs a command that is to succeed, and reads what it prints as JSON.
     ///
     /// # Errors
     /// If it fails, or prints something else.
     pub async fn json(&self, args: &[&str]) -> anyhow::Result<serde_json::Value> {
         let args: Vec<&str> = args.iter().chain(&["--output", "json"]).copied().collect();
-        let ran = self.run(&args).await?;
-        if ran.code != Some(0) {
-            anyhow::bail!("raftserve {args:?}: {ran:?}");
-        }
-        serde_json::from_str(&ran.stdout).with_context(|| format!("raftserve {args:?}: {ran:?}"))
+        read(&args, &self.run(&args).await?)
     }
+}
+
+fn read(args: &[&str], ran: &Ran) -> anyhow::Result<serde_json::Value> {
+    if ran.code != Some(0) {
+        anyhow::bail!("raftserve {args:?}: {ran:?}");
+    }
+    serde_json::from_str(&ran.stdout).with_context(|| format!("raftserve {args:?}: {ran:?}"))
 }

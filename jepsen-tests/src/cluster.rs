@@ -54,6 +54,8 @@ pub struct Cluster {
     peers: Vec<Peer>,
     node_ids: BTreeMap<u64, usize>,
     cluster_id: Option<String>,
+    /// The ids of clusters whose replicas this one took over.
+    former_ids: Vec<String>,
     outages: Vec<Outage>,
     passed: bool,
     made: Instant,
@@ -115,6 +117,7 @@ impl Cluster {
             directory: Some(directory),
             node_ids: BTreeMap::new(),
             cluster_id: None,
+            former_ids: Vec::new(),
             outages: Vec::new(),
             passed: false,
             made: Instant::now(),
@@ -314,6 +317,12 @@ impl Cluster {
         self.cluster_id.as_deref().context("no peer was ever ready")
     }
 
+    /// From now on the peers are of a new cluster, which takes over the replicas of the present one.
+    pub fn begin_anew(&mut self) {
+        self.former_ids.extend(self.cluster_id.take());
+        self.node_ids.clear();
+    }
+
     /// The Raft id of a peer.
     ///
     /// # Errors
@@ -426,7 +435,10 @@ impl Cluster {
             .filter(|it| admin::is_live(it.status()))
             .map(|it| format!("{}-{}", it.service_id, it.id))
             .collect();
-        let census = processes::census(self.cluster_id()?)?;
+        let mut census = processes::census(self.cluster_id()?)?;
+        for former in &self.former_ids {
+            census.extend(processes::census(former)?);
+        }
         let shims = processes::shims(&self.path("replicas"))?;
         clean("what runs", &exactly_these_run(&wanted, &census, &shims))?;
         Ok((wanted, census))
@@ -435,7 +447,8 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let ids: Vec<String> = self.cluster_id.iter().cloned().collect();
+        let mut ids = self.former_ids.clone();
+        ids.extend(self.cluster_id.clone());
         let logs: Vec<String> = match self.passed {
             true => Vec::new(),
             false => self.peers.iter().map(|it| it.log_tail(LOG_LINES)).collect(),

@@ -24,6 +24,7 @@ mod server;
 mod services;
 mod sessions;
 mod shared;
+mod snapshots;
 mod validate;
 mod view;
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use raftserve_model::{ClusterId, LogIndex, LogTime, NodeId};
 use raftserve_store::command::Action;
+use raftserve_store::entry::LogId;
+use raftserve_store::snapshot::{SnapshotError, SnapshotFile};
 use raftserve_store::{Outcome, State};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -77,6 +79,31 @@ pub struct ReadError {
 pub struct TransferError {
     /// What stood in the way.
     pub reason: String,
+}
+
+/// The state as a file, made for whoever asked; it goes with the last handle.
+#[derive(Clone, Debug)]
+pub struct Exported {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The last entry in it.
+    pub last: LogId,
+    /// The file, verified.
+    pub file: SnapshotFile,
+}
+
+/// Why the state was not exported.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// It might lack something that was acknowledged.
+    #[error(transparent)]
+    NoQuorum(#[from] ReadError),
+    /// It could not be written.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The peer ends.
+    #[error("{STOPPED}")]
+    Stopping,
 }
 
 /// A handle on the log, cheap to clone.
@@ -166,6 +193,24 @@ impl Consensus {
                     reason: STOPPED.to_owned(),
                 })
             })
+    }
+
+    /// The state as a file: with everything that was acknowledged before the call, as of one entry. What is
+    /// applied meanwhile is not held up.
+    ///
+    /// # Errors
+    /// [`ExportError`]; a quorum is waited for no longer than `deadline`, the disk as long as it takes.
+    pub async fn export(&self, deadline: Duration) -> Result<Exported, ExportError> {
+        self.read_barrier(deadline).await?;
+        let core = Arc::clone(&self.core);
+        let cluster = self.cluster_id();
+        let writing = tokio::task::spawn_blocking(move || core.reader.export(&core.snapshots));
+        let (head, file) = writing.await.map_err(|_| ExportError::Stopping)??;
+        Ok(Exported {
+            cluster,
+            last: head.last.unwrap_or_default(),
+            file,
+        })
     }
 
     /// This peer's applied state: cheap, local, perhaps behind.

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use raftserve_model::{Generation, Incarnation, LogIndex, ReplicaId};
 use raftserve_store::command::{Action, Change};
-use raftserve_store::state::Phase;
+use raftserve_store::state::{Claim, Phase};
 use raftserve_store::{Outcome, State};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -145,6 +145,8 @@ struct Reign<'a> {
     provider_changes: watch::Receiver<u64>,
     /// The last change to the state that the present plan was made from.
     planned_from: LogIndex,
+    /// Whether the parent's replicas were made ours in this reign.
+    taken_over: bool,
 }
 
 impl<'a> Reign<'a> {
@@ -162,6 +164,7 @@ impl<'a> Reign<'a> {
             applied: controller.consensus.applied(),
             provider_changes: controller.provider.changes(),
             planned_from: LogIndex(0),
+            taken_over: false,
         }
     }
 
@@ -226,6 +229,10 @@ impl<'a> Reign<'a> {
 
     async fn observe(&mut self) -> Result<Result<(), ProviderError>, ReignEnd> {
         self.provider_changes.mark_unchanged();
+        // What was the parent's must be ours before anything is missed.
+        if let Err(error) = self.take_over().await {
+            return Ok(Err(error));
+        }
         let observations = match self.controller.provider.observe().await {
             Ok(observations) => observations,
             Err(error) => return Ok(Err(error)),
@@ -249,6 +256,17 @@ impl<'a> Reign<'a> {
             .map(|observation| (observation.replica.id, observation.state))
             .collect();
         Ok(Ok(()))
+    }
+
+    /// Makes the replicas of the cluster that this one took over from its own.
+    async fn take_over(&mut self) -> Result<(), ProviderError> {
+        let lineage = self.controller.consensus.state().lineage();
+        let claimed = lineage.filter(|it| it.claim == Claim::TakeOver && !self.taken_over);
+        if let Some(lineage) = claimed {
+            self.controller.provider.take_over(lineage.parent).await?;
+            self.taken_over = true;
+        }
+        Ok(())
     }
 
     fn observed(&self, state: &State) -> Observed {

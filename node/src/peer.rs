@@ -252,6 +252,35 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
     })
 }
 
+/// Who is met at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Met {
+    /// A peer of that cluster.
+    Member {
+        /// Its cluster.
+        cluster: ClusterId,
+        /// Its id.
+        node: NodeId,
+    },
+    /// A peer that belongs to no cluster.
+    Pristine,
+    /// Nobody answered as a peer does.
+    Nobody,
+}
+
+/// Asks whoever is at `address` who it is.
+pub async fn meet(address: &str) -> Met {
+    let hello = wire::HelloRequest { from: None };
+    match bootstrap::greet(address, &hello)
+        .await
+        .map(|reply| reply.standing)
+    {
+        Ok(wire::Standing::Member { cluster, node, .. }) => Met::Member { cluster, node },
+        Ok(wire::Standing::Pristine { .. }) => Met::Pristine,
+        Err(_) => Met::Nobody,
+    }
+}
+
 async fn open_dir(folder: PathBuf) -> Result<DataDir, StartError> {
     let opening = tokio::task::spawn_blocking(move || DataDir::open(&folder));
     match opening.await {
@@ -334,6 +363,7 @@ async fn run_raft(
         identity,
         raft,
         reader: opened.reader,
+        snapshots: opened.snapshots,
         links,
         directory,
         leadership: leads,

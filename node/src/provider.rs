@@ -28,7 +28,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use raftserve_model::{ReplicaId, ServiceId, ServiceName, ServiceVersion};
+use raftserve_model::{ClusterId, ReplicaId, ServiceId, ServiceName, ServiceVersion};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -185,6 +185,17 @@ pub enum ProviderError {
         /// What is left.
         reason: String,
     },
+    /// Another cluster has them.
+    #[error(
+        "the replicas of cluster {cluster} were taken over by cluster {by}, and no other may have them: stop this \
+         peer, or restore its cluster with --fork"
+    )]
+    TakenOver {
+        /// Whose they were.
+        cluster: ClusterId,
+        /// Whose they are.
+        by: ClusterId,
+    },
     /// The provider's own records could not be read or written.
     #[error("cannot {doing} {path}")]
     Io {
@@ -230,6 +241,12 @@ pub trait Provider: Send + Sync + 'static {
         replica: &'a ReplicaKey,
         grace: Duration,
     ) -> BoxFuture<'a, Result<(), ProviderError>>;
+
+    /// Makes what exists for the cluster `from` this cluster's own, as it runs; refused to `from` from then on.
+    ///
+    /// # Errors
+    /// [`ProviderError::TakenOver`] if a third cluster has it; [`ProviderError::Io`]. May be repeated.
+    fn take_over(&self, from: ClusterId) -> BoxFuture<'_, Result<(), ProviderError>>;
 
     /// All that exists for this cluster, in the order of the keys.
     ///

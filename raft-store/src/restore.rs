@@ -85,6 +85,14 @@ pub enum RestoreError {
     /// The new vote.
     #[error("cannot write the new log")]
     Vote(#[source] Failed),
+    /// The new directory did not get the old one's place.
+    #[error("cannot put the new data into the place of {}", .path.display())]
+    Place {
+        /// The old directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
     /// A directory of the new data.
     #[error("cannot make {}", .path.display())]
     Io {
@@ -318,6 +326,27 @@ pub fn begin(
         node,
         index,
     })
+}
+
+/// Puts `made`, which [`begin`] filled, into the place of the survivor's directory, at one stroke; the survivor's
+/// is then at `aside`. All three lie in one directory. Blocks.
+///
+/// # Errors
+/// [`RestoreError::Place`], also where the survivor's directory is the root of a volume; nothing was moved then.
+pub fn take_place(survivor: Survivor, made: &Path, aside: &Path) -> Result<(), RestoreError> {
+    let place = survivor.path().to_owned();
+    let failed = |source: std::io::Error| RestoreError::Place {
+        path: place.clone(),
+        source,
+    };
+    let cwd = rustix::fs::CWD;
+    let exchange = rustix::fs::RenameFlags::EXCHANGE;
+    rustix::fs::renameat_with(cwd, made, cwd, &place, exchange)
+        .map_err(|errno| failed(errno.into()))?;
+    let disk = survivor.dir.disk();
+    let moved = disk.rename(made, aside);
+    let parent = made.parent().unwrap_or(Path::new("/"));
+    moved.and_then(|()| disk.sync_dir(parent)).map_err(failed)
 }
 
 /// A log of no entries and a vote: without it, the first election would be in a term before the snapshot's.

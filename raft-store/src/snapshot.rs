@@ -22,6 +22,7 @@ use crate::codec::CodecError;
 use crate::disk::{Disk, DiskFile, RealDisk};
 use crate::entry::{AppliedMembership, LogId};
 use crate::state::{Record, RecordError, State};
+pub use file::FORMAT as SNAPSHOT_FORMAT;
 use file::{Blocks, SnapshotWriter};
 
 /// The newest, and the one before it.

@@ -87,6 +87,7 @@ fn no_output(replica: &ReplicaKey, error: &ProviderError) -> Status {
             metadata,
         ),
         ProviderError::Tombstoned(_)
+        | ProviderError::TakenOver { .. }
         | ProviderError::Create { .. }
         | ProviderError::Stop { .. }
         | ProviderError::Io { .. } => Reason::NoOutput.status_with(

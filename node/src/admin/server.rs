@@ -22,6 +22,7 @@ use super::replicas::ReplicasApi;
 use super::services::ServicesApi;
 use super::sessions::SessionsApi;
 use super::shared::{AdminParts, Shared};
+use super::snapshots::SnapshotsApi;
 use super::v1;
 
 /// The largest message that carries a YAML, which may itself have 1 MiB.
@@ -106,6 +107,11 @@ pub async fn serve(
             VALUE_MESSAGE_BYTES_MAX,
             keys_gate
         ))
+        .add_service(gated!(
+            SnapshotsServer,
+            SnapshotsApi::new,
+            MESSAGE_BYTES_MAX
+        ))
         .serve_with_incoming_shutdown(connections(listener), shutdown.clone().cancelled_owned());
 
     let cut = async {
@@ -126,6 +132,7 @@ type EventsServer = v1::events_server::EventsServer<EventsApi>;
 type SessionsServer = v1::sessions_server::SessionsServer<SessionsApi>;
 type KeyValueServer = v1::key_value_server::KeyValueServer<KeyValueApi>;
 type ClusterServer = v1::cluster_server::ClusterServer<ClusterApi>;
+type SnapshotsServer = v1::snapshots_server::SnapshotsServer<SnapshotsApi>;
 
 /// Tells health whether the peer is ready: for the whole server (the empty name) and each service.
 async fn report_health(reporter: HealthReporter, mut ready: watch::Receiver<bool>) {
@@ -143,6 +150,7 @@ async fn report_health(reporter: HealthReporter, mut ready: watch::Receiver<bool
             SessionsServer::NAME,
             ClusterServer::NAME,
             KeyValueServer::NAME,
+            SnapshotsServer::NAME,
         ] {
             reporter.set_service_status(name, status).await;
         }

@@ -8,6 +8,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use super::dev_args::DevArgs;
 use super::durations;
 use super::node_args::NodeArgs;
+use super::snapshot_args::{RecoverArgs, SnapshotArgs};
 
 const AFTER_HELP: &str = "\
 Try it without a cluster:
@@ -348,6 +349,10 @@ pub enum ClusterVerb {
         #[command(flatten)]
         target: Target,
     },
+    /// Save the cluster's state to a file, look into such a file, or begin a new cluster with it.
+    Snapshot(SnapshotArgs),
+    /// Begin a new cluster with what one peer has, when most peers are lost for good.
+    Recover(RecoverArgs),
     /// Hand leadership to another peer, and wait until it leads.
     TransferLeader {
         /// Its id, as `cluster members` shows it; the one that is furthest along if not given.

@@ -7,7 +7,7 @@ use super::connect::Servers;
 use super::failure::Failure;
 use super::paint::{Paint, Tone};
 use super::table::Table;
-use super::{output, shape};
+use super::{output, recover, shape, snapshot};
 use crate::admin::v1;
 use crate::admin::v1::cluster_client::ClusterClient;
 
@@ -16,6 +16,8 @@ pub(super) async fn run(args: ClusterArgs) -> Result<(), Failure> {
     match args.verb {
         ClusterVerb::Status { output, target } => status(output.output, &target).await,
         ClusterVerb::Members { output, target } => members(output.output, &target).await,
+        ClusterVerb::Snapshot(args) => snapshot::run(args).await,
+        ClusterVerb::Recover(args) => recover::run(args).await,
         ClusterVerb::TransferLeader {
             node,
             output,

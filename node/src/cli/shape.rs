@@ -1,6 +1,7 @@
 //! What JSON and YAML output looks like: the API's fields in its own words, with statuses as plain
 //! names and absent things as null.
 
+use raftserve_model::WallTime;
 use serde_json::{Value, json};
 
 use crate::admin::v1;
@@ -22,6 +23,13 @@ fn text(text: &str) -> Value {
         "" => Value::Null,
         text => text.into(),
     }
+}
+
+/// A time as people read it.
+pub(super) fn time_text(time: WallTime) -> String {
+    let seconds = i64::try_from(time.0 / 1_000).unwrap_or(i64::MAX);
+    let stamp = prost_types::Timestamp { seconds, nanos: 0 };
+    stamp.to_string()
 }
 
 fn time(time: Option<&prost_types::Timestamp>) -> Value {

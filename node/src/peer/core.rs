@@ -16,7 +16,7 @@ use super::clock::LogClock;
 use super::directory::Directory;
 use super::leadership::Confirmation;
 use super::links::{CallError, Links, Purpose, frame, read};
-use super::store::{Identity, RaftHandle, StateReader};
+use super::store::{Identity, RaftHandle, Snapshots, StateReader};
 use super::wire::{
     Announcement, COMMAND_BYTES_MAX, MoveLeaderReply, MoveLeaderRequest, ProposeReply,
     ProposeRequest, ReadIndexReply, ReadIndexRequest, command_size,
@@ -40,6 +40,7 @@ pub(crate) struct Core {
     pub(crate) identity: Identity,
     pub(crate) raft: RaftHandle,
     pub(crate) reader: StateReader,
+    pub(crate) snapshots: Arc<Snapshots>,
     pub(crate) links: Arc<Links>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) leadership: watch::Receiver<Leadership>,

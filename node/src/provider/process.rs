@@ -7,6 +7,7 @@ mod prune;
 mod start;
 mod stop;
 mod tail;
+mod take_over;
 mod watcher;
 
 use std::io;
@@ -53,7 +54,7 @@ impl ProcessProvider {
     /// As [`ProcessProvider::new`], with the binary that has the shim's subcommands.
     ///
     /// # Errors
-    /// If the directory cannot be made.
+    /// [`ProviderError::TakenOver`] if another cluster has its replicas; or if the directory cannot be made.
     pub fn with_executable(
         root: &Path,
         cluster: ClusterId,
@@ -62,6 +63,10 @@ impl ProcessProvider {
         let root = std::path::absolute(root).map_err(io_error("find", root))?;
         let directory = root.join(cluster.to_string());
         std::fs::create_dir_all(&directory).map_err(io_error("make", &directory))?;
+        match take_over::owner(&directory)? {
+            Some(by) if by != cluster => return Err(ProviderError::TakenOver { cluster, by }),
+            _ => {}
+        }
         let site = Arc::new(Site {
             cluster,
             directory,
@@ -108,6 +113,11 @@ impl Provider for ProcessProvider {
         grace: Duration,
     ) -> BoxFuture<'a, Result<(), ProviderError>> {
         Box::pin(stop::stop(Arc::clone(&self.site), replica.clone(), grace))
+    }
+
+    fn take_over(&self, from: ClusterId) -> BoxFuture<'_, Result<(), ProviderError>> {
+        let site = Arc::clone(&self.site);
+        Box::pin(blocking(move || take_over::take_over(&site, from)))
     }
 
     fn observe(&self) -> BoxFuture<'_, Result<Vec<Observation>, ProviderError>> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 use futures_util::{FutureExt, StreamExt, stream};
-use raftserve_model::{Incarnation, ServiceId};
+use raftserve_model::{ClusterId, Incarnation, ServiceId};
 use raftserve_node::admin::v1;
 use raftserve_node::admin::v1::cluster_client::ClusterClient;
 use raftserve_node::admin::v1::events_client::EventsClient;
@@ -216,6 +216,10 @@ impl Provider for TwoLines {
         _grace: Duration,
     ) -> BoxFuture<'a, Result<(), ProviderError>> {
         async { Ok(()) }.boxed()
+    }
+
+    fn take_over(&self, _: ClusterId) -> BoxFuture<'_, Result<(), ProviderError>> {
+        Box::pin(async { Ok(()) })
     }
 
     fn observe(&self) -> BoxFuture<'_, Result<Vec<Observation>, ProviderError>> {

@@ -9,7 +9,8 @@ use crate::codec;
 use crate::state::Record;
 
 const MAGIC: [u8; 8] = *b"RSRVSNP\n";
-const FORMAT: u16 = 1;
+/// The version of the layout of snapshot files.
+pub const FORMAT: u16 = 1;
 /// bincode 2, as `codec` has it.
 const CODEC: u8 = 1;
 const FIXED_LEN: usize = 20;

@@ -111,8 +111,13 @@ async fn finish(
     replica: ReplicaKey,
     lock: RunLock,
 ) -> Result<(), ProviderError> {
-    let marker = site.marker(replica.id);
+    let own = site.marker(replica.id);
     blocking(move || {
+        // What was taken over bears the mark of the cluster that launched it.
+        let marker = match dir.launch() {
+            Ok(Some(launch)) => launch.marker,
+            _ => own,
+        };
         proc_table::sweep(&marker, Also::Nobody).map_err(|error| ProviderError::Stop {
             replica,
             reason: error.to_string(),

@@ -1,0 +1,284 @@
+//! `raftserve cluster snapshot`: files that hold the whole state.
+
+mod file;
+mod save;
+
+use std::path::{Path, PathBuf};
+
+use raftserve_model::ClusterId;
+use raftserve_store::identity::{EmptyDir, IdentityError};
+use raftserve_store::restore::{Beginning, Begun, Parent, RestoreError, begin};
+use raftserve_store::snapshot::{SNAPSHOT_FORMAT, SnapshotError, SnapshotFile};
+use raftserve_store::state::Claim;
+use serde_json::{Value, json};
+
+use super::args::Format;
+use super::failure::{Exit, Failure};
+use super::output;
+use super::snapshot_args::{FileArgs, RestoreArgs, SnapshotArgs, SnapshotVerb, VerifyArgs};
+use crate::clock;
+
+/// Runs the verb.
+pub(super) async fn run(args: SnapshotArgs) -> Result<(), Failure> {
+    match args.verb {
+        SnapshotVerb::Save(args) => save::run(args).await,
+        SnapshotVerb::Inspect(args) => away(move || inspect(&args)).await,
+        SnapshotVerb::Verify(args) => away(move || verify(&args)).await,
+        SnapshotVerb::Restore(args) => away(move || restore(&args)).await,
+    }
+}
+
+/// Does what blocks on the disk where that holds up nothing, so that Ctrl-C still ends it.
+pub(super) async fn away<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+fn inspect(args: &FileArgs) -> Result<(), Failure> {
+    let parent = Parent::in_file(&args.file).map_err(|error| failure(&error))?;
+    let size = size_of(&args.file)?;
+    let value = described(&parent, &args.file, size);
+    output::print(args.output.output, &value, || table(&value))
+}
+
+fn size_of(path: &Path) -> Result<u64, Failure> {
+    let size = SnapshotFile::open(path).map(|file| file.size());
+    match size {
+        Ok(Ok(size)) => Ok(size),
+        Ok(Err(error)) => Err(Failure::failed(format!(
+            "cannot read {}: {error}",
+            path.display()
+        ))),
+        Err(error) => Err(failure(&error.into())),
+    }
+}
+
+/// What a snapshot holds, for people and programs.
+fn described(parent: &Parent, path: &Path, size: u64) -> Value {
+    let state = &parent.state;
+    let sessions: usize = state
+        .services()
+        .map(|service| state.session_count(service.id))
+        .sum();
+    let lineage = state.lineage();
+    json!({
+        "file": path.display().to_string(),
+        "format": SNAPSHOT_FORMAT,
+        "size": size,
+        "cluster_id": parent.cluster.to_string(),
+        "index": parent.last.index.0,
+        "term": parent.last.term,
+        "time": crate::cli::shape::time_text(state.wall_at(state.now())),
+        "members": parent.membership.nodes.keys().map(|id| id.0).collect::<Vec<_>>(),
+        "services": state.services().count(),
+        "replicas": state.replicas().count(),
+        "sessions": sessions,
+        "clients": state.client_count(),
+        "parent_cluster_id": lineage.map(|it| it.parent.to_string()),
+    })
+}
+
+/// Keys and values, one a line.
+pub(super) fn table(value: &Value) -> String {
+    let lines = value.as_object().into_iter().flatten();
+    let shown = lines.filter(|(_, value)| !value.is_null());
+    shown
+        .map(|(key, value)| {
+            let text = match value {
+                Value::String(text) => text.clone(),
+                Value::Array(items) => {
+                    let items: Vec<_> = items.iter().map(ToString::to_string).collect();
+                    items.join(", ")
+                }
+                other => other.to_string(),
+            };
+            format!("{key:<18} {text}\n")
+        })
+        .collect()
+}
+
+fn verify(args: &VerifyArgs) -> Result<(), Failure> {
+    let parent = Parent::in_file(&args.file).map_err(|error| failure(&error))?;
+    let (size, sha256) = file::sha256(&args.file)?;
+    if let Some(wanted) = &args.sha256
+        && !wanted.trim().eq_ignore_ascii_case(&sha256)
+    {
+        return Err(Failure::new(
+            Exit::Refused,
+            format!(
+                "{} is a whole snapshot, but not that one: its SHA-256 is {sha256}",
+                args.file.display()
+            ),
+        )
+        .remedy("look for the file that the sum belongs to; `inspect` shows what this one is"));
+    }
+    let value = json!({
+        "file": args.file.display().to_string(),
+        "valid": true,
+        "size": size,
+        "sha256": sha256,
+        "cluster_id": parent.cluster.to_string(),
+        "index": parent.last.index.0,
+    });
+    output::print(args.output.output, &value, || {
+        format!(
+            "{} is whole: {size} bytes, cluster {} as of entry {}\nsha256 {sha256}\n",
+            args.file.display(),
+            parent.cluster,
+            parent.last.index,
+        )
+    })
+}
+
+fn restore(args: &RestoreArgs) -> Result<(), Failure> {
+    let claim = match args.fork {
+        true => Claim::Fork,
+        false => Claim::TakeOver,
+    };
+    // What is wrong with the file is told before a directory is made.
+    let parent = Parent::in_file(&args.file).map_err(|error| failure(&error))?;
+    let begun = begin_in(&parent, claim, &args.data_dir, args.peer_addr.clone())?;
+    tell(
+        &parent,
+        begun,
+        claim,
+        &args.data_dir,
+        None,
+        args.output.output,
+    )
+}
+
+/// Fills an empty directory with the beginning of a new cluster.
+pub(super) fn begin_in(
+    parent: &Parent,
+    claim: Claim,
+    dir: &Path,
+    address: String,
+) -> Result<Begun, Failure> {
+    let beginning = Beginning {
+        cluster: ClusterId(rand::random()),
+        claim,
+        unix_seconds: clock::unix_ms() / 1_000,
+        address,
+    };
+    let target = EmptyDir::take(dir).map_err(|error| failure(&error.into()))?;
+    begin(parent, &beginning, target).map_err(|error| failure(&error))
+}
+
+/// Says what was begun, and what comes next.
+pub(super) fn tell(
+    parent: &Parent,
+    begun: Begun,
+    claim: Claim,
+    dir: &Path,
+    aside: Option<PathBuf>,
+    format: Format,
+) -> Result<(), Failure> {
+    let claimed = match claim {
+        Claim::TakeOver => "take-over",
+        Claim::Fork => "fork",
+    };
+    let value = json!({
+        "cluster_id": begun.cluster.to_string(),
+        "node_id": begun.node.0,
+        "first_index": begun.index.0,
+        "data_dir": dir.display().to_string(),
+        "former_data_dir": aside.as_ref().map(|dir| dir.display().to_string()),
+        "parent_cluster_id": parent.cluster.to_string(),
+        "parent_index": parent.last.index.0,
+        "claim": claimed,
+    });
+    output::print(format, &value, || {
+        let replicas = match claim {
+            Claim::TakeOver => format!(
+                "with the --replica-root that the peers of {} had: its replicas are adopted. That\n   cluster must never run again",
+                parent.cluster
+            ),
+            Claim::Fork => format!(
+                "with a --replica-root, ports and --peers of its own: the replicas of cluster\n   {} are left alone",
+                parent.cluster
+            ),
+        };
+        let former = aside.map_or_else(String::new, |aside| {
+            format!(
+                "The peer's former data directory is {}; remove it once all is well.\n",
+                aside.display()
+            )
+        });
+        format!(
+            "{} is the first peer of a new cluster, {}, with all of cluster {} up to entry {}.\n{former}Next:\n\
+             1. start it: raftserve node --data-dir {} …\n   {replicas}.\n\
+             2. start the other peers with empty data directories: they join it.\n\
+             3. raftserve cluster members\n",
+            dir.display(),
+            begun.cluster,
+            parent.cluster,
+            parent.last.index,
+            dir.display(),
+        )
+    })
+}
+
+/// An error of the store, with its whole chain, and what to do about it.
+pub(super) fn failure(error: &RestoreError) -> Failure {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    let (exit, remedy) = match error {
+        RestoreError::Snapshot(SnapshotError::Io { source, .. })
+            if source.kind() == std::io::ErrorKind::NotFound =>
+        {
+            (
+                Exit::NotFound,
+                Some("name a file that `snapshot save` wrote"),
+            )
+        }
+        RestoreError::Snapshot(SnapshotError::Format { .. }) => (
+            Exit::Refused,
+            Some("use the release that wrote it, or a later one"),
+        ),
+        RestoreError::Snapshot(
+            SnapshotError::Corrupt { .. }
+            | SnapshotError::Codec { .. }
+            | SnapshotError::State { .. },
+        ) => (
+            Exit::Refused,
+            Some(
+                "it was cut short or damaged, or never was a snapshot: take another copy of it, or an earlier one",
+            ),
+        ),
+        // These say themselves what to do.
+        RestoreError::Directory(
+            IdentityError::NotEmpty { .. }
+            | IdentityError::Locked { .. }
+            | IdentityError::Foreign { .. }
+            | IdentityError::Format { .. }
+            | IdentityError::Corrupt { .. },
+        ) => (Exit::Refused, None),
+        RestoreError::NoMember { .. } => (
+            Exit::Refused,
+            Some("name the directory that the peer was started with as --data-dir"),
+        ),
+        RestoreError::Empty { .. } => (Exit::Refused, Some("there is nothing in it to begin with")),
+        RestoreError::Open(_) => (
+            Exit::Failed,
+            Some("recover another peer that is left, or restore the newest snapshot file"),
+        ),
+        _ => (Exit::Failed, None),
+    };
+    let failure = Failure::new(exit, text);
+    match remedy {
+        Some(remedy) => failure.remedy(remedy),
+        None => failure,
+    }
+}
