@@ -24,6 +24,11 @@ lint:
 test *ARGS:
     cargo test --workspace {{ ARGS }}
 
+# Simulates whole clusters, one per seed: just sim 500, or one seed again: just sim 1 1234. RAFTSERVE_SIM_TRACE=1 tells all.
+sim SEEDS="200" SEED="":
+    RAFTSERVE_SIM_SEEDS={{ SEEDS }} RAFTSERVE_SIM_SEED={{ SEED }} cargo test --locked -p raftserve-store --lib \
+        --config profile.test.package.raftserve-store.opt-level=1 simulation::every_seed -- --nocapture
+
 # Runs the black-box tests: three real peers, and the loss of any of them. ARGS as `cargo test` has them.
 jepsen *ARGS:
     cargo build --locked -p raftserve-node

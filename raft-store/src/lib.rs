@@ -10,6 +10,8 @@ pub mod identity;
 pub mod precedence;
 pub mod raft;
 pub mod restore;
+#[cfg(test)]
+mod simulation;
 pub mod snapshot;
 pub mod state;
 pub mod store;

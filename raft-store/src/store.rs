@@ -187,7 +187,7 @@ fn holds(wal: &Wal, id: LogId) -> bool {
 }
 
 /// The state of the newest snapshot, which the log must continue.
-fn restore(dir: &Path, wal: &Wal, snapshots: &Snapshots) -> Result<Applied, OpenError> {
+pub(crate) fn restore(dir: &Path, wal: &Wal, snapshots: &Snapshots) -> Result<Applied, OpenError> {
     let current = snapshots.current();
     let last = current.as_ref().and_then(|it| it.head.last);
     if let Some(purged) = wal.purged()

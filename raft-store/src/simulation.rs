@@ -1,0 +1,99 @@
+//! A whole cluster in one thread, on simulated time, disks and network, in which one seed decides everything.
+//!
+//! The peers run the real store over a disk in memory, and the real openraft over a runtime of one thread
+//! (see [`runtime`]). Things go wrong as [`nemesis`] draws it; [`observer`] checks in every step what must
+//! always hold. Then everything is healed, and the cluster must make progress.
+//!
+//! `RAFTSERVE_SIM_SEED=n` replays one seed, `RAFTSERVE_SIM_SEEDS=n` runs so many, `RAFTSERVE_SIM_TRACE=1` prints
+//! what happens. All three are for `just sim`.
+
+mod clients;
+mod cluster;
+mod defects;
+mod nemesis;
+mod network;
+mod observer;
+mod regressions;
+mod runtime;
+mod scenario;
+mod storage;
+mod trace;
+
+use std::io;
+use std::time::Duration;
+
+use crate::command::{Command, Outcome};
+use crate::raft::{PeerRecord, StoreTypes};
+use observer::Counts;
+use raftserve_model::NodeId;
+use runtime::SimulatedRuntime;
+use scenario::{Plan, simulate};
+
+openraft::declare_raft_types!(
+    /// A peer's types, but for the runtime.
+    SimulatedTypes:
+        D = Command,
+        R = Outcome,
+        NodeId = NodeId,
+        Node = PeerRecord,
+        AsyncRuntime = SimulatedRuntime,
+);
+
+impl StoreTypes for SimulatedTypes {
+    /// In place, after the disk has taken its time.
+    async fn run_blocking<T: Send + 'static>(
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        runtime::sleep(runtime::disk_delay()).await;
+        Ok(job())
+    }
+}
+
+/// A value that whoever runs the tests has set.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test's only way to be told a seed"
+)]
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn number(name: &str) -> Option<u64> {
+    let text = environment(name).filter(|text| !text.is_empty())?;
+    let number = text.parse();
+    Some(number.unwrap_or_else(|_| panic!("{name} must be a number, and is {text:?}")))
+}
+
+/// Seeds that CI runs: what fits into half a minute.
+const SEEDS: u64 = 4;
+
+#[test]
+fn every_seed_keeps_what_must_always_hold_and_makes_progress_once_healed() {
+    let seeds = match number("RAFTSERVE_SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("RAFTSERVE_SIM_SEEDS").unwrap_or(SEEDS),
+    };
+    let (mut counts, mut passed, ran) = (Counts::default(), Duration::ZERO, seeds.clone().count());
+    for seed in seeds {
+        let report = simulate(&Plan::drawn(seed)).unwrap_or_else(|failure| panic!("{failure}"));
+        println!("seed {seed}: {report:?}");
+        counts += report.counts;
+        passed += report.summary.passed;
+    }
+    let hours = passed.as_secs_f64() / 3600.0;
+    println!("{ran} seeds, {hours:.2} simulated hours: {counts:?}");
+}
+
+#[test]
+fn a_seed_gives_the_same_trace_again_byte_for_byte_and_another_does_not() {
+    let trace = |seed| {
+        let plan = Plan {
+            lasts: Duration::from_secs(2),
+            ..Plan::drawn(seed)
+        };
+        simulate(&plan).unwrap().summary
+    };
+    let first = trace(1);
+    assert_eq!(first, trace(1));
+    assert_ne!(first.trace_hash, trace(2).trace_hash);
+}

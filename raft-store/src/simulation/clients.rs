@@ -1,0 +1,257 @@
+//! Clients: writers, of which each counts up a service of its own, and readers.
+//!
+//! A write is repeated, at any peer and under the same sequence number, until it is acknowledged. Since every
+//! execution of it makes a new version of the service, one too many shows.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use openraft::ReadPolicy;
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use raftserve_model::spec::{LoadBalancingPolicy, Provider, ReadinessProbe, ServiceSpec};
+use raftserve_model::{LogIndex, LogTime, NodeId, ServiceName};
+
+use super::cluster::{Cluster, Running};
+use super::network::{CLIENTS, call};
+use super::observer::Register;
+use super::runtime;
+use crate::command::{Action, Command, Outcome, Precondition, Request};
+use crate::entry::LogId;
+use crate::raft::log_id_from;
+
+/// How long a client waits for one peer.
+const PATIENCE: Duration = Duration::from_millis(800);
+
+/// Between attempts.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Between one client's operations.
+const THINK_MAX: Duration = Duration::from_millis(100);
+
+/// What the clients of a run share.
+#[derive(Clone)]
+pub(super) struct Clients {
+    cluster: Cluster,
+    registers: Arc<Mutex<BTreeMap<usize, Register>>>,
+    /// Set when no new operation is to begin.
+    stop: Arc<AtomicBool>,
+}
+
+/// What came back from one peer.
+enum Answer<T> {
+    Done(T),
+    /// Ask this one, if it is known.
+    NotLeader(Option<NodeId>),
+    Unknown,
+}
+
+impl Clients {
+    pub(super) fn new(cluster: Cluster) -> Self {
+        Self {
+            cluster,
+            registers: Arc::default(),
+            stop: Arc::default(),
+        }
+    }
+
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn register<T>(&self, of: usize, act: impl FnOnce(&mut Register) -> T) -> T {
+        act(self.registers.lock().unwrap().entry(of).or_default())
+    }
+
+    fn any_peer(&self) -> NodeId {
+        let nodes = self.cluster.nodes();
+        let at = runtime::draw(|random| random.below(nodes.len() as u64));
+        nodes[at as usize]
+    }
+
+    /// Proposes until it is acknowledged.
+    async fn propose(&self, action: Action) -> (LogId, Outcome) {
+        let mut hint = None;
+        loop {
+            let peer = hint.take().unwrap_or_else(|| self.any_peer());
+            let answered = call(
+                &self.cluster,
+                (CLIENTS, peer),
+                PATIENCE,
+                action.clone(),
+                propose_at,
+            );
+            match answered.await {
+                Ok(Answer::Done(done)) => {
+                    self.cluster.observe(|it| it.acknowledged(done.0, &done.1));
+                    runtime::note(format_args!("acknowledged {}", done.0));
+                    return done;
+                }
+                Ok(Answer::NotLeader(leader)) => hint = leader,
+                Ok(Answer::Unknown) | Err(_) => {}
+            }
+            self.cluster.observe(|it| it.counts.retries += 1);
+            runtime::sleep(runtime::below(PAUSE)).await;
+        }
+    }
+
+    /// Counts up service `me` until told to stop.
+    pub(super) async fn write(self, me: usize) {
+        let (_, opened) = self.propose(Action::OpenClient).await;
+        let Outcome::Index(client) = opened else {
+            let what = format!("a client session was answered {opened:?}");
+            return self.cluster.observe(|it| it.violation(what));
+        };
+        let mut sequence = 0u32;
+        while !self.stopped() {
+            runtime::sleep(runtime::below(THINK_MAX)).await;
+            sequence += 1;
+            self.register(me, |register| register.at_most = sequence);
+            let action = Action::Client {
+                client,
+                sequence: sequence.into(),
+                acknowledged: u64::from(sequence) - 1,
+                request: Request::PutService {
+                    name: service(me),
+                    spec: spec(me, sequence),
+                    precondition: Precondition::Any,
+                },
+            };
+            let (id, outcome) = self.propose(action).await;
+            let version = match &outcome {
+                Outcome::ServicePut { version, .. } => version.0,
+                _ => 0,
+            };
+            if version != sequence {
+                let what = format!(
+                    "exactly once: write {sequence} of client {me} at {id} gave {outcome:?}"
+                );
+                self.cluster.observe(|it| it.violation(what));
+            }
+            self.register(me, |register| register.at_least = sequence);
+        }
+    }
+
+    /// Reads any of `services` at any peer until told to stop.
+    pub(super) async fn read(self, services: usize) {
+        while !self.stopped() {
+            runtime::sleep(runtime::below(THINK_MAX)).await;
+            let of = runtime::draw(|random| random.below(services as u64)) as usize;
+            let before = self.register(of, |register| register.at_least);
+            let Some(found) = self.read_once(of).await else {
+                continue;
+            };
+            self.cluster.observe(|it| it.counts.reads += 1);
+            if let Err(what) = self.register(of, |register| register.read(before, found)) {
+                self.cluster
+                    .observe(|it| it.violation(format!("linearizable: {what}")));
+            }
+        }
+    }
+
+    /// Asks the leader for an index, and some peer for the state once it has applied that (ReadIndex).
+    async fn read_once(&self, of: usize) -> Option<u32> {
+        let mut leader = self.any_peer();
+        for _ in 0..3 {
+            match call(&self.cluster, (CLIENTS, leader), PATIENCE, (), read_index).await {
+                Ok(Answer::Done(index)) => {
+                    let request = (of, index);
+                    let ends = (CLIENTS, self.any_peer());
+                    let read = call(&self.cluster, ends, PATIENCE, request, read_from);
+                    return read.await.ok();
+                }
+                Ok(Answer::NotLeader(Some(other))) => leader = other,
+                Ok(Answer::NotLeader(None) | Answer::Unknown) | Err(_) => return None,
+            }
+        }
+        None
+    }
+
+    /// Whether the newest state holds every write that was acknowledged, and nothing that was never sent.
+    pub(super) fn check_registers(&self) -> Result<(), String> {
+        let registers = self.registers.lock().unwrap().clone();
+        for (of, register) in registers {
+            let found = self.cluster.observe(|it| {
+                let state = it.newest().map(|(_, state)| state.clone());
+                state.map_or(0, |state| version(&state, of))
+            });
+            if !(register.at_least..=register.at_most).contains(&found) {
+                return Err(format!(
+                    "service {of} ends at {found}, and not in {register:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn propose_at(running: Running, action: Action) -> Option<Answer<(LogId, Outcome)>> {
+    let now = u64::try_from(runtime::now().as_millis()).unwrap();
+    let command = Command::at(LogTime(now), action);
+    Some(match running.raft.client_write(command).await {
+        Ok(written) => Answer::Done((log_id_from(&written.log_id), written.data)),
+        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
+            Answer::NotLeader(to.leader_id)
+        }
+        Err(_) => Answer::Unknown,
+    })
+}
+
+async fn read_index(running: Running, (): ()) -> Option<Answer<LogIndex>> {
+    let asked = running.raft.get_read_linearizer(ReadPolicy::ReadIndex);
+    Some(match asked.await {
+        Ok(linearizer) => Answer::Done(LogIndex(linearizer.read_log_id().index())),
+        Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => {
+            Answer::NotLeader(to.leader_id)
+        }
+        Err(_) => Answer::Unknown,
+    })
+}
+
+async fn read_from(running: Running, (of, index): (usize, LogIndex)) -> Option<u32> {
+    let mut applied = running.reader.applied();
+    applied.wait_for(|applied| *applied >= index).await.ok()?;
+    Some(version(&running.reader.state(), of))
+}
+
+fn service(of: usize) -> ServiceName {
+    format!("service-{of}").parse().unwrap()
+}
+
+fn version(state: &crate::State, of: usize) -> u32 {
+    let service = state.service_by_name(&service(of));
+    service.map_or(0, |service| service.version.0)
+}
+
+fn spec(of: usize, sequence: u32) -> Arc<ServiceSpec> {
+    Arc::new(ServiceSpec {
+        source: format!("{of}: {sequence}"),
+        replicas: 1,
+        readiness: ReadinessProbe {
+            path: "/".into(),
+            post_data: None,
+            headers: Default::default(),
+            initial_delay: Duration::from_secs(1200),
+            timeout: Duration::from_secs(15),
+            interval: Duration::from_secs(10),
+            failure_threshold: Duration::from_secs(180),
+        },
+        port: 8080,
+        policy: LoadBalancingPolicy::LeastLoad,
+        stream_timeout: Duration::from_secs(120),
+        provider: Provider::Process,
+        setup: None,
+        run: "serve".into(),
+        envs: Default::default(),
+        secrets: Default::default(),
+        resources: Default::default(),
+        affinity: None,
+        drain_timeout: Duration::from_secs(30),
+        stop_grace: Duration::from_secs(10),
+    })
+}
