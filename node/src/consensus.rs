@@ -1,11 +1,12 @@
 //! The agreed log as the rest of a peer sees it: propose, read, watch. Any peer may be asked; what
 //! needs the leader is forwarded to it.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use raftserve_model::{ClusterId, LogIndex, LogTime, NodeId};
+use raftserve_model::{ClusterId, ClusterVersion, LogIndex, LogTime, NodeId};
 use raftserve_store::command::Action;
 use raftserve_store::entry::LogId;
 use raftserve_store::snapshot::{SnapshotError, SnapshotFile};
@@ -13,8 +14,8 @@ use raftserve_store::{Outcome, State};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::peer::Announcement;
 use crate::peer::core::Core;
+use crate::peer::{Announcement, Compared, FinalizeError, Release};
 
 const STOPPED: &str = "this peer is stopping";
 
@@ -270,6 +271,56 @@ impl Consensus {
             .await
             .unwrap_or_else(|| {
                 Err(TransferError {
+                    reason: STOPPED.to_owned(),
+                })
+            })
+    }
+
+    /// The members' releases, as this peer knows them.
+    #[must_use]
+    pub fn releases(&self) -> Vec<Release> {
+        self.core.releases()
+    }
+
+    /// How far the states of the peers are known to be equal.
+    #[must_use]
+    pub fn compared(&self) -> Compared {
+        self.core.agreement.compared()
+    }
+
+    /// Raises the cluster's version to the newest that every member supports; true if it was lower. May be
+    /// asked of any peer. A version that was raised is never taken back.
+    ///
+    /// # Errors
+    /// [`FinalizeError`] if a member has not been heard or does not support it, or the entry did not come back.
+    pub async fn finalize(
+        &self,
+        deadline: Duration,
+    ) -> Result<(ClusterVersion, bool), FinalizeError> {
+        let until = Instant::now() + deadline;
+        self.on_raft(|core| async move { core.finalize(until).await })
+            .await
+            .unwrap_or_else(|| {
+                Err(FinalizeError::Propose(ProposeError::OutcomeUnknown {
+                    reason: STOPPED.to_owned(),
+                }))
+            })
+    }
+
+    /// Compares the states of all members as of one new entry. Returns its index, and for each member whether it
+    /// has this peer's state; none for one that was not heard within `deadline`.
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub async fn compare_states(
+        &self,
+        deadline: Duration,
+    ) -> Result<(LogIndex, BTreeMap<NodeId, Option<bool>>), ProposeError> {
+        let until = Instant::now() + deadline;
+        self.on_raft(|core| async move { core.compare_states(until).await })
+            .await
+            .unwrap_or_else(|| {
+                Err(ProposeError::OutcomeUnknown {
                     reason: STOPPED.to_owned(),
                 })
             })

@@ -219,8 +219,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     let why = tokio::select! {
         why = stop.told() => Ok(why),
         why = fatal.wait_for(Option::is_some) => Err(anyhow::anyhow!(
-            "this peer cannot go on, and stops: {}. Once the cause is mended (room on the disk, another disk), \
-             start it again: it has all that it acknowledged, and catches up",
+            "this peer cannot go on, and stops: {}",
             why.ok().and_then(|why| why.clone()).unwrap_or_default()
         )),
         Some(name) = bad_ends.recv() => Err(anyhow::anyhow!("the task of {name} panicked")),

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::transport::server::TcpIncoming;
 
+mod agreement;
 mod bootstrap;
 mod clock;
 pub(crate) mod core;
@@ -34,11 +35,14 @@ mod snapshots;
 mod store;
 mod wire;
 
+pub use self::core::{FinalizeError, Release};
+pub use agreement::Compared;
 pub use bootstrap::BootstrapError;
 pub use exchange::ExchangeHandler;
 pub use store::{OpenError, Profile};
 pub use wire::Announcement;
 
+use self::agreement::Agreement;
 use self::bootstrap::Cradle;
 use self::clock::LogClock;
 use self::core::Core;
@@ -228,7 +232,7 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
 
     let identity = cradle.await_identity().await?;
     tracing::info!(cluster = %identity.cluster, peer = %identity.node, "this peer has an identity");
-    let opened = cradle.dir().open_store().await;
+    let opened = cradle.dir().open_store(config.supports).await;
     let opened = opened.map_err(|source| StartError::Store { source })?;
     let (snapshots, trigger) = (Arc::clone(&opened.snapshots), opened.trigger.clone());
     let (core, fatal, checkpoint) = run_raft(&config, identity, opened, runtime).await?;
@@ -351,7 +355,7 @@ async fn run_raft(
         raft: raft.clone(),
         directory: Arc::clone(&directory),
         leadership,
-        fatal,
+        fatal: fatal.clone(),
         log: opened.wal.watch_failure(),
         heartbeat: Duration::from_millis(raft_config.heartbeat_interval),
         confirmation: Arc::clone(&confirmation),
@@ -371,6 +375,8 @@ async fn run_raft(
         announcement,
         clock,
         wall_clock: config.wall_clock,
+        agreement: Agreement::new(me),
+        fatal,
         runtime,
     };
     let core = Arc::new(core);
@@ -450,6 +456,7 @@ impl Peer {
     /// Stops Raft and its threads, and writes the state down so that the next start is quick. The log
     /// is on disk when this returns.
     pub async fn stop(self) {
+        let failed = self.fatal.borrow().is_some();
         let raft = self.core.raft.clone();
         let stopping = self
             .threads
@@ -459,6 +466,10 @@ impl Peer {
             tracing::warn!(%error, "Raft did not end well");
         }
         self.threads.stop().await;
+        if failed {
+            // A state that is in doubt must not be what the next start begins with.
+            return;
+        }
         let checkpoint = self.checkpoint;
         let written = tokio::task::spawn_blocking(|| checkpoint.stop()).await;
         if let Ok(Err(error)) = written {

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use bincode::{Decode, Encode};
 use raftserve_model::{Generation, Incarnation, LogIndex, NodeId, ReplicaId};
 use raftserve_proxy::PeerLoads;
+use raftserve_store::codec;
 use tokio::sync::{Notify, watch};
 
 use crate::clock;
@@ -296,17 +297,16 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// As a frame, which begins with its version ([`raftserve_store::formats::EXCHANGE`]).
 fn encode<T: Encode>(value: &T) -> Vec<u8> {
-    bincode::encode_to_vec(value, bincode::config::standard())
-        .expect("encoding into memory does not fail")
+    codec::encode(value).expect("what a peer reports is bounded far below a frame, and encodes")
 }
 
 /// None if it is not one: a peer of another version, whose news we do without.
 fn decode<T: Decode<()>>(body: &[u8]) -> Option<T> {
-    let config = bincode::config::standard().with_limit::<REPORT_BYTES_MAX>();
-    bincode::decode_from_slice(body, config)
-        .ok()
-        .map(|(value, _)| value)
+    (body.len() <= REPORT_BYTES_MAX)
+        .then(|| codec::decode(body).ok())
+        .flatten()
 }
 
 #[cfg(test)]

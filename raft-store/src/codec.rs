@@ -12,12 +12,11 @@
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bincode::{Decode, Encode};
 
+use crate::formats::FRAME;
+
 /// The most bytes one frame may hold: far above the largest command (a service specification of at most
 /// 1 MiB, or 256 session keys), and small enough that a hostile length cannot exhaust memory.
 pub const FRAME_MAX: usize = 16 << 20;
-
-/// The version that is written.
-const VERSION: u8 = 1;
 
 const CONFIG: Configuration<LittleEndian, Varint, Limit<FRAME_MAX>> =
     bincode::config::standard().with_limit::<FRAME_MAX>();
@@ -31,11 +30,15 @@ pub enum CodecError {
     /// The body is damaged, or was written by something else.
     #[error("cannot decode")]
     Decode(#[source] bincode::error::DecodeError),
-    /// Written by a newer release: upgrade this one.
-    #[error("frame version {found} is not known; this release reads version {VERSION}")]
+    /// Written by a release that this one cannot follow.
+    #[error(
+        "a frame has version {found}, and this release reads {read}: run a release that reads version {found}"
+    )]
     Version {
         /// The version byte.
         found: u8,
+        /// The one that is read.
+        read: u8,
     },
     /// There is not even a version byte.
     #[error("empty frame")]
@@ -63,8 +66,19 @@ pub fn encode<T: Encode>(value: &T) -> Result<Vec<u8>, CodecError> {
 /// # Errors
 /// [`CodecError::Encode`] or [`CodecError::TooLarge`].
 pub fn encode_into<T: Encode>(value: &T, buffer: &mut Vec<u8>) -> Result<(), CodecError> {
+    append_as(FRAME, value, buffer)
+}
+
+/// Encodes `value` as a frame of `version`.
+pub(crate) fn encode_as<T: Encode>(version: u8, value: &T) -> Result<Vec<u8>, CodecError> {
+    let mut frame = Vec::new();
+    append_as(version, value, &mut frame)?;
+    Ok(frame)
+}
+
+fn append_as<T: Encode>(version: u8, value: &T, buffer: &mut Vec<u8>) -> Result<(), CodecError> {
     let start = buffer.len();
-    buffer.push(VERSION);
+    buffer.push(version);
     let outcome = match bincode::encode_into_std_write(value, buffer, CONFIG) {
         Err(error) => Err(CodecError::Encode(error)),
         // What cannot be read back must not be written.
@@ -82,9 +96,17 @@ pub fn encode_into<T: Encode>(value: &T, buffer: &mut Vec<u8>) -> Result<(), Cod
 /// # Errors
 /// See [`CodecError`]; nothing is guessed from a damaged frame.
 pub fn decode<T: Decode<()>>(frame: &[u8]) -> Result<T, CodecError> {
-    let (&version, body) = frame.split_first().ok_or(CodecError::Empty)?;
-    if version != VERSION {
-        return Err(CodecError::Version { found: version });
+    decode_as(FRAME, frame)
+}
+
+/// Decodes a whole frame of `version`.
+pub(crate) fn decode_as<T: Decode<()>>(version: u8, frame: &[u8]) -> Result<T, CodecError> {
+    let (&found, body) = frame.split_first().ok_or(CodecError::Empty)?;
+    if found != version {
+        return Err(CodecError::Version {
+            found,
+            read: version,
+        });
     }
     if body.len() > FRAME_MAX {
         return Err(CodecError::TooLarge(body.len()));
@@ -113,7 +135,7 @@ mod tests {
         assert!(matches!(decode::<u8>(&[]), Err(CodecError::Empty)));
         assert!(matches!(
             decode::<u8>(&[2, 0]),
-            Err(CodecError::Version { found: 2 })
+            Err(CodecError::Version { found: 2, read: 1 })
         ));
         assert!(matches!(
             decode::<u8>(&[1, 0, 0]),

@@ -15,9 +15,10 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{Disk, read_file, write_atomically};
+use crate::formats;
 
 /// The layout that is written, and the only one that is read.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = formats::DATA_DIRECTORY;
 
 const FORMAT_FILE: &str = "FORMAT";
 const NODE_FILE: &str = "NODE";

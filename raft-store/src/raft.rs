@@ -1,6 +1,7 @@
 //! The one place where openraft's types meet ours: the log and the state machine as openraft wants them,
 //! its configuration, and conversions. Nothing of openraft is stored; see [`crate::entry`].
 
+mod check;
 mod config;
 mod convert;
 mod log_store;
@@ -8,6 +9,7 @@ mod machine;
 mod trigger;
 
 pub use crate::entry::PeerRecord;
+pub use check::{CHECK_EVERY, CHECKS_KEPT, StateCheck};
 pub use config::{LOG_KEPT, Profile, raft_config};
 pub use convert::{
     EntryError, decode_entry, encode_entry, log_id_from, log_id_to, membership_from, membership_to,

@@ -21,6 +21,7 @@ use bincode::{Decode, Encode};
 use crate::codec::CodecError;
 use crate::disk::{Disk, DiskFile, RealDisk};
 use crate::entry::{AppliedMembership, LogId};
+use crate::formats;
 use crate::state::{Record, RecordError, State};
 pub use file::FORMAT as SNAPSHOT_FORMAT;
 use file::{Blocks, SnapshotWriter};
@@ -67,7 +68,10 @@ pub enum SnapshotError {
         what: &'static str,
     },
     /// Written by a newer release.
-    #[error("snapshot {} has format {found}, which this release does not know", .path.display())]
+    #[error(
+        "snapshot {} has format {found}, and this release reads {}: run a release that reads format {found}",
+        .path.display(), formats::SNAPSHOT
+    )]
     Format {
         /// The file.
         path: PathBuf,

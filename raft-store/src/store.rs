@@ -4,8 +4,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use raftserve_model::{Unsupported, VersionRange};
+
 use crate::checkpoint::{Checkpoint, Place, Saved, StateStoreError};
 use crate::entry::LogId;
+use crate::formats::SUPPORTED;
 use crate::identity::DataDir;
 pub use crate::identity::DirectoryLock;
 use crate::raft::{Applied, LogStore, SnapshotTrigger, StateMachine, StateReader};
@@ -40,6 +43,9 @@ pub enum OpenError {
     /// What was saved at the last stop can neither be used nor deleted.
     #[error("cannot clear the saved state")]
     Checkpoint(#[source] StateStoreError),
+    /// This release cannot work in the peer's cluster.
+    #[error("cannot run this release")]
+    Unsupported(#[source] Unsupported),
     /// There was a log once.
     #[error(
         "the log of {} is gone: its votes and entries are lost. Put back the directory `{WAL_DIR}` from a copy made while the \
@@ -92,6 +98,8 @@ pub struct Store {
     pub wal: WalOptions,
     /// Whether to use what was saved at the last stop.
     pub checkpoint: bool,
+    /// The cluster versions that this release can work in.
+    pub supports: VersionRange,
 }
 
 impl Default for Store {
@@ -99,6 +107,7 @@ impl Default for Store {
         Self {
             wal: WalOptions::default(),
             checkpoint: true,
+            supports: SUPPORTED,
         }
     }
 }
@@ -152,7 +161,12 @@ impl Store {
             Some(saved) => saved.applied.clone(),
             None => restore(dir.path(), &wal, &snapshots)?,
         };
-        let machine = StateMachine::new(applied, Arc::clone(&snapshots));
+        // A cluster has a version from its first entry on.
+        if applied.state.cluster().is_some() {
+            let supported = self.supports.check(applied.state.version());
+            supported.map_err(OpenError::Unsupported)?;
+        }
+        let machine = StateMachine::new(applied, Arc::clone(&snapshots)).supporting(self.supports);
         let reader = machine.reader();
         let lock = Arc::clone(dir.lock());
         let checkpoint = Checkpoint::start(place, saved, Arc::clone(&wal), reader.clone(), lock);

@@ -3,20 +3,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use raftserve_model::NodeId;
+use raftserve_model::{ClusterVersion, NodeId, VersionRange};
 use tonic::{Request, Response, Status};
 
 use super::errors::Reason;
 use super::gate::admitted;
+use super::proposer;
 use super::shared::Shared;
 use super::v1::{self, cluster_server::Cluster};
 use crate::consensus::MemberView;
+use crate::peer::{FinalizeError, Release};
 
 /// How long a status may look for a quorum before it says that there is none.
 const QUORUM_CHECK: Duration = Duration::from_millis(500);
 
 /// How long a transfer of leadership may take: several elections.
 const TRANSFER_BUDGET: Duration = Duration::from_secs(10);
+
+/// How long raising the version may take: it is one log entry.
+const FINALIZE_BUDGET: Duration = Duration::from_secs(2);
+
+/// How long to wait for the other peers' states: they come with the next exchange.
+const COMPARE_BUDGET: Duration = Duration::from_secs(2);
 
 /// See the module.
 pub(super) struct ClusterApi(pub(super) Arc<Shared>);
@@ -33,6 +41,19 @@ fn member(member: MemberView, answering: NodeId) -> v1::Member {
         last_contact: member
             .last_contact
             .and_then(|ago| prost_types::Duration::try_from(ago).ok()),
+    }
+}
+
+fn release(release: Release) -> v1::Release {
+    let supported = |end: fn(VersionRange) -> ClusterVersion| {
+        release.supports.map_or(0, |range| end(range).0.into())
+    };
+    v1::Release {
+        node_id: release.id.0,
+        oldest: supported(|range| range.oldest),
+        newest: supported(|range| range.newest),
+        version: release.name.unwrap_or_default(),
+        heard: release.heard,
     }
 }
 
@@ -71,6 +92,7 @@ impl Cluster for ClusterApi {
         let leadership = *consensus.leadership().borrow();
         let applied = *consensus.applied().borrow();
         let state = consensus.state();
+        let compared = consensus.compared();
         let sessions: usize = state
             .services()
             .map(|service| state.session_count(service.id))
@@ -88,6 +110,11 @@ impl Cluster for ClusterApi {
             services: state.services().count() as u64,
             replicas: state.replicas().count() as u64,
             sessions: sessions as u64,
+            cluster_version: state.version().0.into(),
+            releases: consensus.releases().into_iter().map(release).collect(),
+            compared_index: compared.upto.0,
+            differs_index: compared.differs.map_or(0, |(index, _)| index.0),
+            differs_peer: compared.differs.map_or(0, |(_, peer)| peer.0),
         }))
     }
 
@@ -120,6 +147,39 @@ impl Cluster for ClusterApi {
         let client = self.0.proposer.open_client().await?;
         Ok(Response::new(v1::OpenClientResponse {
             client_id: client.0,
+        }))
+    }
+
+    async fn finalize(
+        &self,
+        request: Request<v1::FinalizeRequest>,
+    ) -> Result<Response<v1::FinalizeResponse>, Status> {
+        let (v1::FinalizeRequest {}, _held) = admitted(request);
+        let finalized = self.0.parts.consensus.finalize(FINALIZE_BUDGET).await;
+        let (version, raised) = finalized.map_err(|error| match error {
+            FinalizeError::Propose(error) => proposer::refused(&error),
+            refused => Reason::NotFinalized.status(refused.to_string()),
+        })?;
+        Ok(Response::new(v1::FinalizeResponse {
+            cluster_version: version.0.into(),
+            raised,
+        }))
+    }
+
+    async fn compare_states(
+        &self,
+        request: Request<v1::CompareStatesRequest>,
+    ) -> Result<Response<v1::CompareStatesResponse>, Status> {
+        let (v1::CompareStatesRequest {}, _held) = admitted(request);
+        let comparing = self.0.parts.consensus.compare_states(COMPARE_BUDGET);
+        let (index, peers) = comparing.await.map_err(|error| proposer::refused(&error))?;
+        let peers = peers.into_iter().map(|(id, equal)| v1::PeerState {
+            node_id: id.0,
+            equal,
+        });
+        Ok(Response::new(v1::CompareStatesResponse {
+            log_index: index.0,
+            peers: peers.collect(),
         }))
     }
 }

@@ -73,6 +73,8 @@ reasons! {
     NoOutput = "NO_OUTPUT", NotFound;
     /// The service has no session affinity.
     NoAffinity = "NO_AFFINITY", FailedPrecondition;
+    /// A peer stands in the way of raising the cluster's version.
+    NotFinalized = "NOT_FINALIZED", FailedPrecondition;
     /// Leadership was not handed over.
     NotTransferred = "NOT_TRANSFERRED", FailedPrecondition;
     /// The asked-for events are no longer kept.

@@ -222,10 +222,7 @@ impl<L: Log> Proposer<L> {
         };
         self.propose(&action, deadline)
             .await
-            .map_err(|error| match error {
-                ProposeError::NotProposed { reason } => not_proposed(&reason),
-                ProposeError::OutcomeUnknown { reason } => outcome_unknown(&reason),
-            })
+            .map_err(|error| refused(&error))
     }
 
     /// Proposes `action` until it has an outcome or the time is up.
@@ -307,6 +304,14 @@ fn callers(id: v1::RequestId) -> Result<Ticket, Status> {
         sequence: id.sequence,
         acknowledged: id.acknowledged,
     })
+}
+
+/// What became of a proposal that did not come back with an outcome.
+pub(super) fn refused(error: &ProposeError) -> Status {
+    match error {
+        ProposeError::NotProposed { reason } => not_proposed(reason),
+        ProposeError::OutcomeUnknown { reason } => outcome_unknown(reason),
+    }
 }
 
 fn not_proposed(reason: &str) -> Status {

@@ -353,6 +353,30 @@ pub enum ClusterVerb {
     Snapshot(SnapshotArgs),
     /// Begin a new cluster with what one peer has, when most peers are lost for good.
     Recover(RecoverArgs),
+    /// Raise the cluster's version to the newest that every peer supports, for good.
+    #[command(after_help = "\
+After every peer runs a new release, this lets the cluster use what came with it. Until then each peer can go back to \
+the release before; afterwards none can. Refused while a peer does not support the new version or has not been heard; \
+`raftserve cluster status` shows what each supports.")]
+    Finalize {
+        /// Do not ask.
+        #[arg(short, long)]
+        yes: bool,
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Compare the states of all peers as of one log entry.
+    #[command(after_help = "\
+Peers compare by themselves every 4096 entries, and one that a majority finds to differ stops. This asks now. Exits \
+with 1 if a peer differs or was not heard.")]
+    Compare {
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        target: Target,
+    },
     /// Hand leadership to another peer, and wait until it leads.
     TransferLeader {
         /// Its id, as `cluster members` shows it; the one that is furthest along if not given.

@@ -11,6 +11,8 @@ use super::{output, recover, shape, snapshot};
 use crate::admin::v1;
 use crate::admin::v1::cluster_client::ClusterClient;
 
+mod release;
+
 /// Runs the verb.
 pub(super) async fn run(args: ClusterArgs) -> Result<(), Failure> {
     match args.verb {
@@ -18,6 +20,12 @@ pub(super) async fn run(args: ClusterArgs) -> Result<(), Failure> {
         ClusterVerb::Members { output, target } => members(output.output, &target).await,
         ClusterVerb::Snapshot(args) => snapshot::run(args).await,
         ClusterVerb::Recover(args) => recover::run(args).await,
+        ClusterVerb::Finalize {
+            yes,
+            output,
+            target,
+        } => release::finalize(yes, output.output, &target).await,
+        ClusterVerb::Compare { output, target } => release::compare(output.output, &target).await,
         ClusterVerb::TransferLeader {
             node,
             output,
@@ -43,6 +51,11 @@ async fn status(format: Format, target: &Target) -> Result<(), Failure> {
         "quorum": status.quorum,
         "quorum_reason": (!status.quorum).then_some(&status.quorum_reason),
         "applied_index": status.applied_index,
+        "cluster_version": status.cluster_version,
+        "releases": release::releases(&status),
+        "compared_index": status.compared_index,
+        "differs_index": (status.differs_index > 0).then_some(status.differs_index),
+        "differs_peer": (status.differs_index > 0).then_some(status.differs_peer),
         "ready": status.ready,
         "services": status.services,
         "replicas": status.replicas,
@@ -68,13 +81,15 @@ fn status_text(status: &v1::StatusResponse, paint: Paint) -> String {
         false => paint.tone(Tone::Busy, "no"),
     };
     format!(
-        "Cluster    {}\nPeer       {} (version {})\nLeader     {leader}, term {}\nQuorum     {quorum}\n\
-         Ready      {ready}\nApplied    {}\nServices   {}\nReplicas   {}\nSessions   {}\n",
+        "Cluster    {}\nVersion    {}\nPeer       {} (version {})\nLeader     {leader}, term {}\nQuorum     {quorum}\n\
+         Ready      {ready}\nApplied    {}\nCompared   {}\nServices   {}\nReplicas   {}\nSessions   {}\n",
         status.cluster_id,
+        release::version_text(status),
         status.node_id,
         status.version,
         status.term,
         status.applied_index,
+        release::compared_text(status, paint),
         status.services,
         status.replicas,
         status.sessions,

@@ -139,6 +139,7 @@ fn remedy(reason: Reason) -> Option<&'static str> {
         | Reason::AlreadyAcknowledged
         | Reason::NoAffinity
         | Reason::NotTransferred
+        | Reason::NotFinalized
         | Reason::Limit
         | Reason::TooManyRequests
         | Reason::TooManyStreams

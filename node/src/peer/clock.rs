@@ -6,10 +6,11 @@
 //! stamp. The stamp was made before it was applied here, so the sum is never ahead of what the former leader
 //! would say now; it is behind by what the entry took to come. Wall clocks take no part.
 //!
-//! Two rules make that hold from leader to leader:
+//! Three rules make that hold from leader to leader:
 //! - A leader stamps nothing before it has applied an entry of its own term, and with it every stamp before.
 //! - It does not start over from its own stamps, or each would lose the time that writing it took. It does
 //!   from those of any other, even one that is behind what it would say itself: what was lost stays lost.
+//! - The first stamp of a reign is later than every stamp before, by which the others know to start over from it.
 //!
 //! So agreed time stands still while nobody leads only if every peer has restarted meanwhile, since a process
 //! begins with the stamp it finds on disk. An expiry may come late by that; it never comes early.
@@ -50,9 +51,10 @@ impl LogClock {
         self.reckoning().now(clock::boot_time())
     }
 
-    /// Whether every stamp before `term` was observed, so that this peer may stamp in that term.
-    pub(crate) fn may_stamp(&self, term: u64) -> bool {
-        self.reckoning().term == term
+    /// The time for an entry of `term`, which this peer leads; none while it does not know every stamp before
+    /// that term, or no millisecond has passed since the last of them.
+    pub(crate) fn stamp(&self, term: u64) -> Option<LogTime> {
+        self.reckoning().stamp(term, clock::boot_time())
     }
 }
 
@@ -68,6 +70,8 @@ struct Reckoning {
     seen: LogTime,
     /// The term of the last entry observed.
     term: u64,
+    /// The last term in which this peer stamped.
+    reign: u64,
 }
 
 impl Reckoning {
@@ -78,6 +82,7 @@ impl Reckoning {
             based_at: now,
             seen: time,
             term: last.map_or(0, |last| last.term),
+            reign: 0,
         }
     }
 
@@ -86,12 +91,23 @@ impl Reckoning {
         // An entry of this peer's own term follows all stamps of others, and the first one was observed
         // before this peer stamped anything.
         let own = last.node == self.me && last.term == self.term;
-        if time > self.seen && !own {
+        // One of an earlier life of this process may be ahead of what this one reckons.
+        let ahead = time > self.now(now);
+        if time > self.seen && (!own || ahead) {
             self.base = time;
             self.based_at = now;
         }
         self.seen = self.seen.max(time);
         self.term = last.term;
+    }
+
+    fn stamp(&mut self, term: u64, now: Duration) -> Option<LogTime> {
+        let time = self.now(now);
+        if self.term != term || (self.reign != term && time <= self.seen) {
+            return None;
+        }
+        self.reign = term;
+        Some(time)
     }
 
     fn now(&self, now: Duration) -> LogTime {

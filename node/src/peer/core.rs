@@ -12,6 +12,7 @@ use raftserve_store::{Command, Outcome};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::agreement::Agreement;
 use super::clock::LogClock;
 use super::directory::Directory;
 use super::leadership::Confirmation;
@@ -26,10 +27,16 @@ use crate::consensus::{Leadership, ProposeError, ReadError, TransferError};
 
 mod members;
 mod transfer;
+mod version;
+
+pub use self::version::{FinalizeError, Release};
 
 /// How long to wait before asking again where nothing has changed: an election takes some hundred
 /// milliseconds, and a call that is refused costs the one who refuses it little.
 const RETRY_PAUSE: Duration = Duration::from_millis(25);
+
+/// The first stamp of a reign waits until a millisecond has passed since the last one before it.
+const STAMP_PAUSE: Duration = Duration::from_millis(1);
 
 /// A forwarded call's answer may be this much later than its deadline, so that the leader's own
 /// word about what became of it arrives rather than our "unknown".
@@ -48,6 +55,9 @@ pub(crate) struct Core {
     pub(crate) announcement: Announcement,
     pub(crate) clock: LogClock,
     pub(crate) wall_clock: WallClock,
+    pub(crate) agreement: Agreement,
+    /// Why this peer ends, once it does.
+    pub(crate) fatal: watch::Sender<Option<String>>,
     /// Raft's own runtime: whatever waits on Raft or the transport runs there.
     pub(crate) runtime: tokio::runtime::Handle,
 }
@@ -97,16 +107,15 @@ impl Core {
                 return Err(ProposeReply::NotLeader { leader });
             }
             applied.mark_unchanged();
-            if !self.clock.may_stamp(known.term) {
-                self.clock.observe(self.reader.last_stamp());
+            if let Some(time) = self.clock.stamp(known.term) {
+                return Ok(time);
             }
-            if self.clock.may_stamp(known.term) {
-                return Ok(self.clock.now());
-            }
+            self.clock.observe(self.reader.last_stamp());
             let changed = async {
                 tokio::select! {
                     changed = leadership.changed() => changed.is_ok(),
                     changed = applied.changed() => changed.is_ok(),
+                    () = sleep(STAMP_PAUSE) => true,
                 }
             };
             if timeout_at(until, changed).await != Ok(true) {

@@ -58,6 +58,7 @@ impl Slot {
         let head = ExchangeHead {
             incarnation: core.incarnation(),
             known: core.directory.incarnation(from),
+            checks: core.reader.checks(),
         };
         Frame {
             head: wire::encode(&head),
@@ -118,6 +119,7 @@ async fn once(core: &Core, slot: &Slot, target: NodeId) -> Result<(), CallError>
     let head = ExchangeHead {
         incarnation: core.incarnation(),
         known: core.directory.incarnation(target),
+        checks: core.reader.checks(),
     };
     let body = slot.get().map(|handler| handler.outgoing());
     let message = Frame {
@@ -136,6 +138,7 @@ async fn once(core: &Core, slot: &Slot, target: NodeId) -> Result<(), CallError>
         )
         .await?;
     let head: ExchangeHead = read(target, &answer)?;
+    core.compare(target, &head.checks);
     if let Some(handler) = slot.get() {
         handler.reply(target, sent_at, &answer.body);
     }

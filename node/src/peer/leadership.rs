@@ -137,6 +137,10 @@ impl SleepWatch {
 /// A difference between clocks that reading them one after the other does not explain.
 const SLEEP_NOTICED: Duration = Duration::from_millis(20);
 
+/// What to do about a log or a state machine that has failed.
+const MENDED: &str = "Once the cause is mended (room on the disk, another disk), start it again: it has all that it \
+     acknowledged, and catches up";
+
 /// Follows openraft until it ends.
 pub(crate) struct Follower {
     pub(crate) me: NodeId,
@@ -159,12 +163,12 @@ impl Follower {
         let mut sleep_watch = SleepWatch::new();
         let reason = loop {
             if let Some(failed) = &*self.log.borrow_and_update() {
-                break failed.to_string();
+                break format!("{failed}. {MENDED}");
             }
             {
                 let seen = metrics.borrow_watched();
                 if let Err(error) = &seen.running_state {
-                    break error.to_string();
+                    break format!("{error}. {MENDED}");
                 }
                 self.publish(&seen, &mut sleep_watch);
             }
@@ -180,7 +184,11 @@ impl Follower {
         };
         self.confirmation.set(None);
         self.leadership.send_replace(Leadership::default());
-        self.fatal.send_replace(Some(reason));
+        self.fatal.send_if_modified(|known| {
+            let first = known.is_none();
+            known.get_or_insert(reason);
+            first
+        });
     }
 
     async fn why_it_ended(&self) -> String {

@@ -88,6 +88,10 @@ fn stopped(error: impl std::fmt::Display) -> Status {
 }
 
 fn damaged(error: &dyn std::error::Error) -> Status {
+    Status::invalid_argument(chain(error))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -95,7 +99,7 @@ fn damaged(error: &dyn std::error::Error) -> Status {
         text.push_str(&error.to_string());
         source = error.source();
     }
-    Status::invalid_argument(text)
+    text
 }
 
 fn head<T: Decode<()>>(frame: &Frame) -> Result<T, Status> {
@@ -146,7 +150,15 @@ impl Peer for Server {
         let frame = request.into_inner();
         let append = head::<AppendHead>(&frame)?
             .unpack(&frame.body)
-            .map_err(|error| damaged(&error))?;
+            .map_err(|error| {
+                if error.is_of_a_later_release() {
+                    // It can never follow this log; others go on without it.
+                    running
+                        .core
+                        .end(format!("{}: run a later release", chain(&error)));
+                }
+                damaged(&error)
+            })?;
         let response = running.core.raft.append_entries(append).await;
         answer(&AppendReply::from(response.map_err(stopped)?))
     }
@@ -206,8 +218,8 @@ impl Peer for Server {
 
     async fn exchange(&self, request: Request<Frame>) -> Answer {
         let (running, from) = self.admit(&request)?;
-        // The head is for the answer's sake only, but a damaged one is refused like any other.
-        let _: wire::ExchangeHead = head(request.get_ref())?;
+        let said: wire::ExchangeHead = head(request.get_ref())?;
+        running.core.compare(from, &said.checks);
         let reply = running
             .exchange
             .answer(&running.core, from, &request.get_ref().body);

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use raftserve_model::{ClusterId, NodeId};
+use raftserve_model::{ClusterId, NodeId, VersionRange};
 use raftserve_store::identity::{self, DataDir, IdentityError};
 use raftserve_store::raft::{StateMachine, TypeConfig};
 use raftserve_store::store::Store;
@@ -73,7 +73,11 @@ impl SharedDir {
     }
 
     /// Opens the log and the state.
-    pub(crate) async fn open_store(&self) -> Result<Opened, OpenError> {
-        self.with(|dir| Store::default().open(dir)).await
+    pub(crate) async fn open_store(&self, supports: VersionRange) -> Result<Opened, OpenError> {
+        let store = Store {
+            supports,
+            ..Store::default()
+        };
+        self.with(move |dir| store.open(dir)).await
     }
 }

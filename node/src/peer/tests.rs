@@ -18,9 +18,12 @@ use crate::consensus::ProposeError;
 
 mod appends;
 mod bootstrapping;
+mod divergence;
 mod leading;
 mod skew;
 mod strangers;
+mod upgrade;
+mod watching;
 
 /// No condition in these tests takes nearly as long on a healthy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -56,10 +59,16 @@ impl Places {
     }
 
     fn config(&self, place: usize) -> PeerConfig {
+        let listener = TcpListener::bind(&self.0[place].address).unwrap();
+        self.config_at(place, listener)
+    }
+
+    /// A peer that listens elsewhere than where it is to be found.
+    fn config_at(&self, place: usize, listener: TcpListener) -> PeerConfig {
         let Place { folder, address } = &self.0[place];
         PeerConfig {
             data_dir: folder.path().to_owned(),
-            listener: TcpListener::bind(address).unwrap(),
+            listener,
             peers: self.names(),
             address: address.clone(),
             admin_address: format!("admin-{place}:7000"),

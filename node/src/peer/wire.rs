@@ -7,13 +7,14 @@ use bincode::{Decode, Encode};
 use bytes::Bytes;
 use raftserve_model::{ClusterId, ClusterVersion, Incarnation, NodeId, VersionRange};
 use raftserve_store::command::Action;
-use raftserve_store::raft::PeerRecord;
+use raftserve_store::formats::PEER_MESSAGE;
+use raftserve_store::raft::{PeerRecord, StateCheck};
 use raftserve_store::{Command, Outcome};
 
 pub(crate) mod raft;
 
 /// Frames are written in this version.
-const VERSION: u8 = 1;
+const VERSION: u8 = PEER_MESSAGE;
 
 /// The most that any frame decodes to: twice the largest message that is ever sent, so that no
 /// hostile length prefix can claim more.
@@ -43,7 +44,9 @@ pub(crate) enum WireError {
     #[error("an empty frame")]
     Empty,
     /// It was written by a release that this one does not understand.
-    #[error("frame version {0}, and this release reads {VERSION}")]
+    #[error(
+        "a message has version {0}, and this release reads {VERSION}: run releases next to each other"
+    )]
     Version(u8),
     /// Its body is damaged.
     #[error("a frame that does not decode")]
@@ -220,6 +223,8 @@ pub(crate) struct ExchangeHead {
     pub(crate) incarnation: Incarnation,
     /// The life of who receives it, if it has announced itself.
     pub(crate) known: Option<Incarnation>,
+    /// The sender's newest digests of its state.
+    pub(crate) checks: Vec<StateCheck>,
 }
 
 /// The bytes that a command adds to an append.
@@ -236,6 +241,7 @@ mod tests {
         let head = ExchangeHead {
             incarnation: Incarnation(7),
             known: None,
+            checks: Vec::new(),
         };
         let frame = encode(&head);
         assert_eq!(decode::<ExchangeHead>(&frame).unwrap(), head);

@@ -9,13 +9,15 @@ use futures_util::{Stream, StreamExt};
 use openraft::alias::{EntryOf, LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
-use raftserve_model::{LogIndex, LogTime};
+use raftserve_model::{LogIndex, LogTime, Unsupported, VersionRange};
 use tokio::sync::watch;
 
+use super::check::{CHECK_EVERY, Checks, StateCheck};
 use super::convert::{applied_membership_to, log_id_from, log_id_to, membership_from};
 use super::{StoreTypes, TypeConfig};
-use crate::command::Outcome;
+use crate::command::{Action, Outcome};
 use crate::entry::{AppliedMembership, LogId};
+use crate::formats::SUPPORTED;
 use crate::snapshot::{Snapshot, SnapshotError, SnapshotFile, SnapshotHead, Snapshots};
 use crate::state::State;
 
@@ -45,6 +47,7 @@ impl Applied {
 pub struct StateReader {
     applied: Arc<ArcSwap<Applied>>,
     index: watch::Receiver<LogIndex>,
+    checks: Checks,
 }
 
 impl StateReader {
@@ -80,6 +83,12 @@ impl StateReader {
         Ok((head, file))
     }
 
+    /// The digests that were noted last, oldest first.
+    #[must_use]
+    pub fn checks(&self) -> Vec<StateCheck> {
+        self.checks.kept()
+    }
+
     /// The last applied entry, and the agreed time as of it.
     #[must_use]
     pub fn last_stamp(&self) -> (Option<LogId>, LogTime) {
@@ -101,6 +110,8 @@ pub struct StateMachine<C = TypeConfig> {
     membership: Arc<AppliedMembership>,
     applied: Arc<ArcSwap<Applied>>,
     index: watch::Sender<LogIndex>,
+    checks: Checks,
+    supports: VersionRange,
     snapshots: Arc<Snapshots>,
 }
 
@@ -114,8 +125,16 @@ impl<C: StoreTypes> StateMachine<C> {
             membership: Arc::clone(&applied.membership),
             applied: Arc::new(ArcSwap::from_pointee(applied)),
             index: watch::Sender::new(index),
+            checks: Checks::default(),
+            supports: SUPPORTED,
             snapshots,
         }
+    }
+
+    /// One that ends where the cluster's version leaves `supports`, rather than what this release supports.
+    #[must_use]
+    pub(crate) fn supporting(self, supports: VersionRange) -> Self {
+        Self { supports, ..self }
     }
 
     /// A handle to read the state with.
@@ -124,15 +143,29 @@ impl<C: StoreTypes> StateMachine<C> {
         StateReader {
             applied: Arc::clone(&self.applied),
             index: self.index.subscribe(),
+            checks: self.checks.clone(),
         }
     }
 
-    fn apply_one(&mut self, entry: &EntryOf<C>) -> Outcome {
+    /// Applies an entry. One that this release cannot follow is not applied, and ends the peer: to pass over it
+    /// would make this state another one for ever.
+    fn apply_one(&mut self, entry: &EntryOf<C>) -> io::Result<Outcome> {
         let id = log_id_from(&entry.log_id);
-        self.last = Some(id);
-        match &entry.payload {
+        let mut compare = id.index.0.is_multiple_of(CHECK_EVERY);
+        let outcome = match &entry.payload {
             EntryPayload::Blank => Outcome::default(),
-            EntryPayload::Normal(command) => self.state.apply(id.index, command),
+            EntryPayload::Normal(command) => {
+                if let Action::RaiseVersion { version } = command.action
+                    && self.supports.newest < version
+                {
+                    return Err(io::Error::other(Unsupported::TooOld {
+                        cluster: version,
+                        supported: self.supports,
+                    }));
+                }
+                compare |= matches!(command.action, Action::CompareStates);
+                self.state.apply(id.index, command)
+            }
             EntryPayload::Membership(membership) => {
                 self.membership = Arc::new(AppliedMembership {
                     log_id: Some(id),
@@ -140,7 +173,12 @@ impl<C: StoreTypes> StateMachine<C> {
                 });
                 Outcome::default()
             }
+        };
+        self.last = Some(id);
+        if compare {
+            self.checks.note(id.index, &self.state);
         }
+        Ok(outcome)
     }
 
     fn publish(&self) {
@@ -187,7 +225,13 @@ impl<C: StoreTypes> RaftStateMachine<C> for StateMachine<C> {
                     return Err(error);
                 }
             };
-            let outcome = self.apply_one(&entry);
+            let outcome = match self.apply_one(&entry) {
+                Ok(outcome) => outcome,
+                Err(error) => {
+                    self.publish_and_answer(&mut answers);
+                    return Err(error);
+                }
+            };
             answers.extend(responder.map(|responder| (responder, outcome)));
             unpublished += 1;
             if unpublished == PUBLISH_MAX {
@@ -221,6 +265,9 @@ impl<C: StoreTypes> RaftStateMachine<C> for StateMachine<C> {
         let snapshots = Arc::clone(&self.snapshots);
         let installing = C::run_blocking(move || snapshots.install(&snapshot, offered));
         let (installed, state) = installing.await?.map_err(io::Error::other)?;
+        self.supports
+            .check(state.version())
+            .map_err(io::Error::other)?;
         self.state = state;
         self.last = installed.head.last;
         self.membership = Arc::new(installed.head.membership);

@@ -6,13 +6,14 @@ use crc32c::{crc32c, crc32c_append};
 
 use super::{SnapshotError, SnapshotFile, SnapshotHead};
 use crate::codec;
+use crate::formats;
 use crate::state::Record;
 
 const MAGIC: [u8; 8] = *b"RSRVSNP\n";
 /// The version of the layout of snapshot files.
-pub const FORMAT: u16 = 1;
+pub const FORMAT: u16 = formats::SNAPSHOT;
 /// bincode 2, as `codec` has it.
-const CODEC: u8 = 1;
+const CODEC: u8 = formats::SNAPSHOT_CODEC;
 const FIXED_LEN: usize = 20;
 const END_LEN: usize = 4 + 8 + 8 + 4 + 8;
 

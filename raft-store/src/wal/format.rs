@@ -16,6 +16,7 @@ use crc32c::{crc32c, crc32c_append};
 use raftserve_model::{LogIndex, NodeId};
 
 use crate::entry::LogId;
+use crate::formats;
 
 /// Bytes of a segment's header.
 pub(super) const HEADER_LEN: usize = 44;
@@ -26,8 +27,8 @@ pub(super) const ENTRY_HEAD: usize = 16;
 
 const MAGIC: [u8; 8] = *b"RSRVWAL\n";
 /// The segment format that is written, and the only one that is read.
-const FORMAT: u16 = 1;
-const RECORD_VERSION: u8 = 1;
+const FORMAT: u16 = formats::SEGMENT;
+const RECORD_VERSION: u8 = formats::LOG_RECORD;
 const GROUP_END: u8 = 0x80;
 
 /// What a record says.

@@ -54,6 +54,17 @@ fn a_restart_finds_time_where_it_was_left() {
     assert_eq!(clock.now(ms(90_250)), LogTime(7_250));
 }
 
+#[test]
+fn the_first_stamp_of_a_reign_is_later_than_all_before() {
+    let mut clock = Reckoning::new(ME, id(1, 2), LogTime(1_000), ms(0));
+    assert_eq!(clock.stamp(2, ms(5)), None, "what came before is not known");
+    clock.observe(id(1, 2), LogTime(2_000), ms(5));
+    clock.observe(id(2, 1), LogTime(2_000), ms(5));
+    assert_eq!(clock.stamp(2, ms(5)), None);
+    assert_eq!(clock.stamp(2, ms(6)), Some(LogTime(2_001)));
+    assert_eq!(clock.stamp(2, ms(6)), Some(LogTime(2_001)));
+}
+
 /// A peer in a cluster of one log.
 struct Peer {
     clock: Reckoning,
@@ -113,7 +124,8 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        3 => (0_u64..5_000).prop_map(Step::Pass),
+        2 => (0_u64..3).prop_map(Step::Pass),
+        2 => (0_u64..5_000).prop_map(Step::Pass),
         4 => (0_usize..3, 1_usize..5).prop_map(|(peer, entries)| Step::CatchUp(peer, entries)),
         1 => (0_usize..3).prop_map(Step::Elect),
         1 => (0_usize..3).prop_map(Step::Restart),
@@ -122,7 +134,9 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Between any two entries agreed time passes no more than time itself: nothing expires early, whoever
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(512) })]
+
+    /// Between any two stamps agreed time passes no more than time itself: nothing expires early, whoever
     /// leads, however far behind, and whatever the clocks show.
     #[test]
     fn agreed_time_is_never_ahead_of_time(
@@ -157,11 +171,11 @@ proptest! {
                     }
                 }
                 Step::Write => {
-                    let leader = world.leader;
-                    world.now += 1;
-                    if world.term > 0 && world.peers[leader].clock.term == world.term {
-                        let stamp = world.peers[leader].clock.now(world.boot_now(leader));
-                        world.push(Some(stamp));
+                    let (leader, term) = (world.leader, world.term);
+                    let at = world.boot_now(leader);
+                    let stamp = world.peers[leader].clock.stamp(term, at);
+                    if stamp.is_some() && term > 0 {
+                        world.push(stamp);
                     }
                 }
             }

@@ -93,6 +93,8 @@ async fn a_proposal_cut_off_from_the_quorum_has_an_unknown_outcome() {
     let mut peers = living(places.start_all().await);
     let leader = leader_of(&peers).await;
     let consensus = peers[leader].as_ref().unwrap().consensus();
+    // A leader that has not written anything yet proposes nothing.
+    open_client(peers[leader].as_ref().unwrap()).await;
     let proposing = tokio::spawn(async move {
         loop {
             let proposed = consensus

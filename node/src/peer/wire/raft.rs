@@ -223,6 +223,17 @@ pub(crate) enum EntryError {
     Trailing(usize),
 }
 
+impl EntryError {
+    /// Whether an entry holds what this release has no name for, so that only a later one can follow the log.
+    pub(crate) fn is_of_a_later_release(&self) -> bool {
+        use bincode::error::DecodeError::UnexpectedVariant;
+        let Self::Wire { source, .. } = self else {
+            return false;
+        };
+        matches!(source, WireError::Body(UnexpectedVariant { .. }))
+    }
+}
+
 impl AppendHead {
     /// The request as openraft takes it.
     ///

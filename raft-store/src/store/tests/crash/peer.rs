@@ -61,6 +61,7 @@ impl Peer {
                 ..WalOptions::default()
             },
             checkpoint: false,
+            ..Store::default()
         };
         let lock = DirectoryLock::nothing();
         let disk: Arc<dyn Disk> = Arc::new(disk.clone());
