@@ -125,7 +125,8 @@ fn a_membership_that_was_never_committed_goes_with_the_snapshot_that_covers_it()
 }
 
 /// openraft #1838: two survivors that drew the same election timeout kept it, and stood against each other for
-/// ever.
+/// ever. Not so here, even with that defect put back: leaders are ordered by (term, peer), so the survivor with the
+/// smaller id grants its vote to the other. This keeps it so, should the kind of leader id change.
 #[test]
 fn survivors_that_draw_the_same_timeouts_elect_one_of_them_all_the_same() {
     for seed in 0..3 {
