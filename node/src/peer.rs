@@ -240,7 +240,7 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
     let set = running.set(Running {
         core: Arc::clone(&core),
         exchange: exchange.clone(),
-        snapshots: Inbox::of(snapshots),
+        snapshots: Arc::new(Inbox::new(snapshots, Arc::new(core.raft.clone()))),
     });
     assert!(set.is_ok(), "a peer begins once");
     cradle.complete(&core.raft).await?;
@@ -302,6 +302,8 @@ fn serve(config: &PeerConfig, server: Server) -> Result<(), StartError> {
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let transfers = rpc::snapshot_transfer_server::SnapshotTransferServer::new(server.clone())
+        .max_decoding_message_size(MESSAGE_BYTES_MAX);
     let service = rpc::peer_server::PeerServer::new(server)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -311,6 +313,7 @@ fn serve(config: &PeerConfig, server: Server) -> Result<(), StartError> {
         .initial_connection_window_size(window)
         .max_concurrent_streams(CALLS_MAX)
         .add_service(service)
+        .add_service(transfers)
         .serve_with_incoming(incoming);
     tokio::spawn(async move {
         if let Err(error) = serving.await {

@@ -24,13 +24,16 @@ use crate::entry::{AppliedMembership, LogId};
 use crate::formats;
 use crate::state::{Record, RecordError, State};
 pub use file::FORMAT as SNAPSHOT_FORMAT;
-use file::{Blocks, SnapshotWriter};
+use file::{Blocks, CHECKSUM_AT, SnapshotWriter};
 
 /// The newest, and the one before it.
 const KEPT: usize = 2;
 
 const SUFFIX: &str = ".snap";
 const TEMPORARY: &str = ".tmp";
+
+/// Of what was received of a snapshot so far. Outlives a restart, since the rest may follow.
+const PARTIAL: &str = ".part";
 
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 256 << 10;
@@ -42,6 +45,25 @@ pub struct SnapshotHead {
     pub last: Option<LogId>,
     /// The configuration in force then.
     pub membership: AppliedMembership,
+}
+
+/// Tells whether two files hold the very same bytes, whoever wrote them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotId {
+    /// The last entry in it.
+    pub last: Option<LogId>,
+    /// Its length in bytes.
+    pub size: u64,
+    /// The sum of its bytes, as its end has it.
+    pub checksum: u32,
+}
+
+impl SnapshotId {
+    fn partial_name(&self) -> String {
+        let LogId { term, node, index } = self.last.unwrap_or_default();
+        let (size, checksum) = (self.size, self.checksum);
+        format!("{index:020}-{term}-{node}-{size}-{checksum:08x}{PARTIAL}")
+    }
 }
 
 /// Why a snapshot cannot be written, read or installed.
@@ -142,6 +164,23 @@ impl SnapshotFile {
     /// As the operating system says.
     pub fn size(&self) -> io::Result<u64> {
         self.file.size()
+    }
+
+    /// The sum of its bytes, as its end has it; of a file that is no snapshot, some number. Blocks.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    pub fn checksum(&self) -> io::Result<u32> {
+        let mut sum = [0; 4];
+        let at = self.file.size()?.saturating_sub(CHECKSUM_AT);
+        self.file.read_at(at, &mut sum)?;
+        Ok(u32::from_le_bytes(sum))
+    }
+
+    /// Whether it is one that the store may still remove or put in place.
+    fn is_unfinished(&self) -> bool {
+        let name = self.path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.ends_with(TEMPORARY) || name.ends_with(PARTIAL))
     }
 
     /// Up to `bytes_max` bytes from `offset`; empty at the end. Blocks.
@@ -319,9 +358,46 @@ impl Snapshots {
         }
     }
 
+    /// The file to receive the snapshot `id` into, and how many of its bytes are there from an earlier try. It stays
+    /// until it is installed, discarded, or another one is begun: there is one at most. Blocks.
+    ///
+    /// What is there need not have survived a crash whole: verify it when all has arrived.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Io`].
+    pub fn resume(&self, id: &SnapshotId) -> Result<(SnapshotFile, u64), SnapshotError> {
+        let wanted = id.partial_name();
+        let path = self.dir.join(&wanted);
+        let io = |what, path: &Path| {
+            let path = path.to_owned();
+            move |source| SnapshotError::Io { what, path, source }
+        };
+        let names = self.disk.list(&self.dir).map_err(io("list", &self.dir))?;
+        let mut found = false;
+        for name in names.iter().filter(|name| name.ends_with(PARTIAL)) {
+            if *name == wanted {
+                found = true;
+            } else {
+                let other = self.dir.join(name);
+                self.disk.remove(&other).map_err(io("remove", &other))?;
+            }
+        }
+        let file = match found {
+            true => self.disk.open(&path),
+            false => self.disk.create(&path),
+        };
+        let file = file.map_err(io("open", &path))?;
+        let has = file.size().map_err(io("read", &path))?;
+        let whole = has.min(id.size);
+        if whole < has {
+            file.set_size(whole).map_err(io("cut", &path))?;
+        }
+        Ok((SnapshotFile { path, file }, whole))
+    }
+
     /// Removes a file from [`Snapshots::receive`] that will not be installed. Blocks.
     pub fn discard(&self, file: &SnapshotFile) {
-        if file.path.extension().is_some_and(|it| it == "tmp")
+        if file.is_unfinished()
             && let Err(error) = self.disk.remove(&file.path)
         {
             tracing::warn!(%error, path = %file.path.display(), "cannot remove an unfinished snapshot");
@@ -403,8 +479,7 @@ impl Snapshots {
         {
             return Ok((current, state));
         }
-        let own = file.path.parent() == Some(self.dir.as_path())
-            && file.path.extension().is_some_and(|it| it == "tmp");
+        let own = file.path.parent() == Some(self.dir.as_path()) && file.is_unfinished();
         let file = if own { file.clone() } else { self.copy(file)? };
         let snapshot = self.put(file, &head)?;
         Ok((snapshot, state))

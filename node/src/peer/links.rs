@@ -12,13 +12,15 @@ use bytes::Bytes;
 use raftserve_model::NodeId;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, ConnectError, Request, Response, Status};
+use tonic::{Code, ConnectError, Request, Response, Status, Streaming};
 
 use super::directory::{Caller, Directory};
 use super::rpc::Frame;
 use super::rpc::peer_client::PeerClient;
+use super::rpc::snapshot_transfer_client::SnapshotTransferClient;
 use super::wire::{self, MESSAGE_BYTES_MAX};
 
 /// A dial that takes longer has met a host that is gone: the next call dials anew, with the name
@@ -83,7 +85,7 @@ pub(crate) enum CallError {
 }
 
 impl CallError {
-    fn from_status(target: NodeId, status: &Status) -> Self {
+    pub(crate) fn from_status(target: NodeId, status: &Status) -> Self {
         let reason = chain(status);
         if never_connected(status) {
             return Self::NotSent { target, reason };
@@ -199,7 +201,7 @@ pub(crate) type Client = PeerClient<Channel>;
 
 struct Link {
     address: String,
-    client: PeerClient<Channel>,
+    channel: Channel,
 }
 
 /// All connections of a peer.
@@ -222,7 +224,7 @@ impl Links {
         }
     }
 
-    fn client(&self, target: NodeId, purpose: Purpose) -> Result<PeerClient<Channel>, CallError> {
+    fn channel(&self, target: NodeId, purpose: Purpose) -> Result<Channel, CallError> {
         let not_sent = |reason: String| CallError::NotSent { target, reason };
         let address = self
             .directory
@@ -232,18 +234,17 @@ impl Links {
         if let Some(link) = links.get(&(target, purpose))
             && link.address == address
         {
-            return Ok(link.client.clone());
+            return Ok(link.channel.clone());
         }
         let _within = self.runtime.enter();
         let channel = connect(&address)
             .map_err(|error| not_sent(format!("{address:?} is not an address: {error}")))?;
-        let made = client(channel);
         let link = Link {
             address,
-            client: made.clone(),
+            channel: channel.clone(),
         };
         links.insert((target, purpose), link);
-        Ok(made)
+        Ok(channel)
     }
 
     /// A request that says who makes it.
@@ -252,6 +253,35 @@ impl Links {
         let caller = Caller { target, ..self.me };
         handshake::write(caller, request.metadata_mut());
         request
+    }
+
+    /// Begins a transfer to `target` over a connection of its own. The first word of the answer is waited for no
+    /// longer than `within`.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub(crate) async fn stream(
+        &self,
+        target: NodeId,
+        within: Duration,
+        frames: ReceiverStream<Frame>,
+    ) -> Result<Streaming<Frame>, CallError> {
+        let channel = self.channel(target, Purpose::Snapshots)?;
+        let mut client = SnapshotTransferClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let request = self.request(target, frames);
+        match timeout(within, client.transfer(request)).await {
+            Ok(Ok(answers)) => {
+                self.directory.heard(target);
+                Ok(answers.into_inner())
+            }
+            Ok(Err(status)) => Err(CallError::from_status(target, &status)),
+            Err(_) => Err(CallError::Deadline {
+                target,
+                waited: within,
+            }),
+        }
     }
 
     /// Calls `target`: `send` makes the call of its choice. The answer is waited for no longer than
@@ -270,7 +300,7 @@ impl Links {
     where
         F: Future<Output = Result<Response<Frame>, Status>>,
     {
-        let client = self.client(target, purpose)?;
+        let client = client(self.channel(target, purpose)?);
         let request = self.request(target, message);
         match timeout(within, send(client, request)).await {
             Ok(Ok(response)) => {

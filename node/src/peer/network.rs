@@ -25,6 +25,8 @@ use super::wire::raft::{AppendReply, PackedAppend, TransferReply, VoteReply};
 
 pub(crate) mod snapshot;
 
+use self::snapshot::Outbox;
+
 /// How long an append may take: above a stalled sync of the follower's disk, since a second copy of
 /// the same entries would only add to the stall.
 const APPEND_DEADLINE: Duration = Duration::from_secs(2);
@@ -41,12 +43,17 @@ const RETRY: [Duration; 3] = [
 pub(crate) struct Network {
     me: NodeId,
     links: Arc<Links>,
+    outbox: Outbox,
 }
 
 impl Network {
     /// Over these connections.
     pub(crate) fn new(me: NodeId, links: Arc<Links>) -> Self {
-        Self { me, links }
+        Self {
+            me,
+            links,
+            outbox: Outbox::new(),
+        }
     }
 
     fn wire(&self, target: NodeId, appends: Purpose) -> Wire {
@@ -55,6 +62,7 @@ impl Network {
             target,
             appends,
             links: Arc::clone(&self.links),
+            outbox: self.outbox.clone(),
         }
     }
 }
@@ -82,6 +90,7 @@ pub(crate) struct Wire {
     /// The connection that appends of this client go over.
     appends: Purpose,
     links: Arc<Links>,
+    outbox: Outbox,
 }
 
 impl Wire {
@@ -192,7 +201,9 @@ impl RaftNetworkV2<TypeConfig> for Wire {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let sending = snapshot::send(&self.links, self.target, vote, snapshot, option.hard_ttl());
+        let sending = self
+            .outbox
+            .send(&self.links, self.target, vote, snapshot, option.hard_ttl());
         let sent = tokio::select! {
             closed = cancel => return Err(closed.into()),
             sent = sending => sent,

@@ -7,15 +7,17 @@ use std::time::Duration;
 use bincode::Decode;
 use raftserve_model::NodeId;
 use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::bootstrap::Cradle;
 use super::core::Core;
 use super::exchange::Slot;
 use super::links::{frame, handshake};
-use super::network::snapshot;
+use super::network::snapshot::Inbox;
 use super::rpc::Frame;
 use super::rpc::peer_server::Peer;
+use super::rpc::snapshot_transfer_server::SnapshotTransfer;
 use super::wire::raft::{AppendHead, AppendReply, TransferReply, TransferRequest, VoteReply};
 use super::wire::{
     self, AdoptRequest, Announcement, HelloReply, HelloRequest, MoveLeaderRequest, ProposeRequest,
@@ -32,7 +34,7 @@ pub(crate) struct Running {
     pub(crate) core: Arc<Core>,
     pub(crate) exchange: Slot,
     /// Where snapshots are received.
-    pub(crate) snapshots: snapshot::Inbox,
+    pub(crate) snapshots: Arc<Inbox>,
 }
 
 /// The peer service.
@@ -177,13 +179,6 @@ impl Peer for Server {
         answer(&VoteReply::from(response.map_err(stopped)?))
     }
 
-    async fn snapshot(&self, request: Request<Streaming<Frame>>) -> Answer {
-        let (running, _) = self.admit(&request)?;
-        let frames = request.into_inner();
-        let reply = snapshot::receive(&running.core.raft, &running.snapshots, frames).await?;
-        answer(&reply)
-    }
-
     async fn transfer_leader(&self, request: Request<Frame>) -> Answer {
         let (running, _) = self.admit(&request)?;
         let transfer: TransferRequest = head(request.get_ref())?;
@@ -224,5 +219,19 @@ impl Peer for Server {
             .exchange
             .answer(&running.core, from, &request.get_ref().body);
         Ok(Response::new(reply))
+    }
+}
+
+#[tonic::async_trait]
+impl SnapshotTransfer for Server {
+    type TransferStream = ReceiverStream<Result<Frame, Status>>;
+
+    async fn transfer(
+        &self,
+        request: Request<Streaming<Frame>>,
+    ) -> Result<Response<Self::TransferStream>, Status> {
+        let (running, _) = self.admit(&request)?;
+        let answers = Arc::clone(&running.snapshots).receive(request.into_inner());
+        Ok(Response::new(ReceiverStream::new(answers)))
     }
 }

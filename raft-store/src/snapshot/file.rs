@@ -16,6 +16,8 @@ pub const FORMAT: u16 = formats::SNAPSHOT;
 const CODEC: u8 = formats::SNAPSHOT_CODEC;
 const FIXED_LEN: usize = 20;
 const END_LEN: usize = 4 + 8 + 8 + 4 + 8;
+/// From the end: the sum of all bytes before it, and the magic.
+pub(super) const CHECKSUM_AT: u64 = 4 + 8;
 
 /// A block is written once its records reach this size: what one checksum answers for.
 const BLOCK_SIZE: usize = 64 << 10;

@@ -197,3 +197,31 @@ fn a_failed_sync_leaves_the_current_one() {
     }
     panic!("a build takes fewer operations");
 }
+
+#[test]
+fn what_was_received_is_kept_over_a_restart_and_for_one_snapshot_only() {
+    let disk = SimulatedDisk::default();
+    let id = |index, size| SnapshotId {
+        last: head(index).last,
+        size,
+        checksum: 7,
+    };
+    let (file, has) = open(&disk).resume(&id(5, 10)).unwrap();
+    assert_eq!(has, 0);
+    file.write(0, b"abcdef").unwrap();
+    let (again, has) = open(&disk).resume(&id(5, 10)).unwrap();
+    assert_eq!(
+        (again.read(0, 99).unwrap().as_slice(), has),
+        (&b"abcdef"[..], 6)
+    );
+
+    // Of another one nothing is kept, and of one that is discarded neither.
+    let (_, has) = open(&disk).resume(&id(6, 10)).unwrap();
+    assert_eq!(has, 0);
+    let snapshots = open(&disk);
+    let (file, has) = snapshots.resume(&id(5, 10)).unwrap();
+    assert_eq!(has, 0);
+    file.write(0, b"abc").unwrap();
+    snapshots.discard(&file);
+    assert_eq!(snapshots.resume(&id(5, 10)).unwrap().1, 0);
+}

@@ -11,7 +11,8 @@ use openraft::vote::RaftLeaderId;
 use openraft::{EntryPayload, Membership as RaftMembership, StoredMembership};
 use raftserve_model::NodeId;
 use raftserve_store::Command;
-use raftserve_store::raft::{PeerRecord, TypeConfig};
+use raftserve_store::raft::{PeerRecord, TypeConfig, log_id_from};
+use raftserve_store::snapshot::SnapshotId;
 
 use super::{APPEND_BYTES_MAX, WireError, append, decode_prefix};
 
@@ -23,7 +24,7 @@ type RaftEntry = openraft::Entry<LeaderId<u64, NodeId>, EntryPayload<Command, No
 type Stored = StoredMembership<LeaderId<u64, NodeId>, NodeId, PeerRecord>;
 
 /// Who was voted for in which term, and whether a quorum did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub(crate) struct Vote {
     term: u64,
     node: NodeId,
@@ -435,14 +436,17 @@ pub(crate) struct SnapshotHead {
     pub(crate) membership: Membership,
     /// How long the file is.
     pub(crate) bytes: u64,
+    /// The sum of its bytes: with the above it tells whether two files are the same.
+    pub(crate) checksum: u32,
 }
 
 impl SnapshotHead {
-    /// Describes a snapshot of `bytes` bytes.
+    /// Describes a snapshot of `bytes` bytes that add up to `checksum`.
     pub(crate) fn new(
         vote: RaftVote,
         meta: &openraft::alias::SnapshotMetaOf<TypeConfig>,
         bytes: u64,
+        checksum: u32,
     ) -> Self {
         Self {
             vote: vote.into(),
@@ -450,6 +454,16 @@ impl SnapshotHead {
             membership_at: meta.last_membership.log_id().map(Into::into),
             membership: meta.last_membership.membership().into(),
             bytes,
+            checksum,
+        }
+    }
+
+    /// What tells it from any other.
+    pub(crate) fn id(&self) -> SnapshotId {
+        SnapshotId {
+            last: self.last.map(|last| log_id_from(&last.into())),
+            size: self.bytes,
+            checksum: self.checksum,
         }
     }
 
@@ -470,10 +484,17 @@ impl SnapshotHead {
     }
 }
 
-/// The vote that the receiver of a snapshot holds.
+/// What the receiver of a snapshot says, in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct SnapshotReply {
-    pub(crate) vote: Vote,
+pub(crate) enum SnapshotAnswer {
+    /// Send it from this byte on: what is before was received earlier.
+    From(u64),
+    /// So many bytes are there now.
+    Has(u64),
+    /// All is there, and is being verified and installed.
+    Installing,
+    /// It is installed, or was not needed; the vote that is held.
+    Done(Vote),
 }
 
 #[cfg(test)]

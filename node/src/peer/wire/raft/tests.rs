@@ -110,9 +110,9 @@ fn a_snapshot_head_survives_the_wire() {
         last_membership: Stored::new(Some(log_id(1)), members()),
     };
     let vote = RaftVote::new_committed(3, NodeId(2));
-    let head = SnapshotHead::new(vote, &meta, 77);
+    let head = SnapshotHead::new(vote, &meta, 77, 78);
     let read: SnapshotHead = super::super::decode(&super::super::encode(&head)).unwrap();
-    assert_eq!(read.bytes, 77);
+    assert_eq!((read.id().size, read.id().checksum), (77, 78));
     assert_eq!(read.meta().unwrap(), meta);
 }
 
