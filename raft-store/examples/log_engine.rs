@@ -1,12 +1,14 @@
 //! Measures the log engine against the disk beneath it, and how fast a log is opened after a kill.
 //!
 //! ```text
-//! log_engine append [--dir DIR] [--batch 64] [--size 256] [--seconds 2] [--rounds 5]
-//! log_engine open [--dir DIR] [--entries 1000000] [--rounds 5]
+//! log_engine append [--dir DIR] [--batch 64] [--size 256] [--seconds 0.5] [--rounds 11]
+//! log_engine open [--dir DIR] [--entries 1000000] [--rounds 11]
 //! ```
-//! `append` makes batches durable, one after another: with a bare loop of `write` and `fdatasync`, with the log and
-//! one batch under way, and with the log and four, in turns. Compare only figures of one run: disks change
-//! their mind within seconds.
+//! `append` makes batches durable, one after another, in turns: with a bare loop of `write` and `fdatasync`; with
+//! the log, handing it the next batch while the last one is synced, as Raft does; and with the log, handing it the
+//! next batch only when the last one is durable, which adds two changes of threads to each. Both take one sync for
+//! each batch, and say so. Compare only figures of one run: disks change their mind within seconds, hence many
+//! short rounds and the median of their ratios.
 //!
 //! `open` fills a store in a process of its own, kills that with SIGKILL in the middle of appending, and opens what it
 //! left: the log alone (every record verified), and the whole store until its state has caught up, first
@@ -43,8 +45,8 @@ const BEHIND: u64 = raftserve_store::raft::SNAPSHOT_ENTRIES;
 /// openraft's logs begin at 0.
 const FIRST: u64 = 0;
 
-/// Batches under way in the pipelined run.
-const UNDER_WAY: usize = 4;
+/// One that is synced, and one that waits.
+const UNDER_WAY: usize = 2;
 
 #[derive(Debug)]
 struct Options {
@@ -62,8 +64,8 @@ impl Options {
             dir: PathBuf::from("target/log-engine"),
             batch: 64,
             size: 256,
-            time: Duration::from_secs(2),
-            rounds: 5,
+            time: Duration::from_millis(500),
+            rounds: 11,
             entries: 1_000_000,
         };
         for pair in arguments.chunks(2) {
@@ -74,7 +76,7 @@ impl Options {
                 "--dir" => options.dir = value.into(),
                 "--batch" => options.batch = value.parse()?,
                 "--size" => options.size = value.parse()?,
-                "--seconds" => options.time = Duration::from_secs(value.parse()?),
+                "--seconds" => options.time = Duration::try_from_secs_f64(value.parse()?)?,
                 "--rounds" => options.rounds = value.parse()?,
                 "--entries" => options.entries = value.parse()?,
                 other => return Err(format!("unknown option {other}").into()),
@@ -112,61 +114,85 @@ fn main() -> Result<(), Failure> {
     }
 }
 
-/// One run: entries per second, and the times that batches took, sorted.
+/// One run.
 struct Rate {
     entries: f64,
+    /// What each batch took, sorted.
     times: Vec<Duration>,
+    batches_per_sync: f64,
 }
 
 impl Rate {
-    fn of(began: Instant, batch: usize, mut times: Vec<Duration>) -> Self {
-        let entries = (times.len() * batch) as f64 / began.elapsed().as_secs_f64();
+    fn of(took: Duration, batch: usize, mut times: Vec<Duration>, syncs: u64) -> Self {
         times.sort_unstable();
-        Self { entries, times }
+        Self {
+            entries: (times.len() * batch) as f64 / took.as_secs_f64(),
+            batches_per_sync: times.len() as f64 / syncs as f64,
+            times,
+        }
     }
 
     fn quantile(&self, of: f64) -> f64 {
         let at = (self.times.len() as f64 * of) as usize;
-        self.times
-            .get(at.min(self.times.len().saturating_sub(1)))
-            .map_or(0.0, |it| it.as_secs_f64() * 1e6)
+        let time = self.times.get(at.min(self.times.len().saturating_sub(1)));
+        time.map_or(0.0, |time| time.as_secs_f64() * 1e6)
+    }
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (median, slow) = (self.quantile(0.5), self.quantile(0.99));
+        write!(f, "{:>9.0} ({median:>6.0}/{slow:>6.0})", self.entries)
     }
 }
 
 async fn append(options: &Options) -> Result<(), Failure> {
     println!(
-        "batches of {} entries of {} bytes; {:?} a run",
+        "batches of {} entries of {} bytes, {:?} a run; entries/s (p50/p99 us of a batch)",
         options.batch, options.size, options.time
     );
     println!(
-        "round  bare entries/s (p50/p99 us)   log, 1 under way            ratio  log, {UNDER_WAY} under way"
+        "round  bare loop                    log, next one handed over   ratio  batches/sync  log, one by one            ratio"
     );
-    let mut ratios = Vec::new();
+    println!(
+        "encoding an entry of {} bytes takes {:.0} ns",
+        stored(1)?.payload().len(),
+        encoding_ns()?
+    );
+    let (mut ratios, mut single_ratios) = (Vec::new(), Vec::new());
     for round in 1..=options.rounds {
         let bare = bare_loop(options)?;
+        let log = log_loop(options, UNDER_WAY).await?;
         let single = log_loop(options, 1).await?;
-        let several = log_loop(options, UNDER_WAY).await?;
-        let ratio = single.entries / bare.entries;
-        ratios.push(ratio);
+        let (ratio, single_ratio) = (log.entries / bare.entries, single.entries / bare.entries);
         println!(
-            "{round:>5}  {:>9.0} ({:>4.0}/{:>5.0})        {:>9.0} ({:>4.0}/{:>5.0})        {ratio:>5.2}  {:>9.0} (ratio {:.2})",
-            bare.entries,
-            bare.quantile(0.5),
-            bare.quantile(0.99),
-            single.entries,
-            single.quantile(0.5),
-            single.quantile(0.99),
-            several.entries,
-            several.entries / bare.entries,
+            "{round:>5}  {bare}  {log}  {ratio:>5.2}  {:>12.2}  {single}  {single_ratio:>5.2}",
+            log.batches_per_sync
         );
+        ratios.push(ratio);
+        single_ratios.push(single_ratio);
     }
-    println!("median ratio, one batch under way: {:.2}", median(ratios));
+    println!(
+        "median ratio {:.2}; one by one {:.2}",
+        median(ratios),
+        median(single_ratios)
+    );
     Ok(())
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// What encoding one entry takes, the making of its command included: what would move to the writing thread.
+fn encoding_ns() -> Result<f64, Failure> {
+    const ENTRIES: u64 = 200_000;
+    let began = Instant::now();
+    for index in 1..=ENTRIES {
+        std::hint::black_box(stored(index)?);
+    }
+    Ok(began.elapsed().as_secs_f64() * 1e9 / ENTRIES as f64)
 }
 
 /// The least that durable appending takes: no format, no checksum, no thread.
@@ -183,7 +209,8 @@ fn bare_loop(options: &Options) -> Result<Rate, Failure> {
         offset += bytes.len() as u64;
         times.push(batch_began.elapsed());
     }
-    let rate = Rate::of(began, options.batch, times);
+    let syncs = times.len() as u64;
+    let rate = Rate::of(began.elapsed(), options.batch, times, syncs);
     std::fs::remove_file(path)?;
     Ok(rate)
 }
@@ -216,7 +243,9 @@ async fn log_loop(options: &Options, under_way: usize) -> Result<Rate, Failure> 
         durable.await??;
         times.push(began.elapsed());
     }
-    let rate = Rate::of(began, options.batch, times);
+    // Without the group that opening has written.
+    let syncs = wal.work().groups - 1;
+    let rate = Rate::of(began.elapsed(), options.batch, times, syncs);
     drop(wal);
     std::fs::remove_dir_all(dir)?;
     Ok(rate)

@@ -411,6 +411,7 @@ impl Writer {
                 salt: last.salt,
                 size: last.size,
                 last_crc: last.last_crc,
+                chain: last.chain,
                 highest: last.highest,
             },
             last => {

@@ -8,7 +8,7 @@
 //! All numbers are little-endian. `length` counts what follows `crc`. A record's CRC32C covers its length
 //! and all that follows the CRC, and starts from the CRC of its segment's header: bytes of another
 //! segment, or bytes that only look like a record, do not pass. The header holds the CRC of the record
-//! that sealed the previous segment, which chains the segments. The top bit of `kind` marks the last
+//! that sealed the previous segment, and that depends on every record before it, which chains the segments. The top bit of `kind` marks the last
 //! record of a group: it tells whether damage that follows belongs to this group or to the next.
 
 use bytes::Bytes;
@@ -44,7 +44,8 @@ pub(super) enum Kind {
     Truncate,
     /// Entries up to a log id are no longer needed. Body: a frame of it.
     Purge,
-    /// Nothing follows in this segment.
+    /// Nothing follows in this segment. Body: the checksum u32 of the checksums of all records before it, so that
+    /// its own, and with it the next segment's header, depends on all that the segment holds.
     Seal,
     /// Ends a group that a crash cut short, or one that would be empty.
     Close,
@@ -221,6 +222,11 @@ pub(super) fn write_record(
 
 fn checksum(whole: &[u8], salt: u32) -> u32 {
     crc32c_append(crc32c_append(salt, &whole[..4]), &whole[8..])
+}
+
+/// The checksum of records' checksums, after one more record.
+pub(super) fn chain(before: u32, crc: u32) -> u32 {
+    crc32c_append(before, &crc.to_le_bytes())
 }
 
 /// Whether any record of a group after `group` is intact in `bytes`, wherever it starts.

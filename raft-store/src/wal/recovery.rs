@@ -44,6 +44,8 @@ pub(super) struct Segment {
     pub(super) size: u64,
     /// CRC of its last record.
     pub(super) last_crc: u32,
+    /// The checksum of its records' checksums.
+    pub(super) chain: u32,
     /// The highest entry index in it, void ones included.
     pub(super) highest: Option<u64>,
     /// Where its last group begins; 0 if it holds none.
@@ -200,6 +202,7 @@ impl Recovery {
             salt: scan.salt,
             size: scan.size,
             last_crc: scan.last_crc,
+            chain: scan.chain,
             highest: scan.highest,
             group_start: scan.group_start,
             sealed: scan.sealed,

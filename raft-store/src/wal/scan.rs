@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use super::WalError;
 use super::format::{
-    HEADER_LEN, Header, HeaderFault, Kind, RECORD_HEAD, Record, RecordFault, entry_id, later_group,
-    parse_record, record_length,
+    HEADER_LEN, Header, HeaderFault, Kind, RECORD_HEAD, Record, RecordFault, chain, entry_id,
+    later_group, parse_record, record_length,
 };
 use super::view::Place;
 use crate::codec;
@@ -64,6 +64,8 @@ pub(super) struct Scan {
     pub(super) findings: Vec<(u64, Finding)>,
     /// CRC of its last record.
     pub(super) last_crc: u32,
+    /// The checksum of its records' checksums.
+    pub(super) chain: u32,
     /// The highest entry index in it, void ones included.
     pub(super) highest: Option<u64>,
     pub(super) sealed: bool,
@@ -96,6 +98,7 @@ impl Scan {
             salt: 0,
             findings: Vec::new(),
             last_crc: 0,
+            chain: 0,
             highest: None,
             sealed: false,
             group: 0,
@@ -176,6 +179,10 @@ impl Scan {
                 codec::decode(record.body).map_err(unreadable)?,
             )),
             Kind::Seal => {
+                if record.body != self.chain.to_le_bytes() {
+                    let what = "the seal does not fit what it seals";
+                    return Err(WalError::corrupt(&self.path, at, what));
+                }
                 self.sealed = true;
                 None
             }
@@ -186,6 +193,7 @@ impl Scan {
             self.group_start = at;
         }
         self.last_crc = record.crc;
+        self.chain = chain(self.chain, record.crc);
         self.group = record.group;
         self.group_ended = record.ends_group;
         self.read_any |= record.ends_group;

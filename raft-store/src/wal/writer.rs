@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::format::{HEADER_LEN, Header, Kind, write_record};
+use super::format::{HEADER_LEN, Header, Kind, chain, write_record};
 use super::queue::{Item, Shared, finish, lock};
 use super::recovery::segment_path;
 use super::view::Place;
@@ -34,6 +34,8 @@ pub(super) struct Active {
     pub(super) salt: u32,
     pub(super) size: u64,
     pub(super) last_crc: u32,
+    /// The checksum of its records' checksums.
+    pub(super) chain: u32,
     pub(super) highest: Option<u64>,
 }
 
@@ -192,6 +194,7 @@ impl Writer {
                 line.index,
                 &line.body,
             );
+            self.active.chain = chain(self.active.chain, self.active.last_crc);
             if line.kind == Kind::Entry {
                 self.active.highest = self.active.highest.max(Some(line.index));
                 let offset = self.active.size + start as u64;
@@ -248,7 +251,7 @@ impl Writer {
         self.write_group(&[Line {
             kind: Kind::Seal,
             index: 0,
-            body: bytes::Bytes::new(),
+            body: self.active.chain.to_le_bytes().to_vec().into(),
         }])?;
         let first_index = lock(&self.shared.view).range().end;
         let next = Active::create(
@@ -317,6 +320,7 @@ impl Active {
             salt,
             size: HEADER_LEN as u64,
             last_crc: 0,
+            chain: 0,
             highest: None,
         })
     }

@@ -186,6 +186,52 @@ fn a_missing_or_exchanged_segment_is_refused() {
 }
 
 #[test]
+fn a_group_that_is_missing_or_there_twice_is_refused() {
+    let disk = SimulatedDisk::default();
+    let starts = written(&disk);
+    let whole = disk.bytes(&segment(1));
+    // Each group is intact, and so is every checksum.
+    for group in 2..starts.len() - 3 {
+        let (start, end) = (starts[group], starts[group + 1]);
+        for again in [false, true] {
+            let kept = if again { end } else { start };
+            let bytes_of = [&whole[..kept], &whole[if again { start } else { end }..]].concat();
+            disk.damage(&segment(1), |bytes| *bytes = bytes_of);
+            let WalError::Corrupt { offset, .. } = refusal(&disk) else {
+                panic!("group {group}: not refused as corrupt");
+            };
+            assert_eq!(offset, kept as u64);
+        }
+    }
+}
+
+#[test]
+fn a_segment_of_another_log_is_refused() {
+    // Two logs with the same numbers, groups and sizes everywhere, of different entries.
+    let disks = [b"one", b"two"].map(|payload| {
+        let disk = SimulatedDisk::default();
+        let mut log = Stepped::open(&disk).unwrap();
+        for index in 0..60 {
+            log.append(vec![entry(id(1, index), payload)], drop);
+            log.writer.step();
+        }
+        disk
+    });
+    for number in 2..5 {
+        let other = disks[1].bytes(&segment(number));
+        let own = disks[0].bytes(&segment(number));
+        assert_eq!(own.len(), other.len());
+        disks[0].damage(&segment(number), |bytes| *bytes = other);
+        let refused = refusal(&disks[0]);
+        assert!(
+            matches!(&refused, WalError::Corrupt { path, offset: 0, .. } if *path == segment(number)),
+            "{refused}"
+        );
+        disks[0].damage(&segment(number), |bytes| *bytes = own);
+    }
+}
+
+#[test]
 fn a_log_of_a_later_release_is_refused_as_such() {
     let disk = SimulatedDisk::default();
     written(&disk);
