@@ -60,6 +60,10 @@ bench-log DIR="target/log-engine":
     target/release/examples/log_engine append --dir {{ DIR }}
     target/release/examples/log_engine open --dir {{ DIR }}
 
+# Measures a store with a million sessions: apply, log, snapshots, memory, stop and start. ARGS: sessions, directory.
+bench-state *ARGS:
+    cargo run --release --locked -p raftserve-store --example state_scale -- {{ ARGS }}
+
 # Builds the documentation.
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked

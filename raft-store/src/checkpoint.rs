@@ -22,12 +22,14 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use bincode::{Decode, Encode};
+use tokio::sync::watch;
 
 use self::records::Records;
 pub use self::store::{Backend, StateStore, StateStoreError, Take, VALUE_MAX, ValueEdit};
 use self::writer::{Rhythm, Writer};
 use crate::codec;
 use crate::disk::{Disk, read_file, write_atomically};
+use crate::entry::LogId;
 use crate::identity::DirectoryLock;
 use crate::raft::{Applied, StateReader};
 use crate::snapshot::SnapshotHead;
@@ -280,6 +282,12 @@ impl Checkpoint {
         })
     }
 
+    /// The last entry whose effect is written down, as it moves; none if no checkpoint is kept.
+    #[must_use]
+    pub fn written(&self) -> Option<watch::Receiver<Option<LogId>>> {
+        self.worker.as_ref().map(|worker| worker.progress.clone())
+    }
+
     /// Closes the log, and writes what is not written yet. To be called once openraft has shut down, as the last
     /// thing. Blocks, for five seconds at most beyond closing the log.
     ///
@@ -311,6 +319,7 @@ struct Worker {
     orders: Option<mpsc::SyncSender<Order>>,
     abandoned: Arc<AtomicBool>,
     done: mpsc::Receiver<Result<(), StateStoreError>>,
+    progress: watch::Receiver<Option<LogId>>,
 }
 
 impl Worker {
@@ -319,7 +328,7 @@ impl Worker {
         let (report, done) = mpsc::sync_channel(1);
         let abandoned = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&abandoned);
-        let dir = writer.place().dir.clone();
+        let (dir, progress) = (writer.place().dir.clone(), writer.progress());
         let run = move || {
             crate::precedence::give_way();
             let outcome = writer.run(&received, &seen);
@@ -335,6 +344,7 @@ impl Worker {
             orders: Some(orders),
             abandoned,
             done,
+            progress,
         })
     }
 

@@ -341,6 +341,38 @@ pub enum Outcome {
     },
 }
 
+impl Outcome {
+    /// The bytes that it takes up beyond its own size: texts, and lists.
+    pub(crate) fn text_bytes(&self) -> usize {
+        match self {
+            Self::Refused(refusal) => refusal.text_bytes(),
+            Self::Bound(bound) => size_of_val(bound.as_slice()),
+            Self::Done
+            | Self::Index(_)
+            | Self::ServicePut { .. }
+            | Self::Fenced { .. }
+            | Self::KeyPut { .. }
+            | Self::KeyDeleted { .. } => 0,
+        }
+    }
+}
+
+impl Refusal {
+    fn text_bytes(&self) -> usize {
+        match self {
+            Self::UnknownClient | Self::AlreadyAcknowledged => 0,
+            Self::ServiceExists(name)
+            | Self::NoSuchService(name)
+            | Self::ServiceGoingDown(name)
+            | Self::NoSuchReplica(name, _)
+            | Self::AlreadyStopping(name, _)
+            | Self::NeedsPurge(name, _) => name.as_str().len(),
+            Self::Limit(text) => text.len(),
+            Self::KeyConflict { key, .. } => key.as_str().len(),
+        }
+    }
+}
+
 /// A session's binding to a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Binding {

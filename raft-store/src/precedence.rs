@@ -27,3 +27,24 @@ pub fn take() {
         tracing::debug!(%refused, "Raft's threads get no precedence");
     }
 }
+
+/// Runs `job` on a thread of its own that gives way to all others, and waits for it.
+///
+/// # Errors
+/// The system has no thread to give.
+///
+/// # Panics
+/// As `job` does.
+pub fn at_leisure<T: Send>(job: impl FnOnce() -> T + Send) -> std::io::Result<T> {
+    std::thread::scope(|scope| {
+        let run = || {
+            give_way();
+            job()
+        };
+        let thread = std::thread::Builder::new().name("leisure".to_owned());
+        match thread.spawn_scoped(scope, run)?.join() {
+            Ok(done) => Ok(done),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}

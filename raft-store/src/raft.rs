@@ -60,6 +60,16 @@ pub trait StoreTypes:
     fn run_blocking<T: Send + 'static>(
         job: impl FnOnce() -> T + Send + 'static,
     ) -> impl Future<Output = io::Result<T>> + Send;
+
+    /// Runs `job`, which blocks and has time, so that everything else goes before it.
+    ///
+    /// # Errors
+    /// As [`StoreTypes::run_blocking`].
+    fn run_at_leisure<T: Send + 'static>(
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> impl Future<Output = io::Result<T>> + Send {
+        Self::run_blocking(job)
+    }
 }
 
 impl StoreTypes for TypeConfig {
@@ -69,6 +79,12 @@ impl StoreTypes for TypeConfig {
         tokio::task::spawn_blocking(job)
             .await
             .map_err(io::Error::other)
+    }
+
+    async fn run_at_leisure<T: Send + 'static>(
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        Self::run_blocking(|| crate::precedence::at_leisure(job)).await?
     }
 }
 

@@ -28,7 +28,7 @@ use raftserve_model::{
     ServiceId, ServiceName, SessionKey, Stamp, WallTime,
 };
 
-pub use clients::{CLIENT_TTL, CLIENTS_MAX, OUTCOMES_MAX};
+pub use clients::{CLIENT_BYTES_MAX, CLIENT_TTL, CLIENTS_MAX, OUTCOMES_MAX};
 pub use edits::{Edit, Key};
 pub use events::{Compacted, EVENTS_MAX, Event, EventKind};
 pub use kv::{

@@ -5,8 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::records::Records;
 use super::{Order, Place, Saved, StateStoreError};
+use crate::entry::LogId;
 use crate::raft::{Applied, StateReader};
 
 /// When and how fast what changed is written while the peer runs.
@@ -49,6 +52,7 @@ pub(super) struct Writer {
     records: Option<Records>,
     /// What the store holds once it is begun and no pass is under way.
     written: Arc<Applied>,
+    progress: watch::Sender<Option<LogId>>,
 }
 
 /// How a pass goes on.
@@ -78,12 +82,17 @@ impl Writer {
             rhythm,
             generation,
             records,
+            progress: watch::Sender::new(written.last),
             written: Arc::new(written),
         })
     }
 
     pub(super) fn place(&self) -> &Place {
         &self.place
+    }
+
+    pub(super) fn progress(&self) -> watch::Receiver<Option<LogId>> {
+        self.progress.subscribe()
     }
 
     /// Writes now and then until told to finish, and then the rest.
@@ -161,6 +170,7 @@ impl Writer {
         }
         records.write()?;
         records.flush()?;
+        self.progress.send_replace(target.last);
         self.written = target;
         Ok(pace)
     }

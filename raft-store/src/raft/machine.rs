@@ -309,7 +309,7 @@ impl<C: StoreTypes> RaftSnapshotBuilder<C> for SnapshotBuilder<C> {
         let applied = Arc::clone(&self.applied);
         let snapshots = Arc::clone(&self.snapshots);
         let building =
-            C::run_blocking(move || snapshots.build(&applied.head(), applied.state.records()));
+            C::run_at_leisure(move || snapshots.build(&applied.head(), applied.state.records()));
         to_raft(building.await?.map_err(io::Error::other)?)
     }
 }

@@ -45,10 +45,32 @@ impl SnapshotTrigger {
         if since.0 != newest {
             *since = (newest, written);
         }
-        let Some(applied) = self.reader.last() else {
-            return false;
-        };
-        let entries = applied.index.0 - newest.map_or(0, |id| id.index.0).min(applied.index.0);
-        entries >= SNAPSHOT_ENTRIES || (entries > 0 && written - since.1 >= SNAPSHOT_BYTES)
+        let (bytes, newest) = (written - since.1, newest.map_or(0, |id| id.index.0));
+        let applied = self.reader.last();
+        applied.is_some_and(|applied| has_outgrown(newest, applied.index.0, bytes))
+    }
+}
+
+/// Whether the log since the snapshot up to entry `newest` (0 if there is none) has grown too long: up to entry
+/// `applied`, by so many bytes.
+fn has_outgrown(newest: u64, applied: u64, bytes: u64) -> bool {
+    let entries = applied.saturating_sub(newest);
+    entries >= SNAPSHOT_ENTRIES || (entries > 0 && bytes >= SNAPSHOT_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_due_by_entries_or_by_bytes_and_never_without_a_new_entry() {
+        assert!(!has_outgrown(0, SNAPSHOT_ENTRIES - 1, SNAPSHOT_BYTES - 1));
+        assert!(has_outgrown(0, SNAPSHOT_ENTRIES, 0));
+        assert!(has_outgrown(7, SNAPSHOT_ENTRIES + 7, 0));
+        assert!(!has_outgrown(7, SNAPSHOT_ENTRIES + 6, 0));
+        assert!(has_outgrown(7, 8, SNAPSHOT_BYTES));
+        assert!(!has_outgrown(8, 8, u64::MAX));
+        // The snapshot came from another peer, and is ahead of what was applied.
+        assert!(!has_outgrown(9, 8, u64::MAX));
     }
 }

@@ -24,6 +24,13 @@ pub const CLIENT_TTL: Duration = Duration::from_secs(3_600);
 /// The most outcomes kept for one session: how many requests it may have in flight.
 pub const OUTCOMES_MAX: usize = 64;
 
+/// The most bytes that all sessions' outcomes take up together; beyond it, the sessions unused for longest are closed.
+/// Sixteen outcomes for each of the most sessions, as outcomes mostly are.
+pub const CLIENT_BYTES_MAX: usize = 16 << 20;
+
+/// What is counted for an outcome besides its texts: about what it takes up in memory.
+const OUTCOME_BYTES: usize = 96;
+
 /// The most sessions that one entry expires, so that it stays cheap to apply.
 const EXPIRED_MAX: usize = 256;
 
@@ -51,6 +58,12 @@ impl Client {
         } else {
             Seen::New
         }
+    }
+
+    /// What its outcomes take up.
+    fn bytes(&self) -> usize {
+        let outcomes = self.outcomes.values();
+        outcomes.map(|it| OUTCOME_BYTES + it.text_bytes()).sum()
     }
 
     pub(super) fn record(&self, id: ClientId) -> ClientRecord {
@@ -96,6 +109,8 @@ pub(super) struct Clients {
     by_id: Summed<ClientId, Client>,
     /// Exactly the sessions of `by_id`, by when they were last used.
     by_age: OrdSet<(LogTime, ClientId)>,
+    /// Of all sessions.
+    bytes: usize,
 }
 
 impl Clients {
@@ -126,19 +141,41 @@ impl Clients {
         let Some(last_used) = self.by_id.get(&id).map(|client| client.last_used) else {
             return Seen::NoSession;
         };
+        if last_used.plus(CLIENT_TTL) <= now {
+            // More expired than one entry closes.
+            self.close(id);
+            return Seen::NoSession;
+        }
         self.by_age.remove(&(last_used, id));
         self.by_age.insert((now, id));
-        let seen = |client: &mut Client| {
+        let seen = self.alter(id, |client| {
             client.last_used = now;
             client.seen(sequence, acknowledged)
-        };
-        self.by_id.alter(&id, seen).unwrap_or(Seen::NoSession)
+        });
+        seen.unwrap_or(Seen::NoSession)
     }
 
     pub(super) fn executed(&mut self, id: ClientId, sequence: u64, outcome: Outcome) {
-        self.by_id.alter(&id, |client| {
+        self.alter(id, |client| {
             client.outcomes.insert(sequence, outcome);
         });
+        while self.bytes > CLIENT_BYTES_MAX
+            && let Some((_, oldest)) = self.by_age.get_min().copied()
+        {
+            self.close(oldest);
+        }
+    }
+
+    fn alter<R>(&mut self, id: ClientId, change: impl FnOnce(&mut Client) -> R) -> Option<R> {
+        let (mut before, mut after) = (0, 0);
+        let outcome = self.by_id.alter(&id, |client| {
+            before = client.bytes();
+            let outcome = change(client);
+            after = client.bytes();
+            outcome
+        });
+        self.bytes = self.bytes - before + after;
+        outcome
     }
 
     pub(super) fn expire(&mut self, now: LogTime) {
@@ -187,11 +224,13 @@ impl Clients {
 
     fn insert(&mut self, id: ClientId, client: Client) {
         self.by_age.insert((client.last_used, id));
+        self.bytes += client.bytes();
         self.by_id.insert(id, client);
     }
 
     fn close(&mut self, id: ClientId) {
         if let Some(client) = self.by_id.remove(&id) {
+            self.bytes -= client.bytes();
             self.by_age.remove(&(client.last_used, id));
         }
     }
@@ -200,6 +239,7 @@ impl Clients {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::Refusal;
     use raftserve_model::LogIndex;
 
     fn at(secs: u64) -> LogTime {
@@ -227,6 +267,62 @@ mod tests {
         assert_eq!(clients.seen(id, 1, 0, at(3_600)), Seen::NoSession);
         assert_eq!(clients.len(), 0);
         assert_eq!(clients.by_age.len(), 0);
+    }
+
+    #[test]
+    fn a_request_in_an_expired_session_is_refused_however_many_expire_with_it() {
+        let mut clients = Clients::default();
+        for id in 0..2 * EXPIRED_MAX as u64 {
+            clients.open(LogIndex(id), at(0));
+        }
+        let last = LogIndex(2 * EXPIRED_MAX as u64 - 1);
+        assert_eq!(clients.seen(last, 1, 0, at(3_600)), Seen::NoSession);
+        assert_eq!(clients.len(), EXPIRED_MAX - 1);
+    }
+
+    #[test]
+    fn sessions_are_bounded_in_number_and_the_one_unused_for_longest_goes() {
+        let mut clients = Clients::default();
+        for id in 0..CLIENTS_MAX as u64 {
+            clients.open(LogIndex(id), at(0));
+        }
+        assert_eq!(clients.seen(LogIndex(0), 1, 0, at(1)), Seen::New);
+        clients.open(LogIndex(CLIENTS_MAX as u64), at(2));
+        assert_eq!(clients.len(), CLIENTS_MAX);
+        assert_eq!(clients.seen(LogIndex(1), 1, 0, at(2)), Seen::NoSession);
+        assert_eq!(clients.seen(LogIndex(0), 2, 0, at(2)), Seen::New);
+    }
+
+    #[test]
+    fn outcomes_are_bounded_in_bytes_and_the_sessions_unused_for_longest_go() {
+        let mut clients = Clients::default();
+        let outcome = Outcome::Refused(Refusal::Limit("x".repeat(200_000)));
+        let counted =
+            |clients: &Clients| -> usize { clients.by_id.values().map(Client::bytes).sum() };
+        let sessions = CLIENT_BYTES_MAX / 200_000 + 10;
+        for id in 0..sessions as u64 {
+            clients.open(LogIndex(id), at(id));
+            clients.seen(LogIndex(id), 1, 0, at(id));
+            clients.executed(LogIndex(id), 1, outcome.clone());
+            assert!(clients.bytes <= CLIENT_BYTES_MAX);
+            assert_eq!(clients.bytes, counted(&clients));
+        }
+        let now = at(sessions as u64);
+        assert!(clients.len() < sessions, "some had to go");
+        assert_eq!(clients.seen(LogIndex(0), 1, 0, now), Seen::NoSession);
+        let last = LogIndex(sessions as u64 - 1);
+        assert_eq!(clients.seen(last, 1, 0, now), Seen::Before(outcome));
+        clients.seen(last, 2, 1, now);
+        assert_eq!(
+            clients.bytes,
+            counted(&clients),
+            "what is acknowledged counts no more"
+        );
+        let mut restored = Clients::default();
+        for (id, client) in clients.by_id.iter() {
+            restored.restore(client.record(*id));
+        }
+        assert_eq!(restored.bytes, clients.bytes);
     }
 
     #[test]

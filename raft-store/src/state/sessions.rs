@@ -23,7 +23,8 @@ use crate::command::{BindRefusal, Binding, Outcome};
 /// The most expired sessions that one entry removes, so that it stays cheap to apply.
 pub const SESSIONS_REMOVED_MAX: usize = 1_000;
 
-/// One binding: 44 bytes with its key, at its final size.
+/// One binding. With its 16-byte key it takes 56 bytes in memory (and its place in the order of expiry 24 more),
+/// and at most 57 on disk, about 30 as numbers mostly are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Session {
     /// Where every request of the session goes.

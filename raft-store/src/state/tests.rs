@@ -395,6 +395,33 @@ fn a_service_is_forgotten_once_nothing_of_it_runs() {
     );
 }
 
+#[test]
+fn a_session_has_its_final_size() {
+    let encoded = |session: Session| {
+        let key = SessionKey([0xff; 16]);
+        let none = Record::Sessions(session.replica.service, Vec::new());
+        let one = Record::Sessions(session.replica.service, vec![(key, session)]);
+        crate::codec::encode(&one).unwrap().len() - crate::codec::encode(&none).unwrap().len()
+    };
+    let session = |number: u64, replica: u32| Session {
+        replica: ReplicaId {
+            service: ServiceId(number),
+            number: replica,
+        },
+        epoch: LogIndex(number),
+        usable_from: LogIndex(number),
+        expires_at: LogTime(number),
+    };
+    assert_eq!(encoded(session(u64::MAX, u32::MAX)), 57);
+    let usual = Session {
+        usable_from: LogIndex(0),
+        ..session(1 << 30, 3)
+    };
+    assert_eq!(encoded(usual), 33);
+    assert_eq!(size_of::<(SessionKey, Session)>(), 56);
+    assert_eq!(size_of::<(LogTime, SessionKey)>(), 24);
+}
+
 /// The largest specification: as much text as the API takes, and all of it in use.
 fn largest_spec(run: &str) -> Arc<ServiceSpec> {
     let mut spec = ServiceSpec::clone(&spec(run, 1));
