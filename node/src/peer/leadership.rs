@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::Fatal;
 use openraft::{Instant as _, RaftMetrics, ServerState};
 use raftserve_model::NodeId;
 use raftserve_store::raft::TypeConfig;
@@ -141,6 +142,17 @@ const SLEEP_NOTICED: Duration = Duration::from_millis(20);
 const MENDED: &str = "Once the cause is mended (room on the disk, another disk), start it again: it has all that it \
      acknowledged, and catches up";
 
+/// Why Raft ended, and what to do.
+fn remedy(fatal: &Fatal<TypeConfig>) -> String {
+    match fatal {
+        Fatal::StorageError(error) => format!("{error}. {MENDED}"),
+        Fatal::Panicked => {
+            "Raft panicked, which is a defect: please report it with the lines above".to_owned()
+        }
+        Fatal::Stopped => fatal.to_string(),
+    }
+}
+
 /// Follows openraft until it ends.
 pub(crate) struct Follower {
     pub(crate) me: NodeId,
@@ -168,7 +180,7 @@ impl Follower {
             {
                 let seen = metrics.borrow_watched();
                 if let Err(error) = &seen.running_state {
-                    break format!("{error}. {MENDED}");
+                    break remedy(error);
                 }
                 self.publish(&seen, &mut sleep_watch);
             }
@@ -195,7 +207,7 @@ impl Follower {
         let asked = self.raft.with_raft_state(|_| ()).await;
         asked.err().map_or_else(
             || "Raft has ended without a word".to_owned(),
-            |error| error.to_string(),
+            |error| remedy(&error),
         )
     }
 
