@@ -19,8 +19,11 @@ use crate::admin::{Admin, Fate, v1};
 use crate::check::Counted;
 use crate::history::{Action, Answer, Operation};
 
-/// How long a counted write may take, through however many faults: beyond any that a test makes.
+/// How long a call that must be answered may take, through however many faults: beyond any that a test makes.
 const INSIST_MAX: Duration = Duration::from_secs(30);
+
+/// How long some writes may take: only a cluster that is stuck takes so long, on however busy a machine.
+const PROGRESS_MAX: Duration = Duration::from_secs(60);
 
 /// The pause after a peer refused: elections and restarts take several.
 const REFUSED_PAUSE: Duration = Duration::from_millis(10);
@@ -161,10 +164,10 @@ impl Running {
     /// Waits until another `more` writes are acknowledged.
     ///
     /// # Errors
-    /// If they are not within `limit`, or a client failed.
-    pub async fn progress(&mut self, more: u64, limit: Duration) -> anyhow::Result<()> {
+    /// If they are not within a minute, or a client failed.
+    pub async fn progress(&mut self, more: u64) -> anyhow::Result<()> {
         let target = self.written() + more;
-        crate::wait::until("acknowledged writes", limit, async || {
+        crate::wait::until("acknowledged writes", PROGRESS_MAX, async || {
             let written = self.written();
             anyhow::ensure!(written >= target, "{written} of {target}");
             Ok(())
@@ -445,14 +448,17 @@ async fn write(admin: &Admin, key: &str, value: u64, condition: Option<u64>) -> 
 /// Reads registers at each peer, as operations of a client of its own.
 ///
 /// # Errors
-/// If a peer does not answer.
+/// If a peer does not answer within half a minute.
 pub async fn read_all(peers: &[Admin], keys: &[String]) -> anyhow::Result<Vec<Operation>> {
     let mut operations = Vec::new();
     for (peer, admin) in peers.iter().enumerate() {
         for key in keys {
-            let started = Instant::now();
-            let found = admin.key(key).await;
-            let found = found.with_context(|| format!("peer {peer} cannot read {key}"))?;
+            let what = format!("peer {peer} to read {key}");
+            let (started, found) = crate::wait::until(&what, INSIST_MAX, async || {
+                let started = Instant::now();
+                Ok((started, admin.key(key).await?))
+            })
+            .await?;
             let (value, revision) = number(found.as_ref())?;
             operations.push(Operation {
                 key: key.clone(),
@@ -483,7 +489,10 @@ pub async fn check(mut seen: Seen, peers: &[Admin]) -> anyhow::Result<Vec<Operat
     let counted = crate::check::each_request_counted_once(&seen.counted);
     crate::check::clean("counted writes", &counted)?;
     for admin in peers {
-        let found = admin.key(counter).await?;
+        let found = crate::wait::until("the counter", INSIST_MAX, async || {
+            Ok(admin.key(counter).await?)
+        })
+        .await?;
         let (count, _) = number(found.as_ref())?;
         anyhow::ensure!(
             count.unwrap_or(0) == *increments,

@@ -26,7 +26,7 @@ async fn a_peer_with_a_damaged_log_names_the_place_and_the_others_go_on() -> any
     stage::run(TEST_TIME_MAX, async {
         let mut cluster = Cluster::start().await?;
         let mut running = stage::clients(&cluster);
-        running.progress(10 * SOME, PATIENCE).await?;
+        running.progress(5 * SOME).await?;
         let victim = stage::follower(&cluster).await?;
         cluster.kill(victim)?;
         let path = segment(&cluster, victim)?;
@@ -54,7 +54,7 @@ async fn a_peer_with_a_damaged_log_names_the_place_and_the_others_go_on() -> any
                 told <= at && at - told < 4_096,
                 "byte {told}, but {at} was damaged"
             );
-            running.progress(SOME, PATIENCE).await?;
+            running.progress(SOME).await?;
             file.write_all_at(&[whole[at]], at as u64)?;
         }
         ensure!(
@@ -76,7 +76,7 @@ async fn a_torn_end_of_the_log_is_cut_off_and_the_peer_comes_back() -> anyhow::R
         let mut running = stage::clients(&cluster);
         // What a power cut leaves after the last sync: part of a record, zeros, or anything.
         for torn in [vec![0x40, 0, 0, 0, 9], vec![0; 4_096], vec![0xa5; 700]] {
-            running.progress(10 * SOME, PATIENCE).await?;
+            running.progress(5 * SOME).await?;
             let victim = stage::follower(&cluster).await?;
             cluster.kill(victim)?;
             let path = segment(&cluster, victim)?;

@@ -48,7 +48,7 @@ async fn fails(
         Role::Leader => leader,
         Role::Follower => cluster.another(leader)?,
     };
-    running.progress(SOME, PATIENCE).await?;
+    running.progress(SOME).await?;
     let before = cluster.peer(victim).log_text().len();
     let hits = disks[victim].hits()?;
     cluster.note(&format!("{fault:?} at peer {victim}, {role:?}"));
@@ -65,14 +65,14 @@ async fn fails(
     for word in [told, file, "Input/output error", "start it again"] {
         ensure!(last.contains(word), "nothing of {word:?}: {last}");
     }
-    running.progress(2 * SOME, PATIENCE).await?;
+    running.progress(2 * SOME).await?;
     // As long as the disk fails the peer does not come back, and says why.
     cluster.peer_mut(victim).start()?;
     let status = cluster.peer_mut(victim).ended(PATIENCE).await?;
     ensure!(status.code() == Some(1), "{status}");
     disks[victim].set(Fault::None, 0)?;
     cluster.restart(victim).await?;
-    running.progress(SOME, PATIENCE).await
+    running.progress(SOME).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -111,14 +111,14 @@ async fn a_peer_with_a_full_disk_stops_and_says_why_and_the_others_go_on() -> an
                 true => leader,
                 false => cluster.another(leader)?,
             };
-            running.progress(SOME, PATIENCE).await?;
+            running.progress(SOME).await?;
             cluster.note(&format!(
                 "the disk of peer {victim} fills up; {leader} leads"
             ));
             disks[victim].leave(SCARCE)?;
             let status = fill(&mut cluster, victim).await?;
             told(&cluster, victim, status)?;
-            running.progress(2 * SOME, PATIENCE).await?;
+            running.progress(2 * SOME).await?;
 
             // Without room it does not come back, and says why.
             cluster.peer_mut(victim).start()?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use jepsen_tests::cluster::{Cluster, PATIENCE};
+use jepsen_tests::cluster::Cluster;
 use jepsen_tests::register::{self, Running, Workload};
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -71,7 +71,7 @@ async fn round(
     running: &mut Running,
     random: &mut StdRng,
 ) -> anyhow::Result<()> {
-    running.progress(SOME, PATIENCE).await?;
+    running.progress(SOME).await?;
     let victims = victims(cluster, random).await?;
     pause(random, MOMENT_MAX_MS).await;
     for victim in &victims {
@@ -81,7 +81,7 @@ async fn round(
         }
     }
     if victims.len() == 1 && random.random_bool(0.5) {
-        running.progress(SOME, PATIENCE).await?;
+        running.progress(SOME).await?;
     }
     for victim in &victims {
         cluster.peer_mut(*victim).start()?;
@@ -121,7 +121,7 @@ async fn chapter(
     for peer in 0..cluster.size() {
         cluster.await_ready(peer).await?;
     }
-    running.progress(SOME, PATIENCE).await?;
+    running.progress(SOME).await?;
     let seen = running.stop().await?;
     let (calls, counted) = (seen.operations.len(), seen.counted.len());
     cluster.note(&format!(

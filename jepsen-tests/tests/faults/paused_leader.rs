@@ -51,7 +51,7 @@ async fn a_leader_that_stood_still_answers_no_stale_read() -> anyhow::Result<()>
                 answered += 1;
             }
             cluster.await_ready(leader).await?;
-            running.progress(SOME, PATIENCE).await?;
+            running.progress(SOME).await?;
         }
         cluster.note(&format!(
             "{answered} of {} reads on waking up were answered",

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use jepsen_tests::cluster::PATIENCE;
 use jepsen_tests::faulty_disk::Fault;
 
 use crate::failing_disk::on_faulty_disks;
@@ -27,7 +26,7 @@ async fn one_slow_disk_costs_no_write_and_no_row_of_elections() -> anyhow::Resul
         let mut running = stage::clients(&cluster);
         for delay in DELAYS_MS.map(Duration::from_millis) {
             for leads in [true, false] {
-                running.progress(SOME, PATIENCE).await?;
+                running.progress(SOME).await?;
                 let (leader, term) = cluster.leader_and_term().await?;
                 let slow = match leads {
                     true => leader,
@@ -38,7 +37,7 @@ async fn one_slow_disk_costs_no_write_and_no_row_of_elections() -> anyhow::Resul
                 ));
                 let hits = disks[slow].hits()?;
                 disks[slow].set(Fault::SlowSync(delay), 0)?;
-                running.progress(6 * SOME, PATIENCE).await?;
+                running.progress(6 * SOME).await?;
                 ensure!(disks[slow].hits()? > hits, "the fault met nothing");
                 disks[slow].set(Fault::None, 0)?;
                 let (leader, now) = cluster.leader_and_term().await?;
@@ -63,10 +62,10 @@ async fn elections_end_on_slow_disks() -> anyhow::Result<()> {
             disk.set(Fault::SlowSync(Duration::from_millis(100)), 0)?;
         }
         for _ in 0..3 {
-            running.progress(SOME, PATIENCE).await?;
+            running.progress(SOME).await?;
             let (leader, term) = cluster.leader_and_term().await?;
             cluster.kill(leader)?;
-            running.progress(SOME, PATIENCE).await?;
+            running.progress(SOME).await?;
             let (_, now) = cluster.leader_and_term().await?;
             cluster.note(&format!("a write {} terms later", now - term));
             cluster.restart(leader).await?;

@@ -11,7 +11,7 @@ use jepsen_tests::wait;
 use tokio::sync::Semaphore;
 
 /// The longest that most tests may take. Far above what any needs, so that only a hang meets it.
-pub(crate) const TEST_TIME_MAX: Duration = Duration::from_secs(180);
+pub(crate) const TEST_TIME_MAX: Duration = Duration::from_secs(300);
 
 /// How many writes show that the cluster goes on: of each client about one.
 pub(crate) const SOME: u64 = 6;
