@@ -15,7 +15,7 @@ use raftserve_model::{
     ServiceId, ServiceName, ServiceVersion, SessionEpoch, SessionKey, WallTime,
 };
 
-use crate::state::{KvCondition, KvKey};
+use crate::state::{KvCondition, KvKey, Predecessor, Promotion};
 
 /// A replicated client session: the log index of the entry that opened it.
 pub type ClientId = LogIndex;
@@ -107,6 +107,37 @@ pub enum Action {
     /// A request outside every client session: executed as often as it is in the log, so whoever proposes it
     /// does so once, and again only while it is certain that it has not entered a log.
     Request(Request),
+    /// Gives a peer with an empty data directory an id: this entry's index, or the one that the same directory was
+    /// given before.
+    AdmitPeer {
+        /// Of its data directory.
+        nonce: u64,
+        /// `host:port` of its peer port.
+        address: String,
+        /// When it becomes a voter.
+        promotion: Promotion,
+        /// The peer that ran at this address before, with a data directory that is lost.
+        replaces: Option<Predecessor>,
+    },
+    /// The intent to remove a peer: it gets no leases any more, and then loses its vote.
+    DismissPeer {
+        /// The peer.
+        node: NodeId,
+        /// Of its data directory.
+        nonce: u64,
+        /// Where it was last said to be.
+        address: String,
+    },
+    /// A peer that was leaving is no member any more: its id and data directory are refused for ever.
+    RetirePeer {
+        /// The peer.
+        node: NodeId,
+    },
+    /// A learner becomes a voter once it is caught up, whatever number of voters that makes.
+    PromotePeer {
+        /// The learner.
+        node: NodeId,
+    },
 }
 
 impl Action {
@@ -125,7 +156,11 @@ impl Action {
             | Self::Tick
             | Self::RaiseVersion { .. }
             | Self::CompareStates
-            | Self::Request(_) => ClusterVersion::FIRST,
+            | Self::Request(_)
+            | Self::AdmitPeer { .. }
+            | Self::DismissPeer { .. }
+            | Self::RetirePeer { .. }
+            | Self::PromotePeer { .. } => ClusterVersion::FIRST,
         }
     }
 }
@@ -360,7 +395,10 @@ impl Outcome {
 impl Refusal {
     fn text_bytes(&self) -> usize {
         match self {
-            Self::UnknownClient | Self::AlreadyAcknowledged => 0,
+            Self::UnknownClient
+            | Self::AlreadyAcknowledged
+            | Self::PeerRemoved(_)
+            | Self::NoSuchPeer(_) => 0,
             Self::ServiceExists(name)
             | Self::NoSuchService(name)
             | Self::ServiceGoingDown(name)
@@ -423,6 +461,10 @@ pub enum Refusal {
         /// The entry that last changed it; none if there is no such key.
         modified: Option<LogIndex>,
     },
+    /// The peer was removed, or is about to be: its data directory is of no use any more.
+    PeerRemoved(NodeId),
+    /// No such peer is on record.
+    NoSuchPeer(NodeId),
 }
 
 impl fmt::Display for Command {
@@ -439,6 +481,10 @@ impl fmt::Display for Command {
             Action::RaiseVersion { .. } => "raise-version",
             Action::CompareStates => "compare-states",
             Action::Request(_) => "request",
+            Action::AdmitPeer { .. } => "admit-peer",
+            Action::DismissPeer { .. } => "dismiss-peer",
+            Action::RetirePeer { .. } => "retire-peer",
+            Action::PromotePeer { .. } => "promote-peer",
         };
         write!(f, "{name} at {}", self.now)
     }

@@ -13,6 +13,7 @@ mod events;
 mod kv;
 mod lineage;
 mod record;
+mod registry;
 mod replica;
 mod requests;
 mod service;
@@ -37,6 +38,10 @@ pub use kv::{
 };
 pub use lineage::{Claim, Lineage, REPLICA_NUMBERS_SKIPPED};
 pub use record::{Record, RecordError, Restoring};
+pub use registry::{
+    PEER_ADDRESS_BYTES_MAX, PEERS_MAX, PeerEntry, PeerStanding, Predecessor, Promotion,
+    REMOVED_PEERS_MAX,
+};
 pub use replica::{Phase, Replica};
 pub use service::{SERVICE_PORTS, SERVICES_MAX, Service};
 pub use sessions::{SESSIONS_REMOVED_MAX, Session};
@@ -82,6 +87,8 @@ pub struct State {
     clients: Clients,
     events: Events,
     keys: KeyValues,
+    /// Peers that something was decided about.
+    peers: Summed<NodeId, Arc<PeerEntry>>,
     /// The port that was given to a replica last; ports are given in turn, so that a peer that lags
     /// does not meet another replica where it knew the former.
     last_port: u16,
@@ -130,6 +137,23 @@ impl State {
             }
             Action::RaiseVersion { version } => self.raise_version(index, *version),
             Action::CompareStates => Outcome::Index(index),
+            Action::AdmitPeer {
+                nonce,
+                address,
+                promotion,
+                replaces,
+            } => self
+                .admit_peer(index, *nonce, address, *promotion, *replaces)
+                .unwrap_or_else(Outcome::Refused),
+            Action::DismissPeer {
+                node,
+                nonce,
+                address,
+            } => self.dismiss_peer(index, *node, *nonce, address),
+            Action::RetirePeer { node } => self.retire_peer(index, *node),
+            Action::PromotePeer { node } => self
+                .promote_peer(index, *node)
+                .unwrap_or_else(Outcome::Refused),
         }
     }
 

@@ -77,6 +77,8 @@ reasons! {
     NotFinalized = "NOT_FINALIZED", FailedPrecondition;
     /// Leadership was not handed over.
     NotTransferred = "NOT_TRANSFERRED", FailedPrecondition;
+    /// The cluster cannot do without this peer now.
+    MemberNeeded = "MEMBER_NEEDED", FailedPrecondition;
     /// The asked-for events are no longer kept.
     Compacted = "COMPACTED", OutOfRange;
     /// A bound on the state would be exceeded.
@@ -300,6 +302,13 @@ pub fn refused(refusal: &Refusal) -> Status {
             [service(name), replica(number)],
         ),
         Refusal::Limit(what) => Reason::Limit.status(what.clone()),
+        Refusal::PeerRemoved(node) => Reason::NoSuchMember.status(format!(
+            "peer {node} was removed from the cluster, or is about to be: empty its data directory, so that it \
+             joins again under a new id"
+        )),
+        Refusal::NoSuchPeer(node) => {
+            Reason::NoSuchMember.status(format!("peer {node} has not joined this cluster since its bootstrap"))
+        }
         Refusal::KeyConflict { key, modified } => {
             let now = match modified {
                 Some(index) => format!("key {key} was changed at index {index}"),

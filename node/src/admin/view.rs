@@ -143,6 +143,14 @@ pub(super) fn event(event: &Event) -> v1::Event {
             shown.version = version.0.into();
             "VERSION_RAISED"
         }
+        EventKind::PeerAdmitted { node, address } => {
+            shown.reason = format!("peer {node} at {address}");
+            "PEER_ADMITTED"
+        }
+        EventKind::PeerRemoved { node } => {
+            shown.reason = format!("peer {node}");
+            "PEER_REMOVED"
+        }
     }
     .to_owned();
     shown

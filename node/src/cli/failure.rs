@@ -140,6 +140,7 @@ fn remedy(reason: Reason) -> Option<&'static str> {
         | Reason::NoAffinity
         | Reason::NotTransferred
         | Reason::NotFinalized
+        | Reason::MemberNeeded
         | Reason::Limit
         | Reason::TooManyRequests
         | Reason::TooManyStreams

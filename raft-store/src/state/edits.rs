@@ -63,6 +63,7 @@ impl Record {
                 let first = entries.first().map_or("", |it| it.0.as_str());
                 Key::new(8, &[first.as_bytes()])
             }
+            Self::Peer(peer) => Key::new(9, &[&peer.id.0.to_be_bytes()]),
         }
     }
 }
@@ -88,6 +89,7 @@ impl State {
             .chain(self.clients.edits_since(&base.clients))
             .chain(self.events.edits_since(&base.events))
             .chain(self.keys.edits_since(&base.keys))
+            .chain(edits(&base.peers, &self.peers))
     }
 
     fn session_edits<'a>(&'a self, base: &'a Self) -> impl Iterator<Item = Edit> + 'a {

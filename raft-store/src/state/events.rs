@@ -66,6 +66,18 @@ pub enum EventKind {
         /// The version.
         version: ClusterVersion,
     },
+    /// A peer was admitted to the cluster.
+    PeerAdmitted {
+        /// Its id.
+        node: NodeId,
+        /// `host:port` of its peer port.
+        address: String,
+    },
+    /// A peer was removed from the cluster.
+    PeerRemoved {
+        /// Its id.
+        node: NodeId,
+    },
 }
 
 /// The asked-for part of the trail is no longer kept.

@@ -72,6 +72,8 @@ impl Record {
             | Self::Sessions(..)
             | Self::Client(_)
             | Self::KeyValues(_) => Some(self),
+            // The parent's peers are not this cluster's, and its ids mean others.
+            Self::Peer(_) => None,
         }
     }
 }

@@ -12,6 +12,7 @@ use raftserve_model::{
 use super::clients::{Client, ClientRecord};
 use super::events::Event;
 use super::kv::{KvEntry, KvKey};
+use super::registry::PeerEntry;
 use super::replica::Replica;
 use super::service::{Service, ServiceRecord};
 use super::sessions::Session;
@@ -85,6 +86,8 @@ pub enum Record {
     },
     /// Some keys.
     KeyValues(Vec<(KvKey, Arc<KvEntry>)>),
+    /// A peer that something was decided about.
+    Peer(PeerEntry),
 }
 
 /// A stream of records that is not a state.
@@ -124,6 +127,11 @@ impl State {
             .chain(self.clients.records())
             .chain(self.events.records_from(0))
             .chain(self.keys.records())
+            .chain(
+                self.peers
+                    .values()
+                    .map(|peer| Record::Peer(peer.as_ref().clone())),
+            )
     }
 
     /// Equal on every peer that has applied the same log, and different wherever anything that the cluster
@@ -142,6 +150,7 @@ impl State {
             self.clients.sum(),
             self.events.sum(),
             self.keys.sum(),
+            self.peers.sum(),
         ];
         marks.chain(rest).fold(Sum::default(), Sum::plus).digest()
     }
@@ -289,6 +298,7 @@ impl Restoring {
             }
             Record::Client(record) => state.clients.restore(record),
             Record::KeyValues(entries) => state.keys.restore(entries),
+            Record::Peer(entry) => state.restore_peer(entry),
             Record::Event { number, event } => {
                 if !state.events.restore(number, event) {
                     return Err(out_of_place);

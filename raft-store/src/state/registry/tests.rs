@@ -1,0 +1,131 @@
+use raftserve_model::LogTime;
+
+use super::*;
+use crate::command::{Action, Command};
+
+#[derive(Default)]
+struct Log {
+    state: State,
+    index: u64,
+}
+
+impl Log {
+    fn apply(&mut self, action: Action) -> Outcome {
+        self.index += 1;
+        let command = Command::at(LogTime(0), action);
+        self.state.apply(LogIndex(self.index), &command)
+    }
+
+    fn admit(&mut self, nonce: u64, replaces: Option<Predecessor>) -> Outcome {
+        self.apply(Action::AdmitPeer {
+            nonce,
+            address: format!("host-{nonce}:7001"),
+            promotion: Promotion::Automatic,
+            replaces,
+        })
+    }
+
+    fn dismiss(&mut self, node: u64, nonce: u64) -> Outcome {
+        self.apply(Action::DismissPeer {
+            node: NodeId(node),
+            nonce,
+            address: "gone:7001".to_owned(),
+        })
+    }
+
+    fn standing(&self, node: u64) -> PeerStanding {
+        self.state.peer(NodeId(node)).unwrap().standing
+    }
+}
+
+#[test]
+fn a_join_that_is_repeated_gives_one_id() {
+    let mut log = Log::default();
+    let first = log.admit(7, None);
+    assert_eq!(first, Outcome::Index(LogIndex(1)));
+    assert_eq!(log.admit(7, None), first);
+    assert_eq!(log.admit(8, None), Outcome::Index(LogIndex(3)));
+    assert_eq!(log.state.peers().count(), 2);
+}
+
+#[test]
+fn a_removed_directory_is_never_admitted_again_and_its_id_never_another_peers() {
+    let mut log = Log::default();
+    log.admit(7, None);
+    log.dismiss(1, 7);
+    assert_eq!(
+        log.standing(1),
+        PeerStanding::Leaving { successor: None },
+        "it goes once Raft's membership lets it"
+    );
+    log.apply(Action::RetirePeer { node: NodeId(1) });
+    assert_eq!(log.standing(1), PeerStanding::Removed);
+    let refused = Outcome::Refused(Refusal::PeerRemoved(NodeId(1)));
+    assert_eq!(log.admit(7, None), refused);
+    assert_eq!(log.apply(Action::PromotePeer { node: NodeId(1) }), refused);
+    log.dismiss(1, 7);
+    assert_eq!(log.standing(1), PeerStanding::Removed);
+}
+
+#[test]
+fn a_peer_from_bootstrap_is_removed_like_any_other() {
+    let mut log = Log::default();
+    log.index = 100;
+    log.dismiss(2, 22);
+    log.apply(Action::RetirePeer { node: NodeId(2) });
+    assert_eq!(log.standing(2), PeerStanding::Removed);
+    let refused = Outcome::Refused(Refusal::PeerRemoved(NodeId(2)));
+    assert_eq!(log.admit(22, None), refused);
+}
+
+#[test]
+fn only_who_leaves_is_retired() {
+    let mut log = Log::default();
+    log.admit(7, None);
+    log.apply(Action::RetirePeer { node: NodeId(1) });
+    assert_eq!(log.standing(1), PeerStanding::Active(Promotion::Automatic));
+}
+
+#[test]
+fn a_wiped_peer_has_one_successor_the_latest() {
+    let mut log = Log::default();
+    log.index = 100;
+    let old = Predecessor {
+        node: NodeId(2),
+        nonce: 22,
+    };
+    log.admit(7, Some(old));
+    let leaving = |by| PeerStanding::Leaving {
+        successor: Some(NodeId(by)),
+    };
+    assert_eq!(log.standing(2), leaving(101));
+    log.admit(8, Some(old));
+    assert_eq!(log.standing(2), leaving(102));
+    assert_eq!(log.standing(101), PeerStanding::Leaving { successor: None });
+    // A successor that is itself removed takes nobody with it.
+    log.dismiss(102, 8);
+    assert_eq!(log.standing(2), PeerStanding::Active(Promotion::Automatic));
+}
+
+#[test]
+fn the_record_is_bounded_and_survives_as_records() {
+    let mut log = Log::default();
+    for nonce in 0..u64::try_from(REMOVED_PEERS_MAX).unwrap() + 10 {
+        let Outcome::Index(id) = log.admit(nonce, None) else {
+            panic!("admitted");
+        };
+        log.dismiss(id.0, nonce);
+        log.apply(Action::RetirePeer { node: NodeId(id.0) });
+    }
+    assert_eq!(log.state.peers().count(), REMOVED_PEERS_MAX);
+    for nonce in 0..PEERS_MAX {
+        log.admit(1 << 40 | u64::try_from(nonce).unwrap(), None);
+    }
+    assert!(matches!(
+        log.admit(1 << 50, None),
+        Outcome::Refused(Refusal::Limit(_))
+    ));
+    let again = State::from_records(log.state.records()).unwrap();
+    assert_eq!(again.digest(), log.state.digest());
+    assert!(again.peers().eq(log.state.peers()));
+}
