@@ -2,10 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use raftserve_store::raft::Profile;
+use raftserve_store::state::Promotion;
 
 use crate::cli::node_args::{NodeArgs, TimingProfile};
+use crate::peer::MembershipPolicy;
+use crate::share::LEASE_OVER;
 
 /// The settings of one peer.
 #[derive(Clone, Debug)]
@@ -14,6 +18,10 @@ pub struct NodeConfig {
     pub data_dir: PathBuf,
     /// `host:port` of every peer's peer port, in one order on all of them.
     pub peers: Vec<String>,
+    /// `host:port` of peers of a running cluster to join; `peers` is then empty.
+    pub join: Vec<String>,
+    /// When members come and go by themselves.
+    pub policy: MembershipPolicy,
     /// Where the peer port listens.
     pub peer_listen: SocketAddr,
     /// This peer's own entry of `peers`: how the others reach it.
@@ -73,10 +81,10 @@ impl TryFrom<NodeArgs> for NodeConfig {
     fn try_from(args: NodeArgs) -> Result<Self, ConfigError> {
         let own = args.peer_addr.to_string();
         let peers = match args.peers {
-            peers if peers.is_empty() => vec![own.clone()],
+            peers if peers.is_empty() && args.join.is_empty() => vec![own.clone()],
             peers => peers,
         };
-        if !matches!(peers.len(), 1 | 3 | 5) {
+        if args.join.is_empty() && !matches!(peers.len(), 1 | 3 | 5) {
             return Err(ConfigError::PeerCount(peers.len()));
         }
         for (at, peer) in peers.iter().enumerate() {
@@ -94,7 +102,7 @@ impl TryFrom<NodeArgs> for NodeConfig {
                         count: peers.len(),
                     })?
             }
-            None if peers.contains(&own) => own,
+            None if peers.contains(&own) || !args.join.is_empty() => own,
             None => {
                 return Err(ConfigError::NotAPeer {
                     address: own,
@@ -107,6 +115,16 @@ impl TryFrom<NodeArgs> for NodeConfig {
             replica_root: args.replica_root.unwrap_or_else(beside),
             data_dir: args.data_dir,
             peers,
+            join: args.join,
+            policy: MembershipPolicy {
+                promote_after: Duration::from_secs(args.promote_after),
+                promotion: match args.learner {
+                    true => Promotion::Manual,
+                    false => Promotion::Automatic,
+                },
+                dead_after: args.remove_dead_after.map(Duration::from_secs),
+                lease: LEASE_OVER,
+            },
             peer_listen: args.peer_addr,
             peer_address,
             admin_listen: args.admin_addr,

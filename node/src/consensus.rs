@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::peer::core::Core;
-use crate::peer::{Announcement, Compared, FinalizeError, Release};
+use crate::peer::{Announcement, Compared, FinalizeError, MemberHealth, Release};
 
 const STOPPED: &str = "this peer is stopping";
 
@@ -105,6 +105,34 @@ pub enum ExportError {
     /// The peer ends.
     #[error("{STOPPED}")]
     Stopping,
+}
+
+/// Why nothing came of what was asked about a member.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ManageError {
+    /// There is no such member.
+    #[error("the cluster has no such peer")]
+    NoSuchPeer,
+    /// It must not be.
+    #[error("refused: {reason}")]
+    Refused {
+        /// Why.
+        reason: String,
+    },
+    /// It did not come about in time, and may be asked again.
+    #[error("not done: {reason}")]
+    NotDone {
+        /// What stood in the way.
+        reason: String,
+    },
+}
+
+impl ManageError {
+    fn stopped() -> Self {
+        Self::NotDone {
+            reason: STOPPED.to_owned(),
+        }
+    }
 }
 
 /// A handle on the log, cheap to clone.
@@ -248,6 +276,52 @@ impl Consensus {
     /// The members of the cluster.
     pub fn members(&self) -> Vec<MemberView> {
         self.core.members()
+    }
+
+    /// The members as the leader sees them. May be asked of any peer.
+    ///
+    /// # Errors
+    /// [`ManageError::NotDone`] if no leader answered within `deadline`.
+    pub async fn member_health(
+        &self,
+        deadline: Duration,
+    ) -> Result<Vec<MemberHealth>, ManageError> {
+        let until = Instant::now() + deadline;
+        self.on_raft(|core| async move { core.member_health(until).await })
+            .await
+            .unwrap_or_else(|| Err(ManageError::stopped()))
+    }
+
+    /// Removes a member for good, and waits until it is none any more. May be asked of any peer, and again.
+    ///
+    /// # Errors
+    /// [`ManageError`]; `Refused` if the others could not go on without it.
+    pub async fn remove_member(&self, node: NodeId, deadline: Duration) -> Result<(), ManageError> {
+        let until = Instant::now() + deadline;
+        self.on_raft(move |core| async move { core.remove_member(node, until).await })
+            .await
+            .unwrap_or_else(|| Err(ManageError::stopped()))
+    }
+
+    /// Gives a learner a vote, and waits until it has it. May be asked of any peer, and again.
+    ///
+    /// # Errors
+    /// [`ManageError`].
+    pub async fn promote_member(
+        &self,
+        node: NodeId,
+        deadline: Duration,
+    ) -> Result<(), ManageError> {
+        let until = Instant::now() + deadline;
+        self.on_raft(move |core| async move { core.promote_member(node, until).await })
+            .await
+            .unwrap_or_else(|| Err(ManageError::stopped()))
+    }
+
+    /// Whether the session fence waits for `node`, so that it may be given a lease.
+    #[must_use]
+    pub fn counts(&self, node: NodeId) -> bool {
+        self.core.counts(node)
     }
 
     /// What `peer` has announced about itself in its present life, if it has reached this peer.

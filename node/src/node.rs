@@ -43,6 +43,9 @@ use crate::provider::process::ProcessProvider;
 use crate::provider::run_dir::SocketPath;
 use crate::share::{Loads, Share, Suspects};
 
+/// Why a peer stops that the cluster has removed.
+const REMOVED: &str = "the cluster has removed this peer";
+
 /// How long requests may finish when this peer is told to stop.
 const DRAIN_GRACE: Duration = Duration::from_secs(30);
 
@@ -167,6 +170,8 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         data_dir: config.data_dir.clone(),
         listener: ports.peer,
         peers: config.peers.clone(),
+        join: config.join.clone(),
+        policy: config.policy,
         address: config.peer_address.clone(),
         admin_address: config.admin_listen.to_string(),
         proxy_address: config.proxy_listen.to_string(),
@@ -214,10 +219,11 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         },
         shutdown.clone(),
     );
-    let mut fatal = peer.fatal();
+    let (mut fatal, mut removed) = (peer.fatal(), peer.removed());
     let admin = tasks.spawn(admin);
     let why = tokio::select! {
         why = stop.told() => Ok(why),
+        Ok(_) = removed.wait_for(|removed| *removed) => Ok(REMOVED),
         why = fatal.wait_for(Option::is_some) => Err(anyhow::anyhow!(
             "this peer cannot go on, and stops: {}",
             why.ok().and_then(|why| why.clone()).unwrap_or_default()
@@ -250,7 +256,14 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         std::process::exit(1);
     }
     tracing::info!("stopped");
-    why.map(|_| ())
+    match why? {
+        REMOVED => anyhow::bail!(
+            "{REMOVED}: neither its id nor its data directory may come back; empty {} and start it again, and it \
+             joins under a new id",
+            config.data_dir.display()
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// Leadership first, so that the cluster does not wait for an election; then traffic; then the rest.

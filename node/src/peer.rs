@@ -32,6 +32,7 @@ mod plan_file;
 mod rpc;
 mod server;
 mod snapshots;
+mod steward;
 mod store;
 mod wire;
 
@@ -39,11 +40,12 @@ pub use self::core::{FinalizeError, Release};
 pub use agreement::Compared;
 pub use bootstrap::BootstrapError;
 pub use exchange::ExchangeHandler;
+pub use steward::MembershipPolicy;
 pub use store::{OpenError, Profile};
-pub use wire::Announcement;
+pub use wire::{Announcement, MemberHealth};
 
 use self::agreement::Agreement;
-use self::bootstrap::Cradle;
+use self::bootstrap::{Cradle, Wish};
 use self::clock::LogClock;
 use self::core::Core;
 use self::directory::{Caller, Directory};
@@ -53,6 +55,7 @@ use self::links::Links;
 use self::network::Network;
 use self::network::snapshot::Inbox;
 use self::server::{Running, Server};
+use self::steward::HealthBook;
 use self::store::{Identity, Opened, RaftHandle, raft_config};
 use self::wire::MESSAGE_BYTES_MAX;
 use crate::clock::WallClock;
@@ -81,6 +84,10 @@ pub struct PeerConfig {
     /// `host:port` of every peer's peer port, in the order that all peers are given. Used to
     /// bootstrap, and later only to look for peers that have moved.
     pub peers: Vec<String>,
+    /// `host:port` of peers of a running cluster that this peer is to join; none if it is one of `peers`.
+    pub join: Vec<String>,
+    /// When members come and go by themselves.
+    pub policy: MembershipPolicy,
     /// This peer's own, as the others reach it.
     pub address: String,
     /// `host:port` of its admin port, as the others reach it.
@@ -221,9 +228,14 @@ struct Begun {
 }
 
 async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError> {
-    let names = config.peers.clone();
     let dir = open_dir(config.data_dir.clone()).await?;
-    let cradle = Arc::new(Cradle::new(dir, names, config.address.clone()));
+    let wish = Wish {
+        promotion: config.policy.promotion,
+        supports: config.supports,
+    };
+    let (names, join) = (config.peers.clone(), config.join.clone());
+    let cradle = Cradle::new(dir, names, config.address.clone(), join, wish);
+    let cradle = Arc::new(cradle);
     let running = Arc::new(OnceLock::new());
     serve(
         &config,
@@ -245,7 +257,9 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
     assert!(set.is_ok(), "a peer begins once");
     cradle.complete(&core.raft).await?;
     tokio::spawn(exchange::run(Arc::clone(&core), exchange.clone()));
-    tokio::spawn(locate::run(Arc::clone(&core), config.peers));
+    let places = [config.peers, config.join].concat();
+    tokio::spawn(locate::run(Arc::clone(&core), places));
+    tokio::spawn(steward::run(Arc::clone(&core)));
     tokio::spawn(snapshots::run(Arc::clone(&core), trigger));
     tokio::spawn(name_cluster(Arc::clone(&core)));
     Ok(Begun {
@@ -362,6 +376,7 @@ async fn run_raft(
         log: opened.wal.watch_failure(),
         heartbeat: Duration::from_millis(raft_config.heartbeat_interval),
         confirmation: Arc::clone(&confirmation),
+        reader: opened.reader.clone(),
     };
     tokio::spawn(follower.run());
     let announcement = announcement(config, &identity);
@@ -380,6 +395,9 @@ async fn run_raft(
         wall_clock: config.wall_clock,
         agreement: Agreement::new(me),
         fatal,
+        policy: config.policy,
+        health: HealthBook::default(),
+        removed: watch::Sender::new(false),
         runtime,
     };
     let core = Arc::new(core);
@@ -454,6 +472,13 @@ impl Peer {
     #[must_use]
     pub fn fatal(&self) -> watch::Receiver<Option<String>> {
         self.fatal.clone()
+    }
+
+    /// Becomes true once the cluster has said that this peer is no member any more: it must then end, and
+    /// never come back with this data directory.
+    #[must_use]
+    pub fn removed(&self) -> watch::Receiver<bool> {
+        self.core.removed.subscribe()
     }
 
     /// Stops Raft and its threads, and writes the state down so that the next start is quick. The log

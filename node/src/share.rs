@@ -7,9 +7,15 @@
 //! been without a lease for sure. A new leader does not know which leases the one before it gave,
 //! and so counts every silent peer as holding one for a while from the start of its reign.
 //!
+//! A peer that is not a member yet, by an entry that is committed, gets no lease, and one that is to be removed gets
+//! none any more and stays a member until what it was given is surely over: so the members are all that
+//! the fence has to wait for.
+//!
 //! Losing messages makes balancing coarser and moves sessions later; it never makes anything wrong.
 
 mod leases;
+
+pub use leases::LEASE_OVER;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -112,6 +118,8 @@ pub trait LeaderView: Send + Sync + 'static {
     fn confirmed_at(&self) -> Option<Duration>;
     /// How long it is believed to lead without a quorum's word.
     fn patience(&self) -> Duration;
+    /// Whether the fence waits for this peer: nobody else is given a lease.
+    fn counts(&self, node: NodeId) -> bool;
 }
 
 impl LeaderView for Consensus {
@@ -121,6 +129,10 @@ impl LeaderView for Consensus {
 
     fn patience(&self) -> Duration {
         self.patience()
+    }
+
+    fn counts(&self, node: NodeId) -> bool {
+        self.counts(node)
     }
 }
 
@@ -250,8 +262,9 @@ impl Share {
             routed: report.routed,
         };
         let loads = report.loads.into_iter().collect();
+        let may_lease = self.leads_now() && self.leader.counts(from);
         let mut leases = lock(&self.leases);
-        let lease = leases.report(Instant::now(), from, progress, loads, self.leads_now());
+        let lease = leases.report(Instant::now(), from, progress, loads, may_lease);
         Reply { lease }
     }
 }
@@ -322,6 +335,10 @@ mod tests {
 
         fn patience(&self) -> Duration {
             Duration::from_millis(600)
+        }
+
+        fn counts(&self, _: NodeId) -> bool {
+            true
         }
     }
 

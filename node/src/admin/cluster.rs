@@ -11,8 +11,8 @@ use super::gate::admitted;
 use super::proposer;
 use super::shared::Shared;
 use super::v1::{self, cluster_server::Cluster};
-use crate::consensus::MemberView;
-use crate::peer::{FinalizeError, Release};
+use crate::consensus::{ManageError, MemberView};
+use crate::peer::{FinalizeError, MemberHealth, Release};
 
 /// How long a status may look for a quorum before it says that there is none.
 const QUORUM_CHECK: Duration = Duration::from_millis(500);
@@ -25,6 +25,34 @@ const FINALIZE_BUDGET: Duration = Duration::from_secs(2);
 
 /// How long to wait for the other peers' states: they come with the next exchange.
 const COMPARE_BUDGET: Duration = Duration::from_secs(2);
+
+/// How long a change of a member may take: a joint change, and the leases that have to end before.
+const MANAGE_BUDGET: Duration = Duration::from_secs(25);
+
+/// How long the leader may take to tell how the members are.
+const HEALTH_BUDGET: Duration = Duration::from_secs(2);
+
+fn unmanaged(node: NodeId, error: &ManageError) -> Status {
+    match error {
+        ManageError::NoSuchPeer => {
+            Reason::NoSuchMember.status(format!("the cluster has no peer {node}"))
+        }
+        ManageError::Refused { reason } => Reason::MemberNeeded.status(reason.clone()),
+        ManageError::NotDone { reason } => Reason::OutcomeUnknown.status(reason.clone()),
+    }
+}
+
+fn proto_ms(ms: u64) -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(Duration::from_millis(ms)).ok()
+}
+
+/// How many more voters may fall silent before there is no quorum.
+fn failure_tolerance(members: &[MemberHealth]) -> u32 {
+    let voters = members.iter().filter(|member| member.voter);
+    let answering = voters.clone().filter(|member| member.answers).count();
+    let quorum = voters.count() / 2 + 1;
+    u32::try_from(answering.saturating_sub(quorum)).unwrap_or(u32::MAX)
+}
 
 /// See the module.
 pub(super) struct ClusterApi(pub(super) Arc<Shared>);
@@ -136,6 +164,60 @@ impl Cluster for ClusterApi {
             .map_err(|error| Reason::NotTransferred.status(error.to_string()))?;
         Ok(Response::new(v1::TransferLeaderResponse {
             leader_id: leader.0,
+        }))
+    }
+
+    async fn remove_member(
+        &self,
+        request: Request<v1::RemoveMemberRequest>,
+    ) -> Result<Response<v1::RemoveMemberResponse>, Status> {
+        let (asked, _held) = admitted(request);
+        let node = NodeId(asked.node_id);
+        let removed = self.0.parts.consensus.remove_member(node, MANAGE_BUDGET);
+        removed.await.map_err(|error| unmanaged(node, &error))?;
+        Ok(Response::new(v1::RemoveMemberResponse {}))
+    }
+
+    async fn promote_member(
+        &self,
+        request: Request<v1::PromoteMemberRequest>,
+    ) -> Result<Response<v1::PromoteMemberResponse>, Status> {
+        let (asked, _held) = admitted(request);
+        let node = NodeId(asked.node_id);
+        let promoted = self.0.parts.consensus.promote_member(node, MANAGE_BUDGET);
+        promoted.await.map_err(|error| unmanaged(node, &error))?;
+        Ok(Response::new(v1::PromoteMemberResponse {}))
+    }
+
+    async fn health(
+        &self,
+        request: Request<v1::HealthRequest>,
+    ) -> Result<Response<v1::HealthResponse>, Status> {
+        let (v1::HealthRequest {}, _held) = admitted(request);
+        let consensus = &self.0.parts.consensus;
+        let members = consensus.member_health(HEALTH_BUDGET).await;
+        let members = members.map_err(|error| Reason::NoQuorum.status(error.to_string()))?;
+        let leader = consensus.leadership().borrow().leader;
+        let known = consensus.members();
+        let shown = |health: &MemberHealth| {
+            let view = known.iter().find(|member| member.id == health.node);
+            let said = consensus.peer_info(health.node);
+            v1::MemberHealth {
+                id: health.node.0,
+                voter: health.voter,
+                up: health.answers,
+                lag: health.lag,
+                healthy_for: health.healthy_for_ms.and_then(proto_ms),
+                last_contact: health.silent_ms.and_then(proto_ms),
+                version: said.map(|said| said.version).unwrap_or_default(),
+                peer_address: view.map(|view| view.address.clone()).unwrap_or_default(),
+            }
+        };
+        Ok(Response::new(v1::HealthResponse {
+            healthy: members.iter().all(|member| member.healthy_for_ms.is_some()),
+            failure_tolerance: failure_tolerance(&members),
+            leader_id: leader.map_or(0, |leader| leader.0),
+            members: members.iter().map(shown).collect(),
         }))
     }
 

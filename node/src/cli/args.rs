@@ -377,6 +377,32 @@ with 1 if a peer differs or was not heard.")]
         #[command(flatten)]
         target: Target,
     },
+    /// How the leader sees the peers, and how many more may be lost.
+    Health {
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Remove a peer for good, and wait until it is a member no more. Leadership is moved away first; refused if
+    /// the voters left that answer are no quorum. Its id and data directory never come back.
+    Remove {
+        /// Its id, as `cluster members` shows it.
+        node: u64,
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Give a learner a vote as soon as it is caught up, though the voters are then even in number.
+    Promote {
+        /// Its id, as `cluster members` shows it.
+        node: u64,
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        target: Target,
+    },
     /// Hand leadership to another peer, and wait until it leads.
     TransferLeader {
         /// Its id, as `cluster members` shows it; the one that is furthest along if not given.

@@ -26,6 +26,17 @@ pub(super) async fn run(args: ClusterArgs) -> Result<(), Failure> {
             target,
         } => release::finalize(yes, output.output, &target).await,
         ClusterVerb::Compare { output, target } => release::compare(output.output, &target).await,
+        ClusterVerb::Health { output, target } => health(output.output, &target).await,
+        ClusterVerb::Remove {
+            node,
+            output,
+            target,
+        } => remove(node, output.output, &target).await,
+        ClusterVerb::Promote {
+            node,
+            output,
+            target,
+        } => promote(node, output.output, &target).await,
         ClusterVerb::TransferLeader {
             node,
             output,
@@ -143,6 +154,117 @@ fn members_text(members: &[v1::Member], paint: Paint) -> String {
         ]);
     }
     table.render(paint)
+}
+
+async fn health(format: Format, target: &Target) -> Result<(), Failure> {
+    let found = Servers::new(target)?
+        .ask(|channel| async move {
+            ClusterClient::new(channel)
+                .health(v1::HealthRequest {})
+                .await
+        })
+        .await?;
+    let ms = |at: Option<prost_types::Duration>| {
+        at.map(|at| at.seconds.saturating_mul(1_000) + i64::from(at.nanos) / 1_000_000)
+    };
+    let member = |member: &v1::MemberHealth| {
+        json!({
+            "id": member.id,
+            "voter": member.voter,
+            "up": member.up,
+            "lag": member.lag,
+            "healthy_for_ms": ms(member.healthy_for),
+            "last_contact_ms": ms(member.last_contact),
+            "version": member.version,
+            "peer_address": member.peer_address,
+        })
+    };
+    let members: Vec<_> = found.members.iter().map(member).collect();
+    let value = json!({
+        "healthy": found.healthy,
+        "failure_tolerance": found.failure_tolerance,
+        "leader_id": found.leader_id,
+        "members": members,
+    });
+    output::print(format, &value, || {
+        health_text(&found, Paint::of(&std::io::stdout()))
+    })
+}
+
+fn health_text(found: &v1::HealthResponse, paint: Paint) -> String {
+    let healthy = match found.healthy {
+        true => paint.tone(Tone::Good, "yes"),
+        false => paint.tone(Tone::Bad, "no"),
+    };
+    let headings = [
+        "ID",
+        "ROLE",
+        "UP",
+        "LAG",
+        "HEALTHY_FOR",
+        "LAST_CONTACT",
+        "VERSION",
+        "PEER_ADDRESS",
+    ];
+    let mut table = Table::new(headings);
+    for member in &found.members {
+        let plain = |text: String| (text, Tone::Plain);
+        let role = match (member.id == found.leader_id, member.voter) {
+            (true, _) => "leader",
+            (false, true) => "voter",
+            (false, false) => "learner",
+        };
+        let up = match member.up {
+            true => ("up".to_owned(), Tone::Good),
+            false => ("down".to_owned(), Tone::Bad),
+        };
+        let seconds = member.healthy_for.map(|it| format!("{} s", it.seconds));
+        let contact = member.last_contact.map(|it| {
+            let ms = it.seconds.saturating_mul(1_000) + i64::from(it.nanos) / 1_000_000;
+            format!("{ms} ms ago")
+        });
+        table.row([
+            plain(member.id.to_string()),
+            plain(role.to_owned()),
+            up,
+            plain(member.lag.map(|lag| lag.to_string()).unwrap_or_default()),
+            plain(seconds.unwrap_or_default()),
+            plain(contact.unwrap_or_else(|| "never".to_owned())),
+            plain(member.version.clone()),
+            plain(member.peer_address.clone()),
+        ]);
+    }
+    format!(
+        "Healthy            {healthy}\nFailure tolerance  {}\n\n{}",
+        found.failure_tolerance,
+        table.render(paint)
+    )
+}
+
+async fn remove(node_id: u64, format: Format, target: &Target) -> Result<(), Failure> {
+    Servers::new(target)?
+        .ask(|channel| async move {
+            ClusterClient::new(channel)
+                .remove_member(v1::RemoveMemberRequest { node_id })
+                .await
+        })
+        .await?;
+    output::print(format, &json!({ "removed": node_id }), || {
+        format!("Peer {node_id} is removed. Empty its data directory before it is started again.\n")
+    })
+}
+
+async fn promote(node_id: u64, format: Format, target: &Target) -> Result<(), Failure> {
+    Servers::new(target)?
+        .ask(|channel| async move {
+            ClusterClient::new(channel)
+                .promote_member(v1::PromoteMemberRequest { node_id })
+                .await
+        })
+        .await?;
+    output::print(format, &json!({ "promoted": node_id }), || {
+        format!("Peer {node_id} votes now.\n")
+    })
 }
 
 async fn transfer(target: Option<u64>, format: Format, to: &Target) -> Result<(), Failure> {

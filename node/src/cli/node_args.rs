@@ -54,7 +54,13 @@ The second adds 100 to each port:
     --ops-addr 127.0.0.1:7102 --service-port-base 30101
 
 An empty data directory never starts a cluster by itself: the first peer named does so, once, and only
-when all peers named answer that they are empty. The same flags may stay for ever.
+when all peers named answer that they are empty. The same flags may stay for ever: an empty directory
+whose named peers run a cluster joins it under a new id, and takes its own former place.
+
+A further peer joins through any of them:
+  raftserve node --data-dir /var/lib/raftserve/4 --join 127.0.0.1:7001,127.0.0.1:7101 \\
+    --proxy-addr 0.0.0.0:8380 --admin-addr 127.0.0.1:7300 --peer-addr 127.0.0.1:7301 \\
+    --ops-addr 127.0.0.1:7302 --service-port-base 30301
 
 Only the proxy's ports may be bound beyond loopback: the others ask for no credentials yet.")]
 pub struct NodeArgs {
@@ -73,6 +79,27 @@ pub struct NodeArgs {
         env = "RAFTSERVE_PEERS"
     )]
     pub peers: Vec<String>,
+    /// Peer addresses, HOST:PORT, of a running cluster that this peer shall join; one of them is enough.
+    /// Instead of --peers. Used while the data directory is empty, and to find peers that have moved.
+    #[arg(
+        long,
+        value_name = "ADDR",
+        value_delimiter = ',',
+        conflicts_with_all = ["peers", "node_index"],
+        env = "RAFTSERVE_JOIN"
+    )]
+    pub join: Vec<String>,
+    /// Join as a learner that has the log and no vote, until `raftserve cluster promote`.
+    #[arg(long)]
+    pub learner: bool,
+    /// How long, in seconds, a peer that has joined must answer and be caught up before it gets a vote. Each
+    /// peer's own applies while it leads.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    pub promote_after: u64,
+    /// Remove a voter for good once it has been silent for so many seconds, while this peer leads. Never by
+    /// default, and never one of three or fewer, nor while most voters are silent.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(60..))]
+    pub remove_dead_after: Option<u64>,
     /// Where requests to services are taken.
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8080")]
     pub proxy_addr: SocketAddr,

@@ -23,19 +23,21 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use raftserve_model::{ClusterId, NodeId};
+use raftserve_model::{ClusterId, Incarnation, NodeId, VersionRange};
 use raftserve_store::identity::{DataDir, IdentityError};
 use raftserve_store::raft::PeerRecord;
+use raftserve_store::state::Promotion;
 use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 
-use self::greeting::{Answer, Teller, cluster_exists, missing, strangers_only};
+use self::greeting::{Answer, Teller, knows_a_cluster, missing, strangers_only};
 use super::plan_file::PlanFile;
 use super::store::{Identity, SharedDir};
-use super::wire::{AdoptReply, AdoptRequest, HelloRequest, Plan};
+use super::wire::{AdoptReply, AdoptRequest, Announcement, HelloRequest, Plan};
 
 mod first;
 mod greeting;
+mod joining;
 
 pub(crate) use self::greeting::greet;
 
@@ -63,17 +65,27 @@ pub enum BootstrapError {
     /// A name occurs twice.
     #[error("{0:?} is named twice among the peers")]
     NamedTwice(String),
-    /// A cluster is under way, and this directory is empty.
-    #[error(
-        "this peer's data directory is empty, but {name} already takes part in cluster {cluster}: joining a \
-         running cluster is not built yet, so restore this peer's volume, or empty the data directories of \
-         all peers to start a fresh cluster"
-    )]
-    ClusterExists {
+    /// The cluster does not take it.
+    #[error("this peer cannot join the cluster of {name}: {reason}")]
+    NotAdmitted {
         /// Who said so.
         name: String,
+        /// Why.
+        reason: String,
+    },
+    /// It was a member, and is none any more.
+    #[error(
+        "peer {node} was removed from cluster {cluster}, and neither it nor its data directory may come back: empty {} \
+         and start it again, and it joins under a new id",
+        folder.display()
+    )]
+    Removed {
+        /// The data directory.
+        folder: PathBuf,
         /// Its cluster.
         cluster: ClusterId,
+        /// Its id.
+        node: NodeId,
     },
     /// Another bootstrap got half-way, and its first peer is not this directory.
     #[error(
@@ -89,8 +101,8 @@ pub enum BootstrapError {
     /// The others go on without what this peer has lost.
     #[error(
         "this peer's log is empty, but {name} already takes part in the election of cluster {cluster}: this \
-         peer's log was lost, so restore its volume, or empty the data directories of all peers to start a \
-         fresh cluster"
+         peer's log was lost, so restore its volume, or empty its data directory, and it joins again under \
+         a new id"
     )]
     LogLost {
         /// Who said so.
@@ -130,12 +142,24 @@ pub enum BootstrapError {
     Initialise(String),
 }
 
+/// How a peer wants to take part, if it joins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wish {
+    /// When it becomes a voter.
+    pub(crate) promotion: Promotion,
+    /// The cluster versions that its release can work in.
+    pub(crate) supports: VersionRange,
+}
+
 /// What a peer knows before it runs: its directory, its name and those of the others.
 pub(crate) struct Cradle {
     folder: PathBuf,
     dir: SharedDir,
     names: Vec<String>,
     mine: String,
+    /// Peers of a running cluster; none if there may be none yet.
+    join: Vec<String>,
+    wish: Wish,
     nonce: u64,
     /// Locked while an identity is taken, so that there is only ever one.
     identity: Mutex<Option<Identity>>,
@@ -144,7 +168,13 @@ pub(crate) struct Cradle {
 
 impl Cradle {
     /// The cradle of the peer whose directory this is.
-    pub(crate) fn new(dir: DataDir, names: Vec<String>, mine: String) -> Self {
+    pub(crate) fn new(
+        dir: DataDir,
+        names: Vec<String>,
+        mine: String,
+        join: Vec<String>,
+        wish: Wish,
+    ) -> Self {
         let identity = Identity::held_by(&dir);
         Self {
             folder: dir.path().to_owned(),
@@ -152,6 +182,8 @@ impl Cradle {
             dir: SharedDir::new(dir),
             names,
             mine,
+            join,
+            wish,
             taken: watch::Sender::new(identity),
             identity: Mutex::new(identity),
         }
@@ -247,15 +279,18 @@ impl Cradle {
         })
     }
 
-    /// This peer's identity: the one on disk, or the one that bootstrap gives it. Waits for the other
-    /// peers as long as it takes.
+    /// This peer's identity: the one on disk, or the one that bootstrap or a running cluster gives it. Waits
+    /// for the other peers as long as it takes.
     ///
     /// # Errors
     /// [`BootstrapError`] if there is none to be had.
     pub(crate) async fn await_identity(&self) -> Result<Identity, BootstrapError> {
         if let Some(identity) = self.identity().await {
-            self.check_company(identity.cluster).await?;
+            self.check_company(identity).await?;
             return Ok(identity);
+        }
+        if !self.join.is_empty() {
+            return self.join_through(&self.join).await;
         }
         self.check_names()?;
         if self.names.first() == Some(&self.mine) {
@@ -268,9 +303,24 @@ impl Cradle {
     /// Refuses a data directory that was put into the place of a peer of another cluster: some of the peers
     /// named answer, and all that do are of one cluster that is not this directory's. One that met its own
     /// cluster anywhere goes on, since a single wrong name must not keep it from serving.
-    async fn check_company(&self, mine: ClusterId) -> Result<(), BootstrapError> {
-        let answers = timeout(COMPANY, self.greet_all()).await;
-        match strangers_only(&answers.unwrap_or_default(), mine) {
+    ///
+    /// Refuses one of a peer that was removed, too.
+    async fn check_company(&self, held: Identity) -> Result<(), BootstrapError> {
+        let mine = held.cluster;
+        let hello = HelloRequest {
+            from: Some(self.introduction(held)),
+        };
+        let answers = timeout(COMPANY, self.greet_company(&hello)).await;
+        let answers = answers.unwrap_or_default();
+        if answers.iter().any(|(_, removed)| *removed) {
+            return Err(BootstrapError::Removed {
+                folder: self.folder.clone(),
+                cluster: mine,
+                node: held.node,
+            });
+        }
+        let answers: Vec<Answer> = answers.into_iter().map(|(answer, _)| answer).collect();
+        match strangers_only(&answers, mine) {
             Some((name, theirs)) => Err(BootstrapError::AmongStrangers {
                 folder: self.folder.clone(),
                 mine,
@@ -291,8 +341,8 @@ impl Cradle {
             if let Some(identity) = self.identity().await {
                 return Ok(identity);
             }
-            if let Some(error) = cluster_exists(&answers) {
-                return Err(error);
+            if knows_a_cluster(&answers) {
+                return self.join_through(&self.names).await;
             }
             teller.tell(|| {
                 let first = self.names.first().map_or("", String::as_str);
@@ -309,12 +359,36 @@ impl Cradle {
 
     /// Asks every other named peer who it is, all at once.
     async fn greet_all(&self) -> Vec<Answer> {
-        let others = self.names.iter().filter(|name| **name != self.mine);
+        let answers = self.greet_company(&HelloRequest { from: None }).await;
+        answers.into_iter().map(|(answer, _)| answer).collect()
+    }
+
+    /// The same, and whether it knows who asks to have been removed.
+    async fn greet_company(&self, hello: &HelloRequest) -> Vec<(Answer, bool)> {
+        let places = self.names.iter().chain(&self.join);
+        let others = places.filter(|name| **name != self.mine);
         join_all(others.map(async |name| {
-            let hello = greet(name, &HelloRequest { from: None }).await;
-            (name.clone(), hello.map(|reply| reply.standing))
+            let reply = greet(name, hello).await;
+            let removed = reply.as_ref().is_ok_and(|reply| reply.removed);
+            ((name.clone(), reply.map(|reply| reply.standing)), removed)
         }))
         .await
+    }
+
+    /// Who this peer is, before it knows more about itself.
+    fn introduction(&self, held: Identity) -> Announcement {
+        Announcement {
+            cluster: held.cluster,
+            node: held.node,
+            nonce: held.nonce,
+            incarnation: Incarnation(0),
+            peer_address: self.mine.clone(),
+            admin_address: String::new(),
+            proxy_address: String::new(),
+            host: String::new(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            supports: self.wish.supports,
+        }
     }
 }
 

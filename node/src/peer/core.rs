@@ -17,6 +17,7 @@ use super::clock::LogClock;
 use super::directory::Directory;
 use super::leadership::Confirmation;
 use super::links::{CallError, Links, Purpose, frame, read};
+use super::steward::{HealthBook, MembershipPolicy};
 use super::store::{Identity, RaftHandle, Snapshots, StateReader};
 use super::wire::{
     Announcement, COMMAND_BYTES_MAX, MoveLeaderReply, MoveLeaderRequest, ProposeReply,
@@ -25,11 +26,14 @@ use super::wire::{
 use crate::clock::WallClock;
 use crate::consensus::{Leadership, ProposeError, ReadError, TransferError};
 
+mod manage;
 mod members;
 mod transfer;
 mod version;
 
 pub use self::version::{FinalizeError, Release};
+
+pub(crate) use transfer::LAG_MAX;
 
 /// How long to wait before asking again where nothing has changed: an election takes some hundred
 /// milliseconds, and a call that is refused costs the one who refuses it little.
@@ -58,6 +62,12 @@ pub(crate) struct Core {
     pub(crate) agreement: Agreement,
     /// Why this peer ends, once it does.
     pub(crate) fatal: watch::Sender<Option<String>>,
+    /// When members come and go by themselves.
+    pub(crate) policy: MembershipPolicy,
+    /// How long the others have been fit.
+    pub(crate) health: HealthBook,
+    /// Whether this peer was told that it is no member any more.
+    pub(crate) removed: watch::Sender<bool>,
     /// Raft's own runtime: whatever waits on Raft or the transport runs there.
     pub(crate) runtime: tokio::runtime::Handle,
 }

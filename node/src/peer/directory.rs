@@ -1,12 +1,13 @@
 //! Who the other peers are, and where: what they announced, what the membership says, and when they
 //! were last heard. Decides who is a stranger.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use raftserve_model::{ClusterId, Incarnation, NodeId};
+use raftserve_model::{ClusterId, Incarnation, LogIndex, NodeId};
 use raftserve_store::raft::PeerRecord;
+use raftserve_store::state::State;
 
 use super::wire::Announcement;
 
@@ -17,6 +18,35 @@ pub(crate) struct Roster {
     pub(crate) decided_at: Option<u64>,
     /// Voters and learners.
     pub(crate) members: BTreeMap<NodeId, PeerRecord>,
+}
+
+/// What the log says about peers besides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Register {
+    /// The last entry that changed this.
+    changed: LogIndex,
+    /// The nonces of those that were admitted, members yet or not.
+    admitted: BTreeMap<NodeId, u64>,
+    /// Who is none any more.
+    removed: BTreeSet<NodeId>,
+}
+
+impl Register {
+    /// As of this state.
+    pub(crate) fn of(state: &State) -> Self {
+        let mut register = Self {
+            changed: state.peers_changed(),
+            ..Self::default()
+        };
+        for peer in state.peers() {
+            if peer.is_removed() {
+                register.removed.insert(peer.id);
+            } else {
+                register.admitted.insert(peer.id, peer.nonce);
+            }
+        }
+        register
+    }
 }
 
 /// Why a call is not taken from who makes it.
@@ -87,6 +117,7 @@ pub(crate) struct Caller {
 #[derive(Debug, Default)]
 struct Contacts {
     roster: Roster,
+    register: Register,
     announced: BTreeMap<NodeId, Arc<Announcement>>,
     answered: BTreeMap<NodeId, Instant>,
 }
@@ -119,6 +150,14 @@ impl Directory {
         self.contacts().roster = roster;
     }
 
+    /// Takes over what is on record about peers, if it is newer.
+    pub(crate) fn set_register(&self, state: &State) {
+        let changed = state.peers_changed();
+        if self.contacts().register.changed < changed {
+            self.contacts().register = Register::of(state);
+        }
+    }
+
     /// The members as the log has them.
     pub(crate) fn roster(&self) -> Roster {
         self.contacts().roster.clone()
@@ -138,9 +177,9 @@ impl Directory {
 
     /// Checks who calls.
     ///
-    /// An id that the membership does not hold was removed if the membership is younger than the id
-    /// (ids are log indexes, or 1..=N at bootstrap); otherwise it may be newer than what this peer
-    /// has in its log yet, and is let in.
+    /// An id that was neither admitted nor is a member's was removed if the membership is younger than the
+    /// id (ids are log indexes, or 1..=N at bootstrap); otherwise it may be newer than what this peer has in
+    /// its log yet, and is let in.
     ///
     /// # Errors
     /// [`Stranger`] if the call must be refused.
@@ -166,8 +205,13 @@ impl Directory {
     fn check_member(&self, caller: NodeId, nonce: u64) -> Result<(), Stranger> {
         let cluster = self.cluster;
         let contacts = self.contacts();
-        match contacts.roster.members.get(&caller) {
-            Some(record) if record.nonce != nonce => Err(Stranger::Nonce { caller, cluster }),
+        if contacts.register.removed.contains(&caller) {
+            return Err(Stranger::Removed { caller, cluster });
+        }
+        let member = contacts.roster.members.get(&caller);
+        let admitted = contacts.register.admitted.get(&caller).copied();
+        match member.map(|record| record.nonce).or(admitted) {
+            Some(known) if known != nonce => Err(Stranger::Nonce { caller, cluster }),
             Some(_) => Ok(()),
             None if contacts.roster.decided_at.is_some_and(|at| caller.0 <= at) => {
                 Err(Stranger::Removed { caller, cluster })

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::directory::{Directory, Roster};
-use super::store::RaftHandle;
+use super::store::{RaftHandle, StateReader};
 use crate::clock;
 use crate::consensus::Leadership;
 
@@ -166,6 +166,8 @@ pub(crate) struct Follower {
     pub(crate) heartbeat: Duration,
     /// What is told about how fresh this peer's leadership is.
     pub(crate) confirmation: Arc<Confirmation>,
+    /// What is on record about peers.
+    pub(crate) reader: StateReader,
 }
 
 impl Follower {
@@ -231,6 +233,7 @@ impl Follower {
         if self.directory.decided_at() != decided_at {
             self.directory.set_roster(roster(metrics));
         }
+        self.directory.set_register(&self.reader.state());
     }
 }
 

@@ -49,6 +49,10 @@ async fn ask_everywhere(core: &Core, names: &[String]) {
     };
     let answers = join_all(places.into_iter().map(|place| greet(place, &hello))).await;
     for said in answers.into_iter().flatten() {
+        if said.removed {
+            core.removed
+                .send_if_modified(|known| !std::mem::replace(known, true));
+        }
         if let Some(said) = said.announcement
             && let Err(stranger) = core.directory.learn(said)
         {

@@ -20,8 +20,8 @@ use super::rpc::peer_server::Peer;
 use super::rpc::snapshot_transfer_server::SnapshotTransfer;
 use super::wire::raft::{AppendHead, AppendReply, TransferReply, TransferRequest, VoteReply};
 use super::wire::{
-    self, AdoptRequest, Announcement, HelloReply, HelloRequest, MoveLeaderRequest, ProposeRequest,
-    ReadIndexRequest, Standing, raft,
+    self, AdoptRequest, Announcement, HelloReply, HelloRequest, JoinRequest, ManageRequest,
+    MoveLeaderRequest, ProposeRequest, ReadIndexRequest, Standing, raft,
 };
 
 /// No forwarded call is worked on for longer, whatever it asks for: who sent it has long given up.
@@ -121,7 +121,9 @@ impl Peer for Server {
     async fn hello(&self, request: Request<Frame>) -> Answer {
         let hello: HelloRequest = head(&request.into_inner())?;
         let running = self.running.get();
+        let mut removed = false;
         if let (Some(running), Some(said)) = (running, hello.from) {
+            removed = running.core.knows_removed(&said);
             // A stranger's greeting is answered, so that it can tell that it is one.
             let _ = running.core.directory.learn(said);
         }
@@ -129,7 +131,14 @@ impl Peer for Server {
             standing: self.standing().await?,
             announcement: running.map(|running| running.core.announcement.clone()),
             cluster_version: running.map(|running| running.core.reader.state().version()),
+            removed,
         })
+    }
+
+    async fn join(&self, request: Request<Frame>) -> Answer {
+        let running = self.running()?;
+        let asked: JoinRequest = head(&request.into_inner())?;
+        answer(&running.core.admit(asked).await)
     }
 
     async fn adopt(&self, request: Request<Frame>) -> Answer {
@@ -209,6 +218,13 @@ impl Peer for Server {
         let asked: MoveLeaderRequest = head(request.get_ref())?;
         let until = until(asked.within_ms);
         answer(&running.core.move_leader_here(asked.target, until).await)
+    }
+
+    async fn manage(&self, request: Request<Frame>) -> Answer {
+        let (running, _) = self.admit(&request)?;
+        let asked: ManageRequest = head(request.get_ref())?;
+        let until = until(asked.within_ms);
+        answer(&running.core.manage_here(asked.task, until).await)
     }
 
     async fn exchange(&self, request: Request<Frame>) -> Answer {

@@ -20,6 +20,7 @@ mod appends;
 mod bootstrapping;
 mod divergence;
 mod leading;
+mod membership;
 mod skew;
 mod strangers;
 mod upgrade;
@@ -27,6 +28,14 @@ mod watching;
 
 /// No condition in these tests takes nearly as long on a healthy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Nothing is waited for that need not be.
+const POLICY: MembershipPolicy = MembershipPolicy {
+    promote_after: Duration::ZERO,
+    promotion: raftserve_store::state::Promotion::Automatic,
+    dead_after: None,
+    lease: Duration::ZERO,
+};
 
 /// A peer's place: its directory and address outlive its process.
 struct Place {
@@ -70,6 +79,8 @@ impl Places {
             data_dir: folder.path().to_owned(),
             listener,
             peers: self.names(),
+            join: Vec::new(),
+            policy: POLICY,
             address: address.clone(),
             admin_address: format!("admin-{place}:7000"),
             proxy_address: format!("proxy-{place}:8080"),
@@ -88,11 +99,6 @@ impl Places {
     async fn start_all(&self) -> Vec<Peer> {
         let starting = (0..self.0.len()).map(|place| self.start(place));
         futures_util::future::join_all(starting).await
-    }
-
-    /// Loses a peer's volume.
-    fn wipe(&mut self, place: usize) {
-        self.0[place].folder = tempfile::tempdir().unwrap();
     }
 }
 

@@ -9,6 +9,7 @@ use raftserve_model::{ClusterId, ClusterVersion, Incarnation, NodeId, VersionRan
 use raftserve_store::command::Action;
 use raftserve_store::formats::PEER_MESSAGE;
 use raftserve_store::raft::{PeerRecord, StateCheck};
+use raftserve_store::state::Promotion;
 use raftserve_store::{Command, Outcome};
 
 pub(crate) mod raft;
@@ -153,6 +154,81 @@ pub(crate) struct HelloReply {
     pub(crate) announcement: Option<Announcement>,
     /// The version of its cluster, if it runs: who cannot work in it must not join.
     pub(crate) cluster_version: Option<ClusterVersion>,
+    /// Whether who asks was removed from the cluster of both.
+    pub(crate) removed: bool,
+}
+
+/// "Let me in": asked by a peer whose directory is empty.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct JoinRequest {
+    /// Of its data directory.
+    pub(crate) nonce: u64,
+    /// `host:port` of its peer port.
+    pub(crate) address: String,
+    /// When it becomes a voter.
+    pub(crate) promotion: Promotion,
+    /// The cluster versions that its release can work in.
+    pub(crate) supports: VersionRange,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum JoinReply {
+    /// It is peer `node` of `cluster`, now and whenever it asks again.
+    Admitted { cluster: ClusterId, node: NodeId },
+    /// Ask again.
+    NotYet(String),
+    /// To ask again would not help.
+    Refused(String),
+}
+
+/// What is asked of the leader about members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum ManageTask {
+    /// How they are.
+    Health,
+    /// That one goes.
+    Remove(NodeId),
+    /// That a learner becomes a voter.
+    Promote(NodeId),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct ManageRequest {
+    pub(crate) task: ManageTask,
+    pub(crate) within_ms: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum ManageReply {
+    /// It is in the log; the leader sees to it.
+    Agreed,
+    Health(Vec<MemberHealth>),
+    NotLeader {
+        leader: Option<NodeId>,
+    },
+    NoSuchPeer,
+    Refused(String),
+    /// It may be asked again.
+    Failed(String),
+}
+
+/// How a member looks to the leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct MemberHealth {
+    /// The member.
+    pub node: NodeId,
+    /// Whether it votes.
+    pub voter: bool,
+    /// Whether it answers.
+    pub answers: bool,
+    /// The last entry that it is known to hold.
+    pub matched: Option<u64>,
+    /// How many entries it is behind.
+    pub lag: Option<u64>,
+    /// For how long it has answered and been caught up without a break, as far as this leader has seen.
+    pub healthy_for_ms: Option<u64>,
+    /// How long ago it answered last; none if never.
+    pub silent_ms: Option<u64>,
 }
 
 /// The members of a cluster that is being bootstrapped, in the order of their ids from 1.
@@ -302,8 +378,9 @@ mod tests {
             standing: Standing::Pristine { nonce: 9 },
             announcement: None,
             cluster_version: None,
+            removed: false,
         };
-        assert_eq!(hex(&encode(&standing)), "0100090000");
+        assert_eq!(hex(&encode(&standing)), "010009000000");
     }
 
     #[test]

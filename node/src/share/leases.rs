@@ -15,6 +15,9 @@ pub(super) const LEASE: Duration = Duration::from_secs(3);
 /// time for which a deposed leader may still give leases.
 const LEASE_MARGIN: Duration = Duration::from_millis(1_000);
 
+/// How long after it was given a lease is surely over, but for the time that its giver is believed for.
+pub const LEASE_OVER: Duration = LEASE.saturating_add(LEASE_MARGIN);
+
 /// A peer unheard for this long is taken to be dead where only waiting, not safety, is at stake.
 const PRESUMED_DEAD: Duration = Duration::from_secs(5);
 
@@ -63,7 +66,7 @@ impl Leases {
         Self {
             reign: None,
             peers: BTreeMap::new(),
-            surely_over: LEASE + LEASE_MARGIN + patience,
+            surely_over: LEASE_OVER + patience,
             floor: LogIndex(0),
         }
     }

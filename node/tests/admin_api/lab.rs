@@ -117,6 +117,13 @@ impl Lab {
             data_dir: dir.path().join("data"),
             listener,
             peers,
+            join: Vec::new(),
+            policy: peer::MembershipPolicy {
+                promote_after: Duration::ZERO,
+                promotion: raftserve_store::state::Promotion::Automatic,
+                dead_after: None,
+                lease: Duration::ZERO,
+            },
             address,
             admin_address: admin_address.to_string(),
             proxy_address: "127.0.0.1:8080".into(),

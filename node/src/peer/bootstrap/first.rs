@@ -6,7 +6,7 @@ use raftserve_model::{ClusterId, NodeId};
 use raftserve_store::raft::PeerRecord;
 use tokio::time::sleep;
 
-use super::greeting::{Teller, another_bootstrap, ask_to_adopt, cluster_exists, greet, missing};
+use super::greeting::{Teller, another_bootstrap, ask_to_adopt, greet, knows_a_cluster, missing};
 use super::{BootstrapError, Cradle, ROUND};
 use crate::peer::store::{Identity, RaftHandle};
 use crate::peer::wire::{AdoptReply, AdoptRequest, HelloRequest, Plan, Standing};
@@ -20,7 +20,10 @@ impl Cradle {
             .map_err(|error| self.failed(error))?
         {
             Some(plan) => plan,
-            None => self.make_plan().await?,
+            None => match self.make_plan().await? {
+                Some(plan) => plan,
+                None => return self.join_through(&self.names).await,
+            },
         };
         let first = plan.members.first().expect("the plan holds this peer");
         let identity = Identity {
@@ -42,11 +45,15 @@ impl Cradle {
         Ok(identity)
     }
 
-    async fn make_plan(&self) -> Result<Plan, BootstrapError> {
+    /// None if there is a cluster already.
+    async fn make_plan(&self) -> Result<Option<Plan>, BootstrapError> {
         let mut teller = Teller::new();
         loop {
             let answers = self.greet_all().await;
-            if let Some(error) = cluster_exists(&answers).or_else(|| another_bootstrap(&answers)) {
+            if knows_a_cluster(&answers) {
+                return Ok(None);
+            }
+            if let Some(error) = another_bootstrap(&answers) {
                 return Err(error);
             }
             let nonces: Vec<u64> = answers
@@ -59,7 +66,7 @@ impl Cradle {
             if nonces.len() == answers.len() {
                 let nonces = std::iter::once(self.nonce).chain(nonces);
                 let members = self.names.iter().zip(nonces);
-                return Ok(Plan {
+                return Ok(Some(Plan {
                     cluster: ClusterId(rand::random()),
                     members: members
                         .map(|(address, nonce)| PeerRecord {
@@ -67,7 +74,7 @@ impl Cradle {
                             address: address.clone(),
                         })
                         .collect(),
-                });
+                }));
             }
             teller.tell(|| format!("waiting to bootstrap a cluster{}", missing(&answers)));
             sleep(ROUND).await;

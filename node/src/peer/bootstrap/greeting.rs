@@ -10,7 +10,9 @@ use tonic::{Response, Status};
 use super::BootstrapError;
 use crate::peer::links::{chain, client, connect, frame};
 use crate::peer::rpc::Frame;
-use crate::peer::wire::{self, AdoptReply, AdoptRequest, HelloReply, HelloRequest, Standing};
+use crate::peer::wire::{
+    self, AdoptReply, AdoptRequest, HelloReply, HelloRequest, JoinReply, JoinRequest, Standing,
+};
 
 /// How long each may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -21,18 +23,21 @@ const TELL: Duration = Duration::from_secs(5);
 /// What a peer answered, by its name.
 pub(super) type Answer = (String, Result<Standing, String>);
 
-pub(super) fn cluster_exists(answers: &[Answer]) -> Option<BootstrapError> {
-    answers.iter().find_map(|(name, answer)| match answer {
-        Ok(Standing::Member {
-            cluster,
-            initialised: true,
-            ..
-        }) => Some(BootstrapError::ClusterExists {
-            name: name.clone(),
-            cluster: *cluster,
-        }),
-        _ => None,
-    })
+/// Whether a cluster is under way: every identity of its bootstrap is on disk, so an empty directory is none of
+/// its peers', or a wiped one's.
+pub(super) fn knows_a_cluster(answers: &[Answer]) -> bool {
+    let initialised = |standing: &Standing| {
+        matches!(
+            standing,
+            Standing::Member {
+                initialised: true,
+                ..
+            }
+        )
+    };
+    answers
+        .iter()
+        .any(|(_, answer)| answer.as_ref().is_ok_and(initialised))
 }
 
 pub(super) fn another_bootstrap(answers: &[Answer]) -> Option<BootstrapError> {
@@ -82,6 +87,16 @@ pub(super) fn missing(answers: &[Answer]) -> String {
 pub(crate) async fn greet(address: &str, hello: &HelloRequest) -> Result<HelloReply, String> {
     let mut client = client(connect(address).map_err(|error| error.to_string())?);
     let answer = timeout(ANSWER, client.hello(frame(hello))).await;
+    let answer = read_answer(answer)?;
+    wire::decode(&answer.head).map_err(|error| error.to_string())
+}
+
+/// How long an admission may take: it needs a quorum, and a look back at who asks.
+const ADMISSION: Duration = Duration::from_secs(10);
+
+pub(super) async fn ask_to_join(address: &str, request: &JoinRequest) -> Result<JoinReply, String> {
+    let mut client = client(connect(address).map_err(|error| error.to_string())?);
+    let answer = timeout(ADMISSION, client.join(frame(request))).await;
     let answer = read_answer(answer)?;
     wire::decode(&answer.head).map_err(|error| error.to_string())
 }

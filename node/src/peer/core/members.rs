@@ -20,6 +20,14 @@ impl Core {
         Some((*said).clone())
     }
 
+    /// Whether it is agreed that who says this is no member any more.
+    pub(crate) fn knows_removed(&self, said: &Announcement) -> bool {
+        let state = self.reader.state();
+        let known = state.peer(said.node);
+        said.cluster == self.identity.cluster
+            && known.is_some_and(|peer| peer.is_removed() && peer.nonce == said.nonce)
+    }
+
     /// The members, by id.
     pub(crate) fn members(&self) -> Vec<MemberView> {
         let metrics = self.raft.metrics().borrow_watched().clone();

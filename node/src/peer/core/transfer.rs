@@ -124,9 +124,15 @@ impl Core {
             Some(other) => MoveLeaderReply::Failed(format!(
                 "peer {chosen} was asked to lead, and peer {other} was elected"
             )),
-            None => MoveLeaderReply::Failed(format!(
-                "peer {chosen} was asked to lead and has not taken over in time"
-            )),
+            None => {
+                // Nobody sends heartbeats now: this peer is as good a candidate as any.
+                if let Err(error) = self.raft.trigger().elect(true).await {
+                    tracing::debug!(%error, "no election was begun");
+                }
+                MoveLeaderReply::Failed(format!(
+                    "peer {chosen} was asked to lead and has not taken over in time"
+                ))
+            }
         }
     }
 }

@@ -45,27 +45,6 @@ async fn no_cluster_comes_to_be_while_a_named_peer_is_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_empty_peer_that_meets_a_cluster_refuses_to_start() {
-    for lost in [0, 1] {
-        let mut places = Places::new(3);
-        let mut peers = living(places.start_all().await);
-        open_client(peers[2].as_ref().unwrap()).await;
-        peers[lost].take().unwrap().stop().await;
-        places.wipe(lost);
-        let Err(error) = within(start(places.config(lost))).await else {
-            panic!("it has started");
-        };
-        let text = error.to_string();
-        assert!(
-            text.contains("joining a running cluster is not built yet"),
-            "{text}"
-        );
-        assert!(text.contains(&peers[2].as_ref().unwrap().cluster_id().to_string()));
-        stop_all(peers).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_is_not_named_refuses_to_start() {
     let places = Places::new(2);
     let mut config = places.config(0);
@@ -176,7 +155,12 @@ async fn a_crash_between_initialising_and_naming_leaves_nothing_undone() {
 async fn an_identity_is_taken_once_and_from_the_right_plan_only() {
     let places = Places::new(3);
     let dir = DataDir::open(places.0[1].folder.path()).unwrap();
-    let cradle = Cradle::new(dir, places.names(), places.0[1].address.clone());
+    let wish = Wish {
+        promotion: POLICY.promotion,
+        supports: SUPPORTED,
+    };
+    let mine = places.0[1].address.clone();
+    let cradle = Cradle::new(dir, places.names(), mine, Vec::new(), wish);
     let request = |nonce, node| AdoptRequest {
         plan: plan(&places, [11, nonce, 33]),
         node: NodeId(node),

@@ -1,0 +1,60 @@
+//! What a peer with an empty directory does where a cluster runs: asks to be let in, through any peer.
+
+use tokio::time::sleep;
+
+use super::greeting::{Teller, ask_to_join};
+use super::{BootstrapError, Cradle, ROUND};
+use crate::peer::store::Identity;
+use crate::peer::wire::{JoinReply, JoinRequest};
+
+impl Cradle {
+    /// Asks the peers at `places` in turn until the cluster gives this peer an id, and keeps it on disk. A crash
+    /// in between is made good by asking again: the id belongs to the directory.
+    pub(super) async fn join_through(&self, places: &[String]) -> Result<Identity, BootstrapError> {
+        let request = JoinRequest {
+            nonce: self.nonce,
+            address: self.mine.clone(),
+            promotion: self.wish.promotion,
+            supports: self.wish.supports,
+        };
+        let mut teller = Teller::new();
+        loop {
+            let mut obstacles = Vec::new();
+            for place in places.iter().filter(|place| **place != self.mine) {
+                match ask_to_join(place, &request).await {
+                    Ok(JoinReply::Admitted { cluster, node }) => {
+                        return self
+                            .take(Identity {
+                                cluster,
+                                node,
+                                nonce: self.nonce,
+                            })
+                            .await;
+                    }
+                    Ok(JoinReply::Refused(reason)) => {
+                        return Err(BootstrapError::NotAdmitted {
+                            name: place.clone(),
+                            reason,
+                        });
+                    }
+                    Ok(JoinReply::NotYet(reason)) | Err(reason) => {
+                        obstacles.push(format!("{place} ({reason})"));
+                    }
+                }
+            }
+            teller.tell(|| format!("waiting to join a cluster, asked: {}", obstacles.join(", ")));
+            sleep(ROUND).await;
+        }
+    }
+
+    async fn take(&self, identity: Identity) -> Result<Identity, BootstrapError> {
+        let mut held = self.identity.lock().await;
+        if let Some(held) = held.as_ref() {
+            return Ok(*held);
+        }
+        self.dir.join(identity).await?;
+        *held = Some(identity);
+        self.taken.send_replace(Some(identity));
+        Ok(identity)
+    }
+}

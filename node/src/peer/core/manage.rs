@@ -1,0 +1,327 @@
+//! What is asked of the leader about members: admit one, remove one, promote one, tell how they are.
+
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver;
+use raftserve_model::NodeId;
+use raftserve_store::Outcome;
+use raftserve_store::command::{Action, Refusal};
+use raftserve_store::state::{PeerStanding, Predecessor};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{ANSWER_GRACE, Core, Obstacle, millis, pause};
+use crate::consensus::ManageError;
+use crate::peer::bootstrap::greet;
+use crate::peer::links::{Purpose, frame, read};
+use crate::peer::wire::{
+    HelloRequest, JoinReply, JoinRequest, ManageReply, ManageRequest, ManageTask, MemberHealth,
+    ProposeReply, Standing,
+};
+
+/// How long the admission of a peer may take; it asks again.
+const ADMISSION: Duration = Duration::from_secs(5);
+
+/// How often it is looked at whether something has come about.
+const LOOK: Duration = Duration::from_millis(50);
+
+impl Core {
+    /// Gives a peer with an empty directory an id, the same however often it asks.
+    pub(crate) async fn admit(&self, asked: JoinRequest) -> JoinReply {
+        let version = self.reader.state().version();
+        if let Err(unsupported) = asked.supports.check(version) {
+            return JoinReply::Refused(unsupported.to_string());
+        }
+        let until = Instant::now() + ADMISSION;
+        // Who runs at that address is known from an up-to-date membership only.
+        if let Err(error) = self.read_barrier(until).await {
+            return JoinReply::NotYet(error.to_string());
+        }
+        let expected = Standing::Pristine { nonce: asked.nonce };
+        match greet(&asked.address, &HelloRequest { from: None }).await {
+            Ok(reply) if reply.standing == expected => {}
+            Ok(_) => {
+                return JoinReply::Refused(format!(
+                    "another peer answers at {}: give each peer an address of its own",
+                    asked.address
+                ));
+            }
+            Err(reason) => {
+                return JoinReply::NotYet(format!(
+                    "peer {} cannot reach it at {}: {reason}",
+                    self.me(),
+                    asked.address
+                ));
+            }
+        }
+        let action = Action::AdmitPeer {
+            nonce: asked.nonce,
+            replaces: self.predecessor(&asked),
+            address: asked.address,
+            promotion: asked.promotion,
+        };
+        match self.propose(action, until).await {
+            Ok((_, Outcome::Index(index))) => JoinReply::Admitted {
+                cluster: self.identity.cluster,
+                node: NodeId(index.0),
+            },
+            Ok((_, Outcome::Refused(refusal))) => JoinReply::Refused(refused(&refusal)),
+            Ok((_, other)) => JoinReply::Refused(format!("an unexpected outcome: {other}")),
+            Err(error) => JoinReply::NotYet(error.to_string()),
+        }
+    }
+
+    /// The peer that ran where a new one answers now: two cannot run there at once.
+    fn predecessor(&self, asked: &JoinRequest) -> Option<Predecessor> {
+        let roster = self.directory.roster();
+        let there = |node: NodeId| self.directory.address(node).as_ref() == Some(&asked.address);
+        let member = roster.members.iter().find_map(|(node, record)| {
+            let other = record.nonce != asked.nonce && there(*node);
+            other.then_some(Predecessor {
+                node: *node,
+                nonce: record.nonce,
+            })
+        });
+        let state = self.reader.state();
+        let admitted = || {
+            let mut peers = state.peers();
+            let other = peers.find(|peer| {
+                let active = matches!(peer.standing, PeerStanding::Active(_));
+                active && peer.nonce != asked.nonce && peer.address == asked.address
+            })?;
+            (!roster.members.contains_key(&other.id)).then_some(Predecessor {
+                node: other.id,
+                nonce: other.nonce,
+            })
+        };
+        member.or_else(admitted)
+    }
+
+    /// The entry that decides that `node` is to go; none if there is no such member.
+    pub(crate) fn dismissal(&self, node: NodeId) -> Option<Action> {
+        let recorded = self.directory.roster().members.get(&node).cloned();
+        let state = self.reader.state();
+        let admitted = state.peer(node).filter(|peer| !peer.is_removed());
+        let (nonce, address) = match (recorded, admitted) {
+            (Some(record), _) => (record.nonce, record.address),
+            (None, Some(peer)) => (peer.nonce, peer.address.clone()),
+            (None, None) => return None,
+        };
+        Some(Action::DismissPeer {
+            node,
+            nonce,
+            address,
+        })
+    }
+
+    /// Does what is asked; this peer must lead.
+    pub(crate) async fn manage_here(&self, task: ManageTask, until: Instant) -> ManageReply {
+        let known = *self.leadership.borrow();
+        if !known.is_self {
+            return ManageReply::NotLeader {
+                leader: known.leader.filter(|leader| *leader != self.me()),
+            };
+        }
+        match task {
+            ManageTask::Health => ManageReply::Health(self.health_of_members()),
+            ManageTask::Remove(node) => match self.dismissal(node) {
+                None => ManageReply::NoSuchPeer,
+                Some(action) => match self.membership_view().may_lose(node) {
+                    Ok(()) => self.settle(action, until).await,
+                    Err(reason) => ManageReply::Refused(reason),
+                },
+            },
+            ManageTask::Promote(node) => self.settle(Action::PromotePeer { node }, until).await,
+        }
+    }
+
+    async fn settle(&self, action: Action, until: Instant) -> ManageReply {
+        match self.propose_here(action, until).await {
+            ProposeReply::Done { outcome, .. } => match outcome {
+                Outcome::Refused(Refusal::NoSuchPeer(_)) => ManageReply::NoSuchPeer,
+                Outcome::Refused(refusal) => ManageReply::Refused(refused(&refusal)),
+                _ => ManageReply::Agreed,
+            },
+            ProposeReply::NotLeader { leader } => ManageReply::NotLeader { leader },
+            // Each may be asked again: what is agreed already is agreed to again.
+            ProposeReply::NotProposed(reason) | ProposeReply::Unknown(reason) => {
+                ManageReply::Failed(reason)
+            }
+        }
+    }
+
+    fn health_of_members(&self) -> Vec<MemberHealth> {
+        let view = self.membership_view();
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let last = metrics.last_log_index.unwrap_or(0);
+        let matched = metrics.replication.unwrap_or_default();
+        let member = |node: &NodeId| {
+            let mine = *node == self.me();
+            let at = matched.get(node).copied().flatten().map(|id| id.index);
+            let condition = view.conditions.get(node);
+            MemberHealth {
+                node: *node,
+                voter: view.voters.contains(node),
+                answers: mine || condition.is_some_and(|it| it.answers),
+                matched: if mine { Some(last) } else { at },
+                lag: if mine {
+                    Some(0)
+                } else {
+                    at.map(|at| last.saturating_sub(at))
+                },
+                healthy_for_ms: if mine {
+                    self.health.leading_for().map(millis)
+                } else {
+                    self.health.steady(*node).map(millis)
+                },
+                silent_ms: if mine {
+                    Some(0)
+                } else {
+                    self.directory
+                        .last_answer(*node)
+                        .map(|at| millis(at.elapsed()))
+                },
+            }
+        };
+        view.members.iter().map(member).collect()
+    }
+
+    async fn manage_at(&self, leader: NodeId, task: ManageTask, until: Instant) -> ManageReply {
+        let within = until.saturating_duration_since(Instant::now());
+        let message = frame(&ManageRequest {
+            task,
+            within_ms: millis(within),
+        });
+        self.links
+            .call(
+                leader,
+                Purpose::Forwards,
+                within + ANSWER_GRACE,
+                message,
+                |mut client, request| async move { client.manage(request).await },
+            )
+            .await
+            .and_then(|answer| read(leader, &answer))
+            .unwrap_or_else(|error| ManageReply::Failed(error.to_string()))
+    }
+
+    async fn manage(&self, task: ManageTask, until: Instant) -> Result<ManageReply, ManageError> {
+        let mut watch = self.leadership.clone();
+        let mut hint = None;
+        loop {
+            let known = *watch.borrow_and_update();
+            let reply = match hint.take().or(known.leader) {
+                Some(leader) if leader == self.me() => self.manage_here(task, until).await,
+                Some(leader) => self.manage_at(leader, task, until).await,
+                None => ManageReply::NotLeader { leader: None },
+            };
+            let reason = match reply {
+                ManageReply::NotLeader { leader } => {
+                    hint = leader.filter(|leader| Some(*leader) != known.leader);
+                    Obstacle::no_leader().0
+                }
+                ManageReply::Failed(reason) => reason,
+                ManageReply::NoSuchPeer => return Err(ManageError::NoSuchPeer),
+                ManageReply::Refused(reason) => return Err(ManageError::Refused { reason }),
+                done @ (ManageReply::Agreed | ManageReply::Health(_)) => return Ok(done),
+            };
+            if hint.is_none() && !pause(&mut watch, known.leader.is_none(), until).await {
+                return Err(ManageError::NotDone { reason });
+            }
+        }
+    }
+
+    /// How the leader sees the members.
+    pub(crate) async fn member_health(
+        &self,
+        until: Instant,
+    ) -> Result<Vec<MemberHealth>, ManageError> {
+        match self.manage(ManageTask::Health, until).await? {
+            ManageReply::Health(members) => Ok(members),
+            _ => Err(ManageError::NotDone {
+                reason: "the leader answered something else".to_owned(),
+            }),
+        }
+    }
+
+    /// Removes a member, and waits until it is one no more.
+    pub(crate) async fn remove_member(
+        &self,
+        node: NodeId,
+        until: Instant,
+    ) -> Result<(), ManageError> {
+        self.manage(ManageTask::Remove(node), until).await?;
+        let gone = async {
+            loop {
+                let state = self.reader.state();
+                let removed = state.peer(node).is_some_and(|peer| peer.is_removed());
+                // A peer that is removed itself hears of it otherwise.
+                if removed || (node == self.me() && *self.removed.borrow()) {
+                    return;
+                }
+                sleep(LOOK).await;
+            }
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        timeout(left, gone).await.map_err(|_| ManageError::NotDone {
+            reason: format!(
+                "the removal of peer {node} is agreed and goes on, but was not done in time"
+            ),
+        })
+    }
+
+    /// Gives a learner a vote, and waits until it has it.
+    pub(crate) async fn promote_member(
+        &self,
+        node: NodeId,
+        until: Instant,
+    ) -> Result<(), ManageError> {
+        let is_voter = || {
+            let metrics = self.raft.metrics();
+            let seen = metrics.borrow_watched();
+            seen.membership_config.voter_ids().any(|id| id == node)
+        };
+        if is_voter() {
+            return Ok(());
+        }
+        self.manage(ManageTask::Promote(node), until).await?;
+        let voting = async {
+            while !is_voter() {
+                sleep(LOOK).await;
+            }
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        timeout(left, voting).await.map_err(|_| ManageError::NotDone {
+            reason: format!(
+                "peer {node} is to become a voter, and does so once it has answered and been caught up for a while"
+            ),
+        })
+    }
+
+    /// Whether the session fence waits for `node`, so that it may be given a lease: it is a member by an entry
+    /// that is committed, and not about to go.
+    pub(crate) fn counts(&self, node: NodeId) -> bool {
+        let metrics = self.raft.metrics();
+        let seen = metrics.borrow_watched();
+        let membership = &seen.membership_config;
+        let decided = membership.log_id().map(|id| id.index);
+        let applied = seen.last_applied.map(|id| id.index);
+        let belongs = decided <= applied && membership.membership().get_node(&node).is_some();
+        let state = self.reader.state();
+        let stays = state
+            .peer(node)
+            .is_none_or(|peer| matches!(peer.standing, PeerStanding::Active(_)));
+        belongs && stays
+    }
+}
+
+fn refused(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::PeerRemoved(node) => format!(
+            "its data directory was that of peer {node}, which was removed or is about to be: empty it, and the peer \
+             joins again under a new id"
+        ),
+        Refusal::NoSuchPeer(node) => format!("the cluster has no peer {node}"),
+        Refusal::Limit(what) => what.clone(),
+        other => format!("it was refused: {other:?}"),
+    }
+}

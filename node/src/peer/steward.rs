@@ -1,0 +1,282 @@
+//! Carries out, on whoever leads, what is decided about peers: adds admitted ones as learners, gives them a vote
+//! when they are caught up, replaces wiped voters, and takes the votes of those that are to go.
+//!
+//! Nothing is remembered between steps but what the log holds, so that a new leader goes on where the former
+//! stopped. A peer that is to go gets no leases from the moment that this is agreed (see `share`), and is a
+//! member until every lease that it may hold is surely over: the session fence waits for members only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::raft::Precondition;
+use openraft::{ChangeMembers, RaftMetrics};
+use raftserve_model::NodeId;
+use raftserve_store::command::Action;
+use raftserve_store::raft::{PeerRecord, TypeConfig};
+use raftserve_store::state::{PeerStanding, Promotion};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use self::plan::{Condition, Step, View};
+use super::bootstrap::greet;
+use super::core::{Core, LAG_MAX};
+use super::wire::{HelloRequest, Standing};
+
+pub(crate) mod plan;
+
+/// How often the leader looks.
+const PERIOD: Duration = Duration::from_millis(200);
+
+/// A member that has not answered for so long does not: peers exchange news twenty times a second.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(1);
+
+/// How long one step may take before it is looked at afresh.
+const STEP_MAX: Duration = Duration::from_secs(10);
+
+/// When members come and go by themselves.
+#[derive(Clone, Copy, Debug)]
+pub struct MembershipPolicy {
+    /// How long a learner must have answered and been caught up before it gets a vote.
+    pub promote_after: Duration,
+    /// Whether this peer, if it joins, becomes a voter by itself.
+    pub promotion: Promotion,
+    /// How long a voter must be silent before it is removed for good; never, if none.
+    pub dead_after: Option<Duration>,
+    /// How long a lease to use what was read may last beyond the last word of whoever gave it.
+    pub lease: Duration,
+}
+
+/// Since when each member has been fit, as this peer, leading, has seen it.
+#[derive(Debug, Default)]
+pub(crate) struct HealthBook(Mutex<Book>);
+
+#[derive(Debug, Default)]
+struct Book {
+    leading_since: Option<Instant>,
+    steady: BTreeMap<NodeId, Instant>,
+    leaving: BTreeMap<NodeId, Instant>,
+}
+
+impl HealthBook {
+    /// For how long `node` has been fit without a break.
+    pub(crate) fn steady(&self, node: NodeId) -> Option<Duration> {
+        self.with(|book| book.steady.get(&node).map(Instant::elapsed))
+    }
+
+    /// For how long this peer has led.
+    pub(crate) fn leading_for(&self) -> Option<Duration> {
+        self.with(|book| book.leading_since.map(|at| at.elapsed()))
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Book) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Runs as long as the peer does, and acts while it leads.
+pub(crate) async fn run(core: Arc<Core>) {
+    let mut leadership = core.leadership.clone();
+    let mut period = interval(PERIOD);
+    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        if leadership.wait_for(|now| now.is_self).await.is_err() {
+            return;
+        }
+        core.health.with(|book| *book = Book::default());
+        // What was agreed before this reign is known from here on.
+        if core.read_barrier(Instant::now() + STEP_MAX).await.is_err() {
+            period.tick().await;
+            continue;
+        }
+        core.health
+            .with(|book| book.leading_since = Some(Instant::now()));
+        while leadership.borrow().is_self {
+            period.tick().await;
+            let steps = core.membership_view().steps();
+            for step in steps {
+                let done = timeout(STEP_MAX, core.carry_out(&step)).await;
+                match done {
+                    Ok(Ok(true)) => {
+                        tracing::info!(?step, "membership");
+                        break;
+                    }
+                    Ok(Ok(false)) => {}
+                    Ok(Err(reason)) => tracing::debug!(?step, %reason, "not yet"),
+                    Err(_) => tracing::debug!(?step, "not in time"),
+                }
+            }
+        }
+    }
+}
+
+impl Core {
+    /// What this peer, leading, knows of the members.
+    pub(crate) fn membership_view(&self) -> View {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let membership = metrics.membership_config.membership();
+        let configs = membership.get_joint_config();
+        let members: BTreeSet<NodeId> = membership.nodes().map(|(id, _)| *id).collect();
+        let peers: Vec<_> = self.reader.state().peers().cloned().collect();
+        let leaving = peers
+            .iter()
+            .filter(|peer| matches!(peer.standing, PeerStanding::Leaving { .. }))
+            .map(|peer| peer.id)
+            .collect();
+        let conditions = self.conditions(&metrics, &members);
+        View {
+            me: self.me(),
+            joint: configs.len() > 1,
+            voters: configs.last().cloned().unwrap_or_default(),
+            members,
+            conditions,
+            lease_free: self.lease_free(&leaving),
+            peers,
+            promote_after: self.policy.promote_after,
+            dead_after: self.policy.dead_after,
+        }
+    }
+
+    fn conditions(
+        &self,
+        metrics: &RaftMetrics<TypeConfig>,
+        members: &BTreeSet<NodeId>,
+    ) -> BTreeMap<NodeId, Condition> {
+        let last = metrics.last_log_index.unwrap_or(0);
+        let caught_up = |node: NodeId| {
+            let matched = metrics.replication.as_ref().and_then(|it| it.get(&node));
+            let matched = matched.and_then(Option::as_ref).map(|it| it.index);
+            matched.is_some_and(|matched| last.saturating_sub(matched) < LAG_MAX)
+        };
+        self.health.with(|book| {
+            let led = book.leading_since.map_or(Duration::ZERO, |at| at.elapsed());
+            book.steady.retain(|node, _| members.contains(node));
+            let others = members.iter().filter(|node| **node != self.me());
+            others
+                .map(|node| {
+                    // A silence before this reign is not held against anybody.
+                    let heard = self.directory.last_answer(*node).map(|at| at.elapsed());
+                    let silent = heard.map_or(led, |silent| silent.min(led));
+                    let answers = heard.is_some_and(|silent| silent <= SILENCE_MAX);
+                    if answers && caught_up(*node) {
+                        book.steady.entry(*node).or_insert_with(Instant::now);
+                    } else {
+                        book.steady.remove(node);
+                    }
+                    let condition = Condition {
+                        answers,
+                        steady: book.steady.get(node).map(Instant::elapsed),
+                        silent,
+                    };
+                    (*node, condition)
+                })
+                .collect()
+        })
+    }
+
+    /// Those of `leaving` who hold no lease any more, for sure.
+    fn lease_free(&self, leaving: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        let over = self.policy.lease + self.confirmation.patience();
+        let now = Instant::now();
+        self.health.with(|book| {
+            book.leaving.retain(|node, _| leaving.contains(node));
+            leaving
+                .iter()
+                .copied()
+                .filter(|node| {
+                    let known = *book.leaving.entry(*node).or_insert(now);
+                    self.policy.lease.is_zero() || now.duration_since(known) > over
+                })
+                .collect()
+        })
+    }
+
+    /// Whether the step was taken; false if it has to wait for somebody else.
+    async fn carry_out(&self, step: &Step) -> Result<bool, String> {
+        match step {
+            Step::Flatten => {
+                self.change(ChangeMembers::AddVoterIds(BTreeSet::new()))
+                    .await
+            }
+            Step::AddLearner(node) => self.add_learner(*node).await,
+            Step::Promote(nodes) => self.change(ChangeMembers::AddVoterIds(nodes.clone())).await,
+            Step::Replace { old, new } => {
+                let changes = vec![
+                    ChangeMembers::AddVoterIds([*new].into()),
+                    ChangeMembers::RemoveVoters([*old].into()),
+                ];
+                self.change(ChangeMembers::Batch(changes)).await
+            }
+            Step::RemoveVoter(node) => {
+                self.change(ChangeMembers::RemoveVoters([*node].into()))
+                    .await
+            }
+            Step::RemoveLearner(node) => {
+                self.change(ChangeMembers::RemoveNodes([*node].into()))
+                    .await
+            }
+            Step::HandOver => {
+                let until = Instant::now() + STEP_MAX;
+                let moved = self.move_leader_here(None, until).await;
+                tracing::info!(
+                    ?moved,
+                    "this peer is to be removed, and another one shall lead"
+                );
+                Ok(true)
+            }
+            Step::Retire(node) => self.decide(Action::RetirePeer { node: *node }).await,
+            Step::Dismiss(node) => match self.dismissal(*node) {
+                Some(action) => self.decide(action).await,
+                None => Ok(false),
+            },
+        }
+    }
+
+    async fn decide(&self, action: Action) -> Result<bool, String> {
+        let until = Instant::now() + STEP_MAX;
+        let proposed = self.propose_as_leader(action, until).await;
+        proposed.map(|_| true).map_err(|error| error.to_string())
+    }
+
+    /// Only from the membership that the step was planned for.
+    async fn change(&self, changes: ChangeMembers<NodeId, PeerRecord>) -> Result<bool, String> {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let last_membership_log_id = *metrics.membership_config.log_id();
+        let unchanged = Precondition::LastMembershipLogId {
+            last_membership_log_id,
+        };
+        let changed = self.raft.change_membership_if(changes, false, [unchanged]);
+        changed
+            .await
+            .map(|_| true)
+            .map_err(|error| error.to_string())
+    }
+
+    /// Only once it answers with its new identity on disk, so that nobody counts on what may be lost.
+    async fn add_learner(&self, node: NodeId) -> Result<bool, String> {
+        let state = self.reader.state();
+        let Some(peer) = state.peer(node) else {
+            return Ok(false);
+        };
+        let said = self.directory.address(node);
+        let address = said.unwrap_or_else(|| peer.address.clone());
+        let hello = HelloRequest {
+            from: Some(self.announcement.clone()),
+        };
+        let answer = greet(&address, &hello).await?;
+        let expected = matches!(
+            answer.standing,
+            Standing::Member { cluster, node: id, nonce, .. }
+                if (cluster, id, nonce) == (self.identity.cluster, node, peer.nonce)
+        );
+        if !expected {
+            return Ok(false);
+        }
+        let record = PeerRecord {
+            nonce: peer.nonce,
+            address,
+        };
+        self.change(ChangeMembers::AddNodes([(node, record)].into()))
+            .await
+    }
+}

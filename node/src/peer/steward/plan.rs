@@ -1,0 +1,385 @@
+//! What is to be done next about the membership. Pure: a view in, one step out, so that a new leader that sees
+//! the same goes on where the former stopped.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use raftserve_model::NodeId;
+use raftserve_store::state::{PeerEntry, PeerStanding, Promotion};
+
+/// How a member looks to the leader.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Condition {
+    /// Whether it answers.
+    pub(crate) answers: bool,
+    /// For how long it has answered and been caught up, without a break.
+    pub(crate) steady: Option<Duration>,
+    /// For how long it has been silent.
+    pub(crate) silent: Duration,
+}
+
+/// What the leader knows.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct View {
+    /// The leader.
+    pub(crate) me: NodeId,
+    /// Whether a joint change was begun and not ended.
+    pub(crate) joint: bool,
+    /// Who votes; in a joint change, who will.
+    pub(crate) voters: BTreeSet<NodeId>,
+    /// Voters and learners.
+    pub(crate) members: BTreeSet<NodeId>,
+    /// What is on record.
+    pub(crate) peers: Vec<Arc<PeerEntry>>,
+    /// How the others are.
+    pub(crate) conditions: BTreeMap<NodeId, Condition>,
+    /// Whose leases are surely over, of those that are to go.
+    pub(crate) lease_free: BTreeSet<NodeId>,
+    /// How long a learner must have been steady.
+    pub(crate) promote_after: Duration,
+    /// After how long a silent voter is removed; never, if none.
+    pub(crate) dead_after: Option<Duration>,
+}
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Ends a joint change that its leader left half-way.
+    Flatten,
+    /// Makes an admitted peer a learner.
+    AddLearner(NodeId),
+    /// Gives learners a vote.
+    Promote(BTreeSet<NodeId>),
+    /// Gives `new` the vote of `old`, in one joint change.
+    Replace { old: NodeId, new: NodeId },
+    /// Takes a voter's vote and its membership.
+    RemoveVoter(NodeId),
+    /// Forgets a learner.
+    RemoveLearner(NodeId),
+    /// The leader itself is to go: another one must lead first.
+    HandOver,
+    /// No member any more: its id is given up for ever.
+    Retire(NodeId),
+    /// Decides that a voter that has been silent for long is to go.
+    Dismiss(NodeId),
+}
+
+fn majority(of: usize) -> usize {
+    of / 2 + 1
+}
+
+impl View {
+    fn answers(&self, node: NodeId) -> bool {
+        node == self.me || self.conditions.get(&node).is_some_and(|it| it.answers)
+    }
+
+    fn is_ready(&self, node: NodeId) -> bool {
+        let steady = self.conditions.get(&node).and_then(|it| it.steady);
+        steady.is_some_and(|steady| steady >= self.promote_after)
+    }
+
+    fn is_learner(&self, node: NodeId) -> bool {
+        self.members.contains(&node) && !self.voters.contains(&node)
+    }
+
+    /// Whether the cluster still has a quorum of answering voters without `node`.
+    ///
+    /// # Errors
+    /// Why it has not.
+    pub(crate) fn may_lose(&self, node: NodeId) -> Result<(), String> {
+        if !self.voters.contains(&node) {
+            return Ok(());
+        }
+        let rest = self.voters.iter().filter(|voter| **voter != node);
+        let (count, live) = rest.fold((0, 0), |(count, live), voter| {
+            (count + 1, live + usize::from(self.answers(*voter)))
+        });
+        if count == 0 {
+            return Err(format!(
+                "peer {node} is the only voter: let another join and be promoted first"
+            ));
+        }
+        if live < majority(count) {
+            return Err(format!(
+                "of the {count} voters that would be left {live} answer, and {} must: bring the others back first",
+                majority(count)
+            ));
+        }
+        Ok(())
+    }
+
+    fn next_departure(&self, leaving: &PeerEntry, successor: Option<NodeId>) -> Option<Step> {
+        let node = leaving.id;
+        if !self.members.contains(&node) {
+            return Some(Step::Retire(node));
+        }
+        if node == self.me {
+            return Some(Step::HandOver);
+        }
+        if !self.lease_free.contains(&node) {
+            return None;
+        }
+        if self.is_learner(node) {
+            return Some(Step::RemoveLearner(node));
+        }
+        match successor.filter(|successor| !self.voters.contains(successor)) {
+            Some(new) if self.is_learner(new) && self.is_ready(new) => {
+                Some(Step::Replace { old: node, new })
+            }
+            Some(_) => None,
+            None => self
+                .may_lose(node)
+                .is_ok()
+                .then_some(Step::RemoveVoter(node)),
+        }
+    }
+
+    fn departures(&self) -> Option<Step> {
+        self.peers.iter().find_map(|peer| match peer.standing {
+            PeerStanding::Leaving { successor } => self.next_departure(peer, successor),
+            PeerStanding::Active(_) | PeerStanding::Removed => None,
+        })
+    }
+
+    fn arrivals(&self) -> Vec<Step> {
+        let active = |peer: &&Arc<PeerEntry>| matches!(peer.standing, PeerStanding::Active(_));
+        let peers = self.peers.iter().filter(active);
+        let missing = peers.filter(|peer| !self.members.contains(&peer.id));
+        missing.map(|peer| Step::AddLearner(peer.id)).collect()
+    }
+
+    fn promotable(&self, promotion: Promotion) -> Vec<NodeId> {
+        let awaited = |node: NodeId| {
+            let successor = Some(node);
+            let mut peers = self.peers.iter();
+            peers.any(|peer| peer.standing == PeerStanding::Leaving { successor })
+        };
+        let peers = self.peers.iter();
+        peers
+            .filter(|peer| peer.standing == PeerStanding::Active(promotion))
+            .map(|peer| peer.id)
+            .filter(|id| self.is_learner(*id) && self.is_ready(*id) && !awaited(*id))
+            .collect()
+    }
+
+    /// An even number of voters survives no more losses than one less, and needs one more to agree.
+    fn promotions(&self) -> Option<Step> {
+        let mut chosen: BTreeSet<_> = self.promotable(Promotion::Ordered).into_iter().collect();
+        if chosen.is_empty() {
+            let ready = self.promotable(Promotion::Automatic);
+            let even = self.voters.len().is_multiple_of(2);
+            let count = if even { 1 } else { 2 };
+            if ready.len() >= count {
+                chosen.extend(ready.into_iter().take(count));
+            }
+        }
+        (!chosen.is_empty()).then_some(Step::Promote(chosen))
+    }
+
+    /// One voter at a time, never if it would leave fewer than three, and only while more than the quorum of
+    /// what is left answers: whoever is cut off with a minority removes nobody.
+    fn clean_up(&self) -> Option<Step> {
+        let after = self.dead_after?;
+        let going = |peer: &Arc<PeerEntry>| matches!(peer.standing, PeerStanding::Leaving { .. });
+        if self.voters.len() <= 3 || self.peers.iter().any(going) {
+            return None;
+        }
+        let dead: Vec<NodeId> = self
+            .voters
+            .iter()
+            .copied()
+            .filter(|voter| *voter != self.me && !self.answers(*voter))
+            .collect();
+        if dead.len() >= majority(self.voters.len()) {
+            return None;
+        }
+        let long = |node: &NodeId| {
+            self.conditions
+                .get(node)
+                .is_some_and(|it| it.silent >= after)
+        };
+        let first = dead.into_iter().find(long)?;
+        self.may_lose(first).is_ok().then_some(Step::Dismiss(first))
+    }
+
+    /// What to do, the first that can be done.
+    pub(crate) fn steps(&self) -> Vec<Step> {
+        if self.joint {
+            return vec![Step::Flatten];
+        }
+        let mut steps: Vec<Step> = self.departures().into_iter().collect();
+        // One that cannot be reached must not hold up the others.
+        steps.extend(self.arrivals());
+        steps.extend(self.promotions());
+        steps.extend(self.clean_up());
+        steps
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raftserve_model::LogIndex;
+
+    use super::*;
+
+    const STEADY: Duration = Duration::from_secs(5);
+
+    fn ids(ids: impl IntoIterator<Item = u64>) -> BTreeSet<NodeId> {
+        ids.into_iter().map(NodeId).collect()
+    }
+
+    fn peer(id: u64, standing: PeerStanding) -> Arc<PeerEntry> {
+        Arc::new(PeerEntry {
+            id: NodeId(id),
+            nonce: id,
+            address: String::new(),
+            standing,
+            changed: LogIndex(1),
+        })
+    }
+
+    const AUTOMATIC: PeerStanding = PeerStanding::Active(Promotion::Automatic);
+
+    /// Peer 1 leads; everybody answers and is caught up.
+    fn view(voters: u64, learners: &[(u64, PeerStanding)]) -> View {
+        let voters = ids(1..=voters);
+        let peers: Vec<_> = learners.iter().map(|(id, it)| peer(*id, *it)).collect();
+        let members: BTreeSet<_> = voters
+            .iter()
+            .copied()
+            .chain(peers.iter().map(|peer| peer.id))
+            .collect();
+        let fit = Condition {
+            answers: true,
+            steady: Some(STEADY),
+            silent: Duration::ZERO,
+        };
+        View {
+            me: NodeId(1),
+            conditions: members.iter().map(|member| (*member, fit)).collect(),
+            lease_free: members.clone(),
+            voters,
+            members,
+            peers,
+            promote_after: STEADY,
+            ..View::default()
+        }
+    }
+
+    fn silence(view: &mut View, node: u64, silent: Duration) {
+        let silent = Condition {
+            answers: false,
+            steady: None,
+            silent,
+        };
+        view.conditions.insert(NodeId(node), silent);
+    }
+
+    #[test]
+    fn voters_are_odd_in_number_unless_somebody_orders_otherwise() {
+        assert_eq!(view(1, &[(10, AUTOMATIC)]).steps(), []);
+        assert_eq!(
+            view(1, &[(10, AUTOMATIC), (11, AUTOMATIC)]).steps(),
+            [Step::Promote(ids([10, 11]))]
+        );
+        assert_eq!(view(3, &[(10, AUTOMATIC)]).steps(), []);
+        assert_eq!(
+            view(2, &[(10, AUTOMATIC), (11, AUTOMATIC)]).steps(),
+            [Step::Promote(ids([10]))]
+        );
+        let ordered = PeerStanding::Active(Promotion::Ordered);
+        assert_eq!(
+            view(1, &[(10, ordered)]).steps(),
+            [Step::Promote(ids([10]))]
+        );
+        let manual = PeerStanding::Active(Promotion::Manual);
+        assert_eq!(view(2, &[(10, manual)]).steps(), []);
+    }
+
+    #[test]
+    fn a_learner_is_promoted_only_when_it_has_been_steady() {
+        let mut view = view(2, &[(10, AUTOMATIC)]);
+        for steady in [None, Some(STEADY - Duration::from_millis(1))] {
+            let condition = Condition {
+                answers: true,
+                steady,
+                silent: Duration::ZERO,
+            };
+            view.conditions.insert(NodeId(10), condition);
+            assert_eq!(view.steps(), []);
+        }
+    }
+
+    #[test]
+    fn a_half_done_joint_change_is_ended_before_anything_else() {
+        let mut view = view(2, &[(10, AUTOMATIC)]);
+        view.joint = true;
+        assert_eq!(view.steps(), [Step::Flatten]);
+    }
+
+    #[test]
+    fn a_wiped_voter_is_replaced_in_one_change_once_its_successor_is_ready() {
+        let leaving = PeerStanding::Leaving {
+            successor: Some(NodeId(10)),
+        };
+        let mut view = view(3, &[(10, AUTOMATIC)]);
+        view.peers.push(peer(3, leaving));
+        silence(&mut view, 3, STEADY);
+        let replace = Step::Replace {
+            old: NodeId(3),
+            new: NodeId(10),
+        };
+        assert_eq!(view.steps(), [replace]);
+        let before = view.clone();
+        view.lease_free.remove(&NodeId(3));
+        assert_eq!(view.steps(), [], "it may yet use what it read");
+        let mut view = before;
+        silence(&mut view, 10, STEADY);
+        assert_eq!(view.steps(), [], "nor does it lose its vote to nobody");
+    }
+
+    #[test]
+    fn departures_go_step_by_step() {
+        let leaving = PeerStanding::Leaving { successor: None };
+        let mut view = view(3, &[]);
+        view.peers.push(peer(3, leaving));
+        assert_eq!(view.steps(), [Step::RemoveVoter(NodeId(3))]);
+        view.voters.remove(&NodeId(3));
+        assert_eq!(view.steps(), [Step::RemoveLearner(NodeId(3))]);
+        view.members.remove(&NodeId(3));
+        assert_eq!(view.steps(), [Step::Retire(NodeId(3))]);
+        view.peers = vec![peer(1, leaving)];
+        assert_eq!(view.steps(), [Step::HandOver]);
+    }
+
+    #[test]
+    fn a_removal_never_goes_below_a_quorum_of_answering_voters() {
+        let mut view = view(3, &[]);
+        assert_eq!(view.may_lose(NodeId(2)), Ok(()));
+        silence(&mut view, 3, STEADY);
+        let refused = view.may_lose(NodeId(2)).unwrap_err();
+        assert!(refused.contains("1 answer, and 2 must"), "{refused}");
+        assert_eq!(view.may_lose(NodeId(3)), Ok(()));
+        view.voters = ids([1]);
+        assert!(view.may_lose(NodeId(1)).is_err());
+    }
+
+    #[test]
+    fn clean_up_is_off_by_default_and_never_takes_more_than_a_minority() {
+        let hour = Duration::from_secs(3_600);
+        let mut view = view(5, &[]);
+        silence(&mut view, 4, hour);
+        assert_eq!(view.steps(), []);
+        view.dead_after = Some(hour);
+        assert_eq!(view.steps(), [Step::Dismiss(NodeId(4))]);
+        silence(&mut view, 5, hour - Duration::from_secs(1));
+        assert_eq!(view.steps(), [Step::Dismiss(NodeId(4))]);
+        silence(&mut view, 3, hour);
+        assert_eq!(view.steps(), [], "a majority is silent");
+        let mut view = super::tests::view(3, &[]);
+        view.dead_after = Some(hour);
+        silence(&mut view, 3, hour);
+        assert_eq!(view.steps(), [], "three voters are the least");
+    }
+}

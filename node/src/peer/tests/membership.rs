@@ -1,0 +1,217 @@
+use std::collections::BTreeSet;
+
+use raftserve_store::state::Promotion;
+
+use super::*;
+use crate::consensus::ManageError;
+
+/// Places for peers of one cluster, of which the first `first` bootstrap it.
+struct Growing {
+    places: Places,
+    first: usize,
+}
+
+impl Growing {
+    fn new(first: usize, more: usize) -> Self {
+        Self {
+            places: Places::new(first + more),
+            first,
+        }
+    }
+
+    fn config(&self, place: usize) -> PeerConfig {
+        let mut config = self.places.config(place);
+        config.peers.truncate(self.first);
+        if place >= self.first {
+            config.join = std::mem::take(&mut config.peers);
+        }
+        config
+    }
+
+    async fn start(&self, place: usize) -> Peer {
+        within(start(self.config(place))).await.unwrap()
+    }
+
+    async fn start_first(&self) -> Vec<Option<Peer>> {
+        let starting = (0..self.first).map(|place| self.start(place));
+        living(futures_util::future::join_all(starting).await)
+    }
+}
+
+fn voters(peer: &Peer) -> BTreeSet<NodeId> {
+    let members = peer.consensus().members();
+    let voters = members.iter().filter(|member| member.voter);
+    voters.map(|member| member.id).collect()
+}
+
+fn members(peer: &Peer) -> BTreeSet<NodeId> {
+    let members = peer.consensus().members();
+    members.iter().map(|member| member.id).collect()
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    within(async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+fn all(peers: &[Option<Peer>]) -> BTreeSet<NodeId> {
+    peers.iter().flatten().map(Peer::node_id).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_peer_grows_to_three_and_shrinks_again() {
+    let growing = Growing::new(1, 2);
+    let mut peers = growing.start_first().await;
+    open_client(peers[0].as_ref().unwrap()).await;
+    peers.push(Some(growing.start(1).await));
+    let first = peers[0].as_ref().unwrap();
+    let second = peers[1].as_ref().unwrap().node_id();
+    until(|| members(first).contains(&second)).await;
+    assert_eq!(
+        voters(first),
+        [NodeId(1)].into(),
+        "two voters are no better than one"
+    );
+
+    peers.push(Some(growing.start(2).await));
+    let everybody = all(&peers);
+    for peer in peers.iter().flatten() {
+        until(|| voters(peer) == everybody).await;
+        assert_eq!(clients_seen_by(peer).await, 1);
+    }
+
+    // The leader itself goes, asked of another peer.
+    let leader = leader_of(&peers).await;
+    let asked = (leader + 1) % 3;
+    let gone = peers[leader].take().unwrap();
+    let id = gone.node_id();
+    let consensus = peers[asked].as_ref().unwrap().consensus();
+    consensus.remove_member(id, PATIENCE).await.unwrap();
+    for peer in peers.iter().flatten() {
+        until(|| members(peer) == all(&peers)).await;
+        open_client(peer).await;
+    }
+    within(gone.removed().wait_for(|removed| *removed))
+        .await
+        .unwrap();
+    gone.stop().await;
+    // Whose flags name nobody else has nobody to ask before it starts, and hears of it as soon as it runs.
+    match within(start(growing.config(leader))).await {
+        Ok(back) => {
+            let told = back.removed();
+            within(told.clone().wait_for(|removed| *removed))
+                .await
+                .unwrap();
+            back.stop().await;
+        }
+        Err(error) => {
+            let text = error.to_string();
+            assert!(text.contains("was removed from cluster"), "{text}");
+        }
+    }
+    stop_all(peers).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_voter_joins_again_and_takes_its_own_place_under_a_new_id() {
+    for lost in [0, 1] {
+        let mut places = Places::new(3);
+        let mut peers = living(places.start_all().await);
+        open_client(peers[2].as_ref().unwrap()).await;
+        let old = peers[lost].take().unwrap();
+        let old_id = old.node_id();
+        old.stop().await;
+        let old_folder = places.0[lost].folder.path().to_owned();
+        let kept = std::mem::replace(&mut places.0[lost].folder, tempfile::tempdir().unwrap());
+
+        // The very flags of bootstrap.
+        let back = places.start(lost).await;
+        assert!(back.node_id() > NodeId(3), "never an id that voted before");
+        assert_eq!(back.cluster_id(), peers[2].as_ref().unwrap().cluster_id());
+        peers[lost] = Some(back);
+        let everybody = all(&peers);
+        for peer in peers.iter().flatten() {
+            until(|| voters(peer) == everybody && members(peer) == everybody).await;
+            assert_eq!(clients_seen_by(peer).await, 1);
+        }
+        let retired = |peer: &Peer| {
+            let state = peer.consensus().state();
+            state.peer(old_id).is_some_and(|peer| peer.is_removed())
+        };
+        for peer in peers.iter().flatten() {
+            until(|| retired(peer)).await;
+        }
+        // The volume that was lost turns up, at an address of its own.
+        let elsewhere = Places::new(1);
+        let mut config = elsewhere.config(0);
+        config.data_dir = old_folder;
+        config.peers = places.names();
+        let Err(error) = within(start(config)).await else {
+            panic!("it has started");
+        };
+        assert!(error.to_string().contains("was removed"), "{error}");
+        drop(kept);
+        stop_all(peers).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_stays_one_until_it_is_promoted_by_hand() {
+    let growing = Growing::new(1, 2);
+    let mut peers = growing.start_first().await;
+    for place in [1, 2] {
+        let mut config = growing.config(place);
+        config.policy.promotion = Promotion::Manual;
+        peers.push(Some(within(start(config)).await.unwrap()));
+    }
+    let (first, second) = (peers[0].as_ref().unwrap(), peers[1].as_ref().unwrap());
+    until(|| members(first) == all(&peers)).await;
+    open_client(second).await;
+    assert_eq!(voters(first), [NodeId(1)].into());
+    let consensus = second.consensus();
+    consensus
+        .promote_member(second.node_id(), PATIENCE)
+        .await
+        .unwrap();
+    until(|| voters(first) == [NodeId(1), second.node_id()].into()).await;
+    let stranger = consensus.promote_member(NodeId(999), PATIENCE).await;
+    assert!(
+        matches!(stranger, Err(ManageError::NoSuchPeer)),
+        "{stranger:?}"
+    );
+    stop_all(peers).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removal_that_would_cost_the_quorum_is_refused() {
+    let places = Places::new(3);
+    let mut peers = living(places.start_all().await);
+    let leader = leader_of(&peers).await;
+    let (down, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    peers[down].take().unwrap().stop().await;
+    let consensus = peers[leader].as_ref().unwrap().consensus();
+    let other_id = peers[other].as_ref().unwrap().node_id();
+    within(async {
+        // Until the leader has noticed.
+        loop {
+            let health = consensus.member_health(PATIENCE).await.unwrap();
+            if health.iter().filter(|member| member.answers).count() == 2 {
+                break;
+            }
+        }
+    })
+    .await;
+    let refused = consensus.remove_member(other_id, PATIENCE).await;
+    assert!(
+        matches!(refused, Err(ManageError::Refused { .. })),
+        "{refused:?}"
+    );
+    let down_id = NodeId(u64::try_from(down).unwrap() + 1);
+    consensus.remove_member(down_id, PATIENCE).await.unwrap();
+    assert_eq!(members(peers[leader].as_ref().unwrap()), all(&peers));
+    stop_all(peers).await;
+}
