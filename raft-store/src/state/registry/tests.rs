@@ -10,6 +10,13 @@ struct Log {
 }
 
 impl Log {
+    fn after(index: u64) -> Self {
+        Self {
+            index,
+            ..Self::default()
+        }
+    }
+
     fn apply(&mut self, action: Action) -> Outcome {
         self.index += 1;
         let command = Command::at(LogTime(0), action);
@@ -69,8 +76,7 @@ fn a_removed_directory_is_never_admitted_again_and_its_id_never_another_peers() 
 
 #[test]
 fn a_peer_from_bootstrap_is_removed_like_any_other() {
-    let mut log = Log::default();
-    log.index = 100;
+    let mut log = Log::after(100);
     log.dismiss(2, 22);
     log.apply(Action::RetirePeer { node: NodeId(2) });
     assert_eq!(log.standing(2), PeerStanding::Removed);
@@ -88,8 +94,7 @@ fn only_who_leaves_is_retired() {
 
 #[test]
 fn a_wiped_peer_has_one_successor_the_latest() {
-    let mut log = Log::default();
-    log.index = 100;
+    let mut log = Log::after(100);
     let old = Predecessor {
         node: NodeId(2),
         nonce: 22,
