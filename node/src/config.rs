@@ -137,6 +137,7 @@ impl TryFrom<NodeArgs> for NodeConfig {
                 TimingProfile::Fast => Profile::Fast,
                 TimingProfile::Lan => Profile::Lan,
                 TimingProfile::Wan => Profile::Wan,
+                TimingProfile::Etcd => Profile::Etcd,
             },
         })
     }

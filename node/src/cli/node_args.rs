@@ -15,6 +15,9 @@ pub enum TimingProfile {
     Lan,
     /// Peers in several regions.
     Wan,
+    /// etcd's defaults (heartbeat 100 ms, election 1 s), to be compared with it.
+    #[value(hide = true)]
+    Etcd,
 }
 
 /// How much is logged.
