@@ -64,7 +64,7 @@ impl Bindings {
             entries: Arc::new(Semaphore::new(ENTRIES_MAX)),
         };
         let lease = Arc::clone(&share);
-        let applied = consensus.applied();
+        let applied = consensus.applied_paced();
         let run = async move {
             tokio::join!(binder.run(queue), announce(applied, lease, moved));
         };

@@ -180,6 +180,12 @@ impl Consensus {
         deadline: Duration,
     ) -> Result<(LogIndex, Outcome), ProposeError> {
         let until = Instant::now() + deadline;
+        // On the leader nothing but Raft's queue lies between, which takes proposals from any thread. Once in
+        // it, a proposal goes its way whether or not somebody waits.
+        let action = match self.core.propose_if_leading(action, until).await {
+            Ok(settled) => return settled,
+            Err(action) => action,
+        };
         self.on_raft(|core| async move { core.propose(action, until).await })
             .await
             .unwrap_or_else(|| {
@@ -215,6 +221,9 @@ impl Consensus {
     /// [`ReadError`] if no leader confirmed it within `deadline`.
     pub async fn read_barrier(&self, deadline: Duration) -> Result<LogIndex, ReadError> {
         let until = Instant::now() + deadline;
+        if let Some(index) = self.core.read_barrier_if_leading(until).await {
+            return Ok(index);
+        }
         self.on_raft(|core| async move { core.read_barrier(until).await })
             .await
             .unwrap_or_else(|| {
@@ -250,6 +259,12 @@ impl Consensus {
     /// The index up to which `state()` is applied, as it moves.
     pub fn applied(&self) -> watch::Receiver<LogIndex> {
         self.core.reader.applied()
+    }
+
+    /// As [`Consensus::applied`], told at most every few milliseconds, and always of the newest: for whoever acts on
+    /// the state whenever it changes, and would otherwise be woken by every write.
+    pub fn applied_paced(&self) -> watch::Receiver<LogIndex> {
+        self.core.paced.clone()
     }
 
     /// The time that an entry of this peer's would be stamped with now: the log's clock.

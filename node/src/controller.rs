@@ -161,7 +161,7 @@ impl<'a> Reign<'a> {
             probes: Probes::new(controller.share.suspected()),
             exists: BTreeMap::new(),
             orphans_checked: None,
-            applied: controller.consensus.applied(),
+            applied: controller.consensus.applied_paced(),
             provider_changes: controller.provider.changes(),
             planned_from: LogIndex(0),
             taken_over: false,

@@ -28,7 +28,10 @@ mod leadership;
 mod links;
 mod locate;
 mod network;
+mod pace;
 mod plan_file;
+mod proposals;
+mod rounds;
 mod rpc;
 mod server;
 mod snapshots;
@@ -54,6 +57,8 @@ use self::leadership::{Confirmation, Follower};
 use self::links::Links;
 use self::network::Network;
 use self::network::snapshot::Inbox;
+use self::proposals::proposals;
+use self::rounds::rounds;
 use self::server::{Running, Server};
 use self::steward::HealthBook;
 use self::store::{Identity, Opened, RaftHandle, raft_config};
@@ -61,8 +66,10 @@ use self::wire::MESSAGE_BYTES_MAX;
 use crate::clock::WallClock;
 use crate::consensus::{Consensus, Leadership};
 
-/// Threads for Raft and its transport: one may sit in a long append while the other answers a vote.
-const THREADS: usize = 2;
+/// Threads for Raft and its transport. With one, what Raft's tasks tell each other costs no wake of another thread,
+/// of which there are some ten on the way of each group of writes; with two, writes took half as much processor time
+/// again. What is long has threads elsewhere: syncs, snapshots, and state that is read or written.
+const THREADS: usize = 1;
 
 /// Calls that one connection may have under way: as many proposals as Raft queues. A peer that has more
 /// to forward keeps the rest on its own side.
@@ -381,6 +388,14 @@ async fn run_raft(
     tokio::spawn(follower.run());
     let announcement = announcement(config, &identity);
     let clock = LogClock::new(me, opened.reader.last_stamp());
+    let paced = pace::paced(opened.reader.applied());
+    let (proposals, groups) = proposals(me);
+    let proposed_to = raft.clone();
+    tokio::spawn(groups.run(move |commands| {
+        let raft = proposed_to.clone();
+        async move { raft.client_write_many(commands).await }
+    }));
+    let (reads, read_rounds) = rounds();
     let core = Core {
         identity,
         raft,
@@ -398,10 +413,14 @@ async fn run_raft(
         policy: config.policy,
         health: HealthBook::default(),
         removed: watch::Sender::new(false),
+        paced,
+        proposals,
+        reads,
         runtime,
     };
     let core = Arc::new(core);
     tokio::spawn(Arc::clone(&core).keep_time());
+    tokio::spawn(Arc::clone(&core).confirm_reads(read_rounds));
     Ok((core, failed, opened.checkpoint))
 }
 

@@ -31,7 +31,7 @@ pub async fn run(
     if caught_up.wait_for(|is| *is).await.is_err() {
         return;
     }
-    let mut applied = consensus.applied();
+    let mut applied = consensus.applied_paced();
     let mut projection = Projection {
         port_base,
         known: BTreeMap::new(),

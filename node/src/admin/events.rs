@@ -121,7 +121,7 @@ impl Watch {
     async fn run(mut self) -> Option<Status> {
         let consensus = self.shared.parts.consensus.clone();
         let closing = self.shared.closing.clone();
-        let mut applied = consensus.applied();
+        let mut applied = consensus.applied_paced();
         loop {
             // The index first: the state is then at least as new.
             let upto = *applied.borrow_and_update();

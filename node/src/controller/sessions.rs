@@ -19,7 +19,7 @@ const FENCE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Runs until the reign ends.
 pub(super) async fn keep(consensus: &Consensus, share: &Share, generation: Generation) -> ReignEnd {
-    let mut applied = consensus.applied();
+    let mut applied = consensus.applied_paced();
     loop {
         match tend(consensus, share, generation).await {
             Ok(true) => tokio::time::sleep(FENCE_INTERVAL).await,

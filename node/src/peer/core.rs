@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::ReadPolicy;
-use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::errors::{LinearizableReadError, RaftError};
 use raftserve_model::{Incarnation, LogIndex, LogTime, NodeId};
 use raftserve_store::command::Action;
 use raftserve_store::{Command, Outcome};
@@ -17,6 +17,8 @@ use super::clock::LogClock;
 use super::directory::Directory;
 use super::leadership::Confirmation;
 use super::links::{CallError, Links, Purpose, frame, read};
+use super::proposals::Proposals;
+use super::rounds::{Rounds, Shared};
 use super::steward::{HealthBook, MembershipPolicy};
 use super::store::{Identity, RaftHandle, Snapshots, StateReader};
 use super::wire::{
@@ -46,6 +48,10 @@ const STAMP_PAUSE: Duration = Duration::from_millis(1);
 /// word about what became of it arrives rather than our "unknown".
 const ANSWER_GRACE: Duration = Duration::from_millis(50);
 
+/// How long a leader asks for its quorum's word on behalf of reads before it asks anew, for those that have come
+/// meanwhile. Far over a round trip.
+const CONFIRM_MAX: Duration = Duration::from_millis(300);
+
 /// The running node.
 pub(crate) struct Core {
     pub(crate) identity: Identity,
@@ -58,6 +64,12 @@ pub(crate) struct Core {
     pub(crate) confirmation: Arc<Confirmation>,
     pub(crate) announcement: Announcement,
     pub(crate) clock: LogClock,
+    /// The applied index, told at a pace.
+    pub(crate) paced: watch::Receiver<LogIndex>,
+    /// Where proposals of this peer as leader gather.
+    pub(crate) proposals: Proposals,
+    /// Reads that wait for this peer's word as leader.
+    pub(crate) reads: Shared<ReadIndexReply>,
     pub(crate) wall_clock: WallClock,
     pub(crate) agreement: Agreement,
     /// Why this peer ends, once it does.
@@ -168,18 +180,24 @@ impl Core {
                 "the command takes {size} bytes, and {COMMAND_BYTES_MAX} are allowed"
             ));
         }
-        match timeout_at(until, self.raft.client_write(command)).await {
-            Ok(Ok(written)) => ProposeReply::Done {
-                index: written.log_id.index,
-                outcome: written.data,
-            },
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to)))) => {
-                ProposeReply::NotLeader {
-                    leader: to.leader_id.filter(|leader| *leader != self.me()),
-                }
-            }
-            Ok(Err(error)) => ProposeReply::Unknown(error.to_string()),
-            Err(_) => ProposeReply::Unknown("no quorum confirmed it in time".to_owned()),
+        self.proposals.propose(command, until).await
+    }
+
+    /// Proposes if this peer leads; gives the action back where it is certain not to have entered a log, so that
+    /// it may be proposed wherever the leader is.
+    pub(crate) async fn propose_if_leading(
+        &self,
+        action: Action,
+        until: Instant,
+    ) -> Result<Result<(LogIndex, Outcome), ProposeError>, Action> {
+        if !self.leadership.borrow().is_self {
+            return Err(action);
+        }
+        match self.propose_here(action.clone(), until).await {
+            ProposeReply::Done { index, outcome } => Ok(Ok((LogIndex(index), outcome))),
+            ProposeReply::Unknown(reason) => Ok(Err(ProposeError::OutcomeUnknown { reason })),
+            ProposeReply::NotProposed(reason) => Ok(Err(ProposeError::NotProposed { reason })),
+            ProposeReply::NotLeader { .. } => Err(action),
         }
     }
 
@@ -278,8 +296,23 @@ impl Core {
     }
 
     /// The index from which a read begun now is linearizable; this peer must lead (ReadIndex, Raft
-    /// dissertation, 6.4).
+    /// dissertation, 6.4). Reads that come while one is being confirmed share the next confirmation.
     pub(crate) async fn read_index_here(&self, until: Instant) -> ReadIndexReply {
+        match timeout_at(until, self.reads.confirmed()).await {
+            Ok(reply) => reply,
+            Err(_) => ReadIndexReply::Failed("no quorum answered in time".to_owned()),
+        }
+    }
+
+    /// Answers reads that wait for this peer's word as leader, until the node ends.
+    pub(crate) async fn confirm_reads(self: Arc<Self>, mut rounds: Rounds<ReadIndexReply>) {
+        while let Some(round) = rounds.next().await {
+            let until = Instant::now() + CONFIRM_MAX;
+            round.settle(self.confirm_leadership(until).await);
+        }
+    }
+
+    async fn confirm_leadership(&self, until: Instant) -> ReadIndexReply {
         let asked = self.raft.get_read_linearizer(ReadPolicy::ReadIndex);
         match timeout_at(until, asked).await {
             Ok(Ok(linearizer)) => ReadIndexReply::Index(linearizer.read_log_id().index()),
@@ -311,10 +344,29 @@ impl Core {
             .unwrap_or_else(|error| ReadIndexReply::Failed(error.to_string()))
     }
 
+    /// As `read_barrier`, if this peer leads and can confirm it.
+    pub(crate) async fn read_barrier_if_leading(&self, until: Instant) -> Option<LogIndex> {
+        if !self.leadership.borrow().is_self {
+            return None;
+        }
+        match self.read_index_here(until).await {
+            ReadIndexReply::Index(index) => self.await_applied(LogIndex(index), until).await.ok(),
+            ReadIndexReply::NotLeader { .. } | ReadIndexReply::Failed(_) => None,
+        }
+    }
+
     /// Waits until this peer's state holds everything that was acknowledged before the call.
     pub(crate) async fn read_barrier(&self, until: Instant) -> Result<LogIndex, ReadError> {
         let index = self.read_index(until).await?;
+        self.await_applied(index, until).await
+    }
+
+    /// Waits until this peer's state holds entry `index`.
+    async fn await_applied(&self, index: LogIndex, until: Instant) -> Result<LogIndex, ReadError> {
         let mut applied = self.reader.applied();
+        if *applied.borrow() >= index {
+            return Ok(index);
+        }
         let waited = timeout_at(until, applied.wait_for(|applied| *applied >= index)).await;
         let failed = |reason: String| ReadError { reason };
         match waited {

@@ -3,6 +3,7 @@
 //! body. Readers refuse versions they do not know; enums only ever gain variants at their end.
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
+use bincode::enc::write::SizeWriter;
 use bincode::{Decode, Encode};
 use bytes::Bytes;
 use raftserve_model::{ClusterId, ClusterVersion, Incarnation, NodeId, VersionRange};
@@ -72,9 +73,9 @@ fn append<T: Encode>(message: &T, bytes: &mut Vec<u8>) {
 
 /// How many bytes a message takes.
 pub(crate) fn size_of<T: Encode>(message: &T) -> usize {
-    let mut bytes = Vec::new();
-    append(message, &mut bytes);
-    bytes.len()
+    let mut counter = SizeWriter::default();
+    bincode::encode_into_writer(message, &mut counter, CONFIG).expect("our types encode");
+    counter.bytes_written
 }
 
 /// The message in the head of a frame.

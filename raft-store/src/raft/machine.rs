@@ -3,6 +3,7 @@
 use std::io;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::task::Poll;
 
 use arc_swap::ArcSwap;
 use futures_util::{Stream, StreamExt};
@@ -237,6 +238,7 @@ impl<C: StoreTypes> RaftStateMachine<C> for StateMachine<C> {
             if unpublished == PUBLISH_MAX {
                 self.publish_and_answer(&mut answers);
                 unpublished = 0;
+                yield_once().await;
             }
         }
         self.publish_and_answer(&mut answers);
@@ -280,6 +282,20 @@ impl<C: StoreTypes> RaftStateMachine<C> for StateMachine<C> {
     ) -> Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>, io::Error> {
         self.snapshots.current().map(to_raft).transpose()
     }
+}
+
+/// Lets the thread's other tasks run, on whatever runtime: a long run of entries must not keep a heartbeat waiting.
+async fn yield_once() {
+    let mut yielded = false;
+    std::future::poll_fn(|context| {
+        if yielded {
+            return Poll::Ready(());
+        }
+        yielded = true;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 fn to_raft(snapshot: Snapshot) -> io::Result<SnapshotOf<TypeConfig, SnapshotFile>> {
