@@ -45,7 +45,7 @@ saturate SECONDS="60":
     cargo build --release --locked -p raftserve-node
     RAFTSERVE_SATURATE_SECONDS={{ SECONDS }} cargo test --release --locked -p jepsen-tests --test spine saturate -- --nocapture
 
-# Kills the leader again and again, and measures how long writes fail: --kills N, --profile fast|lan|wan.
+# Kills the leader again and again, and measures how long writes fail: --kills N, --profile fast|lan|wan, --etcd.
 bench-failover *ARGS:
     cargo build --release --locked -p raftserve-node
     cargo run --release --locked -p jepsen-tests --bin bench_failover -- {{ ARGS }}
@@ -59,6 +59,11 @@ bench-log DIR="target/log-engine":
     cargo build --release --locked -p raftserve-store --example log_engine
     target/release/examples/log_engine append --dir {{ DIR }}
     target/release/examples/log_engine open --dir {{ DIR }}
+
+# Measures writes and reads beside three members of etcd, if it is installed: --rounds N, --seconds N, --systems etcd,grpc,raw.
+bench-store *ARGS:
+    cargo build --release --locked -p raftserve-node --features raw-frames
+    cargo run --release --locked -p jepsen-tests --bin bench_store -- --raw target/release/raw_frames {{ ARGS }}
 
 # Measures a store with a million sessions: apply, log, snapshots, memory, stop and start. ARGS: sessions, directory.
 bench-state *ARGS:

@@ -6,6 +6,9 @@ use std::error::Error;
 /// Where the published `.proto` files are.
 const PROTO: &str = "../node/proto";
 
+/// Where our excerpt of etcd's API is, for comparisons.
+const ETCD: &str = "proto";
+
 /// The files that hold a service that the tests call.
 const FILES: [&str; 6] = [
     "raftserve/v1/services.proto",
@@ -20,6 +23,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={PROTO}/raftserve/v1");
     println!("cargo::rerun-if-changed=build.rs");
     let descriptors = protox::compile(FILES, [PROTO])?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .compile_fds(descriptors)?;
+    println!("cargo::rerun-if-changed={ETCD}");
+    let descriptors = protox::compile(["etcd.proto"], [ETCD])?;
     tonic_prost_build::configure()
         .build_server(false)
         .compile_fds(descriptors)?;

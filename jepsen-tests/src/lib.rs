@@ -18,6 +18,7 @@
 //! | [`faulty_disk`] | a disk that fails on command |
 //! | [`program`] | a replica program that counts what it sees |
 //! | [`history`], [`check`] | what happened, and whether it was allowed |
+//! | [`etcd`], [`usage`] | what we are compared with, and what processes use |
 //! | [`wait`] | waiting for a condition, never for a time |
 
 pub mod admin;
@@ -25,6 +26,7 @@ pub mod binary;
 pub mod check;
 pub mod cli;
 pub mod cluster;
+pub mod etcd;
 pub mod faulty_disk;
 pub mod history;
 pub mod http;
@@ -34,4 +36,5 @@ pub mod ports;
 pub mod processes;
 pub mod program;
 pub mod register;
+pub mod usage;
 pub mod wait;

@@ -1,0 +1,220 @@
+//! The load: so many clients in a closed loop, over so many connections.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use jepsen_tests::usage::Usage;
+use tokio::task::JoinSet;
+
+use crate::system::{Connection, Running};
+
+/// The size of each value.
+const VALUE_BYTES: usize = 256;
+
+/// Keys in use. All exist before reads begin.
+const KEYS: u64 = 10_000;
+
+/// Clients that put all keys there before reads are measured.
+const FILLERS: usize = 64;
+
+/// What a client does, again and again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Operation {
+    Put,
+    Get,
+}
+
+/// One measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Step {
+    pub(crate) operation: Operation,
+    pub(crate) clients: usize,
+}
+
+impl Step {
+    pub(crate) fn new(operation: Operation, clients: usize) -> Self {
+        Self { operation, clients }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.operation {
+            Operation::Put => "writes",
+            Operation::Get => "linearizable reads",
+        };
+        write!(f, "{what}, {} clients", self.clients)
+    }
+}
+
+/// What was measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Figures {
+    pub(crate) per_second: f64,
+    pub(crate) p50: Duration,
+    pub(crate) p99: Duration,
+    /// Processor time of all three servers for a thousand operations.
+    pub(crate) cpu_per_thousand: Duration,
+    /// Bytes that all three servers wrote to disk for one operation.
+    pub(crate) disk_bytes_each: f64,
+    /// Resident memory of one server, on average, at the end.
+    pub(crate) memory_bytes: u64,
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:.0}/s, p50 {:.2} ms, p99 {:.2} ms, {:.0} ms cpu per 1,000, {:.0} disk bytes each, {} MiB",
+            self.per_second,
+            self.p50.as_secs_f64() * 1e3,
+            self.p99.as_secs_f64() * 1e3,
+            self.cpu_per_thousand.as_secs_f64() * 1e3,
+            self.disk_bytes_each,
+            self.memory_bytes >> 20
+        )
+    }
+}
+
+/// What the clients of one measurement share.
+struct Shared {
+    /// Latencies count from then on.
+    counting: AtomicBool,
+    ended: AtomicBool,
+    next: AtomicU64,
+    value: Bytes,
+}
+
+/// Keys are visited in an order that is neither sorted nor random: the same for all systems.
+fn key(number: u64) -> String {
+    const STRIDE: u64 = 7_919;
+    format!("key{:012}", number.wrapping_mul(STRIDE) % KEYS)
+}
+
+/// Puts every key there.
+async fn fill(running: &Running) -> anyhow::Result<()> {
+    let mut fillers = JoinSet::new();
+    let connection = running.connect().await?;
+    for filler in 0..FILLERS as u64 {
+        let mut connection = connection.clone();
+        fillers.spawn(async move {
+            let value = Bytes::from(vec![7; VALUE_BYTES]);
+            for number in (filler..KEYS).step_by(FILLERS) {
+                connection.put(key(number), &value).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(done) = fillers.join_next().await {
+        done.context("a client panicked")??;
+    }
+    Ok(())
+}
+
+/// Runs `step` for `warm_up` and then `length`, which counts.
+pub(crate) async fn measure(
+    running: &Running,
+    step: Step,
+    connections: usize,
+    warm_up: Duration,
+    length: Duration,
+) -> anyhow::Result<Figures> {
+    if step.operation == Operation::Get {
+        fill(running).await?;
+    }
+    let mut pool = Vec::new();
+    for _ in 0..connections.min(step.clients) {
+        pool.push(running.connect().await?);
+    }
+    let shared = Arc::new(Shared {
+        counting: AtomicBool::new(false),
+        ended: AtomicBool::new(false),
+        next: AtomicU64::new(0),
+        value: Bytes::from(vec![b'v'; VALUE_BYTES]),
+    });
+    let mut clients = JoinSet::new();
+    for client in 0..step.clients {
+        let connection = pool[client % pool.len()].clone();
+        clients.spawn(run_client(connection, step.operation, Arc::clone(&shared)));
+    }
+    tokio::time::sleep(warm_up).await;
+    let pids = running.pids()?;
+    let (before, begun) = (Usage::of(&pids)?, Instant::now());
+    shared.counting.store(true, Ordering::Relaxed);
+    tokio::time::sleep(length).await;
+    shared.ended.store(true, Ordering::Relaxed);
+    let (took, used) = (begun.elapsed(), Usage::of(&pids)? - before);
+    let mut latencies = Vec::new();
+    while let Some(ended) = clients.join_next().await {
+        latencies.extend(ended.context("a client panicked")??);
+    }
+    ensure!(!latencies.is_empty(), "nothing was answered");
+    latencies.sort_unstable();
+    let count = latencies.len() as f64;
+    Ok(Figures {
+        per_second: count / took.as_secs_f64(),
+        p50: quantile(&latencies, 0.5),
+        p99: quantile(&latencies, 0.99),
+        cpu_per_thousand: used.cpu.mul_f64(1_000.0 / count),
+        disk_bytes_each: used.disk_bytes as f64 / count,
+        memory_bytes: used.memory_bytes / pids.len() as u64,
+    })
+}
+
+/// Works until the end, and returns the latency of each operation that ended while they counted.
+async fn run_client(
+    mut connection: Connection,
+    operation: Operation,
+    shared: Arc<Shared>,
+) -> anyhow::Result<Vec<Duration>> {
+    let mut latencies = Vec::new();
+    while !shared.ended.load(Ordering::Relaxed) {
+        let key = key(shared.next.fetch_add(1, Ordering::Relaxed));
+        let begun = Instant::now();
+        match operation {
+            Operation::Put => connection.put(key, &shared.value).await?,
+            Operation::Get => {
+                let value = connection.get(key).await?;
+                ensure!(
+                    value.len() == VALUE_BYTES,
+                    "a value of {} bytes",
+                    value.len()
+                );
+            }
+        }
+        let took = begun.elapsed();
+        if shared.counting.load(Ordering::Relaxed) && !shared.ended.load(Ordering::Relaxed) {
+            latencies.push(took);
+        }
+    }
+    Ok(latencies)
+}
+
+/// The least time that at least this part of the sorted times does not exceed.
+fn quantile(sorted: &[Duration], part: f64) -> Duration {
+    let rank = (sorted.len() as f64 * part).ceil() as usize;
+    sorted[rank.clamp(1, sorted.len()) - 1]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_all_visited_and_of_one_length() {
+        let keys: std::collections::BTreeSet<String> = (0..KEYS).map(key).collect();
+        assert_eq!(keys.len() as u64, KEYS);
+        assert!(keys.iter().all(|key| key.len() == 15));
+    }
+
+    #[test]
+    fn quantiles_are_times_that_were_measured() {
+        let times: Vec<Duration> = (1..=200).map(Duration::from_millis).collect();
+        assert_eq!(quantile(&times, 0.5), Duration::from_millis(100));
+        assert_eq!(quantile(&times, 0.99), Duration::from_millis(198));
+    }
+}

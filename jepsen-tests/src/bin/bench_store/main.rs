@@ -1,0 +1,135 @@
+//! Writes and reads per second, their latency and what they cost, beside etcd on the same disk.
+
+mod load;
+mod raw;
+mod report;
+mod system;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use load::{Operation, Step};
+use report::Report;
+use system::{Running, System};
+
+const USAGE: &str = "\
+Measures linearizable writes and reads of a cluster of three on loopback, beside those of etcd (Debian's
+package etcd-server) on the same disk, with one load generator for both. Systems take turns, and each turn
+begins with an empty cluster.
+
+Usage: bench_store [--rounds N] [--seconds N] [--systems etcd,grpc,raw] [--clients 1,16,128]
+                   [--raw PATH]
+
+  etcd  three etcd members, gRPC
+  grpc  three peers of raftserve, gRPC (raftserve.v1.KeyValue)
+  raw   three peers' log and state behind bare frames instead of gRPC: the program raw_frames, at PATH";
+
+/// Connections of the load generator, if it has as many clients: the same number to every system.
+const CONNECTIONS: usize = 16;
+
+/// Requests before a measurement begins, so that connections are open and buffers grown.
+const WARM_UP: Duration = Duration::from_millis(700);
+
+struct Args {
+    rounds: usize,
+    seconds: u64,
+    systems: Vec<String>,
+    clients: Vec<usize>,
+    raw: Option<PathBuf>,
+}
+
+fn parse() -> anyhow::Result<Option<Args>> {
+    let mut args = Args {
+        rounds: 3,
+        seconds: 5,
+        systems: ["etcd", "grpc", "raw"].map(str::to_owned).to_vec(),
+        clients: vec![1, 16, 128],
+        raw: None,
+    };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        if matches!(word.as_str(), "-h" | "--help") {
+            return Ok(None);
+        }
+        let value = words.next();
+        let value = value.with_context(|| format!("{word} lacks its value\n\n{USAGE}"))?;
+        let list = || value.split(',').map(str::to_owned);
+        match word.as_str() {
+            "--rounds" => args.rounds = value.parse().context("--rounds takes a number")?,
+            "--seconds" => args.seconds = value.parse().context("--seconds takes a number")?,
+            "--systems" => args.systems = list().collect(),
+            "--clients" => {
+                let numbers: Result<_, _> = list().map(|number| number.parse()).collect();
+                args.clients = numbers.context("--clients takes numbers")?;
+            }
+            "--raw" => args.raw = Some(PathBuf::from(value)),
+            _ => bail!("unknown argument {word}\n\n{USAGE}"),
+        }
+    }
+    if args.rounds == 0 || args.seconds == 0 || args.clients.contains(&0) {
+        bail!("numbers must be at least 1\n\n{USAGE}");
+    }
+    Ok(Some(args))
+}
+
+fn systems(args: &Args) -> anyhow::Result<Vec<System>> {
+    let system = |name: &String| match name.as_str() {
+        "etcd" => Ok(System::Etcd),
+        "grpc" => Ok(System::Grpc),
+        "raw" => {
+            let path = args.raw.clone();
+            path.map(System::Raw).context("raw needs --raw PATH")
+        }
+        _ => bail!("unknown system {name}\n\n{USAGE}"),
+    };
+    args.systems.iter().map(system).collect()
+}
+
+fn main() -> anyhow::Result<()> {
+    let Some(args) = parse()? else {
+        println!("{USAGE}");
+        return Ok(());
+    };
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(run(&args))
+}
+
+async fn run(args: &Args) -> anyhow::Result<()> {
+    let systems = systems(args)?;
+    let mut steps: Vec<Step> = args
+        .clients
+        .iter()
+        .map(|clients| Step::new(Operation::Put, *clients))
+        .collect();
+    steps.extend(
+        args.clients
+            .iter()
+            .max()
+            .map(|most| Step::new(Operation::Get, *most)),
+    );
+    let mut report = Report::default();
+    for round in 1..=args.rounds {
+        for system in &systems {
+            let running = Running::start(system).await?;
+            for step in &steps {
+                let seconds = Duration::from_secs(args.seconds);
+                let figures = load::measure(&running, *step, CONNECTIONS, WARM_UP, seconds)
+                    .await
+                    .with_context(|| format!("{} of {}", step, system.name()))?;
+                eprintln!("round {round}, {}, {step}: {figures}", system.name());
+                report.add(system.name(), *step, figures);
+            }
+            running.stop();
+        }
+    }
+    if args.systems.iter().any(|name| name == "etcd") {
+        println!("{}", jepsen_tests::etcd::Etcd::version()?);
+    }
+    println!("{}", report.render());
+    Ok(())
+}
