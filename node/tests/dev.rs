@@ -326,9 +326,10 @@ fn chaos_fails_no_request_and_moves_no_session() {
     fs::write(&yaml, format!("{PLAIN}{affinity}")).unwrap();
     let mut dev = Dev::start(scratch.path(), &[yaml.to_str().unwrap(), "--chaos", "2s"]);
     let home = dev.home();
-    dev.line("the third kill", |line| {
+    dev.line("the third kill, and every session bound", |line| {
         let (_, count) = line.split_once("peers killed: ")?;
-        (count.split(';').next()?.parse::<u32>().ok()? >= 3).then_some(())
+        let kills: u32 = count.split(';').next()?.parse().ok()?;
+        (kills >= 3 && line.contains("; 60 bound)")).then_some(())
     });
     let marks = marks(&home);
     dev.signal(Signal::INT);
