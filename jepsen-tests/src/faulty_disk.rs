@@ -139,7 +139,7 @@ mod tests {
     /// Writes and syncs a file below `below` as any program would; its exit code says how that went.
     fn try_to_write(disk: &FaultyDisk, path: &Path) -> bool {
         Command::new("dd")
-            .args(["if=/dev/zero", "bs=16", "count=1", "conv=fdatasync"])
+            .args(["if=/dev/zero", "bs=16", "count=1", "conv=fsync"])
             .arg(format!("of={}", path.display()))
             .envs(disk.environment())
             .output()
