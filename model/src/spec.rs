@@ -25,12 +25,17 @@ mod substitute;
 mod task;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod yaml;
 
 pub use error::{SpecError, SpecErrors};
 pub use parse::{ParseOptions, Parsed};
 pub use render::MASK;
 pub use service::REPLICAS_MAX;
+pub use traffic::{
+    Ejection, HashKey, Queue, Retries, RouteRule, Timeouts, Traffic, UpstreamProtocol,
+    UpstreamSettings, UpstreamTls, UpstreamTrust,
+};
 pub use yaml::{SPEC_DEPTH_MAX, SPEC_SOURCE_BYTES_MAX};
 
 /// How long a replica may fail its probes before its first success, unless the file says otherwise.
@@ -111,6 +116,10 @@ pub struct ServiceSpec {
     /// How long a replica may take from SIGTERM to its exit before it is killed.
     #[serde(with = "millis")]
     pub stop_grace: Duration,
+    /// How requests are carried, beyond what SkyServe knows. Absent from documents that say nothing of it, which
+    /// so have the bytes that they had before it.
+    #[serde(default, skip_serializing_if = "Traffic::is_default")]
+    pub traffic: Traffic,
 }
 
 impl ServiceSpec {
@@ -173,6 +182,29 @@ pub enum LoadBalancingPolicy {
     /// The endpoint with the fewest requests in flight, over all peers.
     #[default]
     LeastLoad,
+    /// As `LeastLoad`, each endpoint's requests divided by what an instance of its kind can take.
+    InstanceAwareLeastLoad,
+    /// Of two drawn endpoints, the one that is likely to answer sooner.
+    P2c,
+    /// The endpoint that comes next on a ring after the hash of the request's key, within a bounded load.
+    RingHash,
+    /// The endpoint that Maglev's table names for the hash of the request's key.
+    Maglev,
+}
+
+impl LoadBalancingPolicy {
+    /// Its name in a service YAML.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "round_robin",
+            Self::LeastLoad => "least_load",
+            Self::InstanceAwareLeastLoad => "instance_aware_least_load",
+            Self::P2c => "p2c",
+            Self::RingHash => "ring_hash",
+            Self::Maglev => "maglev",
+        }
+    }
 }
 
 /// Who creates the replicas.

@@ -130,7 +130,11 @@ impl ServiceView {
         let (count, start) = (self.ready.len(), self.cursor.get());
         match self.route.policy {
             LoadBalancingPolicy::RoundRobin => policy::round_robin(count, start, usable),
-            LoadBalancingPolicy::LeastLoad => {
+            LoadBalancingPolicy::LeastLoad
+            | LoadBalancingPolicy::InstanceAwareLeastLoad
+            | LoadBalancingPolicy::P2c
+            | LoadBalancingPolicy::RingHash
+            | LoadBalancingPolicy::Maglev => {
                 let draw = if count > policy::FULL_SCAN_MAX {
                     rand::random()
                 } else {

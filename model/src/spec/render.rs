@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::yaml::{self, Value as Yaml};
-use super::{LoadBalancingPolicy, Provider, ServiceSpec, SessionKeySource, WithoutQuorum};
+use super::{Provider, ServiceSpec, SessionKeySource, WithoutQuorum};
 
 /// What stands in place of a secret.
 pub const MASK: &str = "***";
@@ -30,10 +30,7 @@ impl ServiceSpec {
                 "readiness_probe": self.render_probe(),
                 "replicas": self.replicas,
                 "ports": self.port,
-                "load_balancing_policy": match self.policy {
-                    LoadBalancingPolicy::RoundRobin => "round_robin",
-                    LoadBalancingPolicy::LeastLoad => "least_load",
-                },
+                "load_balancing_policy": self.policy.name(),
                 "load_balancer": { "stream_timeout_seconds": seconds(self.stream_timeout) },
             },
             "run": self.run,

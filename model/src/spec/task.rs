@@ -11,7 +11,7 @@ use super::raftserve::{self, Settings};
 use super::reader::{Field, Fields, Reader};
 use super::substitute::Substitution;
 use super::yaml::{Node, Value};
-use super::{ServiceSpec, port, resources, scalar, service};
+use super::{ServiceSpec, Traffic, port, resources, scalar, service};
 
 /// The longest command, in bytes, once a port of five digits is put in place, and the longest
 /// environment variable: Linux takes strings of 128 KiB (`MAX_ARG_STRLEN`) into a process, and some
@@ -71,6 +71,7 @@ pub(super) fn read(
         affinity,
         drain_timeout,
         stop_grace,
+        traffic: Traffic::default(),
     };
     check_commands(reader, &fields, &spec);
     Some(Parsed {

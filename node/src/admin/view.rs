@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use prost_types::Timestamp;
-use raftserve_model::spec::{LoadBalancingPolicy, Provider, ServiceSpec, SessionKeySource};
+use raftserve_model::spec::{Provider, ServiceSpec, SessionKeySource};
 use raftserve_model::status::{ReplicaStatus, ServiceStatus};
 use raftserve_model::{SessionKey, WallTime};
 use raftserve_store::State;
@@ -57,7 +57,7 @@ pub(super) fn service(state: &State, service: &Service, ports: &ServicePorts) ->
         created_at: Some(timestamp(service.created_at)),
         first_ready_at: service.first_ready_at.map(timestamp),
         endpoint: ports.url(service).unwrap_or_default(),
-        load_balancing_policy: policy(spec.policy).to_owned(),
+        load_balancing_policy: spec.policy.name().to_owned(),
         session_affinity: affinity(spec).unwrap_or_default(),
         requested_resources: resources(spec),
         provider: provider(spec.provider).to_owned(),
@@ -188,13 +188,6 @@ fn service_status(status: ServiceStatus) -> v1::ServiceStatus {
         ServiceStatus::Failed => v1::ServiceStatus::Failed,
         ServiceStatus::FailedCleanup => v1::ServiceStatus::FailedCleanup,
         ServiceStatus::NoReplica => v1::ServiceStatus::NoReplica,
-    }
-}
-
-fn policy(policy: LoadBalancingPolicy) -> &'static str {
-    match policy {
-        LoadBalancingPolicy::RoundRobin => "round_robin",
-        LoadBalancingPolicy::LeastLoad => "least_load",
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use openraft::ReadPolicy;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
-use raftserve_model::spec::{LoadBalancingPolicy, Provider, ReadinessProbe, ServiceSpec};
+use raftserve_model::spec::{LoadBalancingPolicy, Provider, ReadinessProbe, ServiceSpec, Traffic};
 use raftserve_model::{LogIndex, LogTime, NodeId, ServiceName};
 
 use super::cluster::{Cluster, Running};
@@ -253,5 +253,6 @@ fn spec(of: usize, sequence: u32) -> Arc<ServiceSpec> {
         affinity: None,
         drain_timeout: Duration::from_secs(30),
         stop_grace: Duration::from_secs(10),
+        traffic: Traffic::default(),
     })
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use raftserve_model::spec::{
     LoadBalancingPolicy, Provider, ReadinessProbe, ServiceSpec, SessionAffinity, SessionKeySource,
-    WithoutQuorum,
+    Traffic, WithoutQuorum,
 };
 use raftserve_model::{ReplicaId, ServiceVersion};
 
@@ -43,6 +43,7 @@ fn spec(run: &str, replicas: u32) -> Arc<ServiceSpec> {
         }),
         drain_timeout: Duration::from_secs(30),
         stop_grace: Duration::from_secs(10),
+        traffic: Traffic::default(),
     })
 }
 

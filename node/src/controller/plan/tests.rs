@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use raftserve_model::spec::{LoadBalancingPolicy, Provider, ReadinessProbe, ServiceSpec};
+use raftserve_model::spec::{LoadBalancingPolicy, Provider, ReadinessProbe, ServiceSpec, Traffic};
 use raftserve_model::{Incarnation, LogIndex, NodeId};
 use raftserve_store::command::{Action, Command, Precondition, Request};
 
@@ -36,6 +36,7 @@ fn spec(run: &str, replicas: u32) -> ServiceSpec {
         affinity: None,
         drain_timeout: Duration::from_secs(30),
         stop_grace: Duration::from_secs(10),
+        traffic: Traffic::default(),
     }
 }
 
