@@ -193,6 +193,39 @@ pub enum LoadBalancingPolicy {
 }
 
 impl LoadBalancingPolicy {
+    /// All there are.
+    pub const ALL: [Self; 6] = [
+        Self::RoundRobin,
+        Self::LeastLoad,
+        Self::InstanceAwareLeastLoad,
+        Self::P2c,
+        Self::RingHash,
+        Self::Maglev,
+    ];
+
+    /// The one of that name in a service YAML.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|policy| policy.name() == name)
+    }
+
+    /// Whether it hashes a key of the request, so that equal keys meet the same replica.
+    #[must_use]
+    pub fn hashes(self) -> bool {
+        match self {
+            Self::RingHash | Self::Maglev => true,
+            Self::RoundRobin | Self::LeastLoad | Self::InstanceAwareLeastLoad | Self::P2c => false,
+        }
+    }
+
+    /// Whether SkyServe's `service.load_balancing_policy` can name it.
+    pub(crate) fn is_skyserves(self) -> bool {
+        match self {
+            Self::RoundRobin | Self::LeastLoad | Self::InstanceAwareLeastLoad => true,
+            Self::P2c | Self::RingHash | Self::Maglev => false,
+        }
+    }
+
     /// Its name in a service YAML.
     #[must_use]
     pub fn name(self) -> &'static str {

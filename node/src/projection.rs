@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use raftserve_model::spec::ServiceSpec;
 use raftserve_model::{LogIndex, ServiceId};
-use raftserve_proxy::{Endpoint, RouteTable, Routes, ServiceRoute};
+use raftserve_proxy::{Endpoint, RouteTable, Routes, ServiceRoute, USUAL_WEIGHT};
 use raftserve_store::State;
 use raftserve_store::state::{Phase, Replica, Service};
 
@@ -85,15 +86,16 @@ impl Projection {
             policy: spec.policy,
             stream_timeout: spec.stream_timeout,
             affinity: spec.affinity.clone(),
+            traffic: spec.traffic.clone(),
             endpoints: state
                 .replicas_of(service.id)
-                .filter_map(|replica| endpoint(replica))
+                .filter_map(|replica| endpoint(service, replica))
                 .collect(),
         }
     }
 }
 
-fn endpoint(replica: &Replica) -> Option<Endpoint> {
+fn endpoint(service: &Service, replica: &Replica) -> Option<Endpoint> {
     let ready = match replica.phase {
         Phase::Ready => true,
         Phase::NotReady { .. } => false,
@@ -109,6 +111,23 @@ fn endpoint(replica: &Replica) -> Option<Endpoint> {
     Some(Endpoint {
         replica: replica.id,
         address,
+        version: replica.version,
+        weight: weight(service.specs.get(&replica.launched_as).map(|spec| &**spec)),
         ready,
+    })
+}
+
+/// What a replica launched so can take: by the CPUs that its specification asks for, where it names them. So
+/// replicas of a version that asks for more get more while both are there.
+fn weight(launched: Option<&ServiceSpec>) -> u32 {
+    let cpus = launched.and_then(|spec| spec.resources.get("cpus"));
+    let cpus = cpus.and_then(|cpus| cpus.trim_end_matches('+').parse::<f64>().ok());
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "within 1 and a million CPUs"
+    )]
+    cpus.map_or(USUAL_WEIGHT, |cpus| {
+        (cpus * f64::from(USUAL_WEIGHT)).clamp(1.0, 1e9) as u32
     })
 }

@@ -6,9 +6,11 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use raftserve_model::spec::LoadBalancingPolicy;
-use raftserve_model::{ReplicaId, ServiceId};
-use raftserve_proxy::{Endpoint, NoSessions, Proxy, ProxyConfig, RouteTable, Routes, ServiceRoute};
+use raftserve_model::spec::{LoadBalancingPolicy, Traffic};
+use raftserve_model::{ReplicaId, ServiceId, ServiceVersion};
+use raftserve_proxy::{
+    Endpoint, NoSessions, Proxy, ProxyConfig, RouteTable, Routes, ServiceRoute, USUAL_WEIGHT,
+};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -24,6 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         endpoints.push(Endpoint {
             replica: ReplicaId { service, number },
             address: address.parse()?,
+            version: ServiceVersion(1),
+            weight: USUAL_WEIGHT,
             ready: true,
         });
     }
@@ -34,6 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         policy: LoadBalancingPolicy::LeastLoad,
         stream_timeout: Duration::from_secs(120),
         affinity: None,
+        traffic: Traffic::default(),
         endpoints,
     };
     let routes = Arc::new(Routes::new(RouteTable::new([Arc::new(route)])));

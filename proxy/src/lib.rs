@@ -42,5 +42,5 @@ pub use config::ProxyConfig;
 pub use control::{PortState, PortStatus};
 pub use load::PeerLoads;
 pub use proxy::{MetricsHandle, Proxy, StartError};
-pub use routes::{Endpoint, Listener, Resolved, RouteTable, Routes, ServiceRoute};
+pub use routes::{Endpoint, Listener, Resolved, RouteTable, Routes, ServiceRoute, USUAL_WEIGHT};
 pub use session::{BindError, BindFuture, BoundReplica, Lookup, NoSessions, Sessions};

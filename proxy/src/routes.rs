@@ -6,9 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use raftserve_model::spec::{LoadBalancingPolicy, SessionAffinity};
-use raftserve_model::{ReplicaId, ServiceId, ServiceName};
+use raftserve_model::spec::{LoadBalancingPolicy, SessionAffinity, Traffic};
+use raftserve_model::{ReplicaId, ServiceId, ServiceName, ServiceVersion};
 use tokio::sync::watch;
+
+/// The [`Endpoint::weight`] of a replica of which nothing is known.
+pub const USUAL_WEIGHT: u32 = 1_000;
 
 /// A replica that requests may reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +20,10 @@ pub struct Endpoint {
     pub replica: ReplicaId,
     /// Where it listens.
     pub address: SocketAddr,
+    /// The version of its service that it counts as.
+    pub version: ServiceVersion,
+    /// What it can take beside the others, in thousandths of the usual; at least 1.
+    pub weight: u32,
     /// Whether it may get requests that no session binds to it. An endpoint that is not ready is
     /// there for the sessions that are bound to it.
     pub ready: bool,
@@ -37,6 +44,8 @@ pub struct ServiceRoute {
     pub stream_timeout: Duration,
     /// Strict session affinity, if the service asks for it.
     pub affinity: Option<SessionAffinity>,
+    /// How its requests are carried.
+    pub traffic: Traffic,
     /// Its replicas, in any order, each once.
     pub endpoints: Vec<Endpoint>,
 }
@@ -222,6 +231,7 @@ mod tests {
                 policy: LoadBalancingPolicy::RoundRobin,
                 stream_timeout: Duration::from_secs(1),
                 affinity: None,
+                traffic: Traffic::default(),
                 endpoints: Vec::new(),
             })
         }))

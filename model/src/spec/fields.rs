@@ -160,6 +160,7 @@ pub const RAFTSERVE: Section = Section {
         ("session_affinity", Built),
         ("drain_timeout_seconds", Built),
         ("stop_grace_seconds", Built),
+        ("traffic", Built),
     ],
 };
 
@@ -175,6 +176,110 @@ pub const SESSION_AFFINITY: Section = Section {
     ],
 };
 
+/// How requests are carried.
+pub const TRAFFIC: Section = Section {
+    path: "_metadata.raftserve.traffic",
+    fields: &[
+        ("policy", Built),
+        ("hash_on", Built),
+        ("upstream", Built),
+        ("timeouts", Built),
+        ("retries", Built),
+        ("ejection", Built),
+        ("slow_start_seconds", Built),
+        ("queue", Built),
+        ("request_body_bytes_max", Built),
+        ("routes", Built),
+    ],
+};
+
+/// What a hash policy hashes.
+pub const HASH_ON: Section = Section {
+    path: "_metadata.raftserve.traffic.hash_on",
+    fields: &[
+        ("header", Built),
+        ("cookie", Built),
+        ("query", Built),
+        ("json_field", Built),
+        ("source_address", Built),
+    ],
+};
+
+/// How replicas are spoken to.
+pub const UPSTREAM: Section = Section {
+    path: "_metadata.raftserve.traffic.upstream",
+    fields: &[
+        ("protocol", Built),
+        ("connect_timeout_seconds", Built),
+        ("tls", Built),
+    ],
+};
+
+/// TLS to replicas.
+pub const UPSTREAM_TLS: Section = Section {
+    path: "_metadata.raftserve.traffic.upstream.tls",
+    fields: &[
+        ("server_name", Built),
+        ("authorities", Built),
+        ("verify", Built),
+    ],
+};
+
+/// How long each part of a request may take.
+pub const TIMEOUTS: Section = Section {
+    path: "_metadata.raftserve.traffic.timeouts",
+    fields: &[
+        ("first_byte_seconds", Built),
+        ("idle_seconds", Built),
+        ("total_seconds", Built),
+    ],
+};
+
+/// When a request is tried again.
+pub const RETRIES: Section = Section {
+    path: "_metadata.raftserve.traffic.retries",
+    fields: &[
+        ("max", Built),
+        ("budget_percent", Built),
+        ("statuses", Built),
+        ("after_sent", Built),
+        ("per_try_timeout_seconds", Built),
+        ("hedge_after_seconds", Built),
+    ],
+};
+
+/// When a replica is left out.
+pub const EJECTION: Section = Section {
+    path: "_metadata.raftserve.traffic.ejection",
+    fields: &[
+        ("consecutive_errors", Built),
+        ("base_seconds", Built),
+        ("max_seconds", Built),
+        ("panic_percent", Built),
+    ],
+};
+
+/// What waits for a first replica.
+pub const QUEUE: Section = Section {
+    path: "_metadata.raftserve.traffic.queue",
+    fields: &[("requests", Built), ("wait_seconds", Built)],
+};
+
+/// One rule for some requests. Its `timeouts` and `retries` are as those of the service.
+pub const ROUTE: Section = Section {
+    path: "_metadata.raftserve.traffic.routes",
+    fields: &[
+        ("hosts", Built),
+        ("path_prefix", Built),
+        ("methods", Built),
+        ("headers", Built),
+        ("rewrite_prefix", Built),
+        ("weights", Built),
+        ("timeouts", Built),
+        ("retries", Built),
+    ],
+};
+
 /// Every section.
 pub const SECTIONS: &[Section] = &[
     TASK,
@@ -185,6 +290,15 @@ pub const SECTIONS: &[Section] = &[
     LOAD_BALANCER,
     RAFTSERVE,
     SESSION_AFFINITY,
+    TRAFFIC,
+    HASH_ON,
+    UPSTREAM,
+    UPSTREAM_TLS,
+    TIMEOUTS,
+    RETRIES,
+    EJECTION,
+    QUEUE,
+    ROUTE,
 ];
 
 /// What a misspelt or misplaced `name` in `section` was probably meant to be.

@@ -177,7 +177,8 @@ fn json(node: &Node) -> Result<serde_json::Value, NoJson> {
     })
 }
 
-fn headers(reader: &mut Reader, field: &Field<'_>) -> BTreeMap<String, String> {
+/// Names, as written, and values of headers.
+pub(super) fn headers(reader: &mut Reader, field: &Field<'_>) -> BTreeMap<String, String> {
     let Value::Map(entries) = &field.node.value else {
         reader.mismatch(field, "a mapping", "write e.g. headers: {X-Probe: \"1\"}");
         return BTreeMap::new();

@@ -7,8 +7,8 @@ use super::probe::{TOKEN_REMEDY, is_token};
 use super::reader::{Field, Fields, Reader};
 use super::yaml::Value;
 use super::{
-    DRAIN_TIMEOUT, Provider, SESSION_TTL, SESSIONS, STOP_GRACE, SessionAffinity, SessionKeySource,
-    WithoutQuorum,
+    DRAIN_TIMEOUT, LoadBalancingPolicy, Provider, SESSION_TTL, SESSIONS, STOP_GRACE,
+    SessionAffinity, SessionKeySource, Traffic, WithoutQuorum, traffic,
 };
 
 /// The most session bindings that a service may ask for: ten times what is measured, a few gigabytes
@@ -41,6 +41,9 @@ pub(super) struct Settings {
     pub(super) affinity: Option<SessionAffinity>,
     pub(super) drain_timeout: Duration,
     pub(super) stop_grace: Duration,
+    /// In place of the service's own, if it is given.
+    pub(super) policy: Option<LoadBalancingPolicy>,
+    pub(super) traffic: Traffic,
 }
 
 /// Reads `_metadata` of the document. Whatever stands beside `raftserve` is free-form.
@@ -50,6 +53,8 @@ pub(super) fn read(reader: &mut Reader, task: &Fields<'_>) -> Settings {
         affinity: None,
         drain_timeout: DRAIN_TIMEOUT,
         stop_grace: STOP_GRACE,
+        policy: None,
+        traffic: Traffic::default(),
     };
     let Some(metadata) = task.get("_metadata") else {
         return settings;
@@ -83,6 +88,9 @@ pub(super) fn read(reader: &mut Reader, task: &Fields<'_>) -> Settings {
             .and_then(|field| reader.seconds(&field, Duration::ZERO));
         *to = value.unwrap_or(*to);
     }
+    if let Some(field) = fields.get("traffic") {
+        (settings.policy, settings.traffic) = traffic::read(reader, &field);
+    }
     settings
 }
 
@@ -111,15 +119,7 @@ fn affinity(reader: &mut Reader, field: &Field<'_>) -> Option<SessionAffinity> {
 
 fn key(reader: &mut Reader, affinity: &Field<'_>, fields: &Fields<'_>) -> Option<SessionKeySource> {
     match (fields.get("header"), fields.get("cookie")) {
-        (Some(header), None) => {
-            let name = token(reader, &header)?.to_ascii_lowercase();
-            if RESERVED_HEADERS.contains(&name.as_str()) {
-                let problem = format!("the header {name} has a meaning of its own in HTTP");
-                let remedy = "use one of your own, e.g. x-session-id";
-                reader.fault(&header.path, header.node.mark, problem, remedy);
-            }
-            Some(SessionKeySource::Header(name))
-        }
+        (Some(header), None) => Some(SessionKeySource::Header(own_header(reader, &header)?)),
         (None, Some(cookie)) => Some(SessionKeySource::Cookie(token(reader, &cookie)?.to_owned())),
         (Some(_), Some(cookie)) => {
             let problem = "header and cookie contradict each other";
@@ -135,7 +135,19 @@ fn key(reader: &mut Reader, affinity: &Field<'_>, fields: &Fields<'_>) -> Option
     }
 }
 
-fn token<'n>(reader: &mut Reader, field: &Field<'n>) -> Option<&'n str> {
+/// The name, in lower case, of a header that can carry a key.
+pub(super) fn own_header(reader: &mut Reader, field: &Field<'_>) -> Option<String> {
+    let name = token(reader, field)?.to_ascii_lowercase();
+    if RESERVED_HEADERS.contains(&name.as_str()) {
+        let problem = format!("the header {name} has a meaning of its own in HTTP");
+        let remedy = "use one of your own, e.g. x-session-id";
+        reader.fault(&field.path, field.node.mark, problem, remedy);
+    }
+    Some(name)
+}
+
+/// The name of a header or cookie.
+pub(super) fn token<'n>(reader: &mut Reader, field: &Field<'n>) -> Option<&'n str> {
     let name = reader.text(field)?;
     if !is_token(name) {
         let problem = format!("{} cannot be a name in HTTP", field.node.describe());

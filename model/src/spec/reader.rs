@@ -20,6 +20,8 @@ pub(super) struct Reader {
 /// A mapping whose field names are checked.
 pub(super) struct Fields<'n> {
     section: &'static Section,
+    /// Of this mapping: that of the section, unless there are several like it.
+    path: String,
     entries: &'n [Entry],
 }
 
@@ -34,7 +36,7 @@ impl<'n> Fields<'n> {
     pub(super) fn get(&self, name: &str) -> Option<Field<'n>> {
         debug_assert_eq!(self.section.support(name), Some(Support::Built), "{name}");
         self.entry(name).map(|entry| Field {
-            path: join(self.section.path, name),
+            path: join(&self.path, name),
             node: &entry.value,
         })
     }
@@ -84,6 +86,16 @@ impl Reader {
         node: &'n Node,
         section: &'static Section,
     ) -> Option<Fields<'n>> {
+        self.section_at(node, section, section.path.to_owned())
+    }
+
+    /// As [`Self::section`], of a mapping of that kind which stands at another path.
+    pub(super) fn section_at<'n>(
+        &mut self,
+        node: &'n Node,
+        section: &'static Section,
+        path: String,
+    ) -> Option<Fields<'n>> {
         let Value::Map(entries) = &node.value else {
             let names: Vec<&str> = section
                 .fields
@@ -92,10 +104,7 @@ impl Reader {
                 .map(|(name, _)| *name)
                 .collect();
             self.mismatch(
-                &Field {
-                    path: section.path.to_owned(),
-                    node,
-                },
+                &Field { path, node },
                 "a mapping",
                 format!("indent its fields ({}, …) below it", names.join(", ")),
             );
@@ -105,18 +114,22 @@ impl Reader {
             if self.is_full() {
                 break;
             }
-            let path = join(section.path, &entry.key);
+            let at = join(&path, &entry.key);
             match section.support(&entry.key) {
                 Some(Support::Built) => {}
-                Some(Support::NotBuilt) => self.not_built(&path, entry.mark),
+                Some(Support::NotBuilt) => self.not_built(&at, entry.mark),
                 None => {
                     let remedy = fields::suggestion(section, &entry.key)
                         .unwrap_or_else(|| format!("allowed here: {}", names(section)));
-                    self.fault(&path, entry.mark, "unknown field", remedy);
+                    self.fault(&at, entry.mark, "unknown field", remedy);
                 }
             }
         }
-        Some(Fields { section, entries })
+        Some(Fields {
+            section,
+            path,
+            entries,
+        })
     }
 
     /// Refuses a field that SkyServe takes.
@@ -181,6 +194,22 @@ impl Reader {
             );
         }
         fits
+    }
+
+    /// The items of a list, each with its path.
+    pub(super) fn items<'n>(&mut self, field: &Field<'n>, remedy: &str) -> Vec<Field<'n>> {
+        let Value::Seq(items) = &field.node.value else {
+            self.mismatch(field, "a list", remedy);
+            return Vec::new();
+        };
+        items
+            .iter()
+            .enumerate()
+            .map(|(at, node)| Field {
+                path: format!("{}[{at}]", field.path),
+                node,
+            })
+            .collect()
     }
 
     /// Seconds, at least `least`, to the millisecond; whatever is above zero stays above it.

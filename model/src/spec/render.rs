@@ -30,12 +30,14 @@ impl ServiceSpec {
                 "readiness_probe": self.render_probe(),
                 "replicas": self.replicas,
                 "ports": self.port,
-                "load_balancing_policy": self.policy.name(),
                 "load_balancer": { "stream_timeout_seconds": seconds(self.stream_timeout) },
             },
             "run": self.run,
             "_metadata": { "raftserve": self.render_settings() },
         });
+        if self.policy.is_skyserves() {
+            document["service"]["load_balancing_policy"] = self.policy.name().into();
+        }
         if let Some(setup) = &self.setup {
             document["setup"] = setup.clone().into();
         }
@@ -119,6 +121,7 @@ impl ServiceSpec {
             },
             "drain_timeout_seconds": seconds(self.drain_timeout),
             "stop_grace_seconds": seconds(self.stop_grace),
+            "traffic": self.traffic.render(self.policy),
         });
         if let Some(affinity) = &self.affinity {
             let (source, name) = match &affinity.key {
@@ -165,7 +168,7 @@ fn trim(characters: &[char], (start, end): (usize, usize)) -> (usize, usize) {
 }
 
 /// Whole seconds as a whole number.
-fn seconds(duration: Duration) -> Value {
+pub(super) fn seconds(duration: Duration) -> Value {
     if duration.subsec_millis() == 0 {
         duration.as_secs().into()
     } else {

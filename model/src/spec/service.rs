@@ -175,20 +175,20 @@ fn port(reader: &mut Reader, fields: &Fields<'_>, resources: &Resources) -> Opti
 }
 
 fn policy(reader: &mut Reader, field: &Field<'_>) -> LoadBalancingPolicy {
-    let allowed = "allowed are round_robin and least_load";
     let Some(name) = reader.text(field) else {
         return LoadBalancingPolicy::default();
     };
-    match name.to_ascii_lowercase().as_str() {
-        "round_robin" => return LoadBalancingPolicy::RoundRobin,
-        "least_load" => return LoadBalancingPolicy::LeastLoad,
-        "instance_aware_least_load" => {
-            let problem = "instance_aware_least_load is valid in SkyServe, but raftserve does not \
-                           support it yet";
-            reader.fault(&field.path, field.node.mark, problem, allowed);
+    let policy = LoadBalancingPolicy::named(&name.to_ascii_lowercase());
+    match policy {
+        Some(policy) if policy.is_skyserves() => return policy,
+        Some(policy) => {
+            let problem = format!("SkyServe has no policy {}", policy.name());
+            let remedy = "write it as _metadata.raftserve.traffic.policy, which SkyServe ignores";
+            reader.fault(&field.path, field.node.mark, problem, remedy);
         }
-        _ => {
+        None => {
             let problem = format!("there is no policy {}", field.node.describe());
+            let allowed = "allowed are round_robin, least_load and instance_aware_least_load";
             reader.fault(&field.path, field.node.mark, problem, allowed);
         }
     }

@@ -11,7 +11,7 @@ use super::raftserve::{self, Settings};
 use super::reader::{Field, Fields, Reader};
 use super::substitute::Substitution;
 use super::yaml::{Node, Value};
-use super::{ServiceSpec, Traffic, port, resources, scalar, service};
+use super::{ServiceSpec, port, resources, scalar, service};
 
 /// The longest command, in bytes, once a port of five digits is put in place, and the longest
 /// environment variable: Linux takes strings of 128 KiB (`MAX_ARG_STRLEN`) into a process, and some
@@ -53,6 +53,8 @@ pub(super) fn read(
         affinity,
         drain_timeout,
         stop_grace,
+        policy,
+        traffic,
     } = raftserve::read(reader, &fields);
     let port = service.port?;
     let spec = ServiceSpec {
@@ -60,7 +62,7 @@ pub(super) fn read(
         replicas: service.replicas,
         readiness: service.readiness,
         port,
-        policy: service.policy,
+        policy: policy.unwrap_or(service.policy),
         stream_timeout: service.stream_timeout,
         provider,
         setup,
@@ -71,7 +73,7 @@ pub(super) fn read(
         affinity,
         drain_timeout,
         stop_grace,
-        traffic: Traffic::default(),
+        traffic,
     };
     check_commands(reader, &fields, &spec);
     Some(Parsed {

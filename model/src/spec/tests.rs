@@ -9,6 +9,7 @@ mod arbitrary;
 mod documents;
 mod manual;
 mod rules;
+mod traffic;
 
 /// A service that is as small as it can be, with `service` and more top-level lines around.
 fn minimal(service: &str, more: &str) -> String {

@@ -9,6 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use super::millis;
 
+mod read;
+mod render;
+mod routes;
+
+pub(super) use read::read;
+
 /// How long a connect to a replica may take, unless the file says otherwise: a replica is near, so silence
 /// means that its host is gone.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);

@@ -21,12 +21,12 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use raftserve_model::spec::{
-    LoadBalancingPolicy, SessionAffinity, SessionKeySource, WithoutQuorum,
+    LoadBalancingPolicy, SessionAffinity, SessionKeySource, Traffic, WithoutQuorum,
 };
-use raftserve_model::{LogIndex, ReplicaId, ServiceId, SessionKey};
+use raftserve_model::{LogIndex, ReplicaId, ServiceId, ServiceVersion, SessionKey};
 use raftserve_proxy::{
     BindError, BindFuture, BoundReplica, Endpoint, Lookup, NoSessions, Proxy, ProxyConfig,
-    RouteTable, Routes, ServiceRoute, Sessions,
+    RouteTable, Routes, ServiceRoute, Sessions, USUAL_WEIGHT,
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -68,6 +68,8 @@ pub fn service(id: u64, name: &str, addresses: &[SocketAddr]) -> ServiceRoute {
         .map(|(&address, number)| Endpoint {
             replica: replica(id, number),
             address,
+            version: ServiceVersion(1),
+            weight: USUAL_WEIGHT,
             ready: true,
         });
     ServiceRoute {
@@ -77,6 +79,7 @@ pub fn service(id: u64, name: &str, addresses: &[SocketAddr]) -> ServiceRoute {
         policy: LoadBalancingPolicy::RoundRobin,
         stream_timeout: LIMIT,
         affinity: None,
+        traffic: Traffic::default(),
         endpoints: endpoints.collect(),
     }
 }

@@ -199,7 +199,7 @@ fn values_of_service_fields_that_are_wrong_are_refused_with_their_path() {
 
 /// Asserts that there is one fault, in `field`.
 #[track_caller]
-fn one_fault(yaml: &str, field: &str) {
+pub(super) fn one_fault(yaml: &str, field: &str) {
     match ServiceSpec::parse(yaml, ParseOptions::default()) {
         Ok(_) => panic!("accepted\n{yaml}"),
         Err(errors) => {
@@ -250,10 +250,6 @@ fn fields_that_are_not_built_are_told_apart_from_unknown_ones() {
         }
     }
     for (yaml, field) in [
-        (
-            minimal("{load_balancing_policy: instance_aware_least_load}", ""),
-            "service.load_balancing_policy",
-        ),
         (minimal("{}", "num_nodes: 2"), "num_nodes"),
         (minimal("{}", "secrets: [managed]"), "secrets"),
         (
@@ -518,7 +514,7 @@ run: [serve]
              and there is no target_qps_per_replica to scale by; autoscaling is not supported yet: \
              set both to the same number",
             "line 13, service.load_balancing_policy: there is no policy \"random\"; allowed are \
-             round_robin and least_load",
+             round_robin, least_load and instance_aware_least_load",
             "line 14, service.ports: port 9000 is not among resources.ports; write resources: \
              {ports: 9000}",
             "line 15, service.tls: service.tls is valid in SkyServe, but raftserve does not support \
