@@ -23,6 +23,7 @@ mod connection;
 mod control;
 mod drain;
 mod forward;
+mod grpc;
 mod headers;
 mod listener;
 mod load;
