@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use raftserve_proxy::Http1Path;
 use raftserve_store::raft::Profile;
 use raftserve_store::state::Promotion;
 
-use crate::cli::node_args::{NodeArgs, TimingProfile};
+use crate::cli::node_args::{Http1Choice, NodeArgs, TimingProfile};
 use crate::peer::MembershipPolicy;
 use crate::share::LEASE_OVER;
 
@@ -32,6 +33,8 @@ pub struct NodeConfig {
     pub ops_listen: SocketAddr,
     /// Where traffic comes in.
     pub proxy_listen: SocketAddr,
+    /// Which code carries HTTP/1.1 requests.
+    pub http1_path: Http1Path,
     /// The first of the ports that services have of their own.
     pub service_port_base: u16,
     /// Where replicas live; the same directory for all peers of a host.
@@ -130,6 +133,10 @@ impl TryFrom<NodeArgs> for NodeConfig {
             admin_listen: args.admin_addr,
             ops_listen: args.ops_addr,
             proxy_listen: args.proxy_addr,
+            http1_path: match args.http1_path {
+                Http1Choice::Fast => Http1Path::Fast,
+                Http1Choice::Hyper => Http1Path::Hyper,
+            },
             service_port_base: args.service_port_base,
             advertise_host: args.advertise_host,
             lifeline: args.lifeline,

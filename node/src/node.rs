@@ -332,6 +332,7 @@ impl Parts {
         let proxy = Proxy::start(
             ProxyConfig {
                 listen: config.proxy_listen,
+                http1_path: config.http1_path,
                 ..ProxyConfig::default()
             },
             routes,

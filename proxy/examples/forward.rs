@@ -1,6 +1,8 @@
 //! The data plane by itself, before fixed replicas of one service: for measurements.
 //!
 //! `cargo run --release -p raftserve-proxy --example forward -- 127.0.0.1:8080 1 127.0.0.1:9001,127.0.0.1:9002`
+//!
+//! A fourth word, `hyper` or `fast`, says which code carries HTTP/1.1.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -9,13 +11,14 @@ use std::time::Duration;
 use raftserve_model::spec::{LoadBalancingPolicy, Traffic};
 use raftserve_model::{ReplicaId, ServiceId, ServiceVersion};
 use raftserve_proxy::{
-    Endpoint, NoSessions, Proxy, ProxyConfig, RouteTable, Routes, ServiceRoute, USUAL_WEIGHT,
+    Endpoint, Http1Path, NoSessions, Proxy, ProxyConfig, RouteTable, Routes, ServiceRoute,
+    USUAL_WEIGHT,
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let mut next = |what: &str| arguments.next().ok_or_else(|| format!("give {what}"));
-    let config = ProxyConfig {
+    let mut config = ProxyConfig {
         listen: next("an address to listen on")?.parse()?,
         workers: Some(next("a number of workers")?.parse()?),
         ..ProxyConfig::default()
@@ -31,6 +34,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             ready: true,
         });
     }
+    config.http1_path = match next("nothing, or `hyper` or `fast`").as_deref() {
+        Ok("hyper") => Http1Path::Hyper,
+        _ => Http1Path::Fast,
+    };
     let route = ServiceRoute {
         id: service,
         name: "svc".parse()?,

@@ -4,6 +4,16 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+/// Which code carries HTTP/1.1 requests. What clients and replicas see is the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Http1Path {
+    /// All go through the HTTP library.
+    Hyper,
+    /// Plain ones take a shorter way, and all others that of [`Self::Hyper`].
+    #[default]
+    Fast,
+}
+
 /// The settings of a proxy.
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
@@ -37,6 +47,8 @@ pub struct ProxyConfig {
     /// How long a proxy that is told to stop still accepts: the time for everyone who sends it
     /// connections to learn that it is going.
     pub linger: Duration,
+    /// Which code carries HTTP/1.1 requests.
+    pub http1_path: Http1Path,
 }
 
 impl Default for ProxyConfig {
@@ -53,6 +65,7 @@ impl Default for ProxyConfig {
             client_user_timeout: Duration::from_secs(120),
             connections_max: 20_000,
             linger: Duration::from_secs(5),
+            http1_path: Http1Path::default(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One client connection: HTTP/1.1 or cleartext HTTP/2, told apart by its first bytes.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -13,9 +14,11 @@ use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use raftserve_model::ReplicaId;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep};
 
+use crate::answer::Refusal;
 use crate::drain::{Phase, Watch};
 use crate::forward;
 use crate::rewind::{Protocol, Rewind};
@@ -31,7 +34,7 @@ const PING: Duration = Duration::from_secs(20);
 
 /// How long a connection without a request yet holds up a proxy that closes: a client sends its first
 /// request right after it has connected, so this is some round trips, and a busy host.
-const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(1);
+pub(crate) const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(1);
 
 /// The largest head of a request, as a list of fields in HTTP/2 and as text in HTTP/1.
 const HEAD_BYTES_MAX: u32 = 64 << 10;
@@ -45,11 +48,22 @@ pub(crate) struct Client {
     pub(crate) listener: Listener,
     /// `http` or `https`.
     pub(crate) proto: &'static str,
+    /// How the short path failed at the request that comes next, and left it unsent.
+    pub(crate) unsent: RefCell<Option<Unsent>>,
 }
 
-/// Runs the futures of HTTP/2 connections and streams on the worker's own thread.
+/// A first try of a request that sent nothing of it.
+#[derive(Debug)]
+pub(crate) struct Unsent {
+    /// The replica that was tried.
+    pub(crate) replica: ReplicaId,
+    /// The answer, if there is no other.
+    pub(crate) why: Refusal,
+}
+
+/// Runs the futures of HTTP/2 streams on the worker's own thread.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct LocalExecutor;
+struct LocalExecutor;
 
 impl<F: Future + 'static> Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
@@ -70,7 +84,8 @@ where
     };
     match protocol {
         Protocol::Http1 => serve_http1(worker, stream, client, watch).await,
-        Protocol::Http2 => serve_http2(worker, stream, client, watch).await,
+        // Boxed, so that connections of HTTP/1 are no larger for it.
+        Protocol::Http2 => Box::pin(serve_http2(worker, stream, client, watch)).await,
     }
 }
 

@@ -22,8 +22,8 @@ mod config;
 mod connection;
 mod control;
 mod drain;
+mod fast;
 mod forward;
-mod grpc;
 mod headers;
 mod listener;
 mod load;
@@ -39,7 +39,7 @@ mod upstream;
 mod view;
 mod worker;
 
-pub use config::ProxyConfig;
+pub use config::{Http1Path, ProxyConfig};
 pub use control::{PortState, PortStatus};
 pub use load::PeerLoads;
 pub use proxy::{MetricsHandle, Proxy, StartError};

@@ -16,11 +16,14 @@ pub(crate) fn ensure(headers: &mut HeaderMap, random: impl FnOnce() -> [u8; 24])
         lines.next().is_some_and(|value| is_valid(value.as_bytes())) && lines.next().is_none();
     if !valid {
         headers.remove(TRACESTATE);
-        headers.insert(TRACEPARENT, begin(random()));
+        let begun = HeaderValue::from_bytes(&begin(random()));
+        let begun = begun.expect("hexadecimal digits and dashes are legal in a header");
+        headers.insert(TRACEPARENT, begun);
     }
 }
 
-fn begin(mut random: [u8; 24]) -> HeaderValue {
+/// The text of a trace context that begins here.
+pub(crate) fn begin(mut random: [u8; 24]) -> [u8; 55] {
     // All-zero ids are invalid; both are then made valid at no cost in randomness that matters.
     for id in [0..16, 16..24] {
         if random[id.clone()].iter().all(|&byte| byte == 0) {
@@ -34,11 +37,12 @@ fn begin(mut random: [u8; 24]) -> HeaderValue {
         text[at] = HEX[usize::from(byte >> 4)];
         text[at + 1] = HEX[usize::from(byte & 15)];
     }
-    HeaderValue::from_bytes(&text).expect("hexadecimal digits and dashes are legal in a header")
+    text
 }
 
-/// Version 00 is exactly 55 bytes; a later one may go on after a further dash.
-fn is_valid(value: &[u8]) -> bool {
+/// Whether a `traceparent` is one. Version 00 is exactly 55 bytes; a later one may go on after a
+/// further dash.
+pub(crate) fn is_valid(value: &[u8]) -> bool {
     let hex = |at: std::ops::Range<usize>| {
         value.get(at).is_some_and(|part| {
             part.iter()

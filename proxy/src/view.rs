@@ -10,6 +10,7 @@ use raftserve_model::spec::LoadBalancingPolicy;
 use raftserve_model::{ReplicaId, ServiceId};
 
 use crate::config::ProxyConfig;
+use crate::fast;
 use crate::load::PeerLoads;
 use crate::metrics::{Counters, Metrics};
 use crate::policy;
@@ -29,6 +30,8 @@ pub(crate) struct View {
 pub(crate) struct ServiceView {
     pub(crate) route: Arc<ServiceRoute>,
     pub(crate) counters: Arc<Counters>,
+    /// Whether its plain requests may take the short path.
+    pub(crate) is_plain: bool,
     /// Those that may get requests which no session binds.
     ready: Vec<Rc<Upstream>>,
     /// All, by replica.
@@ -106,6 +109,7 @@ impl ServiceView {
         );
         Self {
             route: Arc::clone(route),
+            is_plain: fast::carries(route),
             counters: registries
                 .metrics
                 .of(route.id, &route.name, registries.worker),

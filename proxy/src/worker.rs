@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::HeaderValue;
 use raftserve_model::ReplicaId;
 use socket2::{SockRef, TcpKeepalive};
@@ -17,9 +18,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 use tokio_util::task::TaskTracker;
 
-use crate::config::ProxyConfig;
+use crate::config::{Http1Path, ProxyConfig};
 use crate::connection::{self, Client};
 use crate::drain::{Drain, Phase};
+use crate::fast;
 use crate::listener;
 use crate::load::PeerLoads;
 use crate::metrics::{Metrics, count};
@@ -70,6 +72,8 @@ pub(crate) struct Worker {
     index: usize,
     pub(crate) shared: Arc<Shared>,
     pub(crate) drain: Rc<Drain>,
+    pub(crate) buffers: Rc<fast::Buffers>,
+    pub(crate) date: fast::Date,
     view: RefCell<Rc<View>>,
     tasks: TaskTracker,
     /// One permit for each client connection.
@@ -92,6 +96,8 @@ impl Worker {
             index,
             shared,
             drain: Rc::default(),
+            buffers: Rc::default(),
+            date: fast::Date::default(),
             view: RefCell::default(),
             tasks: TaskTracker::new(),
             room: Arc::new(Semaphore::new(room)),
@@ -251,12 +257,24 @@ impl Worker {
             address: address.expect("an address is made of visible characters"),
             listener,
             proto: "http",
+            unsent: RefCell::default(),
         };
-        let connection = connection::serve(Rc::clone(self), stream, client);
-        self.spawn(async move {
-            connection.await;
-            drop(permit);
-        });
+        let worker = Rc::clone(self);
+        // Each has a task of its own size.
+        match self.shared.config.http1_path {
+            Http1Path::Fast => self.keep(fast::serve(worker, stream, client), permit),
+            Http1Path::Hyper => self.keep(connection::serve(worker, stream, client), permit),
+        }
+    }
+
+    /// Runs a connection, which keeps its room until it ends.
+    fn keep(
+        &self,
+        connection: impl Future<Output = ()> + 'static,
+        permit: Option<tokio::sync::OwnedSemaphorePermit>,
+    ) {
+        // An async block would hold the connection twice: as it was given, and as it is awaited.
+        self.spawn(connection.map(move |()| drop(permit)));
     }
 }
 

@@ -44,6 +44,15 @@ pub enum LogFormat {
     Json,
 }
 
+/// Which code carries HTTP/1.1 requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Http1Choice {
+    /// Plain requests take a shorter way.
+    Fast,
+    /// All go through the HTTP library.
+    Hyper,
+}
+
 /// Run one peer of a cluster.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
@@ -106,6 +115,9 @@ pub struct NodeArgs {
     /// Where requests to services are taken.
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8080")]
     pub proxy_addr: SocketAddr,
+    /// Which code carries HTTP/1.1 requests. What clients and replicas see is the same.
+    #[arg(long, value_name = "PATH", value_enum, default_value_t = Http1Choice::Fast)]
+    pub http1_path: Http1Choice,
     /// Where the admin API is served. Loopback only.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7000", value_parser = loopback)]
     pub admin_addr: SocketAddr,

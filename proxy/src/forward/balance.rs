@@ -8,9 +8,10 @@ use raftserve_model::ReplicaId;
 use super::Sent;
 use crate::answer::Refusal;
 use crate::body::UploadBody;
+use crate::connection::Unsent;
 use crate::load::InFlight;
 use crate::metrics::count;
-use crate::upstream::{ConnectError, ExchangeError, Upstream, Wire};
+use crate::upstream::{ConnectError, ExchangeError, Upstream};
 use crate::view::ServiceView;
 use crate::worker::Worker;
 
@@ -19,16 +20,22 @@ use crate::worker::Worker;
 const TRIES_MAX: usize = 3;
 
 /// Sends the request to a replica that the policy picks. Only if nothing of it was sent is it tried
-/// on another one, never again on the same.
+/// on another one, never again on the same. An `earlier` try counts as the first.
 pub(super) async fn send(
     worker: &Rc<Worker>,
     service: &Rc<ServiceView>,
     mut request: Request<UploadBody>,
+    earlier: Option<Unsent>,
 ) -> Result<Sent, Refusal> {
     let mut tried = [ReplicaId::default(); TRIES_MAX];
     let mut refusal = Refusal::NoneReady;
     let mut service = Rc::clone(service);
-    for tries in 0..TRIES_MAX {
+    let first = usize::from(earlier.is_some());
+    if let Some(earlier) = earlier {
+        tried[0] = earlier.replica;
+        refusal = earlier.why;
+    }
+    for tries in first..TRIES_MAX {
         if tries > 0 {
             // The routes may have changed while the last try was waiting.
             if let Some(current) = worker.view().service(service.route.id) {
@@ -69,7 +76,7 @@ async fn attempt(
     let config = &worker.shared.config;
     let silence_max = service.route.stream_timeout;
     let in_flight = InFlight::start(&upstream.gauge);
-    if let Some(mut checkout) = upstream.checkout(Wire::of(&request), config) {
+    if let Some(mut checkout) = upstream.checkout(config) {
         match checkout.exchange(request, silence_max).await {
             Ok(response) => {
                 return Ok(Sent {
@@ -87,7 +94,7 @@ async fn attempt(
             Err(error) => return Err(Attempt::Failed(refusal(&error))),
         }
     }
-    let mut checkout = match upstream.connect(Wire::of(&request), config).await {
+    let mut checkout = match upstream.connect(config).await {
         Ok(checkout) => checkout,
         Err(error) => {
             worker.connect_failed(service, upstream);
@@ -116,9 +123,6 @@ async fn attempt(
 pub(super) fn refusal(error: &ExchangeError) -> Refusal {
     match error {
         ExchangeError::NotSent(_) => Refusal::Unreachable,
-        ExchangeError::Client => {
-            Refusal::BadRequest("the request's body broke off, or breaks the protocol")
-        }
         ExchangeError::Broke => Refusal::Broke,
         ExchangeError::Silent => Refusal::Silent,
     }

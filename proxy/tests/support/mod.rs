@@ -25,8 +25,8 @@ use raftserve_model::spec::{
 };
 use raftserve_model::{LogIndex, ReplicaId, ServiceId, ServiceVersion, SessionKey};
 use raftserve_proxy::{
-    BindError, BindFuture, BoundReplica, Endpoint, Lookup, NoSessions, Proxy, ProxyConfig,
-    RouteTable, Routes, ServiceRoute, Sessions, USUAL_WEIGHT,
+    BindError, BindFuture, BoundReplica, Endpoint, Http1Path, Lookup, NoSessions, Proxy,
+    ProxyConfig, RouteTable, Routes, ServiceRoute, Sessions, USUAL_WEIGHT,
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -102,7 +102,17 @@ pub fn config() -> ProxyConfig {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         workers: NonZeroUsize::new(2),
         linger: Duration::ZERO,
+        http1_path: http1_path(),
         ..ProxyConfig::default()
+    }
+}
+
+/// The path under test: the short one, unless `hyper_path` runs the same tests once more.
+fn http1_path() -> Http1Path {
+    if module_path!().starts_with("hyper_path") {
+        Http1Path::Hyper
+    } else {
+        Http1Path::Fast
     }
 }
 

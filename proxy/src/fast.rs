@@ -1,0 +1,244 @@
+//! The short path of plain HTTP/1.1 requests.
+//!
+//! What most requests need is little: read a head, choose a replica, write a head, pass bytes on both
+//! ways. This does that and no more, without a map of fields, a task or a timer for each request, and
+//! with buffers that a connection holds only while bytes are in them (ADR 12). Routing, policy,
+//! counts and refusals are those of the general path.
+//!
+//! What holds: nothing is taken from a connection before it is known to be plain and a replica has
+//! accepted a connection for it. Until then the general path can take over, and sees every byte.
+//! Once it has, it keeps the connection: a client that needs it once is likely to need it again.
+
+mod answer;
+mod buffers;
+mod date;
+mod exchange;
+mod framing;
+mod limit;
+mod prefixed;
+mod request;
+mod transfer;
+
+use std::future::poll_fn;
+use std::mem::MaybeUninit;
+use std::rc::Rc;
+use std::task::Poll;
+
+use raftserve_model::spec::{LoadBalancingPolicy, Timeouts, Traffic, UpstreamProtocol};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::connection::{self, Client, FIRST_REQUEST_WITHIN};
+use crate::drain::{Phase, Watch};
+use crate::routes::ServiceRoute;
+use crate::view::ServiceView;
+use crate::worker::Worker;
+
+use buffers::{Buffer, Size, Text};
+use exchange::End;
+use framing::Framing;
+use limit::Limit;
+use prefixed::Prefixed;
+use request::{FIELDS_MAX, Parsed, PlainRequest, Way};
+
+pub(crate) use buffers::Buffers;
+pub(crate) use date::Date;
+
+/// How many reads a head may take. A longer one is the general path's, which does not begin anew at
+/// each read.
+const HEAD_READS_MAX: u32 = 4;
+
+/// One client's connection.
+struct Connection {
+    worker: Rc<Worker>,
+    client: Client,
+    stream: TcpStream,
+    /// What was read and not used yet.
+    buffer: Option<Buffer>,
+    limit: Limit,
+    watch: Watch,
+}
+
+/// A plain request, ready to be sent.
+struct Outgoing {
+    service: Rc<ServiceView>,
+    /// The head for the replica.
+    text: Text,
+    /// How many bytes the client's head has.
+    head_len: usize,
+    framing: Framing,
+    to_head: bool,
+    close: bool,
+}
+
+/// What the next bytes of a connection are.
+enum Next {
+    Plain(Outgoing),
+    /// Something for the general path.
+    Other,
+    /// The connection has ended, or has been silent for too long.
+    Ended,
+}
+
+/// Serves a connection until it ends. Its errors are the client's affair, and told to no one.
+pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, client: Client) {
+    let watch = worker.drain.watch();
+    let limit = Limit::new(Instant::now() + worker.shared.config.header_timeout);
+    let mut connection = Connection {
+        worker,
+        client,
+        stream,
+        buffer: None,
+        limit,
+        watch,
+    };
+    let mut first = true;
+    loop {
+        match connection.next(first).await {
+            Next::Plain(outgoing) => match exchange::run(&mut connection, outgoing).await {
+                End::Keep => first = false,
+                End::Close => return,
+                End::Unsent => break,
+            },
+            Next::Other => break,
+            Next::Ended => return,
+        }
+    }
+    let Connection {
+        worker,
+        client,
+        stream,
+        buffer,
+        ..
+    } = connection;
+    let read = buffer.map_or(Vec::new(), |buffer| buffer.filled().to_vec());
+    // It is larger than all of the short path, and would make every connection pay for it.
+    Box::pin(connection::serve(
+        worker,
+        Prefixed::new(read, stream),
+        client,
+    ))
+    .await;
+}
+
+impl Connection {
+    /// Awaits the next request's head.
+    async fn next(&mut self, first: bool) -> Next {
+        if !first {
+            let header_timeout = self.worker.shared.config.header_timeout;
+            self.limit.set(Instant::now() + header_timeout);
+        }
+        let mut reads = 0;
+        loop {
+            if let Some(next) = self.parsed() {
+                return next;
+            }
+            if let Some(buffer) = &mut self.buffer {
+                buffer.compact();
+                if buffer.is_full() {
+                    return Next::Other;
+                }
+            }
+            if reads == HEAD_READS_MAX {
+                return Next::Other;
+            }
+            reads += 1;
+            if !self.read(first).await {
+                return Next::Ended;
+            }
+        }
+    }
+
+    /// What was read, as far as it can be told.
+    fn parsed(&mut self) -> Option<Next> {
+        let buffer = self.buffer.as_ref()?;
+        let mut room = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+        match PlainRequest::read(buffer.filled(), &mut room) {
+            Parsed::Partial => None,
+            Parsed::Other => Some(Next::Other),
+            Parsed::Plain(plain) => Some(self.route(&plain).map_or(Next::Other, Next::Plain)),
+        }
+    }
+
+    /// Finds a plain request's service and writes the replica's head.
+    fn route(&self, plain: &PlainRequest<'_, '_>) -> Option<Outgoing> {
+        let view = self.worker.view();
+        let listener = self.client.listener;
+        let found = view.table.resolve(plain.host, plain.path(), listener)?;
+        let way = Way {
+            client: self.client.address.as_bytes(),
+            proto: self.client.proto,
+            prefix_len: found.prefix_len,
+        };
+        let service = view.at(found.index);
+        if !service.is_plain || !plain.fits(&way) {
+            return None;
+        }
+        let mut text = self.worker.buffers.text();
+        plain.write(&mut text, &way, rand::random);
+        Some(Outgoing {
+            service: Rc::clone(service),
+            text,
+            head_len: plain.head_len,
+            framing: plain.framing.clone(),
+            to_head: plain.is_head(),
+            close: plain.close,
+        })
+    }
+
+    /// Reads once. `false` if the connection has ended, by the client or by us.
+    async fn read(&mut self, first: bool) -> bool {
+        let buffers = &self.worker.buffers;
+        let (mut stream, _) = self.stream.split();
+        let (slot, limit, watch) = (&mut self.buffer, &mut self.limit, &mut self.watch);
+        let mut shortened = false;
+        poll_fn(|cx| {
+            if let Poll::Ready(read) =
+                transfer::poll_read(&mut stream, cx, slot, buffers, Size::Small)
+            {
+                return Poll::Ready(read.is_ok_and(|count| count > 0));
+            }
+            if !shortened && watch.poll(cx) == Phase::Closing {
+                if !first && slot.is_none() {
+                    return Poll::Ready(false);
+                }
+                shortened = true;
+                limit.shorten(Instant::now() + FIRST_REQUEST_WITHIN);
+            }
+            limit.poll(cx).map(|()| false)
+        })
+        .await
+    }
+}
+
+/// Whether this path does all that the service asks for: any ready replica may answer, over a
+/// connection in cleartext, by the usual rules of retrying and waiting.
+pub(crate) fn carries(service: &ServiceRoute) -> bool {
+    let Traffic {
+        hash_on: _,
+        upstream,
+        timeouts,
+        retries,
+        ejection: _,
+        slow_start: _,
+        queue: _,
+        request_body_bytes_max,
+        routes,
+    } = &service.traffic;
+    let any_replica = match service.policy {
+        LoadBalancingPolicy::RoundRobin
+        | LoadBalancingPolicy::LeastLoad
+        | LoadBalancingPolicy::InstanceAwareLeastLoad
+        | LoadBalancingPolicy::P2c => service.affinity.is_none() && routes.is_empty(),
+        LoadBalancingPolicy::RingHash | LoadBalancingPolicy::Maglev => false,
+    };
+    let tries_once_sent = !retries.statuses.is_empty()
+        || retries.per_try_timeout.is_some()
+        || retries.hedge_after.is_some();
+    any_replica
+        && upstream.tls.is_none()
+        && upstream.protocol != UpstreamProtocol::Http2
+        && *timeouts == Timeouts::default()
+        && !tries_once_sent
+        && request_body_bytes_max.is_none()
+}

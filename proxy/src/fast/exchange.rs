@@ -1,0 +1,223 @@
+//! One request and its answer over a connection to a replica.
+
+mod download;
+mod upload;
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use super::answer;
+use super::buffers::{Buffers, Size};
+use super::framing::Framing;
+use super::transfer::{read, write_all};
+use super::{Connection, Outgoing};
+use crate::answer::Refusal;
+use crate::connection::Unsent;
+use crate::drain::Phase;
+use crate::load::InFlight;
+use crate::metrics::Running;
+use crate::upstream::{ConnectError, Upstream};
+use crate::view::ServiceView;
+
+use download::{Download, Ended};
+use upload::Upload;
+
+/// How long a client that is still sending may take to notice that it was answered: a connection
+/// closed at once would be reset, and the answer might be lost.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// What becomes of the client's connection.
+pub(super) enum End {
+    /// It may bring another request.
+    Keep,
+    Close,
+    /// Nothing was sent and nothing taken from it: the general path may have it.
+    Unsent,
+}
+
+/// A request that was sent as far as it was there.
+struct Sent {
+    upstream: Rc<Upstream>,
+    stream: TcpStream,
+    held: Held,
+    /// How much of what was read from the client it took.
+    taken: usize,
+    /// What of its body is still to come.
+    framing: Framing,
+    /// `false` if the replica stopped reading. It may still have answered.
+    intact: bool,
+}
+
+/// What a request holds until its answer has ended.
+type Held = (InFlight, Running);
+
+/// Sends a request and passes its answer on.
+pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End {
+    let Some(sent) = send(connection, &outgoing).await else {
+        return End::Unsent;
+    };
+    let Outgoing {
+        service,
+        text,
+        to_head,
+        close,
+        ..
+    } = outgoing;
+    drop(text);
+    let Sent {
+        upstream,
+        mut stream,
+        held,
+        taken,
+        framing,
+        intact,
+    } = sent;
+    connection.take(taken);
+    let uploaded = Cell::new(intact && framing.is_done());
+    let progress = Cell::new(Instant::now());
+    let upload = Upload {
+        buffers: &connection.worker.buffers,
+        framing,
+        ahead: &mut connection.buffer,
+        uploaded: &uploaded,
+        progress: &progress,
+        intact,
+    };
+    let download = Download {
+        worker: &connection.worker,
+        service: &service,
+        limit: &mut connection.limit,
+        progress: &progress,
+        held: Some(held),
+        to_head,
+        close,
+    };
+    let ended = {
+        let (mut from_client, mut to_client) = connection.stream.split();
+        let (mut from_replica, mut to_replica) = stream.split();
+        let mut download = pin!(download.run(&mut from_replica, &mut to_client));
+        let mut upload = pin!(upload.run(&mut from_client, &mut to_replica));
+        poll_fn(|cx| match download.as_mut().poll(cx) {
+            Poll::Pending => upload.as_mut().poll(cx).map(|()| Ended::Cut),
+            ready => ready,
+        })
+        .await
+    };
+    let closes = match ended {
+        Ended::Whole { keeps, closes } => {
+            if keeps && uploaded.get() {
+                upstream.give_back_plain(stream, &connection.worker.shared.config);
+            }
+            closes
+        }
+        Ended::Refused(refusal) => {
+            drop(stream);
+            let closes = close || !uploaded.get();
+            refuse(connection, &service, &refusal, to_head, closes).await
+        }
+        Ended::Cut => return End::Close,
+    };
+    if !uploaded.get() {
+        let _ = timeout(
+            LINGER,
+            linger(&mut connection.stream, &connection.worker.buffers),
+        )
+        .await;
+        return End::Close;
+    }
+    if closes { End::Close } else { End::Keep }
+}
+
+/// Sends the head, and what there is of the body, to a replica that the policy picks. `None` if
+/// nothing was sent; why, and where not to try again, is then noted for the general path.
+async fn send(connection: &Connection, outgoing: &Outgoing) -> Option<Sent> {
+    let worker = &connection.worker;
+    let config = &worker.shared.config;
+    let service = &outgoing.service;
+    let mut framing = outgoing.framing.clone();
+    let body = &connection.buffer.as_ref()?.filled()[outgoing.head_len..];
+    let body = &body[..framing.advance(body).ok()?];
+    let pieces = [&outgoing.text[..], body, &[]];
+    let upstream = Rc::clone(service.pick(&[])?);
+    let in_flight = InFlight::start(&upstream.gauge);
+    let taken = outgoing.head_len + body.len();
+    let sent = |upstream, stream, in_flight, intact| Sent {
+        upstream,
+        stream,
+        held: (in_flight, Running::start(&service.counters)),
+        taken,
+        framing,
+        intact,
+    };
+    if let Some(mut stream) = upstream.checkout_plain(config) {
+        match write_all(&mut stream, pieces).await {
+            Err(0) => upstream.clear(), // It was closed unused, and the others likely too.
+            result => return Some(sent(upstream, stream, in_flight, result.is_ok())),
+        }
+    }
+    let why = match upstream.open(config).await {
+        Ok(mut stream) => match write_all(&mut stream, pieces).await {
+            Err(0) => Refusal::Unreachable,
+            result => return Some(sent(upstream, stream, in_flight, result.is_ok())),
+        },
+        Err(ConnectError::Timeout(_)) => Refusal::ConnectTimeout,
+        Err(ConnectError::Failed(_) | ConnectError::Handshake(_)) => Refusal::Unreachable,
+    };
+    worker.connect_failed(service, &upstream);
+    connection.client.unsent.replace(Some(Unsent {
+        replica: upstream.replica,
+        why,
+    }));
+    None
+}
+
+/// Answers in the replica's stead. Returns whether the connection closes then.
+async fn refuse(
+    connection: &mut Connection,
+    service: &ServiceView,
+    refusal: &Refusal,
+    to_head: bool,
+    closes: bool,
+) -> bool {
+    let worker = &connection.worker;
+    let closes = closes || worker.drain.phase() != Phase::Serving;
+    let (head, body) = refusal.answer(Some(&service.route)).into_parts();
+    service.counters.answered(head.status);
+    let body = body.collect().await.map(|body| body.to_bytes());
+    let body = body.unwrap_or_default(); // It was made here: nothing can fail.
+    let head = http::Response::from_parts(head, ());
+    let mut text = worker.buffers.text();
+    let date = worker.date.at(Instant::now());
+    answer::write_own(&head, body.len(), closes, &date, &mut text);
+    let body = if to_head { &[] } else { &body[..] };
+    let written = write_all(&mut connection.stream, [&text, body, &[]]).await;
+    closes || written.is_err()
+}
+
+/// Reads and drops what still comes, until the client closes as well.
+async fn linger(stream: &mut TcpStream, buffers: &Rc<Buffers>) {
+    if stream.shutdown().await.is_ok() {
+        let (mut stream, _) = stream.split();
+        while let Ok(Some(_)) = read(&mut stream, buffers, Size::Large).await {}
+    }
+}
+
+impl Connection {
+    /// Takes what was sent out of what was read.
+    fn take(&mut self, count: usize) {
+        let buffer = self.buffer.as_mut().expect("it holds the head");
+        buffer.consume(count);
+        if buffer.is_empty() {
+            self.buffer = None;
+        }
+    }
+}

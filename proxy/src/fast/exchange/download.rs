@@ -1,0 +1,219 @@
+//! A replica's answer on its way to the client: each read is written at once.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::io::Write;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::time::Instant;
+
+use super::Held;
+use crate::answer::Refusal;
+use crate::drain::Phase;
+use crate::fast::answer::{self, Answer, Parsed};
+use crate::fast::buffers::{Buffer, Size, Text};
+use crate::fast::framing::Framing;
+use crate::fast::limit::Limit;
+use crate::fast::transfer::{poll_read, write_all};
+use crate::view::ServiceView;
+use crate::worker::Worker;
+
+/// An answer that is awaited.
+pub(super) struct Download<'a> {
+    pub(super) worker: &'a Worker,
+    pub(super) service: &'a ServiceView,
+    pub(super) limit: &'a mut Limit,
+    /// When a part of the request was last sent.
+    pub(super) progress: &'a Cell<Instant>,
+    /// Let go of once the last of the answer is read, however slowly the client takes it.
+    pub(super) held: Option<Held>,
+    pub(super) to_head: bool,
+    pub(super) close: bool,
+}
+
+/// How an answer ended.
+pub(super) enum Ended {
+    Whole {
+        /// Whether the replica's connection can take another request.
+        keeps: bool,
+        /// Whether the client was told that its connection closes.
+        closes: bool,
+    },
+    /// The client got nothing yet, and is to get this.
+    Refused(Refusal),
+    /// The client got a part, and no more will come; or is gone.
+    Cut,
+}
+
+/// Why nothing more was read.
+enum Stop {
+    End,
+    Silent,
+}
+
+impl Download<'_> {
+    pub(super) async fn run(
+        mut self,
+        replica: &mut ReadHalf<'_>,
+        client: &mut WriteHalf<'_>,
+    ) -> Ended {
+        let mut text = self.worker.buffers.text();
+        let (mut buffer, answer) = match self.head(replica, &mut text).await {
+            Ok(head) => head,
+            Err(refusal) => return Ended::Refused(refusal),
+        };
+        buffer.consume(answer.head_len);
+        let mut framing = answer.framing.clone();
+        let Ok(count) = framing.advance(buffer.filled()) else {
+            return Ended::Refused(Refusal::Broke);
+        };
+        let mut keeps = answer.keeps;
+        if framing.is_done() {
+            keeps &= count == buffer.filled().len();
+            self.held = None;
+        }
+        let closes = self.close || self.worker.drain.phase() != Phase::Serving;
+        let date = self.worker.date.at(self.progress.get());
+        answer::finish(&answer, closes, &date, &mut text);
+        self.service.counters.answered(answer.status);
+        let first = &buffer.filled()[..count];
+        if pass(client, &framing, &mut text, first).await.is_err() {
+            return Ended::Cut;
+        }
+        drop(buffer);
+        match self.rest(framing, replica, client, text).await {
+            Ok(at_end) => Ended::Whole {
+                keeps: keeps && at_end,
+                closes,
+            },
+            Err(()) => Ended::Cut,
+        }
+    }
+
+    /// Awaits the head of the answer, and writes the client's.
+    async fn head(
+        &mut self,
+        replica: &mut ReadHalf<'_>,
+        text: &mut Text,
+    ) -> Result<(Buffer, Answer), Refusal> {
+        let mut slot: Option<Buffer> = None;
+        loop {
+            if let Some(mut buffer) = slot.take() {
+                match answer::read(buffer.filled(), self.to_head, text) {
+                    Parsed::Answer(answer) => return Ok((buffer, answer)),
+                    Parsed::Malformed => return Err(Refusal::Broke),
+                    Parsed::Interim(head_len) => {
+                        buffer.consume(head_len);
+                        if !buffer.is_empty() {
+                            slot = Some(buffer);
+                            continue;
+                        }
+                    }
+                    Parsed::Partial => {
+                        buffer.compact();
+                        if buffer.is_full() {
+                            buffer = buffer.grown().ok_or(Refusal::Broke)?;
+                        }
+                        slot = Some(buffer);
+                    }
+                }
+            }
+            let since = self.progress.get();
+            match self
+                .read(replica, &mut slot, Size::Small, Some(since))
+                .await
+            {
+                Ok(()) => {}
+                Err(Stop::End) => return Err(Refusal::Broke),
+                // A part of the request may have been sent meanwhile.
+                Err(Stop::Silent) if self.progress.get() > since => {}
+                Err(Stop::Silent) => return Err(Refusal::Silent),
+            }
+        }
+    }
+
+    /// Passes on what follows the first part. Returns whether it ended where the reads did.
+    async fn rest(
+        &mut self,
+        mut framing: Framing,
+        replica: &mut ReadHalf<'_>,
+        client: &mut WriteHalf<'_>,
+        mut text: Text,
+    ) -> Result<bool, ()> {
+        let mut at_end = true;
+        let mut size = Size::of_rest(framing.rest());
+        while !framing.is_done() {
+            let mut slot = None;
+            match self.read(replica, &mut slot, size, None).await {
+                Ok(()) => {}
+                Err(Stop::End) if framing == Framing::UntilClose => {
+                    self.held = None;
+                    return write_all(client, [b"0\r\n\r\n", &[], &[]])
+                        .await
+                        .map(|()| false)
+                        .map_err(|_| ());
+                }
+                Err(Stop::End | Stop::Silent) => return Err(()),
+            }
+            let Some(buffer) = slot else {
+                return Err(());
+            };
+            if buffer.is_full() {
+                size = Size::Large;
+            }
+            let count = framing.advance(buffer.filled()).map_err(|_| ())?;
+            if framing.is_done() {
+                at_end = count == buffer.filled().len();
+                self.held = None;
+            }
+            text.clear();
+            pass(client, &framing, &mut text, &buffer.filled()[..count]).await?;
+        }
+        Ok(at_end)
+    }
+
+    /// Reads once. The replica may be silent for the service's longest silence, from `since` or from
+    /// when it is first found so.
+    async fn read(
+        &mut self,
+        replica: &mut ReadHalf<'_>,
+        slot: &mut Option<Buffer>,
+        size: Size,
+        since: Option<Instant>,
+    ) -> Result<(), Stop> {
+        let silence_max: Duration = self.service.route.stream_timeout;
+        let buffers = &self.worker.buffers;
+        let limit = &mut *self.limit;
+        let mut armed = false;
+        poll_fn(|cx| {
+            if let Poll::Ready(read) = poll_read(replica, cx, slot, buffers, size) {
+                let more = read.is_ok_and(|count| count > 0);
+                return Poll::Ready(if more { Ok(()) } else { Err(Stop::End) });
+            }
+            if !armed {
+                armed = true;
+                limit.set(since.unwrap_or_else(Instant::now) + silence_max);
+            }
+            limit.poll(cx).map(|()| Err(Stop::Silent))
+        })
+        .await
+    }
+}
+
+/// Writes what is in `text` and a part of the body; as a chunk, if the body has no end of its own.
+async fn pass(
+    client: &mut WriteHalf<'_>,
+    framing: &Framing,
+    text: &mut Text,
+    part: &[u8],
+) -> Result<(), ()> {
+    let pieces = if *framing == Framing::UntilClose && !part.is_empty() {
+        let _ = write!(**text, "{:x}\r\n", part.len()); // A vector takes all.
+        [&text[..], part, b"\r\n"]
+    } else {
+        [&text[..], part, &[]]
+    };
+    write_all(client, pieces).await.map_err(|_| ())
+}
