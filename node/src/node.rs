@@ -36,7 +36,7 @@ use crate::config::NodeConfig;
 use crate::consensus::Consensus;
 use crate::controller::Controller;
 use crate::ops::{self, Readiness, Report};
-use crate::peer::{self, Peer, PeerConfig};
+use crate::peer::{self, BootstrapError, Peer, PeerConfig};
 use crate::projection;
 use crate::provider::Provider;
 use crate::provider::process::ProcessProvider;
@@ -236,6 +236,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         }),
     };
     readiness.drain();
+    let (cluster, node) = (peer.cluster_id(), peer.node_id());
     match &why {
         Ok(why) => {
             tracing::info!(why, "stopping");
@@ -257,11 +258,12 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     }
     tracing::info!("stopped");
     match why? {
-        REMOVED => anyhow::bail!(
-            "{REMOVED}: neither its id nor its data directory may come back; empty {} and start it again, and it \
-             joins under a new id",
-            config.data_dir.display()
-        ),
+        REMOVED => Err(BootstrapError::Removed {
+            folder: config.data_dir,
+            cluster,
+            node,
+        }
+        .into()),
         _ => Ok(()),
     }
 }

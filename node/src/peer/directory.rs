@@ -264,6 +264,14 @@ impl Directory {
         Some(record.address.clone())
     }
 
+    /// Where the other members have last said they are.
+    pub(crate) fn places(&self) -> Vec<String> {
+        let contacts = self.contacts();
+        let members = contacts.roster.members.keys();
+        let said = members.filter_map(|member| contacts.announced.get(member));
+        said.map(|said| said.peer_address.clone()).collect()
+    }
+
     /// Notes that `peer` has answered.
     pub(crate) fn heard(&self, peer: NodeId) {
         self.contacts().answered.insert(peer, Instant::now());
@@ -359,6 +367,7 @@ mod tests {
         assert_eq!(directory.address(NodeId(2)).unwrap(), "host-22:7001");
         directory.learn(announcement(2, 22)).unwrap();
         assert_eq!(directory.address(NodeId(2)).unwrap(), "elsewhere:7101");
+        assert_eq!(directory.places(), ["elsewhere:7101"]);
         assert!(directory.learn(announcement(2, 23)).is_err());
         assert_eq!(directory.address(NodeId(9)), None);
     }

@@ -1,4 +1,5 @@
-//! Finds peers that have moved: asks at every place where one was ever said to be.
+//! Finds peers that have moved: asks at every place where one was ever said to be, and then where those who answer
+//! know others to be. Only what a peer says about itself is believed.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -42,12 +43,26 @@ fn all_answer(core: &Core) -> bool {
 async fn ask_everywhere(core: &Core, names: &[String]) {
     let roster = core.directory.roster();
     let recorded = roster.members.values().map(|record| &record.address);
-    let mut places: BTreeSet<&String> = recorded.chain(names).collect();
-    places.remove(&core.announcement.peer_address);
+    let mut asked: BTreeSet<String> = [core.announcement.peer_address.clone()].into();
+    let known: BTreeSet<String> = recorded.chain(names).cloned().collect();
+    let heard = ask(core, known, &mut asked).await;
+    // Two that have both moved meet through one that has not.
+    ask(core, heard, &mut asked).await;
+}
+
+/// Asks at those of `places` that were not yet asked. Returns where they know others to be.
+async fn ask(
+    core: &Core,
+    places: BTreeSet<String>,
+    asked: &mut BTreeSet<String>,
+) -> BTreeSet<String> {
     let hello = HelloRequest {
         from: Some(core.announcement.clone()),
     };
-    let answers = join_all(places.into_iter().map(|place| greet(place, &hello))).await;
+    let places: Vec<String> = places.difference(asked).cloned().collect();
+    asked.extend(places.iter().cloned());
+    let answers = join_all(places.iter().map(|place| greet(place, &hello))).await;
+    let mut further = BTreeSet::new();
     for said in answers.into_iter().flatten() {
         if said.removed {
             core.removed
@@ -57,6 +72,9 @@ async fn ask_everywhere(core: &Core, names: &[String]) {
             && let Err(stranger) = core.directory.learn(said)
         {
             tracing::warn!(%stranger, "met a peer that does not belong here");
+            continue;
         }
+        further.extend(said.places);
     }
+    further
 }

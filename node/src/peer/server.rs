@@ -121,17 +121,21 @@ impl Peer for Server {
     async fn hello(&self, request: Request<Frame>) -> Answer {
         let hello: HelloRequest = head(&request.into_inner())?;
         let running = self.running.get();
-        let mut removed = false;
+        let (mut removed, mut places) = (false, Vec::new());
         if let (Some(running), Some(said)) = (running, hello.from) {
             removed = running.core.knows_removed(&said);
+            let directory = &running.core.directory;
             // A stranger's greeting is answered, so that it can tell that it is one.
-            let _ = running.core.directory.learn(said);
+            if directory.learn(said).is_ok() {
+                places = directory.places();
+            }
         }
         answer(&HelloReply {
             standing: self.standing().await?,
             announcement: running.map(|running| running.core.announcement.clone()),
             cluster_version: running.map(|running| running.core.reader.state().version()),
             removed,
+            places,
         })
     }
 

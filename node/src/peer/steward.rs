@@ -1,5 +1,5 @@
 //! Carries out, on whoever leads, what is decided about peers: adds admitted ones as learners, gives them a vote
-//! when they are caught up, replaces wiped voters, and takes the votes of those that are to go.
+//! when they are caught up, replaces wiped voters, takes the votes of those that are to go, and keeps addresses.
 //!
 //! Nothing is remembered between steps but what the log holds, so that a new leader goes on where the former
 //! stopped. A peer that is to go gets no leases from the moment that this is agreed (see `share`), and is a
@@ -123,12 +123,18 @@ impl Core {
             .filter(|peer| matches!(peer.standing, PeerStanding::Leaving { .. }))
             .map(|peer| peer.id)
             .collect();
+        let moved = membership.nodes().filter_map(|(node, record)| {
+            let said = self.announced(*node)?.peer_address;
+            (said != record.address).then_some((*node, said))
+        });
+        let moved = moved.collect();
         let conditions = self.conditions(&metrics, &members);
         View {
             me: self.me(),
             joint: configs.len() > 1,
             voters: configs.last().cloned().unwrap_or_default(),
             members,
+            moved,
             conditions,
             lease_free: self.lease_free(&leaving),
             peers,
@@ -224,6 +230,7 @@ impl Core {
                 );
                 Ok(true)
             }
+            Step::Readdress(node, address) => self.readdress(*node, address.clone()).await,
             Step::Retire(node) => self.decide(Action::RetirePeer { node: *node }).await,
             Step::Dismiss(node) => match self.dismissal(*node) {
                 Some(action) => self.decide(action).await,
@@ -250,6 +257,20 @@ impl Core {
             .await
             .map(|_| true)
             .map_err(|error| error.to_string())
+    }
+
+    /// Who calls whom is told by id and nonce, so that a wrong address costs a call and never a vote.
+    async fn readdress(&self, node: NodeId, address: String) -> Result<bool, String> {
+        let roster = self.directory.roster();
+        let Some(known) = roster.members.get(&node) else {
+            return Ok(false);
+        };
+        let record = PeerRecord {
+            nonce: known.nonce,
+            address,
+        };
+        self.change(ChangeMembers::SetNodes([(node, record)].into()))
+            .await
     }
 
     /// Only once it answers with its new identity on disk, so that nobody counts on what may be lost.

@@ -157,6 +157,8 @@ pub(crate) struct HelloReply {
     pub(crate) cluster_version: Option<ClusterVersion>,
     /// Whether who asks was removed from the cluster of both.
     pub(crate) removed: bool,
+    /// Where it knows the other members to be, if who asks is one of them: places to ask, no more.
+    pub(crate) places: Vec<String>,
 }
 
 /// "Let me in": asked by a peer whose directory is empty.
@@ -380,8 +382,9 @@ mod tests {
             announcement: None,
             cluster_version: None,
             removed: false,
+            places: vec!["p".to_owned()],
         };
-        assert_eq!(hex(&encode(&standing)), "010009000000");
+        assert_eq!(hex(&encode(&standing)), "010009000000010170");
     }
 
     #[test]

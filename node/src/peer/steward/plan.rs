@@ -32,6 +32,8 @@ pub(crate) struct View {
     pub(crate) members: BTreeSet<NodeId>,
     /// What is on record.
     pub(crate) peers: Vec<Arc<PeerEntry>>,
+    /// Members that say they are elsewhere than the membership has them, and where.
+    pub(crate) moved: BTreeMap<NodeId, String>,
     /// How the others are.
     pub(crate) conditions: BTreeMap<NodeId, Condition>,
     /// Whose leases are surely over, of those that are to go.
@@ -61,6 +63,8 @@ pub(crate) enum Step {
     HandOver,
     /// No member any more: its id is given up for ever.
     Retire(NodeId),
+    /// Puts on record where a member is now, for those that look for it later.
+    Readdress(NodeId, String),
     /// Decides that a voter that has been silent for long is to go.
     Dismiss(NodeId),
 }
@@ -177,6 +181,13 @@ impl View {
         (!chosen.is_empty()).then_some(Step::Promote(chosen))
     }
 
+    /// Of a member that does not answer it is not sure that it is still where it was heard last.
+    fn moves(&self) -> Option<Step> {
+        let mut moved = self.moved.iter();
+        let (node, address) = moved.find(|(node, _)| self.answers(**node))?;
+        Some(Step::Readdress(*node, address.clone()))
+    }
+
     /// One voter at a time, never if it would leave fewer than three, and only while more than the quorum of
     /// what is left answers: whoever is cut off with a minority removes nobody.
     fn clean_up(&self) -> Option<Step> {
@@ -212,6 +223,7 @@ impl View {
         // One that cannot be reached must not hold up the others.
         steps.extend(self.arrivals());
         steps.extend(self.promotions());
+        steps.extend(self.moves());
         steps.extend(self.clean_up());
         steps
     }
@@ -363,6 +375,20 @@ mod tests {
         assert_eq!(view.may_lose(NodeId(3)), Ok(()));
         view.voters = ids([1]);
         assert!(view.may_lose(NodeId(1)).is_err());
+    }
+
+    #[test]
+    fn a_member_that_moved_is_put_on_record_while_it_answers() {
+        let mut view = view(3, &[]);
+        for node in [1, 2] {
+            view.moved.insert(NodeId(node), format!("new-{node}:7001"));
+        }
+        let readdress = |node, address: &str| Step::Readdress(NodeId(node), address.to_owned());
+        assert_eq!(view.steps(), [readdress(1, "new-1:7001")]);
+        view.moved.remove(&NodeId(1));
+        assert_eq!(view.steps(), [readdress(2, "new-2:7001")]);
+        silence(&mut view, 2, STEADY);
+        assert_eq!(view.steps(), []);
     }
 
     #[test]
