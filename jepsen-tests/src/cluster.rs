@@ -17,8 +17,8 @@ use crate::check::{clean, exactly_these_run};
 use crate::cli::Cli;
 use crate::history::Outage;
 use crate::load::Target;
-use crate::peer::{Peer, PeerSetup};
-use crate::ports::PortBlock;
+use crate::peer::{Company, Peer, PeerSetup};
+use crate::ports::{PEERS_MAX, PeerPorts, PortBlock};
 use crate::{binary, processes, wait};
 use lifeline::Lifeline;
 
@@ -32,10 +32,12 @@ const LOG_LINES: usize = 40;
 /// How a cluster is started.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How many peers: one or three.
+    /// How many peers found it: one, three or five.
     pub peers: usize,
     /// The election timing.
     pub profile: String,
+    /// Further flags of all peers, those that join later too.
+    pub flags: Vec<String>,
 }
 
 impl Default for Options {
@@ -43,6 +45,7 @@ impl Default for Options {
         Self {
             peers: 3,
             profile: "fast".to_owned(),
+            flags: Vec::new(),
         }
     }
 }
@@ -52,6 +55,8 @@ impl Default for Options {
 pub struct Cluster {
     directory: Option<TempDir>,
     peers: Vec<Peer>,
+    /// How many places for peers were given away: those that peers have, and had.
+    places: usize,
     node_ids: BTreeMap<u64, usize>,
     cluster_id: Option<String>,
     /// The ids of clusters whose replicas this one took over.
@@ -60,7 +65,7 @@ pub struct Cluster {
     passed: bool,
     made: Instant,
     _lifeline: Lifeline,
-    ports: PortBlock,
+    blocks: Vec<PortBlock>,
 }
 
 impl Cluster {
@@ -93,27 +98,10 @@ impl Cluster {
             .tempdir()
             .context("cannot make a directory for the cluster")?;
         let root = directory.path().to_owned();
-        let ports = PortBlock::take()?;
         let lifeline = Lifeline::open(root.join("lifeline.sock"))?;
-        let addresses: Vec<String> = (0..options.peers)
-            .map(|index| ports.peer(index).peer.to_string())
-            .collect();
-        let peer = |index| {
-            Peer::new(PeerSetup {
-                binary: binary.clone(),
-                index,
-                data_dir: root.join(format!("peer-{index}")),
-                ports: ports.peer(index),
-                peers: addresses.clone(),
-                replica_root: root.join("replicas"),
-                lifeline: Some(lifeline.path().to_owned()),
-                profile: options.profile.clone(),
-                log: root.join(format!("peer-{index}.log")),
-                environment: Vec::new(),
-            })
-        };
-        Ok(Self {
-            peers: (0..options.peers).map(peer).collect(),
+        let mut cluster = Self {
+            peers: Vec::new(),
+            places: 0,
             directory: Some(directory),
             node_ids: BTreeMap::new(),
             cluster_id: None,
@@ -122,8 +110,78 @@ impl Cluster {
             passed: false,
             made: Instant::now(),
             _lifeline: lifeline,
-            ports,
-        })
+            blocks: Vec::new(),
+        };
+        let places: Vec<PeerPorts> = (0..options.peers)
+            .map(|_| cluster.place())
+            .collect::<anyhow::Result<_>>()?;
+        let company = Company::Named(places.iter().map(|it| it.peer.to_string()).collect());
+        let lifeline = cluster._lifeline.path().to_owned();
+        let peer = |(index, ports)| {
+            Peer::new(PeerSetup {
+                binary: binary.clone(),
+                index,
+                data_dir: root.join(format!("peer-{index}")),
+                ports,
+                company: company.clone(),
+                replica_root: root.join("replicas"),
+                lifeline: Some(lifeline.clone()),
+                profile: options.profile.clone(),
+                flags: options.flags.clone(),
+                log: root.join(format!("peer-{index}.log")),
+                environment: Vec::new(),
+            })
+        };
+        cluster.peers = places.into_iter().enumerate().map(peer).collect();
+        Ok(cluster)
+    }
+
+    /// Ports that no peer of this cluster has or had.
+    fn place(&mut self) -> anyhow::Result<PeerPorts> {
+        let (block, within) = (self.places / PEERS_MAX, self.places % PEERS_MAX);
+        if block == self.blocks.len() {
+            self.blocks.push(PortBlock::take()?);
+        }
+        self.places += 1;
+        Ok(self.blocks[block].peer(within))
+    }
+
+    /// Makes all that a further peer needs, which is to join through the peers `through`, and does not start it.
+    /// Returns its index.
+    ///
+    /// # Errors
+    /// If the host has no room.
+    pub fn newcomer(&mut self, through: &[usize]) -> anyhow::Result<usize> {
+        let index = self.size();
+        let addresses = through.iter().map(|known| self.peers[*known].address());
+        let setup = PeerSetup {
+            index,
+            company: Company::Joins(addresses.collect()),
+            data_dir: self.path(&format!("peer-{index}")),
+            log: self.path(&format!("peer-{index}.log")),
+            ports: self.place()?,
+            ..self.peers[0].setup.clone()
+        };
+        self.peers.push(Peer::new(setup));
+        Ok(index)
+    }
+
+    /// Gives a peer, which must not run, other ports. Its own flags say so; those of the others do not.
+    ///
+    /// # Errors
+    /// If the host has no room.
+    pub fn relocate(&mut self, index: usize) -> anyhow::Result<()> {
+        let ports = self.place()?;
+        let setup = &mut self.peers[index].setup;
+        let (old, new) = (setup.ports.peer.to_string(), ports.peer.to_string());
+        setup.ports = ports;
+        if let Company::Named(names) = &mut setup.company {
+            for name in names.iter_mut().filter(|name| **name == old) {
+                name.clone_from(&new);
+            }
+        }
+        self.note(&format!("peer {index} moves from {old} to {new}"));
+        Ok(())
     }
 
     /// The test has succeeded: its logs need not be kept.
@@ -154,12 +212,6 @@ impl Cluster {
     #[must_use]
     pub fn size(&self) -> usize {
         self.peers.len()
-    }
-
-    /// The ports of the cluster, of which three peers' are in use at most.
-    #[must_use]
-    pub fn ports(&self) -> &PortBlock {
-        &self.ports
     }
 
     /// A peer.

@@ -20,6 +20,15 @@ const KILLED_MAX: Duration = Duration::from_secs(10);
 /// The most of a log line that is shown: the rest is in the file.
 const LOG_LINE_MAX: usize = 300;
 
+/// Which peers a peer is told of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Company {
+    /// `--peers`: the peer addresses of all that found the cluster, itself among them.
+    Named(Vec<String>),
+    /// `--join`: the peer addresses of some that run.
+    Joins(Vec<String>),
+}
+
 /// What all starts of a peer have in common.
 #[derive(Clone, Debug)]
 pub struct PeerSetup {
@@ -31,14 +40,16 @@ pub struct PeerSetup {
     pub data_dir: PathBuf,
     /// Where it listens.
     pub ports: PeerPorts,
-    /// The peer addresses of all peers of its cluster.
-    pub peers: Vec<String>,
+    /// Which other peers it is told of.
+    pub company: Company,
     /// Where replicas live, the same for all peers of the host.
     pub replica_root: PathBuf,
     /// A socket whose end of file stops the peer.
     pub lifeline: Option<PathBuf>,
     /// Its election timing.
     pub profile: String,
+    /// Further flags.
+    pub flags: Vec<String>,
     /// Its standard output and error go here.
     pub log: PathBuf,
     /// What is added to its environment.
@@ -50,11 +61,15 @@ impl PeerSetup {
     #[must_use]
     pub fn command(&self) -> Command {
         let mut command = clean_command(&self.binary);
+        let company = match &self.company {
+            Company::Named(peers) => ["--peers", &peers.join(",")].map(str::to_owned),
+            Company::Joins(peers) => ["--join", &peers.join(",")].map(str::to_owned),
+        };
         command
             .arg("node")
             .arg("--data-dir")
             .arg(&self.data_dir)
-            .args(["--peers", &self.peers.join(",")])
+            .args(company)
             .args(["--peer-addr", &self.ports.peer.to_string()])
             .args(["--admin-addr", &self.ports.admin.to_string()])
             .args(["--ops-addr", &self.ports.ops.to_string()])
@@ -64,6 +79,7 @@ impl PeerSetup {
             .arg(&self.replica_root)
             .args(["--profile", &self.profile])
             .args(["--log-level", "info", "--log-format", "text"])
+            .args(&self.flags)
             .envs(self.environment.iter().cloned());
         if let Some(lifeline) = &self.lifeline {
             command.arg("--lifeline").arg(lifeline);
@@ -203,6 +219,12 @@ impl Peer {
     #[must_use]
     pub fn admin(&self) -> Admin {
         Admin::new(self.setup.ports.admin)
+    }
+
+    /// Where other peers reach it.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.setup.ports.peer.to_string()
     }
 
     /// Its proxy.

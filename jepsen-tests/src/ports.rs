@@ -1,6 +1,6 @@
 //! Ports that no other test run uses, however many run on the host at once.
 //!
-//! A cluster takes a block of ports and holds a lock file for it, so that a peer that was killed finds
+//! A cluster takes blocks of ports and holds a lock file for each, so that a peer that was killed finds
 //! its ports free when it comes back. The blocks lie below the ports of replicas (20000 and up) and
 //! those that Linux hands out to outgoing connections (32768 and up), which could otherwise sit on a
 //! dead peer's port.
@@ -24,7 +24,7 @@ const SERVICE_PORTS: u16 = 20;
 const PER_BLOCK: u16 = 80;
 
 /// The most peers that a block has room for.
-pub const PEERS_MAX: u16 = PER_BLOCK / PER_PEER;
+pub const PEERS_MAX: usize = (PER_BLOCK / PER_PEER) as usize;
 
 /// Blocks below port 20000: more clusters than one host runs.
 const BLOCKS: u16 = 125;
@@ -87,8 +87,8 @@ impl PortBlock {
     /// If the block has no room for that many peers.
     #[must_use]
     pub fn peer(&self, index: usize) -> PeerPorts {
-        let index = u16::try_from(index).unwrap_or(u16::MAX);
         assert!(index < PEERS_MAX, "a block has room for {PEERS_MAX} peers");
+        let index = u16::try_from(index).expect("there are few in a block");
         let first = self.first + index * PER_PEER;
         let at = |offset| SocketAddr::from((Ipv4Addr::LOCALHOST, first + offset));
         PeerPorts {

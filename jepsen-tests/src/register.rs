@@ -52,6 +52,7 @@ pub struct Workload {
 #[derive(Debug)]
 struct Shared {
     keys: Mutex<Arc<[String]>>,
+    peers: Mutex<Arc<[Admin]>>,
     operations: Mutex<Vec<Operation>>,
     counted: Mutex<Vec<Counted>>,
     increments: AtomicU64,
@@ -111,6 +112,7 @@ impl Workload {
     pub fn start(self, names: &[String]) -> Running {
         let shared = Arc::new(Shared {
             keys: Mutex::new(self.named(names)),
+            peers: Mutex::new(self.peers.clone().into()),
             operations: Mutex::default(),
             counted: Mutex::default(),
             increments: AtomicU64::new(0),
@@ -153,6 +155,11 @@ impl Running {
     /// The clients use these registers from now on.
     pub fn use_registers(&self, names: &[String]) {
         *lock(&self.shared.keys) = self.workload.named(names);
+    }
+
+    /// The clients ask these peers from now on.
+    pub fn use_peers(&self, peers: Vec<Admin>) {
+        *lock(&self.shared.peers) = peers.into();
     }
 
     /// How many writes were acknowledged.
@@ -218,8 +225,9 @@ impl Client {
         while !self.stopped() {
             let keys = Arc::clone(&lock(&self.shared.keys));
             let key = keys.choose(&mut self.random).context("no registers")?;
-            let peer = self.random.random_range(0..self.workload.peers.len());
-            let operation = self.call(key, peer).await;
+            let peers = Arc::clone(&lock(&self.shared.peers));
+            let peer = self.random.random_range(0..peers.len());
+            let operation = self.call(key, peer, &peers[peer]).await;
             let refused = matches!(operation.answer, Answer::Refused(_));
             self.shared.note(operation)?;
             tokio::time::sleep(match refused {
@@ -231,9 +239,8 @@ impl Client {
         Ok(())
     }
 
-    async fn call(&mut self, key: &str, peer: usize) -> Operation {
+    async fn call(&mut self, key: &str, peer: usize, admin: &Admin) -> Operation {
         let (action, condition) = self.choose(key);
-        let admin = &self.workload.peers[peer];
         let started = Instant::now();
         let (answer, seen) = match &action {
             Action::Read => read(admin, key).await,
@@ -322,7 +329,7 @@ impl Client {
     }
 
     fn peer(&self, turn: usize) -> Admin {
-        let peers = &self.workload.peers;
+        let peers = lock(&self.shared.peers);
         peers[(self.number + turn) % peers.len()].clone()
     }
 
@@ -335,7 +342,7 @@ impl Client {
         condition: Option<u64>,
         id: v1::RequestId,
     ) -> anyhow::Result<Option<v1::PutKeyResponse>> {
-        let first: usize = self.random.random_range(0..self.workload.peers.len());
+        let first = usize::from(self.random.random::<u16>());
         insist(&format!("write {id:?} of {key}"), |turn| {
             let (admin, key) = (self.peer(first + turn), key.to_owned());
             async move {

@@ -37,7 +37,7 @@ pub(crate) fn admins(cluster: &Cluster) -> Vec<Admin> {
         .collect()
 }
 
-/// Clients on a few registers, at all peers.
+/// Clients on a few registers, at all peers, those that do not run yet too.
 pub(crate) fn clients(cluster: &Cluster) -> Running {
     let seed = rand::random();
     cluster.note(&format!("clients with seed {seed}"));
@@ -51,6 +51,15 @@ pub(crate) fn names(round: usize) -> Vec<String> {
 
 /// Stops the clients and checks all that they saw, and that all peers, which must run, agree.
 pub(crate) async fn check(cluster: &Cluster, running: Running) -> anyhow::Result<()> {
+    check_at(cluster, running, &admins(cluster)).await
+}
+
+/// The same with the peers that are left.
+pub(crate) async fn check_at(
+    cluster: &Cluster,
+    running: Running,
+    left: &[Admin],
+) -> anyhow::Result<()> {
     let seen = running.stop().await?;
     cluster.note(&format!(
         "{} calls, {} counted writes",
@@ -58,15 +67,19 @@ pub(crate) async fn check(cluster: &Cluster, running: Running) -> anyhow::Result
         seen.counted.len()
     ));
     ensure!(!seen.counted.is_empty(), "no counted write");
-    register::check(seen, &admins(cluster)).await?;
-    agree(cluster).await
+    register::check(seen, left).await?;
+    agree_at(left).await
 }
 
 /// All peers come to hold the same.
 pub(crate) async fn agree(cluster: &Cluster) -> anyhow::Result<()> {
+    agree_at(&admins(cluster)).await
+}
+
+async fn agree_at(admins: &[Admin]) -> anyhow::Result<()> {
     wait::until("peers that agree", PATIENCE, async || {
         let mut first = None;
-        for admin in admins(cluster) {
+        for admin in admins {
             let keys = admin.keys("").await?;
             let status = admin.status().await?;
             ensure!(status.quorum, "no quorum: {status:?}");

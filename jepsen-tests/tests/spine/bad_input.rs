@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use jepsen_tests::cli::Ran;
 use jepsen_tests::cluster::{Cluster, Options, PATIENCE};
+use jepsen_tests::peer::Company;
 use jepsen_tests::program::Service;
 use jepsen_tests::wait;
 
@@ -202,12 +203,12 @@ async fn a_directory_that_is_foreign_or_in_use_is_refused_by_name() -> anyhow::R
 
         // Of another cluster, which this peer was alone.
         cluster.peer_mut(2).setup.data_dir = cluster.path("foreign");
-        cluster.peer_mut(2).setup.peers = vec![own.ports.peer.to_string()];
+        cluster.peer_mut(2).setup.company = Company::Named(vec![own.ports.peer.to_string()]);
         check_starts(&mut cluster, 2).await?;
         let foreign_id = cluster.admin(2).status().await?.cluster_id;
         ensure!(foreign_id != own_id, "{foreign_id} twice");
         cluster.peer_mut(2).kill()?;
-        cluster.peer_mut(2).setup.peers = own.peers.clone();
+        cluster.peer_mut(2).setup.company = own.company.clone();
         check_no_start(&mut cluster, 2, &[&foreign_id, &own_id]).await?;
 
         // None of it has touched the cluster, nor the peer's own directory.
@@ -229,7 +230,7 @@ async fn a_directory_that_is_foreign_or_in_use_is_refused_by_name() -> anyhow::R
 async fn empty_peers_join_the_cluster_that_exists_and_never_start_another() -> anyhow::Result<()> {
     stage::run(Share::Half, async {
         let mut cluster = Cluster::prepare(&Options::default())?;
-        cluster.peer_mut(2).setup.peers = vec![cluster.peer(2).setup.ports.peer.to_string()];
+        cluster.peer_mut(2).setup.company = Company::Named(vec![cluster.peer(2).address()]);
         check_starts(&mut cluster, 2).await?;
         let existing = cluster.admin(2).status().await?.cluster_id;
         for peer in [0, 1] {
