@@ -93,7 +93,11 @@ impl Cli {
     }
 }
 
-fn read(args: &[&str], ran: &Ran) -> anyhow::Result<serde_json::Value> {
+/// Reads what a command that is to have succeeded has printed as JSON.
+///
+/// # Errors
+/// If it failed, or has printed something else.
+pub fn read(args: &[&str], ran: &Ran) -> anyhow::Result<serde_json::Value> {
     if ran.code != Some(0) {
         anyhow::bail!("raftserve {args:?}: {ran:?}");
     }

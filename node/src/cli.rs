@@ -4,6 +4,7 @@
 //! A verb may be repeated after any failure: writes carry a request id, so that trying another peer
 //! never does a thing twice.
 
+mod add_args;
 mod args;
 mod cluster;
 mod confirm;

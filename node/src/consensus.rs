@@ -47,6 +47,8 @@ pub struct MemberView {
     pub matched: Option<LogIndex>,
     /// When this peer last had an answer from it; none if never. Zero for itself.
     pub last_contact: Option<Duration>,
+    /// Whether that was just now.
+    pub up: bool,
 }
 
 /// Why a proposal did not come back with an outcome.

@@ -44,6 +44,7 @@ pub use agreement::Compared;
 pub use bootstrap::BootstrapError;
 pub use exchange::ExchangeHandler;
 pub use steward::MembershipPolicy;
+pub use steward::plan::Vote;
 pub use store::{OpenError, Profile};
 pub use wire::{Announcement, MemberHealth};
 

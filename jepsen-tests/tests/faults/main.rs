@@ -5,6 +5,7 @@
 //! Each test has clients that read and write all the while, and checks everything they saw. Whatever the fault,
 //! nothing acknowledged is lost or done twice, reads are never stale, and the peers that are well go on.
 
+mod adding;
 mod damaged_log;
 mod failing_disk;
 mod full_disk;

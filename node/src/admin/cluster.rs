@@ -12,7 +12,7 @@ use super::proposer;
 use super::shared::Shared;
 use super::v1::{self, cluster_server::Cluster};
 use crate::consensus::{ManageError, MemberView};
-use crate::peer::{FinalizeError, MemberHealth, Release};
+use crate::peer::{FinalizeError, MemberHealth, Release, Vote};
 
 /// How long a status may look for a quorum before it says that there is none.
 const QUORUM_CHECK: Duration = Duration::from_millis(500);
@@ -65,10 +65,21 @@ fn member(member: MemberView, answering: NodeId) -> v1::Member {
         admin_address: member.admin_address.unwrap_or_default(),
         voter: member.voter,
         leader: member.leader,
+        up: member.up,
         matched_index: member.matched.map(|index| index.0),
         last_contact: member
             .last_contact
             .and_then(|ago| prost_types::Duration::try_from(ago).ok()),
+    }
+}
+
+fn vote(vote: Vote) -> v1::Vote {
+    match vote {
+        Vote::Has => v1::Vote::Has,
+        Vote::Due => v1::Vote::Due,
+        Vote::NeedsAnother => v1::Vote::NeedsAnother,
+        Vote::ByHand => v1::Vote::ByHand,
+        Vote::Leaving => v1::Vote::Leaving,
     }
 }
 
@@ -211,6 +222,7 @@ impl Cluster for ClusterApi {
                 last_contact: health.silent_ms.and_then(proto_ms),
                 version: said.map(|said| said.version).unwrap_or_default(),
                 peer_address: view.map(|view| view.address.clone()).unwrap_or_default(),
+                vote: vote(health.vote).into(),
             }
         };
         Ok(Response::new(v1::HealthResponse {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use super::add_args::AddArgs;
 use super::dev_args::DevArgs;
 use super::durations;
 use super::node_args::NodeArgs;
@@ -71,7 +72,7 @@ pub enum Verb {
     Logs(LogsArgs),
     /// Stop one replica; it is replaced if it is still wanted.
     TerminateReplica(TerminateArgs),
-    /// Show the peers, or hand leadership over.
+    /// Show the peers, add and remove them, back them up, or hand leadership over.
     Cluster(ClusterArgs),
     /// Print what happens to services and replicas.
     Events(EventsArgs),
@@ -324,7 +325,7 @@ pub struct TerminateArgs {
     pub target: Target,
 }
 
-/// Show the peers, or hand leadership over.
+/// Show the peers, add and remove them, back them up, or hand leadership over.
 #[derive(Debug, Args)]
 pub struct ClusterArgs {
     /// What to do.
@@ -384,6 +385,8 @@ with 1 if a peer differs or was not heard.")]
         #[command(flatten)]
         target: Target,
     },
+    /// Add a peer: show the command that starts it, and wait until it has joined, caught up and got its vote.
+    Add(AddArgs),
     /// Remove a peer for good, and wait until it is a member no more. Leadership is moved away first; refused if
     /// the voters left that answer are no quorum. Its id and data directory never come back.
     Remove {

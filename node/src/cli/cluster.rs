@@ -11,6 +11,7 @@ use super::{output, recover, shape, snapshot};
 use crate::admin::v1;
 use crate::admin::v1::cluster_client::ClusterClient;
 
+mod add;
 mod release;
 
 /// Runs the verb.
@@ -27,6 +28,7 @@ pub(super) async fn run(args: ClusterArgs) -> Result<(), Failure> {
         } => release::finalize(yes, output.output, &target).await,
         ClusterVerb::Compare { output, target } => release::compare(output.output, &target).await,
         ClusterVerb::Health { output, target } => health(output.output, &target).await,
+        ClusterVerb::Add(args) => add::run(args).await,
         ClusterVerb::Remove {
             node,
             output,
@@ -126,6 +128,7 @@ fn members_text(members: &[v1::Member], paint: Paint) -> String {
     let headings = [
         "ID",
         "ROLE",
+        "UP",
         "PEER_ADDRESS",
         "ADMIN_ADDRESS",
         "MATCHED",
@@ -147,6 +150,7 @@ fn members_text(members: &[v1::Member], paint: Paint) -> String {
         table.row([
             plain(member.id.to_string()),
             (shape::role(member).to_owned(), tone),
+            up(member.up),
             plain(member.peer_address.clone()),
             plain(member.admin_address.clone()),
             plain(matched.unwrap_or_default()),
@@ -154,6 +158,19 @@ fn members_text(members: &[v1::Member], paint: Paint) -> String {
         ]);
     }
     table.render(paint)
+}
+
+fn up(up: bool) -> (String, Tone) {
+    match up {
+        true => ("up".to_owned(), Tone::Good),
+        false => ("down".to_owned(), Tone::Bad),
+    }
+}
+
+/// Whether a member votes, or how it may come to, in the API's words.
+fn vote(member: &v1::MemberHealth) -> String {
+    let name = member.vote().as_str_name();
+    name.strip_prefix("VOTE_").unwrap_or(name).to_lowercase()
 }
 
 async fn health(format: Format, target: &Target) -> Result<(), Failure> {
@@ -177,6 +194,7 @@ async fn health(format: Format, target: &Target) -> Result<(), Failure> {
             "last_contact_ms": ms(member.last_contact),
             "version": member.version,
             "peer_address": member.peer_address,
+            "vote": vote(member),
         })
     };
     let members: Vec<_> = found.members.iter().map(member).collect();
@@ -214,10 +232,6 @@ fn health_text(found: &v1::HealthResponse, paint: Paint) -> String {
             (false, true) => "voter",
             (false, false) => "learner",
         };
-        let up = match member.up {
-            true => ("up".to_owned(), Tone::Good),
-            false => ("down".to_owned(), Tone::Bad),
-        };
         let seconds = member.healthy_for.map(|it| format!("{} s", it.seconds));
         let contact = member.last_contact.map(|it| {
             let ms = it.seconds.saturating_mul(1_000) + i64::from(it.nanos) / 1_000_000;
@@ -226,7 +240,7 @@ fn health_text(found: &v1::HealthResponse, paint: Paint) -> String {
         table.row([
             plain(member.id.to_string()),
             plain(role.to_owned()),
-            up,
+            up(member.up),
             plain(member.lag.map(|lag| lag.to_string()).unwrap_or_default()),
             plain(seconds.unwrap_or_default()),
             plain(contact.unwrap_or_else(|| "never".to_owned())),
@@ -291,6 +305,7 @@ mod tests {
             id,
             leader,
             answering,
+            up: answering,
             voter: true,
             peer_address: format!("127.0.0.1:{}", 7_000 + id),
             last_contact: (!answering).then_some(prost_types::Duration {
@@ -304,9 +319,9 @@ mod tests {
                 &[member(1, true, false), member(2, false, true)],
                 Paint::fixed(false)
             ),
-            "ID  ROLE    PEER_ADDRESS    ADMIN_ADDRESS  MATCHED  LAST_CONTACT\n\
-             1   leader  127.0.0.1:7001  -              -        1020 ms ago\n\
-             2   voter   127.0.0.1:7002  -              -        this peer\n"
+            "ID  ROLE    UP    PEER_ADDRESS    ADMIN_ADDRESS  MATCHED  LAST_CONTACT\n\
+             1   leader  down  127.0.0.1:7001  -              -        1020 ms ago\n\
+             2   voter   up    127.0.0.1:7002  -              -        this peer\n"
         );
     }
 

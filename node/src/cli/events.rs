@@ -5,7 +5,8 @@ use tonic::{Code, Response, Status, Streaming};
 
 use super::args::{EventsArgs, Format};
 use super::connect::Servers;
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
+use super::fetch::services_client;
 use super::paint::{Paint, Tone, status_tone};
 use super::{output, shape};
 use crate::admin::errors::Reason;
@@ -23,6 +24,7 @@ pub(super) async fn run(args: EventsArgs) -> Result<(), Failure> {
         service_name: args.name.clone().unwrap_or_default(),
     };
     let mut broken = 0;
+    let mut unseen = args.name.as_deref();
     loop {
         let mut stream = servers
             .ask(|channel| watch(channel, request.clone()))
@@ -32,6 +34,12 @@ pub(super) async fn run(args: EventsArgs) -> Result<(), Failure> {
                 Ok(Some(batch)) => {
                     broken = 0;
                     request.from_index = Some(batch.log_index + 1);
+                    // The first message without events says that all that is kept has been sent.
+                    if let Some(name) = unseen.take()
+                        && batch.events.is_empty()
+                    {
+                        check_exists(&mut servers, name, args.no_follow).await?;
+                    }
                     if batch.events.is_empty() && args.no_follow {
                         return Ok(());
                     }
@@ -49,6 +57,30 @@ pub(super) async fn run(args: EventsArgs) -> Result<(), Failure> {
             ));
         }
         servers.next();
+    }
+}
+
+/// Says that a service of which nothing is kept does not exist, if so: it may yet come.
+///
+/// # Errors
+/// The same, where nobody waits for it.
+async fn check_exists(servers: &mut Servers, name: &str, no_follow: bool) -> Result<(), Failure> {
+    let request = v1::GetServiceRequest {
+        name: name.to_owned(),
+        stale: true,
+    };
+    let found = servers
+        .ask(|channel| {
+            let request = request.clone();
+            async move { services_client(channel).get(request).await }
+        })
+        .await;
+    match found {
+        Err(missing) if missing.exit == Exit::NotFound && !no_follow => {
+            eprintln!("{}; waiting for it to come", missing.message);
+            Ok(())
+        }
+        found => found.map(drop),
     }
 }
 

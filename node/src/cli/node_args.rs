@@ -158,7 +158,7 @@ pub struct NodeArgs {
 }
 
 /// An address that only this host reaches.
-fn loopback(text: &str) -> Result<SocketAddr, String> {
+pub(super) fn loopback(text: &str) -> Result<SocketAddr, String> {
     let address: SocketAddr = text
         .parse()
         .map_err(|_| "must be IP:PORT, such as 127.0.0.1:7000".to_owned())?;

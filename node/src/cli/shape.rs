@@ -89,6 +89,7 @@ pub(super) fn member(member: &v1::Member) -> Value {
     json!({
         "id": member.id,
         "role": role(member),
+        "up": member.up,
         "peer_address": member.peer_address,
         "admin_address": text(&member.admin_address),
         "matched_index": member.matched_index,

@@ -13,6 +13,8 @@ use raftserve_store::raft::{PeerRecord, StateCheck};
 use raftserve_store::state::Promotion;
 use raftserve_store::{Command, Outcome};
 
+use super::steward::plan::Vote;
+
 pub(crate) mod raft;
 
 /// Frames are written in this version.
@@ -232,6 +234,8 @@ pub struct MemberHealth {
     pub healthy_for_ms: Option<u64>,
     /// How long ago it answered last; none if never.
     pub silent_ms: Option<u64>,
+    /// Whether it votes, or how it may come to.
+    pub vote: Vote,
 }
 
 /// The members of a cluster that is being bootstrapped, in the order of their ids from 1.

@@ -180,6 +180,7 @@ impl Core {
                         .last_answer(*node)
                         .map(|at| millis(at.elapsed()))
                 },
+                vote: view.vote(*node),
             }
         };
         view.members.iter().map(member).collect()

@@ -8,6 +8,7 @@ use raftserve_store::raft::PeerRecord;
 
 use super::Core;
 use crate::consensus::MemberView;
+use crate::peer::steward::SILENCE_MAX;
 use crate::peer::wire::Announcement;
 
 impl Core {
@@ -37,6 +38,10 @@ impl Core {
         let view = |(id, record): (&NodeId, &PeerRecord)| {
             let said = self.announced(*id);
             let recorded = || record.address.clone();
+            let last_contact = match *id == self.me() {
+                true => Some(Duration::ZERO),
+                false => self.directory.last_answer(*id).map(|at| at.elapsed()),
+            };
             MemberView {
                 id: *id,
                 address: said
@@ -50,11 +55,8 @@ impl Core {
                     .copied()
                     .flatten()
                     .map(|matched| LogIndex(matched.index)),
-                last_contact: if *id == self.me() {
-                    Some(Duration::ZERO)
-                } else {
-                    self.directory.last_answer(*id).map(|at| at.elapsed())
-                },
+                last_contact,
+                up: last_contact.is_some_and(|ago| ago <= SILENCE_MAX),
             }
         };
         metrics.membership_config.nodes().map(view).collect()

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bincode::{Decode, Encode};
 use raftserve_model::NodeId;
 use raftserve_store::state::{PeerEntry, PeerStanding, Promotion};
 
@@ -42,6 +43,21 @@ pub(crate) struct View {
     pub(crate) promote_after: Duration,
     /// After how long a silent voter is removed; never, if none.
     pub(crate) dead_after: Option<Duration>,
+}
+
+/// Whether a member votes, or how it may come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Vote {
+    /// It votes.
+    Has,
+    /// It gets a vote by itself once it has been steady for long enough.
+    Due,
+    /// It gets one by itself once another peer has joined too.
+    NeedsAnother,
+    /// It gets one only if somebody says so.
+    ByHand,
+    /// It is to go.
+    Leaving,
 }
 
 /// One change.
@@ -153,17 +169,19 @@ impl View {
         missing.map(|peer| Step::AddLearner(peer.id)).collect()
     }
 
+    /// Whether `node` takes the vote of one that is to go.
+    fn succeeds(&self, node: NodeId) -> bool {
+        let successor = Some(node);
+        let mut peers = self.peers.iter();
+        peers.any(|peer| peer.standing == PeerStanding::Leaving { successor })
+    }
+
     fn promotable(&self, promotion: Promotion) -> Vec<NodeId> {
-        let awaited = |node: NodeId| {
-            let successor = Some(node);
-            let mut peers = self.peers.iter();
-            peers.any(|peer| peer.standing == PeerStanding::Leaving { successor })
-        };
         let peers = self.peers.iter();
         peers
             .filter(|peer| peer.standing == PeerStanding::Active(promotion))
             .map(|peer| peer.id)
-            .filter(|id| self.is_learner(*id) && self.is_ready(*id) && !awaited(*id))
+            .filter(|id| self.is_learner(*id) && self.is_ready(*id) && !self.succeeds(*id))
             .collect()
     }
 
@@ -179,6 +197,40 @@ impl View {
             }
         }
         (!chosen.is_empty()).then_some(Step::Promote(chosen))
+    }
+
+    /// Whether `node`, a member, votes, or how it may come to, as things are.
+    pub(crate) fn vote(&self, node: NodeId) -> Vote {
+        let on_record = |id: NodeId| self.peers.iter().find(|peer| peer.id == id);
+        let standing = on_record(node).map(|peer| peer.standing);
+        match standing {
+            Some(PeerStanding::Leaving { .. } | PeerStanding::Removed) => Vote::Leaving,
+            _ if self.voters.contains(&node) => Vote::Has,
+            _ if self.succeeds(node) => Vote::Due,
+            Some(PeerStanding::Active(Promotion::Ordered)) => Vote::Due,
+            Some(PeerStanding::Active(Promotion::Manual)) | None => Vote::ByHand,
+            Some(PeerStanding::Active(Promotion::Automatic)) => self.turn(node),
+        }
+    }
+
+    /// Of the learners that get a vote by themselves, the first goes where the voters are even in number, and then
+    /// they go in pairs.
+    fn turn(&self, node: NodeId) -> Vote {
+        let automatic = PeerStanding::Active(Promotion::Automatic);
+        let waiting = self.peers.iter().filter(|peer| {
+            peer.standing == automatic
+                && self.is_learner(peer.id)
+                && !self.succeeds(peer.id)
+                && (peer.id == node || self.answers(peer.id))
+        });
+        let waiting: Vec<NodeId> = waiting.map(|peer| peer.id).collect();
+        let even = self.voters.len().is_multiple_of(2);
+        let left_over = waiting.len().is_multiple_of(2) == even;
+        let last = waiting.last().is_some_and(|last| *last == node);
+        match left_over && last {
+            true => Vote::NeedsAnother,
+            false => Vote::Due,
+        }
     }
 
     /// Of a member that does not answer it is not sure that it is still where it was heard last.
@@ -375,6 +427,38 @@ mod tests {
         assert_eq!(view.may_lose(NodeId(3)), Ok(()));
         view.voters = ids([1]);
         assert!(view.may_lose(NodeId(1)).is_err());
+    }
+
+    #[test]
+    fn who_may_come_to_a_vote_and_how_is_told_as_promotions_go() {
+        let votes = |voters, learners: &[(u64, PeerStanding)]| {
+            let view = view(voters, learners);
+            let ids = learners.iter().map(|(id, _)| NodeId(*id));
+            ids.map(|id| view.vote(id)).collect::<Vec<_>>()
+        };
+        let [ten, eleven, twelve] = [10, 11, 12].map(|id| (id, AUTOMATIC));
+        assert_eq!(votes(1, &[ten]), [Vote::NeedsAnother]);
+        assert_eq!(votes(1, &[ten, eleven]), [Vote::Due, Vote::Due]);
+        assert_eq!(
+            votes(3, &[ten, eleven, twelve]),
+            [Vote::Due, Vote::Due, Vote::NeedsAnother]
+        );
+        assert_eq!(votes(2, &[ten]), [Vote::Due]);
+        assert_eq!(votes(2, &[ten, eleven]), [Vote::Due, Vote::NeedsAnother]);
+        let by_hand = (13, PeerStanding::Active(Promotion::Manual));
+        let ordered = (14, PeerStanding::Active(Promotion::Ordered));
+        assert_eq!(
+            votes(1, &[by_hand, ordered, ten]),
+            [Vote::ByHand, Vote::Due, Vote::NeedsAnother]
+        );
+        let mut view = view(1, &[ten, eleven]);
+        silence(&mut view, 11, STEADY);
+        assert_eq!(view.vote(NodeId(10)), Vote::NeedsAnother);
+        let successor = Some(NodeId(10));
+        let leaving = peer(1, PeerStanding::Leaving { successor });
+        view.peers.push(leaving);
+        assert_eq!(view.vote(NodeId(10)), Vote::Due);
+        assert_eq!(view.vote(NodeId(1)), Vote::Leaving);
     }
 
     #[test]

@@ -1,0 +1,46 @@
+//! The flags of `raftserve cluster add`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::args::{Output, Target};
+use super::durations;
+use super::node_args::loopback;
+
+/// Add a peer.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  raftserve cluster add                                  shows the command to run, then waits for the new peer
+  raftserve cluster add --peer-addr 127.0.0.1:7401       at an address of your choice
+  raftserve cluster add --no-wait                        only the command
+  raftserve cluster add --no-wait --output json | jq .argv
+
+A peer joins by itself once the command runs: it gets an id, catches up, and then a vote, if that makes the voters
+odd in number. This waits for all of that, and says what it waits for. It may be repeated: a peer that is at
+--peer-addr already is waited for.")]
+pub struct AddArgs {
+    /// Where the new peer shall be reached by the others. By default its ports are 100 above those of the peer
+    /// with the highest ones.
+    #[arg(long, value_name = "IP:PORT", value_parser = loopback)]
+    pub peer_addr: Option<SocketAddr>,
+    /// The new peer's data directory, for the command.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// It shall have the log and no vote, until `raftserve cluster promote`.
+    #[arg(long)]
+    pub learner: bool,
+    /// Print the command, and do not wait.
+    #[arg(long, alias = "async")]
+    pub no_wait: bool,
+    /// Stop waiting after this long, such as 90s, 10m or 1h. The new peer goes on joining.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = durations::parse)]
+    pub timeout: Duration,
+    #[command(flatten)]
+    pub output: Output,
+    #[command(flatten)]
+    pub target: Target,
+}

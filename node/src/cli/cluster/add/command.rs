@@ -1,0 +1,198 @@
+//! The command that starts a new peer. Pure.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::admin::v1;
+use crate::cli::add_args::AddArgs;
+use crate::cli::failure::Failure;
+
+/// The peer port where a host has one peer; the others have theirs around it.
+const PEER: u16 = 7_001;
+
+/// How far the ports of peers on one host are apart.
+const STEP: u16 = 100;
+
+/// The highest peer port for which the ports that go with it exist.
+const PEER_MAX: u16 = 42_515;
+
+/// A port that goes with a peer port, from those of a first peer.
+fn beside(port: u16, of_first: u16) -> u16 {
+    let port = i32::from(of_first) + i32::from(port) - i32::from(PEER);
+    u16::try_from(port).expect("peer ports are bounded")
+}
+
+/// The peers that the new one shall ask to be let in.
+fn company(members: &[v1::Member]) -> String {
+    let up = members.iter().filter(|member| member.up);
+    let addresses: Vec<&str> = up.map(|member| member.peer_address.as_str()).collect();
+    addresses.join(",")
+}
+
+/// An address that no peer has.
+fn free(members: &[v1::Member]) -> Result<SocketAddr, Failure> {
+    let addresses: Option<Vec<SocketAddr>> = members
+        .iter()
+        .map(|member| member.peer_address.parse().ok())
+        .collect();
+    let highest = addresses
+        .into_iter()
+        .flatten()
+        .max_by_key(SocketAddr::port)
+        .filter(|address| address.ip().is_loopback());
+    let free = highest.and_then(|highest| {
+        let port = highest.port().checked_add(STEP)?;
+        Some(SocketAddr::new(highest.ip(), port))
+    });
+    free.ok_or_else(|| {
+        Failure::usage("say with --peer-addr IP:PORT where the others will reach the new peer")
+    })
+}
+
+/// The program and its arguments.
+///
+/// # Errors
+/// If there is no address for the new peer.
+pub(super) fn join_command(members: &[v1::Member], args: &AddArgs) -> Result<Vec<String>, Failure> {
+    let address = match args.peer_addr {
+        Some(address) => address,
+        None => free(members)?,
+    };
+    let port = address.port();
+    if !(2..=PEER_MAX).contains(&port) {
+        return Err(Failure::usage(format!(
+            "the new peer's address would be {address}, and no ports go with that"
+        ))
+        .remedy(format!(
+            "choose a free port from 2 to {PEER_MAX} with --peer-addr"
+        )));
+    }
+    let data_dir = args
+        .data_dir
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(format!("/var/lib/raftserve/{port}")));
+    let own = |of_first| SocketAddr::new(address.ip(), beside(port, of_first)).to_string();
+    let flags = [
+        ("--data-dir", data_dir.display().to_string()),
+        ("--join", company(members)),
+        ("--peer-addr", address.to_string()),
+        ("--admin-addr", own(7_000)),
+        ("--ops-addr", own(7_002)),
+        ("--proxy-addr", format!("0.0.0.0:{}", beside(port, 8_080))),
+        ("--service-port-base", beside(port, 30_001).to_string()),
+    ];
+    let mut argv = ["raftserve", "node"].map(str::to_owned).to_vec();
+    argv.extend(
+        flags
+            .into_iter()
+            .flat_map(|(flag, value)| [flag.to_owned(), value]),
+    );
+    if args.learner {
+        argv.push("--learner".to_owned());
+    }
+    Ok(argv)
+}
+
+/// As a shell reads it.
+pub(super) fn shell(argv: &[String]) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./:,[]".contains(letter);
+    let word = |word: &String| match !word.is_empty() && word.chars().all(plain) {
+        true => word.clone(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    };
+    argv.iter().map(word).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::node_args::NodeArgs;
+    use crate::config::NodeConfig;
+
+    #[derive(Debug, Parser)]
+    struct Add {
+        #[command(flatten)]
+        args: AddArgs,
+    }
+
+    #[derive(Debug, Parser)]
+    struct Node {
+        #[command(flatten)]
+        args: NodeArgs,
+    }
+
+    fn member(id: u64, address: &str, up: bool) -> v1::Member {
+        v1::Member {
+            id,
+            peer_address: address.to_owned(),
+            up,
+            ..v1::Member::default()
+        }
+    }
+
+    fn members() -> [v1::Member; 3] {
+        [
+            member(1, "127.0.0.1:7001", true),
+            member(2, "127.0.0.1:7101", false),
+            member(3, "127.0.0.1:7201", true),
+        ]
+    }
+
+    fn asked(members: &[v1::Member], flags: &[&str]) -> Result<Vec<String>, Failure> {
+        let words = ["add"].iter().chain(flags);
+        join_command(members, &Add::try_parse_from(words).unwrap().args)
+    }
+
+    #[test]
+    fn the_command_names_the_living_and_has_ports_of_its_own() {
+        let argv = asked(&members(), &[]).unwrap();
+        assert_eq!(
+            shell(&argv),
+            "raftserve node --data-dir /var/lib/raftserve/7301 --join 127.0.0.1:7001,127.0.0.1:7201 --peer-addr \
+             127.0.0.1:7301 --admin-addr 127.0.0.1:7300 --ops-addr 127.0.0.1:7302 --proxy-addr 0.0.0.0:8380 \
+             --service-port-base 30301"
+        );
+        let flags = [
+            "--peer-addr",
+            "[::1]:42515",
+            "--learner",
+            "--data-dir",
+            "a b",
+        ];
+        let argv = asked(&members(), &flags).unwrap();
+        let text = shell(&argv);
+        for part in ["--data-dir 'a b' ", " [::1]:42514 ", " 65515 --learner"] {
+            assert!(text.contains(part), "{part:?}: {text}");
+        }
+    }
+
+    #[test]
+    fn every_command_is_one_that_node_takes() {
+        for flags in [
+            &[][..],
+            &["--peer-addr", "127.0.0.1:2"],
+            &["--peer-addr", "127.0.0.1:42515", "--learner"],
+        ] {
+            let argv = asked(&members(), flags).unwrap();
+            let node = Node::try_parse_from(&argv[1..]).unwrap();
+            let config = NodeConfig::try_from(node.args).unwrap();
+            assert_eq!(config.join, ["127.0.0.1:7001", "127.0.0.1:7201"]);
+        }
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_guessed_is_asked_for() {
+        for members in [
+            &[member(1, "peer-1.example:7001", true)][..],
+            &[member(1, "10.0.0.1:7001", true)],
+            &[member(1, "127.0.0.1:65500", true)],
+        ] {
+            let refused = asked(members, &[]).unwrap_err();
+            assert!(refused.message.contains("--peer-addr"), "{refused:?}");
+        }
+        let refused = asked(&[member(1, "127.0.0.1:60000", true)], &[]).unwrap_err();
+        assert!(refused.message.contains("127.0.0.1:60100"), "{refused:?}");
+    }
+}
