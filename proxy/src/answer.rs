@@ -2,14 +2,33 @@
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde_json::json;
 
 use crate::body::ResponseBody;
+use crate::grpc::{self, Code};
 use crate::routes::{RouteTable, ServiceRoute};
 
 /// How many services a 404 names at most: enough to see a typing error, little enough to send.
 const NAMES_MAX: usize = 100;
+
+/// How a request's sender expects to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// By a status and JSON.
+    Http,
+    /// By the status of a call, under status 200.
+    Grpc,
+}
+
+impl Dialect {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        match grpc::is_grpc(headers) {
+            true => Self::Grpc,
+            false => Self::Http,
+        }
+    }
+}
 
 /// Why the proxy answers in a replica's stead.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,7 +56,7 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
@@ -46,6 +65,22 @@ impl Refusal {
             }
             Self::Unreachable | Self::Broke => StatusCode::BAD_GATEWAY,
             Self::ConnectTimeout | Self::Silent => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// What gRPC's own clients say of a call whose connection breaks is said of it here: that the service is
+    /// unavailable. Of one that a silent replica may still be at work on, that its time is over.
+    fn grpc_code(&self) -> Code {
+        match self {
+            Self::BadRequest(_) | Self::Connect => Code::Internal,
+            Self::Starting
+            | Self::NoneReady
+            | Self::Unreachable
+            | Self::ConnectTimeout
+            | Self::Broke
+            | Self::Session(_) => Code::Unavailable,
+            Self::Silent => Code::DeadlineExceeded,
+            Self::SessionRefused(_) => Code::ResourceExhausted,
         }
     }
 
@@ -96,7 +131,14 @@ impl Refusal {
     }
 
     /// The answer, for a request of `service` if it named one.
-    pub(crate) fn answer(&self, service: Option<&ServiceRoute>) -> Response<ResponseBody> {
+    pub(crate) fn answer(
+        &self,
+        service: Option<&ServiceRoute>,
+        dialect: Dialect,
+    ) -> Response<ResponseBody> {
+        if dialect == Dialect::Grpc {
+            return grpc::trailers_only(self.grpc_code(), &self.message(service));
+        }
         let body = json!({ "error": self.code(), "message": self.message(service) });
         let mut response = json_response(self.status(), &body);
         let headers = response.headers_mut();
@@ -118,8 +160,9 @@ impl Refusal {
     }
 }
 
-/// 404 for a request that names no service, with the names that there are.
-pub(crate) fn no_such_service(table: &RouteTable) -> Response<ResponseBody> {
+/// 404 for a request that names no service, with the names that there are. gRPC says of a call that it is not
+/// implemented.
+pub(crate) fn no_such_service(table: &RouteTable, dialect: Dialect) -> Response<ResponseBody> {
     let services = table.services();
     let names: Vec<&str> = services
         .iter()
@@ -131,6 +174,9 @@ pub(crate) fn no_such_service(table: &RouteTable) -> Response<ResponseBody> {
     } else {
         "name a service by the first label of the host or by the path prefix /NAME/"
     };
+    if dialect == Dialect::Grpc {
+        return grpc::trailers_only(Code::Unimplemented, &format!("no such service: {message}"));
+    }
     let body = json!({
         "error": "no_such_service",
         "message": message,

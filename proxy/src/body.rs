@@ -1,21 +1,26 @@
 //! Bodies on their way through, frame by frame: nothing is gathered, and who takes slowly slows who
 //! sends.
 
-use std::cell::Cell;
+mod upload;
+
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::{Request, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::answer::Dialect;
+use crate::grpc::{self, Code};
 use crate::load::InFlight;
 use crate::metrics::Running;
 use crate::upstream::Checkout;
+
+pub(crate) use upload::{Upload, UploadBody};
 
 /// Why an answer broke off after its head.
 #[derive(Debug, thiserror::Error)]
@@ -24,60 +29,6 @@ pub(crate) enum BodyError {
     Upstream(#[source] hyper::Error),
     #[error("the replica was silent for {0:?}")]
     Silent(Duration),
-}
-
-/// A request's body on its way to a replica.
-#[derive(Debug)]
-pub(crate) struct UploadBody {
-    inner: Incoming,
-    progress: Option<Progress>,
-}
-
-/// When the client last sent a part of its request, and the replica took it.
-#[derive(Clone, Debug)]
-pub(crate) struct Progress(Rc<Cell<Instant>>);
-
-impl Progress {
-    pub(crate) fn last(&self) -> Instant {
-        self.0.get()
-    }
-}
-
-impl UploadBody {
-    pub(crate) fn new(inner: Incoming) -> Self {
-        let progress =
-            (!inner.is_end_stream()).then(|| Progress(Rc::new(Cell::new(Instant::now()))));
-        Self { inner, progress }
-    }
-
-    /// How far the upload got; `None` for a request without a body.
-    pub(crate) fn progress(&self) -> Option<Progress> {
-        self.progress.clone()
-    }
-}
-
-impl Body for UploadBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
-        if let Some(progress) = &self.progress {
-            progress.0.set(Instant::now());
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
 }
 
 /// The body of an answer to a client.
@@ -114,7 +65,7 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(body) => body.is_end_stream(),
-            Self::Streamed(body) => body.inner.is_end_stream(),
+            Self::Streamed(body) => body.ending == Ending::Told || body.inner.is_end_stream(),
         }
     }
 
@@ -134,19 +85,42 @@ pub(crate) struct Held {
     pub(crate) checkout: Checkout,
 }
 
+/// How the client is told that its answer breaks off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// By the connection's or the stream's end.
+    Reset,
+    /// By the trailers that end every call of gRPC.
+    Trailers,
+    /// It was told.
+    Told,
+}
+
+impl Ending {
+    /// In HTTP/1 a client may leave trailers unread, and would take the answer for whole.
+    pub(crate) fn of<B>(request: &Request<B>, dialect: Dialect) -> Self {
+        match dialect {
+            Dialect::Grpc if request.version() == Version::HTTP_2 => Self::Trailers,
+            Dialect::Grpc | Dialect::Http => Self::Reset,
+        }
+    }
+}
+
 /// A replica's answer on its way to the client.
 #[derive(Debug)]
 pub(crate) struct Streamed {
     inner: Incoming,
+    ending: Ending,
     /// `None` once the answer has ended. Dropped, with the connection, if it is cut short.
     held: Option<Held>,
     silence: Silence,
 }
 
 impl Streamed {
-    pub(crate) fn new(inner: Incoming, held: Held, silence_max: Duration) -> Self {
+    pub(crate) fn new(inner: Incoming, held: Held, silence_max: Duration, ending: Ending) -> Self {
         let mut body = Self {
             inner,
+            ending,
             held: Some(held),
             silence: Silence::new(silence_max),
         };
@@ -173,10 +147,29 @@ impl Streamed {
         }
     }
 
+    /// Ends the answer before its end.
+    fn cut(&mut self, error: BodyError) -> Result<Frame<Bytes>, BodyError> {
+        if let Some(held) = self.held.take() {
+            held.checkout.cut();
+        }
+        if self.ending != Ending::Trailers {
+            return Err(error);
+        }
+        self.ending = Ending::Told;
+        let code = match error {
+            BodyError::Upstream(_) => Code::Unavailable,
+            BodyError::Silent(_) => Code::DeadlineExceeded,
+        };
+        Ok(Frame::trailers(grpc::end(code, &error.to_string())))
+    }
+
     fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.ending == Ending::Told {
+            return Poll::Ready(None);
+        }
         match Pin::new(&mut self.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.silence.broken();
@@ -184,8 +177,7 @@ impl Streamed {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
-                self.held = None;
-                Poll::Ready(Some(Err(BodyError::Upstream(error))))
+                Poll::Ready(Some(self.cut(BodyError::Upstream(error))))
             }
             Poll::Ready(None) => {
                 self.finish();
@@ -193,8 +185,8 @@ impl Streamed {
             }
             Poll::Pending => {
                 ready!(self.silence.poll(cx));
-                self.held = None;
-                Poll::Ready(Some(Err(BodyError::Silent(self.silence.max))))
+                let silent = BodyError::Silent(self.silence.max);
+                Poll::Ready(Some(self.cut(silent)))
             }
         }
     }

@@ -61,9 +61,9 @@ pub(crate) struct Unsent {
     pub(crate) why: Refusal,
 }
 
-/// Runs the futures of HTTP/2 streams on the worker's own thread.
+/// Runs the futures of HTTP/2 connections and streams on the worker's own thread.
 #[derive(Clone, Copy, Debug)]
-struct LocalExecutor;
+pub(crate) struct LocalExecutor;
 
 impl<F: Future + 'static> Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {

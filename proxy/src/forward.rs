@@ -11,8 +11,8 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
-use crate::answer::{Refusal, no_such_service};
-use crate::body::{Held, ResponseBody, Streamed};
+use crate::answer::{Dialect, Refusal, no_such_service};
+use crate::body::{Ending, Held, ResponseBody, Streamed};
 use crate::connection::Client;
 use crate::drain::Phase;
 use crate::headers::end_hop;
@@ -52,13 +52,14 @@ async fn route(
     client: &Client,
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
+    let dialect = Dialect::of(request.headers());
     if request.method() == Method::CONNECT {
-        return Refusal::Connect.answer(None);
+        return Refusal::Connect.answer(None, dialect);
     }
     let view = worker.view();
     let host = match prepare::host(&request) {
         Ok(host) => host,
-        Err(why) => return Refusal::BadRequest(why).answer(None),
+        Err(why) => return Refusal::BadRequest(why).answer(None, dialect),
     };
     let Some(found) = view
         .table
@@ -66,8 +67,8 @@ async fn route(
     else {
         count(&worker.shared.metrics.unrouted);
         return match view.table.is_known() {
-            true => no_such_service(&view.table),
-            false => Refusal::Starting.answer(None),
+            true => no_such_service(&view.table, dialect),
+            false => Refusal::Starting.answer(None, dialect),
         };
     };
     let prefix_len = found.prefix_len;
@@ -75,12 +76,18 @@ async fn route(
     drop(view); // A long answer must not keep an old table alive.
 
     let running = Running::start(&service.counters);
-    let response = match forward(worker, client, &service, request, prefix_len).await {
-        Ok((sent, upgrade)) => finish(worker, &service.route, sent, upgrade, running),
-        Err(refusal) => refusal.answer(Some(&service.route)),
-    };
-    service.counters.answered(response.status());
-    response
+    let ending = Ending::of(&request, dialect);
+    match forward(worker, client, &service, request, prefix_len).await {
+        Ok((sent, upgrade)) => {
+            let response = finish(worker, &service.route, sent, upgrade, running, ending);
+            service.counters.answered(response.status());
+            response
+        }
+        Err(refusal) => {
+            service.counters.answered(refusal.status());
+            refusal.answer(Some(&service.route), dialect)
+        }
+    }
 }
 
 async fn forward(
@@ -106,6 +113,7 @@ fn finish(
     sent: Sent,
     upgrade: Option<OnUpgrade>,
     running: Running,
+    ending: Ending,
 ) -> Response<ResponseBody> {
     let Sent {
         mut response,
@@ -119,7 +127,7 @@ fn finish(
     *response.version_mut() = Version::HTTP_11;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let (Some(client), Some(protocol)) = (upgrade, hop.upgrade) else {
-            return Refusal::Broke.answer(Some(route)); // Nobody asked it to switch.
+            return Refusal::Broke.answer(Some(route), Dialect::Http); // Nobody asked it to switch.
         };
         let replica = hyper::upgrade::on(&mut response);
         let held = (in_flight, running);
@@ -134,5 +142,6 @@ fn finish(
         running,
         checkout,
     };
-    response.map(|body| ResponseBody::Streamed(Streamed::new(body, held, route.stream_timeout)))
+    response
+        .map(|body| ResponseBody::Streamed(Streamed::new(body, held, route.stream_timeout, ending)))
 }

@@ -8,6 +8,8 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::upstream::Wire;
+
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
@@ -84,14 +86,20 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
 /// Asks the next hop for what was asked of this one: a switch of protocols, trailers.
 ///
 /// An upgrade to cleartext HTTP/2 is between the client and this hop alone, and is left unanswered,
-/// as RFC 9113, 3.1 has it.
-pub(crate) fn begin_request_hop(headers: &mut HeaderMap, hop: &Hop) -> bool {
+/// as RFC 9113, 3.1 has it. HTTP/2 knows no switch of protocols, and no `Connection` (8.2.2).
+pub(crate) fn begin_request_hop(headers: &mut HeaderMap, hop: &Hop, wire: Wire) -> bool {
     headers.remove(EXPECT); // Met here: "100 Continue" is sent once the replica takes the body.
+    headers.remove(HTTP2_SETTINGS);
+    if wire == Wire::Http2 {
+        if hop.te_trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
+        return false;
+    }
     let upgrade = hop
         .upgrade
         .as_ref()
         .filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"));
-    headers.remove(HTTP2_SETTINGS);
     match (upgrade, hop.te_trailers) {
         (Some(protocol), trailers) => {
             headers.insert(UPGRADE, protocol.clone());

@@ -24,6 +24,7 @@ mod control;
 mod drain;
 mod fast;
 mod forward;
+mod grpc;
 mod headers;
 mod listener;
 mod load;

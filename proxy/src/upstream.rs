@@ -1,23 +1,26 @@
 //! One worker's connections to one replica.
 
+mod dial;
+mod http2;
+mod plain;
+
 use std::cell::{Cell, RefCell};
+use std::error::Error as _;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Waker};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use raftserve_model::ReplicaId;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
-use crate::body::UploadBody;
+use crate::body::{Upload, UploadBody};
 use crate::config::ProxyConfig;
 use crate::load::Gauge;
 
@@ -25,25 +28,41 @@ use crate::load::Gauge;
 /// a probe to find it dead, short enough that a replica which came back is not missed.
 const SUSPECT_FOR: Duration = Duration::from_secs(1);
 
-/// How long an unused TCP connection stays unprobed: a tunnel to a dead host is found within minutes.
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
-
 /// Why no connection was had. Nothing was sent.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
     #[error("no connection within {0:?}")]
     Timeout(Duration),
     #[error("cannot connect")]
-    Failed(#[source] io::Error),
+    Failed(#[source] Arc<io::Error>),
     #[error("cannot begin HTTP on the connection")]
-    Handshake(#[source] hyper::Error),
+    Handshake(#[source] Arc<hyper::Error>),
+}
+
+/// What is spoken to a replica. A request is made for one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wire {
+    Http1,
+    Http2,
+}
+
+impl Wire {
+    /// What this request was made for.
+    pub(crate) fn of(request: &Request<UploadBody>) -> Self {
+        match request.version() {
+            Version::HTTP_2 => Self::Http2,
+            _ => Self::Http1,
+        }
+    }
 }
 
 /// How an exchange failed.
 #[derive(Debug)]
 pub(crate) enum ExchangeError {
-    /// Nothing of the request was sent: here it is again.
+    /// Nothing of the request was sent, or the replica said that it did not act on it: here it is again.
     NotSent(Box<Request<UploadBody>>),
+    /// The client broke its request off, or broke the protocol in its body.
+    Client,
     /// The connection broke. The replica may have acted on the request.
     Broke,
     /// The replica stayed silent for too long.
@@ -58,8 +77,8 @@ pub(crate) struct Upstream {
     pub(crate) gauge: Arc<Gauge>,
     /// The most recently used last: it is taken first, so that a burst's surplus goes idle and ends.
     idle: RefCell<Vec<Idle>>,
-    /// The same, of connections without a library on them.
-    plain: RefCell<Vec<Plain>>,
+    http2: Rc<http2::Pool>,
+    plain: plain::Pool,
     suspect_until: Cell<Option<Instant>>,
 }
 
@@ -69,21 +88,6 @@ struct Idle {
     since: Instant,
 }
 
-#[derive(Debug)]
-struct Plain {
-    stream: TcpStream,
-    since: Instant,
-}
-
-impl Plain {
-    /// Whether nothing has come on it, the end included. Costs no system call, as long as nothing has.
-    fn is_quiet(&self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        self.stream.poll_read_ready(&mut cx).is_pending()
-            || matches!(self.stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
-    }
-}
-
 impl Upstream {
     pub(crate) fn new(replica: ReplicaId, address: SocketAddr, gauge: Arc<Gauge>) -> Self {
         Self {
@@ -91,7 +95,8 @@ impl Upstream {
             address,
             gauge,
             idle: RefCell::default(),
-            plain: RefCell::default(),
+            http2: Rc::default(),
+            plain: plain::Pool::default(),
             suspect_until: Cell::new(None),
         }
     }
@@ -112,8 +117,16 @@ impl Upstream {
         self.suspect_until.set(Some(Instant::now() + SUSPECT_FOR));
     }
 
-    /// Takes an open, unused connection, if there is one.
-    pub(crate) fn checkout(self: &Rc<Self>, config: &ProxyConfig) -> Option<Checkout> {
+    /// Takes an open connection that has room for a request, if there is one.
+    pub(crate) fn checkout(self: &Rc<Self>, wire: Wire, config: &ProxyConfig) -> Option<Checkout> {
+        let link = match wire {
+            Wire::Http1 => Link::Http1(self.unused(config)?),
+            Wire::Http2 => Link::Http2(self.http2.checkout()?),
+        };
+        Some(self.checked_out(link, config))
+    }
+
+    fn unused(&self, config: &ProxyConfig) -> Option<http1::SendRequest<UploadBody>> {
         let mut idle = self.idle.borrow_mut();
         let mut at = idle.len();
         while at > 0 {
@@ -126,8 +139,7 @@ impl Upstream {
                 idle.drain(..=at);
                 break;
             } else if sender.is_ready() {
-                let sender = idle.remove(at).sender;
-                return Some(self.checked_out(sender, config));
+                return Some(idle.remove(at).sender);
             }
         }
         None
@@ -136,74 +148,55 @@ impl Upstream {
     /// Opens a connection.
     pub(crate) async fn connect(
         self: &Rc<Self>,
+        wire: Wire,
         config: &ProxyConfig,
     ) -> Result<Checkout, ConnectError> {
-        let stream = self.open(config).await?;
+        let link = match wire {
+            Wire::Http1 => Link::Http1(self.connect_http1(config).await?),
+            Wire::Http2 => Link::Http2(self.http2.connect(self.address, config).await?),
+        };
+        self.suspect_until.set(None);
+        Ok(self.checked_out(link, config))
+    }
+
+    async fn connect_http1(
+        &self,
+        config: &ProxyConfig,
+    ) -> Result<http1::SendRequest<UploadBody>, ConnectError> {
+        let stream = dial::tcp(self.address, config).await?;
         let (sender, connection) = http1::Builder::new()
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(ConnectError::Handshake)?;
+            .map_err(|error| ConnectError::Handshake(Arc::new(error)))?;
         // Its end is told to the request on it; between requests it matters to no one.
         tokio::task::spawn_local(async move {
             let _ = connection.with_upgrades().await;
         });
-        Ok(self.checked_out(sender, config))
+        Ok(sender)
+    }
+
+    /// Takes an open, unused connection with nothing on it, if there is one.
+    pub(crate) fn checkout_plain(&self, config: &ProxyConfig) -> Option<TcpStream> {
+        self.plain.take(config)
     }
 
     /// Opens a connection with nothing on it.
-    pub(crate) async fn open(&self, config: &ProxyConfig) -> Result<TcpStream, ConnectError> {
-        let limit = config.connect_timeout;
-        let stream = timeout(limit, TcpStream::connect(self.address))
-            .await
-            .map_err(|_| ConnectError::Timeout(limit))?
-            .and_then(|stream| self.tune(stream, config))
-            .map_err(ConnectError::Failed)?;
+    pub(crate) async fn open_plain(&self, config: &ProxyConfig) -> Result<TcpStream, ConnectError> {
+        let stream = dial::tcp(self.address, config).await?;
         self.suspect_until.set(None);
         Ok(stream)
     }
 
-    /// Takes an open, unused connection without a library on it, if there is one.
-    pub(crate) fn checkout_plain(&self, config: &ProxyConfig) -> Option<TcpStream> {
-        let mut plain = self.plain.borrow_mut();
-        while let Some(last) = plain.pop() {
-            if last.since.elapsed() >= config.upstream_idle {
-                plain.clear(); // All before it are older.
-            } else if last.is_quiet() {
-                return Some(last.stream);
-            }
-        }
-        None
-    }
-
     /// Keeps a connection for another request, if there is room.
     pub(crate) fn give_back_plain(&self, stream: TcpStream, config: &ProxyConfig) {
-        let mut plain = self.plain.borrow_mut();
-        if plain.len() < config.upstream_idle_max {
-            let since = Instant::now();
-            plain.push(Plain { stream, since });
-        }
+        self.plain.give(stream, config);
     }
 
-    fn tune(&self, stream: TcpStream, config: &ProxyConfig) -> io::Result<TcpStream> {
-        if self.address.ip().is_loopback() && stream.local_addr()? == self.address {
-            // With no listener there, TCP may connect a socket to itself (RFC 9293, 3.5, figure 7).
-            return Err(io::ErrorKind::ConnectionRefused.into());
-        }
-        stream.set_nodelay(true)?;
-        let socket = SockRef::from(&stream);
-        socket.set_tcp_user_timeout(Some(config.tcp_user_timeout))?;
-        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_AFTER))?;
-        Ok(stream)
-    }
-
-    fn checked_out(
-        self: &Rc<Self>,
-        sender: http1::SendRequest<UploadBody>,
-        config: &ProxyConfig,
-    ) -> Checkout {
+    fn checked_out(self: &Rc<Self>, link: Link, config: &ProxyConfig) -> Checkout {
         Checkout {
             upstream: Rc::clone(self),
-            sender,
+            link,
+            upload: None,
             idle_max: config.upstream_idle_max,
         }
     }
@@ -211,27 +204,36 @@ impl Upstream {
     /// Closes all unused connections.
     pub(crate) fn clear(&self) {
         self.idle.borrow_mut().clear();
-        self.plain.borrow_mut().clear();
+        self.http2.clear();
+        self.plain.clear();
     }
 
     /// Closes the connections that were unused for too long.
     pub(crate) fn sweep(&self, config: &ProxyConfig) {
+        self.http2.sweep();
         let now = Instant::now();
         self.idle.borrow_mut().retain(|idle| {
             !idle.sender.is_closed() && now.duration_since(idle.since) < config.upstream_idle
         });
-        self.plain.borrow_mut().retain(|plain| {
-            now.duration_since(plain.since) < config.upstream_idle && plain.is_quiet()
-        });
+        self.plain.sweep(now, config);
     }
 }
 
-/// A connection in use by one request. Dropping it closes it.
+/// A connection, or a place on one, in use by one request. Dropping it ends that use: of HTTP/1, the
+/// connection.
 #[derive(Debug)]
 pub(crate) struct Checkout {
     pub(crate) upstream: Rc<Upstream>,
-    sender: http1::SendRequest<UploadBody>,
+    link: Link,
+    /// That of the request which was sent.
+    upload: Option<Upload>,
     idle_max: usize,
+}
+
+#[derive(Debug)]
+enum Link {
+    Http1(http1::SendRequest<UploadBody>),
+    Http2(http2::Stream),
 }
 
 impl Checkout {
@@ -242,22 +244,30 @@ impl Checkout {
         request: Request<UploadBody>,
         silence_max: Duration,
     ) -> Result<Response<Incoming>, ExchangeError> {
-        let progress = request.body().progress();
-        let mut exchange = std::pin::pin!(self.sender.try_send_request(request));
+        let upload = request.body().upload();
+        let head = self.head(&request);
+        let mut exchange = std::pin::pin!(async {
+            match &mut self.link {
+                Link::Http1(sender) => sender.try_send_request(request).await,
+                Link::Http2(stream) => stream.sender.try_send_request(request).await,
+            }
+        });
         let mut end = Instant::now() + silence_max;
         loop {
             match timeout_at(end, &mut exchange).await {
-                Ok(Ok(response)) => return Ok(response),
+                Ok(Ok(response)) => {
+                    upload.settle();
+                    self.upload = Some(upload);
+                    return Ok(response);
+                }
                 Ok(Err(mut error)) => {
-                    return Err(match error.take_message() {
-                        Some(request) => ExchangeError::NotSent(Box::new(request)),
-                        None => ExchangeError::Broke,
-                    });
+                    if let Some(request) = error.take_message() {
+                        return Err(ExchangeError::NotSent(Box::new(request)));
+                    }
+                    return Err(unanswered(head, &upload, &error.into_error()));
                 }
                 Err(_) => {
-                    let last = progress
-                        .as_ref()
-                        .map(|progress| progress.last() + silence_max);
+                    let last = upload.last().map(|last| last + silence_max);
                     match last.filter(|&later| later > end) {
                         Some(later) => end = later,
                         None => return Err(ExchangeError::Silent),
@@ -267,17 +277,67 @@ impl Checkout {
         }
     }
 
+    /// What it takes to make the request again: only HTTP/2 tells of a request that was sent and not acted on.
+    fn head(&self, request: &Request<UploadBody>) -> Option<Request<()>> {
+        match self.link {
+            Link::Http1(_) => None,
+            Link::Http2(_) => {
+                let mut head = Request::new(());
+                *head.method_mut() = request.method().clone();
+                *head.uri_mut() = request.uri().clone();
+                *head.version_mut() = request.version();
+                *head.headers_mut() = request.headers().clone();
+                Some(head)
+            }
+        }
+    }
+
+    /// Ends the request where it is: neither side gets more of it.
+    pub(crate) fn cut(self) {
+        if let Some(upload) = &self.upload {
+            upload.cut();
+        }
+    }
+
     /// Keeps the connection for another request, if it is open and there is room.
     pub(crate) fn give_back(self) {
         let Self {
             upstream,
-            sender,
+            link,
             idle_max,
+            ..
         } = self;
+        let Link::Http1(sender) = link else {
+            return; // The pool has its connection.
+        };
         let mut idle = upstream.idle.borrow_mut();
         if !sender.is_closed() && idle.len() < idle_max {
             let since = Instant::now();
             idle.push(Idle { sender, since });
         }
     }
+}
+
+/// What came of a request that was sent, or may have been.
+fn unanswered(head: Option<Request<()>>, upload: &Upload, error: &hyper::Error) -> ExchangeError {
+    if let Some(head) = head
+        && is_unprocessed(error)
+        && let Some(body) = upload.again()
+    {
+        return ExchangeError::NotSent(Box::new(head.map(|()| body)));
+    }
+    match upload.broke() {
+        true => ExchangeError::Client,
+        false => ExchangeError::Broke,
+    }
+}
+
+/// Whether the replica told that it did not act on the request (RFC 9113, 6.8 and 8.7): it refused the
+/// stream, or goes away and its last stream is an earlier one.
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref());
+    cause.is_some_and(|cause: &h2::Error| {
+        let refused = cause.is_reset() && cause.reason() == Some(h2::Reason::REFUSED_STREAM);
+        cause.is_remote() && (refused || cause.is_go_away())
+    })
 }

@@ -112,7 +112,7 @@ impl Default for UpstreamSettings {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UpstreamProtocol {
-    /// HTTP/2 for gRPC requests, HTTP/1.1 for all others; with TLS, what ALPN says.
+    /// HTTP/2 for gRPC requests, HTTP/1.1 for all others.
     #[default]
     Auto,
     /// HTTP/1.1.

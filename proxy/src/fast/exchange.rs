@@ -20,7 +20,7 @@ use super::buffers::{Buffers, Size};
 use super::framing::Framing;
 use super::transfer::{read, write_all};
 use super::{Connection, Outgoing};
-use crate::answer::Refusal;
+use crate::answer::{Dialect, Refusal};
 use crate::connection::Unsent;
 use crate::drain::Phase;
 use crate::load::InFlight;
@@ -164,7 +164,7 @@ async fn send(connection: &Connection, outgoing: &Outgoing) -> Option<Sent> {
             result => return Some(sent(upstream, stream, in_flight, result.is_ok())),
         }
     }
-    let why = match upstream.open(config).await {
+    let why = match upstream.open_plain(config).await {
         Ok(mut stream) => match write_all(&mut stream, pieces).await {
             Err(0) => Refusal::Unreachable,
             result => return Some(sent(upstream, stream, in_flight, result.is_ok())),
@@ -190,7 +190,9 @@ async fn refuse(
 ) -> bool {
     let worker = &connection.worker;
     let closes = closes || worker.drain.phase() != Phase::Serving;
-    let (head, body) = refusal.answer(Some(&service.route)).into_parts();
+    let (head, body) = refusal
+        .answer(Some(&service.route), Dialect::Http)
+        .into_parts();
     service.counters.answered(head.status);
     let body = body.collect().await.map(|body| body.to_bytes());
     let body = body.unwrap_or_default(); // It was made here: nothing can fail.

@@ -71,6 +71,7 @@ enum Field {
     Host,
     Connection,
     ContentLength,
+    ContentType,
     TransferEncoding,
     ForwardedFor,
     ForwardedHost,
@@ -111,6 +112,8 @@ impl<'h, 'b> PlainRequest<'h, 'b> {
             let value = field.value;
             let again = match Field::of(field.name) {
                 Field::Opaque | Field::Tracestate => false,
+                Field::ContentType if is_grpc(value) => return None,
+                Field::ContentType => false,
                 Field::Special => return None,
                 Field::Host => host.replace(visible(value)?).is_some(),
                 Field::Connection => connection.replace(close_of(value)?).is_some(),
@@ -195,6 +198,7 @@ impl<'h, 'b> PlainRequest<'h, 'b> {
                 Field::Traceparent | Field::Tracestate => keeps_trace,
                 Field::Host
                 | Field::ContentLength
+                | Field::ContentType
                 | Field::TransferEncoding
                 | Field::ForwardedHost
                 | Field::ForwardedProto
@@ -257,6 +261,7 @@ impl Field {
                 ("tracestate", Self::Tracestate),
             ],
             11 => &[("traceparent", Self::Traceparent)],
+            12 => &[("content-type", Self::ContentType)],
             14 => &[
                 ("content-length", Self::ContentLength),
                 ("http2-settings", Self::Special),
@@ -291,6 +296,14 @@ fn is_origin_form(target: &str) -> bool {
                     b'"' | b'#' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}'
                 )
         })
+}
+
+/// Whether a `Content-Type` is one of gRPC: a call goes over HTTP/2, and has its own words for what fails.
+fn is_grpc(value: &[u8]) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    value
+        .get(..GRPC.len())
+        .is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
 }
 
 fn visible(value: &[u8]) -> Option<&str> {

@@ -15,7 +15,7 @@ use crate::body::UploadBody;
 use crate::load::InFlight;
 use crate::metrics::count;
 use crate::session::{BindError, BoundReplica, Lookup};
-use crate::upstream::{ExchangeError, Upstream};
+use crate::upstream::{ExchangeError, Upstream, Wire};
 use crate::view::ServiceView;
 use crate::worker::Worker;
 
@@ -136,12 +136,12 @@ impl Session<'_> {
             return Ok(Outcome::Wait(Box::new(request)));
         };
         let in_flight = InFlight::start(&upstream.gauge);
-        let (mut checkout, fresh) = match upstream.checkout(config) {
+        let (mut checkout, fresh) = match upstream.checkout(Wire::of(&request), config) {
             Some(checkout) => (checkout, false),
             None if self.refused_lately(bound, &upstream) => {
                 return Ok(Outcome::Wait(Box::new(request)));
             }
-            None => match upstream.connect(config).await {
+            None => match upstream.connect(Wire::of(&request), config).await {
                 Ok(checkout) => (checkout, true),
                 Err(_) => {
                     self.note_refused(bound, &upstream);

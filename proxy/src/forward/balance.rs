@@ -11,7 +11,7 @@ use crate::body::UploadBody;
 use crate::connection::Unsent;
 use crate::load::InFlight;
 use crate::metrics::count;
-use crate::upstream::{ConnectError, ExchangeError, Upstream};
+use crate::upstream::{ConnectError, ExchangeError, Upstream, Wire};
 use crate::view::ServiceView;
 use crate::worker::Worker;
 
@@ -76,7 +76,7 @@ async fn attempt(
     let config = &worker.shared.config;
     let silence_max = service.route.stream_timeout;
     let in_flight = InFlight::start(&upstream.gauge);
-    if let Some(mut checkout) = upstream.checkout(config) {
+    if let Some(mut checkout) = upstream.checkout(Wire::of(&request), config) {
         match checkout.exchange(request, silence_max).await {
             Ok(response) => {
                 return Ok(Sent {
@@ -94,7 +94,7 @@ async fn attempt(
             Err(error) => return Err(Attempt::Failed(refusal(&error))),
         }
     }
-    let mut checkout = match upstream.connect(config).await {
+    let mut checkout = match upstream.connect(Wire::of(&request), config).await {
         Ok(checkout) => checkout,
         Err(error) => {
             worker.connect_failed(service, upstream);
@@ -123,6 +123,9 @@ async fn attempt(
 pub(super) fn refusal(error: &ExchangeError) -> Refusal {
     match error {
         ExchangeError::NotSent(_) => Refusal::Unreachable,
+        ExchangeError::Client => {
+            Refusal::BadRequest("the request's body broke off, or breaks the protocol")
+        }
         ExchangeError::Broke => Refusal::Broke,
         ExchangeError::Silent => Refusal::Silent,
     }

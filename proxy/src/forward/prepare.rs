@@ -1,19 +1,22 @@
 //! From a client's request to the one that a replica gets.
 
 use http::header::{CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING};
-use http::uri::PathAndQuery;
+use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Request, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use raftserve_model::SessionKey;
+use raftserve_model::spec::UpstreamProtocol;
 
 use crate::body::UploadBody;
 use crate::connection::Client;
+use crate::grpc::is_grpc;
 use crate::headers::{Forwarded, begin_request_hop, end_hop};
 use crate::routes::ServiceRoute;
 use crate::session::key_of;
 use crate::trace;
+use crate::upstream::Wire;
 
 /// A request ready to be sent to any replica of its service.
 pub(super) struct Prepared {
@@ -61,10 +64,11 @@ pub(super) fn outgoing(
     prefix_len: usize,
 ) -> Result<Prepared, &'static str> {
     let hop = end_hop(request.headers_mut());
-    let upgrade =
-        begin_request_hop(request.headers_mut(), &hop).then(|| hyper::upgrade::on(&mut request));
+    let wire = wire(route, request.headers());
+    let upgrade = begin_request_hop(request.headers_mut(), &hop, wire)
+        .then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
-    if parts.version == Version::HTTP_2 {
+    if wire == Wire::Http1 && parts.version == Version::HTTP_2 {
         join_cookies(&mut parts.headers);
     }
     if let Some(authority) = parts.uri.authority() {
@@ -79,9 +83,21 @@ pub(super) fn outgoing(
     };
     forwarded.add_to(&mut parts.headers);
     trace::ensure(&mut parts.headers, rand::random);
-    frame(&mut parts.headers, hop.chunked, &body);
-    parts.uri = target(&parts.uri, prefix_len)?;
-    parts.version = Version::HTTP_11;
+    if hop.chunked {
+        parts.headers.remove(CONTENT_LENGTH); // Chunks decide (RFC 9112, 6.3); two claims could disagree.
+    }
+    let target = target(&parts.uri, prefix_len)?;
+    match wire {
+        Wire::Http1 => {
+            chunk(&mut parts.headers, &body);
+            parts.uri = Uri::from(target);
+            parts.version = Version::HTTP_11;
+        }
+        Wire::Http2 => {
+            parts.uri = absolute(&mut parts.headers, target)?;
+            parts.version = Version::HTTP_2;
+        }
+    }
     parts.extensions.clear();
     let affinity = route.affinity.as_ref();
     let key = affinity.and_then(|affinity| key_of(route.id, affinity, &parts.headers));
@@ -94,23 +110,40 @@ pub(super) fn outgoing(
 }
 
 /// Path and query alone, byte for byte, without the first `prefix_len` bytes.
-fn target(uri: &Uri, prefix_len: usize) -> Result<Uri, &'static str> {
+fn target(uri: &Uri, prefix_len: usize) -> Result<PathAndQuery, &'static str> {
     let whole = uri.path_and_query();
-    let kept = match whole {
+    Ok(match whole {
         None => PathAndQuery::from_static("/"),
         Some(whole) if prefix_len == 0 => whole.clone(),
         Some(whole) => whole.as_str()[prefix_len..]
             .parse()
             .map_err(|_| "what follows the service's name is no path")?,
-    };
-    Ok(Uri::from(kept))
+    })
+}
+
+/// What a service's replicas are spoken to in.
+fn wire(route: &ServiceRoute, headers: &HeaderMap) -> Wire {
+    match route.traffic.upstream.protocol {
+        UpstreamProtocol::Auto if is_grpc(headers) => Wire::Http2,
+        UpstreamProtocol::Auto | UpstreamProtocol::Http1 => Wire::Http1,
+        UpstreamProtocol::Http2 => Wire::Http2,
+    }
+}
+
+/// The target with its host, which HTTP/2 has no field for (RFC 9113, 8.3.1).
+fn absolute(headers: &mut HeaderMap, target: PathAndQuery) -> Result<Uri, &'static str> {
+    let host = headers.remove(HOST).filter(|host| !host.is_empty());
+    let host = host.unwrap_or(HeaderValue::from_static("localhost")); // HTTP/1.0 may name none.
+    Uri::builder()
+        .scheme(Scheme::HTTP)
+        .authority(host.as_bytes())
+        .path_and_query(target)
+        .build()
+        .map_err(|_| "the request names no legal host")
 }
 
 /// A body of unknown length goes in chunks, whatever the method; else its length says it all.
-fn frame(headers: &mut HeaderMap, chunked: bool, body: &Incoming) {
-    if chunked {
-        headers.remove(CONTENT_LENGTH); // Chunks decide (RFC 9112, 6.3); two claims could disagree.
-    }
+fn chunk(headers: &mut HeaderMap, body: &Incoming) {
     if !body.is_end_stream() && !headers.contains_key(CONTENT_LENGTH) {
         headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }

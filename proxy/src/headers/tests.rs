@@ -58,7 +58,7 @@ fn upgrade_and_trailers_are_asked_for_anew() {
     ]);
     let hop = end_hop(&mut headers);
     assert!(headers.is_empty());
-    assert!(begin_request_hop(&mut headers, &hop));
+    assert!(begin_request_hop(&mut headers, &hop, Wire::Http1));
     let expected = map(&[
         ("upgrade", "websocket"),
         ("connection", "upgrade, te"),
@@ -75,7 +75,7 @@ fn an_upgrade_to_h2c_stays_on_this_hop() {
         ("http2-settings", "AAMAAABkAARAAAAAAAIAAAAA"),
     ]);
     let hop = end_hop(&mut headers);
-    assert!(!begin_request_hop(&mut headers, &hop));
+    assert!(!begin_request_hop(&mut headers, &hop, Wire::Http1));
     assert!(headers.is_empty());
 }
 

@@ -66,6 +66,7 @@ fn what_is_not_plain_is_left_to_the_general_path() {
     let with = |field: &str| format!("POST / HTTP/1.1\r\nhost: h\r\n{field}\r\n\r\n");
     for field in [
         "te: trailers",
+        "Content-Type: Application/GRPC+proto",
         "Expect: 100-continue",
         "upgrade: websocket",
         "HTTP2-Settings: x",
@@ -124,6 +125,7 @@ fn every_known_name_is_found_whatever_its_case() {
         ("Tracestate", Field::Tracestate),
         ("Traceparent", Field::Traceparent),
         ("Content-Length", Field::ContentLength),
+        ("Content-Type", Field::ContentType),
         ("HTTP2-Settings", Field::Special),
         ("X-Forwarded-For", Field::ForwardedFor),
         ("X-Forwarded-Host", Field::ForwardedHost),

@@ -1,0 +1,264 @@
+//! A request's body on its way to a replica.
+//!
+//! Its first part is kept while no answer has begun, so that a request which a replica surely did not act on
+//! can be sent again, whole, after some of it was sent.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+/// How much of a body is kept to be sent again. Most calls of gRPC and most prompts are smaller; with 256
+/// streams a connection may make the proxy hold 16 MiB.
+const KEPT_MAX: usize = 64 << 10;
+
+/// Why a request's body did not reach a replica whole.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UploadError {
+    #[error("the client broke its request off")]
+    Client(#[source] hyper::Error),
+    /// Its answer has ended, or it is sent elsewhere.
+    #[error("the request was given up")]
+    Cut,
+}
+
+/// The body that a replica gets. The latest one made of a [`Source`] is the only one that reads from it.
+#[derive(Debug)]
+pub(crate) struct UploadBody {
+    /// `None` for a request without a body.
+    source: Option<Rc<Source>>,
+    /// How many of the kept frames it has given.
+    given: usize,
+    /// Its place in the order of all made of the source.
+    turn: u32,
+}
+
+/// What a client sends.
+#[derive(Debug)]
+pub(crate) struct Source {
+    incoming: RefCell<Incoming>,
+    /// When the client last sent a part, and the replica took it.
+    last: Cell<Instant>,
+    /// Its frames so far; `None` once they are too many, or not needed any more.
+    kept: RefCell<Option<Kept>>,
+    turn: Cell<u32>,
+    broke: Cell<bool>,
+    /// Whoever waits for the client's next part.
+    reader: RefCell<Option<Waker>>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    frames: Vec<Part>,
+    bytes: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Part {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+/// A hold on the upload of a request that was sent: `None` if it has no body.
+#[derive(Clone, Debug)]
+pub(crate) struct Upload(Option<Rc<Source>>);
+
+impl Upload {
+    /// When the client last sent a part that the replica took.
+    pub(crate) fn last(&self) -> Option<Instant> {
+        self.0.as_ref().map(|source| source.last.get())
+    }
+
+    /// The same body once more, from its start, if all that was taken of it is still kept. What was made
+    /// before gives nothing more.
+    pub(crate) fn again(&self) -> Option<UploadBody> {
+        let Some(source) = &self.0 else {
+            return Some(UploadBody::empty());
+        };
+        if source.kept.borrow().is_none() || source.broke.get() {
+            return None;
+        }
+        source.next_turn();
+        Some(UploadBody {
+            turn: source.turn.get(),
+            source: Some(Rc::clone(source)),
+            given: 0,
+        })
+    }
+
+    /// Lets go of what is kept: an answer has begun.
+    pub(crate) fn settle(&self) {
+        if let Some(source) = &self.0 {
+            *source.kept.borrow_mut() = None;
+        }
+    }
+
+    /// Ends the upload where it is.
+    pub(crate) fn cut(&self) {
+        if let Some(source) = &self.0 {
+            source.next_turn();
+        }
+    }
+
+    /// Whether the client broke off, or broke the protocol.
+    pub(crate) fn broke(&self) -> bool {
+        self.0.as_ref().is_some_and(|source| source.broke.get())
+    }
+}
+
+impl UploadBody {
+    pub(crate) fn new(incoming: Incoming) -> Self {
+        if incoming.is_end_stream() {
+            return Self::empty();
+        }
+        let source = Source {
+            incoming: RefCell::new(incoming),
+            last: Cell::new(Instant::now()),
+            kept: RefCell::new(Some(Kept::default())),
+            turn: Cell::new(0),
+            broke: Cell::new(false),
+            reader: RefCell::default(),
+        };
+        Self {
+            source: Some(Rc::new(source)),
+            given: 0,
+            turn: 0,
+        }
+    }
+
+    fn empty() -> Self {
+        Self {
+            source: None,
+            given: 0,
+            turn: 0,
+        }
+    }
+
+    pub(crate) fn upload(&self) -> Upload {
+        Upload(self.source.clone())
+    }
+
+    /// The next of the kept frames that it has not given yet.
+    fn replayed(&mut self) -> Option<Part> {
+        let kept = self.source.as_ref()?.kept.borrow();
+        let part = kept.as_ref()?.frames.get(self.given).cloned()?;
+        drop(kept);
+        self.given += 1;
+        Some(part)
+    }
+}
+
+impl Source {
+    fn next_turn(&self) {
+        self.turn.set(self.turn.get() + 1);
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
+
+    fn keep(&self, frame: &Frame<Bytes>) {
+        let mut kept = self.kept.borrow_mut();
+        let Some(all) = kept.as_mut() else {
+            return;
+        };
+        let part = match (frame.data_ref(), frame.trailers_ref()) {
+            (Some(data), _) => Part::Data(data.clone()),
+            (None, Some(trailers)) => Part::Trailers(trailers.clone()),
+            (None, None) => return,
+        };
+        all.bytes += frame.data_ref().map_or(0, Bytes::len);
+        all.frames.push(part);
+        if all.bytes > KEPT_MAX {
+            *kept = None;
+        }
+    }
+
+    fn poll_incoming(
+        &self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+        let polled = Pin::new(&mut *self.incoming.borrow_mut()).poll_frame(cx);
+        if polled.is_pending() {
+            *self.reader.borrow_mut() = Some(cx.waker().clone());
+        }
+        let frame = ready!(polled);
+        self.last.set(Instant::now());
+        Poll::Ready(match frame {
+            Some(Ok(frame)) => {
+                self.keep(&frame);
+                Some(Ok(frame))
+            }
+            Some(Err(error)) => {
+                self.broke.set(true);
+                Some(Err(UploadError::Client(error)))
+            }
+            None => None,
+        })
+    }
+}
+
+impl Body for UploadBody {
+    type Data = Bytes;
+    type Error = UploadError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+        let Some(source) = self.source.clone() else {
+            return Poll::Ready(None);
+        };
+        if source.turn.get() != self.turn {
+            return Poll::Ready(Some(Err(UploadError::Cut)));
+        }
+        if let Some(part) = self.replayed() {
+            return Poll::Ready(Some(Ok(match part {
+                Part::Data(data) => Frame::data(data),
+                Part::Trailers(trailers) => Frame::trailers(trailers),
+            })));
+        }
+        let frame = ready!(source.poll_incoming(cx));
+        self.given += usize::from(matches!(frame, Some(Ok(_))));
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.source.as_ref().is_none_or(|source| {
+            source.left(self.given).0 == 0 && source.incoming.borrow().is_end_stream()
+        })
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let Some(source) = &self.source else {
+            return SizeHint::with_exact(0);
+        };
+        let (_, replayed) = source.left(self.given);
+        let rest = source.incoming.borrow().size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower() + replayed);
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + replayed);
+        }
+        hint
+    }
+}
+
+impl Source {
+    /// How many frames, and bytes in them, are kept beyond the first `given`.
+    fn left(&self, given: usize) -> (usize, u64) {
+        let kept = self.kept.borrow();
+        let frames = kept.as_ref().and_then(|kept| kept.frames.get(given..));
+        let frames = frames.unwrap_or_default();
+        let bytes = frames.iter().map(|part| match part {
+            Part::Data(data) => data.len() as u64,
+            Part::Trailers(_) => 0,
+        });
+        (frames.len(), bytes.sum())
+    }
+}

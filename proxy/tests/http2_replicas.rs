@@ -1,0 +1,424 @@
+//! HTTP/2 to replicas: which requests go that way, how few connections they need, and what becomes of a
+//! request that a replica did not act on.
+
+mod support;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use raftserve_model::spec::UpstreamProtocol;
+use support::{Hand, Rig, log, recorder, service, soon, until};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+type Call = (Request<RecvStream>, SendResponse<Bytes>);
+
+/// A replica that speaks HTTP/2 only. Its calls come out of the receiver, all connections' together.
+struct Replica {
+    address: SocketAddr,
+    calls: mpsc::Receiver<Call>,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Replica {
+    async fn start(streams_max: u32) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+        let listener = listener.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let (sender, calls) = mpsc::channel(1024);
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::Relaxed);
+                let sender = sender.clone();
+                tokio::spawn(async move {
+                    let mut builder = h2::server::Builder::new();
+                    builder.max_concurrent_streams(streams_max);
+                    let mut connection = builder.handshake(stream).await.expect("HTTP/2");
+                    while let Some(Ok(call)) = connection.accept().await {
+                        if sender.send(call).await.is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+        });
+        Self {
+            address,
+            calls,
+            connections,
+        }
+    }
+
+    async fn call(&mut self) -> Call {
+        soon("a call", self.calls.recv()).await.expect("it listens")
+    }
+}
+
+async fn client(rig: &Rig) -> http2::SendRequest<Full<Bytes>> {
+    let stream = TcpStream::connect(rig.address).await.expect("it listens");
+    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (sender, connection) = handshake.await.expect("it speaks HTTP/2");
+    tokio::spawn(connection);
+    sender
+}
+
+fn call(body: &'static str) -> Request<Full<Bytes>> {
+    Request::post("http://svc.example/pkg.Service/Method")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(Full::from(body))
+        .expect("a good request")
+}
+
+fn ok_trailers() -> HeaderMap {
+    HeaderMap::from_iter([(
+        "grpc-status".parse().expect("a name"),
+        "0".parse().expect("a value"),
+    )])
+}
+
+/// Reads the whole body of a call, as long as its flow control lets it.
+async fn read(body: &mut RecvStream) -> Bytes {
+    let mut all = Vec::new();
+    while let Some(data) = soon("data", body.data()).await {
+        let data = data.expect("a whole body");
+        let _ = body.flow_control().release_capacity(data.len());
+        all.extend_from_slice(&data);
+    }
+    Bytes::from(all)
+}
+
+/// Answers a call with what it sent, and trailers.
+async fn echo((request, mut respond): Call) {
+    let mut body = request.into_body();
+    let data = read(&mut body).await;
+    let head = Response::builder().header("content-type", "application/grpc");
+    let mut answer = respond
+        .send_response(head.body(()).expect("a head"), false)
+        .expect("a stream");
+    answer.send_data(data, false).expect("a stream");
+    answer.send_trailers(ok_trailers()).expect("a stream");
+}
+
+#[tokio::test]
+async fn calls_go_over_http_2_and_all_else_over_http_1() {
+    let mut replica = Replica::start(100).await;
+    let log = log();
+    let mut mixed = service(1, "svc", &[replica.address]);
+    let rig = Rig::new([mixed.clone()]);
+    let mut sender = client(&rig).await;
+    let answer = tokio::spawn(sender.send_request(call("hello")));
+    let (request, respond) = replica.call().await;
+    assert_eq!(request.version(), Version::HTTP_2);
+    assert_eq!(request.uri(), "http://svc.example/pkg.Service/Method");
+    assert_eq!(request.headers()["te"], "trailers");
+    for absent in ["host", "connection", "transfer-encoding"] {
+        assert!(!request.headers().contains_key(absent), "{absent}");
+    }
+    assert_eq!(request.headers()["x-forwarded-host"], "svc.example");
+    echo((request, respond)).await;
+    let response = soon("an answer", answer)
+        .await
+        .expect("no panic")
+        .expect("an answer");
+    let whole = soon("a body", response.into_body().collect())
+        .await
+        .expect("a body");
+    assert_eq!(whole.trailers(), Some(&ok_trailers()));
+    assert_eq!(whole.to_bytes(), "hello");
+    rig.idle().await;
+
+    // The same service's other requests: this replica of it speaks HTTP/1 only.
+    mixed.endpoints[0].address = recorder("one", &log).await;
+    rig.routes.publish(support::table([mixed]));
+    assert_eq!(
+        support::get(rig.address, "svc", "/").await,
+        (200, "one".to_owned())
+    );
+    let mut grpc_web = call("x");
+    let kind = "application/grpc-web".parse().expect("a value");
+    grpc_web.headers_mut().insert("content-type", kind);
+    let answer = soon("an answer", sender.send_request(grpc_web))
+        .await
+        .expect("an answer");
+    assert_eq!(answer.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_service_may_have_all_its_requests_sent_over_http_2() {
+    let mut replica = Replica::start(100).await;
+    let mut service = service(1, "svc", &[replica.address]);
+    service.traffic.upstream.protocol = UpstreamProtocol::Http2;
+    let rig = Rig::new([service]);
+    let mut hand = Hand::connect(rig.address).await;
+    hand.send(
+        "POST /p?q=1 HTTP/1.1\r\nhost: svc.example:81\r\nconnection: upgrade, x-hop\r\nupgrade: websocket\r\n\
+         x-hop: 1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nx-up: 1\r\n\r\n",
+    )
+    .await;
+    let (request, mut respond) = replica.call().await;
+    assert_eq!(request.uri(), "http://svc.example:81/p?q=1");
+    for absent in [
+        "host",
+        "connection",
+        "x-hop",
+        "upgrade",
+        "transfer-encoding",
+    ] {
+        assert!(!request.headers().contains_key(absent), "{absent}");
+    }
+    let mut body = request.into_body();
+    assert_eq!(read(&mut body).await, "abc");
+    let trailers = soon("trailers", body.trailers())
+        .await
+        .expect("a whole body");
+    assert_eq!(trailers.expect("trailers")["x-up"], "1");
+    let head = Response::builder().status(201).body(()).expect("a head");
+    let mut answer = respond.send_response(head, false).expect("a stream");
+    answer
+        .send_data(Bytes::from("made"), true)
+        .expect("a stream");
+    let head = hand.head().await;
+    assert_eq!(head[0], "http/1.1 201 created");
+    assert_eq!(hand.exactly(14).await, "4\r\nmade\r\n0\r\n\r\n");
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn each_call_of_one_connection_is_balanced_by_itself() {
+    let mut replicas = [Replica::start(100).await, Replica::start(100).await];
+    let rig = Rig::new([service(
+        1,
+        "svc",
+        &replicas.each_ref().map(|each| each.address),
+    )]);
+    let mut sender = client(&rig).await;
+    for _ in 0..10 {
+        let answers = [(); 2].map(|()| tokio::spawn(sender.send_request(call("x"))));
+        for replica in &mut replicas {
+            echo(replica.call().await).await;
+        }
+        for answer in answers {
+            let answer = soon("an answer", answer).await.expect("no panic");
+            assert_eq!(answer.expect("an answer").status(), StatusCode::OK);
+        }
+    }
+    for replica in replicas {
+        assert_eq!(replica.connections.load(Ordering::Relaxed), 1);
+    }
+}
+
+#[tokio::test]
+async fn connections_are_opened_only_when_all_their_streams_are_taken() {
+    let mut replica = Replica::start(10).await;
+    let rig = Rig::new([service(1, "svc", &[replica.address])]);
+    let mut sender = client(&rig).await; // One connection, so one worker.
+    let answers: Vec<_> = (0..35)
+        .map(|_| tokio::spawn(sender.send_request(call("x"))))
+        .collect();
+    let mut calls = Vec::new();
+    for _ in 0..35 {
+        // All run at once: none waits for another one to end.
+        calls.push(replica.call().await);
+    }
+    assert_eq!(replica.connections.load(Ordering::Relaxed), 4);
+    for call in calls {
+        echo(call).await;
+    }
+    for answer in answers {
+        let answer = soon("an answer", answer).await.expect("no panic");
+        answer.expect("an answer");
+    }
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_call_streams_both_ways_at_once() {
+    let mut replica = Replica::start(100).await;
+    let rig = Rig::new([service(1, "svc", &[replica.address])]);
+    let stream = TcpStream::connect(rig.address).await.expect("it listens");
+    let (mut client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let request = call("").map(|_| ());
+    let (answer, mut up) = client.send_request(request, false).expect("a stream");
+    let (request, mut respond) = replica.call().await;
+    let mut received = request.into_body();
+    // The answer begins before the request has sent anything.
+    let head = Response::builder().header("content-type", "application/grpc");
+    let head = head.body(()).expect("a head");
+    let mut down = respond.send_response(head, false).expect("a stream");
+    let mut answer = soon("a head", answer).await.expect("an answer").into_body();
+    for n in 0..5 {
+        let word = Bytes::from(format!("message {n}"));
+        up.send_data(word.clone(), false).expect("a stream");
+        let got = soon("a message", received.data())
+            .await
+            .expect("data")
+            .expect("data");
+        assert_eq!(got, word);
+        down.send_data(got, false).expect("a stream");
+        let got = soon("its echo", answer.data())
+            .await
+            .expect("data")
+            .expect("data");
+        assert_eq!(got, word);
+    }
+    assert_eq!(rig.proxy.loads().len(), 1);
+    down.send_trailers(ok_trailers()).expect("a stream");
+    assert!(soon("the end", answer.data()).await.is_none());
+    let trailers = soon("trailers", answer.trailers())
+        .await
+        .expect("a whole answer");
+    assert_eq!(trailers, Some(ok_trailers()));
+    drop(up);
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_call_that_a_replica_refuses_is_sent_to_another_one_whole() {
+    let mut replicas = [Replica::start(100).await, Replica::start(100).await];
+    let rig = Rig::new([service(
+        1,
+        "svc",
+        &replicas.each_ref().map(|each| each.address),
+    )]);
+    let mut sender = client(&rig).await;
+    let answer = tokio::spawn(sender.send_request(call("the whole of it")));
+    let [one, two] = &mut replicas;
+    let (first, other) = tokio::select! {
+        call = one.call() => (call, two),
+        call = two.call() => (call, one),
+    };
+    // It has read all of it, and yet says that it did nothing.
+    let (request, mut respond) = first;
+    let mut body = request.into_body();
+    assert_eq!(read(&mut body).await, "the whole of it");
+    respond.send_reset(Reason::REFUSED_STREAM);
+    let second = other.call().await;
+    assert_eq!(second.0.headers()["content-type"], "application/grpc");
+    echo(second).await;
+    let answer = soon("an answer", answer)
+        .await
+        .expect("no panic")
+        .expect("an answer");
+    let whole = soon("a body", answer.into_body().collect())
+        .await
+        .expect("a body");
+    assert_eq!(whole.to_bytes(), "the whole of it");
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_replica_that_goes_away_gets_what_it_did_not_act_on_again_on_a_new_connection() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let mut sender = client(&rig).await;
+    let first = tokio::spawn(sender.send_request(call("first")));
+    let (stream, _) = soon("a connection", listener.accept())
+        .await
+        .expect("it listens");
+    let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
+    let running = soon("a call", connection.accept())
+        .await
+        .expect("a call")
+        .expect("a call");
+    // What comes from now on is refused, and the running call finishes.
+    connection.graceful_shutdown();
+    let driving = tokio::spawn(async move { while connection.accept().await.is_some() {} });
+    let second = tokio::spawn(sender.send_request(call("second")));
+    let (stream, _) = soon("a new connection", listener.accept())
+        .await
+        .expect("it listens");
+    let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
+    let again = soon("a call", connection.accept())
+        .await
+        .expect("a call")
+        .expect("a call");
+    tokio::spawn(async move { while connection.accept().await.is_some() {} });
+    tokio::join!(echo(running), echo(again));
+    for (answer, expected) in [(first, "first"), (second, "second")] {
+        let answer = soon("an answer", answer)
+            .await
+            .expect("no panic")
+            .expect("an answer");
+        let whole = soon("a body", answer.into_body().collect())
+            .await
+            .expect("a body");
+        assert_eq!(whole.to_bytes(), expected);
+    }
+    soon("the old connection's end", driving)
+        .await
+        .expect("no panic");
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_call_that_cannot_be_served_ends_with_a_status_of_grpc() {
+    let nowhere = support::nowhere();
+    let services = [service(1, "svc", &[nowhere]), service(2, "empty", &[])];
+    let rig = Rig::new(services);
+    let mut sender = client(&rig).await;
+    for (host, code) in [("svc", "14"), ("empty", "14"), ("127.0.0.1", "12")] {
+        let mut request = call("x");
+        *request.uri_mut() = format!("http://{host}/pkg.Service/Method")
+            .parse()
+            .expect("a URI");
+        let answer = soon("an answer", sender.send_request(request))
+            .await
+            .expect("an answer");
+        assert_eq!(answer.status(), StatusCode::OK, "{host}");
+        assert_eq!(answer.headers()["content-type"], "application/grpc");
+        assert_eq!(answer.headers()["grpc-status"], code, "{host}");
+        assert!(!answer.headers()["grpc-message"].is_empty());
+    }
+    until("it is counted as what it is", || {
+        rig.proxy
+            .render_prometheus()
+            .contains("raftserve_proxy_responses_total{service=\"svc\",code=\"5xx\"} 1")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_call_whose_replica_breaks_off_ends_with_a_status_of_grpc() {
+    let mut replica = Replica::start(100).await;
+    let rig = Rig::new([service(1, "svc", &[replica.address])]);
+    let mut sender = client(&rig).await;
+    let answer = tokio::spawn(sender.send_request(call("x")));
+    let (_, mut respond) = replica.call().await;
+    let head = Response::builder().header("content-type", "application/grpc");
+    let head = head.body(()).expect("a head");
+    let mut down = respond.send_response(head, false).expect("a stream");
+    down.send_data(Bytes::from("part"), false)
+        .expect("a stream");
+    let answer = soon("a head", answer)
+        .await
+        .expect("no panic")
+        .expect("an answer");
+    let mut body = answer.into_body();
+    let part = soon("a part", body.frame())
+        .await
+        .expect("a frame")
+        .expect("a frame");
+    assert_eq!(part.into_data().expect("data"), "part");
+    down.send_reset(Reason::INTERNAL_ERROR);
+    let end = soon("the end", body.frame())
+        .await
+        .expect("a frame")
+        .expect("a frame");
+    assert_eq!(end.into_trailers().expect("trailers")["grpc-status"], "14");
+    rig.idle().await;
+}
