@@ -16,10 +16,10 @@ use raftserve_store::identity::DataDir;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tonic::transport::server::TcpIncoming;
 
 mod agreement;
 mod bootstrap;
+mod calls;
 mod clock;
 pub(crate) mod core;
 mod directory;
@@ -30,6 +30,7 @@ mod locate;
 mod network;
 mod pace;
 mod plan_file;
+mod port;
 mod proposals;
 mod rounds;
 mod rpc;
@@ -71,10 +72,6 @@ use crate::consensus::{Consensus, Leadership};
 /// of which there are some ten on the way of each group of writes; with two, writes took half as much processor time
 /// again. What is long has threads elsewhere: syncs, snapshots, and state that is read or written.
 const THREADS: usize = 1;
-
-/// Calls that one connection may have under way: as many proposals as Raft queues. A peer that has more
-/// to forward keeps the rest on its own side.
-const CALLS_MAX: u32 = 4096;
 
 /// How long the first leader's naming of the cluster may take before it is tried again.
 const NAMING: Duration = Duration::from_secs(2);
@@ -323,7 +320,7 @@ fn serve(config: &PeerConfig, server: Server) -> Result<(), StartError> {
     let listener = config.listener.try_clone().map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = port::serve(listener, server.clone());
     let transfers = rpc::snapshot_transfer_server::SnapshotTransferServer::new(server.clone())
         .max_decoding_message_size(MESSAGE_BYTES_MAX);
     let service = rpc::peer_server::PeerServer::new(server)
@@ -333,7 +330,6 @@ fn serve(config: &PeerConfig, server: Server) -> Result<(), StartError> {
     let serving = tonic::transport::Server::builder()
         .initial_stream_window_size(window)
         .initial_connection_window_size(window)
-        .max_concurrent_streams(CALLS_MAX)
         .add_service(service)
         .add_service(transfers)
         .serve_with_incoming(incoming);

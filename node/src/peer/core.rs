@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::agreement::Agreement;
+use super::calls::Method;
 use super::clock::LogClock;
 use super::directory::Directory;
 use super::leadership::Confirmation;
@@ -218,8 +219,8 @@ impl Core {
                 leader,
                 Purpose::Forwards,
                 within + ANSWER_GRACE,
+                Method::Propose,
                 message,
-                |mut client, request| async move { client.propose(request).await },
             )
             .await
             .and_then(|answer| read(leader, &answer));
@@ -336,8 +337,8 @@ impl Core {
                 leader,
                 Purpose::Forwards,
                 within,
+                Method::ReadIndex,
                 message,
-                |mut client, request| async move { client.read_index(request).await },
             )
             .await
             .and_then(|answer| read(leader, &answer))
@@ -420,8 +421,8 @@ impl Core {
                 leader,
                 Purpose::Forwards,
                 within + ANSWER_GRACE,
+                Method::MoveLeader,
                 message,
-                |mut client, request| async move { client.move_leader(request).await },
             )
             .await
             .and_then(|answer| read(leader, &answer))

@@ -10,6 +10,7 @@ use raftserve_model::NodeId;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::calls::Method;
 use super::core::Core;
 use super::links::{CallError, Purpose, frame, read};
 use super::rpc::Frame;
@@ -133,8 +134,8 @@ async fn once(core: &Core, slot: &Slot, target: NodeId) -> Result<(), CallError>
             target,
             Purpose::Forwards,
             DEADLINE,
+            Method::Exchange,
             message,
-            |mut client, request| async move { client.exchange(request).await },
         )
         .await?;
     let head: ExchangeHead = read(target, &answer)?;
@@ -158,8 +159,8 @@ async fn announce(core: &Core, target: NodeId) -> Result<(), CallError> {
             target,
             Purpose::Forwards,
             DEADLINE,
+            Method::Announce,
             frame(&core.announcement),
-            |mut client, request| async move { client.announce(request).await },
         )
         .await?;
     let said: Announcement = read(target, &answer)?;

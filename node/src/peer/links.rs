@@ -3,20 +3,20 @@
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bincode::Encode;
 use bytes::Bytes;
 use raftserve_model::NodeId;
 use tokio::runtime::Handle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, ConnectError, Request, Response, Status, Streaming};
+use tonic::{Code, ConnectError, Request, Status, Streaming};
 
+use super::calls::{self, CallFailure, Connecting, Method, Received, RefusalKind};
 use super::directory::{Caller, Directory};
 use super::rpc::Frame;
 use super::rpc::peer_client::PeerClient;
@@ -41,8 +41,6 @@ pub(crate) enum Purpose {
     Appends,
     /// Votes and heartbeats: short, and elections hang on them.
     Votes,
-    /// Snapshots.
-    Snapshots,
     /// Forwarded calls, announcements and exchanges.
     Forwards,
 }
@@ -196,12 +194,9 @@ pub(crate) fn connect(address: &str) -> Result<Channel, tonic::transport::Error>
     Ok(endpoint.connect_lazy())
 }
 
-/// A client of the peer service.
-pub(crate) type Client = PeerClient<Channel>;
-
-struct Link {
+struct Link<C> {
     address: String,
-    channel: Channel,
+    connection: C,
 }
 
 /// All connections of a peer.
@@ -209,7 +204,13 @@ pub(crate) struct Links {
     me: Caller,
     directory: Arc<Directory>,
     runtime: Handle,
-    links: Mutex<HashMap<(NodeId, Purpose), Link>>,
+    calls: Mutex<HashMap<(NodeId, Purpose), Link<Connecting>>>,
+    transfers: Mutex<HashMap<NodeId, Link<Channel>>>,
+}
+
+/// No code panics between two changes that belong together.
+fn lock<T>(held: &Mutex<T>) -> MutexGuard<'_, T> {
+    held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Links {
@@ -220,39 +221,64 @@ impl Links {
             me,
             directory,
             runtime,
-            links: Mutex::default(),
+            calls: Mutex::default(),
+            transfers: Mutex::default(),
         }
     }
 
-    fn channel(&self, target: NodeId, purpose: Purpose) -> Result<Channel, CallError> {
-        let not_sent = |reason: String| CallError::NotSent { target, reason };
-        let address = self
-            .directory
+    fn address(&self, target: NodeId) -> Result<String, CallError> {
+        self.directory
             .address(target)
-            .ok_or_else(|| not_sent("its address is not known".to_owned()))?;
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(link) = links.get(&(target, purpose))
-            && link.address == address
-        {
-            return Ok(link.channel.clone());
+            .ok_or_else(|| CallError::NotSent {
+                target,
+                reason: "its address is not known".to_owned(),
+            })
+    }
+
+    /// The connection to use now: the one there is, or one that is begun by this.
+    fn connecting(&self, target: NodeId, purpose: Purpose) -> Result<Connecting, CallError> {
+        let address = self.address(target)?;
+        let mut links = lock(&self.calls);
+        let is_usable = |link: &&Link<Connecting>| {
+            let ended = match link.connection.peek() {
+                Some(Ok(connection)) => connection.is_ended(),
+                Some(Err(_)) => true,
+                None => false,
+            };
+            link.address == address && !ended
+        };
+        if let Some(link) = links.get(&(target, purpose)).filter(is_usable) {
+            return Ok(link.connection.clone());
         }
-        let _within = self.runtime.enter();
-        let channel = connect(&address)
-            .map_err(|error| not_sent(format!("{address:?} is not an address: {error}")))?;
+        let caller = Caller { target, ..self.me };
+        let connection = calls::connect(&self.runtime, address.clone(), caller);
         let link = Link {
             address,
-            channel: channel.clone(),
+            connection: connection.clone(),
         };
         links.insert((target, purpose), link);
-        Ok(channel)
+        Ok(connection)
     }
 
-    /// A request that says who makes it.
-    pub(crate) fn request<T>(&self, target: NodeId, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        let caller = Caller { target, ..self.me };
-        handshake::write(caller, request.metadata_mut());
-        request
+    fn channel(&self, target: NodeId) -> Result<Channel, CallError> {
+        let address = self.address(target)?;
+        let mut links = lock(&self.transfers);
+        if let Some(link) = links.get(&target)
+            && link.address == address
+        {
+            return Ok(link.connection.clone());
+        }
+        let _within = self.runtime.enter();
+        let channel = connect(&address).map_err(|error| CallError::NotSent {
+            target,
+            reason: format!("{address:?} is not an address: {error}"),
+        })?;
+        let link = Link {
+            address,
+            connection: channel.clone(),
+        };
+        links.insert(target, link);
+        Ok(channel)
     }
 
     /// Begins a transfer to `target` over a connection of its own. The first word of the answer is waited for no
@@ -266,11 +292,12 @@ impl Links {
         within: Duration,
         frames: ReceiverStream<Frame>,
     ) -> Result<Streaming<Frame>, CallError> {
-        let channel = self.channel(target, Purpose::Snapshots)?;
+        let channel = self.channel(target)?;
         let mut client = SnapshotTransferClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let request = self.request(target, frames);
+        let mut request = Request::new(frames);
+        handshake::write(Caller { target, ..self.me }, request.metadata_mut());
         match timeout(within, client.transfer(request)).await {
             Ok(Ok(answers)) => {
                 self.directory.heard(target);
@@ -284,35 +311,54 @@ impl Links {
         }
     }
 
-    /// Calls `target`: `send` makes the call of its choice. The answer is waited for no longer than
-    /// `within`.
+    /// Calls `target`. The answer is waited for no longer than `within`.
     ///
     /// # Errors
     /// [`CallError`].
-    pub(crate) async fn call<M, F>(
+    pub(crate) async fn call(
         &self,
         target: NodeId,
         purpose: Purpose,
         within: Duration,
-        message: M,
-        send: impl FnOnce(PeerClient<Channel>, Request<M>) -> F,
-    ) -> Result<Frame, CallError>
-    where
-        F: Future<Output = Result<Response<Frame>, Status>>,
-    {
-        let client = client(self.channel(target, purpose)?);
-        let request = self.request(target, message);
-        match timeout(within, send(client, request)).await {
-            Ok(Ok(response)) => {
-                self.directory.heard(target);
-                Ok(response.into_inner())
-            }
-            Ok(Err(status)) => Err(CallError::from_status(target, &status)),
-            Err(_) => Err(CallError::Deadline {
-                target,
-                waited: within,
-            }),
+        method: Method,
+        message: Frame,
+    ) -> Result<Frame, CallError> {
+        let end = Instant::now() + within;
+        let not_sent = |reason: &str| CallError::NotSent {
+            target,
+            reason: reason.to_owned(),
+        };
+        let connecting = self.connecting(target, purpose)?;
+        let connection = match timeout_at(end, connecting).await {
+            Ok(made) => made.map_err(|reason| not_sent(&reason))?,
+            Err(_) => return Err(not_sent("no connection in time")),
+        };
+        let Received { tag, frame, .. } =
+            match timeout_at(end, connection.call(method, &message)).await {
+                Ok(Ok(received)) => received,
+                Ok(Err(CallFailure::NotSent(reason))) => return Err(not_sent(&reason)),
+                Ok(Err(CallFailure::Broken(reason))) => {
+                    return Err(CallError::Broken {
+                        target,
+                        reason: reason.to_string(),
+                    });
+                }
+                Err(_) => {
+                    return Err(CallError::Deadline {
+                        target,
+                        waited: within,
+                    });
+                }
+            };
+        if tag == 0 {
+            self.directory.heard(target);
+            return Ok(frame);
         }
+        let reason = String::from_utf8_lossy(&frame.head).into_owned();
+        Err(match RefusalKind::of(tag) {
+            RefusalKind::Stranger => CallError::Refused { target, reason },
+            RefusalKind::Unavailable | RefusalKind::Damaged => CallError::Broken { target, reason },
+        })
     }
 }
 

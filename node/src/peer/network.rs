@@ -18,6 +18,7 @@ use openraft::raft::{
 use raftserve_model::NodeId;
 use raftserve_store::raft::{PeerRecord, TypeConfig};
 
+use super::calls::Method;
 use super::links::{CallError, Links, Purpose, frame, read};
 use super::rpc::Frame;
 use super::wire;
@@ -117,16 +118,10 @@ impl Wire {
         within: Duration,
     ) -> Result<VoteResponse<TypeConfig>, CallError> {
         let message = frame(&wire::raft::VoteRequest::from(request));
-        let call = |mut client: super::links::Client, request| async move {
-            if pre {
-                client.pre_vote(request).await
-            } else {
-                client.vote(request).await
-            }
-        };
+        let method = if pre { Method::PreVote } else { Method::Vote };
         let answer = self
             .links
-            .call(self.target, Purpose::Votes, within, message, call)
+            .call(self.target, Purpose::Votes, within, method, message)
             .await?;
         Ok(read::<VoteReply>(self.target, &answer)?.into())
     }
@@ -145,8 +140,8 @@ impl Wire {
                 self.target,
                 self.appends,
                 APPEND_DEADLINE,
+                Method::Append,
                 message,
-                |mut client, request| async move { client.append(request).await },
             )
             .await?;
         Ok(read::<AppendReply>(self.target, &answer)?.into())
@@ -217,17 +212,14 @@ impl RaftNetworkV2<TypeConfig> for Wire {
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
         let message = frame(&wire::raft::TransferRequest::from(request));
-        let call = |mut client: super::links::Client, request| async move {
-            client.transfer_leader(request).await
-        };
         let answer = self
             .links
             .call(
                 self.target,
                 Purpose::Votes,
                 option.hard_ttl(),
+                Method::TransferLeader,
                 message,
-                call,
             )
             .await
             .and_then(|answer| read::<TransferReply>(self.target, &answer))

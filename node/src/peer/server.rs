@@ -1,17 +1,18 @@
-//! Answers the other peers. Serves from the moment the peer has a port, before it has an identity:
+//! Answers the other peers: calls of those that know each other, and over gRPC what is rare. Serves from the moment the peer has a port, before it has an identity:
 //! then it only says so, and takes one.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bincode::Decode;
-use raftserve_model::NodeId;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::bootstrap::Cradle;
+use super::calls::{Method, Refusal, RefusalKind};
 use super::core::Core;
+use super::directory::{Caller, Stranger};
 use super::exchange::Slot;
 use super::links::{frame, handshake};
 use super::network::snapshot::Inbox;
@@ -56,8 +57,8 @@ impl Server {
             .ok_or_else(|| Status::unavailable("this peer is still starting"))
     }
 
-    /// The running node, if the caller may call it.
-    fn admit<T>(&self, request: &Request<T>) -> Result<(&Running, NodeId), Status> {
+    /// The running node, if a caller over gRPC may call it.
+    fn admit<T>(&self, request: &Request<T>) -> Result<&Running, Status> {
         let running = self.running()?;
         let caller = handshake::read(request.metadata()).map_err(|status| *status)?;
         running
@@ -65,7 +66,7 @@ impl Server {
             .directory
             .admit(caller)
             .map_err(|stranger| Status::failed_precondition(stranger.to_string()))?;
-        Ok((running, caller.node))
+        Ok(running)
     }
 
     async fn standing(&self) -> Result<Standing, Status> {
@@ -75,7 +76,9 @@ impl Server {
             });
         };
         let core = &self.running()?.core;
-        let initialised = core.raft.is_initialized().await.map_err(stopped)?;
+        let initialised = core.raft.is_initialized().await;
+        let initialised =
+            initialised.map_err(|error| Status::unavailable(stopped(error).reason))?;
         Ok(Standing::Member {
             cluster: identity.cluster,
             node: identity.node,
@@ -83,10 +86,6 @@ impl Server {
             initialised,
         })
     }
-}
-
-fn stopped(error: impl std::fmt::Display) -> Status {
-    Status::unavailable(format!("raft has stopped: {error}"))
 }
 
 fn damaged(error: &dyn std::error::Error) -> Status {
@@ -114,6 +113,109 @@ fn until(within_ms: u64) -> Instant {
 
 fn answer<T: bincode::Encode>(reply: &T) -> Answer {
     Ok(Response::new(frame(reply)))
+}
+
+fn refused(kind: RefusalKind, reason: impl std::fmt::Display) -> Refusal {
+    Refusal {
+        kind,
+        reason: reason.to_string(),
+    }
+}
+
+fn stopped(error: impl std::fmt::Display) -> Refusal {
+    let reason = format!("raft has stopped: {error}");
+    refused(RefusalKind::Unavailable, reason)
+}
+
+fn stranger(stranger: &Stranger) -> Refusal {
+    refused(RefusalKind::Stranger, stranger)
+}
+
+fn read<T: Decode<()>>(message: &Frame) -> Result<T, Refusal> {
+    wire::decode(&message.head).map_err(|error| refused(RefusalKind::Damaged, chain(&error)))
+}
+
+/// Calls of peers that know each other.
+impl Server {
+    /// Answers one call.
+    ///
+    /// # Errors
+    /// [`Refusal`], as it is told to the caller.
+    pub(crate) async fn answer(
+        &self,
+        caller: Caller,
+        method: Method,
+        message: Frame,
+    ) -> Result<Frame, Refusal> {
+        let running = self
+            .running
+            .get()
+            .ok_or_else(|| refused(RefusalKind::Unavailable, "this peer is still starting"))?;
+        let core = &running.core;
+        // Each time: who calls may have been removed since it connected.
+        core.directory.admit(caller).map_err(|who| stranger(&who))?;
+        match method {
+            Method::Append => append(core, &message).await,
+            Method::Exchange => {
+                let said: wire::ExchangeHead = read(&message)?;
+                core.compare(caller.node, &said.checks);
+                Ok(running.exchange.answer(core, caller.node, &message.body))
+            }
+            Method::Vote => {
+                let vote: raft::VoteRequest = read(&message)?;
+                let response = core.raft.vote(vote.into()).await;
+                Ok(frame(&VoteReply::from(response.map_err(stopped)?)))
+            }
+            Method::PreVote => {
+                let vote: raft::VoteRequest = read(&message)?;
+                let response = core.raft.pre_vote(vote.into()).await;
+                Ok(frame(&VoteReply::from(response.map_err(stopped)?)))
+            }
+            Method::TransferLeader => {
+                let transfer: TransferRequest = read(&message)?;
+                let response = core.raft.handle_transfer_leader(transfer.into()).await;
+                Ok(frame(&TransferReply::from(response.map_err(stopped)?)))
+            }
+            Method::Propose => {
+                let asked: ProposeRequest = read(&message)?;
+                let until = until(asked.within_ms);
+                Ok(frame(&core.propose_here(asked.action, until).await))
+            }
+            Method::ReadIndex => {
+                let asked: ReadIndexRequest = read(&message)?;
+                Ok(frame(&core.read_index_here(until(asked.within_ms)).await))
+            }
+            Method::MoveLeader => {
+                let asked: MoveLeaderRequest = read(&message)?;
+                let until = until(asked.within_ms);
+                Ok(frame(&core.move_leader_here(asked.target, until).await))
+            }
+            Method::Manage => {
+                let asked: ManageRequest = read(&message)?;
+                let until = until(asked.within_ms);
+                Ok(frame(&core.manage_here(asked.task, until).await))
+            }
+            Method::Announce => {
+                let said: Announcement = read(&message)?;
+                core.directory.learn(said).map_err(|who| stranger(&who))?;
+                Ok(frame(&core.announcement))
+            }
+        }
+    }
+}
+
+async fn append(core: &Core, message: &Frame) -> Result<Frame, Refusal> {
+    let append = read::<AppendHead>(message)?
+        .unpack(&message.body)
+        .map_err(|error| {
+            if error.is_of_a_later_release() {
+                // It can never follow this log; others go on without it.
+                core.end(format!("{}: run a later release", chain(&error)));
+            }
+            refused(RefusalKind::Damaged, chain(&error))
+        })?;
+    let response = core.raft.append_entries(append).await;
+    Ok(frame(&AppendReply::from(response.map_err(stopped)?)))
 }
 
 #[tonic::async_trait]
@@ -149,97 +251,6 @@ impl Peer for Server {
         let request: AdoptRequest = head(&request.into_inner())?;
         answer(&self.cradle.adopt(request).await)
     }
-
-    async fn announce(&self, request: Request<Frame>) -> Answer {
-        let (running, _) = self.admit(&request)?;
-        let said: Announcement = head(request.get_ref())?;
-        let core = &running.core;
-        core.directory
-            .learn(said)
-            .map_err(|stranger| Status::failed_precondition(stranger.to_string()))?;
-        answer(&core.announcement)
-    }
-
-    async fn append(&self, request: Request<Frame>) -> Answer {
-        let (running, _) = self.admit(&request)?;
-        let frame = request.into_inner();
-        let append = head::<AppendHead>(&frame)?
-            .unpack(&frame.body)
-            .map_err(|error| {
-                if error.is_of_a_later_release() {
-                    // It can never follow this log; others go on without it.
-                    running
-                        .core
-                        .end(format!("{}: run a later release", chain(&error)));
-                }
-                damaged(&error)
-            })?;
-        let response = running.core.raft.append_entries(append).await;
-        answer(&AppendReply::from(response.map_err(stopped)?))
-    }
-
-    async fn vote(&self, request: Request<Frame>) -> Answer {
-        let (running, _) = self.admit(&request)?;
-        let vote: raft::VoteRequest = head(request.get_ref())?;
-        let response = running.core.raft.vote(vote.into()).await;
-        answer(&VoteReply::from(response.map_err(stopped)?))
-    }
-
-    async fn pre_vote(&self, request: Request<Frame>) -> Answer {
-        let (running, _) = self.admit(&request)?;
-        let vote: raft::VoteRequest = head(request.get_ref())?;
-        let response = running.core.raft.pre_vote(vote.into()).await;
-        answer(&VoteReply::from(response.map_err(stopped)?))
-    }
-
-    async fn transfer_leader(&self, request: Request<Frame>) -> Answer {
-        let (running, _) = self.admit(&request)?;
-        let transfer: TransferRequest = head(request.get_ref())?;
-        let response = running
-            .core
-            .raft
-            .handle_transfer_leader(transfer.into())
-            .await;
-        answer(&TransferReply::from(response.map_err(stopped)?))
-    }
-
-    async fn propose(&self, request: Request<Frame>) -> Answer {
-        let (running, _) = self.admit(&request)?;
-        let asked: ProposeRequest = head(request.get_ref())?;
-        let until = until(asked.within_ms);
-        answer(&running.core.propose_here(asked.action, until).await)
-    }
-
-    async fn read_index(&self, request: Request<Frame>) -> Answer {
-        let (running, _) = self.admit(&request)?;
-        let asked: ReadIndexRequest = head(request.get_ref())?;
-        let until = until(asked.within_ms);
-        answer(&running.core.read_index_here(until).await)
-    }
-
-    async fn move_leader(&self, request: Request<Frame>) -> Answer {
-        let (running, _) = self.admit(&request)?;
-        let asked: MoveLeaderRequest = head(request.get_ref())?;
-        let until = until(asked.within_ms);
-        answer(&running.core.move_leader_here(asked.target, until).await)
-    }
-
-    async fn manage(&self, request: Request<Frame>) -> Answer {
-        let (running, _) = self.admit(&request)?;
-        let asked: ManageRequest = head(request.get_ref())?;
-        let until = until(asked.within_ms);
-        answer(&running.core.manage_here(asked.task, until).await)
-    }
-
-    async fn exchange(&self, request: Request<Frame>) -> Answer {
-        let (running, from) = self.admit(&request)?;
-        let said: wire::ExchangeHead = head(request.get_ref())?;
-        running.core.compare(from, &said.checks);
-        let reply = running
-            .exchange
-            .answer(&running.core, from, &request.get_ref().body);
-        Ok(Response::new(reply))
-    }
 }
 
 #[tonic::async_trait]
@@ -250,7 +261,7 @@ impl SnapshotTransfer for Server {
         &self,
         request: Request<Streaming<Frame>>,
     ) -> Result<Response<Self::TransferStream>, Status> {
-        let (running, _) = self.admit(&request)?;
+        let running = self.admit(&request)?;
         let answers = Arc::clone(&running.snapshots).receive(request.into_inner());
         Ok(Response::new(ReceiverStream::new(answers)))
     }

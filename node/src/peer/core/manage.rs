@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{ANSWER_GRACE, Core, Obstacle, millis, pause};
 use crate::consensus::ManageError;
 use crate::peer::bootstrap::greet;
+use crate::peer::calls::Method;
 use crate::peer::links::{Purpose, frame, read};
 use crate::peer::wire::{
     HelloRequest, JoinReply, JoinRequest, ManageReply, ManageRequest, ManageTask, MemberHealth,
@@ -197,8 +198,8 @@ impl Core {
                 leader,
                 Purpose::Forwards,
                 within + ANSWER_GRACE,
+                Method::Manage,
                 message,
-                |mut client, request| async move { client.manage(request).await },
             )
             .await
             .and_then(|answer| read(leader, &answer))

@@ -1,4 +1,5 @@
 use super::*;
+use crate::peer::calls::Method;
 
 /// Connections by which `caller` would call the peer at `address`, whom it takes for `target`.
 async fn call_as(
@@ -26,8 +27,8 @@ async fn call_as(
             caller.target,
             Purpose::Votes,
             patience,
+            Method::Vote,
             message,
-            |mut client, request| async move { client.vote(request).await },
         )
         .await
         .map(|_| ())
