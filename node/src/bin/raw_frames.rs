@@ -26,6 +26,10 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::mpsc;
 
+/// Peers allocate small pieces on several threads for every write and every HTTP/2 request: see `docs/benchmarks.md`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// As the admin API has it.
 const BUDGET: Duration = Duration::from_millis(1_600);
 
