@@ -43,6 +43,8 @@ pub struct NodeConfig {
     pub lifeline: Option<PathBuf>,
     /// The host that URLs of services name; the one at which the peer was asked if not given.
     pub advertise_host: Option<String>,
+    /// Where requests are told, if anywhere; `-` is standard output.
+    pub access_log: Option<PathBuf>,
     /// How fast failures are noticed.
     pub profile: Profile,
 }
@@ -140,6 +142,7 @@ impl TryFrom<NodeArgs> for NodeConfig {
             service_port_base: args.service_port_base,
             advertise_host: args.advertise_host,
             lifeline: args.lifeline,
+            access_log: args.access_log,
             profile: match args.profile {
                 TimingProfile::Fast => Profile::Fast,
                 TimingProfile::Lan => Profile::Lan,

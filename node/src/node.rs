@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures_util::FutureExt;
 use raftserve_model::{Incarnation, LogIndex, ReplicaId};
-use raftserve_proxy::{PortState, PortStatus, Proxy, ProxyConfig, Routes};
+use raftserve_proxy::{AccessLog, PortState, PortStatus, Proxy, ProxyConfig, Routes};
 use raftserve_store::formats::SUPPORTED;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -335,6 +335,7 @@ impl Parts {
             ProxyConfig {
                 listen: config.proxy_listen,
                 http1_path: config.http1_path,
+                access_log: config.access_log.as_deref().map(access_log).transpose()?,
                 ..ProxyConfig::default()
             },
             routes,
@@ -506,6 +507,20 @@ fn hold_lifeline(path: &Path) -> anyhow::Result<()> {
         })
         .context("cannot start a thread")?;
     Ok(())
+}
+
+/// Opens the access log at the end of what it holds already.
+fn access_log(path: &Path) -> anyhow::Result<AccessLog> {
+    let started = if path == Path::new("-") {
+        AccessLog::start(std::io::stdout())
+    } else {
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path);
+        AccessLog::start(file.with_context(|| format!("cannot open {}", path.display()))?)
+    };
+    started.context("cannot start a thread for the access log")
 }
 
 /// What the ops port tells.

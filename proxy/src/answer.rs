@@ -39,16 +39,20 @@ pub(crate) enum Refusal {
     Connect,
     /// This proxy has not been told yet what services there are.
     Starting,
-    /// No replica may get new requests.
+    /// No replica may get new requests, and none became ready in time.
     NoneReady,
+    /// No replica may get new requests, and as many wait for one as may.
+    QueueFull,
     /// Every replica tried refused the connection; nothing was sent.
     Unreachable,
     /// A replica did not accept the connection in time; nothing was sent.
     ConnectTimeout,
     /// The replica broke off before its answer began. The request may have been acted on.
     Broke,
-    /// The replica stayed silent for the service's stream timeout.
+    /// The replica stayed silent for too long.
     Silent,
+    /// The request's whole time ran out before its answer began.
+    Overdue,
     /// The session's replica, or its binding, was not to be had in time, and no other may serve it.
     Session(String),
     /// The session is refused, and why.
@@ -63,8 +67,9 @@ impl Refusal {
             Self::Starting | Self::NoneReady | Self::Session(_) | Self::SessionRefused(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
+            Self::QueueFull => StatusCode::TOO_MANY_REQUESTS,
             Self::Unreachable | Self::Broke => StatusCode::BAD_GATEWAY,
-            Self::ConnectTimeout | Self::Silent => StatusCode::GATEWAY_TIMEOUT,
+            Self::ConnectTimeout | Self::Silent | Self::Overdue => StatusCode::GATEWAY_TIMEOUT,
         }
     }
 
@@ -75,25 +80,29 @@ impl Refusal {
             Self::BadRequest(_) | Self::Connect => Code::Internal,
             Self::Starting
             | Self::NoneReady
+            | Self::QueueFull
             | Self::Unreachable
             | Self::ConnectTimeout
             | Self::Broke
             | Self::Session(_) => Code::Unavailable,
-            Self::Silent => Code::DeadlineExceeded,
+            Self::Silent | Self::Overdue => Code::DeadlineExceeded,
             Self::SessionRefused(_) => Code::ResourceExhausted,
         }
     }
 
-    fn code(&self) -> &'static str {
+    /// The refusal's name, in answers and in the access log.
+    pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::BadRequest(_) => "bad_request",
             Self::Connect => "connect_not_supported",
             Self::Starting => "starting",
             Self::NoneReady => "no_ready_replica",
+            Self::QueueFull => "queue_full",
             Self::Unreachable => "replica_unreachable",
             Self::ConnectTimeout => "replica_connect_timeout",
             Self::Broke => "replica_broke_off",
             Self::Silent => "replica_timeout",
+            Self::Overdue => "request_timeout",
             Self::Session(_) => "session_unavailable",
             Self::SessionRefused(_) => "session_refused",
         }
@@ -109,6 +118,9 @@ impl Refusal {
                     .to_owned()
             }
             Self::NoneReady => format!("service {name} has no ready replica; try again shortly"),
+            Self::QueueFull => format!(
+                "service {name} has no ready replica, and as many requests wait for one as may; try again shortly"
+            ),
             Self::Unreachable => {
                 format!("no replica of service {name} accepted a connection; nothing was sent")
             }
@@ -121,6 +133,7 @@ impl Refusal {
                 format!("a replica of service {name} closed the connection before it answered")
             }
             Self::Silent => format!("a replica of service {name} did not answer in time"),
+            Self::Overdue => format!("the time that service {name} allows a request ran out"),
             Self::Session(why) => {
                 format!("this session of service {name} cannot be served now: {why}")
             }
@@ -145,6 +158,7 @@ impl Refusal {
         match self {
             Self::Starting
             | Self::NoneReady
+            | Self::QueueFull
             | Self::Session(_)
             | Self::SessionRefused(_)
             | Self::Unreachable => {
@@ -154,7 +168,11 @@ impl Refusal {
                 let allowed = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE";
                 headers.insert(ALLOW, HeaderValue::from_static(allowed));
             }
-            Self::BadRequest(_) | Self::ConnectTimeout | Self::Broke | Self::Silent => {}
+            Self::BadRequest(_)
+            | Self::ConnectTimeout
+            | Self::Broke
+            | Self::Silent
+            | Self::Overdue => {}
         }
         response
     }

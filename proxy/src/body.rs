@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::answer::Dialect;
 use crate::grpc::{self, Code};
 use crate::load::InFlight;
-use crate::metrics::Running;
+use crate::running::Running;
 use crate::upstream::Checkout;
 
 pub(crate) use upload::{Upload, UploadBody};
@@ -29,6 +29,8 @@ pub(crate) enum BodyError {
     Upstream(#[source] hyper::Error),
     #[error("the replica was silent for {0:?}")]
     Silent(Duration),
+    #[error("the request's time ran out")]
+    Overdue,
 }
 
 /// The body of an answer to a client.
@@ -113,16 +115,16 @@ pub(crate) struct Streamed {
     ending: Ending,
     /// `None` once the answer has ended. Dropped, with the connection, if it is cut short.
     held: Option<Held>,
-    silence: Silence,
+    patience: Patience,
 }
 
 impl Streamed {
-    pub(crate) fn new(inner: Incoming, held: Held, silence_max: Duration, ending: Ending) -> Self {
+    pub(crate) fn new(inner: Incoming, held: Held, patience: Patience, ending: Ending) -> Self {
         let mut body = Self {
             inner,
             ending,
             held: Some(held),
-            silence: Silence::new(silence_max),
+            patience,
         };
         body.finish_at_end();
         body
@@ -149,7 +151,12 @@ impl Streamed {
 
     /// Ends the answer before its end.
     fn cut(&mut self, error: BodyError) -> Result<Frame<Bytes>, BodyError> {
-        if let Some(held) = self.held.take() {
+        if let Some(mut held) = self.held.take() {
+            held.running.broke_off();
+            match error {
+                BodyError::Upstream(_) | BodyError::Silent(_) => held.checkout.upstream.failed(),
+                BodyError::Overdue => {}
+            }
             held.checkout.cut();
         }
         if self.ending != Ending::Trailers {
@@ -158,7 +165,7 @@ impl Streamed {
         self.ending = Ending::Told;
         let code = match error {
             BodyError::Upstream(_) => Code::Unavailable,
-            BodyError::Silent(_) => Code::DeadlineExceeded,
+            BodyError::Silent(_) | BodyError::Overdue => Code::DeadlineExceeded,
         };
         Ok(Frame::trailers(grpc::end(code, &error.to_string())))
     }
@@ -170,9 +177,15 @@ impl Streamed {
         if self.ending == Ending::Told {
             return Poll::Ready(None);
         }
+        if self.patience.is_over() && self.held.is_some() {
+            return Poll::Ready(Some(self.cut(BodyError::Overdue)));
+        }
         match Pin::new(&mut self.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                self.silence.broken();
+                self.patience.heard();
+                if let (Some(held), Some(data)) = (&mut self.held, frame.data_ref()) {
+                    held.running.sent(data.len());
+                }
                 self.finish_at_end();
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -184,9 +197,8 @@ impl Streamed {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                ready!(self.silence.poll(cx));
-                let silent = BodyError::Silent(self.silence.max);
-                Poll::Ready(Some(self.cut(silent)))
+                let error = ready!(self.patience.poll(cx));
+                Poll::Ready(Some(self.cut(error)))
             }
         }
     }
@@ -199,39 +211,51 @@ impl Drop for Streamed {
     }
 }
 
-/// Measures how long a replica has kept the proxy waiting. Time in which the client does not take
-/// what is there does not count.
+/// Measures how long a replica has kept the proxy waiting, and how long the whole request has lasted. Time in
+/// which the client does not take what is there does not count as the replica's silence.
 #[derive(Debug)]
-struct Silence {
-    max: Duration,
-    since: Option<Instant>,
+pub(crate) struct Patience {
+    silence_max: Duration,
+    /// When the answer must have ended.
+    end: Option<Instant>,
+    silent_since: Option<Instant>,
     /// Armed at the first wait, and again only when it fires: a stream of many short waits costs
     /// one timer.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Silence {
-    fn new(max: Duration) -> Self {
+impl Patience {
+    pub(crate) fn new(silence_max: Duration, end: Option<Instant>) -> Self {
         Self {
-            max,
-            since: None,
+            silence_max,
+            end,
+            silent_since: None,
             timer: None,
         }
     }
 
-    fn broken(&mut self) {
-        self.since = None;
+    fn heard(&mut self) {
+        self.silent_since = None;
     }
 
-    /// Ready once the present silence has lasted its most.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let since = *self.since.get_or_insert_with(Instant::now);
-        let end = since + self.max;
+    fn is_over(&self) -> bool {
+        self.end.is_some_and(|end| Instant::now() >= end)
+    }
+
+    /// Ready once the present silence has lasted its most, or the request.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        let since = *self.silent_since.get_or_insert_with(Instant::now);
+        let silent = since + self.silence_max;
+        let end = self.end.map_or(silent, |end| end.min(silent));
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
         loop {
             ready!(timer.as_mut().poll(cx));
-            if Instant::now() >= end {
-                return Poll::Ready(());
+            let now = Instant::now();
+            if self.end.is_some_and(|end| now >= end) {
+                return Poll::Ready(BodyError::Overdue);
+            }
+            if now >= silent {
+                return Poll::Ready(BodyError::Silent(self.silence_max));
             }
             timer.as_mut().reset(end);
         }
@@ -247,15 +271,27 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_one_silence_counts_not_their_sum() {
         let limit = Duration::from_secs(10);
-        let mut silence = Silence::new(limit);
+        let mut silence = Patience::new(limit, None);
         let start = Instant::now();
         for _ in 0..5 {
             let wait = poll_fn(|cx| silence.poll(cx));
             let waited = tokio::time::timeout(Duration::from_secs(6), wait).await;
             assert!(waited.is_err(), "six seconds are not ten");
-            silence.broken();
+            silence.heard();
         }
         poll_fn(|cx| silence.poll(cx)).await;
         assert_eq!(start.elapsed(), Duration::from_secs(40));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_the_whole_request_comes_before_that_of_a_silence() {
+        let start = Instant::now();
+        let end = start + Duration::from_secs(3);
+        let mut patience = Patience::new(Duration::from_secs(10), Some(end));
+        assert!(!patience.is_over());
+        let over = poll_fn(|cx| patience.poll(cx)).await;
+        assert!(matches!(over, BodyError::Overdue), "{over}");
+        assert_eq!(start.elapsed(), Duration::from_secs(3));
+        assert!(patience.is_over(), "even if the replica never pauses");
     }
 }

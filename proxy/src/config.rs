@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use crate::access_log::AccessLog;
+
 /// Which code carries HTTP/1.1 requests. What clients and replicas see is the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Http1Path {
@@ -49,6 +51,21 @@ pub struct ProxyConfig {
     pub linger: Duration,
     /// Which code carries HTTP/1.1 requests.
     pub http1_path: Http1Path,
+    /// How long after that idle HTTP/1 connections still wait for the request whose answer tells the client to
+    /// close. Closing an idle connection fails a request that is on its way, and of those that sent none for so
+    /// long hardly any sends one in just that instant.
+    pub idle_grace: Duration,
+    /// How long a client's connection lasts, give or take a tenth: then HTTP/1 is told with the next answer, and
+    /// HTTP/2 by GOAWAY. No request is cut by it. Clients that stay connected for ever would never find a peer
+    /// that came back.
+    pub connection_age: Option<Duration>,
+    /// How long the requests of an HTTP/2 connection that has reached its age may still run; without end if not
+    /// given, as streams of tokens may well be long.
+    pub connection_age_grace: Option<Duration>,
+    /// How long an HTTP/2 connection without requests is kept. For HTTP/1 that is `header_timeout`.
+    pub http2_idle: Duration,
+    /// Where requests are told, if anywhere.
+    pub access_log: Option<AccessLog>,
 }
 
 impl Default for ProxyConfig {
@@ -66,6 +83,11 @@ impl Default for ProxyConfig {
             connections_max: 20_000,
             linger: Duration::from_secs(5),
             http1_path: Http1Path::default(),
+            idle_grace: Duration::from_secs(10),
+            connection_age: Some(Duration::from_secs(3600)),
+            connection_age_grace: None,
+            http2_idle: Duration::from_secs(300),
+            access_log: None,
         }
     }
 }

@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep};
 use crate::answer::Refusal;
 use crate::drain::{Phase, Watch};
 use crate::forward;
+use crate::lifetime::{Due, Lifetime, Retirement};
 use crate::rewind::{Protocol, Rewind};
 use crate::routes::Listener;
 use crate::worker::Worker;
@@ -48,17 +49,20 @@ pub(crate) struct Client {
     pub(crate) listener: Listener,
     /// `http` or `https`.
     pub(crate) proto: &'static str,
-    /// How the short path failed at the request that comes next, and left it unsent.
+    pub(crate) lifetime: Lifetime,
+    /// How the short path failed at the request that comes next.
     pub(crate) unsent: RefCell<Option<Unsent>>,
 }
 
-/// A first try of a request that sent nothing of it.
+/// A first try of a request that came to nothing, and may be followed by another.
 #[derive(Debug)]
 pub(crate) struct Unsent {
     /// The replica that was tried.
     pub(crate) replica: ReplicaId,
     /// The answer, if there is no other.
     pub(crate) why: Refusal,
+    /// Whether the replica may have got it: another try is then within the budget only.
+    pub(crate) sent: bool,
 }
 
 /// Runs the futures of HTTP/2 connections and streams on the worker's own thread.
@@ -103,7 +107,7 @@ async fn detect<S: AsyncRead + Unpin>(
         if let Poll::Ready(detected) = detect.as_mut().poll(cx) {
             return Poll::Ready(detected.ok());
         }
-        if !shortened && watch.poll(cx) == Phase::Closing {
+        if !shortened && watch.poll(cx) == Phase::Ending {
             shortened = true;
             let end = Instant::now() + FIRST_REQUEST_WITHIN;
             let end = end.min(limit.deadline());
@@ -122,9 +126,9 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(worker.shared.config.header_timeout)
         .max_header_size(HEAD_BYTES_MAX as usize)
-        .serve_connection(TokioIo::new(stream), service(worker, client))
+        .serve_connection(TokioIo::new(stream), service(worker, Rc::new(client)))
         .with_upgrades();
-    until_done(pin!(connection), watch, Phase::Closing, |connection| {
+    until_done(pin!(connection), watch, Phase::Ending, |connection| {
         connection.graceful_shutdown();
     })
     .await;
@@ -134,29 +138,53 @@ async fn serve_http2<S>(worker: Rc<Worker>, stream: S, client: Client, watch: Wa
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let client = Rc::new(client);
     let connection = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEAD_BYTES_MAX)
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING)
-        .serve_connection(TokioIo::new(stream), service(worker, client));
-    until_done(pin!(connection), watch, Phase::Draining, |connection| {
-        connection.graceful_shutdown();
+        .serve_connection(
+            TokioIo::new(stream),
+            service(Rc::clone(&worker), Rc::clone(&client)),
+        );
+    let config = &worker.shared.config;
+    let mut retirement = Retirement::new(&client.lifetime, config);
+    // Each request that runs holds the client, beside this and the service.
+    let busy = || Rc::strong_count(&client) > 2;
+    let mut connection = pin!(connection);
+    let mut watch = watch;
+    let mut told = false;
+    let _ = poll_fn(|cx| {
+        let done = connection.as_mut().poll(cx);
+        if done.is_ready() {
+            return done;
+        }
+        let due = retirement.poll(cx, &client.lifetime, busy, config);
+        if due == Poll::Ready(Due::Cut) {
+            return Poll::Ready(Ok(()));
+        }
+        if told || due.is_pending() && watch.poll(cx) < Phase::Draining {
+            return done;
+        }
+        // Only now, after what had already arrived was read.
+        told = true;
+        connection.as_mut().graceful_shutdown();
+        connection.as_mut().poll(cx)
     })
     .await;
 }
 
 fn service(
     worker: Rc<Worker>,
-    client: Client,
+    client: Rc<Client>,
 ) -> impl hyper::service::Service<
     Request<Incoming>,
     Response = http::Response<crate::body::ResponseBody>,
     Error = Infallible,
     Future: 'static,
 > {
-    let client = Rc::new(client);
     service_fn(move |request| {
         let answer = forward::serve(Rc::clone(&worker), Rc::clone(&client), request);
         async move { Ok::<_, Infallible>(answer.await) }

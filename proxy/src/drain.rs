@@ -11,8 +11,11 @@ pub(crate) enum Phase {
     Serving,
     /// Still accepts. HTTP/1 answers carry `connection: close`, HTTP/2 connections got GOAWAY.
     Draining,
-    /// Accepts no more. Idle connections close, running requests finish.
+    /// Accepts no more. Running requests finish, and idle connections wait for one more, whose answer says that
+    /// they close: one that closed by itself would meet a request on its way.
     Closing,
+    /// Idle connections close, too.
+    Ending,
 }
 
 /// A worker's phase. Reading it costs a load; a connection is woken only when it changes.

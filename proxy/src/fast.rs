@@ -28,6 +28,7 @@ use raftserve_model::spec::{LoadBalancingPolicy, Timeouts, Traffic, UpstreamProt
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use crate::access_log::Record;
 use crate::connection::{self, Client, FIRST_REQUEST_WITHIN};
 use crate::drain::{Phase, Watch};
 use crate::routes::ServiceRoute;
@@ -53,6 +54,8 @@ struct Connection {
     worker: Rc<Worker>,
     client: Client,
     stream: TcpStream,
+    /// The head of the request that was sent, while it may be sent again.
+    replay: Option<Buffer>,
     /// What was read and not used yet.
     buffer: Option<Buffer>,
     limit: Limit,
@@ -69,6 +72,11 @@ struct Outgoing {
     framing: Framing,
     to_head: bool,
     close: bool,
+    /// Whether it may be sent to another replica after it was sent to one.
+    again: bool,
+    began: Instant,
+    /// What the access log will say of it.
+    told: Option<Box<Record>>,
 }
 
 /// What the next bytes of a connection are.
@@ -88,6 +96,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, client: Client)
         worker,
         client,
         stream,
+        replay: None,
         buffer: None,
         limit,
         watch,
@@ -171,11 +180,28 @@ impl Connection {
             prefix_len: found.prefix_len,
         };
         let service = view.at(found.index);
-        if !service.is_plain || !plain.fits(&way) {
+        // Who comes while others wait, waits behind them.
+        if !service.is_plain || !service.queue.is_empty() || !plain.fits(&way) {
             return None;
         }
+        let retries = &service.route.traffic.retries;
+        let again = retries.after_sent
+            && retries.max > 0
+            && service.ready_count() > 1
+            && plain.is_idempotent();
+        if again && !plain.framing.is_done() {
+            return None; // Only the general path keeps a body that may have to be sent again.
+        }
+        let began = Instant::now();
+        self.client.lifetime.used(began);
         let mut text = self.worker.buffers.text();
         plain.write(&mut text, &way, rand::random);
+        let told = self.worker.shared.config.access_log.as_ref().map(|log| {
+            let mut record = Record::new(log, &service.route.name, &self.client.address);
+            record.asked(plain.method, plain.host, plain.path());
+            record.trace = request::trace_of(&text);
+            Box::new(record)
+        });
         Some(Outgoing {
             service: Rc::clone(service),
             text,
@@ -183,6 +209,9 @@ impl Connection {
             framing: plain.framing.clone(),
             to_head: plain.is_head(),
             close: plain.close,
+            again,
+            began,
+            told,
         })
     }
 
@@ -198,7 +227,7 @@ impl Connection {
             {
                 return Poll::Ready(read.is_ok_and(|count| count > 0));
             }
-            if !shortened && watch.poll(cx) == Phase::Closing {
+            if !shortened && watch.poll(cx) == Phase::Ending {
                 if !first && slot.is_none() {
                     return Poll::Ready(false);
                 }

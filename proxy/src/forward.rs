@@ -1,34 +1,62 @@
 //! The path of a request: route, prepare, dispatch, answer.
 
 mod affinity;
+mod attempt;
 mod balance;
 mod prepare;
+mod terms;
+mod wait;
 
+use std::pin::pin;
 use std::rc::Rc;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
+use tokio::time::{Instant, timeout_at};
 
+use crate::access_log::Record;
 use crate::answer::{Dialect, Refusal, no_such_service};
-use crate::body::{Ending, Held, ResponseBody, Streamed};
+use crate::body::{Ending, Held, Patience, ResponseBody, Streamed};
 use crate::connection::Client;
 use crate::drain::Phase;
 use crate::headers::end_hop;
 use crate::load::InFlight;
-use crate::metrics::{Running, count};
+use crate::metrics::count;
 use crate::routes::ServiceRoute;
+use crate::running::Running;
+use crate::trace;
 use crate::tunnel;
 use crate::upstream::Checkout;
 use crate::view::ServiceView;
 use crate::worker::Worker;
+use terms::Terms;
 
 /// A replica's answer, and what its request holds there.
 struct Sent {
     response: Response<Incoming>,
     in_flight: InFlight,
     checkout: Checkout,
+    /// On how many replicas the request was tried.
+    tries: usize,
+}
+
+/// How a replica's answer goes on to the client.
+struct Answer {
+    ending: Ending,
+    patience: Patience,
+    running: Running,
+}
+
+impl Sent {
+    /// Does without the answer. The connection is kept if that has no body.
+    fn discard(self) {
+        if self.response.body().is_end_stream() {
+            self.checkout.give_back();
+        }
+    }
 }
 
 /// Answers one request.
@@ -37,10 +65,13 @@ pub(crate) async fn serve(
     client: Rc<Client>,
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
+    let now = Instant::now();
+    client.lifetime.used(now);
     let http1 = request.version() < Version::HTTP_2;
-    let mut response = route(&worker, &client, request).await;
+    let mut response = route(&worker, &client, request, now).await;
     let stays = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    if http1 && !stays && worker.drain.phase() != Phase::Serving {
+    let closes = worker.drain.phase() != Phase::Serving || client.lifetime.is_over(now);
+    if http1 && !stays && closes {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(CONNECTION, close);
     }
@@ -49,8 +80,9 @@ pub(crate) async fn serve(
 
 async fn route(
     worker: &Rc<Worker>,
-    client: &Client,
+    client: &Rc<Client>,
     request: Request<Incoming>,
+    now: Instant,
 ) -> Response<ResponseBody> {
     let dialect = Dialect::of(request.headers());
     if request.method() == Method::CONNECT {
@@ -73,18 +105,41 @@ async fn route(
     };
     let prefix_len = found.prefix_len;
     let service = Rc::clone(view.at(found.index));
+    let told = worker.shared.config.access_log.as_ref().map(|log| {
+        let mut record = Record::new(log, &service.route.name, &client.address);
+        record.asked(request.method().as_str(), host, request.uri().path());
+        record.version = request.version();
+        Box::new(record)
+    });
     drop(view); // A long answer must not keep an old table alive.
 
-    let running = Running::start(&service.counters);
+    let mut running = Running::start(&service.counters, Some(client), now, told);
+    let terms = Terms::of(&service.route);
+    let end = terms.deadline(now);
     let ending = Ending::of(&request, dialect);
-    match forward(worker, client, &service, request, prefix_len).await {
+    let outcome = {
+        let running = &mut running;
+        let forwarded = pin!(forward(
+            worker, client, &service, terms, request, prefix_len, running
+        ));
+        match end {
+            None => forwarded.await,
+            Some(end) => timeout_at(end, forwarded)
+                .await
+                .unwrap_or(Err(Refusal::Overdue)),
+        }
+    };
+    match outcome {
         Ok((sent, upgrade)) => {
-            let response = finish(worker, &service.route, sent, upgrade, running, ending);
-            service.counters.answered(response.status());
-            response
+            let answer = Answer {
+                ending,
+                patience: Patience::new(terms.idle(), end),
+                running,
+            };
+            finish(worker, &service.route, sent, upgrade, answer)
         }
         Err(refusal) => {
-            service.counters.answered(refusal.status());
+            running.refused(refusal.status(), refusal.code());
             refusal.answer(Some(&service.route), dialect)
         }
     }
@@ -94,14 +149,22 @@ async fn forward(
     worker: &Rc<Worker>,
     client: &Client,
     service: &Rc<ServiceView>,
+    terms: Terms<'_>,
     request: Request<Incoming>,
     prefix_len: usize,
+    running: &mut Running,
 ) -> Result<(Sent, Option<OnUpgrade>), Refusal> {
     let prepared = prepare::outgoing(request, client, &service.route, prefix_len)
         .map_err(Refusal::BadRequest)?;
+    if let Some(record) = running.record() {
+        record.trace = trace::of(prepared.request.headers());
+    }
     let sent = match prepared.key {
-        Some(key) => affinity::send(worker, service, key, prepared.request).await?,
-        None => balance::send(worker, service, prepared.request, client.unsent.take()).await?,
+        Some(key) => affinity::send(worker, service, terms, key, prepared.request).await?,
+        None => {
+            let earlier = client.unsent.take();
+            balance::send(worker, service, terms, prepared.request, earlier).await?
+        }
     };
     Ok((sent, prepared.upgrade))
 }
@@ -112,14 +175,19 @@ fn finish(
     route: &ServiceRoute,
     sent: Sent,
     upgrade: Option<OnUpgrade>,
-    running: Running,
-    ending: Ending,
+    answer: Answer,
 ) -> Response<ResponseBody> {
     let Sent {
         mut response,
         in_flight,
         checkout,
+        tries,
     } = sent;
+    let Answer {
+        ending,
+        patience,
+        mut running,
+    } = answer;
     let hop = end_hop(response.headers_mut());
     if hop.chunked {
         response.headers_mut().remove(CONTENT_LENGTH);
@@ -127,8 +195,11 @@ fn finish(
     *response.version_mut() = Version::HTTP_11;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let (Some(client), Some(protocol)) = (upgrade, hop.upgrade) else {
-            return Refusal::Broke.answer(Some(route), Dialect::Http); // Nobody asked it to switch.
+            let refusal = Refusal::Broke; // Nobody asked it to switch.
+            running.refused(refusal.status(), refusal.code());
+            return refusal.answer(Some(route), Dialect::Http);
         };
+        running.answered_by(&checkout.upstream, StatusCode::SWITCHING_PROTOCOLS, tries);
         let replica = hyper::upgrade::on(&mut response);
         let held = (in_flight, running);
         worker.spawn(tunnel::run(client, replica, held));
@@ -137,11 +208,11 @@ fn finish(
         headers.insert(UPGRADE, protocol);
         return response.map(|_| ResponseBody::whole(bytes::Bytes::new()));
     }
+    running.answered_by(&checkout.upstream, response.status(), tries);
     let held = Held {
         in_flight,
         running,
         checkout,
     };
-    response
-        .map(|body| ResponseBody::Streamed(Streamed::new(body, held, route.stream_timeout, ending)))
+    response.map(|body| ResponseBody::Streamed(Streamed::new(body, held, patience, ending)))
 }

@@ -6,8 +6,8 @@
 //! wait is bounded and counted.
 //!
 //! What holds:
-//! * A request is sent at most once. It is tried on another replica only if nothing of it was sent,
-//!   and never twice on the replica that refused it.
+//! * A request that is not idempotent is sent at most once. Any request of which nothing was sent is tried on
+//!   another replica, an idempotent one also after it was sent, within a budget, and none twice on the same.
 //! * A session's request goes to the replica that [`Sessions::lookup`] named after the last wait
 //!   before it was sent, or nowhere.
 //! * The in-flight count of a replica rises and falls exactly once per request, however it ends.
@@ -16,8 +16,10 @@
 //! What is left to others: who is ready (the routes say so), what is agreed (the sessions say so),
 //! and how loads travel between peers ([`Proxy::loads`] and [`PeerLoads::set`]).
 
+mod access_log;
 mod answer;
 mod body;
+mod budget;
 mod config;
 mod connection;
 mod control;
@@ -26,23 +28,29 @@ mod fast;
 mod forward;
 mod grpc;
 mod headers;
+mod health;
+mod lifetime;
 mod listener;
 mod load;
 mod metrics;
 pub mod policy;
 mod proxy;
+mod queue;
 mod rewind;
 mod routes;
+mod running;
 mod session;
 mod trace;
+mod triage;
 mod tunnel;
 mod upstream;
 mod view;
 mod worker;
 
+pub use access_log::AccessLog;
 pub use config::{Http1Path, ProxyConfig};
 pub use control::{PortState, PortStatus};
 pub use load::PeerLoads;
-pub use proxy::{MetricsHandle, Proxy, StartError};
+pub use proxy::{MetricsHandle, Proxy, Queues, StartError};
 pub use routes::{Endpoint, Listener, Resolved, RouteTable, Routes, ServiceRoute, USUAL_WEIGHT};
 pub use session::{BindError, BindFuture, BoundReplica, Lookup, NoSessions, Sessions};

@@ -1,24 +1,36 @@
 //! Counters of the data plane, one set per service and worker: a request writes only its own
 //! worker's, and a scrape sums them.
 
+mod latency;
+mod replicas;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::StatusCode;
-use raftserve_model::{ServiceId, ServiceName};
+use raftserve_model::{ReplicaId, ServiceId, ServiceName, ServiceVersion};
+
+use crate::load::PeerLoads;
+use crate::queue::Waiting;
+
+pub(crate) use latency::Latencies;
+pub(crate) use replicas::ReplicaCounters;
 
 /// One worker's counts for one service, on cache lines of their own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Counters {
     pub(crate) requests: AtomicU64,
-    ended: AtomicU64,
+    pub(crate) ended: AtomicU64,
     /// By the first digit of the status; the first two are unused.
     statuses: [AtomicU64; 6],
     pub(crate) retries: AtomicU64,
+    pub(crate) retries_over_budget: AtomicU64,
+    pub(crate) hedges: AtomicU64,
     pub(crate) connect_failures: AtomicU64,
+    pub(crate) ejections: AtomicU64,
     pub(crate) session_binds: AtomicU64,
     pub(crate) session_waits: AtomicU64,
 }
@@ -36,27 +48,13 @@ impl Counters {
     }
 }
 
-/// A request of a service, from its arrival to the end of its answer.
-#[derive(Debug)]
-pub(crate) struct Running(Arc<Counters>);
-
-impl Running {
-    pub(crate) fn start(counters: &Arc<Counters>) -> Self {
-        count(&counters.requests);
-        Self(Arc::clone(counters))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        count(&self.0.ended);
-    }
-}
-
 #[derive(Debug)]
 struct Service {
     name: ServiceName,
     workers: Vec<Arc<Counters>>,
+    waiting: Arc<Waiting>,
+    /// By version, and for each of the workers.
+    latencies: BTreeMap<ServiceVersion, Vec<Arc<Latencies>>>,
 }
 
 /// All counters of a proxy.
@@ -64,6 +62,7 @@ struct Service {
 pub(crate) struct Metrics {
     workers: usize,
     services: Mutex<BTreeMap<ServiceId, Service>>,
+    replicas: Mutex<replicas::Replicas>,
     /// Requests that named no service.
     pub(crate) unrouted: AtomicU64,
     pub(crate) connections: AtomicU64,
@@ -74,6 +73,7 @@ impl Metrics {
         Self {
             workers,
             services: Mutex::default(),
+            replicas: Mutex::default(),
             unrouted: AtomicU64::new(0),
             connections: AtomicU64::new(0),
         }
@@ -90,13 +90,69 @@ impl Metrics {
         let service = services.entry(id).or_insert_with(|| Service {
             name: name.clone(),
             workers: (0..self.workers).map(|_| Arc::default()).collect(),
+            waiting: Arc::default(),
+            latencies: BTreeMap::new(),
         });
         Arc::clone(&service.workers[worker])
     }
 
-    /// Forgets services that no worker and no request holds.
+    /// The latencies of one worker for one version of a service that it has counters of.
+    pub(crate) fn latencies(
+        &self,
+        id: ServiceId,
+        version: ServiceVersion,
+        worker: usize,
+    ) -> Arc<Latencies> {
+        let mut services = self.lock();
+        let Some(service) = services.get_mut(&id) else {
+            return Arc::default(); // It was just forgotten.
+        };
+        let workers = service
+            .latencies
+            .entry(version)
+            .or_insert_with(|| (0..self.workers).map(|_| Arc::default()).collect());
+        Arc::clone(&workers[worker])
+    }
+
+    /// The counters of one worker for one replica.
+    pub(crate) fn replica(
+        &self,
+        id: ReplicaId,
+        version: ServiceVersion,
+        worker: usize,
+    ) -> Arc<ReplicaCounters> {
+        let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
+        replicas.of(id, version, worker, self.workers)
+    }
+
+    /// What waits for a service that a worker has counters of.
+    pub(crate) fn waiting(&self, id: ServiceId) -> Arc<Waiting> {
+        let services = self.lock();
+        let service = services.get(&id);
+        service
+            .map(|service| Arc::clone(&service.waiting))
+            .unwrap_or_default()
+    }
+
+    /// How many requests wait for a ready replica, by service; those without any are left out.
+    pub(crate) fn queued(&self) -> Vec<(ServiceId, u64)> {
+        let services = self.lock();
+        let queued = services
+            .iter()
+            .map(|(id, service)| (*id, service.waiting.requests()));
+        queued.filter(|&(_, requests)| requests > 0).collect()
+    }
+
+    /// Forgets services, versions and replicas that no worker and no request holds.
     pub(crate) fn prune(&self) {
+        let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
+        replicas.prune();
+        drop(replicas);
         self.lock().retain(|_, service| {
+            service.latencies.retain(|_, workers| {
+                let mut workers = workers.iter();
+                workers.any(|held| Arc::strong_count(held) > 1)
+            });
             service
                 .workers
                 .iter()
@@ -105,9 +161,24 @@ impl Metrics {
     }
 
     /// All counters in Prometheus's text format, version 0.0.4.
-    pub(crate) fn render(&self) -> String {
-        let services = self.lock();
+    pub(crate) fn render(&self, loads: &PeerLoads) -> String {
         let mut text = String::new();
+        let replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
+        replicas.render(&mut text, loads, |id| {
+            let services = self.lock();
+            services.get(&id).map(|service| service.name.to_string())
+        });
+        drop(replicas);
+        let services = self.lock();
+        for (name, help, read) in LATENCIES {
+            family(&mut text, name, "histogram", help);
+            for service in services.values() {
+                for (version, workers) in &service.latencies {
+                    let labels = format!("{},version=\"{version}\"", service.label());
+                    latency::render(&mut text, name, &labels, workers, read);
+                }
+            }
+        }
         for (name, help, read) in FAMILIES {
             family(&mut text, name, "counter", help);
             for service in services.values() {
@@ -141,6 +212,24 @@ impl Metrics {
                 started.saturating_sub(ended),
             );
         }
+        for (name, kind, help, read) in QUEUE_FAMILIES {
+            family(&mut text, name, kind, help);
+            for service in services.values() {
+                sample(&mut text, name, &service.label(), read(&service.waiting));
+            }
+        }
+        let name = "raftserve_proxy_queue_wait_seconds_total";
+        family(
+            &mut text,
+            name,
+            "counter",
+            "Waits for a first ready replica that ended with one.",
+        );
+        for service in services.values() {
+            let micros = service.waiting.waited_micros.load(Ordering::Relaxed);
+            let seconds = latency::decimal(micros);
+            let _ = writeln!(text, "{name}{{{}}} {seconds}", service.label());
+        }
         let unrouted = self.unrouted.load(Ordering::Relaxed);
         let name = "raftserve_proxy_unrouted_requests_total";
         family(
@@ -160,7 +249,7 @@ impl Metrics {
 
 type Read = fn(&Counters) -> &AtomicU64;
 
-const FAMILIES: [(&str, &str, Read); 5] = [
+const FAMILIES: [(&str, &str, Read); 8] = [
     (
         "raftserve_proxy_requests_total",
         "Requests routed to the service.",
@@ -172,9 +261,24 @@ const FAMILIES: [(&str, &str, Read); 5] = [
         |counters| &counters.retries,
     ),
     (
+        "raftserve_proxy_retries_over_budget_total",
+        "Requests that were sent, and not tried again because of the budget.",
+        |counters| &counters.retries_over_budget,
+    ),
+    (
+        "raftserve_proxy_hedges_total",
+        "Second tries started beside a first one that took long.",
+        |counters| &counters.hedges,
+    ),
+    (
         "raftserve_proxy_connect_failures_total",
         "Connects to a replica that failed.",
         |counters| &counters.connect_failures,
+    ),
+    (
+        "raftserve_proxy_ejections_total",
+        "Replicas left out by a worker, for a refused connection or for errors in a row.",
+        |counters| &counters.ejections,
     ),
     (
         "raftserve_proxy_session_binds_total",
@@ -185,6 +289,50 @@ const FAMILIES: [(&str, &str, Read); 5] = [
         "raftserve_proxy_session_waits_total",
         "Waits for a session's binding or replica.",
         |counters| &counters.session_waits,
+    ),
+];
+
+type ReadLatency = fn(&Latencies) -> &latency::Histogram;
+
+const LATENCIES: [(&str, &str, ReadLatency); 2] = [
+    (
+        "raftserve_proxy_first_byte_seconds",
+        "From a request's head to that of its replica's answer.",
+        |latencies| &latencies.first_byte,
+    ),
+    (
+        "raftserve_proxy_request_seconds",
+        "From a request's head to the end of its replica's answer.",
+        |latencies| &latencies.total,
+    ),
+];
+
+type ReadQueue = fn(&Waiting) -> u64;
+
+const QUEUE_FAMILIES: [(&str, &str, &str, ReadQueue); 4] = [
+    (
+        "raftserve_proxy_queue_length",
+        "gauge",
+        "Requests that wait while the service has no ready replica.",
+        Waiting::requests,
+    ),
+    (
+        "raftserve_proxy_queued_total",
+        "counter",
+        "Requests that had to wait for a ready replica.",
+        |waiting| waiting.queued.load(Ordering::Relaxed),
+    ),
+    (
+        "raftserve_proxy_queue_refused_total",
+        "counter",
+        "Requests refused because as many waited as may.",
+        |waiting| waiting.turned_away.load(Ordering::Relaxed),
+    ),
+    (
+        "raftserve_proxy_queue_expired_total",
+        "counter",
+        "Requests that waited for a ready replica in vain.",
+        |waiting| waiting.gave_up.load(Ordering::Relaxed),
     ),
 ];
 
@@ -222,10 +370,10 @@ mod tests {
         let metrics = Metrics::new(2);
         let name: ServiceName = "chat".parse().expect("a good name");
         let each = [0, 1].map(|worker| metrics.of(ServiceId(1), &name, worker));
-        let running = Running::start(&each[0]);
-        drop(Running::start(&each[1]));
+        each.iter().for_each(|worker| count(&worker.requests));
+        count(&each[1].ended);
         each[1].answered(StatusCode::NOT_FOUND);
-        let text = metrics.render();
+        let text = metrics.render(&PeerLoads::default());
         for line in [
             "raftserve_proxy_requests_total{service=\"chat\"} 2",
             "raftserve_proxy_requests_in_flight{service=\"chat\"} 1",
@@ -234,9 +382,32 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
-        drop(running);
         drop(each);
         metrics.prune();
-        assert!(!metrics.render().contains("chat"));
+        assert!(!metrics.render(&PeerLoads::default()).contains("chat"));
+    }
+
+    #[test]
+    fn replicas_beyond_the_most_are_counted_and_not_told() {
+        let metrics = Metrics::new(1);
+        let service = ServiceId(1);
+        let _held = metrics.of(service, &"chat".parse().expect("a good name"), 0);
+        let held: Vec<_> = (1..=500)
+            .map(|number| metrics.replica(ReplicaId { service, number }, ServiceVersion(3), 0))
+            .collect();
+        held.iter().for_each(|each| count(&each.requests));
+        let text = metrics.render(&PeerLoads::default());
+        let name = "raftserve_proxy_replica_requests_total{service=\"chat\",version=\"3\"";
+        assert_eq!(
+            text.lines().filter(|line| line.starts_with(name)).count(),
+            200
+        );
+        assert!(
+            text.contains("raftserve_proxy_replicas_left_out 300"),
+            "{text}"
+        );
+        drop(held);
+        metrics.prune();
+        assert!(!metrics.render(&PeerLoads::default()).contains(name));
     }
 }

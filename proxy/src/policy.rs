@@ -28,11 +28,11 @@ pub fn round_robin(count: usize, start: usize, usable: impl Fn(usize) -> bool) -
 /// "The Power of Two Choices in Randomized Load Balancing", 2001), which also tolerates stale
 /// counts; `draw` is a uniformly random number. If neither drawn is a candidate, all are looked at.
 #[must_use]
-pub fn least_load(
+pub fn least_load<L: Ord>(
     count: usize,
     start: usize,
     draw: u64,
-    load: impl Fn(usize) -> u32,
+    load: impl Fn(usize) -> L,
     usable: impl Fn(usize) -> bool,
 ) -> Option<usize> {
     if count > FULL_SCAN_MAX {

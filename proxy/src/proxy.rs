@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use raftserve_model::ReplicaId;
+use raftserve_model::{ReplicaId, ServiceId};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -77,6 +77,7 @@ impl Proxy {
             loads: Arc::default(),
             metrics: Metrics::new(count),
             connect_failures,
+            queues: watch::Sender::new(0),
         });
         let (ended_sender, ended) = mpsc::channel(1);
         let mut workers = Vec::with_capacity(count);
@@ -148,7 +149,13 @@ impl Proxy {
     /// All counters in Prometheus's text format.
     #[must_use]
     pub fn render_prometheus(&self) -> String {
-        self.shared.metrics.render()
+        self.shared.render()
+    }
+
+    /// The requests that wait for services without a ready replica, for whoever can start one.
+    #[must_use]
+    pub fn queues(&self) -> Queues {
+        Queues(Arc::clone(&self.shared))
     }
 
     /// Stops without failing a request, if `grace` suffices: answers tell clients to go elsewhere
@@ -163,6 +170,25 @@ impl Proxy {
     }
 }
 
+/// What waits at a proxy for services that have no ready replica.
+#[derive(Clone)]
+pub struct Queues(Arc<Shared>);
+
+impl Queues {
+    /// Changes whenever the first request of a service begins to wait: once for each time that a service is
+    /// to be woken up, not for each request.
+    #[must_use]
+    pub fn begun(&self) -> watch::Receiver<u64> {
+        self.0.queues.subscribe()
+    }
+
+    /// How many requests wait, by service; services without any are left out.
+    #[must_use]
+    pub fn lengths(&self) -> Vec<(ServiceId, u64)> {
+        self.0.metrics.queued()
+    }
+}
+
 /// The counters of a proxy.
 #[derive(Clone)]
 pub struct MetricsHandle(Arc<Shared>);
@@ -171,7 +197,7 @@ impl MetricsHandle {
     /// All counters in Prometheus's text format.
     #[must_use]
     pub fn render_prometheus(&self) -> String {
-        self.0.metrics.render()
+        self.0.render()
     }
 }
 

@@ -22,6 +22,11 @@ pub(crate) fn ensure(headers: &mut HeaderMap, random: impl FnOnce() -> [u8; 24])
     }
 }
 
+/// The context that a request goes on with.
+pub(crate) fn of(headers: &HeaderMap) -> Option<HeaderValue> {
+    headers.get(TRACEPARENT).cloned()
+}
+
 /// The text of a trace context that begins here.
 pub(crate) fn begin(mut random: [u8; 24]) -> [u8; 55] {
     // All-zero ids are invalid; both are then made valid at no cost in randomness that matters.

@@ -5,7 +5,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional_with_sizes;
 
 use crate::load::InFlight;
-use crate::metrics::Running;
+use crate::running::Running;
 
 /// What is read at once from either side. Messages of the protocols that are tunnelled are small, and
 /// a tunnel holds two of these for its whole life.

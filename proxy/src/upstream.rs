@@ -12,21 +12,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response, Version};
+use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use raftserve_model::ReplicaId;
+use raftserve_model::{ReplicaId, ServiceVersion};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use crate::body::{Upload, UploadBody};
 use crate::config::ProxyConfig;
-use crate::load::Gauge;
-
-/// How long a replica that refused a connection is picked only if there is no other. Long enough for
-/// a probe to find it dead, short enough that a replica which came back is not missed.
-const SUSPECT_FOR: Duration = Duration::from_secs(1);
+use crate::health::Health;
+use crate::load::{Gauge, InFlight};
+use crate::metrics::{Latencies, ReplicaCounters, count};
+use crate::triage::Triage;
 
 /// Why no connection was had. Nothing was sent.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -79,7 +78,13 @@ pub(crate) struct Upstream {
     idle: RefCell<Vec<Idle>>,
     http2: Rc<http2::Pool>,
     plain: plain::Pool,
-    suspect_until: Cell<Option<Instant>>,
+    pub(crate) health: RefCell<Health>,
+    triage: Rc<Triage>,
+    pub(crate) counters: Arc<ReplicaCounters>,
+    version: Cell<ServiceVersion>,
+    latencies: RefCell<Arc<Latencies>>,
+    /// Whether it may get requests that no session binds.
+    ready: Cell<bool>,
 }
 
 #[derive(Debug)]
@@ -89,7 +94,13 @@ struct Idle {
 }
 
 impl Upstream {
-    pub(crate) fn new(replica: ReplicaId, address: SocketAddr, gauge: Arc<Gauge>) -> Self {
+    pub(crate) fn new(
+        replica: ReplicaId,
+        address: SocketAddr,
+        gauge: Arc<Gauge>,
+        triage: Rc<Triage>,
+        counters: Arc<ReplicaCounters>,
+    ) -> Self {
         Self {
             replica,
             address,
@@ -97,24 +108,70 @@ impl Upstream {
             idle: RefCell::default(),
             http2: Rc::default(),
             plain: plain::Pool::default(),
-            suspect_until: Cell::new(None),
+            health: RefCell::new(Health::new(Instant::now())),
+            triage,
+            counters,
+            version: Cell::default(),
+            latencies: RefCell::default(),
+            ready: Cell::new(false),
         }
     }
 
-    /// Whether it refused a connection of this worker lately.
-    pub(crate) fn is_suspect(&self) -> bool {
-        match self.suspect_until.get() {
-            None => false,
-            Some(until) if Instant::now() < until => true,
-            Some(_) => {
-                self.suspect_until.set(None);
-                false
-            }
+    /// Whether it is ready from now on. One that becomes so begins as a new one.
+    pub(crate) fn set_ready(&self, ready: bool) {
+        if ready && !self.ready.get() {
+            self.triage.readied(&self.health);
+        }
+        self.ready.set(ready);
+    }
+
+    /// Which version of its service it counts as from now on.
+    pub(crate) fn set_version(&self, version: ServiceVersion, latencies: Arc<Latencies>) {
+        self.version.set(version);
+        *self.latencies.borrow_mut() = latencies;
+    }
+
+    pub(crate) fn version(&self) -> ServiceVersion {
+        self.version.get()
+    }
+
+    pub(crate) fn latencies(&self) -> Arc<Latencies> {
+        Arc::clone(&self.latencies.borrow())
+    }
+
+    /// A request begins here.
+    pub(crate) fn begin(&self) -> InFlight {
+        count(&self.counters.requests);
+        InFlight::start(&self.gauge)
+    }
+
+    /// It refused a connection.
+    pub(crate) fn refused(&self) {
+        count(&self.counters.failures);
+        self.note(self.triage.refused(&self.health));
+    }
+
+    /// It answered with this status. Those of a gateway say that it cannot serve.
+    pub(crate) fn answered(&self, status: StatusCode) {
+        self.counters.answered(status);
+        match status {
+            StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT => self.note(self.triage.failed(&self.health)),
+            _ => self.health.borrow_mut().succeeded(),
         }
     }
 
-    pub(crate) fn suspect(&self) {
-        self.suspect_until.set(Some(Instant::now() + SUSPECT_FOR));
+    /// A request that it got came to nothing.
+    pub(crate) fn failed(&self) {
+        count(&self.counters.failures);
+        self.note(self.triage.failed(&self.health));
+    }
+
+    fn note(&self, ejected: bool) {
+        if ejected {
+            count(&self.counters.ejections);
+        }
     }
 
     /// Takes an open connection that has room for a request, if there is one.
@@ -155,7 +212,7 @@ impl Upstream {
             Wire::Http1 => Link::Http1(self.connect_http1(config).await?),
             Wire::Http2 => Link::Http2(self.http2.connect(self.address, config).await?),
         };
-        self.suspect_until.set(None);
+        self.health.borrow_mut().connected();
         Ok(self.checked_out(link, config))
     }
 
@@ -183,7 +240,7 @@ impl Upstream {
     /// Opens a connection with nothing on it.
     pub(crate) async fn open_plain(&self, config: &ProxyConfig) -> Result<TcpStream, ConnectError> {
         let stream = dial::tcp(self.address, config).await?;
-        self.suspect_until.set(None);
+        self.health.borrow_mut().connected();
         Ok(stream)
     }
 

@@ -2,6 +2,7 @@
 //! only what is atomic.
 
 use std::cell::RefCell;
+use std::fmt::Write;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -13,7 +14,7 @@ use http::HeaderValue;
 use raftserve_model::ReplicaId;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 use tokio_util::task::TaskTracker;
@@ -22,9 +23,11 @@ use crate::config::{Http1Path, ProxyConfig};
 use crate::connection::{self, Client};
 use crate::drain::{Drain, Phase};
 use crate::fast;
+use crate::lifetime::Lifetime;
 use crate::listener;
 use crate::load::PeerLoads;
 use crate::metrics::{Metrics, count};
+use crate::queue;
 use crate::routes::{Listener, Routes};
 use crate::session::Sessions;
 use crate::upstream::Upstream;
@@ -45,6 +48,24 @@ pub(crate) struct Shared {
     pub(crate) loads: Arc<PeerLoads>,
     pub(crate) metrics: Metrics,
     pub(crate) connect_failures: Option<mpsc::Sender<ReplicaId>>,
+    /// Changes whenever a service's first request begins to wait for a replica.
+    pub(crate) queues: watch::Sender<u64>,
+}
+
+impl Shared {
+    /// All counters in Prometheus's text format.
+    pub(crate) fn render(&self) -> String {
+        let mut text = self.metrics.render(&self.loads);
+        if let Some(log) = &self.config.access_log {
+            let name = "raftserve_proxy_access_log_dropped_total";
+            let _ = writeln!(
+                text,
+                "# HELP {name} Requests that the access log could not tell."
+            );
+            let _ = writeln!(text, "# TYPE {name} counter\n{name} {}", log.dropped());
+        }
+        text
+    }
 }
 
 /// What a worker is told.
@@ -120,6 +141,24 @@ impl Worker {
         Rc::clone(&view)
     }
 
+    /// Lets the requests go, group by group, whose services have a ready replica again.
+    fn move_queues(self: &Rc<Self>, view: &View) {
+        for id in view.to_move() {
+            let worker = Rc::clone(self);
+            tokio::task::spawn_local(async move {
+                // The view of this moment: the service, and who is ready, may change between groups.
+                while let Some(service) = worker.view().service(id).cloned() {
+                    let group = service.ready_count() * queue::GROUP;
+                    if group == 0 || !service.queue.call(group) {
+                        service.queue.stands();
+                        break;
+                    }
+                    sleep(queue::GROUP_EVERY).await;
+                }
+            });
+        }
+    }
+
     /// Runs something that must end before the worker does.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         tokio::task::spawn_local(self.tasks.track_future(task));
@@ -129,7 +168,7 @@ impl Worker {
     /// behind, they know enough already.
     pub(crate) fn connect_failed(&self, service: &ServiceView, upstream: &Upstream) {
         count(&service.counters.connect_failures);
-        upstream.suspect();
+        upstream.refused();
         if let Some(failures) = &self.shared.connect_failures {
             let _ = failures.try_send(upstream.replica);
         }
@@ -146,7 +185,8 @@ impl Worker {
                 biased;
                 command = commands.recv() => command,
                 Ok(()) = published.changed() => {
-                    self.view(); // Lets go of replicas that left, even without a request.
+                    // Lets go of replicas that left, even without a request.
+                    self.move_queues(&self.view());
                     continue;
                 }
                 _ = sweep.tick() => {
@@ -179,7 +219,11 @@ impl Worker {
         self.drain.enter(Phase::Draining);
         self.drain.enter(Phase::Closing);
         self.tasks.close();
-        let _ = timeout_at(by, self.tasks.wait()).await;
+        let idle_until = by.min(Instant::now() + self.shared.config.idle_grace);
+        if timeout_at(idle_until, self.tasks.wait()).await.is_err() {
+            self.drain.enter(Phase::Ending);
+            let _ = timeout_at(by, self.tasks.wait()).await;
+        }
     }
 
     fn open(
@@ -258,6 +302,7 @@ impl Worker {
             listener,
             proto: "http",
             unsent: RefCell::default(),
+            lifetime: Lifetime::begin(Instant::now(), &self.shared.config, Lifetime::draw()),
         };
         let worker = Rc::clone(self);
         // Each has a task of its own size.

@@ -368,7 +368,8 @@ async fn a_replica_that_goes_away_gets_what_it_did_not_act_on_again_on_a_new_con
 #[tokio::test]
 async fn a_call_that_cannot_be_served_ends_with_a_status_of_grpc() {
     let nowhere = support::nowhere();
-    let services = [service(1, "svc", &[nowhere]), service(2, "empty", &[])];
+    let mut services = [service(1, "svc", &[nowhere]), service(2, "empty", &[])];
+    services[1].traffic.queue.requests = 0;
     let rig = Rig::new(services);
     let mut sender = client(&rig).await;
     for (host, code) in [("svc", "14"), ("empty", "14"), ("127.0.0.1", "12")] {

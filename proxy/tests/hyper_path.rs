@@ -1,4 +1,5 @@
-//! All tests of the data plane once more, with the HTTP library carrying every request of HTTP/1.1.
+//! All tests of the data plane once more, with the HTTP library carrying every request of HTTP/1.1. Those of
+//! chaos do both by themselves, as they measure what the whole process holds.
 
 #![allow(
     clippy::duplicate_mod,
@@ -7,10 +8,18 @@
 
 #[path = "affinity.rs"]
 mod affinity;
+#[path = "connections.rs"]
+mod connections;
 #[path = "failures.rs"]
 mod failures;
+#[path = "observability.rs"]
+mod observability;
 #[path = "protocols.rs"]
 mod protocols;
+#[path = "queue.rs"]
+mod queue;
+#[path = "retries.rs"]
+mod retries;
 #[path = "routing.rs"]
 mod routing;
 #[path = "shutdown.rs"]

@@ -120,6 +120,7 @@ async fn bad_requests_are_refused_in_json() {
 async fn nothing_ready_says_so_and_when_to_come_back() {
     let mut none_ready = service(1, "svc", &[nowhere()]);
     none_ready.endpoints[0].ready = false;
+    none_ready.traffic.queue.requests = 0;
     let rig = Rig::new([none_ready]);
     let request = Request::get("/").header("host", "h").body(Full::default());
     let response = ask(rig.address, request.expect("a good request")).await;

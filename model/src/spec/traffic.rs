@@ -30,7 +30,7 @@ pub(super) const EJECT_AFTER_ERRORS: u32 = 5;
 pub(super) const EJECTION_BASE: Duration = Duration::from_secs(1);
 /// The longest ejection, unless the file says otherwise.
 pub(super) const EJECTION_MAX: Duration = Duration::from_secs(60);
-/// If so many percent of the ready replicas or more are ejected, ejections are ignored, unless the file says
+/// If more percent of the ready replicas than this are ejected, ejections are ignored, unless the file says
 /// otherwise. From Envoy's default of half.
 pub(super) const PANIC_PERCENT: u32 = 50;
 /// How many requests may wait for a first replica at each peer, unless the file says otherwise.
@@ -163,7 +163,7 @@ pub struct Retries {
     pub max: u32,
     /// The share of live traffic that retries of requests which were sent may add, in percent.
     pub budget_percent: u32,
-    /// Statuses on which a safe request (GET, HEAD, OPTIONS, TRACE) or one of `idempotent_methods` is tried again.
+    /// Statuses on which a safe request (GET, HEAD, OPTIONS, TRACE) is tried again.
     pub statuses: Vec<u16>,
     /// Whether a request that was sent, and whose connection broke before an answer began, is tried again if it
     /// is idempotent (RFC 9110, 9.2.2) and its body, if any, is still held.
@@ -202,7 +202,8 @@ pub struct Ejection {
     /// The longest.
     #[serde(with = "millis")]
     pub max: Duration,
-    /// If so many percent of the ready replicas or more are ejected, ejections are ignored.
+    /// If more percent of the ready replicas than this are ejected, ejections are ignored: of two replicas one
+    /// may be out at 50.
     pub panic_percent: u32,
 }
 

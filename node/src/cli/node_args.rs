@@ -146,6 +146,10 @@ pub struct NodeArgs {
     /// listens on it, however that ends.
     #[arg(long, value_name = "SOCKET")]
     pub lifeline: Option<PathBuf>,
+    /// A file to which each request of a service is told, as one JSON object a line; `-` for standard output.
+    /// Without headers, queries and bodies.
+    #[arg(long, value_name = "FILE", env = "RAFTSERVE_ACCESS_LOG")]
+    pub access_log: Option<PathBuf>,
     /// How fast failures are noticed, against how much the network may delay.
     #[arg(long, value_enum, default_value = "fast")]
     pub profile: TimingProfile,

@@ -75,6 +75,18 @@ impl Upload {
         self.0.as_ref().map(|source| source.last.get())
     }
 
+    /// Whether the request has no body.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Whether [`Self::again`] would give a body.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.0
+            .as_ref()
+            .is_none_or(|source| source.kept.borrow().is_some() && !source.broke.get())
+    }
+
     /// The same body once more, from its start, if all that was taken of it is still kept. What was made
     /// before gives nothing more.
     pub(crate) fn again(&self) -> Option<UploadBody> {

@@ -24,7 +24,7 @@ use crate::answer::{Dialect, Refusal};
 use crate::connection::Unsent;
 use crate::drain::Phase;
 use crate::load::InFlight;
-use crate::metrics::Running;
+use crate::running::Running;
 use crate::upstream::{ConnectError, Upstream};
 use crate::view::ServiceView;
 
@@ -62,7 +62,8 @@ type Held = (InFlight, Running);
 
 /// Sends a request and passes its answer on.
 pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End {
-    let Some(sent) = send(connection, &outgoing).await else {
+    let mut outgoing = outgoing;
+    let Some(sent) = send(connection, &mut outgoing).await else {
         return End::Unsent;
     };
     let Outgoing {
@@ -70,6 +71,8 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
         text,
         to_head,
         close,
+        again,
+        began,
         ..
     } = outgoing;
     drop(text);
@@ -81,7 +84,9 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
         framing,
         intact,
     } = sent;
-    connection.take(taken);
+    connection.take(taken, again);
+    let close = close || connection.client.lifetime.is_over(began);
+    let mut held = Some(held);
     let uploaded = Cell::new(intact && framing.is_done());
     let progress = Cell::new(Instant::now());
     let upload = Upload {
@@ -95,9 +100,10 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
     let download = Download {
         worker: &connection.worker,
         service: &service,
+        upstream: &upstream,
         limit: &mut connection.limit,
         progress: &progress,
-        held: Some(held),
+        held: &mut held,
         to_head,
         close,
     };
@@ -119,13 +125,27 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
             }
             closes
         }
-        Ended::Refused(refusal) => {
+        Ended::Refused(why) => {
             drop(stream);
+            let running = held.take().map(|(_, running)| running);
+            if connection.put_back() {
+                if let Some(running) = running {
+                    running.abandon();
+                }
+                let replica = upstream.replica;
+                let sent = true;
+                connection
+                    .client
+                    .unsent
+                    .replace(Some(Unsent { replica, why, sent }));
+                return End::Unsent;
+            }
             let closes = close || !uploaded.get();
-            refuse(connection, &service, &refusal, to_head, closes).await
+            refuse(connection, &service, &why, running, to_head, closes).await
         }
         Ended::Cut => return End::Close,
     };
+    connection.replay = None;
     if !uploaded.get() {
         let _ = timeout(
             LINGER,
@@ -139,7 +159,7 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
 
 /// Sends the head, and what there is of the body, to a replica that the policy picks. `None` if
 /// nothing was sent; why, and where not to try again, is then noted for the general path.
-async fn send(connection: &Connection, outgoing: &Outgoing) -> Option<Sent> {
+async fn send(connection: &Connection, outgoing: &mut Outgoing) -> Option<Sent> {
     let worker = &connection.worker;
     let config = &worker.shared.config;
     let service = &outgoing.service;
@@ -148,15 +168,23 @@ async fn send(connection: &Connection, outgoing: &Outgoing) -> Option<Sent> {
     let body = &body[..framing.advance(body).ok()?];
     let pieces = [&outgoing.text[..], body, &[]];
     let upstream = Rc::clone(service.pick(&[])?);
-    let in_flight = InFlight::start(&upstream.gauge);
+    let in_flight = upstream.begin();
     let taken = outgoing.head_len + body.len();
-    let sent = |upstream, stream, in_flight, intact| Sent {
-        upstream,
-        stream,
-        held: (in_flight, Running::start(&service.counters)),
-        taken,
-        framing,
-        intact,
+    let (began, told) = (outgoing.began, &mut outgoing.told);
+    let sent = |upstream, stream, in_flight, intact| {
+        let percent = service.route.traffic.retries.budget_percent;
+        service.budget.borrow_mut().deposit(began, percent);
+        Sent {
+            upstream,
+            stream,
+            held: (
+                in_flight,
+                Running::start(&service.counters, None, began, told.take()),
+            ),
+            taken,
+            framing,
+            intact,
+        }
     };
     if let Some(mut stream) = upstream.checkout_plain(config) {
         match write_all(&mut stream, pieces).await {
@@ -176,6 +204,7 @@ async fn send(connection: &Connection, outgoing: &Outgoing) -> Option<Sent> {
     connection.client.unsent.replace(Some(Unsent {
         replica: upstream.replica,
         why,
+        sent: false,
     }));
     None
 }
@@ -185,6 +214,7 @@ async fn refuse(
     connection: &mut Connection,
     service: &ServiceView,
     refusal: &Refusal,
+    running: Option<Running>,
     to_head: bool,
     closes: bool,
 ) -> bool {
@@ -193,7 +223,9 @@ async fn refuse(
     let (head, body) = refusal
         .answer(Some(&service.route), Dialect::Http)
         .into_parts();
-    service.counters.answered(head.status);
+    if let Some(mut running) = running {
+        running.refused(head.status, refusal.code());
+    }
     let body = body.collect().await.map(|body| body.to_bytes());
     let body = body.unwrap_or_default(); // It was made here: nothing can fail.
     let head = http::Response::from_parts(head, ());
@@ -214,12 +246,27 @@ async fn linger(stream: &mut TcpStream, buffers: &Rc<Buffers>) {
 }
 
 impl Connection {
-    /// Takes what was sent out of what was read.
-    fn take(&mut self, count: usize) {
+    /// Takes what was sent out of what was read. What may have to be sent again is kept aside.
+    fn take(&mut self, count: usize, again: bool) {
         let buffer = self.buffer.as_mut().expect("it holds the head");
+        if again && buffer.filled().len() == count {
+            self.replay = self.buffer.take();
+            return;
+        }
         buffer.consume(count);
         if buffer.is_empty() {
             self.buffer = None;
         }
+    }
+
+    /// Puts the request that was sent back where it was read from. `false` if it may not be sent again, or the
+    /// client has sent more since.
+    fn put_back(&mut self) -> bool {
+        let replay = self.replay.take();
+        if replay.is_none() || self.buffer.is_some() {
+            return false;
+        }
+        self.buffer = replay;
+        true
     }
 }

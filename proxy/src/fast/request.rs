@@ -8,6 +8,8 @@ mod tests;
 
 use std::mem::MaybeUninit;
 
+use http::HeaderValue;
+
 use super::framing::{Chunks, Framing};
 use crate::trace;
 
@@ -30,7 +32,7 @@ pub(super) enum Parsed<'h, 'b> {
 /// A plain request's head.
 #[derive(Debug)]
 pub(super) struct PlainRequest<'h, 'b> {
-    method: &'b str,
+    pub(super) method: &'b str,
     /// In origin form: path and query.
     target: &'b str,
     pub(super) host: &'b str,
@@ -98,6 +100,14 @@ impl<'h, 'b> PlainRequest<'h, 'b> {
             Some(plain) => Parsed::Plain(plain),
             None => Parsed::Other,
         }
+    }
+
+    /// Whether to do it twice is to do it once (RFC 9110, 9.2.2).
+    pub(super) fn is_idempotent(&self) -> bool {
+        matches!(
+            self.method,
+            "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE"
+        )
     }
 
     fn plain(request: httparse::Request<'h, 'b>, head_len: usize) -> Option<Self> {
@@ -287,6 +297,17 @@ impl Field {
 
 /// Whether a target is a path with or without a query, of characters that may stand there (RFC 3986,
 /// 3.3 and 3.4; brackets are tolerated, as the general path does).
+/// The trace context in a head that was written.
+pub(super) fn trace_of(text: &[u8]) -> Option<HeaderValue> {
+    const NAME: &[u8] = b"traceparent:";
+    let mut lines = text.split(|&byte| byte == b'\n');
+    let line = lines.find(|line| {
+        let name = line.get(..NAME.len());
+        name.is_some_and(|name| name.eq_ignore_ascii_case(NAME))
+    })?;
+    HeaderValue::from_bytes(line[NAME.len()..].trim_ascii()).ok()
+}
+
 fn is_origin_form(target: &str) -> bool {
     target.starts_with('/')
         && target.bytes().all(|byte| {

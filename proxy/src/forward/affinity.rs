@@ -9,10 +9,10 @@ use raftserve_model::SessionKey;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::{Sent, balance};
+use super::attempt::{exchange, refusal};
+use super::{Sent, Terms};
 use crate::answer::Refusal;
 use crate::body::UploadBody;
-use crate::load::InFlight;
 use crate::metrics::count;
 use crate::session::{BindError, BoundReplica, Lookup};
 use crate::upstream::{ExchangeError, Upstream, Wire};
@@ -28,12 +28,14 @@ const AGAIN_AFTER: Duration = Duration::from_millis(100);
 pub(super) async fn send(
     worker: &Rc<Worker>,
     service: &ServiceView,
+    terms: Terms<'_>,
     key: SessionKey,
     request: Request<UploadBody>,
 ) -> Result<Sent, Refusal> {
     let mut session = Session {
         worker,
         service,
+        terms,
         key,
         patience: None,
         asked: None,
@@ -46,6 +48,7 @@ pub(super) async fn send(
 struct Session<'a> {
     worker: &'a Rc<Worker>,
     service: &'a ServiceView,
+    terms: Terms<'a>,
     key: SessionKey,
     /// Made at the first wait, so that a bound session costs none.
     patience: Option<Patience>,
@@ -135,7 +138,7 @@ impl Session<'_> {
             self.waits_for("its replica has no address now");
             return Ok(Outcome::Wait(Box::new(request)));
         };
-        let in_flight = InFlight::start(&upstream.gauge);
+        let in_flight = upstream.begin();
         let (mut checkout, fresh) = match upstream.checkout(Wire::of(&request), config) {
             Some(checkout) => (checkout, false),
             None if self.refused_lately(bound, &upstream) => {
@@ -153,12 +156,12 @@ impl Session<'_> {
             checkout.give_back();
             return Ok(Outcome::LookAgain(Box::new(request)));
         }
-        let silence_max = self.service.route.stream_timeout;
-        match checkout.exchange(request, silence_max).await {
+        match exchange(&mut checkout, request, self.terms.first_byte()).await {
             Ok(response) => Ok(Outcome::Sent(Box::new(Sent {
                 response,
                 in_flight,
                 checkout,
+                tries: 1,
             }))),
             Err(ExchangeError::NotSent(unsent)) if fresh => {
                 self.note_refused(bound, &upstream);
@@ -168,7 +171,7 @@ impl Session<'_> {
                 upstream.clear();
                 Ok(Outcome::LookAgain(unsent))
             }
-            Err(error) => Err(balance::refusal(&error)),
+            Err(error) => Err(refusal(&error)),
         }
     }
 

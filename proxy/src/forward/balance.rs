@@ -1,132 +1,248 @@
 //! A request that no session binds: any ready replica may answer it.
+//!
+//! When it is tried again, always on a replica not tried before:
+//! * nothing of it was sent: in any case;
+//! * its connection broke, or it was silent, before an answer began: if it is idempotent and the replica may be
+//!   sent all of it again, within the budget;
+//! * it was answered with a status that its settings name: if it is safe, within the budget.
 
 use std::rc::Rc;
+use std::time::Duration;
 
-use http::Request;
+use futures_util::future::{Either, select};
+use http::{Request, StatusCode};
 use raftserve_model::ReplicaId;
+use tokio::time::{Instant, timeout};
 
-use super::Sent;
+use super::attempt::{Failure, attempt};
+use super::{Sent, Terms, wait};
 use crate::answer::Refusal;
-use crate::body::UploadBody;
+use crate::body::{Upload, UploadBody};
 use crate::connection::Unsent;
-use crate::load::InFlight;
 use crate::metrics::count;
-use crate::upstream::{ConnectError, ExchangeError, Upstream, Wire};
+use crate::upstream::Upstream;
 use crate::view::ServiceView;
 use crate::worker::Worker;
 
-/// On how many replicas a request is tried at most: with three, one that just died and one that is
-/// dying are both survived, and a service that is down costs a request three connects.
-const TRIES_MAX: usize = 3;
-
-/// Sends the request to a replica that the policy picks. Only if nothing of it was sent is it tried
-/// on another one, never again on the same. An `earlier` try counts as the first.
+/// Sends the request to a replica that the policy picks, or to several, one after the other. An `earlier` try
+/// counts as the first.
 pub(super) async fn send(
     worker: &Rc<Worker>,
     service: &Rc<ServiceView>,
+    terms: Terms<'_>,
     mut request: Request<UploadBody>,
     earlier: Option<Unsent>,
 ) -> Result<Sent, Refusal> {
-    let mut tried = [ReplicaId::default(); TRIES_MAX];
-    let mut refusal = Refusal::NoneReady;
-    let mut service = Rc::clone(service);
-    let first = usize::from(earlier.is_some());
-    if let Some(earlier) = earlier {
-        tried[0] = earlier.replica;
-        refusal = earlier.why;
+    let service = wait::for_ready(worker, service, &request).await?;
+    // What was sent already has been counted then.
+    if !earlier.as_ref().is_some_and(|earlier| earlier.sent) {
+        let mut budget = service.budget.borrow_mut();
+        budget.deposit(Instant::now(), terms.retries.budget_percent);
     }
-    for tries in first..TRIES_MAX {
-        if tries > 0 {
-            // The routes may have changed while the last try was waiting.
-            if let Some(current) = worker.view().service(service.route.id) {
-                service = Rc::clone(current);
-            }
-        }
-        let Some(upstream) = service.pick(&tried[..tries]) else {
-            break;
-        };
-        if tries > 0 {
-            count(&service.counters.retries);
-        }
-        tried[tries] = upstream.replica;
-        match attempt(worker, &service, upstream, request).await {
-            Ok(sent) => return Ok(sent),
-            Err(Attempt::NotSent(unsent, why)) => {
-                request = *unsent;
-                refusal = why;
-            }
-            Err(Attempt::Failed(why)) => return Err(why),
-        }
-    }
-    Err(refusal)
-}
-
-enum Attempt {
-    /// Nothing was sent: here is the request again, and the answer if there is no other replica.
-    NotSent(Box<Request<UploadBody>>, Refusal),
-    Failed(Refusal),
-}
-
-async fn attempt(
-    worker: &Worker,
-    service: &ServiceView,
-    upstream: &Rc<Upstream>,
-    mut request: Request<UploadBody>,
-) -> Result<Sent, Attempt> {
-    let config = &worker.shared.config;
-    let silence_max = service.route.stream_timeout;
-    let in_flight = InFlight::start(&upstream.gauge);
-    if let Some(mut checkout) = upstream.checkout(Wire::of(&request), config) {
-        match checkout.exchange(request, silence_max).await {
-            Ok(response) => {
-                return Ok(Sent {
-                    response,
-                    in_flight,
-                    checkout,
-                });
-            }
-            // The replica closed a connection that it had no request on. That is its right; the
-            // others in the pool are likely gone as well, and a new one tells whether it is there.
-            Err(ExchangeError::NotSent(unsent)) => {
-                upstream.clear();
-                request = *unsent;
-            }
-            Err(error) => return Err(Attempt::Failed(refusal(&error))),
-        }
-    }
-    let mut checkout = match upstream.connect(Wire::of(&request), config).await {
-        Ok(checkout) => checkout,
-        Err(error) => {
-            worker.connect_failed(service, upstream);
-            let why = match error {
-                ConnectError::Timeout(_) => Refusal::ConnectTimeout,
-                ConnectError::Failed(_) | ConnectError::Handshake(_) => Refusal::Unreachable,
-            };
-            return Err(Attempt::NotSent(Box::new(request), why));
-        }
+    let spare = Spare::of(&request, &terms, &service);
+    let mut way = Way {
+        worker,
+        service,
+        terms,
+        spare,
+        tried: Vec::new(),
     };
-    match checkout.exchange(request, silence_max).await {
-        Ok(response) => Ok(Sent {
-            response,
-            in_flight,
-            checkout,
-        }),
-        Err(ExchangeError::NotSent(unsent)) => {
-            worker.connect_failed(service, upstream);
-            Err(Attempt::NotSent(unsent, Refusal::Unreachable))
-        }
-        Err(error) => Err(Attempt::Failed(refusal(&error))),
+    let mut upstream = way.first(earlier)?;
+    loop {
+        way.tried.push(upstream.replica);
+        let (next, unsent) = match way.attempt(&upstream, request).await {
+            Ok(sent) => match way.next_after(sent.response.status()) {
+                None => {
+                    let tries = way.tried.len();
+                    return Ok(Sent { tries, ..sent });
+                }
+                Some(next) => {
+                    sent.discard();
+                    (next, None)
+                }
+            },
+            Err(Failure::NotSent(unsent, why)) => {
+                let next = way.next().ok_or(why)?;
+                (next, Some(*unsent))
+            }
+            Err(Failure::Sent(why)) => (way.next_within_budget().ok_or(why)?, None),
+            Err(Failure::Client(why)) => return Err(why),
+        };
+        upstream = next;
+        request = match unsent {
+            Some(unsent) => unsent,
+            None => way.again().ok_or(Refusal::Broke)?,
+        };
     }
 }
 
-/// The answer to a request that failed after it was sent, or maybe sent.
-pub(super) fn refusal(error: &ExchangeError) -> Refusal {
-    match error {
-        ExchangeError::NotSent(_) => Refusal::Unreachable,
-        ExchangeError::Client => {
-            Refusal::BadRequest("the request's body broke off, or breaks the protocol")
+/// A request on its way, and where it has been.
+struct Way<'a> {
+    worker: &'a Rc<Worker>,
+    service: Rc<ServiceView>,
+    terms: Terms<'a>,
+    spare: Option<Spare>,
+    tried: Vec<ReplicaId>,
+}
+
+/// What it takes to send a request again after it was sent.
+struct Spare {
+    head: Request<()>,
+    upload: Upload,
+}
+
+impl Spare {
+    /// `None` if it must not be sent again, or there is nowhere else to send it.
+    fn of(request: &Request<UploadBody>, terms: &Terms<'_>, service: &ServiceView) -> Option<Self> {
+        let method = request.method();
+        let retries = terms.retries;
+        let wanted = retries.after_sent && method.is_idempotent()
+            || method.is_safe() && (!retries.statuses.is_empty() || retries.hedge_after.is_some());
+        if !wanted || retries.max == 0 || service.ready_count() < 2 {
+            return None;
         }
-        ExchangeError::Broke => Refusal::Broke,
-        ExchangeError::Silent => Refusal::Silent,
+        let mut head = Request::new(());
+        *head.method_mut() = method.clone();
+        *head.uri_mut() = request.uri().clone();
+        *head.version_mut() = request.version();
+        *head.headers_mut() = request.headers().clone();
+        let upload = request.body().upload();
+        Some(Self { head, upload })
+    }
+
+    fn again(&self) -> Option<Request<UploadBody>> {
+        let body = self.upload.again()?;
+        let mut request = Request::new(body);
+        *request.method_mut() = self.head.method().clone();
+        *request.uri_mut() = self.head.uri().clone();
+        *request.version_mut() = self.head.version();
+        *request.headers_mut() = self.head.headers().clone();
+        Some(request)
+    }
+}
+
+impl Way<'_> {
+    /// Where it goes first, or after an earlier try.
+    fn first(&mut self, earlier: Option<Unsent>) -> Result<Rc<Upstream>, Refusal> {
+        let Some(earlier) = earlier else {
+            return self.service.pick(&[]).cloned().ok_or(Refusal::NoneReady);
+        };
+        self.tried.push(earlier.replica);
+        let next = match earlier.sent {
+            true => self.next_within_budget(),
+            false => self.next(),
+        };
+        next.ok_or(earlier.why)
+    }
+
+    /// One try, or two beside each other. A try that lasts long is given up only for another one.
+    async fn attempt(
+        &mut self,
+        upstream: &Rc<Upstream>,
+        request: Request<UploadBody>,
+    ) -> Result<Sent, Failure> {
+        let (worker, service) = (self.worker, Rc::clone(&self.service));
+        let silence_max = self.terms.first_byte();
+        let hedged = self.hedge_after();
+        let Some(patience) = hedged.or_else(|| self.per_try_timeout()) else {
+            let upstream = Rc::clone(upstream);
+            return attempt(worker, &service, upstream, request, silence_max).await;
+        };
+        let mut first = Box::pin(attempt(
+            worker,
+            &service,
+            Rc::clone(upstream),
+            request,
+            silence_max,
+        ));
+        if let Ok(ended) = timeout(patience, &mut first).await {
+            return ended;
+        }
+        let next = self.next_within_budget();
+        let Some((next, request)) = next.and_then(|next| Some((next, self.again()?))) else {
+            return first.await;
+        };
+        self.tried.push(next.replica);
+        let second = Box::pin(attempt(worker, &service, next, request, silence_max));
+        if hedged.is_none() {
+            drop(first);
+            upstream.failed();
+            return second.await;
+        }
+        count(&service.counters.hedges);
+        match select(first, second).await {
+            Either::Left((Ok(sent), _)) | Either::Right((Ok(sent), _)) => Ok(sent),
+            Either::Left((Err(_), other)) | Either::Right((Err(_), other)) => other.await,
+        }
+    }
+
+    /// After how long a second try starts beside the first.
+    fn hedge_after(&self) -> Option<Duration> {
+        let spare = self.spare.as_ref()?;
+        let after = self.terms.retries.hedge_after?;
+        (self.tried.len() == 1 && spare.head.method().is_safe() && spare.upload.is_empty())
+            .then_some(after)
+    }
+
+    fn per_try_timeout(&self) -> Option<Duration> {
+        self.spare.as_ref()?;
+        self.terms.retries.per_try_timeout
+    }
+
+    /// Another replica for a request of which nothing was sent.
+    fn next(&mut self) -> Option<Rc<Upstream>> {
+        let next = self.untried()?;
+        count(&self.service.counters.retries);
+        Some(next)
+    }
+
+    /// Another replica for a request that was sent, if it may be sent again.
+    fn next_within_budget(&mut self) -> Option<Rc<Upstream>> {
+        let spare = self.spare.as_ref()?;
+        if !self.terms.retries.after_sent && !spare.head.method().is_safe()
+            || !spare.upload.is_kept()
+        {
+            return None;
+        }
+        let next = self.untried()?;
+        let percent = self.terms.retries.budget_percent;
+        let mut budget = self.service.budget.borrow_mut();
+        if !budget.withdraw(Instant::now(), percent) {
+            count(&self.service.counters.retries_over_budget);
+            return None;
+        }
+        count(&self.service.counters.retries);
+        drop(budget);
+        Some(next)
+    }
+
+    /// Another replica for a request that was answered with this status.
+    fn next_after(&mut self, status: StatusCode) -> Option<Rc<Upstream>> {
+        let retried = self.terms.retries.statuses.contains(&status.as_u16());
+        let safe = self
+            .spare
+            .as_ref()
+            .is_some_and(|spare| spare.head.method().is_safe());
+        if retried && safe {
+            self.next_within_budget()
+        } else {
+            None
+        }
+    }
+
+    fn untried(&mut self) -> Option<Rc<Upstream>> {
+        if u32::try_from(self.tried.len()).unwrap_or(u32::MAX) > self.terms.retries.max {
+            return None;
+        }
+        // The routes may have changed while the last try was waiting.
+        if let Some(current) = self.worker.view().service(self.service.route.id) {
+            self.service = Rc::clone(current);
+        }
+        self.service.pick(&self.tried).cloned()
+    }
+
+    /// The request once more.
+    fn again(&self) -> Option<Request<UploadBody>> {
+        self.spare.as_ref()?.again()
     }
 }

@@ -103,6 +103,7 @@ pub fn config() -> ProxyConfig {
         workers: NonZeroUsize::new(2),
         linger: Duration::ZERO,
         http1_path: http1_path(),
+        idle_grace: Duration::ZERO,
         ..ProxyConfig::default()
     }
 }

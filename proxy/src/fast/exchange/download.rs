@@ -17,6 +17,7 @@ use crate::fast::buffers::{Buffer, Size, Text};
 use crate::fast::framing::Framing;
 use crate::fast::limit::Limit;
 use crate::fast::transfer::{poll_read, write_all};
+use crate::upstream::Upstream;
 use crate::view::ServiceView;
 use crate::worker::Worker;
 
@@ -24,11 +25,12 @@ use crate::worker::Worker;
 pub(super) struct Download<'a> {
     pub(super) worker: &'a Worker,
     pub(super) service: &'a ServiceView,
+    pub(super) upstream: &'a Upstream,
     pub(super) limit: &'a mut Limit,
     /// When a part of the request was last sent.
     pub(super) progress: &'a Cell<Instant>,
     /// Let go of once the last of the answer is read, however slowly the client takes it.
-    pub(super) held: Option<Held>,
+    pub(super) held: &'a mut Option<Held>,
     pub(super) to_head: bool,
     pub(super) close: bool,
 }
@@ -62,22 +64,30 @@ impl Download<'_> {
         let mut text = self.worker.buffers.text();
         let (mut buffer, answer) = match self.head(replica, &mut text).await {
             Ok(head) => head,
-            Err(refusal) => return Ended::Refused(refusal),
+            Err(refusal) => {
+                self.upstream.failed();
+                return Ended::Refused(refusal);
+            }
         };
         buffer.consume(answer.head_len);
         let mut framing = answer.framing.clone();
         let Ok(count) = framing.advance(buffer.filled()) else {
+            self.upstream.failed();
             return Ended::Refused(Refusal::Broke);
         };
+        self.upstream.answered(answer.status);
+        if let Some((_, running)) = self.held {
+            running.answered_by(self.upstream, answer.status, 1);
+        }
+        self.sent(count);
         let mut keeps = answer.keeps;
         if framing.is_done() {
             keeps &= count == buffer.filled().len();
-            self.held = None;
+            *self.held = None;
         }
         let closes = self.close || self.worker.drain.phase() != Phase::Serving;
         let date = self.worker.date.at(self.progress.get());
         answer::finish(&answer, closes, &date, &mut text);
-        self.service.counters.answered(answer.status);
         let first = &buffer.filled()[..count];
         if pass(client, &framing, &mut text, first).await.is_err() {
             return Ended::Cut;
@@ -149,13 +159,16 @@ impl Download<'_> {
             match self.read(replica, &mut slot, size, None).await {
                 Ok(()) => {}
                 Err(Stop::End) if framing == Framing::UntilClose => {
-                    self.held = None;
+                    *self.held = None;
                     return write_all(client, [b"0\r\n\r\n", &[], &[]])
                         .await
                         .map(|()| false)
                         .map_err(|_| ());
                 }
-                Err(Stop::End | Stop::Silent) => return Err(()),
+                Err(Stop::End | Stop::Silent) => {
+                    self.broke_off();
+                    return Err(());
+                }
             }
             let Some(buffer) = slot else {
                 return Err(());
@@ -163,15 +176,34 @@ impl Download<'_> {
             if buffer.is_full() {
                 size = Size::Large;
             }
-            let count = framing.advance(buffer.filled()).map_err(|_| ())?;
+            let Ok(count) = framing.advance(buffer.filled()) else {
+                self.broke_off();
+                return Err(());
+            };
+            self.sent(count);
             if framing.is_done() {
                 at_end = count == buffer.filled().len();
-                self.held = None;
+                *self.held = None;
             }
             text.clear();
             pass(client, &framing, &mut text, &buffer.filled()[..count]).await?;
         }
         Ok(at_end)
+    }
+
+    /// So much of the answer goes to the client.
+    fn sent(&mut self, count: usize) {
+        if let Some((_, running)) = self.held {
+            running.sent(count);
+        }
+    }
+
+    /// The replica broke its answer off.
+    fn broke_off(&mut self) {
+        self.upstream.failed();
+        if let Some((_, running)) = self.held {
+            running.broke_off();
+        }
     }
 
     /// Reads once. The replica may be silent for the service's longest silence, from `since` or from

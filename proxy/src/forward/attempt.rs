@@ -1,0 +1,116 @@
+//! One try of a request at one replica.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+
+use super::Sent;
+use crate::answer::Refusal;
+use crate::body::UploadBody;
+use crate::upstream::{Checkout, ConnectError, ExchangeError, Upstream, Wire};
+use crate::view::ServiceView;
+use crate::worker::Worker;
+
+/// How a try failed, and what to answer if there is no other.
+pub(super) enum Failure {
+    /// Nothing was sent: here is the request again.
+    NotSent(Box<Request<UploadBody>>, Refusal),
+    /// The request was sent, or may have been.
+    Sent(Refusal),
+    /// The client broke its request off.
+    Client(Refusal),
+}
+
+/// Tries a request at `upstream`, whose answer must begin within `silence_max`.
+pub(super) async fn attempt(
+    worker: &Worker,
+    service: &ServiceView,
+    upstream: Rc<Upstream>,
+    mut request: Request<UploadBody>,
+    silence_max: Duration,
+) -> Result<Sent, Failure> {
+    let config = &worker.shared.config;
+    let in_flight = upstream.begin();
+    if let Some(mut checkout) = upstream.checkout(Wire::of(&request), config) {
+        match exchange(&mut checkout, request, silence_max).await {
+            Ok(response) => {
+                return Ok(Sent {
+                    response,
+                    in_flight,
+                    checkout,
+                    tries: 1,
+                });
+            }
+            // The replica closed a connection that it had no request on. That is its right; the
+            // others in the pool are likely gone as well, and a new one tells whether it is there.
+            Err(ExchangeError::NotSent(unsent)) => {
+                upstream.clear();
+                request = *unsent;
+            }
+            Err(error) => return Err(failure(error)),
+        }
+    }
+    let mut checkout = match upstream.connect(Wire::of(&request), config).await {
+        Ok(checkout) => checkout,
+        Err(error) => {
+            worker.connect_failed(service, &upstream);
+            let why = match error {
+                ConnectError::Timeout(_) => Refusal::ConnectTimeout,
+                ConnectError::Failed(_) | ConnectError::Handshake(_) => Refusal::Unreachable,
+            };
+            return Err(Failure::NotSent(Box::new(request), why));
+        }
+    };
+    match exchange(&mut checkout, request, silence_max).await {
+        Ok(response) => Ok(Sent {
+            response,
+            in_flight,
+            checkout,
+            tries: 1,
+        }),
+        Err(error) => {
+            if matches!(error, ExchangeError::NotSent(_)) {
+                worker.connect_failed(service, &upstream);
+            }
+            Err(failure(error))
+        }
+    }
+}
+
+/// Sends the request, waits for the head of its answer, and holds what comes of it for or against the replica.
+pub(super) async fn exchange(
+    checkout: &mut Checkout,
+    request: Request<UploadBody>,
+    silence_max: Duration,
+) -> Result<Response<Incoming>, ExchangeError> {
+    let outcome = checkout.exchange(request, silence_max).await;
+    match &outcome {
+        Ok(response) => checkout.upstream.answered(response.status()),
+        Err(ExchangeError::Broke | ExchangeError::Silent) => checkout.upstream.failed(),
+        Err(ExchangeError::NotSent(_) | ExchangeError::Client) => {}
+    }
+    outcome
+}
+
+fn failure(error: ExchangeError) -> Failure {
+    let why = refusal(&error);
+    match error {
+        ExchangeError::NotSent(unsent) => Failure::NotSent(unsent, why),
+        ExchangeError::Client => Failure::Client(why),
+        ExchangeError::Broke | ExchangeError::Silent => Failure::Sent(why),
+    }
+}
+
+/// The answer to a request that failed in this way.
+pub(super) fn refusal(error: &ExchangeError) -> Refusal {
+    match error {
+        ExchangeError::NotSent(_) => Refusal::Unreachable,
+        ExchangeError::Client => {
+            Refusal::BadRequest("the request's body broke off, or breaks the protocol")
+        }
+        ExchangeError::Broke => Refusal::Broke,
+        ExchangeError::Silent => Refusal::Silent,
+    }
+}

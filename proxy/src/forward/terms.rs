@@ -1,0 +1,43 @@
+//! What one request is carried by.
+
+use std::time::Duration;
+
+use raftserve_model::spec::{Retries, Timeouts};
+use tokio::time::Instant;
+
+use crate::routes::ServiceRoute;
+
+/// A request's timeouts and retries.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms<'a> {
+    timeouts: &'a Timeouts,
+    pub(super) retries: &'a Retries,
+    /// What holds where the timeouts say nothing.
+    silence: Duration,
+}
+
+impl<'a> Terms<'a> {
+    /// Those of the service.
+    pub(super) fn of(route: &'a ServiceRoute) -> Self {
+        Self {
+            timeouts: &route.traffic.timeouts,
+            retries: &route.traffic.retries,
+            silence: route.stream_timeout,
+        }
+    }
+
+    /// The longest from the request's last byte to the first of its answer.
+    pub(super) fn first_byte(&self) -> Duration {
+        self.timeouts.first_byte.unwrap_or(self.silence)
+    }
+
+    /// The longest silence within an answer.
+    pub(super) fn idle(&self) -> Duration {
+        self.timeouts.idle.unwrap_or(self.silence)
+    }
+
+    /// When a request that began at `start` must have been answered whole.
+    pub(super) fn deadline(&self, start: Instant) -> Option<Instant> {
+        self.timeouts.total.map(|total| start + total)
+    }
+}

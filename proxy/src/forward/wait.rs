@@ -1,0 +1,75 @@
+//! A request that waits for its service to have a ready replica.
+
+use std::rc::Rc;
+
+use http::Request;
+use tokio::time::{Instant, timeout_at};
+
+use crate::answer::Refusal;
+use crate::body::UploadBody;
+use crate::view::ServiceView;
+use crate::worker::Worker;
+
+/// The request's service once it has a ready replica. While others wait, a request waits behind them.
+///
+/// Dropped, as when the client leaves, it leaves the line.
+pub(super) async fn for_ready(
+    worker: &Rc<Worker>,
+    service: &Rc<ServiceView>,
+    request: &Request<UploadBody>,
+) -> Result<Rc<ServiceView>, Refusal> {
+    if service.ready_count() > 0 && service.queue.is_empty() {
+        return Ok(Rc::clone(service));
+    }
+    let start = Instant::now();
+    let settings = &service.route.traffic.queue;
+    let end = start + settings.wait;
+    loop {
+        // The view of this moment: who lines up by an older one could miss the call.
+        let Some(now) = worker.view().service(service.route.id).cloned() else {
+            return Err(Refusal::NoneReady);
+        };
+        if now.ready_count() > 0 && now.queue.is_empty() {
+            return Ok(now);
+        }
+        if settings.requests == 0 {
+            return match now.ready_count() {
+                0 => Err(Refusal::NoneReady),
+                _ => Ok(now),
+            };
+        }
+        let place = now.queue.enter(head_bytes(request), settings.requests);
+        let mut place = place.map_err(|_| Refusal::QueueFull)?;
+        if place.is_first() {
+            worker.shared.queues.send_modify(|begun| *begun += 1);
+        }
+        let called = timeout_at(end, place.called()).await;
+        let ready = worker.view().service(service.route.id).cloned();
+        let ready = ready.filter(|service| service.ready_count() > 0);
+        match (called, ready) {
+            (Ok(true), Some(service)) => {
+                place.ended(start.elapsed(), true);
+                return Ok(service);
+            }
+            // It was called, and whoever was ready is not any more.
+            (Ok(true), None) => {}
+            (Ok(false) | Err(_), _) => {
+                place.ended(start.elapsed(), false);
+                return Err(Refusal::NoneReady);
+            }
+        }
+    }
+}
+
+/// About how much a request's head holds.
+fn head_bytes(request: &Request<UploadBody>) -> u64 {
+    /// What a field costs beside its text.
+    const FIELD: usize = 64;
+    let fields = request.headers().iter();
+    let fields = fields.map(|(name, value)| FIELD + name.as_str().len() + value.len());
+    let target = request
+        .uri()
+        .path_and_query()
+        .map_or(0, |target| target.as_str().len());
+    (fields.sum::<usize>() + target) as u64
+}

@@ -1,0 +1,50 @@
+use super::*;
+
+fn queue() -> (Rc<Queue>, Arc<Waiting>) {
+    let waiting = Arc::<Waiting>::default();
+    (Rc::new(Queue::new(Arc::clone(&waiting))), waiting)
+}
+
+fn is_called(place: &mut Place) -> bool {
+    place.called.try_recv().is_ok()
+}
+
+#[test]
+fn they_are_called_in_order_and_those_who_left_take_no_turn() {
+    let (queue, waiting) = queue();
+    let mut places: Vec<_> = (0..5).map(|_| queue.enter(1, 10).expect("room")).collect();
+    drop(places.remove(1));
+    assert_eq!(waiting.requests(), 4);
+    assert!(queue.call(2));
+    let called: Vec<_> = places.iter_mut().map(is_called).collect();
+    assert_eq!(called, [true, true, false, false]);
+    assert!(!queue.call(9));
+    assert!(queue.is_empty());
+    drop(places);
+    assert_eq!(waiting.requests(), 0);
+    assert_eq!(waiting.bytes.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn the_bounds_hold_over_the_lines_of_all_workers() {
+    let (one, waiting) = queue();
+    let other = Rc::new(Queue::new(Arc::clone(&waiting)));
+    let held = [one.enter(1, 2), other.enter(1, 2)].map(|place| place.expect("room"));
+    assert_eq!(held.each_ref().map(Place::is_first), [true, false]);
+    assert_eq!(one.enter(1, 2).expect_err("two wait"), Full);
+    assert_eq!(waiting.requests(), 2);
+    drop(held);
+    let large = one.enter(BYTES_MAX, 2).expect("room");
+    assert_eq!(other.enter(1, 2).expect_err("so many bytes wait"), Full);
+    drop(large);
+    other.enter(1, 2).expect("room again");
+    assert_eq!(waiting.turned_away.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_dismissed_line_ends_every_wait() {
+    let (queue, _) = queue();
+    let mut place = queue.enter(1, 2).expect("room");
+    queue.dismiss();
+    assert!(!place.called().await);
+}

@@ -1,0 +1,111 @@
+//! A request of a service, from its arrival to the end of its answer: what is counted, timed and told of it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use http::StatusCode;
+use tokio::time::Instant;
+
+use crate::access_log::Record;
+use crate::connection::Client;
+use crate::metrics::{Counters, Latencies, count};
+use crate::upstream::Upstream;
+
+/// A request that runs. Dropped when its answer has ended, however it ended.
+#[derive(Debug)]
+pub(crate) struct Running {
+    counters: Arc<Counters>,
+    start: Instant,
+    /// Those of the version that answers.
+    latencies: Option<Arc<Latencies>>,
+    told: Option<Box<Record>>,
+    /// An HTTP/2 connection whose requests run is not idle.
+    _client: Option<Rc<Client>>,
+}
+
+impl Running {
+    pub(crate) fn start(
+        counters: &Arc<Counters>,
+        client: Option<&Rc<Client>>,
+        start: Instant,
+        told: Option<Box<Record>>,
+    ) -> Self {
+        count(&counters.requests);
+        Self {
+            counters: Arc::clone(counters),
+            start,
+            latencies: None,
+            told,
+            _client: client.map(Rc::clone),
+        }
+    }
+
+    /// What the access log will say of it, if there is one.
+    pub(crate) fn record(&mut self) -> Option<&mut Record> {
+        self.told.as_deref_mut()
+    }
+
+    /// A replica's answer has begun.
+    pub(crate) fn answered_by(&mut self, upstream: &Upstream, status: StatusCode, tries: usize) {
+        let passed = self.start.elapsed();
+        let latencies = upstream.latencies();
+        latencies.first_byte.observe(passed);
+        self.latencies = Some(latencies);
+        self.counters.answered(status);
+        let version = upstream.version();
+        if let Some(record) = self.record() {
+            record.answered(status, passed);
+            record.replica = Some((upstream.replica, version));
+            record.tries = tries;
+        }
+    }
+
+    /// The proxy answers it itself, and why.
+    pub(crate) fn refused(&mut self, status: StatusCode, code: &'static str) {
+        self.counters.answered(status);
+        let passed = self.start.elapsed();
+        if let Some(record) = self.record() {
+            record.answered(status, passed);
+            record.refusal = Some(code);
+        }
+    }
+
+    /// So much of its answer goes to the client.
+    pub(crate) fn sent(&mut self, bytes: usize) {
+        if let Some(record) = self.record() {
+            record.bytes += bytes as u64;
+        }
+    }
+
+    /// It begins anew on the general path, which counts it.
+    pub(crate) fn abandon(mut self) {
+        self.told = None;
+        let counters = Arc::clone(&self.counters);
+        drop(self);
+        counters.requests.fetch_sub(1, Ordering::Relaxed);
+        counters.ended.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Its answer broke off.
+    pub(crate) fn broke_off(&mut self) {
+        if let Some(record) = self.record() {
+            record.broke_off = true;
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        count(&self.counters.ended);
+        let mut passed = None::<Duration>;
+        let mut passed = || *passed.get_or_insert_with(|| self.start.elapsed());
+        if let Some(latencies) = &self.latencies {
+            latencies.total.observe(passed());
+        }
+        if let Some(record) = self.told.take() {
+            record.end(passed());
+        }
+    }
+}

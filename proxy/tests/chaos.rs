@@ -1,0 +1,286 @@
+//! Replicas that misbehave in every way at once: no request hangs, none is counted for ever, and what is held
+//! stays bounded. And what SkyServe does to requests on their way, which must not happen here.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use raftserve_model::spec::LoadBalancingPolicy;
+use raftserve_proxy::{Http1Path, NoSessions, ProxyConfig};
+use support::{Hand, Rig, by_hand, config, log, recorder, service, soon, try_ask, until, upstream};
+use tokio::io::AsyncWriteExt;
+
+/// What a bad replica does with each request.
+#[derive(Clone, Copy, Debug)]
+enum Vice {
+    /// Closes with what was sent unread, which resets.
+    Resets,
+    /// Says nothing.
+    Stalls,
+    /// Begins an answer, and says nothing more.
+    StallsWithin,
+    Garbage,
+    /// Ends its own side before it answers.
+    HalfCloses,
+    /// Sends an answer without an end, as fast as it is taken.
+    SendsForEver,
+    /// Sends a head without an end.
+    HeadForEver,
+    /// Closes within a chunk.
+    CutsOff,
+}
+
+const VICES: [Vice; 8] = [
+    Vice::Resets,
+    Vice::Stalls,
+    Vice::StallsWithin,
+    Vice::Garbage,
+    Vice::HalfCloses,
+    Vice::SendsForEver,
+    Vice::HeadForEver,
+    Vice::CutsOff,
+];
+
+/// A replica with a vice, until `done`.
+async fn bad(vice: Vice, done: &Arc<AtomicBool>) -> SocketAddr {
+    let (address, mut connections) = by_hand().await;
+    let done = Arc::clone(done);
+    tokio::spawn(async move {
+        while let Some(replica) = connections.recv().await {
+            tokio::spawn(misbehave(vice, replica, Arc::clone(&done)));
+        }
+    });
+    address
+}
+
+async fn misbehave(vice: Vice, mut replica: Hand, done: Arc<AtomicBool>) {
+    if matches!(vice, Vice::Resets) {
+        return;
+    }
+    let read = tokio::time::timeout(Duration::from_secs(5), replica.head()).await;
+    if read.is_err() {
+        return;
+    }
+    let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+    let stream = replica.0.get_mut();
+    let silent = async || {
+        while !done.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    match vice {
+        Vice::Resets => {}
+        Vice::Stalls => silent().await,
+        Vice::StallsWithin => {
+            let _ = stream.write_all(head.as_bytes()).await;
+            let _ = stream.write_all(b"1\r\nx\r\n").await;
+            silent().await;
+        }
+        Vice::Garbage => {
+            let _ = stream
+                .write_all(&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3])
+                .await;
+        }
+        Vice::HalfCloses => {
+            let _ = stream.shutdown().await;
+            silent().await;
+        }
+        Vice::SendsForEver => {
+            let _ = stream.write_all(head.as_bytes()).await;
+            let chunk = [b"4000\r\n", &[b'x'; 0x4000][..], b"\r\n"].concat();
+            while !done.load(Ordering::Relaxed) && stream.write_all(&chunk).await.is_ok() {}
+        }
+        Vice::HeadForEver => {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n").await;
+            while !done.load(Ordering::Relaxed)
+                && stream.write_all(b"x-more: yes\r\n").await.is_ok()
+            {
+                tokio::task::yield_now().await;
+            }
+        }
+        Vice::CutsOff => {
+            let _ = stream.write_all(head.as_bytes()).await;
+            let _ = stream.write_all(b"ff\r\nx").await;
+        }
+    }
+}
+
+/// Resident memory of this process, replicas and clients too.
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("it is there");
+    let pages: usize = statm
+        .split(' ')
+        .nth(1)
+        .and_then(|it| it.parse().ok())
+        .expect("a number");
+    pages * 4096
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_replicas_hang_no_request_and_leave_nothing_behind() {
+    for path in [Http1Path::Fast, Http1Path::Hyper] {
+        meet_bad_replicas(path).await;
+    }
+}
+
+async fn meet_bad_replicas(path: Http1Path) {
+    const ROUNDS: usize = 12;
+    const AT_ONCE: usize = 16;
+    let done = Arc::<AtomicBool>::default();
+    let mut addresses = Vec::new();
+    for vice in VICES {
+        addresses.push(bad(vice, &done).await);
+    }
+    addresses.push(recorder("good", &log()).await);
+    let mut svc = service(1, "svc", &addresses);
+    svc.policy = LoadBalancingPolicy::RoundRobin;
+    // Each request meets them all again and again: nothing is learnt.
+    svc.traffic.ejection.consecutive_errors = 0;
+    svc.traffic.timeouts.first_byte = Some(Duration::from_millis(300));
+    svc.traffic.timeouts.idle = Some(Duration::from_millis(300));
+    svc.traffic.timeouts.total = Some(Duration::from_secs(1));
+    let config = ProxyConfig {
+        http1_path: path,
+        ..config()
+    };
+    let rig = Rig::with(config, [svc], Arc::new(NoSessions));
+    let before = resident_bytes();
+    for round in 0..ROUNDS {
+        let asks = (0..AT_ONCE).map(|n| {
+            let (address, post) = (rig.address, (round + n) % 2 == 0);
+            tokio::spawn(async move {
+                let request = if post {
+                    Request::post("/")
+                } else {
+                    Request::get("/")
+                };
+                let body = if post { "body" } else { "" };
+                let request = request
+                    .header("host", "h")
+                    .body(Full::new(Bytes::from(body)));
+                if let Ok(answer) = try_ask(address, request.expect("a good request")).await {
+                    let mut body = answer.into_body();
+                    // Whole or broken off: it ends.
+                    while let Some(Ok(_)) = body.frame().await {}
+                }
+            })
+        });
+        for ask in asks.collect::<Vec<_>>() {
+            soon("an end of a request", ask).await.expect("no panic");
+        }
+    }
+    rig.idle().await;
+    until("no request running", || {
+        rig.metric("requests_in_flight") == 0
+    })
+    .await;
+    assert_eq!(rig.metric("requests_total"), (ROUNDS * AT_ONCE) as u64);
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(
+        grown < 128 << 20,
+        "{path:?}: {grown} bytes more than before"
+    );
+    done.store(true, Ordering::Relaxed);
+}
+
+/// SkyServe's pool keeps cookies: what one user was given went out with the next one's request.
+#[tokio::test]
+async fn a_cookie_that_was_set_for_one_client_is_sent_by_no_other() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let replica = tokio::spawn(async move {
+        let mut heads = Vec::new();
+        let mut replica = connections.recv().await.expect("it listens");
+        for _ in 0..2 {
+            heads.push(replica.head().await);
+            let head = "HTTP/1.1 200 OK\r\nset-cookie: a=1\r\nset-cookie: b=2; Expires=Thu, 01 Jan 2099 00:00:00 GMT\r\n\
+                        content-length: 0\r\n\r\n";
+            replica.send(head).await;
+        }
+        heads
+    });
+    let mut client = Hand::connect(rig.address).await;
+    let get = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
+    for _ in 0..2 {
+        let (head, _) = client.ask(get).await;
+        let cookies = head.iter().filter(|line| line.starts_with("set-cookie: "));
+        assert_eq!(cookies.count(), 2, "each on its own line: {head:?}");
+    }
+    for head in soon("the replica", replica).await.expect("no panic") {
+        assert!(
+            !head.iter().any(|line| line.starts_with("cookie")),
+            "{head:?}"
+        );
+    }
+}
+
+/// SkyServe answers PATCH, HEAD and OPTIONS with 405, `/docs` by itself, and decodes `%2F`.
+#[tokio::test]
+async fn every_method_and_path_reaches_the_replica_as_it_is() {
+    let log = log();
+    let rig = Rig::new([service(1, "svc", &[recorder("a", &log).await])]);
+    for method in [
+        "GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "QUERY",
+    ] {
+        for target in [
+            "/docs",
+            "/openapi.json",
+            "/a%2Fb//c/../d?x=%2f&y=a+b",
+            "/redoc",
+        ] {
+            let request =
+                format!("{method} {target} HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n");
+            let mut client = Hand::connect(rig.address).await;
+            client.send(&request).await;
+            assert_eq!(
+                client.head().await[0],
+                "http/1.1 200 ok",
+                "{method} {target}"
+            );
+            let seen = log.lock().expect("no panic").pop().expect("it came");
+            assert_eq!(
+                (seen.method.as_str(), seen.target.as_str()),
+                (method, target)
+            );
+        }
+    }
+}
+
+/// SkyServe holds each body in memory, and sends both lengths with a chunked one.
+#[tokio::test]
+async fn a_chunked_body_goes_on_with_one_length_only() {
+    let log = log();
+    let rig = Rig::new([service(1, "svc", &[recorder("a", &log).await])]);
+    let request =
+        "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    Hand::connect(rig.address).await.ask(request).await;
+    let seen = log.lock().expect("no panic").pop().expect("it came");
+    assert_eq!(seen.body, "abc");
+    assert!(seen.headers.contains_key("transfer-encoding"));
+    assert!(!seen.headers.contains_key("content-length"));
+}
+
+#[tokio::test]
+async fn a_busy_replica_gets_less_while_others_are_free() {
+    let (busy, _connections) = by_hand().await;
+    let free = upstream(|_| async { Response::new(Full::new(Bytes::from_static(b"ok"))) }).await;
+    let mut svc = service(1, "svc", &[busy, free]);
+    svc.policy = LoadBalancingPolicy::LeastLoad;
+    let rig = Rig::new([svc]);
+    let mut stuck = Vec::new();
+    while rig.proxy.loads().is_empty() {
+        let mut client = Hand::connect(rig.address).await;
+        client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+        stuck.push(client);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for _ in 0..20 {
+        assert_eq!(support::get(rig.address, "h", "/").await.0, 200);
+    }
+}

@@ -1,0 +1,190 @@
+//! How long clients' connections last, and that none of their requests is lost when they end.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use raftserve_proxy::{NoSessions, ProxyConfig};
+use support::{Hand, LIMIT, Rig, by_hand, config, log, recorder, service, soon};
+use tokio::net::TcpStream;
+
+const GET: &str = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
+
+fn rig(config: ProxyConfig, address: std::net::SocketAddr) -> Rig {
+    Rig::with(
+        config,
+        [service(1, "svc", &[address])],
+        Arc::new(NoSessions),
+    )
+}
+
+fn closes(head: &[String]) -> bool {
+    head.iter().any(|line| line == "connection: close")
+}
+
+#[tokio::test]
+async fn an_old_connection_is_told_with_its_next_answer() {
+    let mut config = config();
+    config.connection_age = Some(Duration::from_millis(300));
+    let rig = rig(config, recorder("a", &log()).await);
+    let mut client = Hand::connect(rig.address).await;
+    let mut answers = 0;
+    let start = std::time::Instant::now();
+    loop {
+        let (head, body) = client.ask(GET).await;
+        assert_eq!(body, "a", "no request is lost");
+        answers += 1;
+        if closes(&head) {
+            break;
+        }
+    }
+    assert!(answers > 1, "not the first");
+    assert!(start.elapsed() >= Duration::from_millis(270));
+    assert_eq!(client.rest().await, "");
+}
+
+/// An HTTP/2 client, and its connection's end.
+async fn http2_client(
+    rig: &Rig,
+) -> (
+    http2::SendRequest<Full<Bytes>>,
+    tokio::task::JoinHandle<Result<(), hyper::Error>>,
+) {
+    let stream = TcpStream::connect(rig.address).await.expect("it listens");
+    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (sender, connection) = handshake.await.expect("it speaks HTTP/2");
+    (sender, tokio::spawn(connection))
+}
+
+fn request() -> Request<Full<Bytes>> {
+    let request = Request::get("http://svc/").body(Full::default());
+    request.expect("a good request")
+}
+
+#[tokio::test]
+async fn an_old_http_2_connection_gets_goaway_and_its_streams_finish() {
+    let (address, mut connections) = by_hand().await;
+    let mut config = config();
+    config.connection_age = Some(Duration::from_millis(200));
+    let rig = rig(config, address);
+    let (mut sender, mut connection) = http2_client(&rig).await;
+    let answer = tokio::spawn(sender.send_request(request()));
+    let mut replica = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    replica.head().await;
+    // Longer than the connection's age.
+    let early = tokio::time::timeout(Duration::from_millis(500), &mut connection).await;
+    assert!(early.is_err(), "a stream still runs");
+    let head = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+    replica.send(head).await;
+    let answer = soon("an answer", answer).await.expect("no panic");
+    let body = answer.expect("an answer").into_body().collect();
+    assert_eq!(soon("a body", body).await.expect("a body").to_bytes(), "ok");
+    let ended = soon("the end", connection).await.expect("no panic");
+    ended.expect("GOAWAY is a proper end");
+}
+
+#[tokio::test]
+async fn streams_beyond_the_grace_of_an_old_connection_are_cut() {
+    let (address, mut connections) = by_hand().await;
+    let mut config = config();
+    config.connection_age = Some(Duration::from_millis(100));
+    config.connection_age_grace = Some(Duration::from_millis(200));
+    let rig = rig(config, address);
+    let (mut sender, connection) = http2_client(&rig).await;
+    let answer = tokio::spawn(sender.send_request(request()));
+    let mut replica = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    replica.head().await;
+    soon("the cut", answer)
+        .await
+        .expect("no panic")
+        .expect_err("it was cut");
+    let _ = soon("the end", connection).await.expect("no panic");
+    assert_eq!(replica.rest().await, "", "the replica is told");
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn an_unused_http_2_connection_ends_and_one_with_a_stream_does_not() {
+    let (address, mut connections) = by_hand().await;
+    let mut config = config();
+    config.http2_idle = Duration::from_millis(200);
+    let rig = rig(config, address);
+    let (mut busy, busy_connection) = http2_client(&rig).await;
+    let answer = tokio::spawn(busy.send_request(request()));
+    let mut replica = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    replica.head().await;
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no")
+        .await;
+    let answer = soon("an answer", answer)
+        .await
+        .expect("no panic")
+        .expect("an answer");
+    for _ in 0..2 {
+        let (_unused, connection) = http2_client(&rig).await;
+        let ended = soon("the end", connection).await.expect("no panic");
+        ended.expect("GOAWAY is a proper end");
+    }
+    // Twice its idle time later, its stream is whole.
+    assert!(!busy_connection.is_finished());
+    replica.send("k").await;
+    let body = soon("a body", answer.into_body().collect())
+        .await
+        .expect("a body");
+    assert_eq!(body.to_bytes(), "ok");
+}
+
+/// A request that an idle connection sends while its peer stops is answered, however late it comes.
+#[tokio::test]
+async fn an_idle_connection_may_send_one_more_request_after_the_ports_closed() {
+    let config = ProxyConfig {
+        idle_grace: LIMIT,
+        ..config()
+    };
+    let rig = rig(config, recorder("a", &log()).await);
+    let mut used = Hand::connect(rig.address).await;
+    let mut unused = Hand::connect(rig.address).await;
+    assert!(!closes(&used.ask(GET).await.0));
+    let address = rig.address;
+    let stopped = tokio::spawn(rig.proxy.shutdown(LIMIT * 2));
+    let closed = async { while TcpStream::connect(address).await.is_ok() {} };
+    soon("a closed port", closed).await;
+    // Far longer than a connection that closed at once would take to be gone.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for client in [&mut used, &mut unused] {
+        let (head, body) = client.ask(GET).await;
+        assert_eq!(body, "a");
+        assert!(closes(&head), "{head:?}");
+        assert_eq!(client.rest().await, "");
+    }
+    soon("the stop, without the rest of the grace", stopped)
+        .await
+        .expect("no panic");
+}
+
+#[tokio::test]
+async fn idle_connections_end_with_their_grace() {
+    let config = ProxyConfig {
+        idle_grace: Duration::from_millis(300),
+        ..config()
+    };
+    let rig = rig(config, recorder("a", &log()).await);
+    let mut idle = Hand::connect(rig.address).await;
+    idle.ask(GET).await;
+    let start = std::time::Instant::now();
+    soon("the stop", rig.proxy.shutdown(LIMIT * 2)).await;
+    assert!(start.elapsed() >= Duration::from_millis(300));
+    assert_eq!(idle.rest().await, "");
+}

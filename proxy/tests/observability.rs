@@ -1,0 +1,223 @@
+//! What is told of requests: enough to find what is slow or fails, and nothing that is a secret.
+
+mod support;
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+
+use raftserve_proxy::{AccessLog, NoSessions};
+use support::{Hand, Rig, by_hand, config, log, nowhere, recorder, service, soon, until};
+
+/// A sink whose bytes a test can read.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("no panic").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Lines {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().expect("no panic").clone()).expect("text")
+    }
+
+    fn all(&self) -> Vec<serde_json::Value> {
+        let text = self.text();
+        let lines = text
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"));
+        lines.collect()
+    }
+}
+
+fn logged(services: impl IntoIterator<Item = raftserve_proxy::ServiceRoute>) -> (Rig, Lines) {
+    let lines = Lines::default();
+    let mut config = config();
+    config.access_log = Some(AccessLog::start(lines.clone()).expect("a thread"));
+    (Rig::with(config, services, Arc::new(NoSessions)), lines)
+}
+
+#[tokio::test]
+async fn each_request_is_told_once_its_answer_has_ended() {
+    let (address, mut connections) = by_hand().await;
+    let (rig, lines) = logged([service(1, "svc", &[address])]);
+    let mut client = Hand::connect(rig.address).await;
+    client
+        .send("POST /v1/x HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n")
+        .await;
+    let mut replica = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    let head = replica.head().await;
+    replica
+        .send("HTTP/1.1 201 Created\r\ncontent-length: 4\r\n\r\nab")
+        .await;
+    client.head().await;
+    assert_eq!(lines.text(), "", "its answer has not ended");
+    replica.send("cd").await;
+    client.exactly(4).await;
+    until("a line", || !lines.text().is_empty()).await;
+    let line = &lines.all()[0];
+    for (field, value) in [
+        ("service", serde_json::json!("svc")),
+        ("version", 1.into()),
+        ("replica", 1.into()),
+        ("client", "127.0.0.1".into()),
+        ("method", "POST".into()),
+        ("host", "h".into()),
+        ("path", "/v1/x".into()),
+        ("protocol", "HTTP/1.1".into()),
+        ("status", 201.into()),
+        ("refusal", serde_json::Value::Null),
+        ("tries", 1.into()),
+        ("bytes", 4.into()),
+        ("broke_off", false.into()),
+    ] {
+        assert_eq!(line[field], value, "{field} in {line}");
+    }
+    let trace = head
+        .iter()
+        .find_map(|line| line.strip_prefix("traceparent: "));
+    let trace = trace
+        .expect("it was begun")
+        .split('-')
+        .nth(1)
+        .expect("an id");
+    assert_eq!(line["trace_id"], trace);
+    assert!(line["duration_ms"].as_f64() >= line["first_byte_ms"].as_f64());
+}
+
+/// SkyServe logs every header of every request.
+#[tokio::test]
+async fn the_access_log_holds_no_secret() {
+    let (rig, lines) = logged([service(1, "svc", &[recorder("a", &log()).await])]);
+    let request = "GET /x?api_key=SECRET HTTP/1.1\r\nhost: h\r\nauthorization: Bearer SECRET\r\n\
+                   cookie: sid=SECRET\r\nx-api-key: SECRET\r\nproxy-authorization: SECRET\r\n\r\n";
+    Hand::connect(rig.address).await.ask(request).await;
+    until("a line", || !lines.text().is_empty()).await;
+    assert!(!lines.text().contains("SECRET"), "{}", lines.text());
+    assert_eq!(lines.all()[0]["path"], "/x");
+    assert!(!rig.proxy.render_prometheus().contains("SECRET"));
+}
+
+#[tokio::test]
+async fn what_fails_is_told_with_its_reason() {
+    let (address, mut connections) = by_hand().await;
+    let services = [
+        service(1, "svc", &[nowhere()]),
+        service(2, "cut", &[address]),
+    ];
+    let (rig, lines) = logged(services);
+    assert_eq!(support::get(rig.address, "svc", "/").await.0, 502);
+    until("a line", || lines.all().len() == 1).await;
+    assert_eq!(lines.all()[0]["refusal"], "replica_unreachable");
+    assert_eq!(lines.all()[0]["replica"], serde_json::Value::Null);
+    let mut client = Hand::connect(rig.address).await;
+    client.send("GET / HTTP/1.1\r\nhost: cut\r\n\r\n").await;
+    let mut replica = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    replica.head().await;
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nab")
+        .await;
+    drop(replica);
+    client.rest().await;
+    until("a line", || lines.all().len() == 2).await;
+    assert_eq!(lines.all()[1]["broke_off"], true);
+    assert_eq!(lines.all()[1]["bytes"], 2);
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_written_costs_no_request() {
+    /// Takes the first bytes, and then blocks until the test is over.
+    struct Stuck(std::sync::mpsc::Receiver<()>);
+    impl Write for Stuck {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            Err(io::ErrorKind::StorageFull.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let (over, wait) = std::sync::mpsc::sync_channel(1);
+    let mut config = config();
+    config.access_log = Some(AccessLog::start(Stuck(wait)).expect("a thread"));
+    let mut none = service(1, "svc", &[]);
+    none.traffic.queue.requests = 0;
+    let rig = Rig::with(config, [none], Arc::new(NoSessions));
+    let mut client = Hand::connect(rig.address).await;
+    // More than wait at most, and some that are being written.
+    let dropped = "raftserve_proxy_access_log_dropped_total ";
+    let mut asked = 0;
+    while rig
+        .proxy
+        .render_prometheus()
+        .lines()
+        .any(|line| line.strip_prefix(dropped) == Some("0"))
+    {
+        for _ in 0..500 {
+            client.ask("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+        }
+        asked += 500;
+        assert!(asked < 20_000, "the queue has a bound");
+    }
+    drop(over);
+}
+
+#[tokio::test]
+async fn each_replica_and_version_has_its_own_counters() {
+    let log = log();
+    let addresses = [
+        recorder("a", &log).await,
+        recorder("b", &log).await,
+        nowhere(),
+    ];
+    let mut svc = service(1, "svc", &addresses);
+    svc.endpoints[1].version = raftserve_model::ServiceVersion(2);
+    let rig = Rig::new([svc]);
+    for _ in 0..30 {
+        assert_eq!(support::get(rig.address, "h", "/").await.0, 200);
+    }
+    rig.idle().await;
+    until("all ended", || rig.metric("requests_in_flight") == 0).await;
+    let text = rig.proxy.render_prometheus();
+    let value = |line: &str| -> u64 {
+        let found = text.lines().find_map(|found| found.strip_prefix(line));
+        let found = found.unwrap_or_else(|| panic!("no {line} in {text}"));
+        found.trim().parse().expect("a number")
+    };
+    let name = "raftserve_proxy_replica";
+    let labels = |version: u32, replica: u32| {
+        format!("service=\"svc\",version=\"{version}\",replica=\"{replica}\"")
+    };
+    let (a, b, c) = (labels(1, 1), labels(2, 2), labels(1, 3));
+    let requests = [&a, &b].map(|each| value(&format!("{name}_requests_total{{{each}}}")));
+    assert_eq!(requests[0] + requests[1], 30);
+    assert!(requests.iter().all(|&count| count > 0));
+    let answers =
+        [&a, &b].map(|each| value(&format!("{name}_responses_total{{{each},code=\"2xx\"}}")));
+    assert_eq!(answers, requests);
+    assert!(value(&format!("{name}_failures_total{{{c}}}")) >= 1);
+    assert!(value(&format!("{name}_ejections_total{{{c}}}")) >= 1);
+    assert_eq!(value(&format!("{name}_requests_in_flight{{{a}}}")), 0);
+    for (version, count) in [(1, requests[0]), (2, requests[1])] {
+        let labels = format!("service=\"svc\",version=\"{version}\"");
+        for histogram in ["first_byte", "request"] {
+            let name = format!("raftserve_proxy_{histogram}_seconds");
+            assert_eq!(value(&format!("{name}_count{{{labels}}}")), count);
+            assert_eq!(
+                value(&format!("{name}_bucket{{{labels},le=\"+Inf\"}}")),
+                count
+            );
+        }
+    }
+}
