@@ -58,6 +58,36 @@ struct Book {
     leaving: BTreeMap<NodeId, Instant>,
 }
 
+impl Book {
+    /// How `node` is, which answered `heard` ago, if ever, while this peer has led for `led`.
+    fn judge(
+        &mut self,
+        node: NodeId,
+        heard: Option<Duration>,
+        led: Duration,
+        caught_up: bool,
+    ) -> Condition {
+        // A silence before this reign is not held against anybody.
+        let silent = heard.map_or(led, |silent| silent.min(led));
+        let answers = heard.is_some_and(|silent| silent <= SILENCE_MAX);
+        if answers && caught_up {
+            self.steady.entry(node).or_insert_with(Instant::now);
+        } else {
+            self.steady.remove(&node);
+        }
+        Condition {
+            answers,
+            steady: self.steady.get(&node).map(Instant::elapsed),
+            silent,
+        }
+    }
+}
+
+/// Whether a log that is known to match the leader's up to `matched` has about all of it.
+fn is_caught_up(last: u64, matched: Option<u64>) -> bool {
+    matched.is_some_and(|matched| last.saturating_sub(matched) < LAG_MAX)
+}
+
 impl HealthBook {
     /// For how long `node` has been fit without a break.
     pub(crate) fn steady(&self, node: NodeId) -> Option<Duration> {
@@ -149,10 +179,9 @@ impl Core {
         members: &BTreeSet<NodeId>,
     ) -> BTreeMap<NodeId, Condition> {
         let last = metrics.last_log_index.unwrap_or(0);
-        let caught_up = |node: NodeId| {
-            let matched = metrics.replication.as_ref().and_then(|it| it.get(&node));
-            let matched = matched.and_then(Option::as_ref).map(|it| it.index);
-            matched.is_some_and(|matched| last.saturating_sub(matched) < LAG_MAX)
+        let matched = |node: NodeId| {
+            let matched = metrics.replication.as_ref()?.get(&node)?.as_ref()?;
+            Some(matched.index)
         };
         self.health.with(|book| {
             let led = book.leading_since.map_or(Duration::ZERO, |at| at.elapsed());
@@ -160,21 +189,9 @@ impl Core {
             let others = members.iter().filter(|node| **node != self.me());
             others
                 .map(|node| {
-                    // A silence before this reign is not held against anybody.
                     let heard = self.directory.last_answer(*node).map(|at| at.elapsed());
-                    let silent = heard.map_or(led, |silent| silent.min(led));
-                    let answers = heard.is_some_and(|silent| silent <= SILENCE_MAX);
-                    if answers && caught_up(*node) {
-                        book.steady.entry(*node).or_insert_with(Instant::now);
-                    } else {
-                        book.steady.remove(node);
-                    }
-                    let condition = Condition {
-                        answers,
-                        steady: book.steady.get(node).map(Instant::elapsed),
-                        silent,
-                    };
-                    (*node, condition)
+                    let caught_up = is_caught_up(last, matched(*node));
+                    (*node, book.judge(*node, heard, led, caught_up))
                 })
                 .collect()
         })
@@ -299,5 +316,44 @@ impl Core {
         };
         self.change(ChangeMembers::AddNodes([(node, record)].into()))
             .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: NodeId = NodeId(9);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_is_steady_only_as_long_as_it_answers_and_is_caught_up() {
+        let mut book = Book::default();
+        let mut steady = |heard, caught_up| book.judge(NODE, heard, 60 * SECOND, caught_up).steady;
+        let just_now = Some(Duration::ZERO);
+        assert_eq!(steady(just_now, false), None, "it answers, and is behind");
+        assert_eq!(steady(just_now, true), Some(Duration::ZERO));
+        tokio::time::advance(SECOND).await;
+        assert_eq!(steady(just_now, true), Some(SECOND));
+        for (heard, caught_up) in [(just_now, false), (Some(2 * SECOND), true), (None, true)] {
+            assert_eq!(steady(heard, caught_up), None, "{heard:?} {caught_up}");
+            tokio::time::advance(SECOND).await;
+            assert_eq!(steady(just_now, true), Some(Duration::ZERO), "begun anew");
+        }
+    }
+
+    #[test]
+    fn nobody_is_caught_up_of_whom_the_leader_knows_nothing() {
+        assert!(!is_caught_up(0, None));
+        assert!(is_caught_up(LAG_MAX, Some(1)));
+        assert!(!is_caught_up(LAG_MAX, Some(0)));
+    }
+
+    #[test]
+    fn a_silence_before_the_reign_does_not_count() {
+        let mut book = Book::default();
+        let heard = Some(60 * SECOND);
+        assert_eq!(book.judge(NODE, heard, SECOND, true).silent, SECOND);
+        assert_eq!(book.judge(NODE, None, SECOND, true).silent, SECOND);
     }
 }
