@@ -69,6 +69,16 @@ bench-store *ARGS:
 bench-state *ARGS:
     cargo run --release --locked -p raftserve-store --example state_scale -- {{ ARGS }}
 
+# Gives each parser of the proxy so many mutated inputs, from SEED on.
+fuzz INPUTS="5000000" SEED="0":
+    RAFTSERVE_FUZZ_INPUTS={{ INPUTS }} RAFTSERVE_FUZZ_SEED={{ SEED }} cargo test --locked -p raftserve-proxy --lib \
+        --config profile.test.package.raftserve-proxy.opt-level=2 fast::fuzz -- --nocapture
+
+# Measures the data plane beside HAProxy, nginx and Envoy, as far as they are installed: --rounds N, --scenarios h1,sse.
+bench-proxy *ARGS:
+    cargo build --release --locked -p raftserve-proxy --example forward
+    cargo run --release --locked -p jepsen-tests --bin bench_proxy -- --forward target/release/examples/forward {{ ARGS }}
+
 # Builds the documentation.
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked

@@ -14,6 +14,8 @@ mod buffers;
 mod date;
 mod exchange;
 mod framing;
+#[cfg(test)]
+mod fuzz;
 mod limit;
 mod prefixed;
 mod request;
@@ -104,7 +106,9 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, client: Client)
     let mut first = true;
     loop {
         match connection.next(first).await {
-            Next::Plain(outgoing) => match exchange::run(&mut connection, outgoing).await {
+            // Boxed, so that a connection which idles is small.
+            Next::Plain(outgoing) => match Box::pin(exchange::run(&mut connection, outgoing)).await
+            {
                 End::Keep => first = false,
                 End::Close => return,
                 End::Unsent => break,
@@ -270,4 +274,19 @@ pub(crate) fn carries(service: &ServiceRoute) -> bool {
         && *timeouts == Timeouts::default()
         && !tries_once_sent
         && request_body_bytes_max.is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_that_idles_is_small() {
+        let bytes = size_of_future(serve);
+        assert!(bytes <= 1024, "{bytes} bytes");
+    }
 }
