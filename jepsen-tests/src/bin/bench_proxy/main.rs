@@ -1,0 +1,108 @@
+//! What the data plane costs, beside HAProxy, nginx and Envoy in the same run.
+
+mod client;
+mod peers;
+mod report;
+mod scenario;
+mod upstream;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+
+use peers::{Peer, Replicas};
+use report::Report;
+use scenario::Scenario;
+
+const USAGE: &str = "\
+Measures the processor time that a proxy takes for each request, beside other proxies in the same run. The
+proxy has core 0 and one worker; clients and replicas have core 1. Programs that are not installed are left out.
+
+Usage: bench_proxy --forward PATH [--rounds N] [--seconds N] [--scenarios h1,h2c,sse,big,idle,workers]
+                   [--peers raftserve,hyper,haproxy,nginx,envoy] [--envoy PATH]
+
+  --forward  the data plane by itself: the example `forward` of raftserve-proxy
+  raftserve  as it is; hyper: with the HTTP library carrying every request";
+
+struct Args {
+    forward: PathBuf,
+    envoy: PathBuf,
+    rounds: usize,
+    seconds: u64,
+    scenarios: Vec<Scenario>,
+    peers: Vec<Peer>,
+}
+
+fn parse(words: &[String]) -> anyhow::Result<Args> {
+    let mut args = Args {
+        forward: PathBuf::new(),
+        envoy: PathBuf::from("envoy"),
+        rounds: 3,
+        seconds: 3,
+        scenarios: Scenario::ALL.to_vec(),
+        peers: Peer::ALL.to_vec(),
+    };
+    for pair in words.chunks(2) {
+        let [word, value] = pair else {
+            bail!("{} lacks its value\n\n{USAGE}", pair[0]);
+        };
+        match word.as_str() {
+            "--forward" => args.forward = PathBuf::from(value),
+            "--envoy" => args.envoy = PathBuf::from(value),
+            "--rounds" => args.rounds = value.parse().context("--rounds takes a number")?,
+            "--seconds" => args.seconds = value.parse().context("--seconds takes a number")?,
+            "--scenarios" => {
+                let named = value.split(',').map(Scenario::named);
+                args.scenarios = named.collect::<Option<_>>().context(USAGE)?;
+            }
+            "--peers" => {
+                let named = value.split(',').map(Peer::named);
+                args.peers = named.collect::<Option<_>>().context(USAGE)?;
+            }
+            _ => bail!("unknown argument {word}\n\n{USAGE}"),
+        }
+    }
+    if args.rounds == 0 || args.seconds == 0 || !args.forward.is_file() {
+        bail!("{USAGE}");
+    }
+    Ok(args)
+}
+
+fn main() -> anyhow::Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    // The program is also its own replicas and its own clients, as processes of their own.
+    match words.first().map(String::as_str) {
+        Some("upstream") => return upstream::run(&words[1..]),
+        Some("sse") => return client::sse(&words[1..]),
+        Some("idle") => return client::idle(&words[1..]),
+        _ => {}
+    }
+    if words.iter().any(|word| word == "-h" || word == "--help") {
+        println!("{USAGE}");
+        return Ok(());
+    }
+    let args = parse(&words)?;
+    let folder = tempfile::tempdir().context("cannot make a folder")?;
+    let replicas = Replicas::start(folder.path())?;
+    let mut report = Report::default();
+    for scenario in args.scenarios {
+        for round in 0..args.rounds {
+            for &peer in &args.peers {
+                if !scenario.concerns(peer) || (scenario == Scenario::Idle && round > 0) {
+                    continue;
+                }
+                let Some(running) =
+                    peer.start(&args.forward, &args.envoy, folder.path(), scenario)?
+                else {
+                    report.left_out(peer);
+                    continue;
+                };
+                let measured = scenario.measure(&running, args.seconds, folder.path())?;
+                report.add(scenario, peer, measured);
+            }
+        }
+        report.print(scenario);
+    }
+    drop(replicas);
+    Ok(())
+}

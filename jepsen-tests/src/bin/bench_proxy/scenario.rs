@@ -1,0 +1,243 @@
+//! What is measured, and with which load.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+use jepsen_tests::usage::Usage;
+
+use crate::peers::{PROXY_PORT, Peer, Running, message};
+
+/// How many connections idle at once: enough that what the first ones share does not count.
+const IDLE_CONNECTIONS: u32 = 5_000;
+
+const BIG_BYTES: f64 = (1 << 20) as f64;
+
+/// A kind of load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scenario {
+    /// 64 connections of HTTP/1.1, answers of 100 bytes.
+    H1,
+    /// Calls as of gRPC over HTTP/2 in cleartext: 16 connections with 10 streams each.
+    H2c,
+    /// 200 streams with a part each 10 ms.
+    Sse,
+    /// Answers of 1 MiB on 16 connections.
+    Big,
+    /// Connections that idle after a request.
+    Idle,
+    /// [`Self::H1`], with one worker and two.
+    Workers,
+}
+
+/// One figure, the smaller the better but for [`Scenario::Big`], and what else is worth knowing.
+pub(crate) struct Measured {
+    pub(crate) figure: f64,
+    pub(crate) note: String,
+}
+
+impl Scenario {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::H1,
+        Self::H2c,
+        Self::Sse,
+        Self::Big,
+        Self::Idle,
+        Self::Workers,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::H1 => "h1",
+            Self::H2c => "h2c",
+            Self::Sse => "sse",
+            Self::Big => "big",
+            Self::Idle => "idle",
+            Self::Workers => "workers",
+        }
+    }
+
+    pub(crate) fn unit(self) -> &'static str {
+        match self {
+            Self::H1 | Self::H2c | Self::Workers => "us/request",
+            Self::Sse => "us/part",
+            Self::Big => "GB/CPU-s",
+            Self::Idle => "KB/connection",
+        }
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|each| each.name() == name)
+    }
+
+    /// What the others are compared with.
+    pub(crate) fn yardstick(self) -> Peer {
+        match self {
+            Self::Workers => Peer::Raftserve,
+            _ => Peer::Haproxy,
+        }
+    }
+
+    pub(crate) fn concerns(self, peer: Peer) -> bool {
+        match self {
+            Self::Workers => matches!(peer, Peer::Raftserve | Peer::TwoWorkers),
+            Self::H2c => !matches!(peer, Peer::TwoWorkers | Peer::Hyper),
+            _ => peer != Peer::TwoWorkers,
+        }
+    }
+
+    pub(crate) fn measure(
+        self,
+        proxy: &Running,
+        seconds: u64,
+        folder: &Path,
+    ) -> anyhow::Result<Measured> {
+        let pid = proxy.pid()?;
+        if self == Self::Idle {
+            return idle(pid);
+        }
+        if self != Self::Sse {
+            self.load(1, folder)?; // Opens connections and fills buffers.
+        }
+        let before = Usage::of(&[pid])?;
+        let (count, note) = self.load(seconds, folder)?;
+        let cpu = (Usage::of(&[pid])? - before).cpu.as_secs_f64();
+        if count == 0.0 || cpu == 0.0 {
+            bail!("{}: nothing was done: {note}", self.name());
+        }
+        let figure = match self {
+            Self::Big => count * BIG_BYTES / 1e9 / cpu,
+            _ => cpu * 1e6 / count,
+        };
+        Ok(Measured { figure, note })
+    }
+
+    /// Puts load on for so long: how much was done, and how it went.
+    fn load(self, seconds: u64, folder: &Path) -> anyhow::Result<(f64, String)> {
+        let address = format!("http://127.0.0.1:{PROXY_PORT}");
+        let wrk = |connections: &str, path: &str| {
+            let duration = format!("-d{seconds}");
+            let target = format!("{address}{path}");
+            let words = ["wrk", "-t1", connections, &duration, "--latency", &target];
+            let said = output(&words.map(str::to_owned))?;
+            if said.contains("Non-2xx") || said.contains("Socket errors") {
+                bail!("requests failed: {said}");
+            }
+            let count = before(&said, " requests in").context("wrk said no count")?;
+            let rate = after(&said, "Requests/sec:").unwrap_or_default();
+            let median = said
+                .lines()
+                .find_map(|line| line.trim().strip_prefix("50%"));
+            Ok((
+                count,
+                format!("{rate:.0}/s, p50 {}", median.unwrap_or("?").trim()),
+            ))
+        };
+        match self {
+            Self::H1 | Self::Workers | Self::Idle => wrk("-c64", "/"),
+            Self::Big => wrk("-c16", "/1m"),
+            Self::H2c => {
+                let body = folder.join("message");
+                fs::write(&body, message()).context("cannot write a message")?;
+                let (duration, body) = (format!("-D{seconds}"), body.display().to_string());
+                let target = format!("{address}/svc.Echo/Unary");
+                let words = [
+                    "h2load",
+                    &duration,
+                    "-c16",
+                    "-m10",
+                    "-t1",
+                    "-d",
+                    &body,
+                    "-H",
+                    "content-type: application/grpc",
+                    "-H",
+                    "te: trailers",
+                    &target,
+                ];
+                let said = output(&words.map(str::to_owned))?;
+                let count = before(&said, " succeeded").context("h2load said no count")?;
+                let failed = before(&said, " failed").unwrap_or_default();
+                Ok((
+                    count,
+                    format!("{:.0}/s, {failed} failed", count / seconds as f64),
+                ))
+            }
+            Self::Sse => {
+                let own = std::env::current_exe().context("this program has a path")?;
+                let own = own.display().to_string();
+                let said = output(&[own, "sse".into(), PROXY_PORT.to_string()])?;
+                let (count, note) = said.trim().split_once(' ').context("no parts came")?;
+                Ok((count.parse().context("no count")?, note.to_owned()))
+            }
+        }
+    }
+}
+
+/// How much memory each connection that idles adds.
+fn idle(pid: i32) -> anyhow::Result<Measured> {
+    let own = std::env::current_exe().context("this program has a path")?;
+    let before = Usage::of(&[pid])?.memory_bytes;
+    let mut client = Command::new("taskset")
+        .args(["-c", "1"])
+        .arg(own)
+        .args([
+            "idle",
+            &PROXY_PORT.to_string(),
+            &IDLE_CONNECTIONS.to_string(),
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start a client")?;
+    let said = client.stdout.take().context("it has an output")?;
+    let mut line = String::new();
+    BufReader::new(said)
+        .read_line(&mut line)
+        .context("the client says when it is ready")?;
+    let after = Usage::of(&[pid])?.memory_bytes;
+    drop(client.stdin.take()); // It ends with its input.
+    client.wait().context("the client ends")?;
+    if line.trim() != "ready" {
+        bail!("not all connections were served");
+    }
+    let added = after.saturating_sub(before) as f64;
+    Ok(Measured {
+        figure: added / 1024.0 / f64::from(IDLE_CONNECTIONS),
+        note: format!("{:.1} MB without any", before as f64 / 1e6),
+    })
+}
+
+fn output(words: &[String]) -> anyhow::Result<String> {
+    let output = Command::new("taskset")
+        .args(["-c", "1"])
+        .args(words)
+        .output()
+        .with_context(|| format!("cannot run {}", words[0]))?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        bail!(
+            "{} failed: {said}{}",
+            words[0],
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(said)
+}
+
+/// The number right before some words.
+fn before(text: &str, words: &str) -> Option<f64> {
+    let head = &text[..text.find(words)?];
+    head.rsplit(|character: char| !character.is_ascii_digit())
+        .next()?
+        .parse()
+        .ok()
+}
+
+/// The number right after some words.
+fn after(text: &str, words: &str) -> Option<f64> {
+    let rest = text[text.find(words)? + words.len()..].trim_start();
+    rest.split_whitespace().next()?.parse().ok()
+}
