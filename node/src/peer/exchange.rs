@@ -132,7 +132,7 @@ async fn once(core: &Core, slot: &Slot, target: NodeId) -> Result<(), CallError>
         .links
         .call(
             target,
-            Purpose::Forwards,
+            Purpose::Exchanges,
             DEADLINE,
             Method::Exchange,
             message,
@@ -157,7 +157,7 @@ async fn announce(core: &Core, target: NodeId) -> Result<(), CallError> {
         .links
         .call(
             target,
-            Purpose::Forwards,
+            Purpose::Exchanges,
             DEADLINE,
             Method::Announce,
             frame(&core.announcement),

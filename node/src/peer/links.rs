@@ -41,8 +41,10 @@ pub(crate) enum Purpose {
     Appends,
     /// Votes and heartbeats: short, and elections hang on them.
     Votes,
-    /// Forwarded calls, announcements and exchanges.
+    /// Forwarded calls.
     Forwards,
+    /// Announcements and exchanges, which carry leases.
+    Exchanges,
 }
 
 /// Why a call to a peer failed.
@@ -226,17 +228,13 @@ impl Links {
         }
     }
 
-    fn address(&self, target: NodeId) -> Result<String, CallError> {
-        self.directory
-            .address(target)
-            .ok_or_else(|| CallError::NotSent {
-                target,
-                reason: "its address is not known".to_owned(),
-            })
+    fn address(&self, target: NodeId) -> Result<String, &'static str> {
+        let address = self.directory.address(target);
+        address.ok_or("its address is not known")
     }
 
     /// The connection to use now: the one there is, or one that is begun by this.
-    fn connecting(&self, target: NodeId, purpose: Purpose) -> Result<Connecting, CallError> {
+    fn connecting(&self, target: NodeId, purpose: Purpose) -> Result<Connecting, &'static str> {
         let address = self.address(target)?;
         let mut links = lock(&self.calls);
         let is_usable = |link: &&Link<Connecting>| {
@@ -261,7 +259,10 @@ impl Links {
     }
 
     fn channel(&self, target: NodeId) -> Result<Channel, CallError> {
-        let address = self.address(target)?;
+        let address = self.address(target).map_err(|reason| CallError::NotSent {
+            target,
+            reason: reason.to_owned(),
+        })?;
         let mut links = lock(&self.transfers);
         if let Some(link) = links.get(&target)
             && link.address == address
@@ -311,6 +312,24 @@ impl Links {
         }
     }
 
+    async fn try_call(
+        &self,
+        target: NodeId,
+        purpose: Purpose,
+        until: Instant,
+        method: Method,
+        message: &Frame,
+    ) -> Result<Received, CallFailure> {
+        let connecting = self
+            .connecting(target, purpose)
+            .map_err(|reason| CallFailure::NotSent(reason.into()))?;
+        let connection = timeout_at(until, connecting)
+            .await
+            .map_err(|_| CallFailure::NotSent("no connection in time".into()))?
+            .map_err(CallFailure::NotSent)?;
+        connection.call(method, message, until).await
+    }
+
     /// Calls `target`. The answer is waited for no longer than `within`.
     ///
     /// # Errors
@@ -323,33 +342,30 @@ impl Links {
         method: Method,
         message: Frame,
     ) -> Result<Frame, CallError> {
-        let end = Instant::now() + within;
-        let not_sent = |reason: &str| CallError::NotSent {
-            target,
-            reason: reason.to_owned(),
-        };
-        let connecting = self.connecting(target, purpose)?;
-        let connection = match timeout_at(end, connecting).await {
-            Ok(made) => made.map_err(|reason| not_sent(&reason))?,
-            Err(_) => return Err(not_sent("no connection in time")),
-        };
-        let Received { tag, frame, .. } =
-            match timeout_at(end, connection.call(method, &message)).await {
-                Ok(Ok(received)) => received,
-                Ok(Err(CallFailure::NotSent(reason))) => return Err(not_sent(&reason)),
-                Ok(Err(CallFailure::Broken(reason))) => {
-                    return Err(CallError::Broken {
-                        target,
-                        reason: reason.to_string(),
-                    });
-                }
-                Err(_) => {
-                    return Err(CallError::Deadline {
-                        target,
-                        waited: within,
-                    });
-                }
-            };
+        let until = Instant::now() + within;
+        let mut called = self
+            .try_call(target, purpose, until, method, &message)
+            .await;
+        if let Err(CallFailure::NotSent(_)) = &called {
+            // The connection had just ended, as after a restart of the peer: a new one is begun by this.
+            called = self
+                .try_call(target, purpose, until, method, &message)
+                .await;
+        }
+        let Received { tag, frame, .. } = called.map_err(|failure| match failure {
+            CallFailure::NotSent(reason) => CallError::NotSent {
+                target,
+                reason: reason.to_string(),
+            },
+            CallFailure::Broken(reason) => CallError::Broken {
+                target,
+                reason: reason.to_string(),
+            },
+            CallFailure::Deadline => CallError::Deadline {
+                target,
+                waited: within,
+            },
+        })?;
         if tag == 0 {
             self.directory.heard(target);
             return Ok(frame);

@@ -1,14 +1,18 @@
 //! The peer port: one listener for calls in frames of our own and for gRPC, told apart by how a connection begins.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use super::calls::{self, PREFACE};
 use super::server::Server;
@@ -34,6 +38,9 @@ const GRPC_QUEUE: usize = 64;
 /// How long to rest after a failed accept. It fails when no more files may be opened, and would fail again at once.
 const ACCEPT_REST: Duration = Duration::from_millis(20);
 
+/// How often a connection is looked at whose first bytes came in pieces. Ours come in one.
+const PEEKS_MAX: usize = 100;
+
 /// Between two looks at a connection whose first bytes came in pieces.
 const PEEK_REST: Duration = Duration::from_millis(1);
 
@@ -51,16 +58,13 @@ pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Serves a listener for ever. Returns the connections that begin as gRPC does.
-pub(crate) fn serve(
-    listener: TcpListener,
-    server: Server,
-) -> ReceiverStream<io::Result<TcpStream>> {
+pub(crate) fn serve(listener: TcpListener, server: Server) -> ReceiverStream<io::Result<Held>> {
     let (grpc, to_grpc) = mpsc::channel(GRPC_QUEUE);
     tokio::spawn(accept(listener, server, grpc));
     ReceiverStream::new(to_grpc)
 }
 
-async fn accept(listener: TcpListener, server: Server, grpc: mpsc::Sender<io::Result<TcpStream>>) {
+async fn accept(listener: TcpListener, server: Server, grpc: mpsc::Sender<io::Result<Held>>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let permit = Arc::clone(&room).acquire_owned().await;
@@ -80,6 +84,7 @@ async fn accept(listener: TcpListener, server: Server, grpc: mpsc::Sender<io::Re
         tokio::spawn(async move {
             match timeout(BEGIN_WITHIN, begins_as_ours(&stream)).await {
                 Ok(Ok(true)) => {
+                    let _permit = permit;
                     let (from, to) = stream.into_split();
                     let served = calls::serve(from, to, |caller, method, frame| {
                         server.answer(caller, method, frame)
@@ -90,11 +95,10 @@ async fn accept(listener: TcpListener, server: Server, grpc: mpsc::Sender<io::Re
                 }
                 Ok(Ok(false)) => {
                     // Once the receiver is gone, the port is served no more.
-                    let _ = grpc.send(Ok(stream)).await;
+                    let _ = grpc.send(Ok(Held { stream, permit })).await;
                 }
                 Ok(Err(_)) | Err(_) => {}
             }
-            drop(permit);
         });
     }
 }
@@ -102,7 +106,7 @@ async fn accept(listener: TcpListener, server: Server, grpc: mpsc::Sender<io::Re
 /// Looks at the first bytes of a connection without taking them.
 async fn begins_as_ours(stream: &TcpStream) -> io::Result<bool> {
     let mut seen = [0; PREFACE.len()];
-    loop {
+    for _ in 0..PEEKS_MAX {
         let count = stream.peek(&mut seen).await?;
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -116,5 +120,61 @@ async fn begins_as_ours(stream: &TcpStream) -> io::Result<bool> {
             return Ok(true);
         }
         sleep(PEEK_REST).await;
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// A connection for gRPC, and its place among those that there may be.
+pub(crate) struct Held {
+    stream: TcpStream,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Connected for Held {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        debug_assert!(self.permit.num_permits() == 1);
+        self.stream.connect_info()
+    }
+}
+
+impl AsyncRead for Held {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, to)
+    }
+}
+
+impl AsyncWrite for Held {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        from: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, from)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        from: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, from)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

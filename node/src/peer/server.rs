@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bincode::Decode;
-use tokio::time::Instant;
+use raftserve_model::NodeId;
+use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -27,6 +28,9 @@ use super::wire::{
 
 /// No forwarded call is worked on for longer, whatever it asks for: who sent it has long given up.
 const FORWARD_MAX: Duration = Duration::from_secs(30);
+
+/// The same for Raft's own calls: twice the longest that the caller waits.
+const RAFT_MAX: Duration = Duration::from_secs(4);
 
 type Answer = Result<Response<Frame>, Status>;
 
@@ -135,6 +139,16 @@ fn read<T: Decode<()>>(message: &Frame) -> Result<T, Refusal> {
     wire::decode(&message.head).map_err(|error| refused(RefusalKind::Damaged, chain(&error)))
 }
 
+impl Method {
+    /// No call is worked on for longer: who made it has given up.
+    fn time_max(self) -> Duration {
+        match self {
+            Self::Append | Self::Vote | Self::PreVote => RAFT_MAX,
+            _ => FORWARD_MAX,
+        }
+    }
+}
+
 /// Calls of peers that know each other.
 impl Server {
     /// Answers one call.
@@ -154,12 +168,26 @@ impl Server {
         let core = &running.core;
         // Each time: who calls may have been removed since it connected.
         core.directory.admit(caller).map_err(|who| stranger(&who))?;
+        let answered = Self::answer_known(running, caller.node, method, message);
+        match timeout(method.time_max(), answered).await {
+            Ok(answered) => answered,
+            Err(_) => Err(refused(RefusalKind::Unavailable, "it took too long")),
+        }
+    }
+
+    async fn answer_known(
+        running: &Running,
+        caller: NodeId,
+        method: Method,
+        message: Frame,
+    ) -> Result<Frame, Refusal> {
+        let core = &running.core;
         match method {
-            Method::Append => append(core, &message).await,
+            Method::Append => append(core, message).await,
             Method::Exchange => {
                 let said: wire::ExchangeHead = read(&message)?;
-                core.compare(caller.node, &said.checks);
-                Ok(running.exchange.answer(core, caller.node, &message.body))
+                core.compare(caller, &said.checks);
+                Ok(running.exchange.answer(core, caller, &message.body))
             }
             Method::Vote => {
                 let vote: raft::VoteRequest = read(&message)?;
@@ -204,8 +232,8 @@ impl Server {
     }
 }
 
-async fn append(core: &Core, message: &Frame) -> Result<Frame, Refusal> {
-    let append = read::<AppendHead>(message)?
+async fn append(core: &Core, message: Frame) -> Result<Frame, Refusal> {
+    let append = read::<AppendHead>(&message)?
         .unpack(&message.body)
         .map_err(|error| {
             if error.is_of_a_later_release() {
@@ -214,6 +242,7 @@ async fn append(core: &Core, message: &Frame) -> Result<Frame, Refusal> {
             }
             refused(RefusalKind::Damaged, chain(&error))
         })?;
+    drop(message); // Its bytes must not be held for as long as the disk takes.
     let response = core.raft.append_entries(append).await;
     Ok(frame(&AppendReply::from(response.map_err(stopped)?)))
 }

@@ -8,14 +8,14 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpStream, lookup_host};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::format::{Introduction, Method, Reader, Received, begin, write};
+use super::format::{Introduction, Method, Reader, Received, begin, fits, write};
 use crate::peer::directory::Caller;
 use crate::peer::port;
 use crate::peer::rpc::Frame;
@@ -44,7 +44,7 @@ pub(crate) fn connect(runtime: &Handle, address: String, caller: Caller) -> Conn
 }
 
 async fn dial(address: &str, caller: Caller) -> io::Result<Arc<Connection>> {
-    let stream = TcpStream::connect(address).await?;
+    let stream = dial_any(address).await?;
     port::tune(&stream)?;
     let (from, mut to) = stream.into_split();
     let introduction = wire::encode(&Introduction::from(caller));
@@ -52,10 +52,26 @@ async fn dial(address: &str, caller: Caller) -> io::Result<Arc<Connection>> {
     let pending = Arc::new(Mutex::new(Pending::default()));
     let reading = tokio::spawn(read(Reader::new(from), Arc::clone(&pending)));
     Ok(Arc::new(Connection {
-        to: tokio::sync::Mutex::new(Outgoing { to, broken: false }),
+        to: tokio::sync::Mutex::new(to),
         pending,
         reading: reading.abort_handle(),
     }))
+}
+
+/// The first of a name's addresses that answers. Each has its share of the time, so that one behind which nobody is does
+/// not hide the others.
+async fn dial_any(address: &str) -> io::Result<TcpStream> {
+    let addresses: Vec<_> = lookup_host(address).await?.collect();
+    let share = CONNECT_TIMEOUT / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        match timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(last)
 }
 
 type Answer = Result<Received, Arc<str>>;
@@ -106,17 +122,10 @@ fn end(pending: &Mutex<Pending>, reason: &Arc<str>) {
     }
 }
 
-#[derive(Debug)]
-struct Outgoing {
-    to: OwnedWriteHalf,
-    /// While a frame is being written, and so for ever if that was given up half-way.
-    broken: bool,
-}
-
 /// A connection to one peer. Dropping it closes it.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    to: tokio::sync::Mutex<Outgoing>,
+    to: tokio::sync::Mutex<OwnedWriteHalf>,
     pending: Arc<Mutex<Pending>>,
     reading: AbortHandle,
 }
@@ -130,10 +139,12 @@ impl Drop for Connection {
 /// Why there is no answer.
 #[derive(Debug)]
 pub(crate) enum CallFailure {
-    /// The connection had ended before.
+    /// Not a byte of the call was sent.
     NotSent(Arc<str>),
-    /// It ended, and the peer may have seen the call.
+    /// The connection ended, and the peer may have seen the call.
     Broken(Arc<str>),
+    /// No answer in time; the peer may have seen the call.
+    Deadline,
 }
 
 /// Forgets a call that is given up.
@@ -148,13 +159,33 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// Ends a connection on which a frame was given up half-way.
+struct Sending<'c> {
+    connection: &'c Connection,
+    is_partial: bool,
+}
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        if self.is_partial {
+            self.connection
+                .end(&"a call was given up while it was sent".into());
+        }
+    }
+}
+
 impl Connection {
     /// Whether it takes no more calls.
     pub(crate) fn is_ended(&self) -> bool {
         lock(&self.pending).ended.is_some()
     }
 
-    /// Makes a call and waits for its answer.
+    fn end(&self, reason: &Arc<str>) {
+        end(&self.pending, reason);
+        self.reading.abort();
+    }
+
+    /// Makes a call and waits for its answer until `until`.
     ///
     /// # Errors
     /// [`CallFailure`].
@@ -162,13 +193,15 @@ impl Connection {
         &self,
         method: Method,
         message: &Frame,
+        until: Instant,
     ) -> Result<Received, CallFailure> {
+        if !fits(message) {
+            let reason = "a message that is larger than peers take";
+            return Err(CallFailure::NotSent(reason.into()));
+        }
         let (answer, answered) = oneshot::channel();
         let number = {
             let mut pending = lock(&self.pending);
-            if let Some(reason) = &pending.ended {
-                return Err(CallFailure::NotSent(Arc::clone(reason)));
-            }
             let number = pending.next;
             pending.next = number.wrapping_add(1);
             pending.waiting.insert(number, answer);
@@ -178,30 +211,48 @@ impl Connection {
             pending: &self.pending,
             number,
         };
-        self.send(number, method, message).await?;
-        match answered.await {
-            Ok(answer) => answer.map_err(CallFailure::Broken),
-            Err(_) => Err(CallFailure::Broken("the connection was dropped".into())),
+        self.send(number, method, message, until).await?;
+        match timeout_at(until, answered).await {
+            Ok(Ok(answer)) => answer.map_err(CallFailure::Broken),
+            Ok(Err(_)) => Err(CallFailure::Broken("the connection was dropped".into())),
+            Err(_) => Err(CallFailure::Deadline),
         }
     }
 
-    async fn send(&self, number: u32, method: Method, message: &Frame) -> Result<(), CallFailure> {
-        let mut outgoing = self.to.lock().await;
-        if outgoing.broken {
-            let reason: Arc<str> = "an earlier call was given up while it was sent".into();
-            end(&self.pending, &reason);
-            self.reading.abort();
-            return Err(CallFailure::NotSent(reason));
+    async fn send(
+        &self,
+        number: u32,
+        method: Method,
+        message: &Frame,
+        until: Instant,
+    ) -> Result<(), CallFailure> {
+        let not_sent = |reason: &str| Err(CallFailure::NotSent(reason.into()));
+        let Ok(mut to) = timeout_at(until, self.to.lock()).await else {
+            return not_sent("the connection is full");
+        };
+        if let Some(reason) = &lock(&self.pending).ended {
+            return not_sent(reason);
         }
-        outgoing.broken = true;
-        let written = write(&mut outgoing.to, number, method as u8, message).await;
-        if let Err(error) = written {
-            let reason: Arc<str> = format!("the connection broke: {error}").into();
-            end(&self.pending, &reason);
-            self.reading.abort();
-            return Err(CallFailure::Broken(reason));
+        let mut sending = Sending {
+            connection: self,
+            is_partial: false,
+        };
+        let writing = write(
+            &mut *to,
+            number,
+            method as u8,
+            message,
+            &mut sending.is_partial,
+        );
+        match timeout_at(until, writing).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                let reason: Arc<str> = format!("the connection broke: {error}").into();
+                self.end(&reason);
+                Err(CallFailure::Broken(reason))
+            }
+            Err(_) if sending.is_partial => Err(CallFailure::Deadline),
+            Err(_) => not_sent("the connection is full"),
         }
-        outgoing.broken = false;
-        Ok(())
     }
 }

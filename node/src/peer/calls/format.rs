@@ -264,35 +264,50 @@ pub(crate) fn begin(introduction: &[u8]) -> Bytes {
     bytes.freeze()
 }
 
-/// Writes a call or an answer. Not cancel safe: a frame that was given up half-way ends the connection.
+/// Whether a message is within what peers take.
+pub(crate) fn fits(frame: &Frame) -> bool {
+    FIXED + frame.head.len() + frame.body.len() <= FRAME_BYTES_MAX
+}
+
+/// Writes a call or an answer that [`fits`]. While some of it is written and some is not, `is_partial` is true: if it
+/// is given up then, the connection can carry nothing more.
 ///
 /// # Errors
-/// What the system says; or that it is too large, and then nothing was written.
+/// What the system says.
 pub(crate) async fn write<W: AsyncWrite + Unpin>(
     to: &mut W,
     number: u32,
     tag: u8,
     frame: &Frame,
+    is_partial: &mut bool,
 ) -> io::Result<()> {
     let length = FIXED + frame.head.len() + frame.body.len();
-    if length > FRAME_BYTES_MAX {
-        return Err(damaged("a message that is larger than peers take"));
-    }
-    let joined = if length <= JOIN_BYTES_MAX {
+    let is_joined = length <= JOIN_BYTES_MAX;
+    let first = if is_joined {
         length
     } else {
         FIXED + frame.head.len()
     };
-    let mut bytes = BytesMut::with_capacity(4 + joined);
-    bytes.put_u32_le(u32::try_from(length).expect("checked against the most"));
+    let mut bytes = BytesMut::with_capacity(4 + first);
+    bytes.put_u32_le(u32::try_from(length).expect("it fits"));
     bytes.put_u32_le(number);
     bytes.put_u8(tag);
     bytes.put_u32_le(u32::try_from(frame.head.len()).expect("less than the whole"));
     bytes.put_slice(&frame.head);
-    if length <= JOIN_BYTES_MAX {
+    if is_joined {
         bytes.put_slice(&frame.body);
-        return to.write_all(&bytes).await;
     }
-    to.write_all(&bytes).await?;
-    to.write_all(&frame.body).await
+    while !bytes.is_empty() {
+        let count = to.write(&bytes).await?;
+        if count == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        *is_partial = true;
+        bytes.advance(count);
+    }
+    if !is_joined {
+        to.write_all(&frame.body).await?;
+    }
+    *is_partial = false;
+    Ok(())
 }

@@ -3,18 +3,23 @@
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
 
-use super::format::{Introduction, Method, Reader, Received, Refusal, RefusalKind, write};
+use super::format::{Introduction, Method, Reader, Received, Refusal, RefusalKind, fits, write};
 use crate::peer::directory::Caller;
 use crate::peer::rpc::Frame;
 use crate::peer::wire;
 
 /// Calls that one connection may have under way: as many proposals as Raft queues. More wait in the connection.
 const CALLS_MAX: usize = 4096;
+
+/// How long a connection may take from its start to its first call.
+const BEGIN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Serves a connection to its end: `answer` answers a call of a caller. Calls run side by side; those that are under
 /// way when the connection ends are given up.
@@ -29,20 +34,20 @@ where
     F: Future<Output = Result<Frame, Refusal>>,
 {
     let mut from = Reader::new(from);
-    from.preface().await?;
-    let said = from.introduction().await?;
-    let said: Introduction = wire::decode(&said)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-    let caller = Caller::from(said);
+    let begun = timeout(BEGIN_WITHIN, begin(&mut from)).await;
+    let (caller, first) = begun.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     let answer = Arc::new(answer);
     let mut under_way = FuturesUnordered::new();
+    let mut first = Some(first);
     loop {
         tokio::select! {
             biased;
             Some((number, answered)) = under_way.next() => {
-                respond(&mut to, number, answered).await?;
+                if respond(&mut to, number, answered).await? {
+                    return Ok(());
+                }
             }
-            received = from.next(), if under_way.len() < CALLS_MAX => {
+            received = next(&mut first, &mut from), if under_way.len() < CALLS_MAX => {
                 let Received { number, tag, frame } = match received {
                     Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
                     received => received?,
@@ -63,19 +68,46 @@ where
     }
 }
 
+/// Who calls, and its first call, which follows at once: who never calls holds no connection.
+async fn begin<R: AsyncRead + Unpin>(from: &mut Reader<R>) -> io::Result<(Caller, Received)> {
+    from.preface().await?;
+    let said = from.introduction().await?;
+    let said: Introduction = wire::decode(&said)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+    Ok((Caller::from(said), from.next().await?))
+}
+
+async fn next<R: AsyncRead + Unpin>(
+    first: &mut Option<Received>,
+    from: &mut Reader<R>,
+) -> io::Result<Received> {
+    match first.take() {
+        Some(first) => Ok(first),
+        None => from.next().await,
+    }
+}
+
+/// Sends an answer. Returns whether the connection is to end: a stranger has been told why, and has no more to say.
 async fn respond<W: AsyncWrite + Unpin>(
     to: &mut W,
     number: u32,
     answered: Result<Frame, Refusal>,
-) -> io::Result<()> {
-    match answered {
-        Ok(frame) => write(to, number, 0, &frame).await,
-        Err(Refusal { kind, reason }) => {
-            let frame = Frame {
-                head: reason.into(),
-                body: Default::default(),
-            };
-            write(to, number, kind as u8, &frame).await
-        }
-    }
+) -> io::Result<bool> {
+    let refused = |Refusal { kind, reason }| {
+        let frame = Frame {
+            head: reason.into(),
+            body: Default::default(),
+        };
+        (kind as u8, frame)
+    };
+    let (tag, frame) = match answered {
+        Ok(frame) if fits(&frame) => (0, frame),
+        Ok(_) => refused(Refusal {
+            kind: RefusalKind::Unavailable,
+            reason: "the answer is larger than peers take".to_owned(),
+        }),
+        Err(refusal) => refused(refusal),
+    };
+    write(to, number, tag, &frame, &mut false).await?;
+    Ok(tag == RefusalKind::Stranger as u8)
 }

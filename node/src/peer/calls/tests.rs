@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::client::{CallFailure, Connection};
 use super::format::{Reader, begin, write};
@@ -21,6 +22,10 @@ fn caller() -> Caller {
         node: NodeId(1),
         nonce: 9,
     }
+}
+
+fn later() -> Instant {
+    Instant::now() + Duration::from_secs(60)
 }
 
 fn message(head: &'static [u8], body: impl Into<Bytes>) -> Frame {
@@ -75,7 +80,7 @@ async fn calls_run_side_by_side_and_answers_come_in_any_order() {
         let connection = std::sync::Arc::clone(&connection);
         async move {
             connection
-                .call(Method::Propose, &message(b"slow", ""))
+                .call(Method::Propose, &message(b"slow", ""), later())
                 .await
         }
     });
@@ -83,14 +88,19 @@ async fn calls_run_side_by_side_and_answers_come_in_any_order() {
     let body = Bytes::from(vec![7; 3 << 20]);
     let large = message(b"large", body.clone());
     for _ in 0..3 {
-        let answer = connection.call(Method::Append, &large).await.unwrap();
+        let answer = connection
+            .call(Method::Append, &large, later())
+            .await
+            .unwrap();
         assert_eq!((answer.tag, answer.frame.body), (0, body.clone()));
     }
     assert!(!slow.is_finished());
     gate.add_permits(1);
     let answer = slow.await.unwrap().unwrap();
     assert_eq!(answer.frame.head, Bytes::from_static(b"slow"));
-    let refused = connection.call(Method::Manage, &message(b"", "")).await;
+    let refused = connection
+        .call(Method::Manage, &message(b"", ""), later())
+        .await;
     let refused = refused.unwrap();
     assert_eq!(RefusalKind::of(refused.tag), RefusalKind::Stranger);
     assert_eq!(refused.frame.head, Bytes::from_static(b"who are you?"));
@@ -100,11 +110,18 @@ async fn calls_run_side_by_side_and_answers_come_in_any_order() {
 async fn a_call_that_is_given_up_harms_no_other() {
     let gate = std::sync::Arc::new(Semaphore::new(0));
     let connection = connected(echo(std::sync::Arc::clone(&gate)).await).await;
-    let (slow, brief) = (message(b"slow", ""), Duration::from_millis(20));
-    let given_up = tokio::time::timeout(brief, connection.call(Method::Propose, &slow)).await;
-    assert!(given_up.is_err());
+    let soon = Instant::now() + Duration::from_millis(20);
+    let given_up = connection
+        .call(Method::Propose, &message(b"slow", ""), soon)
+        .await;
+    assert!(
+        matches!(given_up, Err(CallFailure::Deadline)),
+        "{given_up:?}"
+    );
     gate.add_permits(1);
-    let answer = connection.call(Method::Vote, &message(b"vote", "")).await;
+    let answer = connection
+        .call(Method::Vote, &message(b"vote", ""), later())
+        .await;
     assert_eq!(answer.unwrap().frame.head, Bytes::from_static(b"vote"));
 }
 
@@ -115,10 +132,15 @@ async fn a_frame_that_is_given_up_half_way_ends_the_connection() {
     let address = listener.local_addr().unwrap().to_string();
     let connection = connected(address).await;
     let large = message(b"", vec![0; wire::MESSAGE_BYTES_MAX / 2]);
-    let brief = Duration::from_millis(50);
-    let given_up = tokio::time::timeout(brief, connection.call(Method::Append, &large)).await;
-    assert!(given_up.is_err(), "nobody reads it");
-    let next = connection.call(Method::Vote, &message(b"vote", "")).await;
+    let soon = Instant::now() + Duration::from_millis(50);
+    let given_up = connection.call(Method::Append, &large, soon).await;
+    assert!(
+        matches!(given_up, Err(CallFailure::Deadline)),
+        "nobody reads it: {given_up:?}"
+    );
+    let next = connection
+        .call(Method::Vote, &message(b"vote", ""), later())
+        .await;
     assert!(matches!(next, Err(CallFailure::NotSent(_))), "{next:?}");
     assert!(connection.is_ended());
 }
@@ -130,13 +152,13 @@ async fn who_waits_hears_of_the_end_of_a_connection() {
     let connection = connected(address).await;
     let (mut stream, _) = listener.accept().await.unwrap();
     let call = message(b"vote", "");
-    let (failed, ()) = tokio::join!(connection.call(Method::Vote, &call), async {
+    let (failed, ()) = tokio::join!(connection.call(Method::Vote, &call, later()), async {
         let mut first = [0; 64];
         assert!(stream.read(&mut first).await.unwrap() > 0);
         drop(stream);
     });
     assert!(matches!(failed, Err(CallFailure::Broken(_))), "{failed:?}");
-    let next = connection.call(Method::Vote, &call).await;
+    let next = connection.call(Method::Vote, &call, later()).await;
     assert!(matches!(next, Err(CallFailure::NotSent(_))), "{next:?}");
 }
 
@@ -162,7 +184,9 @@ async fn damaged_bytes_end_a_connection_and_an_unknown_call_does_not() {
     }
     let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
     stream.write_all(&begin(&introduction)).await.unwrap();
-    write(&mut stream, 5, 99, &message(b"", "")).await.unwrap();
+    write(&mut stream, 5, 99, &message(b"", ""), &mut false)
+        .await
+        .unwrap();
     let mut answers = Reader::new(&mut stream);
     let answer = answers.next().await.unwrap();
     assert_eq!((answer.number, answer.tag), (5, RefusalKind::Damaged as u8));
@@ -172,9 +196,51 @@ async fn damaged_bytes_end_a_connection_and_an_unknown_call_does_not() {
 #[tokio::test]
 async fn version_1_keeps_its_bytes() {
     let mut bytes = begin(b"xy").to_vec();
-    write(&mut bytes, 258, Method::Append as u8, &message(b"h", "bo"))
-        .await
-        .unwrap();
+    write(
+        &mut bytes,
+        258,
+        Method::Append as u8,
+        &message(b"h", "bo"),
+        &mut false,
+    )
+    .await
+    .unwrap();
     let expected = b"rsPeers\x01\x02\0\0\0xy\x0c\0\0\0\x02\x01\0\0\x02\x01\0\0\0hbo";
     assert_eq!(bytes, expected);
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_is_certainly_not_sent_and_harms_no_other() {
+    let connection = connected(echo(std::sync::Arc::new(Semaphore::new(0))).await).await;
+    let large = message(b"x", vec![0; wire::MESSAGE_BYTES_MAX]);
+    let refused = connection.call(Method::Append, &large, later()).await;
+    assert!(
+        matches!(refused, Err(CallFailure::NotSent(_))),
+        "{refused:?}"
+    );
+    let call = message(b"vote", "");
+    assert!(connection.call(Method::Vote, &call, later()).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_stranger_is_told_so_and_keeps_no_connection() {
+    let connection = connected(echo(std::sync::Arc::new(Semaphore::new(0))).await).await;
+    let call = message(b"", "");
+    let refused = connection
+        .call(Method::Manage, &call, later())
+        .await
+        .unwrap();
+    assert_eq!(RefusalKind::of(refused.tag), RefusalKind::Stranger);
+    let next = connection.call(Method::Vote, &call, later()).await;
+    assert!(next.is_err(), "{next:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_never_calls_holds_no_connection() {
+    let (mut silent, served) = tokio::io::duplex(1 << 10);
+    let (from, to) = tokio::io::split(served);
+    let introduction = wire::encode(&super::format::Introduction::from(caller()));
+    silent.write_all(&begin(&introduction)).await.unwrap();
+    let ended = serve(from, to, |_, _, frame| async move { Ok(frame) }).await;
+    assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
 }
