@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use raftserve_proxy::Http1Path;
+use raftserve_proxy::{Http1Path, TlsListen};
 use raftserve_store::raft::Profile;
 use raftserve_store::state::Promotion;
 
@@ -35,6 +35,8 @@ pub struct NodeConfig {
     pub proxy_listen: SocketAddr,
     /// Which code carries HTTP/1.1 requests.
     pub http1_path: Http1Path,
+    /// Where it comes in with TLS, and with which certificates.
+    pub tls: Option<TlsListen>,
     /// The first of the ports that services have of their own.
     pub service_port_base: u16,
     /// Where replicas live; the same directory for all peers of a host.
@@ -135,6 +137,12 @@ impl TryFrom<NodeArgs> for NodeConfig {
             admin_listen: args.admin_addr,
             ops_listen: args.ops_addr,
             proxy_listen: args.proxy_addr,
+            tls: args.tls_dir.map(|directory| TlsListen {
+                listen: args.tls_addr,
+                directory,
+                client_authorities: args.tls_client_ca,
+                require_client_certificate: args.tls_require_client_cert,
+            }),
             http1_path: match args.http1_path {
                 Http1Choice::Fast => Http1Path::Fast,
                 Http1Choice::Hyper => Http1Path::Hyper,

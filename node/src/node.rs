@@ -81,6 +81,9 @@ impl Ports {
         let ops = ops::bind("ops", "--ops-addr", config.ops_listen).await?;
         // The workers share their port, which would hide that somebody else has it.
         drop(ops::bind("proxy", "--proxy-addr", config.proxy_listen).await?);
+        if let Some(tls) = &config.tls {
+            drop(ops::bind("TLS", "--tls-addr", tls.listen).await?);
+        }
         let peer = peer.into_std().context("cannot take the peer port over")?;
         Ok(Self { peer, admin, ops })
     }
@@ -336,6 +339,7 @@ impl Parts {
                 listen: config.proxy_listen,
                 http1_path: config.http1_path,
                 access_log: config.access_log.as_deref().map(access_log).transpose()?,
+                tls: config.tls.clone(),
                 ..ProxyConfig::default()
             },
             routes,

@@ -1,7 +1,7 @@
 //! The answers that the proxy makes itself: JSON that says what is wrong and what to do.
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde_json::json;
 
@@ -155,6 +155,10 @@ impl Refusal {
         let body = json!({ "error": self.code(), "message": self.message(service) });
         let mut response = json_response(self.status(), &body);
         let headers = response.headers_mut();
+        if let Self::BadRequest(_) = self {
+            // What follows it may not be a request. HTTP/2 knows where each ends, and drops the field.
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         match self {
             Self::Starting
             | Self::NoneReady

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use crate::access_log::AccessLog;
+use crate::tls::TlsListen;
 
 /// Which code carries HTTP/1.1 requests. What clients and replicas see is the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,6 +67,8 @@ pub struct ProxyConfig {
     pub http2_idle: Duration,
     /// Where requests are told, if anywhere.
     pub access_log: Option<AccessLog>,
+    /// A second port, with TLS.
+    pub tls: Option<TlsListen>,
 }
 
 impl Default for ProxyConfig {
@@ -88,6 +91,7 @@ impl Default for ProxyConfig {
             connection_age_grace: None,
             http2_idle: Duration::from_secs(300),
             access_log: None,
+            tls: None,
         }
     }
 }

@@ -3,8 +3,11 @@
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -16,14 +19,18 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use raftserve_model::ReplicaId;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
+use tokio_rustls::TlsAcceptor;
 
 use crate::answer::Refusal;
 use crate::drain::{Phase, Watch};
 use crate::forward;
+use crate::guard::Guard;
 use crate::lifetime::{Due, Lifetime, Retirement};
 use crate::rewind::{Protocol, Rewind};
 use crate::routes::Listener;
+use crate::tls;
 use crate::worker::Worker;
 
 /// The most streams at once on one HTTP/2 connection; clients that need more open another one. It
@@ -49,6 +56,10 @@ pub(crate) struct Client {
     pub(crate) listener: Listener,
     /// `http` or `https`.
     pub(crate) proto: &'static str,
+    /// What its certificate says, if it has shown one.
+    pub(crate) certificate: Option<HeaderValue>,
+    /// Set once the connection has switched to another protocol.
+    pub(crate) tunnelled: Arc<AtomicBool>,
     pub(crate) lifetime: Lifetime,
     /// How the short path failed at the request that comes next.
     pub(crate) unsent: RefCell<Option<Unsent>>,
@@ -83,7 +94,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut watch = worker.drain.watch();
-    let Some((protocol, stream)) = detect(&worker, stream, &mut watch).await else {
+    let detect = begin(&worker, Rewind::detect(stream), &mut watch).await;
+    let Some((protocol, stream)) = detect else {
         return;
     };
     match protocol {
@@ -93,19 +105,36 @@ where
     }
 }
 
-/// Awaits the first bytes of a connection. When the proxy closes, one that was just accepted still has
+/// Serves a connection with TLS until it ends.
+pub(crate) async fn serve_tls(worker: Rc<Worker>, stream: TcpStream, mut client: Client) {
+    let Some(tls) = &worker.shared.tls else {
+        return;
+    };
+    let handshake = TlsAcceptor::from(tls.current()).accept(stream);
+    let mut watch = worker.drain.watch();
+    let Some(stream) = begin(&worker, handshake, &mut watch).await else {
+        return;
+    };
+    drop(watch);
+    let certificates = stream.get_ref().1.peer_certificates();
+    client.certificate = certificates.and_then(tls::client_certificate);
+    // What ALPN agreed on shows in the first bytes too.
+    serve(worker, stream, client).await;
+}
+
+/// Awaits what a connection begins with. When the proxy closes, one that was just accepted still has
 /// its first request on the way, and gets [`FIRST_REQUEST_WITHIN`].
-async fn detect<S: AsyncRead + Unpin>(
+async fn begin<T>(
     worker: &Worker,
-    stream: S,
+    first: impl Future<Output = io::Result<T>>,
     watch: &mut Watch,
-) -> Option<(Protocol, Rewind<S>)> {
-    let mut detect = pin!(Rewind::detect(stream));
+) -> Option<T> {
+    let mut first = pin!(first);
     let mut limit = pin!(sleep(worker.shared.config.header_timeout));
     let mut shortened = false;
     poll_fn(|cx| {
-        if let Poll::Ready(detected) = detect.as_mut().poll(cx) {
-            return Poll::Ready(detected.ok());
+        if let Poll::Ready(done) = first.as_mut().poll(cx) {
+            return Poll::Ready(done.ok());
         }
         if !shortened && watch.poll(cx) == Phase::Ending {
             shortened = true;
@@ -122,6 +151,7 @@ async fn serve_http1<S>(worker: Rc<Worker>, stream: S, client: Client, watch: Wa
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let stream = Guard::new(stream, Arc::clone(&client.tunnelled));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(worker.shared.config.header_timeout)

@@ -13,12 +13,12 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use crate::listener;
 use crate::routes::{Listener, RouteTable};
-use crate::worker::{Command, Shared};
+use crate::worker::{Command, Shared, Transport};
 
 /// How often peers' reports are looked at for their age: a tenth of their time to live.
 const EXPIRE_EVERY: Duration = Duration::from_millis(50);
 
-/// How often a port that was taken is tried again, and unused counters are forgotten.
+/// How often a port that was taken is tried again, unused counters are forgotten, and certificates are looked at.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
 /// Whether a service's own port is open here.
@@ -81,6 +81,9 @@ impl Control {
                     self.reconcile().await;
                     self.shared.loads.prune();
                     self.shared.metrics.prune();
+                    if let Some(tls) = &self.shared.tls {
+                        tls.refresh();
+                    }
                 }
             }
         };
@@ -155,6 +158,7 @@ impl Control {
                 port,
                 socket,
                 listener,
+                transport: Transport::Clear,
             };
             let _ = worker.send(command).await;
         }

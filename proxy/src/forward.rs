@@ -9,6 +9,7 @@ mod wait;
 
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -70,10 +71,16 @@ pub(crate) async fn serve(
     let http1 = request.version() < Version::HTTP_2;
     let mut response = route(&worker, &client, request, now).await;
     let stays = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if stays {
+        client.tunnelled.store(true, Ordering::Relaxed);
+    }
     let closes = worker.drain.phase() != Phase::Serving || client.lifetime.is_over(now);
     if http1 && !stays && closes {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(CONNECTION, close);
+    }
+    if !http1 {
+        response.headers_mut().remove(CONNECTION);
     }
     response
 }

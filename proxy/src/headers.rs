@@ -13,6 +13,7 @@ use crate::upstream::Wire;
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -27,6 +28,26 @@ pub(crate) struct Hop {
     pub(crate) te_trailers: bool,
     /// Whether the body came in chunks.
     pub(crate) chunked: bool,
+}
+
+/// Whether a body has no transfer coding but `chunked`, once: what else was applied to it would be lost here.
+pub(crate) fn is_plainly_framed(headers: &HeaderMap) -> bool {
+    let mut lines = headers.get_all(TRANSFER_ENCODING).iter();
+    let line = lines.next();
+    let chunked = |line: &HeaderValue| {
+        line.as_bytes()
+            .trim_ascii()
+            .eq_ignore_ascii_case(b"chunked")
+    };
+    line.is_none_or(chunked) && lines.next().is_none()
+}
+
+/// Tells a replica what certificate the client has shown to us. What the client says of that is not believed.
+pub(crate) fn set_certificate(headers: &mut HeaderMap, certificate: Option<&HeaderValue>) {
+    headers.remove(X_FORWARDED_CLIENT_CERT);
+    if let Some(certificate) = certificate {
+        headers.insert(X_FORWARDED_CLIENT_CERT, certificate.clone());
+    }
 }
 
 /// Removes the fields that end at this hop: the listed ones, and those that `Connection` names.

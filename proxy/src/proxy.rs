@@ -18,7 +18,8 @@ use crate::load::PeerLoads;
 use crate::metrics::Metrics;
 use crate::routes::{Listener, Routes};
 use crate::session::Sessions;
-use crate::worker::{Command, Shared, Worker};
+use crate::tls::{Tls, TlsError};
+use crate::worker::{Command, Shared, Transport, Worker};
 
 /// How many commands may wait for a worker: one for each of the twenty service ports and some. The
 /// control waits when it is full.
@@ -35,6 +36,9 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// The certificates cannot be used.
+    #[error("cannot serve TLS")]
+    Tls(#[from] TlsError),
     /// The system gave no thread, or no event queue for it.
     #[error("cannot start a proxy thread")]
     Thread(#[source] io::Error),
@@ -43,6 +47,7 @@ pub enum StartError {
 /// A running data plane. Dropped without [`Self::shutdown`], it cuts what runs.
 pub struct Proxy {
     address: SocketAddr,
+    tls_address: Option<SocketAddr>,
     shared: Arc<Shared>,
     ports: watch::Receiver<Vec<PortStatus>>,
     stop: mpsc::Sender<Stop>,
@@ -70,6 +75,17 @@ impl Proxy {
         };
         let sockets = listener::open(listen, count).map_err(refused)?;
         let address = sockets[0].local_addr().map_err(refused)?;
+        let tls = config.tls.clone().map(Tls::start).transpose()?;
+        let (mut tls_sockets, mut tls_address) = (Vec::new(), None);
+        if let Some(listen) = config.tls.as_ref().map(|tls| tls.listen) {
+            let refused = |source| StartError::Listen {
+                address: listen,
+                source,
+            };
+            tls_sockets = listener::open(listen, count).map_err(refused)?;
+            tls_address = Some(tls_sockets[0].local_addr().map_err(refused)?);
+        }
+        let mut tls_sockets = tls_sockets.into_iter();
         let shared = Arc::new(Shared {
             config,
             routes,
@@ -78,6 +94,7 @@ impl Proxy {
             metrics: Metrics::new(count),
             connect_failures,
             queues: watch::Sender::new(0),
+            tls,
         });
         let (ended_sender, ended) = mpsc::channel(1);
         let mut workers = Vec::with_capacity(count);
@@ -87,9 +104,19 @@ impl Proxy {
                 port: address.port(),
                 socket,
                 listener: Listener::Shared,
+                transport: Transport::Clear,
             };
-            let sent = commands.try_send(open);
-            sent.expect("the queue is new and its receiver is here");
+            let tls = tls_sockets.next().zip(tls_address);
+            let tls = tls.map(|(socket, address)| Command::Open {
+                port: address.port(),
+                socket,
+                listener: Listener::Shared,
+                transport: Transport::Tls,
+            });
+            for open in [open].into_iter().chain(tls) {
+                let sent = commands.try_send(open);
+                sent.expect("the queue is new and its receiver is here");
+            }
             let shared = Arc::clone(&shared);
             let ended = ended_sender.clone();
             let run = move || Worker::new(index, shared).run(receiver);
@@ -110,6 +137,7 @@ impl Proxy {
         spawn("proxy-control".to_owned(), move || control.run(stops), ())?;
         Ok(Self {
             address,
+            tls_address,
             shared,
             ports,
             stop,
@@ -120,6 +148,12 @@ impl Proxy {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The port with TLS, as it was opened.
+    #[must_use]
+    pub fn tls_addr(&self) -> Option<SocketAddr> {
+        self.tls_address
     }
 
     /// The services' own ports at this peer, and which of them could not be opened.

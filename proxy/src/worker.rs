@@ -30,6 +30,7 @@ use crate::metrics::{Metrics, count};
 use crate::queue;
 use crate::routes::{Listener, Routes};
 use crate::session::Sessions;
+use crate::tls::Tls;
 use crate::upstream::Upstream;
 use crate::view::{Registries, ServiceView, View};
 
@@ -50,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) connect_failures: Option<mpsc::Sender<ReplicaId>>,
     /// Changes whenever a service's first request begins to wait for a replica.
     pub(crate) queues: watch::Sender<u64>,
+    pub(crate) tls: Option<Tls>,
 }
 
 impl Shared {
@@ -64,8 +66,18 @@ impl Shared {
             );
             let _ = writeln!(text, "# TYPE {name} counter\n{name} {}", log.dropped());
         }
+        if let Some(tls) = &self.tls {
+            text.push_str(&tls.render());
+        }
         text
     }
+}
+
+/// How a port's clients are spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Clear,
+    Tls,
 }
 
 /// What a worker is told.
@@ -76,6 +88,7 @@ pub(crate) enum Command {
         port: u16,
         socket: std::net::TcpListener,
         listener: Listener,
+        transport: Transport,
     },
     /// Take what its queue holds, and close it.
     Close {
@@ -199,8 +212,9 @@ impl Worker {
                     port,
                     socket,
                     listener,
+                    transport,
                 }) => {
-                    open.extend(self.open(port, socket, listener));
+                    open.extend(self.open(port, socket, (listener, transport)));
                 }
                 Some(Command::Close { port, closed }) => {
                     if let Some(at) = open.iter().position(|open| open.port == port) {
@@ -230,7 +244,7 @@ impl Worker {
         self: &Rc<Self>,
         port: u16,
         socket: std::net::TcpListener,
-        listener: Listener,
+        kind: (Listener, Transport),
     ) -> Option<Open> {
         let socket = match TcpListener::from_std(socket) {
             Ok(socket) => socket,
@@ -240,7 +254,7 @@ impl Worker {
             }
         };
         let (close, closing) = oneshot::channel();
-        let task = Rc::clone(self).accept(socket, listener, closing);
+        let task = Rc::clone(self).accept(socket, kind, closing);
         let task = tokio::task::spawn_local(task);
         Some(Open { port, close, task })
     }
@@ -248,7 +262,7 @@ impl Worker {
     async fn accept(
         self: Rc<Self>,
         socket: TcpListener,
-        kind: Listener,
+        kind: (Listener, Transport),
         mut closing: oneshot::Receiver<()>,
     ) {
         loop {
@@ -276,12 +290,12 @@ impl Worker {
     async fn accept_one(
         self: &Rc<Self>,
         socket: &TcpListener,
-        listener: Listener,
+        kind: (Listener, Transport),
     ) -> io::Result<()> {
         let room = Arc::clone(&self.room);
         let permit = room.acquire_owned().await.expect("it is never closed");
         let (stream, peer) = socket.accept().await?;
-        self.serve(stream, peer, listener, Some(permit));
+        self.serve(stream, peer, kind, Some(permit));
         Ok(())
     }
 
@@ -289,7 +303,7 @@ impl Worker {
         self: &Rc<Self>,
         stream: TcpStream,
         peer: SocketAddr,
-        listener: Listener,
+        (listener, transport): (Listener, Transport),
         permit: Option<tokio::sync::OwnedSemaphorePermit>,
     ) {
         count(&self.shared.metrics.connections);
@@ -300,11 +314,19 @@ impl Worker {
         let client = Client {
             address: address.expect("an address is made of visible characters"),
             listener,
-            proto: "http",
+            proto: match transport {
+                Transport::Clear => "http",
+                Transport::Tls => "https",
+            },
+            certificate: None,
+            tunnelled: Arc::default(),
             unsent: RefCell::default(),
             lifetime: Lifetime::begin(Instant::now(), &self.shared.config, Lifetime::draw()),
         };
         let worker = Rc::clone(self);
+        if transport == Transport::Tls {
+            return self.keep(connection::serve_tls(worker, stream, client), permit);
+        }
         // Each has a task of its own size.
         match self.shared.config.http1_path {
             Http1Path::Fast => self.keep(fast::serve(worker, stream, client), permit),

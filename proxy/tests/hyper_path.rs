@@ -24,5 +24,9 @@ mod retries;
 mod routing;
 #[path = "shutdown.rs"]
 mod shutdown;
+#[path = "smuggling.rs"]
+mod smuggling;
 #[path = "streaming.rs"]
 mod streaming;
+#[path = "tls.rs"]
+mod tls;

@@ -52,7 +52,7 @@ pub enum Program {
     #[command(flatten)]
     Client(Verb),
     /// Run one peer of a cluster.
-    Node(NodeArgs),
+    Node(Box<NodeArgs>),
     /// Run a whole cluster on this machine, until Ctrl-C.
     Dev(DevArgs),
 }

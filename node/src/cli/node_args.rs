@@ -118,6 +118,26 @@ pub struct NodeArgs {
     /// Which code carries HTTP/1.1 requests. What clients and replicas see is the same.
     #[arg(long, value_name = "PATH", value_enum, default_value_t = Http1Choice::Fast)]
     pub http1_path: Http1Choice,
+    /// Serve TLS too, with the certificates of this directory: NAME.crt with NAME.key (PEM), as many as there are, and
+    /// those of directories in it. Which one a client gets depends on the name that it asks for. Files that change are
+    /// read again; if they cannot be used, the ones before stay.
+    #[arg(long, value_name = "DIR", env = "RAFTSERVE_TLS_DIR")]
+    pub tls_dir: Option<PathBuf>,
+    /// Where requests to services are taken over TLS.
+    #[arg(
+        long,
+        value_name = "ADDR",
+        default_value = "0.0.0.0:8443",
+        requires = "tls_dir"
+    )]
+    pub tls_addr: SocketAddr,
+    /// PEM file of the authorities whose clients' certificates are believed. Replicas are told of them in
+    /// X-Forwarded-Client-Cert.
+    #[arg(long, value_name = "FILE", requires = "tls_dir")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Turn clients without such a certificate away.
+    #[arg(long, requires = "tls_client_ca")]
+    pub tls_require_client_cert: bool,
     /// Where the admin API is served. Loopback only.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7000", value_parser = loopback)]
     pub admin_addr: SocketAddr,

@@ -286,6 +286,7 @@ impl Field {
                 ("transfer-encoding", Self::TransferEncoding),
             ],
             18 => &[("x-forwarded-prefix", Self::ForwardedPrefix)],
+            23 => &[("x-forwarded-client-cert", Self::Special)],
             _ => &[],
         };
         let found = candidates

@@ -12,7 +12,7 @@ use raftserve_model::spec::UpstreamProtocol;
 use crate::body::UploadBody;
 use crate::connection::Client;
 use crate::grpc::is_grpc;
-use crate::headers::{Forwarded, begin_request_hop, end_hop};
+use crate::headers::{Forwarded, begin_request_hop, end_hop, is_plainly_framed, set_certificate};
 use crate::routes::ServiceRoute;
 use crate::session::key_of;
 use crate::trace;
@@ -63,6 +63,9 @@ pub(super) fn outgoing(
     route: &ServiceRoute,
     prefix_len: usize,
 ) -> Result<Prepared, &'static str> {
+    if !is_plainly_framed(request.headers()) {
+        return Err("the body's transfer coding is not chunked alone");
+    }
     let hop = end_hop(request.headers_mut());
     let wire = wire(route, request.headers());
     let upgrade = begin_request_hop(request.headers_mut(), &hop, wire)
@@ -82,6 +85,7 @@ pub(super) fn outgoing(
         prefix: parts.uri.path().get(..prefix_len).unwrap_or(""),
     };
     forwarded.add_to(&mut parts.headers);
+    set_certificate(&mut parts.headers, client.certificate.as_ref());
     trace::ensure(&mut parts.headers, rand::random);
     if hop.chunked {
         parts.headers.remove(CONTENT_LENGTH); // Chunks decide (RFC 9112, 6.3); two claims could disagree.

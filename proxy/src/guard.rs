@@ -1,0 +1,303 @@
+//! Watches what a client sends in HTTP/1 for messages with two claims about their length.
+//!
+//! RFC 9112, 6.3 lets a server take a request with both `Transfer-Encoding` and `Content-Length`, or refuse it.
+//! Whoever sends one may be after readers that disagree, so it is refused; but the library drops one of the two
+//! fields before we see the request. So this reads along, between socket and library, and breaks such a head
+//! before its last byte: the library then answers 400 and closes the connection.
+//!
+//! It only has to find the heads of messages that the library accepts: where it loses track, it finds nothing,
+//! and the library's own strictness remains.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// How much of a line is kept if it comes in pieces: more than the two fields and a number take.
+const LINE_MAX: usize = 128;
+
+/// The end of a head. The library looks for one before it parses.
+const END: &[u8] = b"\r\n\r\n";
+
+/// A stream of requests that is read along.
+#[derive(Debug)]
+pub(crate) struct Guard<S> {
+    stream: S,
+    scan: Scan,
+    /// What of [`END`] a broken head still gets.
+    end: &'static [u8],
+    /// Set once the connection has switched to another protocol.
+    tunnelled: Arc<AtomicBool>,
+}
+
+impl<S> Guard<S> {
+    pub(crate) fn new(stream: S, tunnelled: Arc<AtomicBool>) -> Self {
+        Self {
+            stream,
+            scan: Scan::default(),
+            end: END,
+            tunnelled,
+        }
+    }
+}
+
+/// Where in a stream of requests the next byte is.
+#[derive(Debug, Default)]
+struct Scan {
+    at: At,
+    /// The part of the present line that earlier reads brought.
+    line: Vec<u8>,
+    head: Head,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum At {
+    #[default]
+    Head,
+    /// So many bytes of a body, or of a chunk with its line's end.
+    Body {
+        left: u64,
+        chunked: bool,
+    },
+    ChunkSize,
+    Trailers,
+    /// What follows is no request, or a broken one.
+    Lost,
+    /// A head was broken: nothing more is read.
+    Refused,
+}
+
+#[derive(Debug, Default)]
+struct Head {
+    lines: u32,
+    chunked: bool,
+    length: Option<u64>,
+}
+
+/// A head with two claims.
+#[derive(Debug, PartialEq, Eq)]
+struct TwoClaims;
+
+impl Scan {
+    /// Reads on. If a head ends in `bytes` that must not, the place of its last byte.
+    fn find(&mut self, bytes: &[u8]) -> Option<usize> {
+        let mut from = 0;
+        while from < bytes.len() {
+            let rest = &bytes[from..];
+            match self.at {
+                At::Lost | At::Refused => return None,
+                At::Body { left, chunked } => {
+                    let taken = left.min(rest.len() as u64);
+                    from += usize::try_from(taken).unwrap_or(rest.len());
+                    self.at = match (left - taken, chunked) {
+                        (0, true) => At::ChunkSize,
+                        (0, false) => At::Head,
+                        (left, chunked) => At::Body { left, chunked },
+                    };
+                }
+                At::Head | At::ChunkSize | At::Trailers => {
+                    let Some(end) = memchr::memchr(b'\n', rest) else {
+                        self.keep(rest);
+                        return None;
+                    };
+                    from += end + 1;
+                    if self.take(&rest[..end]).is_err() {
+                        self.at = At::Refused;
+                        return Some(from - 1);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    fn keep(&mut self, part: &[u8]) {
+        let room = LINE_MAX - self.line.len().min(LINE_MAX);
+        self.line.extend_from_slice(&part[..part.len().min(room)]);
+    }
+
+    /// Takes a line without its line feed.
+    fn take(&mut self, rest: &[u8]) -> Result<(), TwoClaims> {
+        if self.line.is_empty() {
+            return self.line(rest);
+        }
+        self.keep(rest);
+        let line = std::mem::take(&mut self.line);
+        self.line(&line)
+    }
+
+    fn line(&mut self, line: &[u8]) -> Result<(), TwoClaims> {
+        let empty = line.is_empty() || line == b"\r";
+        match self.at {
+            At::Head if empty && self.head.lines == 0 => {}
+            At::Head if empty => {
+                let head = std::mem::take(&mut self.head);
+                self.at = match (head.chunked, head.length) {
+                    (true, Some(_)) => return Err(TwoClaims),
+                    (true, None) => At::ChunkSize,
+                    (false, None | Some(0)) => At::Head,
+                    (false, Some(left)) => At::Body {
+                        left,
+                        chunked: false,
+                    },
+                };
+            }
+            At::Head => self.field(line)?,
+            At::ChunkSize => {
+                self.at = match chunk_size(line) {
+                    Some(0) => At::Trailers,
+                    Some(size) => At::Body {
+                        left: size + 2,
+                        chunked: true,
+                    },
+                    None => At::Lost,
+                }
+            }
+            At::Trailers if empty => self.at = At::Head,
+            At::Trailers | At::Body { .. } | At::Lost | At::Refused => {}
+        }
+        Ok(())
+    }
+
+    fn field(&mut self, line: &[u8]) -> Result<(), TwoClaims> {
+        self.head.lines += 1;
+        if self.head.lines == 1 || !matches!(line.first(), Some(b'c' | b'C' | b't' | b'T')) {
+            return Ok(()); // The request line, or another field.
+        }
+        let Some(colon) = memchr::memchr(b':', line) else {
+            return Ok(());
+        };
+        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            self.head.chunked = true;
+        } else if name.eq_ignore_ascii_case(b"content-length") {
+            // A second one is a second claim, even if it is the same.
+            let length = decimal(value).ok_or(TwoClaims)?;
+            if self.head.length.replace(length).is_some() {
+                return Err(TwoClaims);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Digits alone: no sign, no list.
+fn decimal(text: &[u8]) -> Option<u64> {
+    let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    digits.then(|| std::str::from_utf8(text).ok()?.parse().ok())?
+}
+
+/// The hexadecimal number that a chunk's line begins with; `None` also for one that is no chunk's.
+fn chunk_size(line: &[u8]) -> Option<u64> {
+    let end = line.iter().position(|byte| !byte.is_ascii_hexdigit());
+    let digits = std::str::from_utf8(&line[..end.unwrap_or(line.len())]).ok()?;
+    let size = u64::from_str_radix(digits, 16).ok()?;
+    (size <= u64::MAX - 2).then_some(size)
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.scan.at == At::Refused {
+            let (part, left) = self.end.split_at(self.end.len().min(buffer.remaining()));
+            buffer.put_slice(part);
+            self.end = left;
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        if self.scan.at == At::Lost || self.tunnelled.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(at) = self.scan.find(&buffer.filled()[before..]) {
+            // No byte of a head may be zero.
+            buffer.filled_mut()[before + at] = 0;
+            buffer.set_filled(before + at + 1);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where the head ends that is refused, however the bytes are cut into reads.
+    fn refused(text: &str) -> Option<usize> {
+        let whole = Scan::default().find(text.as_bytes());
+        for step in [1, 2, 7] {
+            let (mut scan, mut found) = (Scan::default(), None);
+            for (n, piece) in text.as_bytes().chunks(step).enumerate() {
+                found = found.or(scan.find(piece).map(|at| n * step + at));
+            }
+            assert_eq!(found, whole, "{step}: {text:?}");
+        }
+        whole
+    }
+
+    #[test]
+    fn two_claims_about_a_length_are_found_in_any_request_of_a_connection() {
+        let both = "POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let swapped = "POST / HTTP/1.1\r\ntransfer-encoding:chunked\r\ncontent-length:3\r\n\r\n";
+        for before in [
+            "",
+            "\r\n",
+            "GET / HTTP/1.1\r\nhost: content-length: 1\r\n\r\n",
+            "POST / HTTP/1.1\r\ncontent-length: 4\r\n\r\n\r\n\r\n",
+            "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n\
+             4;x=\"y\"\r\n\n\n\n\n\r\n00A\r\n0123456789\r\n0\r\nx: y\r\n\r\n",
+        ] {
+            assert_eq!(refused(before), None, "{before:?}");
+            for bad in [both, swapped] {
+                let text = format!("{before}{bad}");
+                assert_eq!(refused(&text), Some(text.len() - 1), "{text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_length_is_one_number() {
+        for bad in ["+3", "-3", "3, 3", "3 3", "0x3", "", "18446744073709551616"] {
+            let text = format!("POST / HTTP/1.1\r\ncontent-length: {bad}\r\n");
+            assert_eq!(refused(&text), Some(text.len() - 1), "{bad}");
+        }
+        let twice = "POST / HTTP/1.1\r\ncontent-length: 3\r\ncontent-length: 3\r\n";
+        assert_eq!(refused(twice), Some(twice.len() - 1));
+    }
+}

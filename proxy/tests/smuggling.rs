@@ -1,0 +1,254 @@
+//! Requests that two readers may tell apart differently: each is refused, and its connection closed, or leaves in
+//! one form only.
+
+mod support;
+
+use support::{Hand, Rig, by_hand, service, soon};
+use tokio::sync::mpsc;
+
+async fn rig() -> (Rig, mpsc::Receiver<Hand>) {
+    let (address, connections) = by_hand().await;
+    (Rig::new([service(1, "svc", &[address])]), connections)
+}
+
+const CHUNKED: &str = "transfer-encoding: chunked\r\n\r\n";
+
+#[tokio::test]
+async fn what_two_readers_may_take_for_different_requests_is_refused() {
+    let large = format!(
+        "GET / HTTP/1.1\r\nhost: h\r\nx: {}\r\n\r\n",
+        "x".repeat(80 << 10)
+    );
+    let post = |fields: &str| format!("POST / HTTP/1.1\r\nhost: h\r\n{fields}");
+    let table = [
+        (
+            "both, length first",
+            post(&format!("content-length: 5\r\n{CHUNKED}0\r\n\r\n")),
+        ),
+        (
+            "both, coding first",
+            post("transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n"),
+        ),
+        (
+            "both, odd case",
+            post("cOnTeNt-LeNgTh: 5\r\nTRANSFER-encoding:\tChunked\r\n\r\n0\r\n\r\n"),
+        ),
+        (
+            "two lengths",
+            post("content-length: 3\r\ncontent-length: 4\r\n\r\nabcd"),
+        ),
+        (
+            "one length twice",
+            post("content-length: 3\r\ncontent-length: 3\r\n\r\nabc"),
+        ),
+        ("a list of lengths", post("content-length: 3, 3\r\n\r\nabc")),
+        ("a signed length", post("content-length: +3\r\n\r\nabc")),
+        ("a negative length", post("content-length: -3\r\n\r\nabc")),
+        (
+            "a hexadecimal length",
+            post("content-length: 0x3\r\n\r\nabc"),
+        ),
+        ("an empty length", post("content-length:\r\n\r\nabc")),
+        (
+            "a length beyond bounds",
+            post("content-length: 99999999999999999999\r\n\r\nabc"),
+        ),
+        ("identity", post("transfer-encoding: identity\r\n\r\nabc")),
+        ("another coding", post("transfer-encoding: gzip\r\n\r\nabc")),
+        (
+            "another coding before",
+            post("transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+        ),
+        (
+            "another coding behind",
+            post("transfer-encoding: chunked, gzip\r\n\r\n0\r\n\r\n"),
+        ),
+        (
+            "chunked twice",
+            post("transfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n"),
+        ),
+        (
+            "chunked on two lines",
+            post("transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
+        ),
+        (
+            "almost chunked",
+            post("transfer-encoding: x-chunked\r\n\r\n0\r\n\r\n"),
+        ),
+        (
+            "quoted chunked",
+            post("transfer-encoding: \"chunked\"\r\n\r\n0\r\n\r\n"),
+        ),
+        (
+            "a vertical tab",
+            post("transfer-encoding: \x0bchunked\r\n\r\n0\r\n\r\n"),
+        ),
+        (
+            "chunks in HTTP/1.0",
+            format!("POST / HTTP/1.0\r\nhost: h\r\n{CHUNKED}0\r\n\r\n"),
+        ),
+        (
+            "a folded line",
+            post("x: 1\r\n 2\r\ncontent-length: 0\r\n\r\n"),
+        ),
+        (
+            "a folded coding",
+            post("transfer-encoding:\r\n chunked\r\n\r\n0\r\n\r\n"),
+        ),
+        (
+            "space before a colon",
+            post("content-length : 3\r\n\r\nabc"),
+        ),
+        (
+            "space before the first field",
+            "GET / HTTP/1.1\r\n host: h\r\n\r\n".to_owned(),
+        ),
+        ("no colon", post("content-length 3\r\n\r\nabc")),
+        ("NUL in a value", post("x: a\0b\r\n\r\n")),
+        ("NUL in a name", post("x\0: a\r\n\r\n")),
+        (
+            "a bare CR in a value",
+            post("x: a\rcontent-length: 3\r\n\r\nabc"),
+        ),
+        (
+            "NUL in the target",
+            "GET /a\0b HTTP/1.1\r\nhost: h\r\n\r\n".to_owned(),
+        ),
+        (
+            "two hosts",
+            "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n".to_owned(),
+        ),
+        ("no host", "GET / HTTP/1.1\r\n\r\n".to_owned()),
+        (
+            "an unknown version",
+            "GET / HTTP/1.2\r\nhost: h\r\n\r\n".to_owned(),
+        ),
+    ];
+    let (rig, mut connections) = rig().await;
+    for (name, bytes) in table {
+        let mut client = Hand::connect(rig.address).await;
+        client
+            .send(bytes + "GET /smuggled HTTP/1.1\r\nhost: h\r\n\r\n")
+            .await;
+        let rest = client.rest().await;
+        assert!(rest.starts_with("HTTP/1.1 400"), "{name}: {rest}");
+        assert_eq!(rest.matches("HTTP/1.1 ").count(), 1, "{name}: {rest}");
+    }
+    let mut client = Hand::connect(rig.address).await;
+    // The proxy may have closed before all was sent.
+    let _ = tokio::io::AsyncWriteExt::write_all(&mut client.0, large.as_bytes()).await;
+    let rest = client.rest().await;
+    assert!(
+        rest.is_empty() || rest.starts_with("HTTP/1.1 431") || rest.starts_with("HTTP/1.1 400"),
+        "{rest}"
+    );
+    assert!(connections.try_recv().is_err(), "no replica saw any of it");
+}
+
+#[tokio::test]
+async fn a_second_request_with_two_claims_is_refused_too() {
+    let (rig, mut connections) = rig().await;
+    let mut client = Hand::connect(rig.address).await;
+    client
+        .send(format!(
+            "POST /1 HTTP/1.1\r\nhost: h\r\n{CHUNKED}3\r\nabc\r\n0\r\n\r\n"
+        ))
+        .await;
+    let mut replica = soon("a connection", connections.recv())
+        .await
+        .expect("it listens");
+    replica.head().await;
+    assert_eq!(replica.exactly(13).await, "3\r\nabc\r\n0\r\n\r\n");
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        .await;
+    assert_eq!(client.head().await[0], "http/1.1 200 ok");
+    client
+        .send(format!(
+            "POST /2 HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n{CHUNKED}0\r\n\r\n"
+        ))
+        .await;
+    assert!(client.rest().await.starts_with("HTTP/1.1 400"));
+}
+
+#[tokio::test]
+async fn chunks_that_are_none_end_the_request_on_both_sides() {
+    for bad in [
+        "g\r\nabc",
+        "-1\r\nabc",
+        "3\r\nabcd\r\n0\r\n\r\n",
+        "ffffffffffffffffff\r\na",
+        " 3\r\nabc\r\n",
+        "3\nabc\n0\n\n",
+    ] {
+        let (rig, mut connections) = rig().await;
+        let mut client = Hand::connect(rig.address).await;
+        client
+            .send(format!("POST / HTTP/1.1\r\nhost: h\r\n{CHUNKED}{bad}GET /smuggled HTTP/1.1\r\nhost: h\r\n\r\n"))
+            .await;
+        let rest = client.rest().await;
+        assert!(
+            rest.is_empty() || rest.starts_with("HTTP/1.1 400"),
+            "{bad:?}: {rest}"
+        );
+        assert!(rest.matches("HTTP/1.1 ").count() <= 1, "{bad:?}: {rest}");
+        // A replica may have seen the beginning, and never an end, nor what came behind.
+        if let Ok(mut replica) = connections.try_recv() {
+            let seen = replica.rest().await;
+            assert!(
+                !seen.ends_with("0\r\n\r\n") && !seen.contains("smuggled"),
+                "{bad:?}: {seen}"
+            );
+        }
+        rig.idle().await;
+    }
+}
+
+#[tokio::test]
+async fn what_has_one_meaning_leaves_in_one_form() {
+    let table = [
+        ("GET / HTTP/1.1\nhost: h\nx: 1\n\n", "get / http/1.1", ""),
+        (
+            "\r\nGET / HTTP/1.1\r\nhost: h\r\nx: 1\r\n\r\n",
+            "get / http/1.1",
+            "",
+        ),
+        (
+            "GET http://h/a?b HTTP/1.1\r\nhost: other\r\nx: 1\r\n\r\n",
+            "get /a?b http/1.1",
+            "",
+        ),
+        (
+            "POST / HTTP/1.1\r\nhost: h\r\nx: \t1 \t\r\nconnection: content-length, host\r\ncontent-length: 003\r\n\r\nabc",
+            "post / http/1.1",
+            "abc",
+        ),
+    ];
+    for (bytes, line, body) in table {
+        let (rig, mut connections) = rig().await;
+        let mut client = Hand::connect(rig.address).await;
+        client.send(bytes).await;
+        let mut replica = soon("a connection", connections.recv())
+            .await
+            .expect("it listens");
+        let head = replica.head().await;
+        assert_eq!(head[0], line, "{bytes:?}");
+        for field in ["host: h", "x: 1"] {
+            assert_eq!(
+                head.iter().filter(|line| *line == field).count(),
+                1,
+                "{bytes:?}: {head:?}"
+            );
+        }
+        assert_eq!(
+            head.iter().filter(|line| line.starts_with("host:")).count(),
+            1,
+            "{head:?}"
+        );
+        assert_eq!(replica.exactly(body.len()).await, body);
+        replica
+            .send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            .await;
+        assert_eq!(client.head().await[0], "http/1.1 200 ok");
+    }
+}

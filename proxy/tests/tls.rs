@@ -1,0 +1,261 @@
+//! TLS towards clients: names, protocols, clients' certificates, and files that change under way.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Version};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use raftserve_proxy::{NoSessions, ProxyConfig, TlsListen};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use support::{Rig, Seen, log, recorder, service, soon, until};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        Self(CertifiedIssuer::self_signed(params, key).expect("a certificate"))
+    }
+
+    fn pair(&self, names: &[&str]) -> (rcgen::Certificate, KeyPair) {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(names).expect("parameters");
+        (params.signed_by(&key, &self.0).expect("a certificate"), key)
+    }
+
+    fn write(&self, directory: &Path, file: &str, names: &[&str]) {
+        let (certificate, key) = self.pair(names);
+        let path = directory.join(file);
+        // The key first, as whoever watches looks for certificates with a key.
+        std::fs::write(path.with_extension("key"), key.serialize_pem()).expect("room");
+        std::fs::write(path.with_extension("crt"), certificate.pem()).expect("room");
+    }
+
+    fn roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).expect("a certificate");
+        roots
+    }
+}
+
+/// A client that believes `authority`, offers these protocols, and may show a certificate.
+async fn connect(
+    address: SocketAddr,
+    authority: &Authority,
+    name: &str,
+    protocols: &[&str],
+    own: Option<(rcgen::Certificate, KeyPair)>,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(authority.roots());
+    let mut config = match own {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+            let chain = vec![certificate.der().clone()];
+            builder.with_client_auth_cert(chain, key).expect("a pair")
+        }
+    };
+    config.alpn_protocols = protocols.iter().map(|it| it.as_bytes().to_vec()).collect();
+    let name = ServerName::try_from(name.to_owned()).expect("a name");
+    let stream = TcpStream::connect(address).await?;
+    soon(
+        "a handshake",
+        TlsConnector::from(Arc::new(config)).connect(name, stream),
+    )
+    .await
+}
+
+/// Asks over HTTP/1.1.
+async fn get(stream: TlsStream<TcpStream>, host: &str) -> hyper::Result<u16> {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = Request::get("/x")
+        .header("host", host)
+        .header("x-forwarded-client-cert", "Hash=forged");
+    let request = request
+        .body(Full::<Bytes>::default())
+        .expect("a good request");
+    let response = soon("an answer", sender.send_request(request)).await?;
+    Ok(response.status().as_u16())
+}
+
+async fn rig(tls: TlsListen, seen: &Arc<std::sync::Mutex<Vec<Seen>>>) -> (Rig, SocketAddr) {
+    let config = ProxyConfig {
+        tls: Some(tls),
+        ..support::config()
+    };
+    let replica = recorder("r", seen).await;
+    let rig = Rig::with(
+        config,
+        [service(1, "svc", &[replica])],
+        Arc::new(NoSessions),
+    );
+    let address = rig.proxy.tls_addr().expect("it was asked for");
+    (rig, address)
+}
+
+fn listen(directory: &Path) -> TlsListen {
+    TlsListen {
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        directory: directory.to_owned(),
+        client_authorities: None,
+        require_client_certificate: false,
+    }
+}
+
+#[tokio::test]
+async fn the_certificate_and_the_protocol_are_what_the_client_asks_for() {
+    let authority = Authority::new();
+    let directory = tempfile::tempdir().expect("a directory");
+    authority.write(directory.path(), "a", &["svc.example"]);
+    std::fs::create_dir(directory.path().join("more")).expect("room");
+    authority.write(&directory.path().join("more"), "tls", &["*.wild.example"]);
+    let seen = log();
+    let (_rig, address) = rig(listen(directory.path()), &seen).await;
+    for name in ["svc.example", "x.wild.example"] {
+        let stream = connect(address, &authority, name, &["http/1.1"], None).await;
+        let stream = stream.expect("a certificate for the name");
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+        assert_eq!(get(stream, name).await.expect("an answer"), 200);
+    }
+    connect(address, &authority, "a.b.wild.example", &[], None)
+        .await
+        .expect_err("not for two labels");
+    {
+        let seen = seen.lock().expect("no panic");
+        assert_eq!(seen[0].headers["x-forwarded-proto"], "https");
+        assert!(
+            !seen[0].headers.contains_key("x-forwarded-client-cert"),
+            "it was the client's word"
+        );
+    }
+
+    let stream = connect(
+        address,
+        &authority,
+        "svc.example",
+        &["h2", "http/1.1"],
+        None,
+    )
+    .await;
+    let stream = stream.expect("a handshake");
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let handshake =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let request = Request::get("https://svc.example/y").body(Full::<Bytes>::default());
+    let answer = sender.send_request(request.expect("a good request"));
+    let answer = soon("an answer", answer).await.expect("an answer");
+    assert_eq!(answer.version(), Version::HTTP_2);
+    let body = answer
+        .into_body()
+        .collect()
+        .await
+        .expect("a body")
+        .to_bytes();
+    assert_eq!(body, "r");
+}
+
+#[tokio::test]
+async fn new_files_are_used_and_bad_ones_change_nothing() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let directory = tempfile::tempdir().expect("a directory");
+    old.write(directory.path(), "a", &["svc.example"]);
+    let seen = log();
+    let (rig, address) = rig(listen(directory.path()), &seen).await;
+    let kept = connect(address, &old, "svc.example", &["http/1.1"], None)
+        .await
+        .expect("a handshake");
+
+    std::fs::write(directory.path().join("a.crt"), "no PEM").expect("room");
+    let refused = "raftserve_proxy_tls_reloads_total{outcome=\"refused\"} 1";
+    until("it is refused", || {
+        rig.proxy.render_prometheus().contains(refused)
+    })
+    .await;
+    connect(address, &old, "svc.example", &[], None)
+        .await
+        .expect("as before");
+
+    new.write(directory.path(), "a", &["svc.example"]);
+    let used = "raftserve_proxy_tls_reloads_total{outcome=\"used\"} 1";
+    until("it is used", || {
+        rig.proxy.render_prometheus().contains(used)
+    })
+    .await;
+    connect(address, &new, "svc.example", &[], None)
+        .await
+        .expect("the new one");
+    connect(address, &old, "svc.example", &[], None)
+        .await
+        .expect_err("the old one is gone");
+    assert_eq!(
+        get(kept, "svc.example").await.expect("an answer"),
+        200,
+        "what runs goes on"
+    );
+}
+
+#[tokio::test]
+async fn a_client_s_certificate_is_told_to_replicas() {
+    let authority = Authority::new();
+    let directory = tempfile::tempdir().expect("a directory");
+    authority.write(directory.path(), "a", &["svc.example"]);
+    let clients = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(clients.path(), authority.0.pem()).expect("room");
+    let mut listen = listen(directory.path());
+    listen.client_authorities = Some(clients.path().to_owned());
+    let seen = log();
+    let (_rig, address) = rig(listen.clone(), &seen).await;
+    let own = || Some(authority.pair(&["alice.example"]));
+    let stream = connect(address, &authority, "svc.example", &["http/1.1"], own()).await;
+    assert_eq!(
+        get(stream.expect("a handshake"), "svc.example")
+            .await
+            .expect("an answer"),
+        200
+    );
+    let told = seen.lock().expect("no panic")[0].headers["x-forwarded-client-cert"].clone();
+    let told = told.to_str().expect("text");
+    assert!(
+        told.starts_with("Hash=") && told.ends_with(";DNS=alice.example"),
+        "{told}"
+    );
+
+    listen.require_client_certificate = true;
+    let (_strict, address) = rig(listen, &seen).await;
+    let strangers = Authority::new();
+    for own in [None, Some(strangers.pair(&["alice.example"]))] {
+        let answer = match connect(address, &authority, "svc.example", &["http/1.1"], own).await {
+            Ok(stream) => get(stream, "svc.example").await.ok(), // TLS 1.3 tells it after the handshake.
+            Err(_) => None,
+        };
+        assert_eq!(answer, None);
+    }
+    let stream = connect(address, &authority, "svc.example", &["http/1.1"], own()).await;
+    assert_eq!(
+        get(stream.expect("a handshake"), "svc.example")
+            .await
+            .expect("an answer"),
+        200
+    );
+}
