@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use raftserve_model::ServiceName;
-use raftserve_model::spec::{ParseOptions, ServiceSpec, SpecError};
+use raftserve_model::spec::{
+    LoadBalancingPolicy, ParseOptions, ServiceSpec, SpecError, UpstreamSettings,
+};
 use tonic::Status;
 
 use super::errors::{self, Violation};
@@ -35,11 +37,50 @@ pub(super) fn check(
         let violations: Vec<Violation> = errors.into_vec().into_iter().map(violation).collect();
         errors::invalid_spec(&violations)
     })?;
+    let ahead = ahead_of_the_proxy(&parsed.spec);
+    if !ahead.is_empty() {
+        return Err(errors::invalid_spec(&ahead));
+    }
     Ok(Checked {
         name: parsed.name,
         spec: Arc::new(parsed.spec),
         warnings: parsed.warnings,
     })
+}
+
+/// What can be written down already, and what the proxy does not do yet: refused by name, since a setting that has no
+/// effect would mislead.
+fn ahead_of_the_proxy(spec: &ServiceSpec) -> Vec<Violation> {
+    let traffic = &spec.traffic;
+    let upstream = &traffic.upstream;
+    let is_done = matches!(
+        spec.policy,
+        LoadBalancingPolicy::RoundRobin | LoadBalancingPolicy::LeastLoad
+    );
+    let usual = UpstreamSettings::default().connect_timeout;
+    let settings = [
+        (!is_done, "policy", "use round_robin or least_load"),
+        (!traffic.routes.is_empty(), "routes", "leave it out"),
+        (upstream.tls.is_some(), "upstream.tls", "leave it out"),
+        (
+            upstream.connect_timeout != usual,
+            "upstream.connect_timeout_seconds",
+            "leave it out: it is 1",
+        ),
+        (
+            traffic.request_body_bytes_max.is_some(),
+            "request_body_bytes_max",
+            "leave it out",
+        ),
+    ];
+    let refused = settings.into_iter().filter(|(is_set, ..)| *is_set);
+    refused
+        .map(|(_, field, remedy)| Violation {
+            field: format!("_metadata.raftserve.traffic.{field}"),
+            line: None,
+            problem: format!("is not supported yet; {remedy}"),
+        })
+        .collect()
 }
 
 fn violation(error: SpecError) -> Violation {
@@ -80,6 +121,36 @@ pub(super) fn choose_name(
 mod tests {
     use super::*;
     use tonic::Code;
+
+    #[test]
+    fn what_the_proxy_does_not_do_yet_is_refused_by_name() {
+        let check_traffic = |traffic: &str| {
+            let yaml = format!(
+                "service: {{}}\nresources: {{ports: 8080}}\nrun: serve 8080\n\
+                 _metadata: {{raftserve: {{traffic: {traffic}}}}}\n"
+            );
+            check(&yaml, HashMap::new(), HashMap::new())
+        };
+        for (traffic, field) in [
+            ("{policy: maglev}", "traffic.policy"),
+            (
+                "{routes: [{methods: [GET], rewrite_prefix: /x, path_prefix: /y}]}",
+                "traffic.routes",
+            ),
+            ("{upstream: {tls: {verify: no}}}", "traffic.upstream.tls"),
+            (
+                "{request_body_bytes_max: 10}",
+                "traffic.request_body_bytes_max",
+            ),
+        ] {
+            let Err(refused) = check_traffic(traffic) else {
+                panic!("{traffic} is taken");
+            };
+            assert_eq!(refused.code(), Code::InvalidArgument);
+            assert!(refused.message().contains(field), "{}", refused.message());
+        }
+        assert!(check_traffic("{policy: round_robin, retries: {max: 1}}").is_ok());
+    }
 
     #[test]
     fn the_name_asked_for_comes_first_then_the_yamls_then_the_default() {
