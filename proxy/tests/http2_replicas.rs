@@ -335,9 +335,13 @@ async fn a_replica_that_goes_away_gets_what_it_did_not_act_on_again_on_a_new_con
         .await
         .expect("a call")
         .expect("a call");
-    // What comes from now on is refused, and the running call finishes.
+    // What comes from now on is refused, if the proxy has not heard yet; and the running call finishes.
     connection.graceful_shutdown();
-    let driving = tokio::spawn(async move { while connection.accept().await.is_some() {} });
+    let driving = tokio::spawn(async move {
+        while let Some(Ok((_, mut late))) = connection.accept().await {
+            late.send_reset(Reason::REFUSED_STREAM);
+        }
+    });
     let second = tokio::spawn(sender.send_request(call("second")));
     let (stream, _) = soon("a new connection", listener.accept())
         .await
