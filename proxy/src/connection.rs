@@ -28,7 +28,7 @@ use crate::drain::{Phase, Watch};
 use crate::forward;
 use crate::guard::Guard;
 use crate::lifetime::{Due, Lifetime, Retirement};
-use crate::rewind::{Protocol, Rewind};
+use crate::protocol::{self, Protocol};
 use crate::routes::Listener;
 use crate::tls;
 use crate::worker::Worker;
@@ -94,7 +94,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut watch = worker.drain.watch();
-    let detect = begin(&worker, Rewind::detect(stream), &mut watch).await;
+    let detect = begin(&worker, protocol::detect(stream), &mut watch).await;
     let Some((protocol, stream)) = detect else {
         return;
     };

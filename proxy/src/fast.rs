@@ -17,7 +17,6 @@ mod framing;
 #[cfg(test)]
 mod fuzz;
 mod limit;
-mod prefixed;
 mod request;
 mod transfer;
 
@@ -37,11 +36,11 @@ use crate::routes::ServiceRoute;
 use crate::view::ServiceView;
 use crate::worker::Worker;
 
+use crate::prefixed::Prefixed;
 use buffers::{Buffer, Size, Text};
 use exchange::End;
 use framing::Framing;
 use limit::Limit;
-use prefixed::Prefixed;
 use request::{FIELDS_MAX, Parsed, PlainRequest, Way};
 
 pub(crate) use buffers::Buffers;

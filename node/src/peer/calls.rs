@@ -2,8 +2,8 @@
 //!
 //! A connection carries frames of our own, both ways, with as many calls under way as there are; answers come in any
 //! order. It begins with a preface, which tells it from gRPC on the same port, and with who calls whom, once. gRPC
-//! stays for what is rare: greetings, joining, and the transfer of snapshots. It cost more processor time for an
-//! append than everything else that a follower does for it (`docs/benchmarks.md`, ADR 13).
+//! stays for what is rare: greetings, joining, and the transfer of snapshots. On the way of
+//! a write it was what cost most processor time (ADR 13).
 //!
 //! ```text
 //! connection: preface (8 bytes), introduction (a head with its length), then calls →, ← answers

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A stream that gives back what was read of it before it gives more.
 #[derive(Debug)]
-pub(super) struct Prefixed<S> {
+pub(crate) struct Prefixed<S> {
     read: Vec<u8>,
     /// How much of `read` was given.
     given: usize,
@@ -16,7 +16,7 @@ pub(super) struct Prefixed<S> {
 }
 
 impl<S> Prefixed<S> {
-    pub(super) fn new(read: Vec<u8>, stream: S) -> Self {
+    pub(crate) fn new(read: Vec<u8>, stream: S) -> Self {
         Self {
             read,
             given: 0,
