@@ -118,10 +118,11 @@ async fn route(
         record.version = request.version();
         Box::new(record)
     });
+    let rule = service.rule(host, prefix_len, &request);
     drop(view); // A long answer must not keep an old table alive.
 
     let mut running = Running::start(&service.counters, Some(client), now, told);
-    let terms = Terms::of(&service.route);
+    let terms = Terms::of(&service.route, rule);
     let end = terms.deadline(now);
     let ending = Ending::of(&request, dialect);
     let outcome = {
@@ -161,7 +162,9 @@ async fn forward(
     prefix_len: usize,
     running: &mut Running,
 ) -> Result<(Sent, Option<OnUpgrade>), Refusal> {
-    let prepared = prepare::outgoing(request, client, &service.route, prefix_len)
+    let hash = service.hash(&request, client);
+    let met = service.met(terms.rule);
+    let prepared = prepare::outgoing(request, client, &service.route, prefix_len, met)
         .map_err(Refusal::BadRequest)?;
     if let Some(record) = running.record() {
         record.trace = trace::of(prepared.request.headers());
@@ -169,8 +172,9 @@ async fn forward(
     let sent = match prepared.key {
         Some(key) => affinity::send(worker, service, terms, key, prepared.request).await?,
         None => {
+            let choice = service.choose(terms.rule, hash);
             let earlier = client.unsent.take();
-            balance::send(worker, service, terms, prepared.request, earlier).await?
+            balance::send(worker, service, choice, terms, prepared.request, earlier).await?
         }
     };
     Ok((sent, prepared.upgrade))

@@ -6,9 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use raftserve_model::spec::{LoadBalancingPolicy, SessionAffinity, Traffic};
+use raftserve_model::spec::{
+    LoadBalancingPolicy, Retries, RouteRule, SessionAffinity, Timeouts, Traffic,
+};
 use raftserve_model::{ReplicaId, ServiceId, ServiceName, ServiceVersion};
 use tokio::sync::watch;
+
+use crate::policy::HashTable;
 
 /// The [`Endpoint::weight`] of a replica of which nothing is known.
 pub const USUAL_WEIGHT: u32 = 1_000;
@@ -50,6 +54,36 @@ pub struct ServiceRoute {
     pub endpoints: Vec<Endpoint>,
 }
 
+impl ServiceRoute {
+    /// How long a request that met `rule` may take.
+    #[must_use]
+    pub fn timeouts<'r>(&'r self, rule: Option<&'r RouteRule>) -> &'r Timeouts {
+        let own = rule.and_then(|rule| rule.timeouts.as_ref());
+        own.unwrap_or(&self.traffic.timeouts)
+    }
+
+    /// When a request that met `rule` is tried again.
+    #[must_use]
+    pub fn retries<'r>(&'r self, rule: Option<&'r RouteRule>) -> &'r Retries {
+        let own = rule.and_then(|rule| rule.retries.as_ref());
+        own.unwrap_or(&self.traffic.retries)
+    }
+
+    /// Whether its requests have to be looked at for more than their service: for its rules, or for a key to hash.
+    #[must_use]
+    pub fn looks_at_requests(&self) -> bool {
+        self.policy.hashes() || !self.traffic.routes.is_empty()
+    }
+
+    /// The replicas that may get requests which no session binds, in order.
+    fn ready(&self) -> Vec<ReplicaId> {
+        let ready = self.endpoints.iter().filter(|endpoint| endpoint.ready);
+        let mut ready: Vec<_> = ready.map(|endpoint| endpoint.replica).collect();
+        ready.sort_unstable();
+        ready
+    }
+}
+
 /// Which port a request came in by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listener {
@@ -81,6 +115,8 @@ pub struct RouteTable {
     /// Lower-case names of at most [`LABEL_MAX`] bytes.
     by_label: HashMap<Box<[u8]>, usize>,
     by_name: HashMap<Box<[u8]>, usize>,
+    /// By the service's place, once published; of its ready replicas, in order, if its policy hashes.
+    hash_tables: Vec<Option<Arc<HashTable>>>,
 }
 
 /// The longest label of a host name (RFC 1035, 2.3.4), and so the longest that can name a service.
@@ -118,6 +154,28 @@ impl RouteTable {
     #[must_use]
     pub fn services(&self) -> &[Arc<ServiceRoute>] {
         &self.services
+    }
+
+    /// What the service at a place looks keys up in.
+    pub(crate) fn hash_table(&self, index: usize) -> Option<&Arc<HashTable>> {
+        self.hash_tables.get(index)?.as_ref()
+    }
+
+    /// Makes what keys are looked up in, or takes it from the table before where it would be the same.
+    fn arrange(&mut self, before: &Self) {
+        let arranged = self.services.iter().map(|service| {
+            if !service.policy.hashes() {
+                return None;
+            }
+            let ready = service.ready();
+            let known = before.position(service.id);
+            let known = known.and_then(|index| before.hash_table(index));
+            match known {
+                Some(known) if known.is_of(service.policy, &ready) => Some(Arc::clone(known)),
+                _ => HashTable::new(service.policy, ready).map(Arc::new),
+            }
+        });
+        self.hash_tables = arranged.collect();
     }
 
     /// The place of a service in [`Self::services`].
@@ -192,15 +250,18 @@ impl Default for Routes {
 impl Routes {
     /// Starts with `table`.
     #[must_use]
-    pub fn new(table: RouteTable) -> Self {
+    pub fn new(mut table: RouteTable) -> Self {
+        table.arrange(&RouteTable::default());
         Self {
             table: ArcSwap::from_pointee(table),
             published: watch::Sender::new(0),
         }
     }
 
-    /// Swaps `table` in. Requests that were routed by the table before finish by it.
-    pub fn publish(&self, table: RouteTable) {
+    /// Swaps `table` in. Requests that were routed by the table before finish by it. Where replicas of a service with a
+    /// hash policy changed, it first makes its lookup table, which takes a few milliseconds.
+    pub fn publish(&self, mut table: RouteTable) {
+        table.arrange(&self.table.load());
         self.table.store(Arc::new(table));
         self.published.send_modify(|version| *version += 1);
     }

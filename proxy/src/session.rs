@@ -103,7 +103,7 @@ pub(crate) fn key_of(
 }
 
 /// The value of the first cookie of that name (RFC 6265, 4.2.1).
-fn cookie<'a>(headers: &'a HeaderMap, name: &[u8]) -> Option<&'a [u8]> {
+pub(crate) fn cookie<'a>(headers: &'a HeaderMap, name: &[u8]) -> Option<&'a [u8]> {
     headers
         .get_all(header::COOKIE)
         .iter()

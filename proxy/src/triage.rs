@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::health::{self, Fitness, Health};
 use crate::metrics::{Counters, count};
+use crate::pool::Member;
 use crate::upstream::Upstream;
 
 /// For how long a survey holds: it looks at every replica, so it must not be made for every request.
@@ -91,7 +92,7 @@ impl Triage {
     }
 
     /// Looks at the replicas that may be picked; `None` if none of them is to be set apart.
-    pub(crate) fn survey(&self, ready: &[std::rc::Rc<Upstream>]) -> Option<Survey> {
+    pub(crate) fn survey(&self, ready: &[Member]) -> Option<Survey> {
         if self.calm.get() {
             return None;
         }
@@ -102,8 +103,8 @@ impl Triage {
             .is_none_or(|at| now >= at + SURVEY_EVERY)
         {
             let (mut out, mut calm) = (0, true);
-            for upstream in ready {
-                let mut health = upstream.health.borrow_mut();
+            for member in ready {
+                let mut health = member.upstream.health.borrow_mut();
                 health.share(now, self.slow_start.get());
                 calm &= health.is_plain();
                 out += usize::from(health.fitness(now) != Fitness::Fit);

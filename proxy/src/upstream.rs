@@ -25,7 +25,11 @@ use crate::config::ProxyConfig;
 use crate::health::Health;
 use crate::load::{Gauge, InFlight};
 use crate::metrics::{Latencies, ReplicaCounters, count};
+use crate::policy::PeakEwma;
 use crate::triage::Triage;
+
+/// What a request that broke off counts as having taken, at least.
+const FAILED_TOOK: Duration = Duration::from_secs(1);
 
 /// Why no connection was had. Nothing was sent.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -85,6 +89,8 @@ pub(crate) struct Upstream {
     latencies: RefCell<Arc<Latencies>>,
     /// Whether it may get requests that no session binds.
     ready: Cell<bool>,
+    /// How long it took to answer this worker, if its service's policy wants to know.
+    seen: Cell<Option<PeakEwma>>,
 }
 
 #[derive(Debug)]
@@ -114,6 +120,35 @@ impl Upstream {
             version: Cell::default(),
             latencies: RefCell::default(),
             ready: Cell::new(false),
+            seen: Cell::new(None),
+        }
+    }
+
+    /// Whether to measure how long it takes to answer. What was measured is kept meanwhile.
+    pub(crate) fn measure(&self, measure: bool) {
+        let seen = self.seen.get();
+        self.seen.set(measure.then(|| seen.unwrap_or_default()));
+    }
+
+    /// What one more request here costs, as far as this worker has seen, beside those in flight.
+    pub(crate) fn cost(&self, now: Instant) -> u64 {
+        let seen = self.seen.get().unwrap_or_default();
+        seen.cost(self.gauge.total(), now)
+    }
+
+    /// A request ended so long after its last part was sent.
+    pub(crate) fn saw(&self, since: Instant, answered: bool) {
+        if let Some(mut seen) = self.seen.get() {
+            let now = Instant::now();
+            let took = now.saturating_duration_since(since);
+            // A replica that fails fast must not look fast.
+            let took = if answered {
+                took
+            } else {
+                took.max(FAILED_TOOK)
+            };
+            seen.observe(took, now);
+            self.seen.set(Some(seen));
         }
     }
 
@@ -309,10 +344,13 @@ impl Checkout {
                 Link::Http2(stream) => stream.sender.try_send_request(request).await,
             }
         });
-        let mut end = Instant::now() + silence_max;
+        let began = Instant::now();
+        let sent = || upload.last().map_or(began, |last| last.max(began));
+        let mut end = began + silence_max;
         loop {
             match timeout_at(end, &mut exchange).await {
                 Ok(Ok(response)) => {
+                    self.upstream.saw(sent(), true);
                     upload.settle();
                     self.upload = Some(upload);
                     return Ok(response);
@@ -321,13 +359,17 @@ impl Checkout {
                     if let Some(request) = error.take_message() {
                         return Err(ExchangeError::NotSent(Box::new(request)));
                     }
+                    self.upstream.saw(sent(), false);
                     return Err(unanswered(head, &upload, &error.into_error()));
                 }
                 Err(_) => {
                     let last = upload.last().map(|last| last + silence_max);
                     match last.filter(|&later| later > end) {
                         Some(later) => end = later,
-                        None => return Err(ExchangeError::Silent),
+                        None => {
+                            self.upstream.saw(sent(), false);
+                            return Err(ExchangeError::Silent);
+                        }
                     }
                 }
             }

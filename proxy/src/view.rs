@@ -1,22 +1,25 @@
 //! The routes as one worker uses them: with its connections, cursors and counters at hand.
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+mod pick;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use raftserve_model::spec::LoadBalancingPolicy;
-use raftserve_model::{ReplicaId, ServiceId};
+use raftserve_model::{ReplicaId, ServiceId, ServiceVersion};
 use tokio::time::Instant;
 
 use crate::budget::Budget;
+use crate::choice::Shares;
 use crate::config::ProxyConfig;
 use crate::fast;
-use crate::health::SHARE_FULL;
 use crate::load::PeerLoads;
 use crate::metrics::{Counters, Metrics};
-use crate::policy;
+use crate::policy::HashTable;
+use crate::pool::{Member, Pool};
 use crate::queue::Queue;
 use crate::routes::{RouteTable, ServiceRoute};
 use crate::triage::Triage;
@@ -38,11 +41,16 @@ pub(crate) struct ServiceView {
     /// Whether its plain requests may take the short path.
     pub(crate) is_plain: bool,
     /// Those that may get requests which no session binds.
-    ready: Vec<Rc<Upstream>>,
+    ready: Pool,
+    /// The versions of these, in order, and those of each. Empty unless a rule shares requests out to versions.
+    versions: Vec<ServiceVersion>,
+    pools: Vec<Pool>,
+    /// Of each rule.
+    shares: Vec<Shares>,
+    /// What a hash policy looks keys up in.
+    hash_table: Option<Arc<HashTable>>,
     /// All, by replica.
     all: Vec<Rc<Upstream>>,
-    /// Where the next pick starts; at first anywhere, so that workers and peers do not pick in step.
-    cursor: Cell<usize>,
     triage: Rc<Triage>,
     pub(crate) budget: Rc<RefCell<Budget>>,
     /// Those that wait for a first ready replica.
@@ -61,9 +69,13 @@ impl View {
         let services = table
             .services()
             .iter()
-            .map(|route| match self.service(route.id) {
+            .enumerate()
+            .map(|(index, route)| match self.service(route.id) {
                 Some(before) if Arc::ptr_eq(&before.route, route) => Rc::clone(before),
-                before => Rc::new(ServiceView::new(route, before, registries)),
+                before => {
+                    let hash_table = table.hash_table(index).cloned();
+                    Rc::new(ServiceView::new(route, hash_table, before, registries))
+                }
             })
             .collect();
         for gone in &self.services {
@@ -100,6 +112,7 @@ impl View {
 impl ServiceView {
     fn new(
         route: &Arc<ServiceRoute>,
+        hash_table: Option<Arc<HashTable>>,
         before: Option<&Rc<Self>>,
         registries: &Registries<'_>,
     ) -> Self {
@@ -136,6 +149,7 @@ impl ServiceView {
                     .replica(replica, version, registries.worker),
             )),
         };
+        let measure = route.policy == LoadBalancingPolicy::P2c;
         let mut ready = Vec::new();
         let mut all = Vec::with_capacity(route.endpoints.len());
         for endpoint in &route.endpoints {
@@ -147,23 +161,32 @@ impl ServiceView {
                 upstream.set_version(version, metrics.latencies(route.id, version, worker));
             }
             upstream.set_ready(endpoint.ready);
+            upstream.measure(measure);
             if endpoint.ready {
-                ready.push(Rc::clone(&upstream));
+                ready.push(Member {
+                    upstream: Rc::clone(&upstream),
+                    version: endpoint.version,
+                    weight: endpoint.weight.max(1),
+                });
             }
             all.push(upstream);
         }
         all.sort_by_key(|upstream| upstream.replica);
         let cursor = before.map_or_else(
             || usize::from(rand::random::<u16>()),
-            |before| before.cursor.get(),
+            |before| before.ready.cursor(),
         );
+        let (versions, pools) = by_version(route, &ready, cursor);
         Self {
             route: Arc::clone(route),
             is_plain: fast::carries(route),
             counters,
-            ready,
+            ready: Pool::new(ready, cursor),
+            shares: shares(route, &versions, before),
+            versions,
+            pools,
+            hash_table,
             all,
-            cursor: Cell::new(cursor),
             triage,
             budget,
             queue,
@@ -172,72 +195,7 @@ impl ServiceView {
 
     /// How many replicas may get requests that no session binds.
     pub(crate) fn ready_count(&self) -> usize {
-        self.ready.len()
-    }
-
-    /// Picks a ready replica by the service's policy, none of those tried. One that is ejected is picked
-    /// only if there is no other, one that refused a connection lately only after all of those.
-    pub(crate) fn pick(&self, tried: &[ReplicaId]) -> Option<&Rc<Upstream>> {
-        let untried = |index: usize| !tried.contains(&self.ready[index].replica);
-        let Some(survey) = self.triage.survey(&self.ready) else {
-            let index = self.pick_of(untried, |_| SHARE_FULL)?;
-            self.cursor.set(index + 1);
-            return Some(&self.ready[index]);
-        };
-        let share = |index: usize| self.triage.share(&self.ready[index], survey);
-        let admitted = |index: usize| untried(index) && survey.admits(&self.ready[index]);
-        let reached = |index: usize| untried(index) && survey.reaches(&self.ready[index]);
-        let index = self
-            .pick_of(|index| admitted(index) && self.draws(share(index)), share)
-            .or_else(|| self.pick_of(admitted, share))
-            .or_else(|| self.pick_of(reached, share))
-            .or_else(|| self.pick_of(untried, share))?;
-        self.cursor.set(index + 1);
-        let upstream = &self.ready[index];
-        self.triage.picked(upstream, survey);
-        Some(upstream)
-    }
-
-    /// Whether a replica with this share takes part in a pick. Where loads are compared, the share counts
-    /// there instead.
-    fn draws(&self, share: u32) -> bool {
-        let by_load = match self.route.policy {
-            LoadBalancingPolicy::LeastLoad
-            | LoadBalancingPolicy::InstanceAwareLeastLoad
-            | LoadBalancingPolicy::P2c => true,
-            LoadBalancingPolicy::RoundRobin
-            | LoadBalancingPolicy::RingHash
-            | LoadBalancingPolicy::Maglev => false,
-        };
-        by_load || share >= SHARE_FULL || rand::random_range(0..SHARE_FULL) < share
-    }
-
-    fn pick_of(
-        &self,
-        usable: impl Fn(usize) -> bool,
-        share: impl Fn(usize) -> u32,
-    ) -> Option<usize> {
-        let (count, start) = (self.ready.len(), self.cursor.get());
-        match self.route.policy {
-            LoadBalancingPolicy::RoundRobin => policy::round_robin(count, start, usable),
-            LoadBalancingPolicy::LeastLoad
-            | LoadBalancingPolicy::InstanceAwareLeastLoad
-            | LoadBalancingPolicy::P2c
-            | LoadBalancingPolicy::RingHash
-            | LoadBalancingPolicy::Maglev => {
-                let draw = if count > policy::FULL_SCAN_MAX {
-                    rand::random()
-                } else {
-                    0
-                };
-                // With a tenth of its share, a replica's one request weighs as much as ten.
-                let load = |index: usize| {
-                    let next = u64::from(self.ready[index].gauge.total()) + 1;
-                    next * u64::from(SHARE_FULL) / u64::from(share(index).max(1))
-                };
-                policy::least_load(count, start, draw, load, usable)
-            }
-        }
+        self.ready.members().len()
     }
 
     /// A replica, whether ready or not.
@@ -247,4 +205,41 @@ impl ServiceView {
             .ok()
             .map(|index| &self.all[index])
     }
+}
+
+/// The versions of ready replicas, and those of each, if a rule asks for them.
+fn by_version(
+    route: &ServiceRoute,
+    ready: &[Member],
+    cursor: usize,
+) -> (Vec<ServiceVersion>, Vec<Pool>) {
+    let rules = &route.traffic.routes;
+    if rules.iter().all(|rule| rule.weights.is_empty()) {
+        return (Vec::new(), Vec::new());
+    }
+    let mut members: BTreeMap<ServiceVersion, Vec<Member>> = BTreeMap::new();
+    for member in ready {
+        let of_version = members.entry(member.version).or_default();
+        of_version.push(member.clone());
+    }
+    members
+        .into_iter()
+        .map(|(version, members)| (version, Pool::new(members, cursor)))
+        .unzip()
+}
+
+/// Whose turn it is under each rule: goes on where it was if the rule and the versions are the same, so that a version
+/// with a small share gets its turn though replicas come and go.
+fn shares(
+    route: &ServiceRoute,
+    versions: &[ServiceVersion],
+    before: Option<&Rc<ServiceView>>,
+) -> Vec<Shares> {
+    let before = before.filter(|before| before.versions == versions);
+    let rules = route.traffic.routes.iter().enumerate();
+    let shares = rules.map(|(index, rule)| {
+        let before = before.filter(|before| before.route.traffic.routes.get(index) == Some(rule));
+        before.map_or_else(Shares::default, |before| before.shares[index].clone())
+    });
+    shares.collect()
 }

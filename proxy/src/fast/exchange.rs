@@ -21,6 +21,7 @@ use super::framing::Framing;
 use super::transfer::{read, write_all};
 use super::{Connection, Outgoing};
 use crate::answer::{Dialect, Refusal};
+use crate::choice::Choice;
 use crate::connection::Unsent;
 use crate::drain::Phase;
 use crate::load::InFlight;
@@ -167,7 +168,7 @@ async fn send(connection: &Connection, outgoing: &mut Outgoing) -> Option<Sent> 
     let body = &connection.buffer.as_ref()?.filled()[outgoing.head_len..];
     let body = &body[..framing.advance(body).ok()?];
     let pieces = [&outgoing.text[..], body, &[]];
-    let upstream = Rc::clone(service.pick(&[])?);
+    let upstream = Rc::clone(service.pick(Choice::default(), &[])?);
     let in_flight = upstream.begin();
     let taken = outgoing.head_len + body.len();
     let (began, told) = (outgoing.began, &mut outgoing.told);

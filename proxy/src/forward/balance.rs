@@ -18,6 +18,7 @@ use super::attempt::{Failure, attempt};
 use super::{Sent, Terms, wait};
 use crate::answer::Refusal;
 use crate::body::{Upload, UploadBody};
+use crate::choice::Choice;
 use crate::connection::Unsent;
 use crate::metrics::count;
 use crate::upstream::Upstream;
@@ -26,10 +27,11 @@ use crate::worker::Worker;
 
 /// Sends the request to a replica that the policy picks, or to several, one after the other. An `earlier` try
 /// counts as the first.
-pub(super) async fn send(
-    worker: &Rc<Worker>,
+pub(super) async fn send<'a>(
+    worker: &'a Rc<Worker>,
     service: &Rc<ServiceView>,
-    terms: Terms<'_>,
+    choice: Choice<'a>,
+    terms: Terms<'a>,
     mut request: Request<UploadBody>,
     earlier: Option<Unsent>,
 ) -> Result<Sent, Refusal> {
@@ -43,6 +45,7 @@ pub(super) async fn send(
     let mut way = Way {
         worker,
         service,
+        choice,
         terms,
         spare,
         tried: Vec::new(),
@@ -80,6 +83,7 @@ pub(super) async fn send(
 struct Way<'a> {
     worker: &'a Rc<Worker>,
     service: Rc<ServiceView>,
+    choice: Choice<'a>,
     terms: Terms<'a>,
     spare: Option<Spare>,
     tried: Vec<ReplicaId>,
@@ -125,7 +129,8 @@ impl Way<'_> {
     /// Where it goes first, or after an earlier try.
     fn first(&mut self, earlier: Option<Unsent>) -> Result<Rc<Upstream>, Refusal> {
         let Some(earlier) = earlier else {
-            return self.service.pick(&[]).cloned().ok_or(Refusal::NoneReady);
+            let first = self.service.pick(self.choice, &[]);
+            return first.cloned().ok_or(Refusal::NoneReady);
         };
         self.tried.push(earlier.replica);
         let next = match earlier.sent {
@@ -238,7 +243,7 @@ impl Way<'_> {
         if let Some(current) = self.worker.view().service(self.service.route.id) {
             self.service = Rc::clone(current);
         }
-        self.service.pick(&self.tried).cloned()
+        self.service.pick(self.choice, &self.tried).cloned()
     }
 
     /// The request once more.

@@ -1,5 +1,7 @@
 //! From a client's request to the one that a replica gets.
 
+use std::borrow::Cow;
+
 use http::header::{CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING};
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Request, Uri, Version};
@@ -7,13 +9,14 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use raftserve_model::SessionKey;
-use raftserve_model::spec::UpstreamProtocol;
+use raftserve_model::spec::{RouteRule, UpstreamProtocol};
 
 use crate::body::UploadBody;
 use crate::connection::Client;
 use crate::grpc::is_grpc;
 use crate::headers::{Forwarded, begin_request_hop, end_hop, is_plainly_framed, set_certificate};
 use crate::routes::ServiceRoute;
+use crate::rules;
 use crate::session::key_of;
 use crate::trace;
 use crate::upstream::Wire;
@@ -62,6 +65,7 @@ pub(super) fn outgoing(
     client: &Client,
     route: &ServiceRoute,
     prefix_len: usize,
+    rule: Option<&RouteRule>,
 ) -> Result<Prepared, &'static str> {
     if !is_plainly_framed(request.headers()) {
         return Err("the body's transfer coding is not chunked alone");
@@ -90,7 +94,7 @@ pub(super) fn outgoing(
     if hop.chunked {
         parts.headers.remove(CONTENT_LENGTH); // Chunks decide (RFC 9112, 6.3); two claims could disagree.
     }
-    let target = target(&parts.uri, prefix_len)?;
+    let target = target(&parts.uri, prefix_len, rule)?;
     match wire {
         Wire::Http1 => {
             chunk(&mut parts.headers, &body);
@@ -113,15 +117,23 @@ pub(super) fn outgoing(
     })
 }
 
-/// Path and query alone, byte for byte, without the first `prefix_len` bytes.
-fn target(uri: &Uri, prefix_len: usize) -> Result<PathAndQuery, &'static str> {
-    let whole = uri.path_and_query();
-    Ok(match whole {
-        None => PathAndQuery::from_static("/"),
-        Some(whole) if prefix_len == 0 => whole.clone(),
-        Some(whole) => whole.as_str()[prefix_len..]
-            .parse()
-            .map_err(|_| "what follows the service's name is no path")?,
+/// Path and query alone, byte for byte, without the first `prefix_len` bytes, and as the rule rewrites them.
+fn target(
+    uri: &Uri,
+    prefix_len: usize,
+    rule: Option<&RouteRule>,
+) -> Result<PathAndQuery, &'static str> {
+    let rewrites = rule.filter(|rule| rule.rewrite_prefix.is_some());
+    Ok(match (uri.path_and_query(), rewrites) {
+        (None, None) => PathAndQuery::from_static("/"),
+        (Some(whole), None) if prefix_len == 0 => whole.clone(),
+        (whole, rewrites) => {
+            let whole = whole.map_or("/", PathAndQuery::as_str);
+            let kept = &whole[prefix_len..];
+            let kept = rewrites.map_or(Cow::Borrowed(kept), |rule| rules::rewrite(rule, kept));
+            kept.parse()
+                .map_err(|_| "what follows the service's name is no path")?
+        }
     })
 }
 

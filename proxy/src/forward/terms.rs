@@ -10,6 +10,8 @@ use crate::routes::ServiceRoute;
 /// A request's timeouts and retries.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms<'a> {
+    /// The index of the rule that it meets.
+    pub(super) rule: Option<usize>,
     timeouts: &'a Timeouts,
     pub(super) retries: &'a Retries,
     /// What holds where the timeouts say nothing.
@@ -17,11 +19,13 @@ pub(super) struct Terms<'a> {
 }
 
 impl<'a> Terms<'a> {
-    /// Those of the service.
-    pub(super) fn of(route: &'a ServiceRoute) -> Self {
+    /// Those of the service, or of the rule that the request meets.
+    pub(super) fn of(route: &'a ServiceRoute, rule: Option<usize>) -> Self {
+        let met = rule.map(|index| &route.traffic.routes[index]);
         Self {
-            timeouts: &route.traffic.timeouts,
-            retries: &route.traffic.retries,
+            rule,
+            timeouts: route.timeouts(met),
+            retries: route.retries(met),
             silence: route.stream_timeout,
         }
     }

@@ -44,6 +44,52 @@ fn with_many_endpoints_the_pick_follows_the_load() {
     assert!((2_200..2_800).contains(&onto_busy), "{onto_busy}");
 }
 
+#[test]
+fn p2c_takes_the_cheaper_of_two_and_finds_the_only_one() {
+    let costs = [9, 1];
+    for draw in [0, u64::MAX, 1 << 63, 0x1234_5678_9abc_def0] {
+        assert_eq!(p2c(2, draw, |index| costs[index], |_| true), Some(1));
+        assert_eq!(p2c(2, draw, |_| 0, |index| index == 0), Some(0));
+        assert_eq!(p2c(50, draw, |_| 0, |index| index == 17), Some(17));
+        assert_eq!(p2c(1, draw, |_| 0, |_| true), Some(0));
+        assert_eq!(p2c(0, draw, |_| 0, |_| true), None);
+    }
+}
+
+#[test]
+fn the_dearest_of_all_is_never_taken_under_p2c() {
+    let mut picks = [0_u32; 4];
+    let mut rng = 7_u64;
+    for _ in 0..12_000 {
+        rng = hash(rng, b"draw");
+        let pick = p2c(4, rng, |index| index as u64, |_| true).expect("there are candidates");
+        picks[pick] += 1;
+    }
+    // Pairs of four: the cheapest is in half of them, the dearest wins none.
+    let expected = [6_000_u32, 4_000, 2_000, 0];
+    for (picks, expected) in picks.iter().zip(expected) {
+        assert!(picks.abs_diff(expected) < 250, "{picks:?}");
+    }
+}
+
+#[test]
+fn relative_loads_compare_as_fractions() {
+    let relative = |load, weight| Relative { load, weight };
+    assert!(relative(3, 4_000) < relative(1, 1_000));
+    assert_eq!(relative(4, 4_000), relative(1, 1_000));
+    assert_eq!(relative(0, 1), relative(0, 1_000));
+    assert!(relative(u64::MAX, 1) > relative(u64::MAX, u32::MAX));
+    // An instance that can take four times as much gets four times as much.
+    let weights = [4_000, 1_000];
+    let mut loads = [0_u64; 2];
+    for start in 0..50 {
+        let load = |index: usize| relative(loads[index], weights[index]);
+        let pick = least_load(2, start, 0, load, |_| true).expect("there are candidates");
+        loads[pick] += 1;
+    }
+    assert_eq!(loads, [40, 10]);
+}
+
 proptest! {
     #[test]
     fn round_robin_is_fair_over_any_window(count in 1..20_usize, start in any::<u32>(), rounds in 1..10_usize) {

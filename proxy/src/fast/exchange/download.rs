@@ -65,6 +65,7 @@ impl Download<'_> {
         let (mut buffer, answer) = match self.head(replica, &mut text).await {
             Ok(head) => head,
             Err(refusal) => {
+                self.upstream.saw(self.progress.get(), false);
                 self.upstream.failed();
                 return Ended::Refused(refusal);
             }
@@ -75,6 +76,7 @@ impl Download<'_> {
             self.upstream.failed();
             return Ended::Refused(Refusal::Broke);
         };
+        self.upstream.saw(self.progress.get(), true);
         self.upstream.answered(answer.status);
         if let Some((_, running)) = self.held {
             running.answered_by(self.upstream, answer.status, 1);
