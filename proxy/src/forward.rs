@@ -23,6 +23,7 @@ use crate::answer::{Dialect, Refusal, no_such_service};
 use crate::body::{Ending, Held, Patience, ResponseBody, Streamed};
 use crate::connection::Client;
 use crate::drain::Phase;
+use crate::hash_key;
 use crate::headers::end_hop;
 use crate::load::InFlight;
 use crate::metrics::count;
@@ -172,6 +173,15 @@ async fn forward(
     let sent = match prepared.key {
         Some(key) => affinity::send(worker, service, terms, key, prepared.request).await?,
         None => {
+            let hash = match service.key_in_body() {
+                Some(pointer) => {
+                    let silence_max = terms.idle();
+                    let body = prepared.request.body();
+                    let found = hash_key::of_body(pointer, body, silence_max).await;
+                    found.or(hash)
+                }
+                None => hash,
+            };
             let choice = service.choose(terms.rule, hash);
             let earlier = client.unsent.take();
             balance::send(worker, service, choice, terms, prepared.request, earlier).await?

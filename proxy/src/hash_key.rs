@@ -1,8 +1,12 @@
 //! The key of a request under a hash policy.
 
+use std::time::Duration;
+
 use http::{HeaderMap, Request};
 use raftserve_model::spec::HashKey;
 
+use crate::body::UploadBody;
+use crate::json_key;
 use crate::policy::hash;
 use crate::session::cookie;
 
@@ -10,13 +14,24 @@ use crate::session::cookie;
 const KEY_SEED: u64 = 0;
 
 /// The hash of the key that `source` names in a request, or else of the client's address: also where the key is empty.
-/// A key in the body is not looked for here, and counts as absent.
+/// A key in the body counts as absent here: [`of_body`] looks for it.
 pub(crate) fn of<B>(source: Option<&HashKey>, request: &Request<B>, client: &[u8]) -> u64 {
     let found = source.and_then(|source| find(source, request.headers(), request.uri().query()));
     hash(
         KEY_SEED,
         found.filter(|key| !key.is_empty()).unwrap_or(client),
     )
+}
+
+/// The hash of a key in the body, which may be empty and then is none.
+pub(crate) async fn of_body(
+    pointer: &str,
+    body: &UploadBody,
+    silence_max: Duration,
+) -> Option<u64> {
+    let beginning = body.peek(silence_max).await;
+    let key = json_key::find(&beginning, pointer)?;
+    (!key.is_empty()).then(|| hash(KEY_SEED, &key))
 }
 
 fn find<'r>(source: &HashKey, headers: &'r HeaderMap, query: Option<&'r str>) -> Option<&'r [u8]> {

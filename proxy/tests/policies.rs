@@ -16,7 +16,9 @@ use hyper_util::rt::TokioIo;
 use raftserve_model::spec::{HashKey, LoadBalancingPolicy};
 use raftserve_proxy::policy::LOAD_FREE;
 use raftserve_proxy::{NoSessions, ProxyConfig, ServiceRoute};
-use support::{Rig, ask, config, get, log, recorder, service, soon, table, text, until, upstream};
+use support::{
+    Hand, Rig, ask, config, get, log, recorder, service, soon, table, text, until, upstream,
+};
 use tokio::net::TcpSocket;
 use tokio::sync::watch;
 
@@ -138,6 +140,86 @@ async fn the_key_is_taken_from_where_the_service_says() {
     all[0].sort();
     all[0].dedup();
     assert!(all[0].len() > 2, "{all:?}");
+}
+
+#[tokio::test]
+async fn a_key_in_a_json_body_is_found_and_the_body_arrives_whole() {
+    let log = log();
+    let mut addresses = Vec::new();
+    for label in 1..=6 {
+        addresses.push(recorder(&label.to_string(), &log).await);
+    }
+    let on = HashKey::JsonField("/user/id".to_owned());
+    let svc = hashing(LoadBalancingPolicy::RingHash, on, &addresses);
+    let peers = [Rig::new([svc.clone()]), Rig::new([svc])];
+    let post = |body: String| {
+        let request = Request::post("/").header("host", "h");
+        request.body(Full::from(body)).expect("a good request")
+    };
+    let long = "x".repeat(300_000);
+    let mut met: HashMap<String, String> = HashMap::new();
+    let mut sent = Vec::new();
+    for n in 0..12 {
+        let short = format!("{{\"a\": [1], \"user\": {{\"id\": \"u{n}\"}}}}");
+        let first = format!("{{\"user\": {{\"id\": \"u{n}\"}}, \"prompt\": \"{long}\"}}");
+        for (peer, body) in [(0, short), (1, first)] {
+            let now = label(peers[peer].address, post(body.clone())).await;
+            sent.push(body);
+            let before = met.entry(format!("u{n}")).or_insert(now.clone());
+            assert_eq!(*before, now);
+        }
+    }
+    let mut used: Vec<_> = met.into_values().collect();
+    used.sort();
+    used.dedup();
+    assert!(used.len() > 1);
+
+    // Beyond the first 64 KiB, in what is no JSON, or absent: the client's address decides.
+    let mut keyless = Vec::new();
+    for n in 0..6 {
+        let last = format!("{{\"prompt\": \"{long}\", \"user\": {{\"id\": \"u{n}\"}}}}");
+        for body in [
+            last,
+            format!("user=u{n}"),
+            format!("{{\"user\": {n}}}"),
+            String::new(),
+        ] {
+            keyless.push(label(peers[n % 2].address, post(body.clone())).await);
+            sent.push(body);
+        }
+    }
+    keyless.dedup();
+    assert_eq!(keyless.len(), 1);
+    let seen = log.lock().expect("no panic");
+    for (seen, sent) in seen.iter().zip(&sent) {
+        assert!(
+            seen.body == sent.as_bytes(),
+            "a body of {} bytes",
+            sent.len()
+        );
+    }
+    assert_eq!(seen.len(), sent.len());
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_while_its_key_is_looked_for_is_never_taken_for_whole() {
+    let log = log();
+    let on = HashKey::JsonField("/user".to_owned());
+    let svc = hashing(
+        LoadBalancingPolicy::Maglev,
+        on,
+        &[recorder("1", &log).await],
+    );
+    let rig = Rig::new([svc]);
+    let mut client = Hand::connect(rig.address).await;
+    client
+        .send("POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{\"a\":\r\nzz\r\n")
+        .await;
+    client.rest().await;
+    rig.idle().await;
+    let seen = log.lock().expect("no panic");
+    // The recorder notes what it could not read to the end as empty.
+    assert!(seen.iter().all(|seen| seen.body.is_empty()), "{seen:?}");
 }
 
 #[tokio::test]

@@ -4,15 +4,17 @@
 //! can be sent again, whole, after some of it was sent.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// How much of a body is kept to be sent again. Most calls of gRPC and most prompts are smaller; with 256
 /// streams a connection may make the proxy hold 16 MiB.
@@ -49,6 +51,8 @@ pub(crate) struct Source {
     kept: RefCell<Option<Kept>>,
     turn: Cell<u32>,
     broke: Cell<bool>,
+    /// Whether its frames are kept whatever their size: nobody has got them yet.
+    peeking: Cell<bool>,
     /// Whoever waits for the client's next part.
     reader: RefCell<Option<Waker>>,
 }
@@ -135,6 +139,7 @@ impl UploadBody {
             kept: RefCell::new(Some(Kept::default())),
             turn: Cell::new(0),
             broke: Cell::new(false),
+            peeking: Cell::new(false),
             reader: RefCell::default(),
         };
         Self {
@@ -150,6 +155,32 @@ impl UploadBody {
             given: 0,
             turn: 0,
         }
+    }
+
+    /// The first [`KEPT_MAX`] bytes of the body, or all of it if it is shorter, or if the client is silent for
+    /// `silence_max` or breaks off. Whoever reads the body gets them all the same.
+    pub(crate) async fn peek(&self, silence_max: Duration) -> Vec<u8> {
+        let Some(source) = &self.source else {
+            return Vec::new();
+        };
+        source.peeking.set(true);
+        while source.kept_bytes() < KEPT_MAX {
+            let frame = timeout(silence_max, poll_fn(|cx| source.poll_incoming(cx))).await;
+            if !matches!(frame, Ok(Some(Ok(_)))) {
+                break;
+            }
+        }
+        source.peeking.set(false);
+        let kept = source.kept.borrow();
+        let frames = kept.iter().flat_map(|kept| &kept.frames);
+        let mut bytes = Vec::new();
+        for part in frames {
+            if let Part::Data(data) = part {
+                let room = KEPT_MAX - bytes.len();
+                bytes.extend_from_slice(&data[..data.len().min(room)]);
+            }
+        }
+        bytes
     }
 
     pub(crate) fn upload(&self) -> Upload {
@@ -174,6 +205,12 @@ impl Source {
         }
     }
 
+    /// How much of it is kept; as much as can be, if nothing is any more.
+    fn kept_bytes(&self) -> usize {
+        let kept = self.kept.borrow();
+        kept.as_ref().map_or(KEPT_MAX, |kept| kept.bytes)
+    }
+
     fn keep(&self, frame: &Frame<Bytes>) {
         let mut kept = self.kept.borrow_mut();
         let Some(all) = kept.as_mut() else {
@@ -186,7 +223,7 @@ impl Source {
         };
         all.bytes += frame.data_ref().map_or(0, Bytes::len);
         all.frames.push(part);
-        if all.bytes > KEPT_MAX {
+        if all.bytes > KEPT_MAX && !self.peeking.get() {
             *kept = None;
         }
     }
@@ -195,6 +232,9 @@ impl Source {
         &self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+        if self.broke.get() {
+            return Poll::Ready(Some(Err(UploadError::Cut))); // Its end would look like a whole body's.
+        }
         let polled = Pin::new(&mut *self.incoming.borrow_mut()).poll_frame(cx);
         if polled.is_pending() {
             *self.reader.borrow_mut() = Some(cx.waker().clone());

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use http::Request;
 use raftserve_model::ReplicaId;
-use raftserve_model::spec::{LoadBalancingPolicy, RouteRule};
+use raftserve_model::spec::{HashKey, LoadBalancingPolicy, RouteRule};
 
 use super::ServiceView;
 use crate::choice::{self, Choice};
@@ -46,6 +46,14 @@ impl ServiceView {
         let source = self.route.traffic.hash_on.as_ref();
         let hashes = self.route.policy.hashes();
         hashes.then(|| hash_key::of(source, request, client.address.as_bytes()))
+    }
+
+    /// Where in a JSON body the key is, if the service's policy looks for it there.
+    pub(crate) fn key_in_body(&self) -> Option<&str> {
+        match &self.route.traffic.hash_on {
+            Some(HashKey::JsonField(pointer)) if self.route.policy.hashes() => Some(pointer),
+            _ => None,
+        }
     }
 
     /// What a request's rule and key say of its replica. Takes a turn among the versions that the rule shares requests
