@@ -150,6 +150,8 @@ pub struct Service {
     pub sessions: bool,
     /// Shell text run before the program.
     pub setup: Option<String>,
+    /// How its requests are carried, as YAML on one line.
+    pub traffic: Option<String>,
     /// A comment in the YAML: another comment is another version that runs the same replicas.
     pub note: u64,
 }
@@ -165,6 +167,7 @@ impl Service {
             counters: counters.clone(),
             sessions: false,
             setup: None,
+            traffic: None,
             note: 0,
         }
     }
@@ -198,6 +201,15 @@ impl Service {
     pub fn with_setup(self, setup: &str) -> Self {
         Self {
             setup: Some(setup.to_owned()),
+            ..self
+        }
+    }
+
+    /// The same, with its requests carried so: `traffic` is YAML on one line.
+    #[must_use]
+    pub fn with_traffic(self, traffic: &str) -> Self {
+        Self {
+            traffic: Some(traffic.to_owned()),
             ..self
         }
     }
@@ -240,6 +252,9 @@ impl Service {
                 text,
                 "    session_affinity:\n      header: {SESSION_HEADER}"
             );
+        }
+        if let Some(traffic) = &self.traffic {
+            let _ = writeln!(text, "    traffic: {traffic}");
         }
         let _ = writeln!(text, "# note {}", self.note);
         text

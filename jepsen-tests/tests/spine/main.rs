@@ -7,6 +7,7 @@
 mod bad_input;
 mod durability;
 mod leader_loss;
+mod policies;
 mod quorum;
 mod recovery;
 mod replicas;
