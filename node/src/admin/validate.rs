@@ -4,9 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use raftserve_model::ServiceName;
-use raftserve_model::spec::{
-    LoadBalancingPolicy, ParseOptions, ServiceSpec, SpecError, UpstreamSettings,
-};
+use raftserve_model::spec::{ParseOptions, ServiceSpec, SpecError, UpstreamSettings};
 use tonic::Status;
 
 use super::errors::{self, Violation};
@@ -53,14 +51,8 @@ pub(super) fn check(
 fn ahead_of_the_proxy(spec: &ServiceSpec) -> Vec<Violation> {
     let traffic = &spec.traffic;
     let upstream = &traffic.upstream;
-    let is_done = matches!(
-        spec.policy,
-        LoadBalancingPolicy::RoundRobin | LoadBalancingPolicy::LeastLoad
-    );
     let usual = UpstreamSettings::default().connect_timeout;
     let settings = [
-        (!is_done, "policy", "use round_robin or least_load"),
-        (!traffic.routes.is_empty(), "routes", "leave it out"),
         (upstream.tls.is_some(), "upstream.tls", "leave it out"),
         (
             upstream.connect_timeout != usual,
@@ -132,11 +124,6 @@ mod tests {
             check(&yaml, HashMap::new(), HashMap::new())
         };
         for (traffic, field) in [
-            ("{policy: maglev}", "traffic.policy"),
-            (
-                "{routes: [{methods: [GET], rewrite_prefix: /x, path_prefix: /y}]}",
-                "traffic.routes",
-            ),
             ("{upstream: {tls: {verify: no}}}", "traffic.upstream.tls"),
             (
                 "{request_body_bytes_max: 10}",
@@ -149,7 +136,13 @@ mod tests {
             assert_eq!(refused.code(), Code::InvalidArgument);
             assert!(refused.message().contains(field), "{}", refused.message());
         }
-        assert!(check_traffic("{policy: round_robin, retries: {max: 1}}").is_ok());
+        for traffic in [
+            "{policy: round_robin, retries: {max: 1}}",
+            "{policy: maglev, hash_on: {cookie: user}}",
+            "{routes: [{methods: [GET], rewrite_prefix: /x, path_prefix: /y}]}",
+        ] {
+            assert!(check_traffic(traffic).is_ok(), "{traffic}");
+        }
     }
 
     #[test]
