@@ -19,6 +19,7 @@ mod kv;
 mod logs;
 mod output;
 pub(crate) mod paint;
+mod probe;
 mod progress;
 mod recover;
 mod shape;
@@ -75,6 +76,7 @@ async fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Cluster(args) => cluster::run(args).await,
         Verb::Events(args) => events::run(args).await,
         Verb::Kv(args) => kv::run(args).await,
+        Verb::Probe(args) => probe::run(args).await,
         Verb::Completions { shell } => {
             let mut command = Cli::command();
             let mut script = Vec::new();

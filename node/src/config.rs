@@ -29,6 +29,8 @@ pub struct NodeConfig {
     pub peer_address: String,
     /// Where the admin API listens.
     pub admin_listen: SocketAddr,
+    /// Where people are told to find it.
+    pub admin_address: String,
     /// Where health and metrics are told.
     pub ops_listen: SocketAddr,
     /// Where traffic comes in.
@@ -76,6 +78,9 @@ pub enum ConfigError {
     /// A peer is named twice.
     #[error("--peers names {0} twice")]
     PeerTwice(String),
+    /// The peer's own address is none.
+    #[error("--advertise-peer {0}: write HOST:PORT, such as raftserve-0.raftserve-peers:7001")]
+    Advertised(String),
     /// A number of peers that can lose no more of them than one fewer could.
     #[error("--peers names {0} peers: a cluster has 1, 3 or 5")]
     PeerCount(usize),
@@ -86,12 +91,23 @@ impl TryFrom<NodeArgs> for NodeConfig {
 
     /// Checks what no single flag shows.
     fn try_from(args: NodeArgs) -> Result<Self, ConfigError> {
-        let own = args.peer_addr.to_string();
-        let peers = match args.peers {
-            peers if peers.is_empty() && args.join.is_empty() => vec![own.clone()],
-            peers => peers,
+        let own = match &args.advertise_peer {
+            Some(address) => address.clone(),
+            None => args.peer_addr.to_string(),
         };
-        if args.join.is_empty() && !matches!(peers.len(), 1 | 3 | 5) {
+        let (host, _) = own
+            .rsplit_once(':')
+            .filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+            .ok_or_else(|| ConfigError::Advertised(own.clone()))?;
+        let admin_address = match &args.advertise_peer {
+            Some(_) => format!("{host}:{}", args.admin_addr.port()),
+            None => args.admin_addr.to_string(),
+        };
+        let (mut peers, mut join) = (args.peers, args.join);
+        if peers.is_empty() && join.is_empty() {
+            peers = vec![own.clone()];
+        }
+        if join.is_empty() && !matches!(peers.len(), 1 | 3 | 5) {
             return Err(ConfigError::PeerCount(peers.len()));
         }
         for (at, peer) in peers.iter().enumerate() {
@@ -109,7 +125,12 @@ impl TryFrom<NodeArgs> for NodeConfig {
                         count: peers.len(),
                     })?
             }
-            None if peers.contains(&own) || !args.join.is_empty() => own,
+            None if peers.contains(&own) || !join.is_empty() => own,
+            // It says who it is, so it is no mistake that it is none of those that start the cluster.
+            None if args.advertise_peer.is_some() => {
+                join = std::mem::take(&mut peers);
+                own
+            }
             None => {
                 return Err(ConfigError::NotAPeer {
                     address: own,
@@ -122,7 +143,7 @@ impl TryFrom<NodeArgs> for NodeConfig {
             replica_root: args.replica_root.unwrap_or_else(beside),
             data_dir: args.data_dir,
             peers,
-            join: args.join,
+            join,
             policy: MembershipPolicy {
                 promote_after: Duration::from_secs(args.promote_after),
                 promotion: match args.learner {
@@ -135,6 +156,7 @@ impl TryFrom<NodeArgs> for NodeConfig {
             peer_listen: args.peer_addr,
             peer_address,
             admin_listen: args.admin_addr,
+            admin_address,
             ops_listen: args.ops_addr,
             proxy_listen: args.proxy_addr,
             tls: args.tls_dir.map(|directory| TlsListen {
@@ -158,5 +180,43 @@ impl TryFrom<NodeArgs> for NodeConfig {
                 TimingProfile::Etcd => Profile::Etcd,
             },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Whole {
+        #[command(flatten)]
+        args: NodeArgs,
+    }
+
+    fn config(flags: &[&str]) -> Result<NodeConfig, String> {
+        let words = ["node", "--data-dir", "d"].iter().chain(flags);
+        let args = Whole::try_parse_from(words).unwrap().args;
+        NodeConfig::try_from(args).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_peer_that_says_its_name_is_found_among_the_peers_or_joins_them() {
+        let named = "--peers=p-0.x:7001,p-1.x:7001,p-2.x:7001";
+        let second = config(&[named, "--advertise-peer=p-1.x:7001"]).unwrap();
+        assert_eq!(second.peer_address, "p-1.x:7001");
+        assert_eq!((second.peers.len(), second.join.len()), (3, 0));
+        assert_eq!(second.admin_address, "p-1.x:7000");
+        let further = config(&[named, "--advertise-peer=p-3.x:7001"]).unwrap();
+        assert_eq!(further.peer_address, "p-3.x:7001");
+        assert_eq!((further.peers.len(), further.join.len()), (0, 3));
+        // Without a word of its own, it is a mistake.
+        let refused = config(&[named]).unwrap_err();
+        assert!(refused.contains("is not among --peers"), "{refused}");
+        for bad in ["p-1.x", "p-1.x:", ":7001", "p-1.x:70000"] {
+            let refused = config(&[named, "--advertise-peer", bad]).unwrap_err();
+            assert!(refused.contains("write HOST:PORT"), "{refused}");
+        }
     }
 }

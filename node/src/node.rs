@@ -176,7 +176,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         join: config.join.clone(),
         policy: config.policy,
         address: config.peer_address.clone(),
-        admin_address: config.admin_listen.to_string(),
+        admin_address: config.admin_address.clone(),
         proxy_address: config.proxy_listen.to_string(),
         host: host.as_str().to_owned(),
         incarnation,

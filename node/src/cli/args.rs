@@ -9,6 +9,7 @@ use super::add_args::AddArgs;
 use super::dev_args::DevArgs;
 use super::durations;
 use super::node_args::NodeArgs;
+use super::probe::ProbeArgs;
 use super::snapshot_args::{RecoverArgs, SnapshotArgs};
 
 const AFTER_HELP: &str = "\
@@ -78,6 +79,8 @@ pub enum Verb {
     Events(EventsArgs),
     /// Set and read keys that the whole cluster agrees on.
     Kv(KvArgs),
+    /// Ask URLs until each answers with 200; for health checks in containers.
+    Probe(ProbeArgs),
     /// Print a completion script for a shell.
     #[command(
         after_help = "Example:\n  raftserve completions bash > ~/.local/share/bash-completion/completions/raftserve"

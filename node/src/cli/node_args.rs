@@ -82,8 +82,8 @@ pub struct NodeArgs {
     /// Which of --peers this peer is, from 1. May be left out if --peer-addr is one of them.
     #[arg(long, value_name = "N", env = "RAFTSERVE_NODE_INDEX")]
     pub node_index: Option<usize>,
-    /// Peer addresses, HOST:PORT, of all peers of the cluster, this one too, in the same order on all
-    /// of them. Just this peer if not given.
+    /// Peer addresses, HOST:PORT, of all peers that start the cluster, this one too, in the same order on all
+    /// of them. Just this peer if not given. One that is not among them joins them, if --advertise-peer says who it is.
     #[arg(
         long,
         value_name = "ADDR",
@@ -144,6 +144,15 @@ pub struct NodeArgs {
     /// Where the other peers connect. Loopback only.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7001", value_parser = loopback)]
     pub peer_addr: SocketAddr,
+    /// HOST:PORT at which the other peers reach this one's peer port, if that is not --peer-addr; a name is looked up
+    /// whenever they connect. Its host is also where people are told to find the admin port.
+    #[arg(
+        long,
+        value_name = "ADDR",
+        conflicts_with = "node_index",
+        env = "RAFTSERVE_ADVERTISE_PEER"
+    )]
+    pub advertise_peer: Option<String>,
     /// Where health and metrics are served. Loopback only.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7002", value_parser = loopback)]
     pub ops_addr: SocketAddr,

@@ -1,0 +1,142 @@
+//! `raftserve probe`: GET some URLs until each has answered with 200. For images without a shell or curl.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Args;
+use http::{Request, Uri, header};
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::durations;
+use super::failure::{Exit, Failure};
+
+/// How long after one try the next one begins.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The longest answer that is read and shown.
+const ANSWER_BYTES_MAX: usize = 1024;
+
+/// Ask URLs until each answers with 200.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example, in a pod of the chart:
+  raftserve probe http://127.0.0.1:7002/healthz/ready http://127.0.0.1:7002/healthz/quorum")]
+pub struct ProbeArgs {
+    /// URLs, http only.
+    #[arg(required = true)]
+    urls: Vec<Uri>,
+    /// Give up after this long, such as 90s or 2m.
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = durations::parse)]
+    timeout: Duration,
+}
+
+pub(super) async fn run(args: ProbeArgs) -> Result<(), Failure> {
+    let end = Instant::now() + args.timeout;
+    for url in &args.urls {
+        let mut last = "nothing answered".to_owned();
+        loop {
+            match timeout_at(end, ask(url)).await {
+                Ok(Ok(answer)) => {
+                    println!("{url}: {answer}");
+                    break;
+                }
+                Ok(Err(reason)) => last = reason,
+                Err(_) => {
+                    return Err(Failure::new(Exit::Timeout, format!("{url}: {last}")));
+                }
+            }
+            sleep(PAUSE).await;
+        }
+    }
+    Ok(())
+}
+
+/// The first line of a good answer.
+async fn ask(url: &Uri) -> Result<String, String> {
+    let authority = match (url.scheme_str(), url.authority()) {
+        (Some("http"), Some(authority)) => authority,
+        _ => return Err("write http://HOST:PORT/PATH".to_owned()),
+    };
+    let host = authority.host().trim_matches(['[', ']']);
+    let port = authority.port_u16().unwrap_or(80);
+    let said = |error: &dyn std::error::Error| error.to_string();
+    let stream = TcpStream::connect((host, port))
+        .await
+        .map_err(|error| said(&error))?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| said(&error))?;
+    let request = Request::get(url.path_and_query().map_or("/", |path| path.as_str()))
+        .header(header::HOST, authority.as_str())
+        .header(header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| said(&error))?;
+    let answered = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let mut body = response.into_body();
+        let mut text = Vec::new();
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame?.into_data() {
+                text.extend_from_slice(&data);
+            }
+            if text.len() > ANSWER_BYTES_MAX {
+                break;
+            }
+        }
+        Ok::<_, hyper::Error>((status, text))
+    };
+    let (status, text) = tokio::select! {
+        answered = answered => answered.map_err(|error| said(&error))?,
+        ended = connection => {
+            return Err(ended.err().map_or_else(|| "it broke off".to_owned(), |error| said(&error)));
+        }
+    };
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().next().unwrap_or_default();
+    match status.is_success() {
+        true => Ok(line.to_owned()),
+        false => Err(format!("{status}: {line}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn it_asks_until_the_answer_is_good() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(async move {
+            for answer in [
+                "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 11\r\n\r\ncatching up",
+                "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nready\n",
+            ] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = [0; 4096];
+                let read = stream.read(&mut head).await.unwrap();
+                assert!(head[..read].starts_with(b"GET /healthz/ready HTTP/1.1\r\n"));
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let url: Uri = format!("http://{address}/healthz/ready").parse().unwrap();
+        let args = |timeout| ProbeArgs {
+            urls: vec![url.clone()],
+            timeout,
+        };
+        run(args(Duration::from_secs(30))).await.unwrap();
+        serving.await.unwrap();
+        // The listener is gone.
+        let failure = run(args(Duration::from_millis(50))).await.unwrap_err();
+        assert_eq!(failure.exit, Exit::Timeout);
+        assert!(failure.message.contains("refused"), "{}", failure.message);
+    }
+}
