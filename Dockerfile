@@ -1,26 +1,20 @@
-# raftserve's image. Two ways, both ending in the same last stage:
+# raftserve's image. Either the binary is compiled in it:
 #
-#   docker build -t raftserve .                                   compiles in the image
-#   docker build -t raftserve --build-arg BINARY=ready --build-context ready=DIR .   takes DIR/raftserve
+#   docker build -t raftserve .
 #
-# `just image` does the second with the release binary of cargo.
+# or a directory that holds the binary stands for the first stage, as `just image` does with cargo's release build:
+#
+#   docker build -t raftserve --build-context binary=DIR .
 ARG RUST=docker.io/library/rust:1.95-bookworm
 ARG BASE=gcr.io/distroless/cc-debian12:nonroot
-ARG BINARY=compiled
 
-FROM ${RUST} AS compile
+FROM ${RUST} AS binary
 WORKDIR /src
 COPY . .
 RUN cargo build --release --locked -p raftserve-node --bin raftserve \
- && mkdir /out \
- && strip -o /out/raftserve target/release/raftserve
+ && strip -o /raftserve target/release/raftserve
 
-# The binary by itself, so that one name stands for either source of it.
-FROM scratch AS compiled
-COPY --from=compile /out/raftserve /raftserve
-
-FROM ${BINARY} AS binary
-
+# The C library and certificates are all that the binary needs of it.
 FROM ${BASE}
 LABEL org.opencontainers.image.title="raftserve" \
       org.opencontainers.image.description="SkyServe's controller and load balancer as three equal peers" \
@@ -32,4 +26,4 @@ USER 10001:10001
 EXPOSE 8080 8443 7000 7001 7002
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/raftserve"]
-CMD ["node", "--help"]
+CMD ["--help"]

@@ -79,6 +79,11 @@ bench-proxy *ARGS:
     cargo build --release --locked -p raftserve-proxy --example forward
     cargo run --release --locked -p jepsen-tests --bin bench_proxy -- --forward target/release/examples/forward {{ ARGS }}
 
+# Makes the image of the release binary, with buildah, docker or podman. IMAGE_BASE: another base.
+image NAME="raftserve:dev":
+    cargo build --release --locked -p raftserve-node
+    .ci/image {{ NAME }}
+
 # Builds the documentation.
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked

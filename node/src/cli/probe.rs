@@ -75,27 +75,20 @@ async fn ask(url: &Uri) -> Result<String, String> {
         .header(header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .map_err(|error| said(&error))?;
-    let answered = async {
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let mut body = response.into_body();
-        let mut text = Vec::new();
-        while let Some(frame) = body.frame().await {
-            if let Ok(data) = frame?.into_data() {
-                text.extend_from_slice(&data);
-            }
-            if text.len() > ANSWER_BYTES_MAX {
-                break;
-            }
+    // It ends with the answer, or with `sender`; why is what the answer says too.
+    tokio::spawn(connection);
+    let response = sender.send_request(request).await;
+    let response = response.map_err(|error| said(&error))?;
+    let status = response.status();
+    let mut body = response.into_body();
+    let mut text = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| said(&error))?;
+        text.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+        if text.len() > ANSWER_BYTES_MAX {
+            break;
         }
-        Ok::<_, hyper::Error>((status, text))
-    };
-    let (status, text) = tokio::select! {
-        answered = answered => answered.map_err(|error| said(&error))?,
-        ended = connection => {
-            return Err(ended.err().map_or_else(|| "it broke off".to_owned(), |error| said(&error)));
-        }
-    };
+    }
     let text = String::from_utf8_lossy(&text);
     let line = text.lines().next().unwrap_or_default();
     match status.is_success() {
