@@ -66,6 +66,15 @@ app.kubernetes.io/part-of: raftserve
 {{- join "\n" (concat .Values.auth.credentials (without (splitList "\n" .Values.ingress.authCredentials) "")) }}
 {{- end }}
 
+{{- define "raftserve.roles" -}}
+{{- $users := include "raftserve.htpasswd" . }}
+{{- if .Values.auth.roles }}
+{{- join "\n" .Values.auth.roles }}
+{{- else if $users }}
+{{- printf "%s:admin" (regexFind "^[^:]+" $users) }}
+{{- end }}
+{{- end }}
+
 {{- define "raftserve.replicaNamespaces" -}}
 {{- $first := default .Release.Namespace .Values.provider.namespace }}
 {{- toJson (prepend .Values.provider.namespaces $first | uniq) }}

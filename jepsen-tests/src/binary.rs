@@ -56,12 +56,21 @@ fn find(named: Option<PathBuf>, own: &Path) -> anyhow::Result<PathBuf> {
 /// # Panics
 /// If the program is missing and [`REQUIRE_TOOLS_VARIABLE`] is `1`.
 #[must_use]
+pub fn have(program: &str) -> bool {
+    have_with(program, "--version")
+}
+
+/// The same for a program that tells its version by another argument.
+///
+/// # Panics
+/// As [`have`].
+#[must_use]
 #[expect(
     clippy::disallowed_methods,
     reason = "a test is told by its environment whether it may be skipped"
 )]
-pub fn have(program: &str) -> bool {
-    let runs = runs(program);
+pub fn have_with(program: &str, version: &str) -> bool {
+    let runs = runs(program, version);
     if !runs {
         let required = env::var_os(REQUIRE_TOOLS_VARIABLE).is_some_and(|value| value == "1");
         assert!(
@@ -73,9 +82,9 @@ pub fn have(program: &str) -> bool {
     runs
 }
 
-fn runs(program: &str) -> bool {
+fn runs(program: &str, version: &str) -> bool {
     Command::new(program)
-        .arg("--version")
+        .arg(version)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -107,7 +116,7 @@ mod tests {
 
     #[test]
     fn missing_program_is_noticed() {
-        assert!(runs("cargo"));
-        assert!(!runs("no-such-program-of-raftserve"));
+        assert!(runs("cargo", "--version"));
+        assert!(!runs("no-such-program-of-raftserve", "--version"));
     }
 }

@@ -1,0 +1,160 @@
+//! The chart, as helm renders it: each file of values in `chart/tests/values` gives the objects in `chart/tests/golden`,
+//! and each in `chart/tests/refused` is refused with the words of its first line.
+//!
+//! `RAFTSERVE_WRITE_GOLDEN=1` writes what is rendered now, to be reviewed as a diff.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context, ensure};
+use jepsen_tests::binary;
+
+/// What is drawn anew in each rendering, since no cluster keeps it.
+const DRAWN: [&str; 5] = ["tls.crt:", "tls.key:", "ca.crt:", "admin-token:", "tokens:"];
+
+fn chart() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../chart")
+}
+
+fn helm(verb: &[&str], values: &Path) -> anyhow::Result<Output> {
+    Command::new("helm")
+        .args(verb)
+        .arg(chart())
+        .arg("--values")
+        .arg(values)
+        .output()
+        .context("cannot run helm")
+}
+
+fn render(values: &Path) -> anyhow::Result<Output> {
+    let gateway = "gateway.networking.k8s.io/v1";
+    helm(
+        &[
+            "template",
+            "serve",
+            "--namespace",
+            "serving",
+            "--api-versions",
+            gateway,
+        ],
+        values,
+    )
+}
+
+/// The files of a folder of the chart's tests, in order.
+fn files(folder: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let folder = chart().join("tests").join(folder);
+    let entries = fs::read_dir(&folder).with_context(|| format!("{}", folder.display()))?;
+    let mut files: Vec<PathBuf> = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()?;
+    files.sort();
+    Ok(files)
+}
+
+/// The rendering without what is drawn anew.
+fn masked(text: &str) -> String {
+    let lines = text.lines().map(|line| {
+        let key = line.trim_start();
+        match DRAWN.iter().find(|drawn| key.starts_with(**drawn)) {
+            Some(drawn) => format!("{}{drawn} (drawn)\n", &line[..line.len() - key.len()]),
+            None => format!("{line}\n"),
+        }
+    });
+    lines.collect()
+}
+
+#[test]
+fn each_file_of_values_renders_as_reviewed() -> anyhow::Result<()> {
+    if !have_helm() {
+        return Ok(());
+    }
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "whoever changes the chart says so by it"
+    )]
+    let write = std::env::var_os("RAFTSERVE_WRITE_GOLDEN").is_some();
+    let all = files("values")?;
+    ensure!(all.len() >= 8, "{all:?}");
+    for values in all {
+        let output = render(&values)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}: {said}", values.display());
+        let rendered = masked(&String::from_utf8(output.stdout)?);
+        let name = values.file_name().context("a file has a name")?;
+        let golden = chart().join("tests/golden").join(name);
+        if write {
+            fs::write(&golden, &rendered)?;
+        }
+        let expected = fs::read_to_string(&golden).unwrap_or_default();
+        let differs = rendered
+            .lines()
+            .zip(expected.lines())
+            .position(|(rendered, expected)| rendered != expected);
+        ensure!(
+            rendered == expected,
+            "{} renders otherwise from line {}: if that is meant, RAFTSERVE_WRITE_GOLDEN=1 writes it, and git diff shows it",
+            values.display(),
+            differs.map_or(0, |line| line + 1)
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn each_contradiction_is_refused_with_a_sentence() -> anyhow::Result<()> {
+    if !have_helm() {
+        return Ok(());
+    }
+    for values in files("refused")? {
+        let text = fs::read_to_string(&values)?;
+        let words = text.lines().next().and_then(|line| line.strip_prefix("# "));
+        let words = words.with_context(|| format!("{}: no words", values.display()))?;
+        let output = render(&values)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success(), "{} is taken", values.display());
+        ensure!(said.contains(words), "{}: {said}", values.display());
+    }
+    Ok(())
+}
+
+#[test]
+fn lint_finds_nothing() -> anyhow::Result<()> {
+    if !have_helm() {
+        return Ok(());
+    }
+    for values in files("values")? {
+        let output = helm(&["lint", "--strict"], &values)?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "{}: {said}", values.display());
+    }
+    Ok(())
+}
+
+#[test]
+fn the_table_of_values_is_whole() -> anyhow::Result<()> {
+    let values = fs::read_to_string(chart().join("values.yaml"))?;
+    let readme = fs::read_to_string(chart().join("README.md"))?;
+    let mut path: Vec<&str> = Vec::new();
+    let mut count = 0;
+    for line in values.lines() {
+        let key = line.trim_start();
+        let Some((name, default)) = key.split_once(':').filter(|_| !key.starts_with('#')) else {
+            continue;
+        };
+        path.truncate((line.len() - key.len()) / 2);
+        path.push(name);
+        if !default.is_empty() {
+            let row = format!("| `{}` | `{}` | ", path.join("."), default.trim());
+            ensure!(readme.contains(&row), "chart/README.md lacks {row}");
+            count += 1;
+        }
+    }
+    ensure!(count > 50, "{count} values");
+    Ok(())
+}
+
+fn have_helm() -> bool {
+    binary::have_with("helm", "version")
+}
