@@ -70,6 +70,17 @@ impl Usage {
     }
 }
 
+/// The memory of a process that no file is behind: what it has allocated.
+///
+/// # Errors
+/// If it has gone.
+pub fn anonymous_bytes(pid: i32) -> anyhow::Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let kilobytes = field(&status, "RssAnon:").context("no RssAnon")?;
+    Ok(kilobytes * 1024)
+}
+
 struct Sum(Usage);
 
 impl std::iter::Sum<Usage> for Sum {

@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod durability;
+mod idle;
 mod leader_loss;
 mod policies;
 mod quorum;
