@@ -48,7 +48,7 @@ pub struct ProxyConfig {
     /// new ones back. Keep it below half of the limit of open files: each may need an upstream.
     pub connections_max: usize,
     /// How long a proxy that is told to stop still accepts: the time for everyone who sends it
-    /// connections to learn that it is going.
+    /// connections to learn that it is going. Not at all if it serves nothing.
     pub linger: Duration,
     /// Which code carries HTTP/1.1 requests.
     pub http1_path: Http1Path,

@@ -105,7 +105,11 @@ impl Control {
         let now = tokio::time::Instant::now();
         let by = now + grace;
         self.tell_all(|| Command::Drain).await;
-        sleep_until(by.min(now + self.shared.config.linger)).await;
+        // Where nothing is served, nobody has to learn that it ends.
+        let is_served = !self.shared.routes.load().services().is_empty();
+        if is_served {
+            sleep_until(by.min(now + self.shared.config.linger)).await;
+        }
         self.tell_all(|| Command::Finish { by }).await;
         self.workers.clear();
         while self.ended.recv().await.is_some() {}

@@ -76,6 +76,12 @@ async fn no_request_is_lost_under_load() {
     }
 }
 
+#[tokio::test]
+async fn a_proxy_that_serves_nothing_stops_at_once() {
+    let rig = Rig::with(lingering(LIMIT * 2), [], Arc::new(NoSessions));
+    soon("the stop", rig.proxy.shutdown(LIMIT * 2)).await;
+}
+
 /// A stream through a proxy that is then told to stop.
 async fn running_stream(rig: &Rig, connections: &mut mpsc::Receiver<Hand>) -> (Hand, Hand) {
     let mut client = Hand::connect(rig.address).await;
