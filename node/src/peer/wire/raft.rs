@@ -23,6 +23,12 @@ type RaftLogId = openraft::LogId<LeaderId<u64, NodeId>>;
 type RaftEntry = openraft::Entry<LeaderId<u64, NodeId>, EntryPayload<Command, NodeId, PeerRecord>>;
 type Stored = StoredMembership<LeaderId<u64, NodeId>, NodeId, PeerRecord>;
 
+/// Room for each entry of an append from the start: what most take, so that a message is not copied as it grows.
+const ENTRY_BYTES_USUAL: usize = 512;
+
+/// Room is made for so many entries; a message of more grows.
+const ENTRIES_EXPECTED_MAX: usize = 256;
+
 /// Who was voted for in which term, and whether a quorum did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub(crate) struct Vote {
@@ -174,7 +180,7 @@ impl PackedAppend {
     /// Packs as many of the entries as fit into one message, and at least one.
     pub(crate) fn new(request: AppendEntriesRequest<TypeConfig>) -> Self {
         let total = request.entries.len();
-        let mut entries = Vec::new();
+        let mut entries = Vec::with_capacity(ENTRY_BYTES_USUAL * total.min(ENTRIES_EXPECTED_MAX));
         let mut count = 0;
         let mut last = None;
         for entry in request.entries {
