@@ -14,6 +14,10 @@ use load::{Operation, Step};
 use report::Report;
 use system::{Running, System};
 
+/// The load generator shares the processors with what it measures, so it is to cost little.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const USAGE: &str = "\
 Measures linearizable writes and reads of a cluster of three on loopback, beside those of etcd (Debian's
 package etcd-server) on the same disk, with one load generator for both. Systems take turns, and each turn
