@@ -39,6 +39,8 @@ pub struct NodeConfig {
     pub http1_path: Http1Path,
     /// Where it comes in with TLS, and with which certificates.
     pub tls: Option<TlsListen>,
+    /// The certificates by which peers know each other and clients know this one.
+    pub cert_dir: Option<PathBuf>,
     /// The first of the ports that services have of their own.
     pub service_port_base: u16,
     /// Where replicas live; the same directory for all peers of a host.
@@ -169,6 +171,7 @@ impl TryFrom<NodeArgs> for NodeConfig {
                 Http1Choice::Fast => Http1Path::Fast,
                 Http1Choice::Hyper => Http1Path::Hyper,
             },
+            cert_dir: args.cert_dir,
             service_port_base: args.service_port_base,
             advertise_host: args.advertise_host,
             lifeline: args.lifeline,

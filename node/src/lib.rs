@@ -3,6 +3,7 @@
 
 use std::process::ExitCode;
 
+pub mod access;
 pub mod admin;
 pub mod bindings;
 pub mod cli;

@@ -28,6 +28,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::access::Certificates;
 use crate::admin::{self, AdminParts};
 use crate::bindings::Bindings;
 use crate::cli::node_args::{LogFormat, LogLevel, NodeArgs};
@@ -148,6 +149,12 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     if let Some(path) = &config.lifeline {
         hold_lifeline(path)?;
     }
+    let certificates = match config.cert_dir.clone() {
+        Some(directory) => Some(Arc::new(
+            Certificates::read(directory).context("cannot use --cert-dir")?,
+        )),
+        None => None,
+    };
     let ports = Ports::bind(&config).await?;
     let mut stop = Stop::listen()?;
     let readiness = Arc::new(Readiness::default());
@@ -160,6 +167,10 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         Arc::clone(&report),
         shutdown.clone(),
     ));
+
+    if let Some(certificates) = &certificates {
+        tasks.spawn(Arc::clone(certificates).watch(shutdown.clone()));
+    }
 
     let incarnation = Incarnation(rand::random());
     let host =
@@ -183,6 +194,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         profile: config.profile,
         supports: SUPPORTED,
         wall_clock: clock::wall_now,
+        certificates: certificates.clone(),
     });
     let peer = tokio::select! {
         peer = starting => peer?,
@@ -204,6 +216,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         consensus: peer.consensus(),
         share: Arc::clone(&parts.share),
         proxy: parts.proxy.metrics(),
+        certificates: certificates.clone(),
     }) as Arc<dyn Report>);
     tasks.spawn(become_ready(
         peer.consensus(),
@@ -219,6 +232,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
             service_port_base: config.service_port_base,
             advertise_host: config.advertise_host.clone(),
             provider: Arc::clone(&parts.provider),
+            certificates: certificates.clone(),
         },
         shutdown.clone(),
     );
@@ -532,6 +546,7 @@ struct Metrics {
     consensus: Consensus,
     share: Arc<Share>,
     proxy: raftserve_proxy::MetricsHandle,
+    certificates: Option<Arc<Certificates>>,
 }
 
 impl Report for Metrics {
@@ -541,6 +556,9 @@ impl Report for Metrics {
 
     fn metrics(&self) -> String {
         let mut text = self.proxy.render_prometheus();
+        if let Some(certificates) = &self.certificates {
+            text.push_str(&certificates.render());
+        }
         let leadership = *self.consensus.leadership().borrow();
         let state = self.consensus.state();
         for (name, kind, value) in [

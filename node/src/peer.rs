@@ -22,6 +22,7 @@ mod bootstrap;
 mod calls;
 mod clock;
 pub(crate) mod core;
+mod dial;
 mod directory;
 mod exchange;
 mod leadership;
@@ -53,6 +54,7 @@ use self::agreement::Agreement;
 use self::bootstrap::{Cradle, Wish};
 use self::clock::LogClock;
 use self::core::Core;
+use self::dial::Dialer;
 use self::directory::{Caller, Directory};
 use self::exchange::Slot;
 use self::leadership::{Confirmation, Follower};
@@ -65,6 +67,8 @@ use self::server::{Running, Server};
 use self::steward::HealthBook;
 use self::store::{Identity, Opened, RaftHandle, raft_config};
 use self::wire::MESSAGE_BYTES_MAX;
+use crate::access::Certificates;
+use crate::access::certificates::Protocol;
 use crate::clock::WallClock;
 use crate::consensus::{Consensus, Leadership};
 
@@ -109,6 +113,8 @@ pub struct PeerConfig {
     pub supports: VersionRange,
     /// What entries show people as their time.
     pub wall_clock: WallClock,
+    /// By which this peer and the others know each other; without, nothing of theirs is encrypted.
+    pub certificates: Option<Arc<Certificates>>,
 }
 
 /// Why a peer did not start.
@@ -239,7 +245,8 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
         supports: config.supports,
     };
     let (names, join) = (config.peers.clone(), config.join.clone());
-    let cradle = Cradle::new(dir, names, config.address.clone(), join, wish);
+    let dialer = Dialer::new(config.certificates.clone());
+    let cradle = Cradle::new(dir, names, config.address.clone(), join, wish, dialer);
     let cradle = Arc::new(cradle);
     let running = Arc::new(OnceLock::new());
     serve(
@@ -289,17 +296,22 @@ pub enum Met {
     Pristine,
     /// Nobody answered as a peer does.
     Nobody,
+    /// Somebody is there that does not answer without TLS, and may be a peer.
+    Unreadable,
 }
 
-/// Asks whoever is at `address` who it is.
-pub async fn meet(address: &str) -> Met {
+/// Asks whoever is at `address` who it is, with TLS if there are certificates.
+pub async fn meet(address: &str, certificates: Option<Arc<Certificates>>) -> Met {
     let hello = wire::HelloRequest { from: None };
-    match bootstrap::greet(address, &hello)
+    let is_plain = certificates.is_none();
+    let dialer = Dialer::new(certificates);
+    match bootstrap::greet(&dialer, address, &hello)
         .await
         .map(|reply| reply.standing)
     {
         Ok(wire::Standing::Member { cluster, node, .. }) => Met::Member { cluster, node },
         Ok(wire::Standing::Pristine { .. }) => Met::Pristine,
+        Err(_) if is_plain && dialer.dial(address, Protocol::Grpc).await.is_ok() => Met::Unreadable,
         Err(_) => Met::Nobody,
     }
 }
@@ -320,7 +332,7 @@ fn serve(config: &PeerConfig, server: Server) -> Result<(), StartError> {
     let listener = config.listener.try_clone().map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
-    let incoming = port::serve(listener, server.clone());
+    let incoming = port::serve(listener, server.clone(), config.certificates.clone());
     let transfers = rpc::snapshot_transfer_server::SnapshotTransferServer::new(server.clone())
         .max_decoding_message_size(MESSAGE_BYTES_MAX);
     let service = rpc::peer_server::PeerServer::new(server)
@@ -355,7 +367,12 @@ async fn run_raft(
         node: me,
         nonce: identity.nonce,
     };
-    let links = Arc::new(Links::new(caller, Arc::clone(&directory), runtime.clone()));
+    let links = Arc::new(Links::new(
+        caller,
+        Dialer::new(config.certificates.clone()),
+        Arc::clone(&directory),
+        runtime.clone(),
+    ));
     let raft_config = Arc::new(raft_config(config.profile));
     let network = Network::new(me, Arc::clone(&links));
     let raft = RaftHandle::new(

@@ -62,4 +62,4 @@ pub use load::PeerLoads;
 pub use proxy::{MetricsHandle, Proxy, Queues, StartError};
 pub use routes::{Endpoint, Listener, Resolved, RouteTable, Routes, ServiceRoute, USUAL_WEIGHT};
 pub use session::{BindError, BindFuture, BoundReplica, Lookup, NoSessions, Sessions};
-pub use tls::{TlsError, TlsListen};
+pub use tls::{TlsError, TlsListen, certificates};

@@ -4,7 +4,7 @@
 //! What holds: a handshake uses a set of files that was read and checked whole. A set that cannot be used
 //! changes nothing; it is told and counted, and the one before stays.
 
-mod certificates;
+pub mod certificates;
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -38,6 +38,12 @@ pub struct TlsListen {
     pub require_client_certificate: bool,
 }
 
+impl TlsListen {
+    fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of_directory(&self.directory, self.client_authorities.as_ref())
+    }
+}
+
 /// What the handshakes of all workers use.
 pub(crate) struct Tls {
     settings: TlsListen,
@@ -60,7 +66,7 @@ impl Tls {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tickets = rustls::crypto::ring::Ticketer::new().map_err(TlsError::Unusable)?;
         // Before the files: a change in between is then seen later.
-        let seen = Fingerprint::of(&settings);
+        let seen = settings.fingerprint();
         let config = config(&settings, &provider, &tickets)?;
         Ok(Self {
             settings,
@@ -80,7 +86,7 @@ impl Tls {
 
     /// Reads the files again if any of them changed.
     pub(crate) fn refresh(&self) {
-        let now = Fingerprint::of(&self.settings);
+        let now = self.settings.fingerprint();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if *seen == now {
             return;

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::Stream;
-use futures_util::stream::unfold;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
+
+use crate::access::{Certificates, Stream};
 
 /// The most connections at once; further ones wait in the kernel's queue. Users, dashboards and a
 /// few controllers need far fewer.
@@ -21,27 +23,64 @@ const CONNECTIONS_MAX: usize = 256;
 /// time for one to be freed, without spinning.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a client's handshake may take.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+
 /// One connection, counted until it is closed.
 pub(super) struct Counted {
-    stream: TcpStream,
+    stream: Stream,
     _permit: OwnedSemaphorePermit,
 }
 
-/// The connections that `listener` accepts.
-pub(super) fn connections(listener: TcpListener) -> impl Stream<Item = io::Result<Counted>> {
+/// The connections that `listener` accepts, with TLS if there are certificates. A handshake holds up no other.
+pub(super) fn connections(
+    listener: TcpListener,
+    certificates: Option<Arc<Certificates>>,
+) -> ReceiverStream<io::Result<Counted>> {
+    let (to_server, connections) = mpsc::channel(1);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = to_server.closed() => {}
+            () = accept_all(&listener, certificates, &to_server) => {}
+        }
+    });
+    ReceiverStream::new(connections)
+}
+
+async fn accept_all(
+    listener: &TcpListener,
+    certificates: Option<Arc<Certificates>>,
+    to_server: &mpsc::Sender<io::Result<Counted>>,
+) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    unfold((listener, room), |(listener, room)| async move {
-        let permit = Arc::clone(&room)
-            .acquire_owned()
-            .await
-            .expect("nobody closes this semaphore");
-        let stream = accept(&listener).await;
-        let counted = Counted {
-            stream,
-            _permit: permit,
+    loop {
+        let permit = Arc::clone(&room).acquire_owned().await;
+        let permit = permit.expect("nobody closes this semaphore");
+        let stream = accept(listener).await;
+        let Some(certificates) = certificates.clone() else {
+            let counted = Counted {
+                stream: Stream::Plain(stream),
+                _permit: permit,
+            };
+            // Once the receiver is gone, so is this task.
+            let _ = to_server.send(Ok(counted)).await;
+            continue;
         };
-        Some((Ok(counted), (listener, room)))
-    })
+        let to_server = to_server.clone();
+        tokio::spawn(async move {
+            match timeout(HANDSHAKE_MAX, certificates.accept_client(stream)).await {
+                Ok(Ok(stream)) => {
+                    let counted = Counted {
+                        stream,
+                        _permit: permit,
+                    };
+                    let _ = to_server.send(Ok(counted)).await;
+                }
+                Ok(Err(error)) => tracing::debug!(%error, "no handshake with an admin client"),
+                Err(_) => tracing::debug!("an admin client did not finish its handshake"),
+            }
+        });
+    }
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {
@@ -64,7 +103,7 @@ impl Connected for Counted {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+        self.stream.socket().connect_info()
     }
 }
 

@@ -69,6 +69,7 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), AdminError> {
     let ready = parts.ready.clone();
+    let certificates = parts.certificates.clone();
     let shared = Arc::new(Shared::new(parts, shutdown.clone()));
     let gate = Gate::new(REQUESTS_MAX);
     let keys_gate = Gate::new(KEY_REQUESTS_MAX);
@@ -112,7 +113,10 @@ pub async fn serve(
             SnapshotsApi::new,
             MESSAGE_BYTES_MAX
         ))
-        .serve_with_incoming_shutdown(connections(listener), shutdown.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(
+            connections(listener, certificates),
+            shutdown.clone().cancelled_owned(),
+        );
 
     let cut = async {
         shutdown.cancelled().await;

@@ -14,6 +14,7 @@ use tonic::Status;
 use super::errors::{self, Reason};
 use super::proposer::Proposer;
 use super::view::ServicePorts;
+use crate::access::Certificates;
 use crate::consensus::Consensus;
 use crate::provider::Provider;
 
@@ -39,6 +40,8 @@ pub struct AdminParts {
     pub advertise_host: Option<String>,
     /// Where replicas' output is read.
     pub provider: Arc<dyn Provider>,
+    /// With which the port serves TLS; without, it serves none.
+    pub certificates: Option<Arc<Certificates>>,
 }
 
 /// See the module.

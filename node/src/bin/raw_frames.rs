@@ -80,6 +80,7 @@ fn main() -> anyhow::Result<()> {
         profile: Profile::Fast,
         supports: SUPPORTED,
         wall_clock: clock::wall_now,
+        certificates: None,
     };
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -138,6 +138,11 @@ pub struct NodeArgs {
     /// Turn clients without such a certificate away.
     #[arg(long, requires = "tls_client_ca")]
     pub tls_require_client_cert: bool,
+    /// Certificates of this peer: tls.crt and tls.key, and in ca.crt the authorities of all peers (PEM, as cert-manager lays
+    /// out a Secret). Peers then speak mutual TLS, and the admin port serves TLS. Files that change are read again; if
+    /// they cannot be used, the ones before stay.
+    #[arg(long, value_name = "DIR", env = "RAFTSERVE_CERT_DIR")]
+    pub cert_dir: Option<PathBuf>,
     /// Where the admin API is served. Loopback only.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7000", value_parser = loopback)]
     pub admin_addr: SocketAddr,

@@ -1,6 +1,7 @@
 //! `raftserve cluster recover`: from one survivor to a new cluster.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use futures_util::future::join_all;
 use raftserve_store::restore::{Survivor, take_place};
@@ -12,6 +13,7 @@ use super::failure::{Exit, Failure};
 use super::output;
 use super::snapshot::{away, begin_in, failure, table, tell};
 use super::snapshot_args::RecoverArgs;
+use crate::access::Certificates;
 use crate::peer::{self, Met};
 
 /// Runs the verb.
@@ -19,7 +21,7 @@ pub(super) async fn run(args: RecoverArgs) -> Result<(), Failure> {
     let dir = args.data_dir.clone();
     let read = move || Survivor::read(&dir).map_err(|error| failure(&error));
     let survivor = away(read).await?;
-    let alive = answering(&survivor).await;
+    let alive = answering(&survivor, args.cert_dir.as_deref()).await?;
     if args.dry_run {
         return show(&survivor, &alive, &args);
     }
@@ -77,21 +79,38 @@ fn members(survivor: &Survivor) -> Vec<String> {
 }
 
 /// The other members of the survivor's cluster that answer where its log says they are.
-async fn answering(survivor: &Survivor) -> Vec<String> {
+///
+/// # Errors
+/// If that cannot be known.
+async fn answering(survivor: &Survivor, cert_dir: Option<&Path>) -> Result<Vec<String>, Failure> {
+    let read = |directory: &Path| Certificates::read(directory.to_owned()).map(Arc::new);
+    let certificates = cert_dir
+        .map(read)
+        .transpose()
+        .map_err(|error| Failure::usage(format!("--cert-dir: {:#}", anyhow::Error::from(error))))?;
     let cluster = survivor.parent.cluster;
     let others = survivor.parent.membership.nodes.iter();
     let others = others.filter(|(id, _)| **id != survivor.node);
     let asked = others.map(
-        async |(_, record)| match peer::meet(&record.address).await {
+        async |(_, record)| match peer::meet(&record.address, certificates.clone()).await {
             Met::Member {
                 cluster: theirs,
                 node,
-            } if theirs == cluster => Some(format!("peer {node} at {}", record.address)),
+            } if theirs == cluster => Ok(Some(format!("peer {node} at {}", record.address))),
             // A peer that was emptied, or one of another cluster, has nothing of this one.
-            Met::Member { .. } | Met::Pristine | Met::Nobody => None,
+            Met::Member { .. } | Met::Pristine | Met::Nobody => Ok(None),
+            Met::Unreadable => Err(Failure::new(
+                Exit::Refused,
+                format!(
+                    "somebody is at {}, where a peer of this cluster was, and does not answer without TLS",
+                    record.address
+                ),
+            )
+            .remedy("name the peers' certificates with --cert-dir")),
         },
     );
-    join_all(asked).await.into_iter().flatten().collect()
+    let answers: Result<Vec<_>, Failure> = join_all(asked).await.into_iter().collect();
+    Ok(answers?.into_iter().flatten().collect())
 }
 
 fn recover(survivor: Survivor, args: &RecoverArgs) -> Result<(), Failure> {

@@ -141,6 +141,10 @@ pub struct RecoverArgs {
     /// volume's root, which cannot be put aside.
     #[arg(long, value_name = "DIR")]
     pub into: Option<PathBuf>,
+    /// The certificates that the cluster's peers speak TLS with, as `raftserve node` is given them: to ask the other
+    /// peers whether they are up.
+    #[arg(long, value_name = "DIR", env = "RAFTSERVE_CERT_DIR")]
+    pub cert_dir: Option<PathBuf>,
     /// Only show what the peer has, and who answers.
     #[arg(long)]
     pub dry_run: bool,

@@ -31,6 +31,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 
 use self::greeting::{Answer, Teller, knows_a_cluster, missing, strangers_only};
+use super::dial::Dialer;
 use super::plan_file::PlanFile;
 use super::store::{Identity, SharedDir};
 use super::wire::{AdoptReply, AdoptRequest, Announcement, HelloRequest, Plan};
@@ -160,6 +161,7 @@ pub(crate) struct Cradle {
     /// Peers of a running cluster; none if there may be none yet.
     join: Vec<String>,
     wish: Wish,
+    dialer: Dialer,
     nonce: u64,
     /// Locked while an identity is taken, so that there is only ever one.
     identity: Mutex<Option<Identity>>,
@@ -174,6 +176,7 @@ impl Cradle {
         mine: String,
         join: Vec<String>,
         wish: Wish,
+        dialer: Dialer,
     ) -> Self {
         let identity = Identity::held_by(&dir);
         Self {
@@ -184,6 +187,7 @@ impl Cradle {
             mine,
             join,
             wish,
+            dialer,
             taken: watch::Sender::new(identity),
             identity: Mutex::new(identity),
         }
@@ -368,7 +372,7 @@ impl Cradle {
         let places = self.names.iter().chain(&self.join);
         let others = places.filter(|name| **name != self.mine);
         join_all(others.map(async |name| {
-            let reply = greet(name, hello).await;
+            let reply = greet(&self.dialer, name, hello).await;
             let removed = reply.as_ref().is_ok_and(|reply| reply.removed);
             ((name.clone(), reply.map(|reply| reply.standing)), removed)
         }))

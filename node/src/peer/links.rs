@@ -13,26 +13,16 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, ConnectError, Request, Status, Streaming};
 
 use super::calls::{self, CallFailure, Connecting, Method, Received, RefusalKind};
+use super::dial::Dialer;
 use super::directory::{Caller, Directory};
 use super::rpc::Frame;
 use super::rpc::peer_client::PeerClient;
 use super::rpc::snapshot_transfer_client::SnapshotTransferClient;
 use super::wire::{self, MESSAGE_BYTES_MAX};
-
-/// A dial that takes longer has met a host that is gone: the next call dials anew, with the name
-/// resolved again.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How often a silent connection is probed. A connection to a host that vanished without a word is
-/// closed after this and [`PROBE_TIMEOUT`].
-const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How long a probe may go unanswered: well above any stall of a busy but living peer.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -178,24 +168,6 @@ pub(crate) fn client(channel: Channel) -> PeerClient<Channel> {
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-/// A connection to `address` that is made when it is first used, and again when it broke. Must be
-/// called within the runtime that shall drive it.
-///
-/// # Errors
-/// If `address` is no `host:port`.
-pub(crate) fn connect(address: &str) -> Result<Channel, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(PROBE_INTERVAL)
-        .keep_alive_timeout(PROBE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        // Room for a whole append in flight, so that no window update is waited for.
-        .initial_stream_window_size(u32::try_from(MESSAGE_BYTES_MAX).ok())
-        .initial_connection_window_size(u32::try_from(MESSAGE_BYTES_MAX).ok());
-    Ok(endpoint.connect_lazy())
-}
-
 struct Link<C> {
     address: String,
     connection: C,
@@ -204,6 +176,7 @@ struct Link<C> {
 /// All connections of a peer.
 pub(crate) struct Links {
     me: Caller,
+    dialer: Dialer,
     directory: Arc<Directory>,
     runtime: Handle,
     calls: Mutex<HashMap<(NodeId, Purpose), Link<Connecting>>>,
@@ -218,14 +191,25 @@ fn lock<T>(held: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Links {
     /// No connections yet. They will live on `runtime`. `me` says who calls; its target is filled
     /// in for each call.
-    pub(crate) fn new(me: Caller, directory: Arc<Directory>, runtime: Handle) -> Self {
+    pub(crate) fn new(
+        me: Caller,
+        dialer: Dialer,
+        directory: Arc<Directory>,
+        runtime: Handle,
+    ) -> Self {
         Self {
             me,
+            dialer,
             directory,
             runtime,
             calls: Mutex::default(),
             transfers: Mutex::default(),
         }
+    }
+
+    /// By which peers are reached that are no members yet.
+    pub(crate) fn dialer(&self) -> &Dialer {
+        &self.dialer
     }
 
     fn address(&self, target: NodeId) -> Result<String, &'static str> {
@@ -249,7 +233,8 @@ impl Links {
             return Ok(link.connection.clone());
         }
         let caller = Caller { target, ..self.me };
-        let connection = calls::connect(&self.runtime, address.clone(), caller);
+        let connection =
+            calls::connect(&self.runtime, self.dialer.clone(), address.clone(), caller);
         let link = Link {
             address,
             connection: connection.clone(),
@@ -270,10 +255,13 @@ impl Links {
             return Ok(link.connection.clone());
         }
         let _within = self.runtime.enter();
-        let channel = connect(&address).map_err(|error| CallError::NotSent {
-            target,
-            reason: format!("{address:?} is not an address: {error}"),
-        })?;
+        let channel = self
+            .dialer
+            .connect(&address)
+            .map_err(|error| CallError::NotSent {
+                target,
+                reason: format!("{address:?} is not an address: {error}"),
+            })?;
         let link = Link {
             address,
             connection: channel.clone(),

@@ -61,7 +61,12 @@ async fn ask(
     };
     let places: Vec<String> = places.difference(asked).cloned().collect();
     asked.extend(places.iter().cloned());
-    let answers = join_all(places.iter().map(|place| greet(place, &hello))).await;
+    let answers = join_all(
+        places
+            .iter()
+            .map(|place| greet(core.links.dialer(), place, &hello)),
+    )
+    .await;
     let mut further = BTreeSet::new();
     for said in answers.into_iter().flatten() {
         if said.removed {

@@ -1,4 +1,5 @@
-//! The peer port: one listener for calls in frames of our own and for gRPC, told apart by how a connection begins.
+//! The peer port: one listener for calls in frames of our own and for gRPC, told apart by how a connection begins, or
+//! by what its TLS handshake names.
 
 use std::io;
 use std::pin::Pin;
@@ -16,6 +17,8 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use super::calls::{self, PREFACE};
 use super::server::Server;
+use crate::access::Stream;
+use crate::access::certificates::{Certificates, Protocol};
 
 /// How often a silent connection is probed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
@@ -29,7 +32,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// Connections at once: a cluster of five needs some thirty. Beyond it the system's queue holds new ones back.
 const CONNECTIONS_MAX: usize = 1_024;
 
-/// How long a connection may take to say how it begins.
+/// How long a connection may take to say how it begins, its handshake included.
 const BEGIN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Connections that gRPC has not taken yet.
@@ -58,13 +61,22 @@ pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Serves a listener for ever. Returns the connections that begin as gRPC does.
-pub(crate) fn serve(listener: TcpListener, server: Server) -> ReceiverStream<io::Result<Held>> {
+pub(crate) fn serve(
+    listener: TcpListener,
+    server: Server,
+    certificates: Option<Arc<Certificates>>,
+) -> ReceiverStream<io::Result<Held>> {
     let (grpc, to_grpc) = mpsc::channel(GRPC_QUEUE);
-    tokio::spawn(accept(listener, server, grpc));
+    tokio::spawn(accept(listener, server, certificates, grpc));
     ReceiverStream::new(to_grpc)
 }
 
-async fn accept(listener: TcpListener, server: Server, grpc: mpsc::Sender<io::Result<Held>>) {
+async fn accept(
+    listener: TcpListener,
+    server: Server,
+    certificates: Option<Arc<Certificates>>,
+    grpc: mpsc::Sender<io::Result<Held>>,
+) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let permit = Arc::clone(&room).acquire_owned().await;
@@ -80,10 +92,10 @@ async fn accept(listener: TcpListener, server: Server, grpc: mpsc::Sender<io::Re
         let Ok(stream) = accepted else {
             continue; // It was reset already.
         };
-        let (server, grpc) = (server.clone(), grpc.clone());
+        let (server, grpc, certificates) = (server.clone(), grpc.clone(), certificates.clone());
         tokio::spawn(async move {
-            match timeout(BEGIN_WITHIN, begins_as_ours(&stream)).await {
-                Ok(Ok(true)) => {
+            match timeout(BEGIN_WITHIN, begin(stream, certificates.as_deref())).await {
+                Ok(Ok((stream, Protocol::Frames))) => {
                     let _permit = permit;
                     let (from, to) = stream.into_split();
                     let served = calls::serve(from, to, |caller, method, frame| {
@@ -93,7 +105,7 @@ async fn accept(listener: TcpListener, server: Server, grpc: mpsc::Sender<io::Re
                         tracing::debug!(%error, "a peer's connection ended");
                     }
                 }
-                Ok(Ok(false)) => {
+                Ok(Ok((stream, Protocol::Grpc))) => {
                     // Once the receiver is gone, the port is served no more.
                     let _ = grpc.send(Ok(Held { stream, permit })).await;
                 }
@@ -101,6 +113,21 @@ async fn accept(listener: TcpListener, server: Server, grpc: mpsc::Sender<io::Re
             }
         });
     }
+}
+
+/// Finds out what a connection carries.
+async fn begin(
+    stream: TcpStream,
+    certificates: Option<&Certificates>,
+) -> io::Result<(Stream, Protocol)> {
+    if let Some(certificates) = certificates {
+        return certificates.accept_peer(stream).await;
+    }
+    let protocol = match begins_as_ours(&stream).await? {
+        true => Protocol::Frames,
+        false => Protocol::Grpc,
+    };
+    Ok((Stream::Plain(stream), protocol))
 }
 
 /// Looks at the first bytes of a connection without taking them.
@@ -126,7 +153,7 @@ async fn begins_as_ours(stream: &TcpStream) -> io::Result<bool> {
 
 /// A connection for gRPC, and its place among those that there may be.
 pub(crate) struct Held {
-    stream: TcpStream,
+    stream: Stream,
     permit: OwnedSemaphorePermit,
 }
 
@@ -135,7 +162,7 @@ impl Connected for Held {
 
     fn connect_info(&self) -> TcpConnectInfo {
         debug_assert!(self.permit.num_permits() == 1);
-        self.stream.connect_info()
+        self.stream.socket().connect_info()
     }
 }
 

@@ -301,7 +301,7 @@ impl Core {
         let hello = HelloRequest {
             from: Some(self.announcement.clone()),
         };
-        let answer = greet(&address, &hello).await?;
+        let answer = greet(self.links.dialer(), &address, &hello).await?;
         let expected = matches!(
             answer.standing,
             Standing::Member { cluster, node: id, nonce, .. }

@@ -10,6 +10,7 @@ use raftserve_store::formats::SUPPORTED;
 use tempfile::TempDir;
 use tokio::time::timeout;
 
+use super::dial::Dialer;
 use super::links::Purpose;
 use super::wire::raft as raft_wire;
 use super::*;
@@ -19,6 +20,7 @@ use crate::consensus::ProposeError;
 mod appends;
 mod bootstrapping;
 mod divergence;
+mod encrypted;
 mod leading;
 mod membership;
 mod skew;
@@ -89,6 +91,7 @@ impl Places {
             profile: Profile::Fast,
             supports: SUPPORTED,
             wall_clock: clock::wall_now,
+            certificates: None,
         }
     }
 

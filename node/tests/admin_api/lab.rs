@@ -132,6 +132,7 @@ impl Lab {
             profile: Profile::Fast,
             supports: SUPPORTED,
             wall_clock: clock::wall_now,
+            certificates: None,
         };
         let peer = peer::start(config).await.unwrap();
         let (ready, is_ready) = watch::channel(true);
@@ -142,6 +143,7 @@ impl Lab {
             service_port_base: 30_001,
             advertise_host: None,
             provider: Arc::new(TwoLines),
+            certificates: None,
         };
         let serving = tokio::spawn(admin::serve(admin_port, parts, closing.clone()));
         let channel = Endpoint::from_shared(format!("http://{admin_address}"))

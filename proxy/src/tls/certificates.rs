@@ -1,4 +1,5 @@
-//! Certificates and keys in a directory, and which of them is for which name.
+//! Certificates and keys in files: read, checked, and seen to change. And those of a directory, each for the names
+//! in it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -12,8 +13,6 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, VerifierBuilderError};
 use rustls::sign::CertifiedKey;
-
-use super::TlsListen;
 
 /// The most files that are looked at: far above what anyone serves, so that a wrong directory is no hang.
 const FILES_MAX: usize = 2_000;
@@ -48,7 +47,7 @@ pub enum TlsError {
     /// There is nothing in the directory.
     #[error("no NAME.crt with a NAME.key in {0}")]
     None(PathBuf),
-    /// The authorities of clients cannot be used.
+    /// The authorities of the other side cannot be used.
     #[error("cannot use the clients' authorities")]
     Authorities(#[source] VerifierBuilderError),
     /// TLS cannot be set up so.
@@ -71,7 +70,7 @@ impl Certificates {
         let mut by_name = HashMap::new();
         let mut first = None;
         for path in pairs(directory)? {
-            let pair = Arc::new(read_pair(&path, provider)?);
+            let pair = Arc::new(pair(&path, provider)?);
             for name in names(&pair, &path)? {
                 by_name.entry(name).or_insert_with(|| Arc::clone(&pair));
             }
@@ -104,7 +103,10 @@ impl ResolvesServerCert for Certificates {
 }
 
 /// The certificates of a PEM file that vouch for others.
-pub(super) fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
+///
+/// # Errors
+/// [`TlsError`] if there is none in it, or one is no certificate.
+pub fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
         roots
@@ -158,7 +160,12 @@ fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn read_pair(path: &Path, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
+/// The certificate of a PEM file with those that vouch for it, and its key, which is beside it in a file that ends in
+/// `.key`.
+///
+/// # Errors
+/// [`TlsError`] if one of both cannot be read, or does not fit the other.
+pub fn pair(path: &Path, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
     let chain = certificates(path)?;
     let key_path = path.with_extension("key");
     let key = PrivateKeyDer::from_pem_file(&key_path).map_err(|source| TlsError::Pem {
@@ -201,22 +208,27 @@ fn names(pair: &CertifiedKey, path: &Path) -> Result<Vec<String>, TlsError> {
     Ok(names.map(str::to_ascii_lowercase).collect())
 }
 
-/// By what a change of the files is noticed.
+/// By what a change of files is noticed.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Fingerprint(BTreeMap<PathBuf, Stat>);
+pub struct Fingerprint(BTreeMap<PathBuf, Stat>);
 
 /// Inode, size, and the time of the last change.
 type Stat = (u64, u64, i64, i64);
 
 impl Fingerprint {
-    pub(super) fn of(settings: &TlsListen) -> Self {
-        let mut paths = files(&settings.directory).unwrap_or_default();
-        paths.extend(settings.client_authorities.clone());
+    /// Of these files. Those that are not there have none.
+    pub fn of(paths: impl IntoIterator<Item = PathBuf>) -> Self {
         let stats = paths.into_iter().filter_map(|path| {
             let stat = std::fs::metadata(&path).ok()?;
             let stat = (stat.ino(), stat.len(), stat.mtime(), stat.mtime_nsec());
             Some((path, stat))
         });
         Self(stats.collect())
+    }
+
+    /// Of all files in a directory and in those in it, and of one more.
+    pub(super) fn of_directory(directory: &Path, another: Option<&PathBuf>) -> Self {
+        let paths = files(directory).unwrap_or_default();
+        Self::of(paths.into_iter().chain(another.cloned()))
     }
 }

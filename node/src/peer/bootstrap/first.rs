@@ -136,7 +136,7 @@ impl Cradle {
     ) -> Result<Option<String>, BootstrapError> {
         let name = plan.members[place].address.clone();
         let node = NodeId(u64::try_from(place).expect("there are few peers") + 1);
-        let standing = match greet(&name, &HelloRequest { from: None }).await {
+        let standing = match greet(&self.dialer, &name, &HelloRequest { from: None }).await {
             Ok(reply) => reply.standing,
             Err(reason) => return Ok(Some(reason)),
         };
@@ -168,7 +168,7 @@ impl Cradle {
             plan: plan.clone(),
             node,
         };
-        Ok(match ask_to_adopt(&name, &request).await {
+        Ok(match ask_to_adopt(&self.dialer, &name, &request).await {
             Ok(AdoptReply::Adopted) => None,
             Ok(AdoptReply::Refused(reason)) => Some(format!("it refuses: {reason}")),
             Err(reason) => Some(reason),

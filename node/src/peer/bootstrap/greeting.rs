@@ -8,7 +8,8 @@ use tokio::time::{Instant, timeout};
 use tonic::{Response, Status};
 
 use super::BootstrapError;
-use crate::peer::links::{chain, client, connect, frame};
+use crate::peer::dial::Dialer;
+use crate::peer::links::{chain, client, frame};
 use crate::peer::rpc::Frame;
 use crate::peer::wire::{
     self, AdoptReply, AdoptRequest, HelloReply, HelloRequest, JoinReply, JoinRequest, Standing,
@@ -84,8 +85,12 @@ pub(super) fn missing(answers: &[Answer]) -> String {
 ///
 /// # Errors
 /// What went wrong, in words.
-pub(crate) async fn greet(address: &str, hello: &HelloRequest) -> Result<HelloReply, String> {
-    let mut client = client(connect(address).map_err(|error| error.to_string())?);
+pub(crate) async fn greet(
+    dialer: &Dialer,
+    address: &str,
+    hello: &HelloRequest,
+) -> Result<HelloReply, String> {
+    let mut client = client(dialer.connect(address).map_err(|error| error.to_string())?);
     let answer = timeout(ANSWER, client.hello(frame(hello))).await;
     let answer = read_answer(answer)?;
     wire::decode(&answer.head).map_err(|error| error.to_string())
@@ -94,18 +99,23 @@ pub(crate) async fn greet(address: &str, hello: &HelloRequest) -> Result<HelloRe
 /// How long an admission may take: it needs a quorum, and a look back at who asks.
 const ADMISSION: Duration = Duration::from_secs(10);
 
-pub(super) async fn ask_to_join(address: &str, request: &JoinRequest) -> Result<JoinReply, String> {
-    let mut client = client(connect(address).map_err(|error| error.to_string())?);
+pub(super) async fn ask_to_join(
+    dialer: &Dialer,
+    address: &str,
+    request: &JoinRequest,
+) -> Result<JoinReply, String> {
+    let mut client = client(dialer.connect(address).map_err(|error| error.to_string())?);
     let answer = timeout(ADMISSION, client.join(frame(request))).await;
     let answer = read_answer(answer)?;
     wire::decode(&answer.head).map_err(|error| error.to_string())
 }
 
 pub(super) async fn ask_to_adopt(
+    dialer: &Dialer,
     address: &str,
     request: &AdoptRequest,
 ) -> Result<AdoptReply, String> {
-    let mut client = client(connect(address).map_err(|error| error.to_string())?);
+    let mut client = client(dialer.connect(address).map_err(|error| error.to_string())?);
     let answer = timeout(ANSWER, client.adopt(frame(request))).await;
     let answer = read_answer(answer)?;
     wire::decode(&answer.head).map_err(|error| error.to_string())

@@ -21,7 +21,7 @@ impl Cradle {
         loop {
             let mut obstacles = Vec::new();
             for place in places.iter().filter(|place| **place != self.mine) {
-                match ask_to_join(place, &request).await {
+                match ask_to_join(&self.dialer, place, &request).await {
                     Ok(JoinReply::Admitted { cluster, node }) => {
                         return self
                             .take(Identity {

@@ -3,36 +3,36 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::io::AsyncWriteExt;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpStream, lookup_host};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::format::{Introduction, Method, Reader, Received, begin, fits, write};
+use crate::access::certificates::Protocol;
+use crate::access::{ReadSide, WriteSide};
+use crate::peer::dial::{CONNECT_TIMEOUT, Dialer};
 use crate::peer::directory::Caller;
-use crate::peer::port;
 use crate::peer::rpc::Frame;
 use crate::peer::wire;
-
-/// A dial that takes longer has met a host that is gone: the next call dials anew, with the name
-/// resolved again.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection in the making, or made: whoever needs it awaits it.
 pub(crate) type Connecting = Shared<BoxFuture<'static, Result<Arc<Connection>, Arc<str>>>>;
 
 /// Begins to connect to `address` on `runtime`. Goes on even if nobody awaits it, so that the patience of one call
 /// does not decide whether there is ever a connection.
-pub(crate) fn connect(runtime: &Handle, address: String, caller: Caller) -> Connecting {
+pub(crate) fn connect(
+    runtime: &Handle,
+    dialer: Dialer,
+    address: String,
+    caller: Caller,
+) -> Connecting {
     let made = async move {
-        match timeout(CONNECT_TIMEOUT, dial(&address, caller)).await {
+        match timeout(CONNECT_TIMEOUT, dial(&dialer, &address, caller)).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(format!("cannot connect: {error}").into()),
             Err(_) => Err(format!("no connection within {CONNECT_TIMEOUT:?}").into()),
@@ -43,12 +43,12 @@ pub(crate) fn connect(runtime: &Handle, address: String, caller: Caller) -> Conn
     made
 }
 
-async fn dial(address: &str, caller: Caller) -> io::Result<Arc<Connection>> {
-    let stream = dial_any(address).await?;
-    port::tune(&stream)?;
+async fn dial(dialer: &Dialer, address: &str, caller: Caller) -> io::Result<Arc<Connection>> {
+    let stream = dialer.dial(address, Protocol::Frames).await?;
     let (from, mut to) = stream.into_split();
     let introduction = wire::encode(&Introduction::from(caller));
     to.write_all(&begin(&introduction)).await?;
+    to.flush().await?;
     let pending = Arc::new(Mutex::new(Pending::default()));
     let reading = tokio::spawn(read(Reader::new(from), Arc::clone(&pending)));
     Ok(Arc::new(Connection {
@@ -56,22 +56,6 @@ async fn dial(address: &str, caller: Caller) -> io::Result<Arc<Connection>> {
         pending,
         reading: reading.abort_handle(),
     }))
-}
-
-/// The first of a name's addresses that answers. Each has its share of the time, so that one behind which nobody is does
-/// not hide the others.
-async fn dial_any(address: &str) -> io::Result<TcpStream> {
-    let addresses: Vec<_> = lookup_host(address).await?.collect();
-    let share = CONNECT_TIMEOUT / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
-        match timeout(share, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => last = error,
-            Err(_) => last = io::ErrorKind::TimedOut.into(),
-        }
-    }
-    Err(last)
 }
 
 type Answer = Result<Received, Arc<str>>;
@@ -91,7 +75,7 @@ fn lock(pending: &Mutex<Pending>) -> MutexGuard<'_, Pending> {
 }
 
 /// Hands answers to who waits for them, until the connection ends.
-async fn read(mut from: Reader<OwnedReadHalf>, pending: Arc<Mutex<Pending>>) {
+async fn read(mut from: Reader<ReadSide>, pending: Arc<Mutex<Pending>>) {
     let error = loop {
         match from.next().await {
             Ok(received) => {
@@ -125,7 +109,7 @@ fn end(pending: &Mutex<Pending>, reason: &Arc<str>) {
 /// A connection to one peer. Dropping it closes it.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    to: tokio::sync::Mutex<OwnedWriteHalf>,
+    to: tokio::sync::Mutex<WriteSide>,
     pending: Arc<Mutex<Pending>>,
     reading: AbortHandle,
 }

@@ -308,6 +308,8 @@ pub(crate) async fn write<W: AsyncWrite + Unpin>(
     if !is_joined {
         to.write_all(&frame.body).await?;
     }
+    // TLS keeps what the socket did not take at once.
+    to.flush().await?;
     *is_partial = false;
     Ok(())
 }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::client::{CallFailure, Connection};
 use super::format::{Reader, begin, write};
 use super::*;
+use crate::peer::dial::Dialer;
 use crate::peer::directory::Caller;
 use crate::peer::rpc::Frame;
 use crate::peer::wire;
@@ -67,7 +68,7 @@ async fn echo(gate: std::sync::Arc<Semaphore>) -> String {
 }
 
 async fn connected(address: String) -> std::sync::Arc<Connection> {
-    connect(&Handle::current(), address, caller())
+    connect(&Handle::current(), Dialer::default(), address, caller())
         .await
         .unwrap()
 }

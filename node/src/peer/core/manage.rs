@@ -38,7 +38,13 @@ impl Core {
             return JoinReply::NotYet(error.to_string());
         }
         let expected = Standing::Pristine { nonce: asked.nonce };
-        match greet(&asked.address, &HelloRequest { from: None }).await {
+        match greet(
+            self.links.dialer(),
+            &asked.address,
+            &HelloRequest { from: None },
+        )
+        .await
+        {
             Ok(reply) if reply.standing == expected => {}
             Ok(_) => {
                 return JoinReply::Refused(format!(

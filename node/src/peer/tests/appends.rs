@@ -32,7 +32,12 @@ async fn an_append_above_one_message_is_answered_for_what_was_sent() {
         decided_at: None,
         members: [(NodeId(2), record.clone())].into(),
     });
-    let links = Arc::new(Links::new(me, directory, Handle::current()));
+    let links = Arc::new(Links::new(
+        me,
+        Dialer::default(),
+        directory,
+        Handle::current(),
+    ));
     let mut network = Network::new(NodeId(1), links);
     let mut wire = network.new_client(NodeId(2), &record).await;
 

@@ -24,14 +24,20 @@ async fn no_cluster_comes_to_be_while_a_named_peer_is_missing() {
     // Both answer, so both have had every chance to begin.
     for place in &places.0[..2] {
         within(async {
-            while bootstrap::greet(&place.address, &HelloRequest { from: None })
-                .await
-                .is_err()
+            while bootstrap::greet(
+                &Dialer::default(),
+                &place.address,
+                &HelloRequest { from: None },
+            )
+            .await
+            .is_err()
             {}
         })
         .await;
         let hello = HelloRequest { from: None };
-        let reply = bootstrap::greet(&place.address, &hello).await.unwrap();
+        let reply = bootstrap::greet(&Dialer::default(), &place.address, &hello)
+            .await
+            .unwrap();
         assert!(matches!(reply.standing, Standing::Pristine { .. }));
     }
     let third = places.start(2).await;
@@ -160,7 +166,14 @@ async fn an_identity_is_taken_once_and_from_the_right_plan_only() {
         supports: SUPPORTED,
     };
     let mine = places.0[1].address.clone();
-    let cradle = Cradle::new(dir, places.names(), mine, Vec::new(), wish);
+    let cradle = Cradle::new(
+        dir,
+        places.names(),
+        mine,
+        Vec::new(),
+        wish,
+        Dialer::default(),
+    );
     let request = |nonce, node| AdoptRequest {
         plan: plan(&places, [11, nonce, 33]),
         node: NodeId(node),

@@ -19,7 +19,7 @@ async fn call_as(
         )]
         .into(),
     });
-    let links = Links::new(caller, directory, Handle::current());
+    let links = Links::new(caller, Dialer::default(), directory, Handle::current());
     let vote = openraft::raft::VoteRequest::new(openraft::Vote::new(1000, caller.node), None);
     let message = links::frame(&raft_wire::VoteRequest::from(vote));
     links

@@ -81,13 +81,16 @@ impl Port {
             service_port_base: 30_001,
             advertise_host: None,
             provider: Arc::new(Nothing),
+            certificates: None,
         };
         tokio::spawn(admin::serve(listener, parts, closing.clone()));
         Self { address, closing }
     }
 
     async fn watch(&self, from: u64) -> Result<tonic::Streaming<v1::WatchEventsResponse>, Status> {
-        let channel = super::super::links::connect(&self.address.to_string()).unwrap();
+        let channel = Dialer::default()
+            .connect(&self.address.to_string())
+            .unwrap();
         let mut client = EventsClient::new(channel);
         let asked = v1::WatchEventsRequest {
             from_index: Some(from),

@@ -26,6 +26,7 @@ use tonic::{Request, Response, Status};
 
 use super::inbox::Install;
 use super::*;
+use crate::peer::dial::Dialer;
 use crate::peer::directory::{Caller, Directory, Roster};
 use crate::peer::rpc::snapshot_transfer_server::{SnapshotTransfer, SnapshotTransferServer};
 use crate::peer::wire::raft::Vote;
@@ -266,7 +267,7 @@ impl Sender {
         Self {
             _dir: dir,
             snapshots,
-            links: Links::new(caller, directory, Handle::current()),
+            links: Links::new(caller, Dialer::default(), directory, Handle::current()),
             outbox: Outbox::new(),
         }
     }
