@@ -10,7 +10,8 @@ const PROTO: &str = "../node/proto";
 const ETCD: &str = "proto";
 
 /// The files that hold a service that the tests call.
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
+    "raftserve/v1/access.proto",
     "raftserve/v1/services.proto",
     "raftserve/v1/replicas.proto",
     "raftserve/v1/cluster.proto",

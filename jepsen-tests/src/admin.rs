@@ -5,8 +5,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
+
+use crate::access::{self, Bearer, Credential};
 
 /// The generated client of the published protocol.
 #[allow(
@@ -18,6 +21,7 @@ pub mod v1 {
     tonic::include_proto!("raftserve.v1");
 }
 
+use v1::access_client::AccessClient;
 use v1::cluster_client::ClusterClient;
 use v1::events_client::EventsClient;
 use v1::key_value_client::KeyValueClient;
@@ -41,7 +45,7 @@ const PAGES_MAX: usize = 1_000;
 /// A client of one peer's admin port. Connects when it is first used, and again when it must.
 #[derive(Clone, Debug)]
 pub struct Admin {
-    channel: Channel,
+    channel: InterceptedService<Channel, Bearer>,
 }
 
 impl Admin {
@@ -56,8 +60,56 @@ impl Admin {
             .connect_timeout(CONNECT_TIME_MAX)
             .timeout(CALL_TIME_MAX);
         Self {
-            channel: endpoint.connect_lazy(),
+            channel: InterceptedService::new(endpoint.connect_lazy(), Bearer::new(None)),
         }
+    }
+
+    /// A client of the admin port at `address`, which speaks TLS and asks for a credential.
+    ///
+    /// # Panics
+    /// If the authorities cannot be read.
+    #[must_use]
+    pub fn with(address: SocketAddr, credential: &Credential) -> Self {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .expect("a socket address makes a URI")
+            .timeout(CALL_TIME_MAX);
+        let channel = access::channel(&endpoint, address, &credential.authorities);
+        let bearer = Bearer::new(credential.token.as_deref());
+        Self {
+            channel: InterceptedService::new(channel, bearer),
+        }
+    }
+
+    /// Exchanges a password for a token.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn log_in(&self, user: &str, password: &str) -> Result<v1::LoginResponse, Status> {
+        let request = v1::LoginRequest {
+            user: user.to_owned(),
+            password: password.to_owned(),
+        };
+        let mut client = AccessClient::new(self.channel.clone());
+        Ok(client.login(request).await?.into_inner())
+    }
+
+    /// Who the peer takes this client for.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn who_am_i(&self) -> Result<v1::WhoAmIResponse, Status> {
+        let mut client = AccessClient::new(self.channel.clone());
+        Ok(client.who_am_i(v1::WhoAmIRequest {}).await?.into_inner())
+    }
+
+    /// Removes a member for good.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn remove_member(&self, node_id: u64) -> Result<(), Status> {
+        let request = v1::RemoveMemberRequest { node_id };
+        let mut client = ClusterClient::new(self.channel.clone());
+        client.remove_member(request).await.map(drop)
     }
 
     /// How the peer sees itself and the cluster.

@@ -1,7 +1,8 @@
 //! The command line, as a person or a script would use it.
 
+use std::fs::File;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use anyhow::Context;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::access::Credential;
 use crate::peer::clean_command;
 
 /// How long a command may take. `up` waits for a service, everything else answers at once.
@@ -24,6 +26,8 @@ pub struct Cli {
     pub binary: PathBuf,
     /// The admin port of the peer to ask.
     pub admin: SocketAddr,
+    /// With what it comes there, if that is protected.
+    pub credential: Option<Credential>,
 }
 
 /// What a command did.
@@ -43,11 +47,35 @@ impl Cli {
     /// # Errors
     /// If it cannot be run or takes more than a minute. An exit code is no error here.
     pub async fn run(&self, args: &[&str]) -> anyhow::Result<Ran> {
-        self.end(args, &[ADDRESS_FLAG, &self.admin.to_string()])
-            .await
+        let address = self.admin.to_string();
+        let mut more = vec![ADDRESS_FLAG, &address];
+        if let Some(credential) = &self.credential {
+            let file = credential.authorities.to_str();
+            more.extend(["--ca-file", file.context("a path in UTF-8")?]);
+        }
+        self.end(args, &more, None).await
     }
 
-    async fn end(&self, args: &[&str], more: &[&str]) -> anyhow::Result<Ran> {
+    /// Runs a command that names its peers itself to its end, with settings kept in `home`, and gives it `input` to
+    /// read.
+    ///
+    /// # Errors
+    /// As [`Cli::run`].
+    pub async fn run_at_home(
+        &self,
+        args: &[&str],
+        home: &Path,
+        input: &Path,
+    ) -> anyhow::Result<Ran> {
+        self.end(args, &[], Some((home, input))).await
+    }
+
+    async fn end(
+        &self,
+        args: &[&str],
+        more: &[&str],
+        at_home: Option<(&Path, &Path)>,
+    ) -> anyhow::Result<Ran> {
         let mut command = Command::from(clean_command(&self.binary));
         command
             .args(args)
@@ -55,6 +83,16 @@ impl Cli {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
+        match (at_home, &self.credential) {
+            (Some((home, input)), _) => {
+                let input = File::open(input).context("cannot open the input")?;
+                command.env("XDG_CONFIG_HOME", home).stdin(input);
+            }
+            (None, Some(Credential { token, .. })) => {
+                command.envs(token.iter().map(|token| ("RAFTSERVE_TOKEN", token)));
+            }
+            (None, None) => {}
+        }
         let output = timeout(COMMAND_TIME_MAX, command.output())
             .await
             .with_context(|| format!("raftserve {args:?} takes more than {COMMAND_TIME_MAX:?}"))?
@@ -71,7 +109,7 @@ impl Cli {
     /// # Errors
     /// As [`Cli::run`].
     pub async fn offline(&self, args: &[&str]) -> anyhow::Result<Ran> {
-        self.end(args, &[]).await
+        self.end(args, &[], None).await
     }
 
     /// Runs a command that asks no peer and is to succeed, and reads what it prints as JSON.

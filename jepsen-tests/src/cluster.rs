@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use tempfile::TempDir;
 
+use crate::access::Credential;
 use crate::admin::{self, Admin, v1};
 use crate::check::{clean, exactly_these_run};
 use crate::cli::Cli;
@@ -38,6 +39,8 @@ pub struct Options {
     pub profile: String,
     /// Further flags of all peers, those that join later too.
     pub flags: Vec<String>,
+    /// With what clients come, if the flags protect the peers.
+    pub credential: Option<Credential>,
 }
 
 impl Default for Options {
@@ -46,6 +49,7 @@ impl Default for Options {
             peers: 3,
             profile: "fast".to_owned(),
             flags: Vec::new(),
+            credential: None,
         }
     }
 }
@@ -129,6 +133,7 @@ impl Cluster {
                 profile: options.profile.clone(),
                 flags: options.flags.clone(),
                 log: root.join(format!("peer-{index}.log")),
+                credential: options.credential.clone(),
                 environment: Vec::new(),
             })
         };
@@ -245,6 +250,7 @@ impl Cluster {
         Cli {
             binary: setup.binary.clone(),
             admin: setup.ports.admin,
+            credential: setup.credential.clone(),
         }
     }
 

@@ -13,6 +13,7 @@
 //! | [`processes`] | what runs on this host, and to whom it belongs |
 //! | [`peer`], [`cluster`] | starting, killing, pausing and restarting peers |
 //! | [`admin`], [`cli`] | the admin API, and the command line |
+//! | [`access`] | certificates and credentials |
 //! | [`http`], [`load`] | requests, and many of them |
 //! | [`register`] | reads and writes of keys, and many of them |
 //! | [`faulty_disk`] | a disk that fails on command |
@@ -21,6 +22,7 @@
 //! | [`etcd`], [`usage`] | what we are compared with, and what processes use |
 //! | [`wait`] | waiting for a condition, never for a time |
 
+pub mod access;
 pub mod admin;
 pub mod binary;
 pub mod check;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use rustix::process::Signal;
 
+use crate::access::Credential;
 use crate::admin::Admin;
 use crate::load::Target;
 use crate::ports::PeerPorts;
@@ -52,6 +53,8 @@ pub struct PeerSetup {
     pub flags: Vec<String>,
     /// Its standard output and error go here.
     pub log: PathBuf,
+    /// With what clients come to it, if it is protected.
+    pub credential: Option<Credential>,
     /// What is added to its environment.
     pub environment: Vec<(OsString, OsString)>,
 }
@@ -101,7 +104,10 @@ pub fn clean_command(binary: &Path) -> Command {
             command.env_remove(name);
         }
     }
-    command.env("NO_COLOR", "1").stdin(Stdio::null());
+    command
+        .env("NO_COLOR", "1")
+        .env("XDG_CONFIG_HOME", "/nonexistent")
+        .stdin(Stdio::null());
     command
 }
 
@@ -218,7 +224,10 @@ impl Peer {
     /// A client of its admin API.
     #[must_use]
     pub fn admin(&self) -> Admin {
-        Admin::new(self.setup.ports.admin)
+        match &self.setup.credential {
+            None => Admin::new(self.setup.ports.admin),
+            Some(credential) => Admin::with(self.setup.ports.admin, credential),
+        }
     }
 
     /// Where other peers reach it.

@@ -10,7 +10,9 @@
 pub mod errors;
 pub mod v1;
 
+mod access;
 mod cluster;
+mod door;
 mod events;
 mod gate;
 mod keys;
@@ -28,6 +30,7 @@ mod snapshots;
 mod validate;
 mod view;
 
+pub use door::Denials;
 pub use proposer::WRITE_BUDGET;
 pub use server::{AdminError, serve};
 pub use shared::AdminParts;

@@ -9,6 +9,8 @@ mod args;
 mod cluster;
 mod confirm;
 mod connect;
+mod context;
+mod contexts;
 mod down;
 mod durations;
 mod events;
@@ -16,11 +18,14 @@ mod failure;
 mod fetch;
 mod glob;
 mod kv;
+mod login;
+mod login_args;
 mod logs;
 mod output;
 pub(crate) mod paint;
 mod probe;
 mod progress;
+mod prompt;
 mod recover;
 mod shape;
 mod snapshot;
@@ -28,6 +33,7 @@ mod snapshot_args;
 mod source;
 mod status;
 mod table;
+mod tls;
 mod up;
 mod yaml;
 
@@ -76,6 +82,8 @@ async fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Cluster(args) => cluster::run(args).await,
         Verb::Events(args) => events::run(args).await,
         Verb::Kv(args) => kv::run(args).await,
+        Verb::Login(args) => login::run(args).await,
+        Verb::Context(args) => context::run(args),
         Verb::Probe(args) => probe::run(args).await,
         Verb::Completions { shell } => {
             let mut command = Cli::command();

@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use raftserve_model::WallTime;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::access::UnixSeconds;
+
 /// How a peer reads the wall clock.
 pub type WallClock = fn() -> WallTime;
 
@@ -26,6 +28,12 @@ pub fn unix_ms() -> u64 {
         .map_or(0, |since| {
             u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
         })
+}
+
+/// Seconds since the Unix epoch, until which tokens are good. A token that ends a little early or late does no harm.
+#[must_use]
+pub fn unix_seconds() -> UnixSeconds {
+    UnixSeconds(unix_ms() / 1_000)
 }
 
 /// Time since boot, time asleep included: what leases are measured with, since a suspended machine's

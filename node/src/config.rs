@@ -41,6 +41,10 @@ pub struct NodeConfig {
     pub tls: Option<TlsListen>,
     /// The certificates by which peers know each other and clients know this one.
     pub cert_dir: Option<PathBuf>,
+    /// Who may use the admin API.
+    pub credentials_dir: Option<PathBuf>,
+    /// How long a login is good.
+    pub login_lifetime: Duration,
     /// The first of the ports that services have of their own.
     pub service_port_base: u16,
     /// Where replicas live; the same directory for all peers of a host.
@@ -77,6 +81,18 @@ pub enum ConfigError {
         /// How many there are.
         count: usize,
     },
+    /// A port without protection would be reached from elsewhere.
+    #[error(
+        "{flag} {address} is reached from other hosts: give {missing} too, or bind it to 127.0.0.1 or [::1]"
+    )]
+    Exposed {
+        /// The port's flag.
+        flag: &'static str,
+        /// Where it was to listen.
+        address: SocketAddr,
+        /// What would protect it.
+        missing: &'static str,
+    },
     /// A peer is named twice.
     #[error("--peers names {0} twice")]
     PeerTwice(String),
@@ -88,11 +104,36 @@ pub enum ConfigError {
     PeerCount(usize),
 }
 
+/// Only with certificates and credentials may other hosts reach more than the proxy.
+fn check_exposure(args: &NodeArgs) -> Result<(), ConfigError> {
+    let missing = match (&args.cert_dir, &args.credentials_dir) {
+        (Some(_), Some(_)) => return Ok(()),
+        (None, Some(_)) => "--cert-dir",
+        (Some(_), None) => "--credentials-dir",
+        (None, None) => "--cert-dir and --credentials-dir",
+    };
+    for (flag, address) in [
+        ("--admin-addr", args.admin_addr),
+        ("--peer-addr", args.peer_addr),
+        ("--ops-addr", args.ops_addr),
+    ] {
+        if !address.ip().is_loopback() {
+            return Err(ConfigError::Exposed {
+                flag,
+                address,
+                missing,
+            });
+        }
+    }
+    Ok(())
+}
+
 impl TryFrom<NodeArgs> for NodeConfig {
     type Error = ConfigError;
 
     /// Checks what no single flag shows.
     fn try_from(args: NodeArgs) -> Result<Self, ConfigError> {
+        check_exposure(&args)?;
         let own = match &args.advertise_peer {
             Some(address) => address.clone(),
             None => args.peer_addr.to_string(),
@@ -172,6 +213,8 @@ impl TryFrom<NodeArgs> for NodeConfig {
                 Http1Choice::Hyper => Http1Path::Hyper,
             },
             cert_dir: args.cert_dir,
+            credentials_dir: args.credentials_dir,
+            login_lifetime: args.login_lifetime,
             service_port_base: args.service_port_base,
             advertise_host: args.advertise_host,
             lifeline: args.lifeline,
@@ -200,8 +243,8 @@ mod tests {
 
     fn config(flags: &[&str]) -> Result<NodeConfig, String> {
         let words = ["node", "--data-dir", "d"].iter().chain(flags);
-        let args = Whole::try_parse_from(words).unwrap().args;
-        NodeConfig::try_from(args).map_err(|error| error.to_string())
+        let args = Whole::try_parse_from(words).map_err(|error| error.to_string())?;
+        NodeConfig::try_from(args.args).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -220,6 +263,29 @@ mod tests {
         for bad in ["p-1.x", "p-1.x:", ":7001", "p-1.x:70000"] {
             let refused = config(&[named, "--advertise-peer", bad]).unwrap_err();
             assert!(refused.contains("write HOST:PORT"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn only_the_proxy_is_reached_from_elsewhere_without_certificates_and_credentials() {
+        assert!(config(&["--proxy-addr", "0.0.0.0:1"]).is_ok());
+        for flag in ["--admin-addr", "--peer-addr", "--ops-addr"] {
+            assert!(config(&[flag, "[::1]:1"]).is_ok(), "{flag}");
+            let refused = |more: &[&str]| config(&[&[flag, "10.0.0.1:1"], more].concat());
+            let missing = [
+                (vec![], "give --cert-dir and --credentials-dir too"),
+                (vec!["--cert-dir", "c"], "give --credentials-dir too"),
+                (vec!["--credentials-dir", "c"], "give --cert-dir too"),
+            ];
+            for (given, says) in missing {
+                let refused = refused(&given).unwrap_err();
+                assert!(
+                    refused.contains(says) && refused.contains(flag),
+                    "{refused}"
+                );
+            }
+            let both = ["--cert-dir", "c", "--credentials-dir", "c"];
+            assert!(refused(&both).is_ok());
         }
     }
 }

@@ -27,7 +27,7 @@ pub fn main() -> ExitCode {
         return exit;
     }
     match cli::parse() {
-        cli::Program::Client(verb) => cli::run(verb),
+        cli::Program::Client(verb) => cli::run(*verb),
         cli::Program::Node(args) => node::main(*args),
         cli::Program::Dev(args) => dev::run(args),
     }

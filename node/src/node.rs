@@ -28,8 +28,8 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::access::Certificates;
-use crate::admin::{self, AdminParts};
+use crate::access::{Certificates, Credentials};
+use crate::admin::{self, AdminParts, Denials};
 use crate::bindings::Bindings;
 use crate::cli::node_args::{LogFormat, LogLevel, NodeArgs};
 use crate::clock;
@@ -155,6 +155,13 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         )),
         None => None,
     };
+    let credentials = match config.credentials_dir.clone() {
+        Some(directory) => Some(Arc::new(
+            Credentials::read(directory, config.login_lifetime)
+                .context("cannot use --credentials-dir")?,
+        )),
+        None => None,
+    };
     let ports = Ports::bind(&config).await?;
     let mut stop = Stop::listen()?;
     let readiness = Arc::new(Readiness::default());
@@ -170,6 +177,9 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
 
     if let Some(certificates) = &certificates {
         tasks.spawn(Arc::clone(certificates).watch(shutdown.clone()));
+    }
+    if let Some(credentials) = &credentials {
+        tasks.spawn(Arc::clone(credentials).watch(shutdown.clone()));
     }
 
     let incarnation = Incarnation(rand::random());
@@ -212,11 +222,14 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         ended_badly,
     };
     let parts = Parts::start(&config, &peer, incarnation, &vital)?;
+    let denials = Arc::new(Denials::default());
     let _ = report.set(Arc::new(Metrics {
         consensus: peer.consensus(),
         share: Arc::clone(&parts.share),
         proxy: parts.proxy.metrics(),
         certificates: certificates.clone(),
+        credentials: credentials.clone(),
+        denials: Arc::clone(&denials),
     }) as Arc<dyn Report>);
     tasks.spawn(become_ready(
         peer.consensus(),
@@ -233,6 +246,8 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
             advertise_host: config.advertise_host.clone(),
             provider: Arc::clone(&parts.provider),
             certificates: certificates.clone(),
+            credentials: credentials.clone(),
+            denials: Arc::clone(&denials),
         },
         shutdown.clone(),
     );
@@ -547,6 +562,8 @@ struct Metrics {
     share: Arc<Share>,
     proxy: raftserve_proxy::MetricsHandle,
     certificates: Option<Arc<Certificates>>,
+    credentials: Option<Arc<Credentials>>,
+    denials: Arc<Denials>,
 }
 
 impl Report for Metrics {
@@ -558,6 +575,10 @@ impl Report for Metrics {
         let mut text = self.proxy.render_prometheus();
         if let Some(certificates) = &self.certificates {
             text.push_str(&certificates.render());
+        }
+        if let Some(credentials) = &self.credentials {
+            text.push_str(&credentials.render());
+            text.push_str(&self.denials.render());
         }
         let leadership = *self.consensus.leadership().borrow();
         let state = self.consensus.state();

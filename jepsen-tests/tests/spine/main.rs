@@ -4,6 +4,7 @@
 //! Each test has a cluster of its own. At most two run at a time, and those that need the machine for
 //! themselves run alone, so that a slow machine makes the run longer and not the outcome another.
 
+mod access;
 mod bad_input;
 mod durability;
 mod idle;

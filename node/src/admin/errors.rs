@@ -79,6 +79,16 @@ reasons! {
     NotTransferred = "NOT_TRANSFERRED", FailedPrecondition;
     /// The cluster cannot do without this peer now.
     MemberNeeded = "MEMBER_NEEDED", FailedPrecondition;
+    /// The call carries no credential of a kind that is taken.
+    NoCredential = "NO_CREDENTIAL", Unauthenticated;
+    /// The credential is nobody's.
+    BadCredential = "BAD_CREDENTIAL", Unauthenticated;
+    /// The credential was good until some time ago.
+    CredentialExpired = "CREDENTIAL_EXPIRED", Unauthenticated;
+    /// The caller's role is not enough.
+    RoleTooLow = "ROLE_TOO_LOW", PermissionDenied;
+    /// There is nothing to log in to.
+    NoLogin = "NO_LOGIN", FailedPrecondition;
     /// The asked-for events are no longer kept.
     Compacted = "COMPACTED", OutOfRange;
     /// A bound on the state would be exceeded.

@@ -1,5 +1,4 @@
-//! Lets requests in: at most so many at once. Whoever may call what is to be decided here too, once
-//! there are credentials; until then the port is bound to loopback only.
+//! Lets requests in: at most so many at once. Who may make which is the door's to decide.
 
 use std::sync::Arc;
 

@@ -8,6 +8,7 @@ use raftserve_store::command::Request as Asked;
 use raftserve_store::state::{KV_VALUE_BYTES_MAX, KvCondition, KvEntry, KvKey};
 use tonic::{Request, Response, Status};
 
+use super::door::RESERVED;
 use super::errors::{self, Reason};
 use super::gate::admitted;
 use super::pages;
@@ -22,6 +23,10 @@ const PAGE_BYTES: usize = 1 << 20;
 pub(super) struct KeyValueApi(pub(super) Arc<Shared>);
 
 fn key(text: &str) -> Result<KvKey, Status> {
+    if text.starts_with(RESERVED) {
+        let problem = format!("begins with {RESERVED}, which is raftserve's own");
+        return Err(errors::invalid_request("key", problem));
+    }
     text.parse()
         .map_err(|error: raftserve_store::state::KvKeyError| {
             errors::invalid_request("key", error.to_string())
@@ -146,7 +151,9 @@ impl KeyValue for KeyValueApi {
         let after: Option<KvKey> = pages::after(&asked.page_token)?;
         let after = after.as_ref().map(KvKey::as_str);
         let (state, index) = self.0.read(asked.stale).await?;
-        let entries = state.keys_with(&asked.prefix, after);
+        let is_open = |(key, _): &(&KvKey, _)| !key.as_str().starts_with(RESERVED);
+        let entries = state.keys_with(&asked.prefix, after).filter(is_open);
+        let reserved = state.keys_with(RESERVED, None).count();
         let bytes = |(key, entry): &(&KvKey, &Arc<KvEntry>)| match asked.keys_only {
             true => key.as_str().len(),
             false => key.as_str().len() + entry.value.len(),
@@ -164,7 +171,7 @@ impl KeyValue for KeyValueApi {
         Ok(Response::new(v1::ListKeysResponse {
             entries,
             next_page_token,
-            total: state.key_count() as u64,
+            total: (state.key_count() - reserved) as u64,
             log_index: index.0,
         }))
     }

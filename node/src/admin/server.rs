@@ -12,7 +12,9 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use super::access::{self, AccessApi};
 use super::cluster::ClusterApi;
+use super::door::{Door, Guarded};
 use super::events::EventsApi;
 use super::gate::{Gate, KEY_REQUESTS_MAX, REQUESTS_MAX};
 use super::keys::KeyValueApi;
@@ -44,6 +46,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often a silent connection is asked whether it lives, and how long it may take to say so.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
+/// How long to wait before the cluster is asked again to agree on its secret for tokens.
+const SECRET_RETRY: Duration = Duration::from_secs(1);
+
 /// How long requests may finish once the port closes; then they are cut.
 const CLOSE_GRACE: Duration = Duration::from_secs(3);
 
@@ -71,6 +76,15 @@ pub async fn serve(
     let ready = parts.ready.clone();
     let certificates = parts.certificates.clone();
     let shared = Arc::new(Shared::new(parts, shutdown.clone()));
+    let door = shared.parts.credentials.clone().map(|credentials| {
+        let consensus = shared.parts.consensus.clone();
+        let denials = Arc::clone(&shared.parts.denials);
+        Arc::new(Door::new(credentials, consensus, denials))
+    });
+    let access = {
+        let door = door.clone();
+        move |shared| AccessApi::new(shared, door)
+    };
     let gate = Gate::new(REQUESTS_MAX);
     let keys_gate = Gate::new(KEY_REQUESTS_MAX);
     let (reporter, health) = tonic_health::server::health_reporter();
@@ -86,7 +100,8 @@ pub async fn serve(
         };
         ($server:path, $api:expr, $bytes_max:expr, $gate:expr) => {{
             let server = <$server>::new($api(Arc::clone(&shared)));
-            InterceptedService::new(server.max_decoding_message_size($bytes_max), $gate.clone())
+            let server = server.max_decoding_message_size($bytes_max);
+            InterceptedService::new(Guarded::new(server, door.clone()), $gate.clone())
         }};
     }
     let serving = Server::builder()
@@ -96,6 +111,7 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(health)
         .add_service(reflection)
+        .add_service(gated!(AccessServer, access, MESSAGE_BYTES_MAX))
         .add_service(gated!(ServicesServer, ServicesApi, YAML_MESSAGE_BYTES_MAX))
         .add_service(gated!(ReplicasServer, ReplicasApi, MESSAGE_BYTES_MAX))
         .add_service(gated!(LogsServer, LogsApi, MESSAGE_BYTES_MAX))
@@ -122,13 +138,16 @@ pub async fn serve(
         shutdown.cancelled().await;
         tokio::time::sleep(CLOSE_GRACE).await;
     };
+    let opened = open_door(&shared, door.as_deref());
     tokio::select! {
         served = serving => served.map_err(AdminError::Serve),
         () = report_health(reporter, ready) => unreachable!("health is reported for ever"),
+        () = opened => unreachable!("the door stays open"),
         () = cut => Ok(()),
     }
 }
 
+type AccessServer = v1::access_server::AccessServer<AccessApi>;
 type ServicesServer = v1::services_server::ServicesServer<ServicesApi>;
 type ReplicasServer = v1::replicas_server::ReplicasServer<ReplicasApi>;
 type LogsServer = v1::logs_server::LogsServer<LogsApi>;
@@ -137,6 +156,20 @@ type SessionsServer = v1::sessions_server::SessionsServer<SessionsApi>;
 type KeyValueServer = v1::key_value_server::KeyValueServer<KeyValueApi>;
 type ClusterServer = v1::cluster_server::ClusterServer<ClusterApi>;
 type SnapshotsServer = v1::snapshots_server::SnapshotsServer<SnapshotsApi>;
+
+/// Sees to it that the cluster has a secret for tokens before the first login, so that every peer knows it by then. Never
+/// ends.
+async fn open_door(shared: &Shared, door: Option<&Door>) {
+    let mut ready = shared.parts.ready.clone();
+    let is_ready = ready.wait_for(|ready| *ready).await.is_ok();
+    if let (Some(door), true) = (door, is_ready) {
+        while let Err(error) = access::realm(shared, door).await {
+            tracing::debug!(%error, "the cluster has no secret for tokens yet");
+            tokio::time::sleep(SECRET_RETRY).await;
+        }
+    }
+    std::future::pending().await
+}
 
 /// Tells health whether the peer is ready: for the whole server (the empty name) and each service.
 async fn report_health(reporter: HealthReporter, mut ready: watch::Receiver<bool>) {
@@ -147,6 +180,7 @@ async fn report_health(reporter: HealthReporter, mut ready: watch::Receiver<bool
         };
         for name in [
             "",
+            AccessServer::NAME,
             ServicesServer::NAME,
             ReplicasServer::NAME,
             LogsServer::NAME,

@@ -11,10 +11,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use super::door::Denials;
 use super::errors::{self, Reason};
 use super::proposer::Proposer;
 use super::view::ServicePorts;
-use crate::access::Certificates;
+use crate::access::{Certificates, Credentials};
 use crate::consensus::Consensus;
 use crate::provider::Provider;
 
@@ -42,6 +43,10 @@ pub struct AdminParts {
     pub provider: Arc<dyn Provider>,
     /// With which the port serves TLS; without, it serves none.
     pub certificates: Option<Arc<Certificates>>,
+    /// Who may call; without, everybody who reaches the port.
+    pub credentials: Option<Arc<Credentials>>,
+    /// How often somebody was not let in is counted here.
+    pub denials: Arc<Denials>,
 }
 
 /// See the module.

@@ -8,7 +8,6 @@ use clap::Args;
 
 use super::args::{Output, Target};
 use super::durations;
-use super::node_args::loopback;
 
 /// Add a peer.
 #[derive(Debug, Args)]
@@ -25,11 +24,17 @@ odd in number. This waits for all of that, and says what it waits for. It may be
 pub struct AddArgs {
     /// Where the new peer shall be reached by the others. By default its ports are 100 above those of the peer
     /// with the highest ones.
-    #[arg(long, value_name = "IP:PORT", value_parser = loopback)]
+    #[arg(long, value_name = "IP:PORT")]
     pub peer_addr: Option<SocketAddr>,
     /// The new peer's data directory, for the command.
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// Where its certificates will be, for the command. With --credentials-dir, for an address that other hosts reach.
+    #[arg(long, value_name = "DIR")]
+    pub cert_dir: Option<PathBuf>,
+    /// Where the credentials of the admin API will be, for the command.
+    #[arg(long, value_name = "DIR")]
+    pub credentials_dir: Option<PathBuf>,
     /// It shall have the log and no vote, until `raftserve cluster promote`.
     #[arg(long)]
     pub learner: bool,

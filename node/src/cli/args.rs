@@ -6,8 +6,10 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::add_args::AddArgs;
+use super::contexts::ConfigHome;
 use super::dev_args::DevArgs;
 use super::durations;
+use super::login_args::{ContextArgs, LoginArgs};
 use super::node_args::NodeArgs;
 use super::probe::ProbeArgs;
 use super::snapshot_args::{RecoverArgs, SnapshotArgs};
@@ -18,6 +20,7 @@ Try it without a cluster:
 
 Against a cluster:
   export RAFTSERVE_SERVER=10.0.0.1:7000,10.0.0.2:7000,10.0.0.3:7000
+  raftserve login --server https://10.0.0.1:7000 --ca-file ca.crt     where peers ask for credentials
   raftserve up service.yaml
   raftserve status
   curl \"$(raftserve status --endpoint my-service)\"
@@ -29,7 +32,7 @@ Exit codes:
   3  no such service, replica or file
   4  no peer answers, or the cluster has no quorum
   5  not done within --timeout
-  6  refused: it exists already, is going down, or a limit is reached
+  6  refused: it exists already, is going down, a limit is reached, or a credential is not enough
   130  interrupted";
 
 /// Serves models and other HTTP services as SkyPilot's SkyServe does, from three equal peers.
@@ -51,7 +54,7 @@ pub fn command() -> clap::Command {
 pub enum Program {
     /// A verb of the client.
     #[command(flatten)]
-    Client(Verb),
+    Client(Box<Verb>),
     /// Run one peer of a cluster.
     Node(Box<NodeArgs>),
     /// Run a whole cluster on this machine, until Ctrl-C.
@@ -79,6 +82,10 @@ pub enum Verb {
     Events(EventsArgs),
     /// Set and read keys that the whole cluster agrees on.
     Kv(KvArgs),
+    /// Get a credential for a cluster, and keep it.
+    Login(LoginArgs),
+    /// Show, choose, add and remove named clusters.
+    Context(ContextArgs),
     /// Ask URLs until each answers with 200; for health checks in containers.
     Probe(ProbeArgs),
     /// Print a completion script for a shell.
@@ -91,19 +98,33 @@ pub enum Verb {
     },
 }
 
-/// Whom to ask.
-#[derive(Debug, Clone, Args)]
+/// Whom to ask, and as whom.
+#[derive(Debug, Clone, Default, Args)]
 pub struct Target {
-    /// Admin address of a peer, as HOST[:PORT]. Repeat it, or separate several by commas: the next
-    /// one is tried when one does not answer.
+    /// Admin address of a peer, as [https://]HOST[:PORT]. Repeat it, or separate several by commas: the next one is tried
+    /// when one does not answer. Beyond this host TLS is spoken. By default that of the context in use, else
+    /// 127.0.0.1:7000.
     #[arg(
         long,
         value_name = "ADDR",
         env = "RAFTSERVE_SERVER",
-        value_delimiter = ',',
-        default_value = "127.0.0.1:7000"
+        value_delimiter = ','
     )]
     pub server: Vec<String>,
+    /// The cluster to ask, by the name that `raftserve login` or `raftserve context add` gave it.
+    #[arg(long, value_name = "NAME", env = "RAFTSERVE_CONTEXT")]
+    pub context: Option<String>,
+    /// PEM file of the authorities of the peers' certificates; by default those of the context, else the system's.
+    #[arg(long, value_name = "FILE", env = "RAFTSERVE_CA_FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// The name that the peers' certificates are for, if not the host's.
+    #[arg(long, value_name = "NAME", env = "RAFTSERVE_TLS_SERVER_NAME")]
+    pub tls_server_name: Option<String>,
+    /// A bearer token. From the environment only: others see a process's arguments.
+    #[arg(long, env = "RAFTSERVE_TOKEN", hide = true, hide_env_values = true)]
+    pub access_token: Option<String>,
+    #[command(flatten)]
+    pub home: ConfigHome,
 }
 
 /// How to print.
@@ -568,7 +589,10 @@ mod tests {
     #[test]
     fn servers_may_be_repeated_or_listed() {
         let words = ["raftserve", "status", "--server", "a,b:1", "--server", "c"];
-        let Program::Client(Verb::Status(args)) = Cli::parse_from(words).program else {
+        let Program::Client(verb) = Cli::parse_from(words).program else {
+            panic!("another program");
+        };
+        let Verb::Status(args) = *verb else {
             panic!("another verb");
         };
         assert_eq!(args.target.server, ["a", "b:1", "c"]);

@@ -1,13 +1,20 @@
 //! Reaches a peer: any of those named, the next one when one does not answer.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::time::Duration;
 
+use http::uri::Authority;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::args::Target;
+use super::contexts::{Context, Contexts, Token};
 use super::failure::{Exit, Failure};
+use super::tls::{self, Connector, Tls};
 use crate::admin::errors::Reason;
 use crate::admin::v1;
 use crate::admin::v1::cluster_client::ClusterClient;
@@ -29,23 +36,125 @@ const ROUNDS: usize = 2;
 /// How long to rest between rounds: about a peer's start.
 const ROUND_PAUSE: Duration = Duration::from_millis(500);
 
-/// The peers named on the command line.
+/// A connection to a peer, with the credential that goes with it.
+pub(super) type Link = InterceptedService<Channel, Credential>;
+
+/// Puts a credential on each call.
+#[derive(Clone)]
+pub(super) struct Credential(Option<MetadataValue<Ascii>>);
+
+impl Credential {
+    fn new(token: Option<&str>) -> Result<Self, Failure> {
+        let Some(token) = token else {
+            return Ok(Self(None));
+        };
+        let value: Result<MetadataValue<Ascii>, _> = format!("Bearer {}", token.trim()).parse();
+        let mut value =
+            value.map_err(|_| Failure::usage("the token has characters that no token has"))?;
+        value.set_sensitive(true);
+        Ok(Self(Some(value)))
+    }
+}
+
+impl Interceptor for Credential {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request
+                .metadata_mut()
+                .insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// Where a cluster is and how it is reached, put together from flags, environment and contexts.
+pub(super) struct Reached {
+    pub(super) context: Context,
+    /// The name of the context that it is from.
+    pub(super) name: Option<String>,
+}
+
+/// Puts together what was given. What a context holds is used for its own servers only.
+///
+/// # Errors
+/// If a context or a file is not there.
+pub(super) fn resolve(target: &Target) -> Result<Reached, Failure> {
+    let contexts = Contexts::load(&target.home)?;
+    let (kept, name) = match (&target.context, target.server.is_empty()) {
+        (Some(name), _) => (Some(contexts.named(name)?), Some(name.clone())),
+        (None, true) => (contexts.current(), contexts.current.clone()),
+        (None, false) => (contexts.of_servers(&target.server), None),
+    };
+    let mut context = kept.cloned().unwrap_or_default();
+    if !target.server.is_empty() {
+        context.servers.clone_from(&target.server);
+    }
+    if context.servers.is_empty() {
+        context.servers.push(format!("127.0.0.1:{DEFAULT_PORT}"));
+    }
+    if let Some(path) = &target.ca_file {
+        context.authorities = Some(tls::read_authorities(path)?);
+    }
+    if let Some(name) = &target.tls_server_name {
+        context.tls_server_name = Some(name.clone());
+    }
+    if let Some(token) = &target.access_token {
+        context.token = Some(Token {
+            token: token.clone(),
+            name: String::new(),
+            expires_unix_ms: None,
+        });
+    }
+    Ok(Reached { context, name })
+}
+
+/// Checks what would be kept as a context.
+///
+/// # Errors
+/// What cannot be used.
+pub(super) fn check(context: &Context) -> Result<(), Failure> {
+    Servers::of(context).map(drop)
+}
+
+/// One peer.
+struct Peer {
+    address: String,
+    endpoint: Endpoint,
+    /// With which TLS is spoken.
+    connector: Option<Connector>,
+}
+
+/// The peers to ask.
 pub(super) struct Servers {
-    endpoints: Vec<(String, Endpoint)>,
+    peers: Vec<Peer>,
+    credential: Credential,
     /// The one that answered last.
     current: usize,
-    channel: Option<Channel>,
+    link: Option<Link>,
 }
 
 impl Servers {
     /// Reads the addresses; connects to none yet.
     pub(super) fn new(target: &Target) -> Result<Self, Failure> {
-        let endpoints: Result<Vec<_>, _> =
-            target.server.iter().map(|text| endpoint(text)).collect();
+        Self::of(&resolve(target)?.context)
+    }
+
+    /// The same, of a cluster as it was put together.
+    ///
+    /// # Errors
+    /// If an address is none, or a credential would be sent in the clear.
+    pub(super) fn of(context: &Context) -> Result<Self, Failure> {
+        let peers: Result<Vec<_>, _> = context
+            .servers
+            .iter()
+            .map(|text| peer(text, context))
+            .collect();
+        let token = context.token.as_ref().map(|token| token.token.as_str());
         Ok(Self {
-            endpoints: endpoints?,
+            peers: peers?,
+            credential: Credential::new(token)?,
             current: 0,
-            channel: None,
+            link: None,
         })
     }
 
@@ -54,10 +163,7 @@ impl Servers {
     ///
     /// # Errors
     /// The answer, if it is an error; or that of the last peer asked, if none answers.
-    pub(super) async fn call<T, F>(
-        &mut self,
-        mut call: impl FnMut(Channel) -> F,
-    ) -> Result<T, Status>
+    pub(super) async fn call<T, F>(&mut self, mut call: impl FnMut(Link) -> F) -> Result<T, Status>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
@@ -69,9 +175,9 @@ impl Servers {
                 }
                 tokio::time::sleep(ROUND_PAUSE).await;
             }
-            for _ in 0..self.endpoints.len() {
-                let error = match self.channel().await {
-                    Ok(channel) => match tokio::time::timeout(CALL_TIMEOUT, call(channel)).await {
+            for _ in 0..self.peers.len() {
+                let error = match self.link().await {
+                    Ok(link) => match tokio::time::timeout(CALL_TIMEOUT, call(link)).await {
                         Ok(Ok(answer)) => return Ok(answer.into_inner()),
                         Ok(Err(status)) if !is_unanswered(&status) => return Err(status),
                         Ok(Err(status)) => {
@@ -82,7 +188,7 @@ impl Servers {
                     },
                     Err(status) => status,
                 };
-                seen.add(&self.endpoints[self.current].0, error);
+                seen.add(&self.peers[self.current].address, error);
                 self.next();
             }
         }
@@ -90,7 +196,7 @@ impl Servers {
     }
 
     /// As `call`, with the failure for the command line.
-    pub(super) async fn ask<T, F>(&mut self, call: impl FnMut(Channel) -> F) -> Result<T, Failure>
+    pub(super) async fn ask<T, F>(&mut self, call: impl FnMut(Link) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
@@ -116,25 +222,37 @@ impl Servers {
         })
     }
 
-    async fn channel(&mut self) -> Result<Channel, Status> {
-        if let Some(channel) = &self.channel {
-            return Ok(channel.clone());
+    async fn link(&mut self) -> Result<Link, Status> {
+        if let Some(link) = &self.link {
+            return Ok(link.clone());
         }
-        let (address, endpoint) = &self.endpoints[self.current];
-        let channel = endpoint.connect().await.map_err(|error| {
+        let Peer {
+            address,
+            endpoint,
+            connector,
+        } = &self.peers[self.current];
+        let connected = match connector {
+            None => endpoint.connect().await,
+            Some(connector) => endpoint.connect_with_connector(connector.clone()).await,
+        };
+        let channel = connected.map_err(|error| {
             let mut cause: &dyn std::error::Error = &error;
             while let Some(deeper) = cause.source() {
                 cause = deeper;
             }
-            Status::unavailable(format!("cannot connect to {address}: {cause}"))
+            Status::unavailable(format!(
+                "cannot connect to {address}: {cause}{}",
+                hint(cause)
+            ))
         })?;
-        Ok(self.channel.insert(channel).clone())
+        let link = InterceptedService::new(channel, self.credential.clone());
+        Ok(self.link.insert(link).clone())
     }
 
     /// Turns to the next peer.
     pub(super) fn next(&mut self) {
-        self.channel = None;
-        self.current = (self.current + 1) % self.endpoints.len();
+        self.link = None;
+        self.current = (self.current + 1) % self.peers.len();
     }
 }
 
@@ -191,31 +309,83 @@ fn is_unanswered(status: &Status) -> bool {
     }
 }
 
-fn endpoint(text: &str) -> Result<(String, Endpoint), Failure> {
+/// What may help against an error that says little.
+fn hint(cause: &dyn std::error::Error) -> &'static str {
+    let text = cause.to_string();
+    if text.contains("UnknownIssuer") || text.contains("BadSignature") {
+        " (--ca-file names the authorities of the peers' certificates)"
+    } else if text.contains("not valid for name") {
+        " (--tls-server-name says which name the peers' certificates are for)"
+    } else if text.contains("InvalidContentType") {
+        " (it may serve no TLS: say http://)"
+    } else {
+        ""
+    }
+}
+
+/// Whether only this host reaches it.
+fn is_loopback(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let address = host.parse::<IpAddr>();
+    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
+}
+
+/// Reads an address. Without a scheme, TLS is spoken beyond this host, and where authorities are known.
+fn peer(text: &str, context: &Context) -> Result<Peer, Failure> {
     let refuse = || {
         Failure::new(
             Exit::Usage,
-            format!("--server: {text:?} is not HOST or HOST:PORT"),
+            format!("--server: {text:?} is not [https://]HOST[:PORT]"),
         )
         .remedy("name the admin port of a peer, such as 127.0.0.1:7000")
     };
-    let address = text.trim();
-    if address.starts_with("https://") {
-        return Err(Failure::usage(
-            "--server: the admin port has no TLS yet; leave out https://",
+    let (scheme, address) = match text.trim().split_once("://") {
+        Some((scheme, address)) => (Some(scheme), address),
+        None => (None, text.trim()),
+    };
+    let authority: Authority = address.parse().map_err(|_| refuse())?;
+    let authority: Authority = match authority.port_u16() {
+        Some(_) => authority,
+        None => format!("{authority}:{DEFAULT_PORT}")
+            .parse()
+            .map_err(|_| refuse())?,
+    };
+    let is_here = is_loopback(authority.host());
+    let has_tls = match scheme {
+        Some("https") => true,
+        Some("http") => false,
+        Some(_) => return Err(refuse()),
+        None => !is_here || context.authorities.is_some(),
+    };
+    if context.token.is_some() && !has_tls && !is_here {
+        return Err(Failure::usage(format!(
+            "a credential is not sent to {authority} without TLS: others could read it"
+        ))
+        .remedy(
+            "say https://, and name the authorities of the peers' certificates with --ca-file",
         ));
     }
-    let address = address.strip_prefix("http://").unwrap_or(address);
-    let authority: http::uri::Authority = address.parse().map_err(|_| refuse())?;
-    let authority = match authority.port_u16() {
-        Some(_) => authority.to_string(),
-        None => format!("{authority}:{DEFAULT_PORT}"),
-    };
     let endpoint = Endpoint::from_shared(format!("http://{authority}"))
         .map_err(|_| refuse())?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true);
-    Ok((authority, endpoint))
+    let (endpoint, connector) = match has_tls {
+        false => (endpoint, None),
+        true => {
+            let name = context.tls_server_name.as_deref();
+            let connector =
+                Tls::new(context.authorities.as_deref(), name)?.connector(&authority)?;
+            let origin = format!("https://{authority}")
+                .parse()
+                .map_err(|_| refuse())?;
+            (endpoint.origin(origin), Some(connector))
+        }
+    };
+    Ok(Peer {
+        address: authority.to_string(),
+        endpoint,
+        connector,
+    })
 }
 
 #[cfg(test)]
@@ -224,13 +394,38 @@ mod tests {
 
     #[test]
     fn addresses_may_leave_out_the_port() {
-        let read = |text| endpoint(text).map(|(authority, _)| authority);
-        assert_eq!(read("10.0.0.1").unwrap(), "10.0.0.1:7000");
+        let read = |text| peer(text, &Context::default()).map(|peer| peer.address);
+        assert_eq!(read("127.0.0.1").unwrap(), "127.0.0.1:7000");
         assert_eq!(read("[::1]").unwrap(), "[::1]:7000");
         assert_eq!(read("http://a:1").unwrap(), "a:1");
-        for bad in ["", "a b", "https://a:1", "a:1/path"] {
+        for bad in ["", "a b", "ftp://a:1", "a:1/path"] {
             assert_eq!(read(bad).unwrap_err().exit, Exit::Usage, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_credential_never_leaves_this_host_in_the_clear() {
+        let context = Context {
+            token: Some(Token {
+                token: "t".to_owned(),
+                name: String::new(),
+                expires_unix_ms: None,
+            }),
+            ..Context::default()
+        };
+        for fine in ["127.0.0.1", "http://localhost:1", "[::1]:1"] {
+            assert!(
+                peer(fine, &context).is_ok_and(|peer| peer.connector.is_none()),
+                "{fine}"
+            );
+        }
+        let refused = peer("http://10.0.0.1", &context).err().unwrap();
+        assert!(
+            refused.message.contains("without TLS"),
+            "{}",
+            refused.message
+        );
+        assert!(peer("http://10.0.0.1", &Context::default()).is_ok());
     }
 
     #[test]
@@ -256,6 +451,7 @@ mod tests {
         drop(free);
         let target = Target {
             server: vec![address.clone(), address.clone()],
+            ..Target::default()
         };
         let mut servers = Servers::new(&target).unwrap();
         let failure = servers.request_id().await.unwrap_err();

@@ -1,10 +1,9 @@
 //! `raftserve events`. A stream that breaks is resumed on the next peer, after the last index seen.
 
-use tonic::transport::Channel;
 use tonic::{Code, Response, Status, Streaming};
 
 use super::args::{EventsArgs, Format};
-use super::connect::Servers;
+use super::connect::{Link, Servers};
 use super::failure::{Exit, Failure};
 use super::fetch::services_client;
 use super::paint::{Paint, Tone, status_tone};
@@ -85,7 +84,7 @@ async fn check_exists(servers: &mut Servers, name: &str, no_follow: bool) -> Res
 }
 
 async fn watch(
-    channel: Channel,
+    channel: Link,
     request: v1::WatchEventsRequest,
 ) -> Result<Response<Streaming<v1::WatchEventsResponse>>, Status> {
     EventsClient::new(channel).watch(request).await

@@ -130,7 +130,14 @@ fn remedy(reason: Reason) -> Option<&'static str> {
         Reason::NotProposed | Reason::NoQuorum => Some(
             "`raftserve cluster status` shows what the peer sees; `status --stale` works without a quorum",
         ),
+        Reason::NoCredential | Reason::BadCredential | Reason::CredentialExpired => Some(
+            "`raftserve login` gets a credential; RAFTSERVE_TOKEN gives one for a single command",
+        ),
+        Reason::RoleTooLow => {
+            Some("ask for another role, or log in as another user with `raftserve login`")
+        }
         Reason::InvalidSpec
+        | Reason::NoLogin
         | Reason::InvalidRequest
         | Reason::NoSuchSession
         | Reason::NoOutput

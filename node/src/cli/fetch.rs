@@ -1,8 +1,6 @@
 //! Whole lists, page by page.
 
-use tonic::transport::Channel;
-
-use super::connect::Servers;
+use super::connect::{Link, Servers};
 use super::failure::{Exit, Failure};
 use super::glob;
 use crate::admin::v1;
@@ -13,12 +11,12 @@ use crate::admin::v1::services_client::ServicesClient;
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// A client of `Services`.
-pub(super) fn services_client(channel: Channel) -> ServicesClient<Channel> {
+pub(super) fn services_client(channel: Link) -> ServicesClient<Link> {
     ServicesClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 
 /// A client of `Replicas`.
-pub(super) fn replicas_client(channel: Channel) -> ReplicasClient<Channel> {
+pub(super) fn replicas_client(channel: Link) -> ReplicasClient<Link> {
     ReplicasClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 

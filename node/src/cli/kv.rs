@@ -3,10 +3,9 @@
 use std::io::Read;
 
 use serde_json::{Value, json};
-use tonic::transport::Channel;
 
 use super::args::{Condition, Format, KvArgs, KvVerb, Target};
-use super::connect::Servers;
+use super::connect::{Link, Servers};
 use super::failure::Failure;
 use super::output;
 use super::paint::{Paint, Tone};
@@ -58,7 +57,7 @@ pub(super) async fn run(args: KvArgs) -> Result<(), Failure> {
     }
 }
 
-fn client(channel: Channel) -> KeyValueClient<Channel> {
+fn client(channel: Link) -> KeyValueClient<Link> {
     KeyValueClient::new(channel)
 }
 

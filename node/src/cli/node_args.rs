@@ -3,8 +3,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+
+use super::durations;
 
 /// How fast failures are noticed, against how much the network may delay messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -74,7 +77,8 @@ A further peer joins through any of them:
     --proxy-addr 0.0.0.0:8380 --admin-addr 127.0.0.1:7300 --peer-addr 127.0.0.1:7301 \\
     --ops-addr 127.0.0.1:7302 --service-port-base 30301
 
-Only the proxy's ports may be bound beyond loopback: the others ask for no credentials yet.")]
+Only the proxy's ports may be bound beyond loopback, unless --cert-dir gives this peer certificates and
+--credentials-dir says who may use its admin port.")]
 pub struct NodeArgs {
     /// Where this peer keeps its identity, its log and its snapshots. No other peer may use it.
     #[arg(long, value_name = "DIR", env = "RAFTSERVE_DATA_DIR")]
@@ -143,11 +147,19 @@ pub struct NodeArgs {
     /// they cannot be used, the ones before stay.
     #[arg(long, value_name = "DIR", env = "RAFTSERVE_CERT_DIR")]
     pub cert_dir: Option<PathBuf>,
-    /// Where the admin API is served. Loopback only.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7000", value_parser = loopback)]
+    /// Who may use the admin API: htpasswd (lines USER:HASH, bcrypt), tokens (lines NAME:ROLE:SHA256 of the token) and roles
+    /// (lines USER:ROLE; a user without one is a viewer), as a Secret is mounted. Roles are viewer, operator and admin.
+    /// Files that change are read again; if they cannot be used, the ones before stay.
+    #[arg(long, value_name = "DIR", env = "RAFTSERVE_CREDENTIALS_DIR")]
+    pub credentials_dir: Option<PathBuf>,
+    /// How long a login is good, such as 30m or 12h.
+    #[arg(long, value_name = "DURATION", default_value = "12h", value_parser = durations::parse)]
+    pub login_lifetime: Duration,
+    /// Where the admin API is served. Beyond loopback with --cert-dir and --credentials-dir only.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7000")]
     pub admin_addr: SocketAddr,
-    /// Where the other peers connect. Loopback only.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7001", value_parser = loopback)]
+    /// Where the other peers connect. Beyond loopback with --cert-dir and --credentials-dir only.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7001")]
     pub peer_addr: SocketAddr,
     /// HOST:PORT at which the other peers reach this one's peer port, if that is not --peer-addr; a name is looked up
     /// whenever they connect. Its host is also where people are told to find the admin port.
@@ -158,8 +170,8 @@ pub struct NodeArgs {
         env = "RAFTSERVE_ADVERTISE_PEER"
     )]
     pub advertise_peer: Option<String>,
-    /// Where health and metrics are served. Loopback only.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7002", value_parser = loopback)]
+    /// Where health and metrics are served, in the clear. Beyond loopback with --cert-dir and --credentials-dir only.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7002")]
     pub ops_addr: SocketAddr,
     /// The first of the 20 ports that services have of their own, on the proxy's address.
     #[arg(
@@ -195,21 +207,6 @@ pub struct NodeArgs {
     pub log_format: LogFormat,
 }
 
-/// An address that only this host reaches.
-pub(super) fn loopback(text: &str) -> Result<SocketAddr, String> {
-    let address: SocketAddr = text
-        .parse()
-        .map_err(|_| "must be IP:PORT, such as 127.0.0.1:7000".to_owned())?;
-    match address.ip().is_loopback() {
-        true => Ok(address),
-        false => Err(format!(
-            "{} is reached from other hosts, and this port asks for no credentials yet: bind it to \
-             127.0.0.1 or [::1]",
-            address.ip()
-        )),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,16 +223,6 @@ mod tests {
         Whole::try_parse_from(words)
             .map(|whole| whole.args)
             .map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn only_the_proxy_may_be_bound_beyond_loopback() {
-        assert!(parse(&["--proxy-addr", "0.0.0.0:1"]).is_ok());
-        for flag in ["--admin-addr", "--peer-addr", "--ops-addr"] {
-            assert!(parse(&[flag, "[::1]:1"]).is_ok(), "{flag}");
-            let refused = parse(&[flag, "0.0.0.0:1"]).unwrap_err();
-            assert!(refused.contains("asks for no credentials yet"), "{refused}");
-        }
     }
 
     #[test]

@@ -144,6 +144,8 @@ impl Lab {
             advertise_host: None,
             provider: Arc::new(TwoLines),
             certificates: None,
+            credentials: None,
+            denials: Arc::default(),
         };
         let serving = tokio::spawn(admin::serve(admin_port, parts, closing.clone()));
         let channel = Endpoint::from_shared(format!("http://{admin_address}"))

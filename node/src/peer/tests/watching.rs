@@ -82,6 +82,8 @@ impl Port {
             advertise_host: None,
             provider: Arc::new(Nothing),
             certificates: None,
+            credentials: None,
+            denials: Arc::default(),
         };
         tokio::spawn(admin::serve(listener, parts, closing.clone()));
         Self { address, closing }

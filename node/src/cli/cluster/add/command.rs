@@ -67,6 +67,17 @@ pub(super) fn join_command(members: &[v1::Member], args: &AddArgs) -> Result<Vec
             "choose a free port from 2 to {PEER_MAX} with --peer-addr"
         )));
     }
+    let protection = [
+        ("--cert-dir", &args.cert_dir),
+        ("--credentials-dir", &args.credentials_dir),
+    ];
+    let is_protected = protection.iter().all(|(_, directory)| directory.is_some());
+    if !address.ip().is_loopback() && !is_protected {
+        return Err(Failure::usage(format!(
+            "{address} is reached from other hosts, where a peer needs certificates and credentials"
+        ))
+        .remedy("say with --cert-dir and --credentials-dir where they will be"));
+    }
     let data_dir = args
         .data_dir
         .clone()
@@ -87,6 +98,11 @@ pub(super) fn join_command(members: &[v1::Member], args: &AddArgs) -> Result<Vec
             .into_iter()
             .flat_map(|(flag, value)| [flag.to_owned(), value]),
     );
+    for (flag, directory) in protection {
+        if let Some(directory) = directory {
+            argv.extend([flag.to_owned(), directory.display().to_string()]);
+        }
+    }
     if args.learner {
         argv.push("--learner".to_owned());
     }
@@ -174,12 +190,30 @@ mod tests {
             &[][..],
             &["--peer-addr", "127.0.0.1:2"],
             &["--peer-addr", "127.0.0.1:42515", "--learner"],
+            &[
+                "--peer-addr",
+                "10.0.0.4:7001",
+                "--cert-dir",
+                "c",
+                "--credentials-dir",
+                "d",
+            ],
         ] {
             let argv = asked(&members(), flags).unwrap();
             let node = Node::try_parse_from(&argv[1..]).unwrap();
             let config = NodeConfig::try_from(node.args).unwrap();
             assert_eq!(config.join, ["127.0.0.1:7001", "127.0.0.1:7201"]);
         }
+    }
+
+    #[test]
+    fn an_address_that_others_reach_needs_protection() {
+        let refused = asked(&members(), &["--peer-addr", "10.0.0.4:7001"]).unwrap_err();
+        let remedy = refused.remedy.unwrap();
+        assert!(
+            remedy.contains("--cert-dir and --credentials-dir"),
+            "{remedy}"
+        );
     }
 
     #[test]

@@ -1,0 +1,328 @@
+//! Who calls, by the credential that is shown: a token of the file `tokens`, or one that a user got for a password.
+//!
+//! The files are those of a mounted Secret, and read again when they change. What cannot be used changes nothing, is
+//! told and counted. No credential is ever told.
+
+use std::fmt::Write;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use raftserve_proxy::certificates::Fingerprint;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::accounts::{Accounts, BadLine, Subject};
+use super::login::{Claim, PREFIX, Realm, Signer, UnixSeconds};
+use super::password::PasswordHash;
+
+/// How often the files are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The largest file: thousands of users.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Passwords that are checked at once. Each keeps a processor busy, and traffic and Raft need them more.
+const CHECKS_MAX: usize = 2;
+
+/// Logins that wait for their turn. With a tenth of a second for each, the last waits for a second or two.
+const WAITING_MAX: usize = 32;
+
+/// How long a token is good that a user gets for a password: a working day.
+pub const LOGIN_LIFETIME: Duration = Duration::from_secs(12 * 3600);
+
+/// What stands before a token in the header `authorization`.
+const BEARER: &str = "bearer";
+
+/// Why credentials cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialsError {
+    /// A file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A line cannot be used.
+    #[error("cannot use the credentials in {directory}")]
+    Line {
+        /// Where they are.
+        directory: PathBuf,
+        /// Which line, and why.
+        source: BadLine,
+    },
+    /// There are none.
+    #[error(
+        "{0} holds no credential: put lines USER:HASH into its file htpasswd, or NAME:ROLE:SHA256 into its file tokens"
+    )]
+    None(PathBuf),
+}
+
+/// Why somebody is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// No credential was shown.
+    NoCredential,
+    /// It is no bearer token.
+    NoBearer,
+    /// It is nobody's, or not any more.
+    Bad,
+    /// It was good until some time ago.
+    Expired,
+    /// Too many others are logging in.
+    Busy,
+    /// This peer cannot tell yet.
+    NotCaughtUp,
+}
+
+/// What a user gets for a password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Login {
+    /// Who that is.
+    pub subject: Subject,
+    /// The token.
+    pub token: String,
+    /// Until when it is good.
+    pub until: UnixSeconds,
+}
+
+/// See the module.
+pub struct Credentials {
+    directory: PathBuf,
+    accounts: ArcSwap<Accounts>,
+    seen: Mutex<Fingerprint>,
+    lifetime: Duration,
+    /// Places for logins: those that are checked, and those that wait.
+    places: Arc<Semaphore>,
+    checks: Arc<Semaphore>,
+    reloads: AtomicU64,
+    failures: AtomicU64,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials")
+            .field("directory", &self.directory)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Credentials {
+    /// Reads the files of a directory for the first time. Tokens that users get are good for `lifetime`.
+    ///
+    /// # Errors
+    /// [`CredentialsError`] if they cannot be used.
+    pub fn read(directory: PathBuf, lifetime: Duration) -> Result<Self, CredentialsError> {
+        // Before the files: a change in between is then seen later.
+        let seen = fingerprint(&directory);
+        let accounts = read(&directory)?;
+        Ok(Self {
+            directory,
+            accounts: ArcSwap::from_pointee(accounts),
+            seen: Mutex::new(seen),
+            lifetime,
+            places: Arc::new(Semaphore::new(CHECKS_MAX + WAITING_MAX)),
+            checks: Arc::new(Semaphore::new(CHECKS_MAX)),
+            reloads: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+        })
+    }
+
+    /// Reads the files again if any of them changed.
+    pub fn refresh(&self) {
+        let now = fingerprint(&self.directory);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if *seen == now {
+            return;
+        }
+        *seen = now;
+        let directory = self.directory.display();
+        match read(&self.directory) {
+            Ok(accounts) => {
+                self.accounts.store(Arc::new(accounts));
+                self.reloads.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(%directory, "the credentials were read again");
+            }
+            // They change at this moment: the next look finds them whole.
+            Err(_) if fingerprint(&self.directory) != *seen => {}
+            Err(error) => {
+                self.failures.fetch_add(1, Ordering::Relaxed);
+                let error: &dyn std::error::Error = &error;
+                tracing::error!(
+                    error,
+                    "the new credentials are not used, the ones before stay"
+                );
+            }
+        }
+    }
+
+    /// Looks at the files until `shutdown`.
+    pub async fn watch(self: Arc<Self>, shutdown: CancellationToken) {
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = look.tick() => {}
+            }
+            let credentials = Arc::clone(&self);
+            // It reads files. If it panics, the credentials before stay.
+            let _ = tokio::task::spawn_blocking(move || credentials.refresh()).await;
+        }
+    }
+
+    /// Who shows this `authorization`. `realm` is asked only for the token of a login; there is none before the
+    /// cluster's secret has arrived here.
+    ///
+    /// # Errors
+    /// [`Unknown`].
+    pub fn identify(
+        &self,
+        authorization: Option<&str>,
+        realm: impl FnOnce() -> Option<Realm>,
+        now: UnixSeconds,
+    ) -> Result<Subject, Unknown> {
+        let shown = authorization.ok_or(Unknown::NoCredential)?;
+        let (scheme, token) = shown.split_once(' ').ok_or(Unknown::NoBearer)?;
+        if !scheme.eq_ignore_ascii_case(BEARER) {
+            return Err(Unknown::NoBearer);
+        }
+        let token = token.trim();
+        let accounts = self.accounts.load();
+        if !token.starts_with(PREFIX) {
+            return accounts.of_token(token).cloned().ok_or(Unknown::Bad);
+        }
+        let claim = Claim::read(token).ok_or(Unknown::Bad)?;
+        let user = accounts.user(&claim.user).ok_or(Unknown::Bad)?;
+        let realm = realm().ok_or(Unknown::NotCaughtUp)?;
+        if !Signer::new(&realm, user.hash.as_str()).has_signed(&claim) {
+            return Err(Unknown::Bad);
+        }
+        // Only after the signature: what nobody has signed is bad, not old.
+        if claim.until <= now {
+            return Err(Unknown::Expired);
+        }
+        Ok(Subject {
+            name: claim.user,
+            role: user.role,
+        })
+    }
+
+    /// Exchanges a password for a token. The password is checked on a thread where nothing else runs, and at most so
+    /// many are at once; an answer takes equally long for users that do not exist.
+    ///
+    /// # Errors
+    /// [`Unknown::Bad`] or [`Unknown::Busy`].
+    pub async fn log_in(
+        &self,
+        user: &str,
+        password: String,
+        realm: &Realm,
+        now: UnixSeconds,
+    ) -> Result<Login, Unknown> {
+        let _place = Arc::clone(&self.places)
+            .try_acquire_owned()
+            .map_err(|_| Unknown::Busy)?;
+        let check = Arc::clone(&self.checks).acquire_owned().await;
+        let check = check.map_err(|_| Unknown::Busy)?;
+        let found = {
+            let accounts = self.accounts.load();
+            let user = accounts.user(user);
+            user.map(|user| (user.hash.clone(), user.role))
+        };
+        let (hash, role) = match found {
+            Some((hash, role)) => (hash, Some(role)),
+            None => (PasswordHash::nobodys(), None),
+        };
+        let checked = tokio::task::spawn_blocking(move || {
+            // Held for as long as this runs, even if whoever asked is gone.
+            let _check = check;
+            let fits = hash.is_of(&password);
+            (fits, hash)
+        });
+        let (fits, hash) = checked.await.map_err(|_| Unknown::Bad)?;
+        let role = role.filter(|_| fits).ok_or(Unknown::Bad)?;
+        let until = now.plus(self.lifetime);
+        let token = Signer::new(realm, hash.as_str()).sign(user, until);
+        Ok(Login {
+            subject: Subject {
+                name: user.to_owned(),
+                role,
+            },
+            token,
+            until,
+        })
+    }
+
+    /// The counters in Prometheus's text format.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let name = "raftserve_credentials_reloads_total";
+        let mut text =
+            format!("# HELP {name} Changes of the credentials.\n# TYPE {name} counter\n");
+        for (outcome, counter) in [("used", &self.reloads), ("refused", &self.failures)] {
+            let value = counter.load(Ordering::Relaxed);
+            let _ = writeln!(text, "{name}{{outcome=\"{outcome}\"}} {value}");
+        }
+        text
+    }
+}
+
+fn paths(directory: &Path) -> [PathBuf; 3] {
+    ["htpasswd", "tokens", "roles"].map(|name| directory.join(name))
+}
+
+fn fingerprint(directory: &Path) -> Fingerprint {
+    Fingerprint::of(paths(directory))
+}
+
+fn read(directory: &Path) -> Result<Accounts, CredentialsError> {
+    let texts = paths(directory).map(|path| read_file(&path));
+    let [htpasswd, tokens, roles] = texts;
+    let accounts = Accounts::parse(&htpasswd?, &tokens?, &roles?);
+    let accounts = accounts.map_err(|source| CredentialsError::Line {
+        directory: directory.to_owned(),
+        source,
+    })?;
+    if accounts.is_empty() {
+        return Err(CredentialsError::None(directory.to_owned()));
+    }
+    for user in accounts.weakly_hashed() {
+        tracing::warn!(
+            user,
+            "this user's password is hashed with $apr1$, which is quickly broken if it gets out: make a new line with \
+             `htpasswd -nB {user}`"
+        );
+    }
+    for user in accounts.strangers() {
+        tracing::warn!(
+            user,
+            "the file roles names a user who has no line in htpasswd"
+        );
+    }
+    Ok(accounts)
+}
+
+/// The text of a file; none if there is no such file.
+fn read_file(path: &Path) -> Result<String, CredentialsError> {
+    let failed = |source| CredentialsError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
+        Err(error) => return Err(failed(error)),
+        Ok(found) if found.len() > FILE_BYTES_MAX => {
+            return Err(failed(io::Error::from(io::ErrorKind::FileTooLarge)));
+        }
+        Ok(_) => {}
+    }
+    std::fs::read_to_string(path).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests;

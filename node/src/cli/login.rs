@@ -1,0 +1,108 @@
+//! `raftserve login`.
+
+use super::connect::{Link, Servers};
+use super::contexts::{Context, Contexts, Token};
+use super::failure::Failure;
+use super::login_args::LoginArgs;
+use super::{durations, output, prompt};
+use crate::admin::v1;
+use crate::admin::v1::access_client::AccessClient;
+use crate::clock;
+
+/// Runs the verb.
+pub(super) async fn run(mut args: LoginArgs) -> Result<(), Failure> {
+    let given = match (args.token.take(), args.token_stdin) {
+        (Some(token), _) => Some(token),
+        (None, true) => Some(prompt::from_stdin("token")?),
+        (None, false) => None,
+    };
+    // Whatever credential there is, it is to be replaced.
+    args.target.access_token = given.clone();
+    let mut reached = super::connect::resolve(&args.target)?;
+    if given.is_none() {
+        reached.context.token = None;
+    }
+    let mut servers = Servers::of(&reached.context)?;
+    let (token, role) = match given {
+        Some(token) => {
+            let me = servers.ask(who_am_i).await?;
+            if !me.asks_for_credentials {
+                return Err(nothing_to_log_in_to());
+            }
+            let token = Token {
+                token,
+                name: me.name,
+                expires_unix_ms: None,
+            };
+            (token, me.role)
+        }
+        None => with_password(&mut servers, &args).await?,
+    };
+    let until = token.expires_unix_ms.map_or_else(String::new, |at| {
+        let left = at.saturating_sub(clock::unix_ms());
+        format!(
+            ", for {}",
+            durations::brief(std::time::Duration::from_millis(left))
+        )
+    });
+    let mut contexts = Contexts::load(&args.target.home)?;
+    let name = args.name.or(reached.name);
+    let name = name.unwrap_or_else(|| host(&reached.context));
+    let said = format!(
+        "Logged in as {} ({role}){until}; context {name} is in use.\n",
+        token.name
+    );
+    let context = Context {
+        token: Some(token),
+        ..reached.context
+    };
+    contexts.contexts.insert(name.clone(), context);
+    contexts.current = Some(name);
+    contexts.save(&args.target.home)?;
+    output::write(said.as_bytes())
+}
+
+async fn who_am_i(link: Link) -> Result<tonic::Response<v1::WhoAmIResponse>, tonic::Status> {
+    AccessClient::new(link).who_am_i(v1::WhoAmIRequest {}).await
+}
+
+fn nothing_to_log_in_to() -> Failure {
+    Failure::usage("this cluster asks for no credentials: there is nothing to log in to")
+        .remedy("`raftserve context add` keeps its addresses under a name")
+}
+
+async fn with_password(
+    servers: &mut Servers,
+    args: &LoginArgs,
+) -> Result<(Token, String), Failure> {
+    let user = match &args.user {
+        Some(user) => user.clone(),
+        None => prompt::text("User:").await?,
+    };
+    let password = match args.password_stdin {
+        true => prompt::from_stdin("password")?,
+        false => prompt::secret(&format!("Password of {user}:")).await?,
+    };
+    let request = v1::LoginRequest { user, password };
+    let login = servers
+        .ask(|link| {
+            let request = request.clone();
+            async move { AccessClient::new(link).login(request).await }
+        })
+        .await?;
+    let token = Token {
+        token: login.token,
+        name: login.name,
+        expires_unix_ms: Some(login.expires_unix_ms),
+    };
+    Ok((token, login.role))
+}
+
+/// The host of the first server.
+fn host(context: &Context) -> String {
+    let first = context.servers.first().map_or("", String::as_str);
+    let address = first
+        .rsplit_once("://")
+        .map_or(first, |(_, address)| address);
+    address.to_owned()
+}
