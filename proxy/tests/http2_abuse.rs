@@ -1,0 +1,251 @@
+//! HTTP/2 clients that make a server work or remember without end: each loses its connection, and nobody else
+//! notices. Frames are written by hand, as no client library would send them.
+
+mod support;
+
+use std::time::Duration;
+
+use support::{Hand, LIMIT, Rig, get, log, recorder, service};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len())
+        .expect("a small frame")
+        .to_be_bytes();
+    let mut bytes = length[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+/// A field as HPACK has it, without index or Huffman code.
+fn field(name: &str, value: &str) -> Vec<u8> {
+    let length = |text: &str| u8::try_from(text.len()).expect("a short text");
+    let mut bytes = vec![0, length(name)];
+    bytes.extend(name.bytes());
+    bytes.push(length(value));
+    bytes.extend(value.bytes());
+    bytes
+}
+
+fn fields(all: &[(&str, &str)]) -> Vec<u8> {
+    all.iter()
+        .flat_map(|(name, value)| field(name, value))
+        .collect()
+}
+
+const REQUEST: [(&str, &str); 4] = [
+    (":method", "GET"),
+    (":scheme", "http"),
+    (":authority", "svc"),
+    (":path", "/"),
+];
+
+async fn connect(rig: &Rig) -> Hand {
+    let mut client = Hand::connect(rig.address).await;
+    client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    client.send(frame(SETTINGS, 0, 0, &[])).await;
+    client
+}
+
+async fn rig() -> (Rig, std::sync::Arc<std::sync::Mutex<Vec<support::Seen>>>) {
+    let log = log();
+    (
+        Rig::new([service(1, "svc", &[recorder("r", &log).await])]),
+        log,
+    )
+}
+
+/// Sends frames until the connection ends, `most` at the most, without reading: whether it ended.
+async fn flood(client: &mut Hand, most: u32, mut next: impl FnMut(u32) -> Vec<u8>) -> bool {
+    let send = async {
+        for n in 0..most {
+            if client.0.write_all(&next(n)).await.is_err() {
+                return true;
+            }
+        }
+        // All was taken: it may still be told.
+        let mut rest = Vec::new();
+        let read = tokio::time::timeout(Duration::from_secs(5), client.0.read_to_end(&mut rest));
+        read.await.is_ok()
+    };
+    // One whose answers are not read may be left waiting, which costs the proxy nothing more.
+    tokio::time::timeout(LIMIT, send).await.unwrap_or(true)
+}
+
+/// Reads frames until one of this kind, for this stream; `None` at the connection's end.
+async fn await_frame(client: &mut Hand, kind: u8, stream: u32) -> Option<Vec<u8>> {
+    let read = async {
+        loop {
+            let mut head = [0; 9];
+            client.0.read_exact(&mut head).await.ok()?;
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut payload = vec![0; usize::try_from(length).expect("small")];
+            client.0.read_exact(&mut payload).await.ok()?;
+            let of = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+            if (head[3], of) == (kind, stream) {
+                return Some(payload);
+            }
+        }
+    };
+    support::soon("a frame", read).await
+}
+
+#[tokio::test]
+async fn whoever_floods_loses_its_connection_and_nobody_else() {
+    let (rig, _log) = rig().await;
+    let block = fields(&REQUEST);
+    let rapid_reset = |n: u32| {
+        let stream = 2 * n + 1;
+        let mut bytes = frame(HEADERS, END_STREAM | END_HEADERS, stream, &block);
+        bytes.extend(frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
+        bytes
+    };
+    let mut client = connect(&rig).await;
+    assert!(flood(&mut client, 20_000, rapid_reset).await, "rapid reset");
+
+    let continuation = |n: u32| match n {
+        0 => frame(HEADERS, 0, 1, &block),
+        _ => frame(
+            CONTINUATION,
+            0,
+            1,
+            &field("x", &"y".repeat(100)).repeat(100),
+        ),
+    };
+    let mut client = connect(&rig).await;
+    assert!(
+        flood(&mut client, 2_000, continuation).await,
+        "continuation"
+    );
+
+    let empty = |n: u32| match n {
+        0 => frame(HEADERS, 0, 1, &block),
+        _ => frame(CONTINUATION, 0, 1, &[]),
+    };
+    let mut client = connect(&rig).await;
+    assert!(
+        flood(&mut client, 100_000, empty).await,
+        "empty continuation"
+    );
+
+    // Answers that are not read are no reason to remember ever more of them.
+    for (kind, payload) in [(SETTINGS, &[][..]), (PING, &[7; 8][..])] {
+        let mut client = connect(&rig).await;
+        flood(&mut client, 200_000, |_| frame(kind, 0, 0, payload)).await;
+    }
+    assert_eq!(get(rig.address, "svc", "/").await.0, 200);
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_malformed_request_of_http_2_reaches_no_replica() {
+    let (rig, log) = rig().await;
+    let with = |extra: &[(&str, &str)]| fields(&[&REQUEST[..], extra].concat());
+    let table = [
+        (
+            "transfer-encoding",
+            with(&[("transfer-encoding", "chunked")]),
+        ),
+        ("connection", with(&[("connection", "keep-alive")])),
+        ("another te", with(&[("te", "gzip")])),
+        ("an upper case name", with(&[("X-Y", "1")])),
+        ("a line feed in a value", with(&[("x", "a\r\ny: b")])),
+        ("NUL in a value", with(&[("x", "a\0b")])),
+        ("a line feed in a name", with(&[("x\ny", "1")])),
+        ("a pseudo-header twice", with(&[(":path", "/other")])),
+        ("an unknown pseudo-header", with(&[(":evil", "1")])),
+        (
+            "a pseudo-header behind a field",
+            fields(&[&[("x", "1")][..], &REQUEST[..]].concat()),
+        ),
+        ("no method", fields(&REQUEST[1..])),
+        ("no path", fields(&REQUEST[..3])),
+        (
+            "an empty path",
+            fields(&[&REQUEST[..3], &[(":path", "")][..]].concat()),
+        ),
+        (
+            "a request line in the path",
+            fields(&[&REQUEST[..3], &[(":path", "/ HTTP/1.1\r\nx: y")][..]].concat()),
+        ),
+        (
+            "a host with a line feed",
+            fields(
+                &[
+                    &REQUEST[..2],
+                    &[(":authority", "a\r\nb"), (":path", "/")][..],
+                ]
+                .concat(),
+            ),
+        ),
+        (
+            "a length that is not kept",
+            with(&[("content-length", "5")]),
+        ),
+        ("two hosts", with(&[("host", "a"), ("host", "b")])),
+    ];
+    for (name, block) in table {
+        let mut client = connect(&rig).await;
+        client
+            .send(frame(HEADERS, END_STREAM | END_HEADERS, 1, &block))
+            .await;
+        // A reset, the connection's end, or an answer that says so.
+        client.send(frame(PING, 0, 0, &[1; 8])).await;
+        let end = tokio::select! {
+            ended = outcome(&mut client) => ended,
+            () = tokio::time::sleep(LIMIT) => panic!("{name}: nothing came of it"),
+        };
+        assert!(end, "{name}");
+    }
+    assert!(
+        log.lock().expect("no panic").is_empty(),
+        "a replica saw one of them"
+    );
+    // A body that is longer than said, likewise.
+    let mut client = connect(&rig).await;
+    let block = fields(
+        &[
+            &[(":method", "POST")][..],
+            &REQUEST[1..],
+            &[("content-length", "1")][..],
+        ]
+        .concat(),
+    );
+    client.send(frame(HEADERS, END_HEADERS, 1, &block)).await;
+    client.send(frame(DATA, END_STREAM, 1, b"abc")).await;
+    assert!(await_frame(&mut client, RST_STREAM, 1).await.is_some());
+    rig.idle().await;
+}
+
+/// Whether a request on stream 1 was refused: by a reset, by the connection's end, or with status 400.
+async fn outcome(client: &mut Hand) -> bool {
+    loop {
+        let mut head = [0; 9];
+        if client.0.read_exact(&mut head).await.is_err() {
+            return true;
+        }
+        let length = usize::from(head[1]) << 8 | usize::from(head[2]);
+        let mut payload = vec![0; length];
+        if client.0.read_exact(&mut payload).await.is_err() {
+            return true;
+        }
+        match head[3] {
+            RST_STREAM | GOAWAY => return true,
+            // Status 400 is entry 12 of the static table (RFC 7541, appendix A).
+            HEADERS => return payload.contains(&0x8c),
+            _ => {}
+        }
+    }
+}
