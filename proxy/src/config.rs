@@ -24,9 +24,6 @@ pub struct ProxyConfig {
     pub listen: SocketAddr,
     /// How many workers, each a thread; one per core without it.
     pub workers: Option<NonZeroUsize>,
-    /// The longest that a connect to a replica may take. One second: a replica is near, so silence
-    /// means that its host is gone, and each such attempt costs a request this long.
-    pub connect_timeout: Duration,
     /// The longest from an idle or new connection to a whole request head. It bounds both how long a
     /// client may keep an unused connection and how slowly it may send a head.
     pub header_timeout: Duration,
@@ -76,7 +73,6 @@ impl Default for ProxyConfig {
         Self {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080)),
             workers: None,
-            connect_timeout: Duration::from_secs(1),
             header_timeout: Duration::from_secs(60),
             session_wait: Duration::from_secs(5),
             upstream_idle: Duration::from_secs(4),

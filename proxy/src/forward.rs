@@ -23,6 +23,7 @@ use crate::answer::{Dialect, Refusal, no_such_service};
 use crate::body::{Ending, Held, Patience, ResponseBody, Streamed};
 use crate::connection::Client;
 use crate::drain::Phase;
+use crate::grpc;
 use crate::hash_key;
 use crate::headers::end_hop;
 use crate::load::InFlight;
@@ -89,7 +90,7 @@ pub(crate) async fn serve(
 async fn route(
     worker: &Rc<Worker>,
     client: &Rc<Client>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     now: Instant,
 ) -> Response<ResponseBody> {
     let dialect = Dialect::of(request.headers());
@@ -124,7 +125,14 @@ async fn route(
 
     let mut running = Running::start(&service.counters, Some(client), now, told);
     let terms = Terms::of(&service.route, rule);
-    let end = terms.deadline(now);
+    let call_end = match dialect {
+        Dialect::Grpc => grpc::deadline(&mut request, now),
+        Dialect::Http => None,
+    };
+    let end = match (terms.deadline(now), call_end) {
+        (Some(service), Some(call)) => Some(service.min(call)),
+        (service, call) => service.or(call),
+    };
     let ending = Ending::of(&request, dialect);
     let outcome = {
         let running = &mut running;

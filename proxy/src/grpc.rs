@@ -1,16 +1,22 @@
-//! What gRPC lays on HTTP/2: how a call is told from other requests, and how it ends.
+//! What gRPC lays on HTTP/2: how a call is told from other requests, how long it may take, and how it ends.
 //!
 //! From "gRPC over HTTP2" and "HTTP to gRPC Status Code Mapping" of the gRPC project.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, Version};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Request, Response, Version};
+use tokio::time::Instant;
 
 use crate::body::ResponseBody;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// The largest number that fits into a timeout's eight digits.
+const AMOUNT_MAX: u128 = 99_999_999;
 
 /// How a call ends that the proxy ends itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +38,67 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
             .then_some(rest)
     });
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
+}
+
+/// When a call must have ended.
+#[derive(Clone, Copy, Debug)]
+struct Deadline(Instant);
+
+/// When a call that came at `now` must have ended, if it says so. Whoever sends it on tells what is left.
+pub(crate) fn deadline<B>(request: &mut Request<B>, now: Instant) -> Option<Instant> {
+    let end = now.checked_add(timeout(request.headers())?)?;
+    request.extensions_mut().insert(Deadline(end));
+    Some(end)
+}
+
+/// Leaves of what is attached to a request only its deadline.
+pub(crate) fn keep_deadline(extensions: &mut Extensions) {
+    let deadline = extensions.remove::<Deadline>();
+    extensions.clear();
+    if let Some(deadline) = deadline {
+        extensions.insert(deadline);
+    }
+}
+
+/// Tells the next hop how long a call with a deadline may still take.
+pub(crate) fn tell_deadline<B>(request: &mut Request<B>, now: Instant) {
+    if let Some(&Deadline(end)) = request.extensions().get() {
+        set_timeout(request.headers_mut(), end.saturating_duration_since(now));
+    }
+}
+
+/// How long the call may take, if it says so.
+fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(GRPC_TIMEOUT)?.as_bytes();
+    let (&unit, digits) = value.split_last()?;
+    if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let amount: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(match unit {
+        b'H' => Duration::from_secs(amount * 3_600),
+        b'M' => Duration::from_secs(amount * 60),
+        b'S' => Duration::from_secs(amount),
+        b'm' => Duration::from_millis(amount),
+        b'u' => Duration::from_micros(amount),
+        b'n' => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}
+
+/// Tells the next hop how long the call may still take.
+fn set_timeout(headers: &mut HeaderMap, left: Duration) {
+    let units = [
+        (left.as_micros(), 'u'),
+        (left.as_millis(), 'm'),
+        (u128::from(left.as_secs()), 'S'),
+        (u128::from(left.as_secs() / 3_600), 'H'),
+    ];
+    let fitting = units.into_iter().find(|(amount, _)| *amount <= AMOUNT_MAX);
+    let (amount, unit) = fitting.unwrap_or((AMOUNT_MAX, 'H'));
+    if let Ok(value) = HeaderValue::try_from(format!("{amount}{unit}")) {
+        headers.insert(GRPC_TIMEOUT, value);
+    }
 }
 
 /// The answer to a call that reached no replica: its end alone.
@@ -94,6 +161,40 @@ mod tests {
             assert!(!is_grpc(&headers(CONTENT_TYPE, kind)), "{kind}");
         }
         assert!(!is_grpc(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn a_timeout_is_read_in_every_unit_and_no_other() {
+        for (text, nanos) in [
+            ("1H", 3_600_000_000_000),
+            ("2M", 120_000_000_000),
+            ("3S", 3_000_000_000),
+            ("4m", 4_000_000),
+            ("5u", 5_000),
+            ("99999999n", 99_999_999),
+        ] {
+            let read = timeout(&headers(GRPC_TIMEOUT, text));
+            assert_eq!(read, Some(Duration::from_nanos(nanos)), "{text}");
+        }
+        for text in ["", "S", "1", "1s", "-1S", "123456789S", "1.5S", "+1S"] {
+            assert_eq!(timeout(&headers(GRPC_TIMEOUT, text)), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_remains_is_told_as_exactly_as_eight_digits_allow_and_never_more() {
+        for seconds in [0, 1, 99, 100, 99_999, 100_000, 99_999_999, u64::MAX] {
+            let left = Duration::from_secs(seconds) + Duration::from_nanos(999);
+            let mut told = HeaderMap::new();
+            set_timeout(&mut told, left);
+            let told = timeout(&told).expect("it can be read");
+            assert!(told <= left, "{seconds}");
+            let slack = left / 1_000 + Duration::from_micros(1);
+            assert!(
+                seconds == u64::MAX || left - told <= slack,
+                "{seconds}: {told:?}"
+            );
+        }
     }
 
     #[test]

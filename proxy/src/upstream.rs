@@ -3,6 +3,7 @@
 mod dial;
 mod http2;
 mod plain;
+mod trust;
 
 use std::cell::{Cell, RefCell};
 use std::error::Error as _;
@@ -22,11 +23,14 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::body::{Upload, UploadBody};
 use crate::config::ProxyConfig;
+use crate::grpc;
 use crate::health::Health;
 use crate::load::{Gauge, InFlight};
 use crate::metrics::{Latencies, ReplicaCounters, count};
 use crate::policy::PeakEwma;
 use crate::triage::Triage;
+
+pub(crate) use dial::Dialer;
 
 /// What a request that broke off counts as having taken, at least.
 const FAILED_TOOK: Duration = Duration::from_secs(1);
@@ -82,6 +86,7 @@ pub(crate) struct Upstream {
     idle: RefCell<Vec<Idle>>,
     http2: Rc<http2::Pool>,
     plain: plain::Pool,
+    dialer: RefCell<Rc<Dialer>>,
     pub(crate) health: RefCell<Health>,
     triage: Rc<Triage>,
     pub(crate) counters: Arc<ReplicaCounters>,
@@ -106,6 +111,7 @@ impl Upstream {
         gauge: Arc<Gauge>,
         triage: Rc<Triage>,
         counters: Arc<ReplicaCounters>,
+        dialer: Rc<Dialer>,
     ) -> Self {
         Self {
             replica,
@@ -114,6 +120,7 @@ impl Upstream {
             idle: RefCell::default(),
             http2: Rc::default(),
             plain: plain::Pool::default(),
+            dialer: RefCell::new(dialer),
             health: RefCell::new(Health::new(Instant::now())),
             triage,
             counters,
@@ -158,6 +165,18 @@ impl Upstream {
             self.triage.readied(&self.health);
         }
         self.ready.set(ready);
+    }
+
+    /// How it is connected to from now on.
+    pub(crate) fn set_dialer(&self, dialer: &Rc<Dialer>) {
+        let before = self.dialer.replace(Rc::clone(dialer));
+        if !before.speaks_like(dialer) {
+            self.clear();
+        }
+    }
+
+    fn dialer(&self) -> Rc<Dialer> {
+        Rc::clone(&self.dialer.borrow())
     }
 
     /// Which version of its service it counts as from now on.
@@ -245,7 +264,11 @@ impl Upstream {
     ) -> Result<Checkout, ConnectError> {
         let link = match wire {
             Wire::Http1 => Link::Http1(self.connect_http1(config).await?),
-            Wire::Http2 => Link::Http2(self.http2.connect(self.address, config).await?),
+            Wire::Http2 => Link::Http2(
+                self.http2
+                    .connect(&self.dialer(), self.address, config)
+                    .await?,
+            ),
         };
         self.health.borrow_mut().connected();
         Ok(self.checked_out(link, config))
@@ -255,7 +278,8 @@ impl Upstream {
         &self,
         config: &ProxyConfig,
     ) -> Result<http1::SendRequest<UploadBody>, ConnectError> {
-        let stream = dial::tcp(self.address, config).await?;
+        let dialer = self.dialer();
+        let stream = dialer.open(self.address, Wire::Http1, config).await?;
         let (sender, connection) = http1::Builder::new()
             .handshake(TokioIo::new(stream))
             .await
@@ -274,7 +298,7 @@ impl Upstream {
 
     /// Opens a connection with nothing on it.
     pub(crate) async fn open_plain(&self, config: &ProxyConfig) -> Result<TcpStream, ConnectError> {
-        let stream = dial::tcp(self.address, config).await?;
+        let stream = self.dialer().open_clear(self.address, config).await?;
         self.health.borrow_mut().connected();
         Ok(stream)
     }
@@ -333,9 +357,10 @@ impl Checkout {
     /// from when the last of the body was taken.
     pub(crate) async fn exchange(
         &mut self,
-        request: Request<UploadBody>,
+        mut request: Request<UploadBody>,
         silence_max: Duration,
     ) -> Result<Response<Incoming>, ExchangeError> {
+        grpc::tell_deadline(&mut request, Instant::now());
         let upload = request.body().upload();
         let head = self.head(&request);
         let mut exchange = std::pin::pin!(async {
@@ -386,6 +411,7 @@ impl Checkout {
                 *head.uri_mut() = request.uri().clone();
                 *head.version_mut() = request.version();
                 *head.headers_mut() = request.headers().clone();
+                *head.extensions_mut() = request.extensions().clone();
                 Some(head)
             }
         }

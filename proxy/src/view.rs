@@ -23,7 +23,7 @@ use crate::pool::{Member, Pool};
 use crate::queue::Queue;
 use crate::routes::{RouteTable, ServiceRoute};
 use crate::triage::Triage;
-use crate::upstream::Upstream;
+use crate::upstream::{Dialer, Upstream};
 
 /// One worker's view of one route table. What did not change is carried over from the view before.
 #[derive(Debug, Default)]
@@ -36,6 +36,7 @@ pub(crate) struct View {
 /// One service in a [`View`].
 #[derive(Debug)]
 pub(crate) struct ServiceView {
+    dialer: Rc<Dialer>,
     pub(crate) route: Arc<ServiceRoute>,
     pub(crate) counters: Arc<Counters>,
     /// Whether its plain requests may take the short path.
@@ -132,6 +133,12 @@ impl ServiceView {
             ),
         };
         triage.adopt(&route.traffic);
+        let dialer = match before {
+            Some(before) if before.dialer.fits(&route.traffic.upstream) => {
+                Rc::clone(&before.dialer)
+            }
+            _ => Rc::new(Dialer::new(&route.traffic.upstream)),
+        };
         let known: HashMap<(ReplicaId, SocketAddr), &Rc<Upstream>> = before
             .iter()
             .flat_map(|before| &before.all)
@@ -147,6 +154,7 @@ impl ServiceView {
                 registries
                     .metrics
                     .replica(replica, version, registries.worker),
+                Rc::clone(&dialer),
             )),
         };
         let measure = route.policy == LoadBalancingPolicy::P2c;
@@ -160,6 +168,7 @@ impl ServiceView {
                 metrics.replica(endpoint.replica, version, worker);
                 upstream.set_version(version, metrics.latencies(route.id, version, worker));
             }
+            upstream.set_dialer(&dialer);
             upstream.set_ready(endpoint.ready);
             upstream.measure(measure);
             if endpoint.ready {
@@ -180,6 +189,7 @@ impl ServiceView {
         Self {
             route: Arc::clone(route),
             is_plain: fast::carries(route),
+            dialer,
             counters,
             ready: Pool::new(ready, cursor),
             shares: shares(route, &versions, before),

@@ -4,14 +4,12 @@
 mod support;
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use raftserve_model::spec::LoadBalancingPolicy;
 use raftserve_model::{Incarnation, NodeId};
-use raftserve_proxy::NoSessions;
 use support::{
-    Hand, Rig, by_hand, config, get, log, nowhere, recorder, replica, service, soon, table, until,
+    Hand, Rig, by_hand, get, log, nowhere, recorder, replica, service, soon, table, until,
 };
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
@@ -183,13 +181,14 @@ async fn a_silent_host_costs_the_connect_timeout_only() {
         .await
         .expect("no panic");
     let log = log();
-    let mut quick = config();
-    quick.connect_timeout = Duration::from_millis(500);
-    let services = [
+    let mut services = [
         service(1, "svc", &[hole.2, recorder("b", &log).await]),
         service(2, "alone", &[hole.2]),
     ];
-    let rig = Rig::with(quick, services, Arc::new(NoSessions));
+    for service in &mut services {
+        service.traffic.upstream.connect_timeout = Duration::from_millis(500);
+    }
+    let rig = Rig::new(services);
     for _ in 0..2 {
         assert_eq!(get(rig.address, "svc", "/").await, (200, "b".to_owned()));
     }

@@ -427,3 +427,49 @@ async fn a_call_whose_replica_breaks_off_ends_with_a_status_of_grpc() {
     assert_eq!(end.into_trailers().expect("trailers")["grpc-status"], "14");
     rig.idle().await;
 }
+
+#[tokio::test]
+async fn a_call_s_deadline_is_told_on_and_kept() {
+    let mut replica = Replica::start(100).await;
+    let rig = Rig::new([service(1, "svc", &[replica.address])]);
+    let mut sender = client(&rig).await;
+    let mut with_timeout = |text: &'static str| {
+        let mut request = call("x");
+        let value = http::HeaderValue::from_static(text);
+        request.headers_mut().insert("grpc-timeout", value);
+        tokio::spawn(sender.send_request(request))
+    };
+    // One that gets no answer at all.
+    let silent = with_timeout("300m");
+    let held = replica.call().await;
+    let told = held.0.headers()["grpc-timeout"].to_str().expect("text");
+    let left: u64 = told
+        .strip_suffix('u')
+        .expect("microseconds")
+        .parse()
+        .expect("a number");
+    assert!((1..300_000).contains(&left), "{told}");
+    let answer = soon("an answer", silent)
+        .await
+        .expect("no panic")
+        .expect("an answer");
+    assert_eq!(answer.headers()["grpc-status"], "4");
+
+    // One whose answer does not end.
+    let endless = with_timeout("300m");
+    let (_, mut respond) = replica.call().await;
+    let head = Response::builder().header("content-type", "application/grpc");
+    let head = head.body(()).expect("a head");
+    let mut down = respond.send_response(head, false).expect("a stream");
+    let answer = soon("a head", endless)
+        .await
+        .expect("no panic")
+        .expect("an answer");
+    let end = soon("the end", answer.into_body().collect())
+        .await
+        .expect("an end");
+    assert_eq!(end.trailers().expect("trailers")["grpc-status"], "4");
+    let reset = soon("word of it", std::future::poll_fn(|cx| down.poll_reset(cx))).await;
+    assert_eq!(reset.expect("a reset"), Reason::CANCEL);
+    rig.idle().await;
+}

@@ -17,11 +17,10 @@ use tokio::net::TcpStream;
 const GET: &str = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
 
 fn rig(config: ProxyConfig, address: std::net::SocketAddr) -> Rig {
-    Rig::with(
-        config,
-        [service(1, "svc", &[address])],
-        Arc::new(NoSessions),
-    )
+    let mut svc = service(1, "svc", &[address]);
+    // A thousand connects at once are more than the queue of a listener takes.
+    svc.traffic.upstream.connect_timeout = LIMIT;
+    Rig::with(config, [svc], Arc::new(NoSessions))
 }
 
 /// An HTTP/2 client, and its connection's end.
@@ -58,9 +57,7 @@ async fn a_thousand_streams(path: Http1Path) {
         http::Response::new(Full::new(Bytes::from_static(b"ok")))
     })
     .await;
-    // A thousand connects at once are more than the queue of a listener takes.
     let config = ProxyConfig {
-        connect_timeout: LIMIT,
         http1_path: path,
         ..config()
     };

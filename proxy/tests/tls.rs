@@ -10,14 +10,15 @@ use bytes::Bytes;
 use http::{Request, Version};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use raftserve_model::spec::{UpstreamProtocol, UpstreamTls, UpstreamTrust};
 use raftserve_proxy::{NoSessions, ProxyConfig, TlsListen};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use support::{Rig, Seen, log, recorder, service, soon, until};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
@@ -42,6 +43,21 @@ impl Authority {
         // The key first, as whoever watches looks for certificates with a key.
         std::fs::write(path.with_extension("key"), key.serialize_pem()).expect("room");
         std::fs::write(path.with_extension("crt"), certificate.pem()).expect("room");
+    }
+
+    /// An acceptor of a replica that is called `name`.
+    fn acceptor(&self, name: &str, protocol: &str) -> TlsAcceptor {
+        let (certificate, key) = self.pair(&[name]);
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .expect("a pair");
+        config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+        TlsAcceptor::from(Arc::new(config))
     }
 
     fn roots(&self) -> RootCertStore {
@@ -258,4 +274,85 @@ async fn a_client_s_certificate_is_told_to_replicas() {
             .expect("an answer"),
         200
     );
+}
+
+/// A replica with TLS that answers "ok" to whatever comes.
+async fn replica(acceptor: TlsAcceptor) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(stream) = acceptor.accept(stream).await else {
+                    return;
+                };
+                let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                let service = hyper::service::service_fn(|_| async {
+                    let body = Full::new(Bytes::from_static(b"ok"));
+                    Ok::<_, std::convert::Infallible>(http::Response::new(body))
+                });
+                let stream = TokioIo::new(stream);
+                let _ = match h2 {
+                    true => {
+                        hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                            .serve_connection(stream, service)
+                            .await
+                    }
+                    false => {
+                        hyper::server::conn::http1::Builder::new()
+                            .serve_connection(stream, service)
+                            .await
+                    }
+                };
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn replicas_are_spoken_to_in_tls_and_never_without_if_a_service_says_so() {
+    let (authority, strangers) = (Authority::new(), Authority::new());
+    let name = Some("replica.example".to_owned());
+    let believed = UpstreamTrust::Authorities(authority.0.pem());
+    let foreign = UpstreamTrust::Authorities(strangers.0.pem());
+    let broken = UpstreamTrust::Authorities("no PEM".to_owned());
+    for (protocol, alpn) in [
+        (UpstreamProtocol::Http1, "http/1.1"),
+        (UpstreamProtocol::Http2, "h2"),
+    ] {
+        let address = replica(authority.acceptor("replica.example", alpn)).await;
+        for (server_name, trust, status) in [
+            (name.clone(), believed.clone(), 200),
+            (None, UpstreamTrust::Anything, 200),
+            (None, believed.clone(), 502),
+            (Some("other.example".to_owned()), believed.clone(), 502),
+            (name.clone(), foreign.clone(), 502),
+            (name.clone(), broken.clone(), 502),
+        ] {
+            let mut svc = service(1, "svc", &[address]);
+            svc.traffic.upstream.protocol = protocol;
+            let case = format!("{alpn} {server_name:?} {trust:?}");
+            svc.traffic.upstream.tls = Some(UpstreamTls { server_name, trust });
+            let rig = Rig::new([svc]);
+            let answer = support::get(rig.address, "svc", "/").await;
+            assert_eq!(answer.0, status, "{case}: {}", answer.1);
+        }
+    }
+    // A change of trust holds for what comes next, whatever connections there are.
+    let address = replica(authority.acceptor("replica.example", "http/1.1")).await;
+    let mut svc = service(1, "svc", &[address]);
+    svc.traffic.upstream.tls = Some(UpstreamTls {
+        server_name: name.clone(),
+        trust: believed,
+    });
+    let rig = Rig::new([svc.clone()]);
+    assert_eq!(support::get(rig.address, "svc", "/").await.0, 200);
+    svc.traffic.upstream.tls = Some(UpstreamTls {
+        server_name: name,
+        trust: foreign,
+    });
+    rig.routes.publish(support::table([svc]));
+    assert_eq!(support::get(rig.address, "svc", "/").await.0, 502);
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use raftserve_model::ServiceName;
-use raftserve_model::spec::{ParseOptions, ServiceSpec, SpecError, UpstreamSettings};
+use raftserve_model::spec::{ParseOptions, ServiceSpec, SpecError};
 use tonic::Status;
 
 use super::errors::{self, Violation};
@@ -50,21 +50,11 @@ pub(super) fn check(
 /// effect would mislead.
 fn ahead_of_the_proxy(spec: &ServiceSpec) -> Vec<Violation> {
     let traffic = &spec.traffic;
-    let upstream = &traffic.upstream;
-    let usual = UpstreamSettings::default().connect_timeout;
-    let settings = [
-        (upstream.tls.is_some(), "upstream.tls", "leave it out"),
-        (
-            upstream.connect_timeout != usual,
-            "upstream.connect_timeout_seconds",
-            "leave it out: it is 1",
-        ),
-        (
-            traffic.request_body_bytes_max.is_some(),
-            "request_body_bytes_max",
-            "leave it out",
-        ),
-    ];
+    let settings = [(
+        traffic.request_body_bytes_max.is_some(),
+        "request_body_bytes_max",
+        "leave it out",
+    )];
     let refused = settings.into_iter().filter(|(is_set, ..)| *is_set);
     refused
         .map(|(_, field, remedy)| Violation {
@@ -123,13 +113,10 @@ mod tests {
             );
             check(&yaml, HashMap::new(), HashMap::new())
         };
-        for (traffic, field) in [
-            ("{upstream: {tls: {verify: no}}}", "traffic.upstream.tls"),
-            (
-                "{request_body_bytes_max: 10}",
-                "traffic.request_body_bytes_max",
-            ),
-        ] {
+        for (traffic, field) in [(
+            "{request_body_bytes_max: 10}",
+            "traffic.request_body_bytes_max",
+        )] {
             let Err(refused) = check_traffic(traffic) else {
                 panic!("{traffic} is taken");
             };
@@ -140,6 +127,7 @@ mod tests {
             "{policy: round_robin, retries: {max: 1}}",
             "{policy: maglev, hash_on: {cookie: user}}",
             "{routes: [{methods: [GET], rewrite_prefix: /x, path_prefix: /y}]}",
+            "{upstream: {tls: {verify: no}, connect_timeout_seconds: 3}}",
         ] {
             assert!(check_traffic(traffic).is_ok(), "{traffic}");
         }

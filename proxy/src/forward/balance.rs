@@ -110,6 +110,7 @@ impl Spare {
         *head.uri_mut() = request.uri().clone();
         *head.version_mut() = request.version();
         *head.headers_mut() = request.headers().clone();
+        *head.extensions_mut() = request.extensions().clone();
         let upload = request.body().upload();
         Some(Self { head, upload })
     }
@@ -121,6 +122,7 @@ impl Spare {
         *request.uri_mut() = self.head.uri().clone();
         *request.version_mut() = self.head.version();
         *request.headers_mut() = self.head.headers().clone();
+        *request.extensions_mut() = self.head.extensions().clone();
         Some(request)
     }
 }

@@ -13,7 +13,7 @@ use raftserve_model::spec::{RouteRule, UpstreamProtocol};
 
 use crate::body::UploadBody;
 use crate::connection::Client;
-use crate::grpc::is_grpc;
+use crate::grpc::{self, is_grpc};
 use crate::headers::{Forwarded, begin_request_hop, end_hop, is_plainly_framed, set_certificate};
 use crate::routes::ServiceRoute;
 use crate::rules;
@@ -102,11 +102,11 @@ pub(super) fn outgoing(
             parts.version = Version::HTTP_11;
         }
         Wire::Http2 => {
-            parts.uri = absolute(&mut parts.headers, target)?;
+            parts.uri = absolute(&mut parts.headers, target, route)?;
             parts.version = Version::HTTP_2;
         }
     }
-    parts.extensions.clear();
+    grpc::keep_deadline(&mut parts.extensions);
     let affinity = route.affinity.as_ref();
     let key = affinity.and_then(|affinity| key_of(route.id, affinity, &parts.headers));
     let request = Request::from_parts(parts, UploadBody::new(body));
@@ -147,11 +147,18 @@ fn wire(route: &ServiceRoute, headers: &HeaderMap) -> Wire {
 }
 
 /// The target with its host, which HTTP/2 has no field for (RFC 9113, 8.3.1).
-fn absolute(headers: &mut HeaderMap, target: PathAndQuery) -> Result<Uri, &'static str> {
+fn absolute(
+    headers: &mut HeaderMap,
+    target: PathAndQuery,
+    route: &ServiceRoute,
+) -> Result<Uri, &'static str> {
     let host = headers.remove(HOST).filter(|host| !host.is_empty());
     let host = host.unwrap_or(HeaderValue::from_static("localhost")); // HTTP/1.0 may name none.
     Uri::builder()
-        .scheme(Scheme::HTTP)
+        .scheme(match route.traffic.upstream.tls {
+            Some(_) => Scheme::HTTPS,
+            None => Scheme::HTTP,
+        })
         .authority(host.as_bytes())
         .path_and_query(target)
         .build()

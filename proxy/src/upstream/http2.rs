@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
-use super::{ConnectError, dial};
+use super::dial::{Dialer, Socket};
+use super::{ConnectError, Wire};
 use crate::body::UploadBody;
 use crate::config::ProxyConfig;
 use crate::connection::LocalExecutor;
@@ -129,11 +129,12 @@ impl Pool {
     /// connection is opened at a time.
     pub(super) async fn connect(
         self: &Rc<Self>,
+        dialer: &Rc<Dialer>,
         address: SocketAddr,
         config: &ProxyConfig,
     ) -> Result<Stream, ConnectError> {
         loop {
-            let mut dialing = self.dial(address, config);
+            let mut dialing = self.dial(dialer, address, config);
             let outcome = match dialing.wait_for(Option::is_some).await {
                 Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
                 Err(_) => Ok(()), // Its task was ended: look again.
@@ -147,15 +148,20 @@ impl Pool {
 
     /// Begins to open a connection, unless one is being opened. It belongs to all who wait for it, so it is
     /// a task of its own.
-    fn dial(self: &Rc<Self>, address: SocketAddr, config: &ProxyConfig) -> Dialing {
+    fn dial(
+        self: &Rc<Self>,
+        dialer: &Rc<Dialer>,
+        address: SocketAddr,
+        config: &ProxyConfig,
+    ) -> Dialing {
         if let Some(dialing) = &*self.dialing.borrow() {
             return dialing.clone();
         }
         let (done, dialing) = watch::channel(None);
         *self.dialing.borrow_mut() = Some(dialing.clone());
-        let (pool, config) = (Rc::clone(self), config.clone());
+        let (pool, dialer, config) = (Rc::clone(self), Rc::clone(dialer), config.clone());
         tokio::task::spawn_local(async move {
-            let opened = open(address, &config).await;
+            let opened = open(&dialer, address, &config).await;
             *pool.dialing.borrow_mut() = None;
             let outcome = opened.map(|connection| pool.connections.borrow_mut().push(connection));
             done.send_replace(Some(outcome));
@@ -173,8 +179,12 @@ impl Pool {
     }
 }
 
-async fn open(address: SocketAddr, config: &ProxyConfig) -> Result<Rc<Connection>, ConnectError> {
-    let stream = dial::tcp(address, config).await?;
+async fn open(
+    dialer: &Dialer,
+    address: SocketAddr,
+    config: &ProxyConfig,
+) -> Result<Rc<Connection>, ConnectError> {
+    let stream = dialer.open(address, Wire::Http2, config).await?;
     let (sender, connection) = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .initial_max_send_streams(UNTOLD)
@@ -208,7 +218,7 @@ async fn open(address: SocketAddr, config: &ProxyConfig) -> Result<Rc<Connection
 
 /// Runs a connection to its end, which is told to the requests on it.
 async fn drive(
-    connection: http2::Connection<TokioIo<TcpStream>, UploadBody, LocalExecutor>,
+    connection: http2::Connection<TokioIo<Socket>, UploadBody, LocalExecutor>,
     streams_max: Rc<Cell<usize>>,
 ) {
     let mut connection = pin!(connection);
