@@ -15,6 +15,10 @@ use raftserve_proxy::{
     USUAL_WEIGHT,
 };
 
+/// As in the binary that carries the proxy.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let mut next = |what: &str| arguments.next().ok_or_else(|| format!("give {what}"));

@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::{HeaderValue, Request};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -80,11 +81,12 @@ pub(crate) struct Unsent {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LocalExecutor;
 
-impl<F: Future + 'static> Executor<F> for LocalExecutor {
+impl<F> Executor<F> for LocalExecutor
+where
+    F: Future<Output: 'static> + 'static,
+{
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
+        tokio::task::spawn_local(future); // Not wrapped: each wrapping would be a copy of it.
     }
 }
 
@@ -216,8 +218,9 @@ fn service(
     Future: 'static,
 > {
     service_fn(move |request| {
+        // Boxed, so that neither an idle connection nor a stream whose answer has begun has room for it.
         let answer = forward::serve(Rc::clone(&worker), Rc::clone(&client), request);
-        async move { Ok::<_, Infallible>(answer.await) }
+        Box::pin(answer).map(Ok::<_, Infallible>)
     })
 }
 

@@ -16,11 +16,12 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
+use raftserve_model::SessionKey;
 use tokio::time::{Instant, timeout_at};
 
 use crate::access_log::Record;
 use crate::answer::{Dialect, Refusal, no_such_service};
-use crate::body::{Ending, Held, Patience, ResponseBody, Streamed};
+use crate::body::{Ending, Held, Patience, ResponseBody, Streamed, UploadBody};
 use crate::connection::Client;
 use crate::drain::Phase;
 use crate::grpc;
@@ -35,6 +36,7 @@ use crate::tunnel;
 use crate::upstream::Checkout;
 use crate::view::ServiceView;
 use crate::worker::Worker;
+use prepare::Prepared;
 use terms::Terms;
 
 /// A replica's answer, and what its request holds there.
@@ -63,54 +65,74 @@ impl Sent {
 }
 
 /// Answers one request.
-pub(crate) async fn serve(
+///
+/// What it takes to choose a service and to make the replica's request is done at once. The future is what is left to
+/// wait for: it lives as long as the request, and its size is what each costs.
+pub(crate) fn serve(
     worker: Rc<Worker>,
     client: Rc<Client>,
     request: Request<Incoming>,
-) -> Response<ResponseBody> {
+) -> impl Future<Output = Response<ResponseBody>> {
     let now = Instant::now();
     client.lifetime.used(now);
     let http1 = request.version() < Version::HTTP_2;
-    let mut response = route(&worker, &client, request, now).await;
-    let stays = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    if stays {
-        client.tunnelled.store(true, Ordering::Relaxed);
+    let begun = begin(&worker, &client, request, now);
+    async move {
+        let mut response = match begun {
+            Ok(begun) => begun.carry(&worker, &client).await,
+            Err(refused) => *refused,
+        };
+        let stays = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if stays {
+            client.tunnelled.store(true, Ordering::Relaxed);
+        }
+        let closes = worker.drain.phase() != Phase::Serving || client.lifetime.is_over(now);
+        if http1 && !stays && closes {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
+        if !http1 {
+            response.headers_mut().remove(CONNECTION);
+        }
+        response
     }
-    let closes = worker.drain.phase() != Phase::Serving || client.lifetime.is_over(now);
-    if http1 && !stays && closes {
-        let close = HeaderValue::from_static("close");
-        response.headers_mut().insert(CONNECTION, close);
-    }
-    if !http1 {
-        response.headers_mut().remove(CONNECTION);
-    }
-    response
 }
 
-async fn route(
+/// A request of a service, ready to be sent.
+struct Begun {
+    service: Rc<ServiceView>,
+    /// The index of the rule that it meets.
+    rule: Option<usize>,
+    hash: Option<u64>,
+    prepared: Prepared,
+    dialect: Dialect,
+    ending: Ending,
+    /// When its answer must have ended.
+    end: Option<Instant>,
+    running: Running,
+}
+
+/// Finds a request's service, and makes the request that a replica gets.
+fn begin(
     worker: &Rc<Worker>,
     client: &Rc<Client>,
     mut request: Request<Incoming>,
     now: Instant,
-) -> Response<ResponseBody> {
+) -> Result<Begun, Box<Response<ResponseBody>>> {
     let dialect = Dialect::of(request.headers());
+    let refused = |refusal: Refusal| Box::new(refusal.answer(None, dialect));
     if request.method() == Method::CONNECT {
-        return Refusal::Connect.answer(None, dialect);
+        return Err(refused(Refusal::Connect));
     }
     let view = worker.view();
-    let host = match prepare::host(&request) {
-        Ok(host) => host,
-        Err(why) => return Refusal::BadRequest(why).answer(None, dialect),
-    };
-    let Some(found) = view
-        .table
-        .resolve(host, request.uri().path(), client.listener)
-    else {
+    let host = prepare::host(&request).map_err(|why| refused(Refusal::BadRequest(why)))?;
+    let path = request.uri().path();
+    let Some(found) = view.table.resolve(host, path, client.listener) else {
         count(&worker.shared.metrics.unrouted);
-        return match view.table.is_known() {
-            true => no_such_service(&view.table, dialect),
-            false => Refusal::Starting.answer(None, dialect),
-        };
+        return Err(match view.table.is_known() {
+            true => Box::new(no_such_service(&view.table, dialect)),
+            false => refused(Refusal::Starting),
+        });
     };
     let prefix_len = found.prefix_len;
     let service = Rc::clone(view.at(found.index));
@@ -121,81 +143,118 @@ async fn route(
         Box::new(record)
     });
     let rule = service.rule(host, prefix_len, &request);
-    drop(view); // A long answer must not keep an old table alive.
-
     let mut running = Running::start(&service.counters, Some(client), now, told);
-    let terms = Terms::of(&service.route, rule);
     let call_end = match dialect {
         Dialect::Grpc => grpc::deadline(&mut request, now),
         Dialect::Http => None,
     };
-    let end = match (terms.deadline(now), call_end) {
+    let end = match (Terms::of(&service.route, rule).deadline(now), call_end) {
         (Some(service), Some(call)) => Some(service.min(call)),
         (service, call) => service.or(call),
     };
     let ending = Ending::of(&request, dialect);
-    let outcome = {
-        let running = &mut running;
-        let forwarded = pin!(forward(
-            worker, client, &service, terms, request, prefix_len, running
-        ));
-        match end {
-            None => forwarded.await,
-            Some(end) => timeout_at(end, forwarded)
-                .await
-                .unwrap_or(Err(Refusal::Overdue)),
-        }
-    };
-    match outcome {
-        Ok((sent, upgrade)) => {
-            let answer = Answer {
-                ending,
-                patience: Patience::new(terms.idle(), end),
-                running,
-            };
-            finish(worker, &service.route, sent, upgrade, answer)
-        }
+    let hash = service.hash(&request, client);
+    let prepared = match prepare(&service, rule, client, request, prefix_len) {
+        Ok(prepared) => prepared,
         Err(refusal) => {
             running.refused(refusal.status(), refusal.code());
-            refusal.answer(Some(&service.route), dialect)
+            return Err(Box::new(refusal.answer(Some(&service.route), dialect)));
+        }
+    };
+    if let Some(record) = running.record() {
+        record.trace = trace::of(prepared.request.headers());
+    }
+    Ok(Begun {
+        service,
+        rule,
+        hash,
+        prepared,
+        dialect,
+        ending,
+        end,
+        running,
+    })
+}
+
+fn prepare(
+    service: &ServiceView,
+    rule: Option<usize>,
+    client: &Client,
+    request: Request<Incoming>,
+    prefix_len: usize,
+) -> Result<Prepared, Refusal> {
+    let met = service.met(rule);
+    prepare::outgoing(request, client, &service.route, prefix_len, met).map_err(Refusal::BadRequest)
+}
+
+impl Begun {
+    /// Has it answered.
+    async fn carry(self, worker: &Rc<Worker>, client: &Client) -> Response<ResponseBody> {
+        let Self {
+            service,
+            rule,
+            hash,
+            prepared,
+            dialect,
+            ending,
+            end,
+            mut running,
+        } = self;
+        let Prepared {
+            request,
+            upgrade,
+            key,
+        } = prepared;
+        let terms = Terms::of(&service.route, rule);
+        let outcome = {
+            let sent = pin!(send(worker, client, &service, terms, (key, hash), request));
+            match end {
+                None => sent.await,
+                // Boxed, as is all that only some requests come to: each would pay for the room.
+                Some(end) => Box::pin(timeout_at(end, sent))
+                    .await
+                    .unwrap_or(Err(Refusal::Overdue)),
+            }
+        };
+        match outcome {
+            Ok(sent) => {
+                let answer = Answer {
+                    ending,
+                    patience: Patience::new(terms.idle(), end),
+                    running,
+                };
+                finish(worker, &service.route, sent, upgrade, answer)
+            }
+            Err(refusal) => {
+                running.refused(refusal.status(), refusal.code());
+                refusal.answer(Some(&service.route), dialect)
+            }
         }
     }
 }
 
-async fn forward(
+/// Sends a request to the replica of its session, or to one that the policy picks by its key.
+async fn send(
     worker: &Rc<Worker>,
     client: &Client,
     service: &Rc<ServiceView>,
     terms: Terms<'_>,
-    request: Request<Incoming>,
-    prefix_len: usize,
-    running: &mut Running,
-) -> Result<(Sent, Option<OnUpgrade>), Refusal> {
-    let hash = service.hash(&request, client);
-    let met = service.met(terms.rule);
-    let prepared = prepare::outgoing(request, client, &service.route, prefix_len, met)
-        .map_err(Refusal::BadRequest)?;
-    if let Some(record) = running.record() {
-        record.trace = trace::of(prepared.request.headers());
+    (session, hash): (Option<SessionKey>, Option<u64>),
+    request: Box<Request<UploadBody>>,
+) -> Result<Sent, Refusal> {
+    if let Some(key) = session {
+        return Box::pin(affinity::send(worker, service, terms, key, request)).await;
     }
-    let sent = match prepared.key {
-        Some(key) => affinity::send(worker, service, terms, key, prepared.request).await?,
-        None => {
-            let hash = match service.key_in_body() {
-                Some(pointer) => {
-                    let silence_max = terms.idle();
-                    let body = prepared.request.body();
-                    let found = hash_key::of_body(pointer, body, silence_max).await;
-                    found.or(hash)
-                }
-                None => hash,
-            };
-            let choice = service.choose(terms.rule, hash);
-            let earlier = client.unsent.take();
-            balance::send(worker, service, choice, terms, prepared.request, earlier).await?
+    let hash = match service.key_in_body() {
+        Some(pointer) => {
+            let found = hash_key::of_body(pointer, request.body(), terms.idle());
+            Box::pin(found).await.or(hash)
         }
+        None => hash,
     };
-    Ok((sent, prepared.upgrade))
+    let choice = service.choose(terms.rule, hash);
+    let earlier = client.unsent.take();
+    balance::send(worker, service, choice, terms, request, earlier).await
 }
 
 /// Turns a replica's answer into ours.
@@ -244,4 +303,19 @@ fn finish(
         checkout,
     };
     response.map(|body| ResponseBody::Streamed(Streamed::new(body, held, patience, ending)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_request_on_its_way_is_small() {
+        let bytes = size_of_future(serve);
+        assert!(bytes <= 2304, "{bytes} bytes");
+    }
 }

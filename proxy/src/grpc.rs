@@ -96,7 +96,8 @@ fn set_timeout(headers: &mut HeaderMap, left: Duration) {
     ];
     let fitting = units.into_iter().find(|(amount, _)| *amount <= AMOUNT_MAX);
     let (amount, unit) = fitting.unwrap_or((AMOUNT_MAX, 'H'));
-    if let Ok(value) = HeaderValue::try_from(format!("{amount}{unit}")) {
+    if let Ok(mut value) = HeaderValue::try_from(format!("{amount}{unit}")) {
+        value.set_sensitive(true); // Nothing that comes again: not for HTTP/2's table of fields.
         headers.insert(GRPC_TIMEOUT, value);
     }
 }

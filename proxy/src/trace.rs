@@ -10,6 +10,9 @@ const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 ///
 /// A trace begun here is marked sampled: replicas whose tracing follows their caller's choice then
 /// trace as they would if called without a proxy.
+///
+/// No two requests share a context, so it is marked as one that HTTP/2 must not put into its table of fields: it would
+/// push out those that come again.
 pub(crate) fn ensure(headers: &mut HeaderMap, random: impl FnOnce() -> [u8; 24]) {
     let mut lines = headers.get_all(TRACEPARENT).iter();
     let valid =
@@ -19,6 +22,9 @@ pub(crate) fn ensure(headers: &mut HeaderMap, random: impl FnOnce() -> [u8; 24])
         let begun = HeaderValue::from_bytes(&begin(random()));
         let begun = begun.expect("hexadecimal digits and dashes are legal in a header");
         headers.insert(TRACEPARENT, begun);
+    }
+    if let Some(context) = headers.get_mut(TRACEPARENT) {
+        context.set_sensitive(true);
     }
 }
 

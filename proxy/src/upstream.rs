@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::Either;
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -357,19 +358,17 @@ impl Checkout {
     /// from when the last of the body was taken.
     pub(crate) async fn exchange(
         &mut self,
-        mut request: Request<UploadBody>,
+        mut request: Box<Request<UploadBody>>,
         silence_max: Duration,
     ) -> Result<Response<Incoming>, ExchangeError> {
-        grpc::tell_deadline(&mut request, Instant::now());
+        let began = Instant::now();
+        grpc::tell_deadline(&mut request, began);
         let upload = request.body().upload();
         let head = self.head(&request);
-        let mut exchange = std::pin::pin!(async {
-            match &mut self.link {
-                Link::Http1(sender) => sender.try_send_request(request).await,
-                Link::Http2(stream) => stream.sender.try_send_request(request).await,
-            }
+        let mut exchange = std::pin::pin!(match &mut self.link {
+            Link::Http1(sender) => Either::Left(sender.try_send_request(*request)),
+            Link::Http2(stream) => Either::Right(stream.sender.try_send_request(*request)),
         });
-        let began = Instant::now();
         let sent = || upload.last().map_or(began, |last| last.max(began));
         let mut end = began + silence_max;
         loop {
@@ -402,7 +401,7 @@ impl Checkout {
     }
 
     /// What it takes to make the request again: only HTTP/2 tells of a request that was sent and not acted on.
-    fn head(&self, request: &Request<UploadBody>) -> Option<Request<()>> {
+    fn head(&self, request: &Request<UploadBody>) -> Option<Box<Request<()>>> {
         match self.link {
             Link::Http1(_) => None,
             Link::Http2(_) => {
@@ -412,7 +411,7 @@ impl Checkout {
                 *head.version_mut() = request.version();
                 *head.headers_mut() = request.headers().clone();
                 *head.extensions_mut() = request.extensions().clone();
-                Some(head)
+                Some(Box::new(head))
             }
         }
     }
@@ -444,7 +443,11 @@ impl Checkout {
 }
 
 /// What came of a request that was sent, or may have been.
-fn unanswered(head: Option<Request<()>>, upload: &Upload, error: &hyper::Error) -> ExchangeError {
+fn unanswered(
+    head: Option<Box<Request<()>>>,
+    upload: &Upload,
+    error: &hyper::Error,
+) -> ExchangeError {
     if let Some(head) = head
         && is_unprocessed(error)
         && let Some(body) = upload.again()

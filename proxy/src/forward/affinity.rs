@@ -30,7 +30,7 @@ pub(super) async fn send(
     service: &ServiceView,
     terms: Terms<'_>,
     key: SessionKey,
-    request: Request<UploadBody>,
+    request: Box<Request<UploadBody>>,
 ) -> Result<Sent, Refusal> {
     let mut session = Session {
         worker,
@@ -70,16 +70,16 @@ enum Outcome {
 }
 
 impl Session<'_> {
-    async fn send(&mut self, mut request: Request<UploadBody>) -> Result<Sent, Refusal> {
+    async fn send(&mut self, mut request: Box<Request<UploadBody>>) -> Result<Sent, Refusal> {
         loop {
             match self.lookup() {
                 Lookup::Bound(bound) => match self.send_to(bound, request).await? {
                     Outcome::Sent(sent) => return Ok(*sent),
                     Outcome::LookAgain(unsent) => {
-                        request = *unsent;
+                        request = unsent;
                         continue;
                     }
-                    Outcome::Wait(unsent) => request = *unsent,
+                    Outcome::Wait(unsent) => request = unsent,
                 },
                 Lookup::Unbound if is_recent(self.asked) => {}
                 Lookup::Unbound => {
@@ -130,31 +130,31 @@ impl Session<'_> {
     async fn send_to(
         &mut self,
         bound: BoundReplica,
-        request: Request<UploadBody>,
+        request: Box<Request<UploadBody>>,
     ) -> Result<Outcome, Refusal> {
         let worker = self.worker;
         let config = &worker.shared.config;
         let Some(upstream) = self.upstream(bound) else {
             self.waits_for("its replica has no address now");
-            return Ok(Outcome::Wait(Box::new(request)));
+            return Ok(Outcome::Wait(request));
         };
         let in_flight = upstream.begin();
         let (mut checkout, fresh) = match upstream.checkout(Wire::of(&request), config) {
             Some(checkout) => (checkout, false),
             None if self.refused_lately(bound, &upstream) => {
-                return Ok(Outcome::Wait(Box::new(request)));
+                return Ok(Outcome::Wait(request));
             }
             None => match upstream.connect(Wire::of(&request), config).await {
                 Ok(checkout) => (checkout, true),
                 Err(_) => {
                     self.note_refused(bound, &upstream);
-                    return Ok(Outcome::Wait(Box::new(request)));
+                    return Ok(Outcome::Wait(request));
                 }
             },
         };
         if fresh && self.lookup() != Lookup::Bound(bound) {
             checkout.give_back();
-            return Ok(Outcome::LookAgain(Box::new(request)));
+            return Ok(Outcome::LookAgain(request));
         }
         match exchange(&mut checkout, request, self.terms.first_byte()).await {
             Ok(response) => Ok(Outcome::Sent(Box::new(Sent {

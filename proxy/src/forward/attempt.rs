@@ -28,7 +28,7 @@ pub(super) async fn attempt(
     worker: &Worker,
     service: &ServiceView,
     upstream: Rc<Upstream>,
-    mut request: Request<UploadBody>,
+    mut request: Box<Request<UploadBody>>,
     silence_max: Duration,
 ) -> Result<Sent, Failure> {
     let config = &worker.shared.config;
@@ -47,12 +47,13 @@ pub(super) async fn attempt(
             // others in the pool are likely gone as well, and a new one tells whether it is there.
             Err(ExchangeError::NotSent(unsent)) => {
                 upstream.clear();
-                request = *unsent;
+                request = unsent;
             }
             Err(error) => return Err(failure(error)),
         }
     }
-    let mut checkout = match upstream.connect(Wire::of(&request), config).await {
+    let connect = Box::pin(upstream.connect(Wire::of(&request), config));
+    let mut checkout = match connect.await {
         Ok(checkout) => checkout,
         Err(error) => {
             worker.connect_failed(service, &upstream);
@@ -60,7 +61,7 @@ pub(super) async fn attempt(
                 ConnectError::Timeout(_) => Refusal::ConnectTimeout,
                 ConnectError::Failed(_) | ConnectError::Handshake(_) => Refusal::Unreachable,
             };
-            return Err(Failure::NotSent(Box::new(request), why));
+            return Err(Failure::NotSent(request, why));
         }
     };
     match exchange(&mut checkout, request, silence_max).await {
@@ -82,7 +83,7 @@ pub(super) async fn attempt(
 /// Sends the request, waits for the head of its answer, and holds what comes of it for or against the replica.
 pub(super) async fn exchange(
     checkout: &mut Checkout,
-    request: Request<UploadBody>,
+    request: Box<Request<UploadBody>>,
     silence_max: Duration,
 ) -> Result<Response<Incoming>, ExchangeError> {
     let outcome = checkout.exchange(request, silence_max).await;

@@ -32,7 +32,7 @@ pub(super) async fn send<'a>(
     service: &Rc<ServiceView>,
     choice: Choice<'a>,
     terms: Terms<'a>,
-    mut request: Request<UploadBody>,
+    mut request: Box<Request<UploadBody>>,
     earlier: Option<Unsent>,
 ) -> Result<Sent, Refusal> {
     let service = wait::for_ready(worker, service, &request).await?;
@@ -66,7 +66,7 @@ pub(super) async fn send<'a>(
             },
             Err(Failure::NotSent(unsent, why)) => {
                 let next = way.next().ok_or(why)?;
-                (next, Some(*unsent))
+                (next, Some(unsent))
             }
             Err(Failure::Sent(why)) => (way.next_within_budget().ok_or(why)?, None),
             Err(Failure::Client(why)) => return Err(why),
@@ -85,7 +85,7 @@ struct Way<'a> {
     service: Rc<ServiceView>,
     choice: Choice<'a>,
     terms: Terms<'a>,
-    spare: Option<Spare>,
+    spare: Option<Box<Spare>>,
     tried: Vec<ReplicaId>,
 }
 
@@ -97,7 +97,11 @@ struct Spare {
 
 impl Spare {
     /// `None` if it must not be sent again, or there is nowhere else to send it.
-    fn of(request: &Request<UploadBody>, terms: &Terms<'_>, service: &ServiceView) -> Option<Self> {
+    fn of(
+        request: &Request<UploadBody>,
+        terms: &Terms<'_>,
+        service: &ServiceView,
+    ) -> Option<Box<Self>> {
         let method = request.method();
         let retries = terms.retries;
         let wanted = retries.after_sent && method.is_idempotent()
@@ -112,10 +116,10 @@ impl Spare {
         *head.headers_mut() = request.headers().clone();
         *head.extensions_mut() = request.extensions().clone();
         let upload = request.body().upload();
-        Some(Self { head, upload })
+        Some(Box::new(Self { head, upload }))
     }
 
-    fn again(&self) -> Option<Request<UploadBody>> {
+    fn again(&self) -> Option<Box<Request<UploadBody>>> {
         let body = self.upload.again()?;
         let mut request = Request::new(body);
         *request.method_mut() = self.head.method().clone();
@@ -123,7 +127,7 @@ impl Spare {
         *request.version_mut() = self.head.version();
         *request.headers_mut() = self.head.headers().clone();
         *request.extensions_mut() = self.head.extensions().clone();
-        Some(request)
+        Some(Box::new(request))
     }
 }
 
@@ -146,15 +150,29 @@ impl Way<'_> {
     async fn attempt(
         &mut self,
         upstream: &Rc<Upstream>,
-        request: Request<UploadBody>,
+        request: Box<Request<UploadBody>>,
+    ) -> Result<Sent, Failure> {
+        let silence_max = self.terms.first_byte();
+        let hedged = self.hedge_after();
+        match hedged.or_else(|| self.per_try_timeout()) {
+            None => {
+                let (service, upstream) = (&self.service, Rc::clone(upstream));
+                attempt(self.worker, service, upstream, request, silence_max).await
+            }
+            Some(patience) => Box::pin(self.attempt_twice(upstream, request, patience)).await,
+        }
+    }
+
+    /// A try, and another one if it lasts so long.
+    async fn attempt_twice(
+        &mut self,
+        upstream: &Rc<Upstream>,
+        request: Box<Request<UploadBody>>,
+        patience: Duration,
     ) -> Result<Sent, Failure> {
         let (worker, service) = (self.worker, Rc::clone(&self.service));
         let silence_max = self.terms.first_byte();
         let hedged = self.hedge_after();
-        let Some(patience) = hedged.or_else(|| self.per_try_timeout()) else {
-            let upstream = Rc::clone(upstream);
-            return attempt(worker, &service, upstream, request, silence_max).await;
-        };
         let mut first = Box::pin(attempt(
             worker,
             &service,
@@ -249,7 +267,7 @@ impl Way<'_> {
     }
 
     /// The request once more.
-    fn again(&self) -> Option<Request<UploadBody>> {
+    fn again(&self) -> Option<Box<Request<UploadBody>>> {
         self.spare.as_ref()?.again()
     }
 }

@@ -23,7 +23,8 @@ use crate::upstream::Wire;
 
 /// A request ready to be sent to any replica of its service.
 pub(super) struct Prepared {
-    pub(super) request: Request<UploadBody>,
+    /// Boxed, since it passes through many hands.
+    pub(super) request: Box<Request<UploadBody>>,
     /// The client's side of a switch of protocols, if it asked for one.
     pub(super) upgrade: Option<OnUpgrade>,
     pub(super) key: Option<SessionKey>,
@@ -109,9 +110,9 @@ pub(super) fn outgoing(
     grpc::keep_deadline(&mut parts.extensions);
     let affinity = route.affinity.as_ref();
     let key = affinity.and_then(|affinity| key_of(route.id, affinity, &parts.headers));
-    let request = Request::from_parts(parts, UploadBody::new(body));
+    let body = UploadBody::new(body);
     Ok(Prepared {
-        request,
+        request: Box::new(Request::from_parts(parts, body)),
         upgrade,
         key,
     })

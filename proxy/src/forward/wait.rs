@@ -21,6 +21,14 @@ pub(super) async fn for_ready(
     if service.ready_count() > 0 && service.queue.is_empty() {
         return Ok(Rc::clone(service));
     }
+    Box::pin(line_up(worker, service, request)).await
+}
+
+async fn line_up(
+    worker: &Rc<Worker>,
+    service: &Rc<ServiceView>,
+    request: &Request<UploadBody>,
+) -> Result<Rc<ServiceView>, Refusal> {
     let start = Instant::now();
     let settings = &service.route.traffic.queue;
     let end = start + settings.wait;
