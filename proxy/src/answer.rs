@@ -35,6 +35,8 @@ impl Dialect {
 pub(crate) enum Refusal {
     /// The request cannot be forwarded as it is.
     BadRequest(&'static str),
+    /// Its body is larger than its service allows.
+    TooLarge,
     /// CONNECT asks for a tunnel to anywhere.
     Connect,
     /// This proxy has not been told yet what services there are.
@@ -63,6 +65,7 @@ impl Refusal {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::Starting | Self::NoneReady | Self::Session(_) | Self::SessionRefused(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
@@ -86,7 +89,7 @@ impl Refusal {
             | Self::Broke
             | Self::Session(_) => Code::Unavailable,
             Self::Silent | Self::Overdue => Code::DeadlineExceeded,
-            Self::SessionRefused(_) => Code::ResourceExhausted,
+            Self::TooLarge | Self::SessionRefused(_) => Code::ResourceExhausted,
         }
     }
 
@@ -94,6 +97,7 @@ impl Refusal {
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::BadRequest(_) => "bad_request",
+            Self::TooLarge => "request_too_large",
             Self::Connect => "connect_not_supported",
             Self::Starting => "starting",
             Self::NoneReady => "no_ready_replica",
@@ -112,6 +116,13 @@ impl Refusal {
         let name = service.map_or("", |service| service.name.as_str());
         match self {
             Self::BadRequest(why) => (*why).to_owned(),
+            Self::TooLarge => {
+                let bytes = service.and_then(|service| service.traffic.request_body_bytes_max);
+                let bytes = bytes.unwrap_or_default();
+                format!(
+                    "the request's body is larger than the {bytes} bytes that service {name} allows"
+                )
+            }
             Self::Connect => "this is no forward proxy: CONNECT is not supported".to_owned(),
             Self::Starting => {
                 "this peer is still learning what services there are; try another, or again shortly"
@@ -155,8 +166,9 @@ impl Refusal {
         let body = json!({ "error": self.code(), "message": self.message(service) });
         let mut response = json_response(self.status(), &body);
         let headers = response.headers_mut();
-        if let Self::BadRequest(_) = self {
-            // What follows it may not be a request. HTTP/2 knows where each ends, and drops the field.
+        if matches!(self, Self::BadRequest(_) | Self::TooLarge) {
+            // What follows it may not be a request, or is not worth reading. HTTP/2 knows where each ends, and
+            // drops the field.
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         match self {
@@ -173,6 +185,7 @@ impl Refusal {
                 headers.insert(ALLOW, HeaderValue::from_static(allowed));
             }
             Self::BadRequest(_)
+            | Self::TooLarge
             | Self::ConnectTimeout
             | Self::Broke
             | Self::Silent

@@ -20,7 +20,7 @@ use crate::load::InFlight;
 use crate::running::Running;
 use crate::upstream::Checkout;
 
-pub(crate) use upload::{Upload, UploadBody};
+pub(crate) use upload::{Fault, Upload, UploadBody};
 
 /// Why an answer broke off after its head.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,8 @@ pub(crate) enum BodyError {
     Silent(Duration),
     #[error("the request's time ran out")]
     Overdue,
+    #[error("the request's body is larger than its service allows")]
+    TooLarge,
 }
 
 /// The body of an answer to a client.
@@ -150,12 +152,15 @@ impl Streamed {
     }
 
     /// Ends the answer before its end.
-    fn cut(&mut self, error: BodyError) -> Result<Frame<Bytes>, BodyError> {
+    fn cut(&mut self, mut error: BodyError) -> Result<Frame<Bytes>, BodyError> {
         if let Some(mut held) = self.held.take() {
             held.running.broke_off();
+            if held.checkout.fault() == Some(Fault::TooLarge) {
+                error = BodyError::TooLarge; // The replica's answer ended because the request did.
+            }
             match error {
                 BodyError::Upstream(_) | BodyError::Silent(_) => held.checkout.upstream.failed(),
-                BodyError::Overdue => {}
+                BodyError::Overdue | BodyError::TooLarge => {}
             }
             held.checkout.cut();
         }
@@ -166,6 +171,7 @@ impl Streamed {
         let code = match error {
             BodyError::Upstream(_) => Code::Unavailable,
             BodyError::Silent(_) | BodyError::Overdue => Code::DeadlineExceeded,
+            BodyError::TooLarge => Code::ResourceExhausted,
         };
         Ok(Frame::trailers(grpc::end(code, &error.to_string())))
     }

@@ -187,6 +187,10 @@ impl Connection {
         if !service.is_plain || !service.queue.is_empty() || !plain.fits(&way) {
             return None;
         }
+        let bytes_max = service.route.traffic.request_body_bytes_max;
+        if bytes_max.is_some_and(|most| !plain.framing.is_within(most)) {
+            return None; // The general path counts, and refuses.
+        }
         let retries = &service.route.traffic.retries;
         let again = retries.after_sent
             && retries.max > 0
@@ -254,7 +258,7 @@ pub(crate) fn carries(service: &ServiceRoute) -> bool {
         ejection: _,
         slow_start: _,
         queue: _,
-        request_body_bytes_max,
+        request_body_bytes_max: _, // Where it matters, a request is left to the general path.
         routes,
     } = &service.traffic;
     let any_replica = match service.policy {
@@ -272,7 +276,6 @@ pub(crate) fn carries(service: &ServiceRoute) -> bool {
         && upstream.protocol != UpstreamProtocol::Http2
         && *timeouts == Timeouts::default()
         && !tries_once_sent
-        && request_body_bytes_max.is_none()
 }
 
 #[cfg(test)]

@@ -183,6 +183,10 @@ fn prepare(
     request: Request<Incoming>,
     prefix_len: usize,
 ) -> Result<Prepared, Refusal> {
+    let bytes_max = service.route.traffic.request_body_bytes_max;
+    if bytes_max.is_some_and(|most| request.body().size_hint().lower() > most) {
+        return Err(Refusal::TooLarge);
+    }
     let met = service.met(rule);
     prepare::outgoing(request, client, &service.route, prefix_len, met).map_err(Refusal::BadRequest)
 }

@@ -7,20 +7,28 @@
 //!
 //! It only has to find the heads of messages that the library accepts: where it loses track, it finds nothing,
 //! and the library's own strictness remains.
+//!
+//! It also knows whether a client is still amid a request when its connection is closed, and then lingers.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 /// How much of a line is kept if it comes in pieces: more than the two fields and a number take.
 const LINE_MAX: usize = 128;
 
 /// The end of a head. The library looks for one before it parses.
 const END: &[u8] = b"\r\n\r\n";
+
+/// How long a client that is still sending a request may take to notice that it was answered: a connection closed
+/// at once would be reset, and the answer might be lost (RFC 9112, 9.6).
+const LINGER: Duration = Duration::from_secs(1);
 
 /// A stream of requests that is read along.
 #[derive(Debug)]
@@ -31,6 +39,8 @@ pub(crate) struct Guard<S> {
     end: &'static [u8],
     /// Set once the connection has switched to another protocol.
     tunnelled: Arc<AtomicBool>,
+    /// Runs while a client that still sends is listened to.
+    linger: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Guard<S> {
@@ -40,7 +50,14 @@ impl<S> Guard<S> {
             scan: Scan::default(),
             end: END,
             tunnelled,
+            linger: None,
         }
+    }
+
+    /// Whether the client has begun a request and not sent all of it, as far as can be told.
+    fn is_amid_a_body(&self) -> bool {
+        let amid = matches!(self.scan.at, At::Body { .. } | At::ChunkSize | At::Trailers);
+        amid && !self.tunnelled.load(Ordering::Relaxed)
     }
 }
 
@@ -224,7 +241,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -238,7 +255,23 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        if self.linger.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            if !self.is_amid_a_body() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let this = &mut *self;
+        let linger = this.linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        while linger.as_mut().poll(cx).is_pending() {
+            let mut room = [0; 8 << 10];
+            let mut dropped = ReadBuf::new(&mut room);
+            ready!(Pin::new(&mut this.stream).poll_read(cx, &mut dropped))?;
+            if dropped.filled().is_empty() {
+                break;
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn is_write_vectored(&self) -> bool {

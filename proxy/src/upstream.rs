@@ -22,7 +22,7 @@ use raftserve_model::{ReplicaId, ServiceVersion};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use crate::body::{Upload, UploadBody};
+use crate::body::{Fault, Upload, UploadBody};
 use crate::config::ProxyConfig;
 use crate::grpc;
 use crate::health::Health;
@@ -69,8 +69,8 @@ impl Wire {
 pub(crate) enum ExchangeError {
     /// Nothing of the request was sent, or the replica said that it did not act on it: here it is again.
     NotSent(Box<Request<UploadBody>>),
-    /// The client broke its request off, or broke the protocol in its body.
-    Client,
+    /// The client's body came to nothing.
+    Client(Fault),
     /// The connection broke. The replica may have acted on the request.
     Broke,
     /// The replica stayed silent for too long.
@@ -416,6 +416,11 @@ impl Checkout {
         }
     }
 
+    /// Why the client's body came to nothing, if it did.
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        self.upload.as_ref().and_then(Upload::fault)
+    }
+
     /// Ends the request where it is: neither side gets more of it.
     pub(crate) fn cut(self) {
         if let Some(upload) = &self.upload {
@@ -454,10 +459,9 @@ fn unanswered(
     {
         return ExchangeError::NotSent(Box::new(head.map(|()| body)));
     }
-    match upload.broke() {
-        true => ExchangeError::Client,
-        false => ExchangeError::Broke,
-    }
+    upload
+        .fault()
+        .map_or(ExchangeError::Broke, ExchangeError::Client)
 }
 
 /// Whether the replica told that it did not act on the request (RFC 9113, 6.8 and 8.7): it refused the

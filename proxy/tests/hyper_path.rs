@@ -8,6 +8,8 @@
 
 #[path = "affinity.rs"]
 mod affinity;
+#[path = "body_limit.rs"]
+mod body_limit;
 #[path = "connections.rs"]
 mod connections;
 #[path = "failures.rs"]

@@ -35,34 +35,11 @@ pub(super) fn check(
         let violations: Vec<Violation> = errors.into_vec().into_iter().map(violation).collect();
         errors::invalid_spec(&violations)
     })?;
-    let ahead = ahead_of_the_proxy(&parsed.spec);
-    if !ahead.is_empty() {
-        return Err(errors::invalid_spec(&ahead));
-    }
     Ok(Checked {
         name: parsed.name,
         spec: Arc::new(parsed.spec),
         warnings: parsed.warnings,
     })
-}
-
-/// What can be written down already, and what the proxy does not do yet: refused by name, since a setting that has no
-/// effect would mislead.
-fn ahead_of_the_proxy(spec: &ServiceSpec) -> Vec<Violation> {
-    let traffic = &spec.traffic;
-    let settings = [(
-        traffic.request_body_bytes_max.is_some(),
-        "request_body_bytes_max",
-        "leave it out",
-    )];
-    let refused = settings.into_iter().filter(|(is_set, ..)| *is_set);
-    refused
-        .map(|(_, field, remedy)| Violation {
-            field: format!("_metadata.raftserve.traffic.{field}"),
-            line: None,
-            problem: format!("is not supported yet; {remedy}"),
-        })
-        .collect()
 }
 
 fn violation(error: SpecError) -> Violation {
@@ -105,32 +82,15 @@ mod tests {
     use tonic::Code;
 
     #[test]
-    fn what_the_proxy_does_not_do_yet_is_refused_by_name() {
-        let check_traffic = |traffic: &str| {
-            let yaml = format!(
-                "service: {{}}\nresources: {{ports: 8080}}\nrun: serve 8080\n\
-                 _metadata: {{raftserve: {{traffic: {traffic}}}}}\n"
-            );
-            check(&yaml, HashMap::new(), HashMap::new())
+    fn what_is_wrong_is_refused_by_name_and_line() {
+        let yaml = "service: {}\nresources: {ports: 8080}\nrun: serve 8080\n\
+                    _metadata: {raftserve: {traffic: {request_body_bytes_max: many}}}\n";
+        let Err(refused) = check(yaml, HashMap::new(), HashMap::new()) else {
+            panic!("it is taken");
         };
-        for (traffic, field) in [(
-            "{request_body_bytes_max: 10}",
-            "traffic.request_body_bytes_max",
-        )] {
-            let Err(refused) = check_traffic(traffic) else {
-                panic!("{traffic} is taken");
-            };
-            assert_eq!(refused.code(), Code::InvalidArgument);
-            assert!(refused.message().contains(field), "{}", refused.message());
-        }
-        for traffic in [
-            "{policy: round_robin, retries: {max: 1}}",
-            "{policy: maglev, hash_on: {cookie: user}}",
-            "{routes: [{methods: [GET], rewrite_prefix: /x, path_prefix: /y}]}",
-            "{upstream: {tls: {verify: no}, connect_timeout_seconds: 3}}",
-        ] {
-            assert!(check_traffic(traffic).is_ok(), "{traffic}");
-        }
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        let field = "traffic.request_body_bytes_max";
+        assert!(refused.message().contains(field), "{}", refused.message());
     }
 
     #[test]

@@ -25,9 +25,20 @@ const KEPT_MAX: usize = 64 << 10;
 pub(crate) enum UploadError {
     #[error("the client broke its request off")]
     Client(#[source] hyper::Error),
+    #[error("the request's body is larger than its service allows")]
+    TooLarge,
     /// Its answer has ended, or it is sent elsewhere.
     #[error("the request was given up")]
     Cut,
+}
+
+/// What is wrong with what a client sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It broke off, or breaks the protocol.
+    Broken,
+    /// There is more of it than there may be.
+    TooLarge,
 }
 
 /// The body that a replica gets. The latest one made of a [`Source`] is the only one that reads from it.
@@ -50,7 +61,9 @@ pub(crate) struct Source {
     /// Its frames so far; `None` once they are too many, or not needed any more.
     kept: RefCell<Option<Kept>>,
     turn: Cell<u32>,
-    broke: Cell<bool>,
+    /// How many more bytes it may have.
+    room: Cell<u64>,
+    fault: Cell<Option<Fault>>,
     /// Whether its frames are kept whatever their size: nobody has got them yet.
     peeking: Cell<bool>,
     /// Whoever waits for the client's next part.
@@ -88,7 +101,7 @@ impl Upload {
     pub(crate) fn is_kept(&self) -> bool {
         self.0
             .as_ref()
-            .is_none_or(|source| source.kept.borrow().is_some() && !source.broke.get())
+            .is_none_or(|source| source.kept.borrow().is_some() && source.fault.get().is_none())
     }
 
     /// The same body once more, from its start, if all that was taken of it is still kept. What was made
@@ -97,7 +110,7 @@ impl Upload {
         let Some(source) = &self.0 else {
             return Some(UploadBody::empty());
         };
-        if source.kept.borrow().is_none() || source.broke.get() {
+        if source.kept.borrow().is_none() || source.fault.get().is_some() {
             return None;
         }
         source.next_turn();
@@ -122,14 +135,15 @@ impl Upload {
         }
     }
 
-    /// Whether the client broke off, or broke the protocol.
-    pub(crate) fn broke(&self) -> bool {
-        self.0.as_ref().is_some_and(|source| source.broke.get())
+    /// Why the client's body came to nothing, if it did.
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        self.0.as_ref().and_then(|source| source.fault.get())
     }
 }
 
 impl UploadBody {
-    pub(crate) fn new(incoming: Incoming) -> Self {
+    /// The body of a request, which breaks off where it has more than `bytes_max`.
+    pub(crate) fn new(incoming: Incoming, bytes_max: Option<u64>) -> Self {
         if incoming.is_end_stream() {
             return Self::empty();
         }
@@ -138,7 +152,8 @@ impl UploadBody {
             last: Cell::new(Instant::now()),
             kept: RefCell::new(Some(Kept::default())),
             turn: Cell::new(0),
-            broke: Cell::new(false),
+            room: Cell::new(bytes_max.unwrap_or(u64::MAX)),
+            fault: Cell::new(None),
             peeking: Cell::new(false),
             reader: RefCell::default(),
         };
@@ -232,7 +247,7 @@ impl Source {
         &self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
-        if self.broke.get() {
+        if self.fault.get().is_some() {
             return Poll::Ready(Some(Err(UploadError::Cut))); // Its end would look like a whole body's.
         }
         let polled = Pin::new(&mut *self.incoming.borrow_mut()).poll_frame(cx);
@@ -243,11 +258,17 @@ impl Source {
         self.last.set(Instant::now());
         Poll::Ready(match frame {
             Some(Ok(frame)) => {
+                let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
+                let Some(room) = self.room.get().checked_sub(bytes) else {
+                    self.fault.set(Some(Fault::TooLarge));
+                    return Poll::Ready(Some(Err(UploadError::TooLarge)));
+                };
+                self.room.set(room);
                 self.keep(&frame);
                 Some(Ok(frame))
             }
             Some(Err(error)) => {
-                self.broke.set(true);
+                self.fault.set(Some(Fault::Broken));
                 Some(Err(UploadError::Client(error)))
             }
             None => None,

@@ -53,6 +53,15 @@ impl Framing {
         }
     }
 
+    /// Whether it is sure that no more than so many bytes are to come.
+    pub(super) fn is_within(&self, bytes_max: u64) -> bool {
+        match self {
+            Self::Length(left) => *left <= bytes_max,
+            Self::Chunked(_) => self.is_done(),
+            Self::UntilClose => false,
+        }
+    }
+
     /// How much is certainly still to come.
     pub(super) fn rest(&self) -> u64 {
         match self {

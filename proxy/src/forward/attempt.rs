@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 
 use super::Sent;
 use crate::answer::Refusal;
-use crate::body::UploadBody;
+use crate::body::{Fault, UploadBody};
 use crate::upstream::{Checkout, ConnectError, ExchangeError, Upstream, Wire};
 use crate::view::ServiceView;
 use crate::worker::Worker;
@@ -90,7 +90,7 @@ pub(super) async fn exchange(
     match &outcome {
         Ok(response) => checkout.upstream.answered(response.status()),
         Err(ExchangeError::Broke | ExchangeError::Silent) => checkout.upstream.failed(),
-        Err(ExchangeError::NotSent(_) | ExchangeError::Client) => {}
+        Err(ExchangeError::NotSent(_) | ExchangeError::Client(_)) => {}
     }
     outcome
 }
@@ -99,7 +99,7 @@ fn failure(error: ExchangeError) -> Failure {
     let why = refusal(&error);
     match error {
         ExchangeError::NotSent(unsent) => Failure::NotSent(unsent, why),
-        ExchangeError::Client => Failure::Client(why),
+        ExchangeError::Client(_) => Failure::Client(why),
         ExchangeError::Broke | ExchangeError::Silent => Failure::Sent(why),
     }
 }
@@ -108,7 +108,8 @@ fn failure(error: ExchangeError) -> Failure {
 pub(super) fn refusal(error: &ExchangeError) -> Refusal {
     match error {
         ExchangeError::NotSent(_) => Refusal::Unreachable,
-        ExchangeError::Client => {
+        ExchangeError::Client(Fault::TooLarge) => Refusal::TooLarge,
+        ExchangeError::Client(Fault::Broken) => {
             Refusal::BadRequest("the request's body broke off, or breaks the protocol")
         }
         ExchangeError::Broke => Refusal::Broke,

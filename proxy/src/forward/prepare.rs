@@ -110,7 +110,7 @@ pub(super) fn outgoing(
     grpc::keep_deadline(&mut parts.extensions);
     let affinity = route.affinity.as_ref();
     let key = affinity.and_then(|affinity| key_of(route.id, affinity, &parts.headers));
-    let body = UploadBody::new(body);
+    let body = UploadBody::new(body, route.traffic.request_body_bytes_max);
     Ok(Prepared {
         request: Box::new(Request::from_parts(parts, body)),
         upgrade,

@@ -1,0 +1,140 @@
+//! How large the body of a request may be.
+
+mod support;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex};
+use support::{Hand, Rig, Seen, log, recorder, service, soon};
+use tokio::net::{TcpListener, TcpStream};
+
+const MOST: u64 = 10;
+
+async fn rig(log: &Arc<Mutex<Vec<Seen>>>) -> Rig {
+    let mut limited = service(1, "svc", &[recorder("one", log).await]);
+    limited.traffic.request_body_bytes_max = Some(MOST);
+    Rig::new([limited])
+}
+
+fn bodies(log: &Arc<Mutex<Vec<Seen>>>) -> Vec<Bytes> {
+    let seen = log.lock().expect("no panic");
+    seen.iter().map(|seen| seen.body.clone()).collect()
+}
+
+#[tokio::test]
+async fn a_body_of_known_length_is_refused_before_a_replica_sees_it() {
+    let log = log();
+    let rig = rig(&log).await;
+    let mut client = Hand::connect(rig.address).await;
+    let fits = "POST / HTTP/1.1\r\nhost: svc\r\ncontent-length: 10\r\n\r\n0123456789";
+    let (head, body) = client.ask(fits).await;
+    assert_eq!((&head[0][..], &body[..]), ("http/1.1 200 ok", "one"));
+    // Nothing of this body is sent: its length suffices, and nobody tells the client to go on.
+    let too_large =
+        "POST / HTTP/1.1\r\nhost: svc\r\nexpect: 100-continue\r\ncontent-length: 11\r\n\r\n";
+    let (head, body) = client.ask(too_large).await;
+    assert_eq!(head[0], "http/1.1 413 payload too large");
+    assert!(head.contains(&"connection: close".to_owned()), "{head:?}");
+    assert!(body.contains("request_too_large"), "{body}");
+    assert_eq!(client.rest().await, "");
+    assert_eq!(bodies(&log), ["0123456789"]);
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_body_of_unknown_length_is_refused_once_it_is_too_large() {
+    let log = log();
+    let rig = rig(&log).await;
+    let head = "PUT / HTTP/1.1\r\nhost: svc\r\ntransfer-encoding: chunked\r\n\r\n";
+    let mut client = Hand::connect(rig.address).await;
+    let fits = format!("{head}5\r\n01234\r\n5\r\n56789\r\n0\r\n\r\n");
+    let (answer, _) = client.ask(&fits).await;
+    assert_eq!(answer[0], "http/1.1 200 ok");
+    // The client goes on sending long after the answer, and gets it all the same.
+    let too_large = format!("{head}5\r\n01234\r\n6\r\n56789a\r\n");
+    client.send(&too_large).await;
+    let more = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
+    for _ in 0..16 {
+        client.send(&more).await;
+    }
+    let answer = client.head().await;
+    assert_eq!(answer[0], "http/1.1 413 payload too large");
+    rig.idle().await;
+    let seen = bodies(&log);
+    assert_eq!(seen[0], "0123456789");
+    assert!(seen[1..].iter().all(|body| body.len() <= 10), "{seen:?}");
+    // That it had to be refused does not count against the replica.
+    assert_eq!(rig.metric("retries_total"), 0);
+}
+
+#[tokio::test]
+async fn a_call_that_sends_too_much_is_told_so_even_after_its_answer_has_begun() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+    let listener = listener.expect("a free port");
+    let mut limited = service(1, "svc", &[listener.local_addr().expect("bound")]);
+    limited.traffic.request_body_bytes_max = Some(MOST);
+    let rig = Rig::new([limited]);
+    // A replica that answers at once, and then reads.
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.expect("open");
+        let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            let head = Response::builder().header("content-type", "application/grpc");
+            let head = head.body(()).expect("a head");
+            let answer = respond.send_response(head, false).expect("a stream");
+            tokio::spawn(async move {
+                let mut body = request.into_body();
+                while let Some(Ok(_)) = body.data().await {}
+                drop(answer);
+            });
+        }
+    });
+    let stream = TcpStream::connect(rig.address).await.expect("it listens");
+    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.expect("it speaks HTTP/2");
+    tokio::spawn(connection);
+    let (parts, received) = tokio::sync::mpsc::channel::<Bytes>(4);
+    let stream = stream_of(received);
+    let request = Request::post("http://svc.example/pkg.Service/Method")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(StreamBody::new(stream).boxed())
+        .expect("a good request");
+    let answer = soon("a head", sender.send_request(request)).await;
+    let answer = answer.expect("an answer");
+    assert_eq!(answer.status(), StatusCode::OK);
+    for part in ["01234", "56789", "a"] {
+        parts.send(Bytes::from(part)).await.expect("it is read");
+    }
+    let whole = soon("the end", answer.into_body().collect()).await;
+    let whole = whole.expect("trailers");
+    let trailers = whole.trailers().expect("trailers");
+    assert_eq!(trailers["grpc-status"], "8"); // RESOURCE_EXHAUSTED
+    rig.idle().await;
+
+    // And one that says how much it sends is refused at once.
+    let request = Request::post("http://svc.example/pkg.Service/Method")
+        .header("content-type", "application/grpc")
+        .body(
+            Full::from("0123456789a")
+                .map_err(|never| match never {})
+                .boxed(),
+        )
+        .expect("a good request");
+    let answer = soon("an answer", sender.send_request(request)).await;
+    assert_eq!(answer.expect("an answer").headers()["grpc-status"], "8");
+}
+
+fn stream_of(
+    received: tokio::sync::mpsc::Receiver<Bytes>,
+) -> impl futures_util::Stream<Item = Result<Frame<Bytes>, std::convert::Infallible>> {
+    futures_util::stream::unfold(received, |mut received| async move {
+        let part = received.recv().await?;
+        Some((Ok(Frame::data(part)), received))
+    })
+}
