@@ -1,7 +1,7 @@
 //! The agreed log as the rest of a peer sees it: propose, read, watch. Any peer may be asked; what
 //! needs the leader is forwarded to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -316,6 +316,21 @@ impl Consensus {
     pub async fn remove_member(&self, node: NodeId, deadline: Duration) -> Result<(), ManageError> {
         let until = Instant::now() + deadline;
         self.on_raft(move |core| async move { core.remove_member(node, until).await })
+            .await
+            .unwrap_or_else(|| Err(ManageError::stopped()))
+    }
+
+    /// Decides, if this peer leads, that all `nodes` are to go for good. They go in one change, some seconds later.
+    ///
+    /// # Errors
+    /// [`ManageError`]; `Refused` if the others could not go on without them, and then nothing is decided.
+    pub async fn dismiss_members(
+        &self,
+        nodes: BTreeSet<NodeId>,
+        deadline: Duration,
+    ) -> Result<(), ManageError> {
+        let until = Instant::now() + deadline;
+        self.on_raft(move |core| async move { core.dismiss_all(nodes, until).await })
             .await
             .unwrap_or_else(|| Err(ManageError::stopped()))
     }

@@ -230,8 +230,8 @@ impl Core {
                 ];
                 self.change(ChangeMembers::Batch(changes)).await
             }
-            Step::RemoveVoter(node) => {
-                self.change(ChangeMembers::RemoveVoters([*node].into()))
+            Step::RemoveVoters(nodes) => {
+                self.change(ChangeMembers::RemoveVoters(nodes.clone()))
                     .await
             }
             Step::RemoveLearner(node) => {

@@ -1,7 +1,9 @@
 //! What is asked of the leader about members: admit one, remove one, promote one, tell how they are.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use openraft::async_runtime::watch::WatchReceiver;
 use raftserve_model::NodeId;
 use raftserve_store::Outcome;
@@ -275,6 +277,35 @@ impl Core {
                 "the removal of peer {node} is agreed and goes on, but was not done in time"
             ),
         })
+    }
+
+    /// Decides at once that all of `nodes` are to go, if this peer leads and the others can go on without them.
+    pub(crate) async fn dismiss_all(
+        &self,
+        nodes: BTreeSet<NodeId>,
+        until: Instant,
+    ) -> Result<(), ManageError> {
+        let view = self.membership_view();
+        view.may_lose_all(&nodes)
+            .map_err(|reason| ManageError::Refused { reason })?;
+        let actions = nodes.iter().filter_map(|node| self.dismissal(*node));
+        let deciding = actions.map(|action| self.propose_as_leader(action, until));
+        for decided in join_all(deciding).await {
+            match decided {
+                Ok((_, Outcome::Refused(refusal))) => {
+                    return Err(ManageError::Refused {
+                        reason: refused(&refusal),
+                    });
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    return Err(ManageError::NotDone {
+                        reason: error.to_string(),
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Gives a learner a vote, and waits until it has it.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use raftserve_model::NodeId;
+use raftserve_store::state::PeerStanding;
 use tokio::time::{Instant, timeout_at};
 
 use super::Core;
@@ -28,6 +29,11 @@ struct Candidate {
     matched: Option<u64>,
     /// How long ago it last answered.
     silence: Option<Duration>,
+    /// Whether it is to go, so that it would have to hand over in turn.
+    leaving: bool,
+    /// Whether it runs another release than the leader, as some do only while a cluster is upgraded: those that do
+    /// have been restarted already, and need not hand over once more.
+    updated: bool,
 }
 
 /// Chooses whom to hand over to.
@@ -56,8 +62,8 @@ fn choose(target: Option<NodeId>, last: u64, candidates: &[Candidate]) -> Result
             .and_then(fit),
         None => candidates
             .iter()
-            .filter(|candidate| fit(candidate).is_ok())
-            .max_by_key(|candidate| candidate.matched)
+            .filter(|candidate| !candidate.leaving && fit(candidate).is_ok())
+            .max_by_key(|candidate| (candidate.updated, candidate.matched))
             .map(|candidate| candidate.node)
             .ok_or_else(|| "no other voter answers and is caught up".to_owned()),
     }
@@ -91,6 +97,15 @@ impl Core {
     }
 
     fn candidates(&self) -> (u64, Vec<Candidate>) {
+        let state = self.reader.state();
+        let leaving = |node: NodeId| {
+            let standing = state.peer(node).map(|peer| peer.standing);
+            matches!(standing, Some(PeerStanding::Leaving { .. }))
+        };
+        let updated = |node: NodeId| {
+            let said = self.announced(node);
+            said.is_some_and(|said| said.version != self.announcement.version)
+        };
         let metrics = self.raft.metrics().borrow_watched().clone();
         let matched = metrics.replication.unwrap_or_default();
         let heard = metrics.heartbeat.unwrap_or_default();
@@ -105,6 +120,8 @@ impl Core {
                     use openraft::Instant as _;
                     at.elapsed()
                 }),
+                leaving: leaving(node),
+                updated: updated(node),
             })
             .collect();
         (metrics.last_log_index.unwrap_or(0), others)
@@ -146,7 +163,22 @@ mod tests {
             node: NodeId(node),
             matched: Some(matched),
             silence: Some(Duration::from_millis(silent_ms)),
+            leaving: false,
+            updated: false,
         }
+    }
+
+    #[test]
+    fn leadership_goes_to_one_that_stays_and_first_to_one_that_is_updated() {
+        let mut candidates = [2, 3, 4].map(|node| candidate(node, 990 + node, 10));
+        candidates[2].leaving = true;
+        assert_eq!(choose(None, 1000, &candidates), Ok(NodeId(3)));
+        candidates[0].updated = true;
+        assert_eq!(choose(None, 1000, &candidates), Ok(NodeId(2)));
+        candidates.iter_mut().for_each(|it| it.leaving = true);
+        assert!(choose(None, 1000, &candidates).is_err());
+        let named = choose(Some(NodeId(4)), 1000, &candidates);
+        assert_eq!(named, Ok(NodeId(4)), "people may know better");
     }
 
     #[test]

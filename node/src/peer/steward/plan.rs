@@ -71,8 +71,8 @@ pub(crate) enum Step {
     Promote(BTreeSet<NodeId>),
     /// Gives `new` the vote of `old`, in one joint change.
     Replace { old: NodeId, new: NodeId },
-    /// Takes a voter's vote and its membership.
-    RemoveVoter(NodeId),
+    /// Takes the votes and the membership of all these, in one joint change.
+    RemoveVoters(BTreeSet<NodeId>),
     /// Forgets a learner.
     RemoveLearner(NodeId),
     /// The leader itself is to go: another one must lead first.
@@ -108,16 +108,26 @@ impl View {
     /// # Errors
     /// Why it has not.
     pub(crate) fn may_lose(&self, node: NodeId) -> Result<(), String> {
-        if !self.voters.contains(&node) {
+        self.may_lose_all(&[node].into())
+    }
+
+    /// Whether the cluster still has a quorum of answering voters without all of `nodes`.
+    ///
+    /// # Errors
+    /// Why it has not.
+    pub(crate) fn may_lose_all(&self, nodes: &BTreeSet<NodeId>) -> Result<(), String> {
+        if self.voters.is_disjoint(nodes) {
             return Ok(());
         }
-        let rest = self.voters.iter().filter(|voter| **voter != node);
+        let rest = self.voters.difference(nodes);
         let (count, live) = rest.fold((0, 0), |(count, live), voter| {
             (count + 1, live + usize::from(self.answers(*voter)))
         });
         if count == 0 {
+            let names: Vec<String> = nodes.iter().map(|node| format!("peer {node}")).collect();
             return Err(format!(
-                "peer {node} is the only voter: let another join and be promoted first"
+                "{} is the only voter: let another join and be promoted first",
+                names.join(" and ")
             ));
         }
         if live < majority(count) {
@@ -129,6 +139,7 @@ impl View {
         Ok(())
     }
 
+    /// What is to be done about one that is to go, other than taking the vote of one without a successor.
     fn next_departure(&self, leaving: &PeerEntry, successor: Option<NodeId>) -> Option<Step> {
         let node = leaving.id;
         if !self.members.contains(&node) {
@@ -143,23 +154,46 @@ impl View {
         if self.is_learner(node) {
             return Some(Step::RemoveLearner(node));
         }
-        match successor.filter(|successor| !self.voters.contains(successor)) {
-            Some(new) if self.is_learner(new) && self.is_ready(new) => {
-                Some(Step::Replace { old: node, new })
-            }
-            Some(_) => None,
-            None => self
-                .may_lose(node)
-                .is_ok()
-                .then_some(Step::RemoveVoter(node)),
+        let new = self.pending(successor)?;
+        let ready = self.is_learner(new) && self.is_ready(new);
+        ready.then_some(Step::Replace { old: node, new })
+    }
+
+    /// The successor, as long as it does not vote itself.
+    fn pending(&self, successor: Option<NodeId>) -> Option<NodeId> {
+        successor.filter(|successor| !self.voters.contains(successor))
+    }
+
+    /// All that are to go together go in one change: between two, those that stay might need a vote of one that
+    /// has been told to end. Failing that, whoever can.
+    fn removals(&self) -> Option<Step> {
+        let going = self.leaving().filter_map(|(peer, successor)| {
+            let alone = self.pending(successor).is_none() && self.voters.contains(&peer.id);
+            alone.then_some(peer.id)
+        });
+        let going: BTreeSet<NodeId> = going.collect();
+        if going.is_empty() || !going.is_subset(&self.lease_free) {
+            return None;
         }
+        if self.may_lose_all(&going).is_ok() {
+            return Some(Step::RemoveVoters(going));
+        }
+        let one = going.into_iter().find(|node| self.may_lose(*node).is_ok());
+        one.map(|node| Step::RemoveVoters([node].into()))
+    }
+
+    fn leaving(&self) -> impl Iterator<Item = (&Arc<PeerEntry>, Option<NodeId>)> {
+        self.peers.iter().filter_map(|peer| match peer.standing {
+            PeerStanding::Leaving { successor } => Some((peer, successor)),
+            PeerStanding::Active(_) | PeerStanding::Removed => None,
+        })
     }
 
     fn departures(&self) -> Option<Step> {
-        self.peers.iter().find_map(|peer| match peer.standing {
-            PeerStanding::Leaving { successor } => self.next_departure(peer, successor),
-            PeerStanding::Active(_) | PeerStanding::Removed => None,
-        })
+        let mut leaving = self.leaving();
+        leaving
+            .find_map(|(peer, successor)| self.next_departure(peer, successor))
+            .or_else(|| self.removals())
     }
 
     fn arrivals(&self) -> Vec<Step> {
@@ -408,13 +442,30 @@ mod tests {
         let leaving = PeerStanding::Leaving { successor: None };
         let mut view = view(3, &[]);
         view.peers.push(peer(3, leaving));
-        assert_eq!(view.steps(), [Step::RemoveVoter(NodeId(3))]);
+        assert_eq!(view.steps(), [Step::RemoveVoters(ids([3]))]);
         view.voters.remove(&NodeId(3));
         assert_eq!(view.steps(), [Step::RemoveLearner(NodeId(3))]);
         view.members.remove(&NodeId(3));
         assert_eq!(view.steps(), [Step::Retire(NodeId(3))]);
         view.peers = vec![peer(1, leaving)];
         assert_eq!(view.steps(), [Step::HandOver]);
+    }
+
+    #[test]
+    fn those_that_are_to_go_together_go_in_one_change_and_never_the_leader_among_them() {
+        let leaving = PeerStanding::Leaving { successor: None };
+        let mut view = view(5, &[]);
+        view.peers.extend([peer(4, leaving), peer(5, leaving)]);
+        view.lease_free.remove(&NodeId(5));
+        assert_eq!(view.steps(), [], "none before all are free of leases");
+        view.lease_free.insert(NodeId(5));
+        assert_eq!(view.steps(), [Step::RemoveVoters(ids([4, 5]))]);
+        view.me = NodeId(4);
+        assert_eq!(view.steps(), [Step::HandOver]);
+        view.me = NodeId(1);
+        silence(&mut view, 2, STEADY);
+        silence(&mut view, 3, STEADY);
+        assert_eq!(view.steps(), [], "one of three would be left");
     }
 
     #[test]
