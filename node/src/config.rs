@@ -27,6 +27,8 @@ pub struct NodeConfig {
     pub peer_listen: SocketAddr,
     /// This peer's own entry of `peers`: how the others reach it.
     pub peer_address: String,
+    /// The StatefulSet whose pod this peer is.
+    pub stateful_set: Option<String>,
     /// Where the admin API listens.
     pub admin_listen: SocketAddr,
     /// Where people are told to find it.
@@ -198,6 +200,7 @@ impl TryFrom<NodeArgs> for NodeConfig {
             },
             peer_listen: args.peer_addr,
             peer_address,
+            stateful_set: args.stateful_set,
             admin_listen: args.admin_addr,
             admin_address,
             ops_listen: args.ops_addr,

@@ -12,6 +12,7 @@ pub mod config;
 pub mod consensus;
 pub mod controller;
 pub mod dev;
+pub mod kubernetes;
 pub mod node;
 pub mod ops;
 pub mod peer;

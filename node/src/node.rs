@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use raftserve_model::{Incarnation, LogIndex, ReplicaId};
 use raftserve_proxy::{AccessLog, PortState, PortStatus, Proxy, ProxyConfig, Routes};
 use raftserve_store::formats::SUPPORTED;
@@ -36,8 +37,9 @@ use crate::clock;
 use crate::config::NodeConfig;
 use crate::consensus::Consensus;
 use crate::controller::Controller;
+use crate::kubernetes::Home;
 use crate::ops::{self, Readiness, Report};
-use crate::peer::{self, BootstrapError, Peer, PeerConfig};
+use crate::peer::{self, BootstrapError, Founding, Peer, PeerConfig, StartError};
 use crate::projection;
 use crate::provider::Provider;
 use crate::provider::process::ProcessProvider;
@@ -190,6 +192,11 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
                 config.replica_root.display()
             )
         })?;
+    let home = match config.stateful_set.clone() {
+        Some(set) => Some(Arc::new(Home::of(set, &config.peer_address).await?)),
+        None => None,
+    };
+    let founding = home.clone().map(|home| home as Arc<dyn Founding>);
     let starting = peer::start(PeerConfig {
         data_dir: config.data_dir.clone(),
         listener: ports.peer,
@@ -205,9 +212,15 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         supports: SUPPORTED,
         wall_clock: clock::wall_now,
         certificates: certificates.clone(),
+        founding: founding,
     });
     let peer = tokio::select! {
-        peer = starting => peer?,
+        peer = starting => peer.inspect_err(|error| {
+            let removed = matches!(error, StartError::Bootstrap(BootstrapError::Removed { .. }));
+            if removed && home.is_some() {
+                set_aside(&config.data_dir);
+            }
+        })?,
         why = stop.told() => {
             tracing::info!(why, "stopping before this peer has begun");
             return Ok(());
@@ -230,7 +243,16 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         certificates: certificates.clone(),
         credentials: credentials.clone(),
         denials: Arc::clone(&denials),
+        home: home.clone(),
     }) as Arc<dyn Report>);
+    if let Some(home) = &home {
+        let consensus = || peer.consensus();
+        vital.spawn("scaling", Arc::clone(home).scale(consensus()));
+        vital.spawn("endpoints", Arc::clone(home).keep_gates(consensus()));
+        vital.spawn("the record", Arc::clone(home).write_down(consensus()));
+        let (ready, home) = (readiness.watch(), Arc::clone(home));
+        vital.spawn("the gate", open_gate(home, ready));
+    }
     tasks.spawn(become_ready(
         peer.consensus(),
         parts.catch_up.clone(),
@@ -290,13 +312,39 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     }
     tracing::info!("stopped");
     match why? {
-        REMOVED => Err(BootstrapError::Removed {
-            folder: config.data_dir,
-            cluster,
-            node,
+        REMOVED => {
+            if home.is_some() {
+                set_aside(&config.data_dir);
+            }
+            Err(BootstrapError::Removed {
+                folder: config.data_dir,
+                cluster,
+                node,
+            }
+            .into())
         }
-        .into()),
         _ => Ok(()),
+    }
+}
+
+/// Among the endpoints from the first time on that it is ready; the leader sees to the rest.
+async fn open_gate(home: Arc<Home>, mut ready: watch::Receiver<bool>) {
+    if ready.wait_for(|ready| *ready).await.is_ok() {
+        home.open_gate().await;
+    }
+}
+
+/// Makes room for a peer under a new id, in the volume of one that the cluster has removed: a StatefulSet that grows again
+/// brings the volume back. What was removed last is kept beside it.
+fn set_aside(data_dir: &Path) {
+    let aside = data_dir.with_extension("removed");
+    let moved = match std::fs::remove_dir_all(&aside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => std::fs::rename(data_dir, &aside),
+    };
+    match moved {
+        Ok(()) => tracing::info!(to = %aside.display(), "set the removed peer's data aside"),
+        Err(error) => tracing::error!(%error, "cannot set the removed peer's data aside"),
     }
 }
 
@@ -564,9 +612,17 @@ struct Metrics {
     certificates: Option<Arc<Certificates>>,
     credentials: Option<Arc<Credentials>>,
     denials: Arc<Denials>,
+    home: Option<Arc<Home>>,
 }
 
 impl Report for Metrics {
+    fn departure(&self) -> BoxFuture<'static, &'static str> {
+        match self.home.clone() {
+            Some(home) => home.departure(self.consensus.clone()).boxed(),
+            None => std::future::ready("nothing to wait for").boxed(),
+        }
+    }
+
     fn has_quorum(&self) -> bool {
         self.consensus.leadership().borrow().leader.is_some() && self.share.holds_lease()
     }
@@ -582,7 +638,11 @@ impl Report for Metrics {
         }
         let leadership = *self.consensus.leadership().borrow();
         let state = self.consensus.state();
+        let members = self.consensus.members();
+        let voters = members.iter().filter(|member| member.voter).count();
         for (name, kind, value) in [
+            ("raft_voters", "gauge", voters as u64),
+            ("raft_learners", "gauge", (members.len() - voters) as u64),
             ("raft_term", "gauge", leadership.term),
             ("raft_is_leader", "gauge", u64::from(leadership.is_self)),
             (

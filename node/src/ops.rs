@@ -4,6 +4,8 @@
 //! leader and caught up with it, then true until it drains or its storage is poisoned; losing the
 //! leader or the quorum does not clear it, or a lost quorum would take the endpoint down with it.
 //! *Quorum* tells that instead.
+//!
+//! `/prestop` answers when the peer may be stopped: a pod's hook waits for it. It changes nothing.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -13,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::{BoxFuture, Either, ready};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -86,6 +89,8 @@ pub trait Report: Send + Sync + 'static {
     fn has_quorum(&self) -> bool;
     /// All metrics in Prometheus's text format.
     fn metrics(&self) -> String;
+    /// Ends when this peer may be stopped, and says why then.
+    fn departure(&self) -> BoxFuture<'static, &'static str>;
 }
 
 /// Answers on `listener` until `shutdown`. `report` may come later than the port.
@@ -123,8 +128,19 @@ async fn answer_all(
     report: Arc<std::sync::OnceLock<Arc<dyn Report>>>,
 ) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = answer(&request, &readiness, report.get().map(AsRef::as_ref));
-        async move { Ok::<_, Infallible>(answer) }
+        let report = report.get();
+        let departure = report.filter(|_| request.uri().path() == "/prestop");
+        let answer = match departure.map(|report| report.departure()) {
+            Some(departure) => {
+                Either::Left(async { text(StatusCode::OK, format!("{}\n", departure.await)) })
+            }
+            None => Either::Right(ready(answer(
+                &request,
+                &readiness,
+                report.map(AsRef::as_ref),
+            ))),
+        };
+        async move { Ok::<_, Infallible>(answer.await) }
     });
     // A client that breaks off is no news.
     let _ = hyper::server::conn::http1::Builder::new()
@@ -157,6 +173,8 @@ fn answer(
             true => health(true, "quorum"),
             false => health(false, "no quorum"),
         },
+        // Without a part in the cluster there is nothing to wait for.
+        "/prestop" => health(true, "not begun"),
         "/metrics" => {
             let mut body = report.map(Report::metrics).unwrap_or_default();
             let _ = writeln!(

@@ -43,7 +43,7 @@ mod wire;
 
 pub use self::core::{FinalizeError, Release};
 pub use agreement::Compared;
-pub use bootstrap::BootstrapError;
+pub use bootstrap::{BootstrapError, Claim, Founding};
 pub use exchange::ExchangeHandler;
 pub use steward::MembershipPolicy;
 pub use steward::plan::Vote;
@@ -115,6 +115,8 @@ pub struct PeerConfig {
     pub wall_clock: WallClock,
     /// By which this peer and the others know each other; without, nothing of theirs is encrypted.
     pub certificates: Option<Arc<Certificates>>,
+    /// Who knows whether there was a cluster here before; nobody beside the data directories, if none.
+    pub founding: Option<Arc<dyn Founding>>,
 }
 
 /// Why a peer did not start.
@@ -246,7 +248,8 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
     };
     let (names, join) = (config.peers.clone(), config.join.clone());
     let dialer = Dialer::new(config.certificates.clone());
-    let cradle = Cradle::new(dir, names, config.address.clone(), join, wish, dialer);
+    let (address, founding) = (config.address.clone(), config.founding.clone());
+    let cradle = Cradle::new(dir, names, address, join, wish, dialer, founding);
     let cradle = Arc::new(cradle);
     let running = Arc::new(OnceLock::new());
     serve(

@@ -81,6 +81,7 @@ fn main() -> anyhow::Result<()> {
         supports: SUPPORTED,
         wall_clock: clock::wall_now,
         certificates: None,
+        founding: None,
     };
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

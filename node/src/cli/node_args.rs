@@ -170,6 +170,16 @@ pub struct NodeArgs {
         env = "RAFTSERVE_ADVERTISE_PEER"
     )]
     pub advertise_peer: Option<String>,
+    /// The StatefulSet of Kubernetes whose pod this peer is. Peers that it does not want any more are then removed, one that
+    /// is told to stop waits (GET /prestop of the ops port) until the others can do without it, dead ones are taken out of
+    /// the Services, and no cluster is founded where there was one.
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "advertise_peer",
+        env = "RAFTSERVE_STATEFUL_SET"
+    )]
+    pub stateful_set: Option<String>,
     /// Where health and metrics are served, in the clear. Beyond loopback with --cert-dir and --credentials-dir only.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7002")]
     pub ops_addr: SocketAddr,

@@ -20,6 +20,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -37,9 +38,11 @@ use super::store::{Identity, SharedDir};
 use super::wire::{AdoptReply, AdoptRequest, Announcement, HelloRequest, Plan};
 
 mod first;
+mod founding;
 mod greeting;
 mod joining;
 
+pub use self::founding::{Claim, Founding};
 pub(crate) use self::greeting::greet;
 
 /// How often the other peers are asked.
@@ -127,6 +130,9 @@ pub enum BootstrapError {
         /// Its cluster.
         theirs: ClusterId,
     },
+    /// There was a cluster here, whose volumes are not where they should be.
+    #[error("this peer must not found a cluster: {0}")]
+    Founded(String),
     /// The data directory is refused.
     #[error(transparent)]
     Directory(#[from] IdentityError),
@@ -162,6 +168,8 @@ pub(crate) struct Cradle {
     join: Vec<String>,
     wish: Wish,
     dialer: Dialer,
+    /// Who knows of earlier clusters, beside the directories.
+    founding: Option<Arc<dyn Founding>>,
     nonce: u64,
     /// Locked while an identity is taken, so that there is only ever one.
     identity: Mutex<Option<Identity>>,
@@ -177,6 +185,7 @@ impl Cradle {
         join: Vec<String>,
         wish: Wish,
         dialer: Dialer,
+        founding: Option<Arc<dyn Founding>>,
     ) -> Self {
         let identity = Identity::held_by(&dir);
         Self {
@@ -188,6 +197,7 @@ impl Cradle {
             join,
             wish,
             dialer,
+            founding,
             taken: watch::Sender::new(identity),
             identity: Mutex::new(identity),
         }

@@ -92,6 +92,7 @@ impl Places {
             supports: SUPPORTED,
             wall_clock: clock::wall_now,
             certificates: None,
+            founding: None,
         }
     }
 

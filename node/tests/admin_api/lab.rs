@@ -133,6 +133,7 @@ impl Lab {
             supports: SUPPORTED,
             wall_clock: clock::wall_now,
             certificates: None,
+            founding: None,
         };
         let peer = peer::start(config).await.unwrap();
         let (ready, is_ready) = watch::channel(true);

@@ -7,7 +7,7 @@ use raftserve_store::raft::PeerRecord;
 use tokio::time::sleep;
 
 use super::greeting::{Teller, another_bootstrap, ask_to_adopt, greet, knows_a_cluster, missing};
-use super::{BootstrapError, Cradle, ROUND};
+use super::{BootstrapError, Claim, Cradle, ROUND};
 use crate::peer::store::{Identity, RaftHandle};
 use crate::peer::wire::{AdoptReply, AdoptRequest, HelloRequest, Plan, Standing};
 
@@ -64,20 +64,41 @@ impl Cradle {
                 })
                 .collect();
             if nonces.len() == answers.len() {
-                let nonces = std::iter::once(self.nonce).chain(nonces);
-                let members = self.names.iter().zip(nonces);
-                return Ok(Some(Plan {
-                    cluster: ClusterId(rand::random()),
-                    members: members
-                        .map(|(address, nonce)| PeerRecord {
-                            nonce,
-                            address: address.clone(),
-                        })
-                        .collect(),
-                }));
+                match self.claim().await? {
+                    Ok(cluster) => return Ok(Some(self.plan(cluster, nonces))),
+                    Err(reason) => teller.tell(|| format!("waiting to found a cluster: {reason}")),
+                }
+            } else {
+                teller.tell(|| format!("waiting to bootstrap a cluster{}", missing(&answers)));
             }
-            teller.tell(|| format!("waiting to bootstrap a cluster{}", missing(&answers)));
             sleep(ROUND).await;
+        }
+    }
+
+    /// The new cluster's id, or why there is none to be had yet.
+    async fn claim(&self) -> Result<Result<ClusterId, String>, BootstrapError> {
+        let drawn = ClusterId(rand::random());
+        let Some(founding) = &self.founding else {
+            return Ok(Ok(drawn));
+        };
+        match founding.claim(self.nonce, drawn).await {
+            Claim::Granted(cluster) => Ok(Ok(cluster)),
+            Claim::NotYet(reason) => Ok(Err(reason)),
+            Claim::Refused(reason) => Err(BootstrapError::Founded(reason)),
+        }
+    }
+
+    fn plan(&self, cluster: ClusterId, others: Vec<u64>) -> Plan {
+        let nonces = std::iter::once(self.nonce).chain(others);
+        let members = self.names.iter().zip(nonces);
+        Plan {
+            cluster,
+            members: members
+                .map(|(address, nonce)| PeerRecord {
+                    nonce,
+                    address: address.clone(),
+                })
+                .collect(),
         }
     }
 

@@ -1,11 +1,20 @@
 //! What a peer with an empty directory does where a cluster runs: asks to be let in, through any peer.
 
-use tokio::time::sleep;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 
 use super::greeting::{Teller, ask_to_join};
 use super::{BootstrapError, Cradle, ROUND};
 use crate::peer::store::Identity;
 use crate::peer::wire::{JoinReply, JoinRequest};
+
+/// A cluster that has a quorum lets a peer in much sooner.
+const LONG: Duration = Duration::from_secs(30);
+
+/// What is to be done about a cluster that will never have one again.
+const RECOVER: &str = "; if the volumes of most of its voters are lost, start it again from one that is left with \
+                       `raftserve cluster recover`";
 
 impl Cradle {
     /// Asks the peers at `places` in turn until the cluster gives this peer an id, and keeps it on disk. A crash
@@ -18,6 +27,7 @@ impl Cradle {
             supports: self.wish.supports,
         };
         let mut teller = Teller::new();
+        let began = Instant::now();
         loop {
             let mut obstacles = Vec::new();
             for place in places.iter().filter(|place| **place != self.mine) {
@@ -42,7 +52,11 @@ impl Cradle {
                     }
                 }
             }
-            teller.tell(|| format!("waiting to join a cluster, asked: {}", obstacles.join(", ")));
+            let advice = if began.elapsed() > LONG { RECOVER } else { "" };
+            teller.tell(|| {
+                let asked = obstacles.join(", ");
+                format!("waiting to join a cluster, asked: {asked}{advice}")
+            });
             sleep(ROUND).await;
         }
     }

@@ -1,3 +1,5 @@
+use std::sync::atomic::Ordering::SeqCst;
+
 use super::*;
 use crate::peer::plan_file::PlanFile;
 use crate::peer::wire::{AdoptReply, AdoptRequest, HelloRequest, Plan, Standing};
@@ -173,6 +175,7 @@ async fn an_identity_is_taken_once_and_from_the_right_plan_only() {
         Vec::new(),
         wish,
         Dialer::default(),
+        None,
     );
     let request = |nonce, node| AdoptRequest {
         plan: plan(&places, [11, nonce, 33]),
@@ -193,4 +196,60 @@ async fn an_identity_is_taken_once_and_from_the_right_plan_only() {
     let mut other = right;
     other.plan.cluster = ClusterId([6; 16]);
     assert!(refused(cradle.adopt(other).await));
+}
+
+/// A memory that knows of a cluster, or grants the id that it is asked for after some tries.
+#[derive(Debug)]
+struct Memory {
+    earlier: Option<&'static str>,
+    tries: std::sync::atomic::AtomicUsize,
+}
+
+impl Founding for Memory {
+    fn claim(&self, _nonce: u64, cluster: ClusterId) -> futures_util::future::BoxFuture<'_, Claim> {
+        let tries = &self.tries;
+        let left = tries.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+        let claim = match (left, self.earlier) {
+            (Ok(_), _) => Claim::NotYet("asleep".to_owned()),
+            (Err(_), Some(earlier)) => Claim::Refused(earlier.to_owned()),
+            (Err(_), None) => Claim::Granted(cluster),
+        };
+        Box::pin(std::future::ready(claim))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_is_founded_only_where_the_memory_knows_of_none() {
+    for earlier in [Some("there was one"), None] {
+        let places = Places::new(3);
+        let founding = Arc::new(Memory {
+            earlier,
+            tries: 2.into(),
+        });
+        let start = |place| {
+            let mut config = places.config(place);
+            config.founding = Some(Arc::clone(&founding) as Arc<dyn Founding>);
+            start(config)
+        };
+        let others = [tokio::spawn(start(1)), tokio::spawn(start(2))];
+        let first = within(start(0)).await;
+        match earlier {
+            Some(_) => {
+                let error = first.err().expect("refused").to_string();
+                assert!(error.contains("there was one"), "{error}");
+                others.iter().for_each(|other| other.abort());
+                for place in &places.0 {
+                    assert!(!place.folder.path().join("BOOTSTRAP").exists());
+                }
+            }
+            None => {
+                let mut peers = vec![first.unwrap()];
+                for other in others {
+                    peers.push(within(other).await.unwrap().unwrap());
+                }
+                open_client(&peers[0]).await;
+                stop_all(living(peers)).await;
+            }
+        }
+    }
 }

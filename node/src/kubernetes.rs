@@ -1,0 +1,224 @@
+//! A peer as a pod of a StatefulSet: what it reads from the Kubernetes API about itself and the others, and the little
+//! that it writes there. Replicas of services as pods are another matter, the provider's.
+//!
+//! Nothing here is needed for traffic or for Raft. While the API server is away, peers serve, elect and restart as ever;
+//! only what is agreed with Kubernetes waits: founding, removal, and taking a dead peer out of the endpoints.
+
+use std::fmt;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::{Api, Client, Config};
+use tokio::time::timeout;
+
+pub mod departure;
+pub mod endpoints;
+pub mod founding;
+pub mod scaling;
+
+/// The longest that one call to the API server may take; whoever calls tries again.
+const CALL_MAX: Duration = Duration::from_secs(3);
+
+/// Why a call to the API server came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// It was refused, or did not get there.
+    #[error(transparent)]
+    Kube(#[from] kube::Error),
+    /// No answer.
+    #[error("the Kubernetes API did not answer within {CALL_MAX:?}")]
+    Late,
+}
+
+impl CallError {
+    fn code(&self) -> Option<u16> {
+        match self {
+            Self::Kube(kube::Error::Api(status)) => Some(status.code),
+            Self::Kube(_) | Self::Late => None,
+        }
+    }
+}
+
+/// How many peers are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Those with the ordinals below this, which is above 0. The others are to leave for good.
+    Peers(u32),
+    /// None runs on: the StatefulSet is gone, going, wants 0, or is another one of the same name. That says *stop*, and
+    /// never *leave*: whoever stops may come back, with all that it knows.
+    Stopped,
+}
+
+/// Where this peer runs.
+pub struct Home {
+    sets: Api<StatefulSet>,
+    pods: Api<Pod>,
+    records: Api<ConfigMap>,
+    namespace: String,
+    set: String,
+    pod: String,
+    ordinal: u32,
+    /// Of the StatefulSet that this process has first seen.
+    uid: OnceLock<String>,
+}
+
+impl fmt::Debug for Home {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Home({}/{})", self.namespace, self.pod)
+    }
+}
+
+/// Why a peer cannot say where it runs.
+#[derive(Debug, thiserror::Error)]
+pub enum HomeError {
+    /// The flags contradict each other.
+    #[error(
+        "--stateful-set {set}: --advertise-peer {address} is no pod of it; its host must begin with {set}-N"
+    )]
+    NoPod {
+        /// The StatefulSet.
+        set: String,
+        /// The peer's address.
+        address: String,
+    },
+    /// There is nothing to connect with.
+    #[error(
+        "--stateful-set needs the Kubernetes API: run in a pod with a service account, or set KUBECONFIG"
+    )]
+    Config(#[from] kube::config::InferConfigError),
+    /// It cannot be used.
+    #[error("cannot use the Kubernetes API")]
+    Client(#[from] kube::Error),
+}
+
+/// The ordinal of the pod of `set` that `address` names: `set-2.peers.ns.svc:7001` is the one with 2.
+#[must_use]
+pub fn ordinal(set: &str, address: &str) -> Option<u32> {
+    let pod = pod_of(address)?;
+    let digits = pod.strip_prefix(set)?.strip_prefix('-')?;
+    let plain = digits == "0" || !digits.starts_with('0');
+    let only_digits = digits.bytes().all(|byte| byte.is_ascii_digit());
+    (plain && only_digits)
+        .then(|| digits.parse().ok())
+        .flatten()
+}
+
+fn pod_of(address: &str) -> Option<&str> {
+    address.split(['.', ':']).next()
+}
+
+/// What a StatefulSet, read afresh, says to one who first saw it with `uid`.
+fn wanted(set: Option<&StatefulSet>, uid: Option<&str>) -> Wanted {
+    let Some(set) = set else {
+        return Wanted::Stopped;
+    };
+    let same = uid.is_none_or(|uid| set.metadata.uid.as_deref() == Some(uid));
+    let stays = set.metadata.deletion_timestamp.is_none();
+    // The API server fills the number in, so none is no answer.
+    let replicas = set.spec.as_ref().and_then(|spec| spec.replicas);
+    match replicas.map(u32::try_from) {
+        Some(Ok(replicas)) if same && stays && replicas > 0 => Wanted::Peers(replicas),
+        _ => Wanted::Stopped,
+    }
+}
+
+async fn call<T>(calling: impl Future<Output = Result<T, kube::Error>>) -> Result<T, CallError> {
+    match timeout(CALL_MAX, calling).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(CallError::Late),
+    }
+}
+
+impl Home {
+    /// The home of the pod of StatefulSet `set` that others reach at `address`. Calls nobody yet.
+    ///
+    /// # Errors
+    /// [`HomeError`].
+    pub async fn of(set: String, address: &str) -> Result<Self, HomeError> {
+        let (Some(ordinal), Some(pod)) = (ordinal(&set, address), pod_of(address)) else {
+            return Err(HomeError::NoPod {
+                set,
+                address: address.to_owned(),
+            });
+        };
+        let config = Config::infer().await?;
+        let namespace = config.default_namespace.clone();
+        let client = Client::try_from(config)?;
+        Ok(Self {
+            sets: Api::namespaced(client.clone(), &namespace),
+            pods: Api::namespaced(client.clone(), &namespace),
+            records: Api::namespaced(client, &namespace),
+            pod: pod.to_owned(),
+            namespace,
+            set,
+            ordinal,
+            uid: OnceLock::new(),
+        })
+    }
+
+    /// The StatefulSet, read from the API server's quorum and never from a cache, and how many peers it wants.
+    async fn read_set(&self) -> Result<(Option<StatefulSet>, Wanted), CallError> {
+        let set = call(self.sets.get_opt(&self.set)).await?;
+        if let Some(uid) = set.as_ref().and_then(|set| set.metadata.uid.clone()) {
+            self.uid.get_or_init(|| uid);
+        }
+        let wanted = wanted(set.as_ref(), self.uid.get().map(String::as_str));
+        Ok((set, wanted))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::apps::v1::StatefulSetSpec;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_is_known_by_the_ordinal_in_its_name() {
+        for (address, expected) in [
+            ("rs-0.rs-peers.ns.svc.cluster.local:7001", Some(0)),
+            ("rs-12:7001", Some(12)),
+            ("rs-01.x:7001", None),
+            ("rs-.x:7001", None),
+            ("rs-+1.x:7001", None),
+            ("rs-other-0.x:7001", None),
+            ("other-0.x:7001", None),
+            ("10.0.0.1:7001", None),
+        ] {
+            assert_eq!(ordinal("rs", address), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn only_the_same_set_that_stays_and_wants_some_says_who_is_to_leave() {
+        let set = |uid: &str, replicas| {
+            let mut set = StatefulSet {
+                spec: Some(StatefulSetSpec {
+                    replicas,
+                    ..StatefulSetSpec::default()
+                }),
+                ..StatefulSet::default()
+            };
+            set.metadata.uid = Some(uid.to_owned());
+            set
+        };
+        let one = set("u1", Some(1));
+        assert_eq!(wanted(Some(&one), Some("u1")), Wanted::Peers(1));
+        assert_eq!(wanted(Some(&one), None), Wanted::Peers(1));
+        let mut going = one.clone();
+        going.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+        for stopped in [
+            None,
+            Some(&going),
+            Some(&set("u2", Some(1))),
+            Some(&set("u1", Some(0))),
+            Some(&set("u1", None)),
+        ] {
+            assert_eq!(wanted(stopped, Some("u1")), Wanted::Stopped, "{stopped:?}");
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! When a pod that is told to stop may go: its `preStop` hook waits for this.
+//!
+//! A StatefulSet's rolling update takes the next pod down without a look at whether lower ordinals are well
+//! (kubernetes#96218), and a scale-down tells all surplus pods to stop at once. So a peer holds itself while its going
+//! would cost the quorum, and one that is to be removed waits for its removal. Both waits are bounded.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::ListParams;
+use tokio::time::{Instant, sleep};
+
+use super::{CallError, Home, Wanted, call, ordinal};
+use crate::consensus::Consensus;
+
+/// How long connections may still come after the pod is told to stop: every node has to hear that it is no endpoint
+/// any more.
+const ENDPOINTS_LAG: Duration = Duration::from_secs(5);
+
+/// How long a peer holds itself, at the most. The rest of the chart's terminationGracePeriodSeconds is for its requests.
+const HOLD_MAX: Duration = Duration::from_secs(35);
+
+/// How often it looks again.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How long the leader's answer may take.
+const ASK_MAX: Duration = Duration::from_secs(1);
+
+/// A peer whose log is further behind could not stand in for one that goes.
+const LAG_MAX: u64 = 512;
+
+/// A voter, as the leader sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Voter {
+    ordinal: Option<u32>,
+    /// Whether it answers and is about caught up.
+    fit: bool,
+}
+
+/// What is known when it is asked whether this peer may go.
+#[derive(Debug)]
+struct Scene {
+    ordinal: u32,
+    /// None if the API server does not say.
+    wanted: Option<Wanted>,
+    /// The voters, this peer among them if it is one; none if no leader says.
+    voters: Option<Vec<Voter>>,
+    /// Peers that go before this one, and do not count any more.
+    ahead: BTreeSet<u32>,
+}
+
+/// Whether to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Go(&'static str),
+    Hold(&'static str),
+}
+
+impl Scene {
+    fn judge(&self) -> Verdict {
+        match self.wanted {
+            Some(Wanted::Stopped) => return Verdict::Go("all peers stop"),
+            Some(Wanted::Peers(count)) if self.ordinal >= count => {
+                return Verdict::Hold("this peer is to be removed first");
+            }
+            Some(Wanted::Peers(_)) | None => {}
+        }
+        let Some(voters) = &self.voters else {
+            return Verdict::Hold("there is no leader");
+        };
+        let me = |voter: &&Voter| voter.ordinal == Some(self.ordinal);
+        if !voters.iter().any(|voter| me(&voter)) {
+            return Verdict::Go("this peer has no vote");
+        }
+        let quorum = voters.len() / 2 + 1;
+        if voters.len() - 1 < quorum {
+            return Verdict::Go("the others are no quorum in any case");
+        }
+        let others = voters.iter().filter(|voter| !me(voter));
+        let counts = |voter: &Voter| {
+            let goes = voter.ordinal.is_some_and(|it| self.ahead.contains(&it));
+            voter.fit && !goes
+        };
+        match others.filter(|voter| counts(voter)).count() >= quorum {
+            true => Verdict::Go("the others are a quorum"),
+            false => Verdict::Hold("without this peer there would be no quorum"),
+        }
+    }
+}
+
+/// Those of `pods` that are told to stop and go before `mine`: who was told earlier, and of equals the highest.
+fn ahead(set: &str, mine: u32, pods: &[Pod]) -> BTreeSet<u32> {
+    let going: Vec<_> = pods
+        .iter()
+        .filter_map(|pod| {
+            let told = pod.metadata.deletion_timestamp.as_ref()?.0;
+            // The time is that at which its grace ends.
+            let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
+            let ordinal = ordinal(set, pod.metadata.name.as_deref()?)?;
+            Some((told.as_second() - grace, std::cmp::Reverse(ordinal)))
+        })
+        .collect();
+    let own = going.iter().find(|(_, it)| it.0 == mine).copied();
+    going
+        .into_iter()
+        .filter(|it| it.1.0 != mine && own.is_none_or(|own| *it < own))
+        .map(|it| it.1.0)
+        .collect()
+}
+
+impl Home {
+    async fn pods_of(&self, set: &StatefulSet) -> Result<Vec<Pod>, CallError> {
+        let selector = set.spec.as_ref().map(|spec| &spec.selector);
+        let labels = selector.and_then(|selector| selector.match_labels.as_ref());
+        let labels = labels.into_iter().flatten();
+        let labels: Vec<String> = labels
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        let asked = ListParams::default().labels(&labels.join(","));
+        Ok(call(self.pods.list(&asked)).await?.items)
+    }
+
+    async fn scene(&self, consensus: &Consensus) -> Scene {
+        let addresses = consensus.members();
+        let health = consensus.member_health(ASK_MAX).await.ok();
+        let voters = health.map(|members| {
+            let voters = members.iter().filter(|member| member.voter);
+            voters
+                .map(|member| {
+                    let known = addresses.iter().find(|it| it.id == member.node);
+                    let me = member.node == consensus.node_id();
+                    Voter {
+                        ordinal: match me {
+                            true => Some(self.ordinal),
+                            false => known.and_then(|it| ordinal(&self.set, &it.address)),
+                        },
+                        fit: member.answers && member.lag.is_some_and(|lag| lag < LAG_MAX),
+                    }
+                })
+                .collect()
+        });
+        // Without the API server, a peer restarts as it would without Kubernetes.
+        let (set, wanted) = self.read_set().await.ok().unzip();
+        let pods = match set.flatten() {
+            Some(set) => self.pods_of(&set).await.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        Scene {
+            ordinal: self.ordinal,
+            wanted,
+            voters,
+            ahead: ahead(&self.set, self.ordinal, &pods),
+        }
+    }
+
+    /// Returns when this pod, which is told to stop, may be stopped: no earlier than that no new connections come, and
+    /// no later than [`HOLD_MAX`]. Says why. A peer that is removed meanwhile ends by itself.
+    pub async fn departure(self: Arc<Self>, consensus: Consensus) -> &'static str {
+        let told = Instant::now();
+        sleep(ENDPOINTS_LAG).await;
+        let mut said = None;
+        loop {
+            let verdict = self.scene(&consensus).await.judge();
+            match verdict {
+                Verdict::Go(why) => return why,
+                Verdict::Hold(why) if told.elapsed() > HOLD_MAX => {
+                    tracing::warn!(why, "going all the same: the pod's grace runs out");
+                    return why;
+                }
+                Verdict::Hold(why) => {
+                    if said.replace(why) != Some(why) {
+                        tracing::info!(why, "told to stop, and waiting");
+                    }
+                    sleep(LOOK).await;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+
+    fn scene(count: u32) -> Scene {
+        let voter = |ordinal| Voter {
+            ordinal: Some(ordinal),
+            fit: true,
+        };
+        Scene {
+            ordinal: 1,
+            wanted: Some(Wanted::Peers(count)),
+            voters: Some((0..count).map(voter).collect()),
+            ahead: BTreeSet::new(),
+        }
+    }
+
+    fn goes(scene: &Scene) -> bool {
+        matches!(scene.judge(), Verdict::Go(_))
+    }
+
+    #[test]
+    fn a_peer_goes_only_if_the_others_are_a_quorum() {
+        assert!(goes(&scene(3)));
+        for unfit in [0, 2] {
+            let mut scene = scene(3);
+            scene.voters.as_mut().unwrap()[unfit].fit = false;
+            assert!(!goes(&scene), "{unfit}");
+        }
+        let mut five = scene(5);
+        five.voters.as_mut().unwrap()[4].fit = false;
+        assert!(goes(&five));
+        five.ahead.insert(0);
+        assert!(!goes(&five), "two of five are away, and one more goes");
+        let leaderless = Scene {
+            voters: None,
+            ..scene(3)
+        };
+        assert!(!goes(&leaderless));
+    }
+
+    #[test]
+    fn a_peer_that_nobody_could_replace_is_not_held_in_vain() {
+        let mut two = scene(2);
+        two.voters.as_mut().unwrap()[0].fit = false;
+        assert!(goes(&two));
+        let mut learner = scene(3);
+        learner.ordinal = 3;
+        learner.wanted = Some(Wanted::Peers(4));
+        learner.voters.as_mut().unwrap()[0].fit = false;
+        assert!(goes(&learner));
+    }
+
+    #[test]
+    fn one_that_is_to_be_removed_waits_for_it_and_one_that_is_stopped_with_all_does_not() {
+        let mut surplus = scene(3);
+        surplus.wanted = Some(Wanted::Peers(1));
+        assert_eq!(
+            surplus.judge(),
+            Verdict::Hold("this peer is to be removed first")
+        );
+        surplus.wanted = Some(Wanted::Stopped);
+        surplus.voters = None;
+        assert!(goes(&surplus));
+        let unknown = Scene {
+            wanted: None,
+            ..scene(3)
+        };
+        assert!(goes(&unknown), "the API server is not needed to restart");
+    }
+
+    #[test]
+    fn of_several_that_are_told_to_stop_one_goes_first() {
+        let pod = |name: &str, second: Option<i64>| {
+            let mut pod = Pod::default();
+            pod.metadata.name = Some(name.to_owned());
+            let at = second.map(|second| Timestamp::from_second(second + 75).unwrap());
+            pod.metadata.deletion_timestamp = at.map(Time);
+            pod.metadata.deletion_grace_period_seconds = at.map(|_| 75);
+            pod
+        };
+        let pods = [
+            pod("rs-0", None),
+            pod("rs-1", Some(10)),
+            pod("rs-2", Some(10)),
+            pod("rs-3", Some(9)),
+            pod("other-4", Some(1)),
+        ];
+        assert_eq!(ahead("rs", 3, &pods), [].into());
+        assert_eq!(ahead("rs", 2, &pods), [3].into());
+        assert_eq!(ahead("rs", 1, &pods), [2, 3].into());
+        assert_eq!(ahead("rs", 0, &pods), [1, 2, 3].into());
+    }
+}

@@ -1,0 +1,180 @@
+//! Takes a dead peer out of the client Service at once, and puts it back when it is well.
+//!
+//! Kubernetes itself needs up to twenty seconds to notice a dead node, and as long sends a share of all connections there.
+//! The peers notice within a second. So each pod has a readiness gate, which the peer opens when it is ready for the first
+//! time, and which the leader closes while the peer does not answer. A node that is dead cannot draw the conclusion from its
+//! pod's gate: so the leader closes what the node would have, the pod's `Ready`, too. A node that lives puts that right.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use super::{CallError, Home, call, ordinal};
+use crate::consensus::{Consensus, MemberView};
+
+/// The gate's name, as the chart has it.
+const GATE: &str = "raftserve.io/reachable";
+
+/// How often the leader looks. Together with the second after which a silent peer counts as such, and an election if it
+/// led, this must stay below two seconds.
+const PERIOD: Duration = Duration::from_millis(200);
+
+/// How often a gate is set again that is thought to be right: somebody else may have set it since, such as a former leader
+/// whose word was still under way.
+const REPEAT: Duration = Duration::from_secs(5);
+
+/// How long a leader may take to be sure that it is one.
+const CONFIRM_MAX: Duration = Duration::from_secs(1);
+
+/// How long after a failed try a peer opens its own gate again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Whether each pod of `set` among `members` is to get requests.
+fn reachable(set: &str, members: &[MemberView]) -> BTreeMap<u32, bool> {
+    let pods = members.iter().filter_map(|member| {
+        let ordinal = ordinal(set, &member.address)?;
+        Some((ordinal, member.up))
+    });
+    let mut reachable = BTreeMap::new();
+    for (ordinal, up) in pods {
+        // A wiped peer's former self may still be a member.
+        *reachable.entry(ordinal).or_default() |= up;
+    }
+    reachable
+}
+
+fn conditions(up: bool) -> Value {
+    let status = if up { "True" } else { "False" };
+    let gate =
+        json!({"type": GATE, "status": status, "reason": if up { "Answers" } else { "Silent" }});
+    let conditions = match up {
+        true => vec![gate],
+        false => vec![
+            gate,
+            json!({
+                "type": "Ready", "status": "False", "reason": "PeerSilent",
+                "message": "the leader of the raftserve cluster has not heard this peer for a second",
+            }),
+        ],
+    };
+    json!({"status": {"conditions": conditions}})
+}
+
+impl Home {
+    async fn set_gate(&self, ordinal: u32, up: bool) -> Result<(), CallError> {
+        let pod = format!("{}-{ordinal}", self.set);
+        let status = conditions(up);
+        let patch = Patch::Strategic(&status);
+        let params = PatchParams::default();
+        match call(self.pods.patch_status(&pod, &params, &patch)).await {
+            Ok(_) => Ok(()),
+            // It has no endpoint either.
+            Err(error) if error.code() == Some(404) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens this peer's own gate, which it may do when it is ready.
+    pub async fn open_gate(self: Arc<Self>) {
+        while let Err(error) = self.set_gate(self.ordinal, true).await {
+            tracing::warn!(%error, pod = self.pod, "cannot put this peer among the endpoints");
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Sets one gate, and says so if it was otherwise before.
+    async fn set(&self, ordinal: u32, up: bool, before: Option<bool>) -> bool {
+        match self.set_gate(ordinal, up).await {
+            Ok(()) => {
+                if before.is_some_and(|before| before != up) || (before.is_none() && !up) {
+                    tracing::info!(ordinal, up, "a peer's endpoint");
+                }
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, ordinal, up, "cannot set a peer's endpoint");
+                false
+            }
+        }
+    }
+
+    /// The gates as they are to be now. One that has led, and was paused, finds all others silent: so nobody is found
+    /// silent but by one that leads after having looked.
+    async fn judged(&self, consensus: &Consensus) -> Option<BTreeMap<u32, bool>> {
+        let looked = reachable(&self.set, &consensus.members());
+        if looked.values().all(|up| *up) {
+            return Some(looked);
+        }
+        consensus.read_barrier(CONFIRM_MAX).await.ok()?;
+        let leads = consensus.leadership().borrow().is_self;
+        // An answer may have come meanwhile.
+        leads.then(|| reachable(&self.set, &consensus.members()))
+    }
+
+    /// Closes and opens the others' gates while this peer leads. Runs as long as the peer does.
+    pub async fn keep_gates(self: Arc<Self>, consensus: Consensus) {
+        let mut leadership = consensus.leadership();
+        let mut period = interval(PERIOD);
+        period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            if leadership.wait_for(|now| now.is_self).await.is_err() {
+                return;
+            }
+            let mut done: BTreeMap<u32, (bool, Instant)> = BTreeMap::new();
+            while leadership.borrow().is_self {
+                period.tick().await;
+                let judged = self.judged(&consensus).await.unwrap_or_default();
+                for (ordinal, up) in judged {
+                    let before = done.get(&ordinal).copied();
+                    if before.is_some_and(|(was, at)| was == up && at.elapsed() < REPEAT) {
+                        continue;
+                    }
+                    if self.set(ordinal, up, before.map(|(was, _)| was)).await {
+                        done.insert(ordinal, (up, Instant::now()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::scaling::tests::member;
+    use super::*;
+
+    #[test]
+    fn a_silent_peer_gets_no_requests_and_a_silent_former_self_does_not_matter() {
+        let mut members = [
+            member(1, "rs-0.x:7001"),
+            member(2, "rs-1.x:7001"),
+            member(9, "rs-1.x:7001"),
+            member(4, "elsewhere:7001"),
+        ];
+        members[1].up = false;
+        let all = BTreeMap::from([(0, true), (1, true)]);
+        assert_eq!(reachable("rs", &members), all);
+        members[2].up = false;
+        assert_eq!(reachable("rs", &members)[&1], false);
+    }
+
+    #[test]
+    fn only_what_is_closed_is_closed_on_the_nodes_behalf() {
+        let types = |up| {
+            let status = conditions(up);
+            let all = status["status"]["conditions"].as_array().unwrap().clone();
+            let pairs = all.into_iter();
+            pairs
+                .map(|it| (it["type"].to_string(), it["status"].to_string()))
+                .collect::<Vec<_>>()
+        };
+        let quoted = |text: &str| format!("\"{text}\"");
+        assert_eq!(types(true), [(quoted(GATE), quoted("True"))]);
+        let closed = [GATE, "Ready"].map(|kind| (quoted(kind), quoted("False")));
+        assert_eq!(types(false), closed);
+    }
+}

@@ -1,0 +1,171 @@
+//! The cluster's id in a ConfigMap, which outlives the volumes: with all volumes lost, empty peers look like a first
+//! install, and would found a second cluster where the first one's services are still expected.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use raftserve_model::ClusterId;
+use serde_json::json;
+use tokio::time::sleep;
+
+use super::{CallError, Home, call};
+use crate::consensus::Consensus;
+use crate::peer::{Claim, Founding};
+
+const CLUSTER: &str = "cluster";
+const FOUNDER: &str = "founder";
+
+/// How long after a failed try the next one is made.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The ConfigMap's answer to a claim of the directory that drew `founder`.
+fn judge(name: &str, record: &BTreeMap<String, String>, founder: &str) -> Claim {
+    let cluster = record.get(CLUSTER).map(String::as_str).unwrap_or_default();
+    let id = parse(cluster);
+    match id {
+        Some(id) if record.get(FOUNDER).map(String::as_str) == Some(founder) => Claim::Granted(id),
+        _ => Claim::Refused(format!(
+            "ConfigMap {name} says that cluster {cluster} was founded here, and every volume that is here now is empty. \
+             Bring its volumes back; or, if at least one is left, start from it with `raftserve cluster recover`, or from a \
+             backup with `raftserve cluster snapshot restore`; or delete that ConfigMap to begin anew without what was"
+        )),
+    }
+}
+
+fn parse(text: &str) -> Option<ClusterId> {
+    let mut id = [0; 16];
+    if text.len() != 32 || !text.is_ascii() {
+        return None;
+    }
+    for (at, byte) in id.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some(ClusterId(id))
+}
+
+impl Home {
+    fn record_name(&self) -> String {
+        format!("{}-cluster", self.set)
+    }
+
+    fn record(&self, cluster: ClusterId, founder: Option<String>) -> ConfigMap {
+        let founder = founder.map(|founder| (FOUNDER.to_owned(), founder));
+        let cluster = (CLUSTER.to_owned(), cluster.to_string());
+        ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(self.record_name()),
+                ..ObjectMeta::default()
+            },
+            data: Some(std::iter::once(cluster).chain(founder).collect()),
+            ..ConfigMap::default()
+        }
+    }
+
+    /// Never overwrites: of two claims one creates the object, and the other reads it.
+    async fn try_claim(&self, nonce: u64, cluster: ClusterId) -> Result<Claim, CallError> {
+        let founder = format!("{nonce:016x}");
+        let record = self.record(cluster, Some(founder.clone()));
+        let created = call(self.records.create(&PostParams::default(), &record)).await;
+        match created {
+            Ok(_) => return Ok(Claim::Granted(cluster)),
+            Err(error) if error.code() == Some(409) => {}
+            Err(error) => return Err(error),
+        }
+        let name = self.record_name();
+        let found = call(self.records.get(&name)).await?;
+        let place = format!("{}/{name}", self.namespace);
+        Ok(judge(&place, &found.data.unwrap_or_default(), &founder))
+    }
+
+    /// Writes down which cluster runs here, on whoever leads it: of one that came with its volumes from elsewhere,
+    /// or was restored under a new id, nothing was written down yet.
+    async fn try_write_down(&self, cluster: ClusterId) -> Result<(), CallError> {
+        let name = self.record_name();
+        let found = call(self.records.get_opt(&name)).await?;
+        let Some(found) = found else {
+            let record = self.record(cluster, None);
+            call(self.records.create(&PostParams::default(), &record)).await?;
+            return Ok(());
+        };
+        let known = found.data.unwrap_or_default();
+        if known.get(CLUSTER).and_then(|id| parse(id)) == Some(cluster) {
+            return Ok(());
+        }
+        let data = json!({"data": {CLUSTER: cluster.to_string(), FOUNDER: null}});
+        let patch = Patch::Merge(&data);
+        call(self.records.patch(&name, &PatchParams::default(), &patch)).await?;
+        tracing::info!(%cluster, name, "wrote down which cluster runs here");
+        Ok(())
+    }
+
+    /// Sees to it that the record names the cluster that runs here. Ends when it does.
+    pub async fn write_down(self: Arc<Self>, consensus: Consensus) {
+        let mut leadership = consensus.leadership();
+        loop {
+            if leadership.wait_for(|now| now.is_self).await.is_err() {
+                return;
+            }
+            match self.try_write_down(consensus.cluster_id()).await {
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot write down which cluster runs here");
+                    sleep(RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+impl Founding for Home {
+    fn claim(&self, nonce: u64, cluster: ClusterId) -> BoxFuture<'_, Claim> {
+        async move {
+            match self.try_claim(nonce, cluster).await {
+                Ok(claim) => claim,
+                Err(error) => Claim::NotYet(error.to_string()),
+            }
+        }
+        .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_is_founded_once_and_by_one_directory() {
+        let cluster = ClusterId([7; 16]);
+        let record = |entries: &[(&str, &str)]| {
+            let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+            entries.iter().map(owned).collect::<BTreeMap<_, _>>()
+        };
+        let id = cluster.to_string();
+        let mine = record(&[(CLUSTER, &id), (FOUNDER, "0a")]);
+        assert_eq!(judge("n", &mine, "0a"), Claim::Granted(cluster));
+        for other in [
+            mine,
+            record(&[(CLUSTER, &id)]),
+            record(&[(CLUSTER, "nonsense"), (FOUNDER, "0b")]),
+            record(&[]),
+        ] {
+            let Claim::Refused(reason) = judge("n", &other, "0b") else {
+                panic!("{other:?}");
+            };
+            assert!(reason.contains("cluster recover"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn ids_are_read_as_they_are_shown() {
+        let id = ClusterId(std::array::from_fn(|at| at as u8 * 16 + 1));
+        assert_eq!(parse(&id.to_string()), Some(id));
+        for bad in ["", "00", &"g".repeat(32), &"é".repeat(16)] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+}
