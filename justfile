@@ -84,6 +84,16 @@ image NAME="raftserve:dev":
     cargo build --release --locked -p raftserve-node
     .ci/image {{ NAME }}
 
+# Runs the tests on Kubernetes in their short form: on RAFTSERVE_TEST_KUBECONFIG, or on the lab if that is beside the checkout.
+test-kube *ARGS:
+    cargo build --locked -p raftserve-node
+    .ci/kubernetes {{ ARGS }}
+
+# The same with 60,000 requests a case, and the release binary.
+test-kube-full *ARGS:
+    cargo build --release --locked -p raftserve-node
+    RAFTSERVE_BIN=target/release/raftserve RAFTSERVE_TEST_REQUESTS=60000 KUBERNETES_MINUTES=120 .ci/kubernetes {{ ARGS }}
+
 # Builds the documentation.
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked

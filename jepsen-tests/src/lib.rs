@@ -20,6 +20,7 @@
 //! | [`program`] | a replica program that counts what it sees |
 //! | [`history`], [`check`] | what happened, and whether it was allowed |
 //! | [`etcd`], [`usage`] | what we are compared with, and what processes use |
+//! | [`kube`], [`steady`] | a Kubernetes cluster, and a stream of requests that does not wait for answers |
 //! | [`wait`] | waiting for a condition, never for a time |
 
 pub mod access;
@@ -32,11 +33,13 @@ pub mod etcd;
 pub mod faulty_disk;
 pub mod history;
 pub mod http;
+pub mod kube;
 pub mod load;
 pub mod peer;
 pub mod ports;
 pub mod processes;
 pub mod program;
 pub mod register;
+pub mod steady;
 pub mod usage;
 pub mod wait;

@@ -1,0 +1,359 @@
+//! A steady stream of requests, whatever becomes of them: a request is sent when its time comes, not when the one before
+//! has been answered, so that a pause of the server is seen by all requests that it would have met.
+//!
+//! Unlike [`crate::load`] it knows no peers, only entrances, and repeats nothing unless it is told to.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::http::{self, Connection, Failure};
+
+/// How many connections are kept and used again, beside those that are made for one request.
+const KEPT: usize = 16;
+
+/// The most requests under way: beyond, the server is so far behind that the test has failed.
+const UNDER_WAY_MAX: usize = 4_096;
+
+/// How many failures are remembered in words.
+const FAILURES_MAX: usize = 50;
+
+/// What to send.
+#[derive(Clone, Debug)]
+pub struct Steady {
+    /// Requests a second.
+    pub rate: u32,
+    /// The path.
+    pub path: String,
+    /// The status that is expected.
+    pub status: u16,
+    /// How often a request that failed is sent once more, to the next entrance.
+    pub retries: usize,
+    /// Whether every other request uses a kept connection.
+    pub keep: bool,
+}
+
+/// One request without the expected answer.
+#[derive(Clone, Debug)]
+pub struct Missed {
+    /// When it was sent, since the load began.
+    pub at: Duration,
+    /// What became of each try, and where.
+    pub tries: Vec<(SocketAddr, String)>,
+}
+
+/// What came of it all.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// How many were answered as expected.
+    pub good: usize,
+    /// How many were not.
+    pub bad: usize,
+    /// How many needed another try.
+    pub retried: usize,
+    /// The first of the bad.
+    pub missed: Vec<Missed>,
+    /// The first of those that were good only at another try.
+    pub saved: Vec<Missed>,
+    /// Latencies of the good, in milliseconds, and how many had each.
+    pub latencies: BTreeMap<u64, usize>,
+}
+
+impl Tally {
+    /// The latency that a share of the good kept below, in milliseconds.
+    #[must_use]
+    pub fn percentile(&self, share: f64) -> u64 {
+        let wanted = (self.good as f64 * share).ceil() as usize;
+        let mut seen = 0;
+        for (latency, count) in &self.latencies {
+            seen += count;
+            if seen >= wanted {
+                return *latency;
+            }
+        }
+        0
+    }
+
+    /// One line for people.
+    #[must_use]
+    pub fn line(&self) -> String {
+        format!(
+            "{} answered, {} failed, {} at another try; p50 {} ms, p99 {} ms, slowest {} ms",
+            self.good,
+            self.bad,
+            self.retried,
+            self.percentile(0.5),
+            self.percentile(0.99),
+            self.percentile(1.0)
+        )
+    }
+
+    /// # Errors
+    /// If a request failed, with the first of them.
+    pub fn all_good(&self) -> anyhow::Result<()> {
+        match self.bad {
+            0 => Ok(()),
+            bad => {
+                let shown: Vec<String> = self.missed.iter().map(|it| format!("{it:?}")).collect();
+                anyhow::bail!("{bad} requests failed:\n{}", shown.join("\n"))
+            }
+        }
+    }
+}
+
+/// The entrances, which may change while requests are sent.
+pub type Entrances = Arc<RwLock<Vec<SocketAddr>>>;
+
+/// A load under way; stops when dropped.
+#[derive(Debug)]
+pub struct Running {
+    entrances: Entrances,
+    tally: Arc<Mutex<Tally>>,
+    sending: tokio::task::JoinHandle<JoinSet<()>>,
+    stop: Arc<std::sync::atomic::AtomicBool>,
+    began: Instant,
+}
+
+impl Steady {
+    /// Starts to send to `entrances`, each in turn.
+    #[must_use]
+    pub fn start(self, entrances: Vec<SocketAddr>) -> Running {
+        let entrances = Arc::new(RwLock::new(entrances));
+        let tally = Arc::new(Mutex::new(Tally::default()));
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let began = Instant::now();
+        let sender = Sender {
+            steady: Arc::new(self),
+            entrances: Arc::clone(&entrances),
+            tally: Arc::clone(&tally),
+            kept: Arc::new(Mutex::new(Vec::new())),
+            began,
+        };
+        let sending = tokio::spawn(sender.run(Arc::clone(&stop)));
+        Running {
+            entrances,
+            tally,
+            sending,
+            stop,
+            began,
+        }
+    }
+}
+
+impl Running {
+    /// From now on sends to `entrances`.
+    pub fn aim(&self, entrances: Vec<SocketAddr>) {
+        *self
+            .entrances
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = entrances;
+    }
+
+    /// How many requests are done.
+    #[must_use]
+    pub fn done(&self) -> usize {
+        let tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        tally.good + tally.bad
+    }
+
+    /// Since when requests are sent.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Sends until `count` requests are done, and no more. Returns what came of them all.
+    ///
+    /// # Errors
+    /// If a task panicked.
+    pub async fn finish(self, count: usize) -> anyhow::Result<Tally> {
+        while self.done() < count && !self.sending.is_finished() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let mut under_way = self.sending.await?;
+        while let Some(ended) = under_way.join_next().await {
+            ended?;
+        }
+        let tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(tally.clone())
+    }
+}
+
+/// A connection, to where, and how often it failed.
+type Kept = (SocketAddr, Connection);
+
+#[derive(Clone)]
+struct Sender {
+    steady: Arc<Steady>,
+    entrances: Entrances,
+    tally: Arc<Mutex<Tally>>,
+    kept: Arc<Mutex<Vec<Kept>>>,
+    began: Instant,
+}
+
+impl Sender {
+    async fn run(self, stop: Arc<std::sync::atomic::AtomicBool>) -> JoinSet<()> {
+        let mut under_way = JoinSet::new();
+        let period = Duration::from_secs(1) / self.steady.rate.max(1);
+        let mut ticks = interval(period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+        for number in 0_usize.. {
+            ticks.tick().await;
+            while under_way.try_join_next().is_some() {}
+            if stop.load(std::sync::atomic::Ordering::Relaxed) || under_way.len() >= UNDER_WAY_MAX {
+                break;
+            }
+            under_way.spawn(self.clone().send(number));
+        }
+        under_way
+    }
+
+    /// The entrance for the `number`th try.
+    fn entrance(&self, number: usize) -> Option<SocketAddr> {
+        let entrances = self
+            .entrances
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let count = entrances.len();
+        (count > 0).then(|| entrances[number % count])
+    }
+
+    async fn send(self, number: usize) {
+        let at = self.began.elapsed();
+        let began = Instant::now();
+        let mut tries = Vec::new();
+        let mut good = false;
+        for step in 0..=self.steady.retries {
+            let Some(entrance) = self.entrance(number + step) else {
+                break;
+            };
+            let answer = match self.steady.keep && number.is_multiple_of(2) {
+                true => self.over_kept(entrance).await,
+                false => http::get(entrance, &self.steady.path).await,
+            };
+            match answer {
+                Ok(reply) if reply.status == self.steady.status => {
+                    good = true;
+                    break;
+                }
+                Ok(reply) => tries.push((
+                    entrance,
+                    format!(
+                        "{} {}",
+                        reply.status,
+                        String::from_utf8_lossy(&reply.body).trim()
+                    ),
+                )),
+                Err(Failure::Refused(why)) => tries.push((entrance, format!("refused: {why}"))),
+                Err(Failure::Unknown(why)) => tries.push((entrance, format!("broke off: {why}"))),
+            }
+        }
+        let took = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        let retried = !tries.is_empty();
+        let missed = Missed { at, tries };
+        if !good {
+            tally.bad += 1;
+            if tally.missed.len() < FAILURES_MAX {
+                tally.missed.push(missed);
+            }
+            return;
+        }
+        tally.good += 1;
+        *tally.latencies.entry(took).or_default() += 1;
+        if retried {
+            tally.retried += 1;
+            if tally.saved.len() < FAILURES_MAX {
+                tally.saved.push(missed);
+            }
+        }
+    }
+
+    async fn over_kept(&self, entrance: SocketAddr) -> Result<http::Reply, Failure> {
+        let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = {
+            let mut all = lock();
+            let place = all.iter().position(|(to, _)| *to == entrance);
+            place.map(|place| all.swap_remove(place).1)
+        };
+        let mut connection = kept.unwrap_or_else(|| Connection::new(entrance));
+        let answer = connection.get(&self.steady.path, &[]).await;
+        let mut all = lock();
+        if answer.is_ok() && all.len() < KEPT {
+            all.push((entrance, connection));
+        }
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Answers each connection's requests with `status`.
+    async fn server(status: &'static str) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut last = [0; 4];
+                    while let Ok(byte) = stream.read_u8().await {
+                        last = [last[1], last[2], last[3], byte];
+                        let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+                        if &last == b"\r\n\r\n"
+                            && stream.write_all(answer.as_bytes()).await.is_err()
+                        {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        address
+    }
+
+    fn steady(retries: usize) -> Steady {
+        Steady {
+            rate: 1_000,
+            path: "/".to_owned(),
+            status: 200,
+            retries,
+            keep: true,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_fails_is_counted_and_a_retry_goes_elsewhere() {
+        let entrances = vec![server("200 OK").await, server("503 no").await];
+        let tally = steady(0)
+            .start(entrances.clone())
+            .finish(100)
+            .await
+            .unwrap();
+        assert!(tally.good > 0 && tally.bad > 0, "{}", tally.line());
+        assert!(tally.all_good().is_err());
+        let tally = steady(1).start(entrances).finish(100).await.unwrap();
+        tally.all_good().unwrap();
+        assert!(tally.retried > 0, "{}", tally.line());
+    }
+
+    #[tokio::test]
+    async fn requests_go_out_whether_or_not_others_are_answered() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let running = steady(0).start(vec![silent.local_addr().unwrap()]);
+        let mut held = Vec::new();
+        for _ in 0..100 {
+            held.push(silent.accept().await.unwrap());
+        }
+        assert_eq!(running.done(), 0);
+    }
+}

@@ -1,0 +1,42 @@
+//! `kubectl scale`, up and down, under load: members follow, and nobody notices.
+
+use crate::stage::on_release;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn peers_come_and_go_with_the_statefulset_and_no_request_fails() -> anyhow::Result<()> {
+    on_release("scale", &["profile=lan"], async |release| {
+        let load = release.load().await?;
+        for peers in [5, 3, 1, 3] {
+            release.scale(peers).await?;
+            release.await_ready(peers).await?;
+            release.await_members(peers, 0).await?;
+            eprintln!("{peers} peers after {:?}", load.elapsed());
+        }
+        // Of four, the last stays a learner; it is removed like the others.
+        release.scale(4).await?;
+        release.await_ready(4).await?;
+        release.await_members(3, 1).await?;
+        release.scale(3).await?;
+        release.await_ready(3).await?;
+        release.await_members(3, 0).await?;
+        let tally = load.finish(release.kube.requests).await?;
+        eprintln!("kubectl scale: {}", tally.line());
+        tally.all_good()
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scaled_to_none_and_back_the_same_peers_go_on() -> anyhow::Result<()> {
+    on_release("none", &[], async |release| {
+        let cluster = release.cluster().await?;
+        release.scale(0).await?;
+        release.await_ready(0).await?;
+        release.scale(3).await?;
+        release.await_ready(3).await?;
+        release.await_members(3, 0).await?;
+        anyhow::ensure!(release.cluster().await? == cluster, "another cluster");
+        Ok(())
+    })
+    .await
+}
