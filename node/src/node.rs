@@ -212,7 +212,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         supports: SUPPORTED,
         wall_clock: clock::wall_now,
         certificates: certificates.clone(),
-        founding: founding,
+        founding,
     });
     let peer = tokio::select! {
         peer = starting => peer.inspect_err(|error| {
