@@ -6,6 +6,8 @@
 
 mod add_args;
 mod args;
+mod check;
+mod check_args;
 mod cluster;
 mod confirm;
 mod connect;
@@ -17,6 +19,7 @@ mod events;
 mod failure;
 mod fetch;
 mod glob;
+mod kubectl;
 mod kv;
 mod login;
 mod login_args;
@@ -82,6 +85,7 @@ async fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Cluster(args) => cluster::run(args).await,
         Verb::Events(args) => events::run(args).await,
         Verb::Kv(args) => kv::run(args).await,
+        Verb::Check(args) => check::run(args).await,
         Verb::Login(args) => login::run(args).await,
         Verb::Context(args) => context::run(args),
         Verb::Probe(args) => probe::run(args).await,

@@ -8,6 +8,7 @@ mod access;
 mod bad_input;
 mod durability;
 mod idle;
+mod kubectl;
 mod leader_loss;
 mod policies;
 mod quorum;

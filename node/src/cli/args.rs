@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::add_args::AddArgs;
+use super::check_args::CheckArgs;
 use super::contexts::ConfigHome;
 use super::dev_args::DevArgs;
 use super::durations;
@@ -39,8 +40,27 @@ Exit codes:
 #[derive(Debug, Parser)]
 #[command(name = "raftserve", version, after_help = AFTER_HELP)]
 pub(super) struct Cli {
+    #[command(flatten)]
+    _before: Before,
     #[command(subcommand)]
     pub(super) program: Program,
+}
+
+/// Flags of verbs that may stand before the verb, too. What is given there reaches the verb's own.
+#[derive(Debug, Args)]
+#[allow(
+    dead_code,
+    reason = "clap hands the values on to the verb's flags of these names"
+)]
+struct Before {
+    #[arg(long, global = true, hide = true, value_delimiter = ',')]
+    server: Vec<String>,
+    #[arg(long, global = true, hide = true)]
+    context: Option<String>,
+    #[arg(long, global = true, hide = true)]
+    ca_file: Option<PathBuf>,
+    #[arg(long, global = true, hide = true)]
+    tls_server_name: Option<String>,
 }
 
 /// The command, for whatever documents it.
@@ -82,6 +102,8 @@ pub enum Verb {
     Events(EventsArgs),
     /// Set and read keys that the whole cluster agrees on.
     Kv(KvArgs),
+    /// Look for what is wrong with a cluster, or with where it is to be.
+    Check(CheckArgs),
     /// Get a credential for a cluster, and keep it.
     Login(LoginArgs),
     /// Show, choose, add and remove named clusters.
@@ -102,8 +124,8 @@ pub enum Verb {
 #[derive(Debug, Clone, Default, Args)]
 pub struct Target {
     /// Admin address of a peer, as [https://]HOST[:PORT]. Repeat it, or separate several by commas: the next one is tried
-    /// when one does not answer. Beyond this host TLS is spoken. By default that of the context in use, else
-    /// 127.0.0.1:7000.
+    /// when one does not answer. Beyond this host TLS is spoken. By default those of the context in use, else
+    /// 127.0.0.1:7000 if somebody is there, else a peer of the release in the Kubernetes cluster that kubectl works with.
     #[arg(
         long,
         value_name = "ADDR",
@@ -584,6 +606,19 @@ mod tests {
             let words = ["raftserve"].iter().chain(good);
             assert!(Cli::try_parse_from(words).is_ok(), "{good:?}");
         }
+    }
+
+    #[test]
+    fn whom_to_ask_may_be_said_before_the_verb() {
+        let words = ["raftserve", "--server", "a,b", "--context", "c", "status"];
+        let Program::Client(verb) = Cli::parse_from(words).program else {
+            panic!("another program");
+        };
+        let Verb::Status(args) = *verb else {
+            panic!("another verb");
+        };
+        assert_eq!(args.target.server, ["a", "b"]);
+        assert_eq!(args.target.context.as_deref(), Some("c"));
     }
 
     #[test]

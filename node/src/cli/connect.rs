@@ -1,7 +1,7 @@
 //! Reaches a peer: any of those named, the next one when one does not answer.
 
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use http::uri::Authority;
@@ -14,6 +14,7 @@ use tonic::{Code, Request, Response, Status};
 use super::args::Target;
 use super::contexts::{Context, Contexts, Token};
 use super::failure::{Exit, Failure};
+use super::kubectl::{self, Forward};
 use super::tls::{self, Connector, Tls};
 use crate::admin::errors::Reason;
 use crate::admin::v1;
@@ -72,6 +73,8 @@ pub(super) struct Reached {
     pub(super) context: Context,
     /// The name of the context that it is from.
     pub(super) name: Option<String>,
+    /// The port that is forwarded for it, if one is.
+    pub(super) forward: Option<Forward>,
 }
 
 /// Puts together what was given. What a context holds is used for its own servers only.
@@ -89,9 +92,6 @@ pub(super) fn resolve(target: &Target) -> Result<Reached, Failure> {
     if !target.server.is_empty() {
         context.servers.clone_from(&target.server);
     }
-    if context.servers.is_empty() {
-        context.servers.push(format!("127.0.0.1:{DEFAULT_PORT}"));
-    }
     if let Some(path) = &target.ca_file {
         context.authorities = Some(tls::read_authorities(path)?);
     }
@@ -105,7 +105,37 @@ pub(super) fn resolve(target: &Target) -> Result<Reached, Failure> {
             expires_unix_ms: None,
         });
     }
-    Ok(Reached { context, name })
+    let forward = match context.servers.is_empty() {
+        true => find_peers(&mut context)?,
+        false => None,
+    };
+    Ok(Reached {
+        context,
+        name,
+        forward,
+    })
+}
+
+/// Nobody has said where peers are: one may be here, or in the Kubernetes cluster that the user works with. What was
+/// given stays as it was.
+fn find_peers(context: &mut Context) -> Result<Option<Forward>, Failure> {
+    let here = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT));
+    let is_here = TcpStream::connect_timeout(&here, CONNECT_TIMEOUT).is_ok();
+    let release = match is_here {
+        true => None,
+        false => kubectl::find()?,
+    };
+    let Some(release) = release else {
+        context.servers.push(here.to_string());
+        return Ok(None);
+    };
+    eprintln!("Asking release {} through kubectl.", release.shown());
+    let (found, forward) = release.reach()?;
+    context.servers = found.servers;
+    context.tls_server_name = context.tls_server_name.take().or(found.tls_server_name);
+    context.authorities = context.authorities.take().or(found.authorities);
+    context.token = context.token.take().or(found.token);
+    Ok(Some(forward))
 }
 
 /// Checks what would be kept as a context.
@@ -131,12 +161,20 @@ pub(super) struct Servers {
     /// The one that answered last.
     current: usize,
     link: Option<Link>,
+    /// Held for as long as peers are asked.
+    _forward: Option<Forward>,
 }
 
 impl Servers {
     /// Reads the addresses; connects to none yet.
     pub(super) fn new(target: &Target) -> Result<Self, Failure> {
-        Self::of(&resolve(target)?.context)
+        let Reached {
+            context, forward, ..
+        } = resolve(target)?;
+        Ok(Self {
+            _forward: forward,
+            ..Self::of(&context)?
+        })
     }
 
     /// The same, of a cluster as it was put together.
@@ -155,6 +193,7 @@ impl Servers {
             credential: Credential::new(token)?,
             current: 0,
             link: None,
+            _forward: None,
         })
     }
 

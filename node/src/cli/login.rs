@@ -47,15 +47,23 @@ pub(super) async fn run(mut args: LoginArgs) -> Result<(), Failure> {
     });
     let mut contexts = Contexts::load(&args.target.home)?;
     let name = args.name.or(reached.name);
-    let name = name.unwrap_or_else(|| host(&reached.context));
+    let name = match (name, &reached.forward) {
+        (Some(name), _) => name,
+        (None, Some(_)) => "kubernetes".to_owned(),
+        (None, None) => host(&reached.context),
+    };
     let said = format!(
         "Logged in as {} ({role}){until}; context {name} is in use.\n",
         token.name
     );
-    let context = Context {
+    let mut context = Context {
         token: Some(token),
         ..reached.context
     };
+    if reached.forward.is_some() {
+        // The port is another one next time, and the release is found again.
+        context.servers.clear();
+    }
     contexts.contexts.insert(name.clone(), context);
     contexts.current = Some(name);
     contexts.save(&args.target.home)?;

@@ -1,0 +1,302 @@
+//! What is asked of a Kubernetes cluster before the chart is installed.
+
+use prost_types::Timestamp;
+use serde_json::Value;
+
+use super::super::kubectl::{self, Refused};
+use super::{CheckArgs, Line};
+use crate::clock;
+
+/// The oldest minor version of Kubernetes 1 that the chart is made for: volumes of a StatefulSet are kept or deleted as
+/// it says from here on.
+const MINOR_MIN: u32 = 27;
+
+/// How far a node's clock may be ahead, beside the way of its word to the API server and from there.
+const AHEAD_MAX_MS: i64 = 2_000;
+
+/// How old a node's sign of life may be. It gives one every ten seconds, and is taken for lost after forty.
+const AGE_MAX_MS: i64 = 40_000;
+
+/// What the chart makes.
+const MADE: [&str; 9] = [
+    "statefulsets.apps",
+    "services",
+    "configmaps",
+    "secrets",
+    "serviceaccounts",
+    "roles.rbac.authorization.k8s.io",
+    "rolebindings.rbac.authorization.k8s.io",
+    "poddisruptionbudgets.policy",
+    "networkpolicies.networking.k8s.io",
+];
+
+/// The annotation of the storage class that is taken where none is named.
+const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
+
+/// The checks, as far as they can be made.
+pub(super) fn check(args: &CheckArgs) -> Vec<Line> {
+    let version = match kubectl::run(&["version", "--output", "json"]) {
+        Ok(text) => version(&serde_json::from_str(&text).unwrap_or_default()),
+        Err(refused) => return vec![unreached(refused)],
+    };
+    let permissions = permissions(&args.namespace);
+    let asked = |check, words: &[&str], read: &dyn Fn(&[Value]) -> Line| match kubectl::get(words) {
+        Ok(found) => read(found["items"].as_array().map_or(&[][..], Vec::as_slice)),
+        Err(Refused::NoProgram) => unreached(Refused::NoProgram),
+        Err(Refused::Said(said)) => Line::warning(
+            check,
+            format!("cannot tell: {said}"),
+            "ask somebody who may look",
+        ),
+    };
+    let dns_of = [
+        "endpointslices",
+        "--namespace",
+        "kube-system",
+        "--selector",
+        "kubernetes.io/service-name=kube-dns",
+    ];
+    let now = i64::try_from(clock::unix_ms()).unwrap_or(i64::MAX);
+    vec![
+        version,
+        permissions,
+        asked("storage", &["storageclasses"], &|items| {
+            storage(items, args.storage_class.as_deref())
+        }),
+        asked("dns", &dns_of, &dns),
+        asked("nodes", &["nodes"], &nodes),
+        asked(
+            "clock",
+            &["leases", "--namespace", "kube-node-lease"],
+            &|items| clocks(items, now),
+        ),
+    ]
+}
+
+fn unreached(refused: Refused) -> Line {
+    match refused {
+        Refused::NoProgram => Line::failed(
+            "kubernetes",
+            "there is no kubectl on the PATH",
+            "install it, and choose a cluster with `kubectl config use-context`",
+        ),
+        Refused::Said(said) => Line::failed(
+            "kubernetes",
+            said,
+            "see that `kubectl version` works: KUBECONFIG and `kubectl config use-context` choose the cluster",
+        ),
+    }
+}
+
+fn version(answer: &Value) -> Line {
+    let server = &answer["serverVersion"];
+    let shown = server["gitVersion"]
+        .as_str()
+        .unwrap_or("an unknown version");
+    // Some clouds write `27+`.
+    let minor = server["minor"].as_str().unwrap_or_default();
+    let minor: u32 = minor.trim_end_matches('+').parse().unwrap_or(0);
+    match minor {
+        MINOR_MIN.. => Line::good("kubernetes", shown),
+        _ => Line::failed(
+            "kubernetes",
+            format!("{shown} is too old"),
+            format!("upgrade it to 1.{MINOR_MIN} or later"),
+        ),
+    }
+}
+
+fn permissions(namespace: &str) -> Line {
+    let may = |what: &&str| {
+        kubectl::run(&["auth", "can-i", "create", what, "--namespace", namespace]).is_ok()
+    };
+    let missing: Vec<&str> = MADE.into_iter().filter(|what| !may(what)).collect();
+    match missing.is_empty() {
+        true => Line::good(
+            "permissions",
+            format!("all that the chart makes may be made in {namespace}"),
+        ),
+        false => Line::failed(
+            "permissions",
+            format!("you may not create {} in {namespace}", missing.join(", ")),
+            "ask for the role `admin` in that namespace, or name another one with --namespace",
+        ),
+    }
+}
+
+fn storage(items: &[Value], wanted: Option<&str>) -> Line {
+    let name = |item: &Value| {
+        item["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let is_default = |item: &&Value| item["metadata"]["annotations"][DEFAULT_CLASS] == "true";
+    let known = || {
+        let all: Vec<String> = items.iter().map(name).collect();
+        match all.is_empty() {
+            true => {
+                "there is none; volumes can also be made by hand and named with storage.selector"
+                    .to_owned()
+            }
+            false => format!(
+                "there are {}: choose one with storage.storageClassName",
+                all.join(", ")
+            ),
+        }
+    };
+    match wanted {
+        Some(wanted) if items.iter().any(|item| name(item) == wanted) => {
+            Line::good("storage", format!("class {wanted}"))
+        }
+        Some(wanted) => Line::failed("storage", format!("there is no class {wanted}"), known()),
+        None => match items.iter().find(is_default) {
+            Some(item) => Line::good("storage", format!("class {}, the default one", name(item))),
+            None => Line::failed("storage", "there is no default class", known()),
+        },
+    }
+}
+
+fn dns(items: &[Value]) -> Line {
+    let endpoints = items.iter().filter_map(|item| item["endpoints"].as_array());
+    let ready = endpoints
+        .flatten()
+        .filter(|it| it["conditions"]["ready"] == true);
+    match ready.count() {
+        0 => Line::warning(
+            "dns",
+            "no server of Service kube-dns is ready",
+            "peers find each other by names: see that CoreDNS, or what you have instead, runs",
+        ),
+        count => Line::good("dns", format!("{count} ready")),
+    }
+}
+
+fn nodes(items: &[Value]) -> Line {
+    let is_ready = |item: &&Value| {
+        let conditions = item["status"]["conditions"].as_array();
+        let mut conditions = conditions.into_iter().flatten();
+        conditions.any(|it| it["type"] == "Ready" && it["status"] == "True")
+            && item["spec"]["unschedulable"] != true
+    };
+    match items.iter().filter(is_ready).count() {
+        count @ 3.. => Line::good("nodes", format!("{count} take pods")),
+        count => Line::warning(
+            "nodes",
+            format!("{count} take pods"),
+            "with fewer than three, the loss of one node may take two of three peers with it",
+        ),
+    }
+}
+
+/// By what each node last wrote as its time, and ours.
+fn clocks(items: &[Value], now_ms: i64) -> Line {
+    let mut off = Vec::new();
+    let mut seen = 0;
+    for item in items {
+        let node = item["metadata"]["name"].as_str().unwrap_or_default();
+        let renewed = item["spec"]["renewTime"].as_str();
+        let Some(Ok(renewed)) = renewed.map(str::parse::<Timestamp>) else {
+            continue;
+        };
+        seen += 1;
+        let renewed = renewed.seconds * 1_000 + i64::from(renewed.nanos) / 1_000_000;
+        let age = now_ms - renewed;
+        if !(-AHEAD_MAX_MS..=AGE_MAX_MS).contains(&age) {
+            off.push(format!("{node} by {:.1} s", -age as f64 / 1_000.0));
+        }
+    }
+    match (seen, off.is_empty()) {
+        (0, _) => Line::warning(
+            "clock",
+            "no node tells its time",
+            "see that the nodes' clocks are set by NTP",
+        ),
+        (_, true) => Line::good("clock", format!("{seen} nodes agree with this host")),
+        (_, false) => Line::warning(
+            "clock",
+            format!("not as here: {}", off.join(", ")),
+            "set the clocks by NTP, here too; a node that is far behind may also be down. Certificates and logins end by \
+             the clock, nothing agreed does",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::Verdict;
+    use super::*;
+
+    #[test]
+    fn a_class_must_be_there_or_be_the_default() {
+        let classes = [
+            json!({"metadata": {"name": "slow"}}),
+            json!({"metadata": {"name": "fast", "annotations": {DEFAULT_CLASS: "true"}}}),
+        ];
+        assert_eq!(
+            storage(&classes, None),
+            Line::good("storage", "class fast, the default one")
+        );
+        assert_eq!(storage(&classes, Some("slow")).verdict, Verdict::Good);
+        let missing = storage(&classes, Some("ssd"));
+        assert_eq!(missing.verdict, Verdict::Failed);
+        assert!(missing.remedy.unwrap().contains("slow, fast"));
+        assert_eq!(storage(&classes[..1], None).verdict, Verdict::Failed);
+        assert_eq!(storage(&[], None).verdict, Verdict::Failed);
+    }
+
+    #[test]
+    fn versions_from_clouds_are_read() {
+        let of = |minor: &str| {
+            let answer = json!({"serverVersion": {"gitVersion": "v1", "minor": minor}});
+            version(&answer).verdict
+        };
+        assert_eq!(of("33"), Verdict::Good);
+        assert_eq!(of("27+"), Verdict::Good);
+        assert_eq!(of("26"), Verdict::Failed);
+        assert_eq!(of(""), Verdict::Failed);
+    }
+
+    #[test]
+    fn clocks_are_compared_with_what_nodes_wrote() {
+        let lease = |time: &str| json!({"metadata": {"name": "n1"}, "spec": {"renewTime": time}});
+        // 2026-01-01T00:00:00Z.
+        let now = 1_767_225_600_000;
+        let good = clocks(&[lease("2025-12-31T23:59:52.500000Z")], now);
+        assert_eq!(good.verdict, Verdict::Good, "{good:?}");
+        let ahead = clocks(&[lease("2026-01-01T00:00:05.000000Z")], now);
+        assert_eq!(ahead.seen, "not as here: n1 by 5.0 s");
+        let behind = clocks(&[lease("2025-12-31T23:58:00.000000Z")], now);
+        assert_eq!(behind.seen, "not as here: n1 by -120.0 s");
+        assert_eq!(clocks(&[], now).verdict, Verdict::Warning);
+    }
+
+    #[test]
+    fn servers_and_nodes_that_are_ready_count() {
+        let slices = [json!({"endpoints": [
+            {"conditions": {"ready": true}}, {"conditions": {"ready": false}},
+        ]})];
+        assert_eq!(dns(&slices), Line::good("dns", "1 ready"));
+        assert_eq!(dns(&[]).verdict, Verdict::Warning);
+        let node = |ready: &str, cordoned: bool| {
+            json!({
+                "spec": {"unschedulable": cordoned},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]},
+            })
+        };
+        let all = [
+            node("True", false),
+            node("True", true),
+            node("False", false),
+        ];
+        assert_eq!(nodes(&all).seen, "1 take pods");
+        let three = [
+            node("True", false),
+            node("True", false),
+            node("True", false),
+        ];
+        assert_eq!(nodes(&three).verdict, Verdict::Good);
+    }
+}

@@ -1,0 +1,151 @@
+//! What is asked of the peers: do they answer, agree, and run the same release?
+
+use std::collections::BTreeSet;
+
+use super::super::connect::Servers;
+use super::{CheckArgs, Line};
+use crate::admin::v1;
+use crate::admin::v1::cluster_client::ClusterClient;
+
+/// The checks of a running cluster, as far as they can be made.
+pub(super) async fn check(args: &CheckArgs) -> Vec<Line> {
+    let servers = match Servers::new(&args.target) {
+        Ok(servers) => servers,
+        Err(failure) => return vec![unreached(failure.message, failure.remedy)],
+    };
+    let mut servers = servers;
+    let asked =
+        servers.ask(async |link| ClusterClient::new(link).status(v1::StatusRequest {}).await);
+    let status = match asked.await {
+        Ok(status) => status,
+        Err(failure) => return vec![unreached(failure.message, failure.remedy)],
+    };
+    let mut lines = vec![Line::good(
+        "peer",
+        format!(
+            "peer {} of cluster {} answers",
+            status.node_id, status.cluster_id
+        ),
+    )];
+    lines.push(quorum(&status));
+    let asked =
+        servers.ask(async |link| ClusterClient::new(link).health(v1::HealthRequest {}).await);
+    match asked.await {
+        Ok(health) => {
+            lines.push(members(&health));
+            lines.push(tolerance(&health));
+            lines.push(releases(&health, env!("CARGO_PKG_VERSION")));
+        }
+        Err(failure) => lines.push(Line::failed(
+            "members",
+            failure.message,
+            "`raftserve cluster members` shows what the peer that answers knows of the others",
+        )),
+    }
+    lines
+}
+
+fn unreached(seen: String, remedy: Option<String>) -> Line {
+    let remedy = remedy.unwrap_or_else(|| {
+        "name a peer's admin port with --server; before an installation, say --before".to_owned()
+    });
+    Line::failed("peer", seen, remedy)
+}
+
+fn quorum(status: &v1::StatusResponse) -> Line {
+    match (status.quorum, status.leader_id) {
+        (true, leader) => Line::good(
+            "quorum",
+            format!("peer {leader} leads, in term {}", status.term),
+        ),
+        (false, _) => Line::failed(
+            "quorum",
+            "this peer sees no quorum: nothing can be changed",
+            "start the peers that are down; if most are lost for good, see docs/runbooks/lost-majority.md",
+        ),
+    }
+}
+
+fn members(health: &v1::HealthResponse) -> Line {
+    let down: Vec<String> = health
+        .members
+        .iter()
+        .filter(|member| !member.up)
+        .map(|member| format!("peer {} at {}", member.id, member.peer_address))
+        .collect();
+    match down.is_empty() {
+        true => Line::good("members", format!("all {} answer", health.members.len())),
+        false => Line::failed(
+            "members",
+            format!("no answer from {}", down.join(", ")),
+            "start them, or remove those that will not come back: `raftserve cluster remove ID`",
+        ),
+    }
+}
+
+fn tolerance(health: &v1::HealthResponse) -> Line {
+    match health.failure_tolerance {
+        0 => Line::warning(
+            "tolerance",
+            "no peer may be lost",
+            "run three peers, and see that all answer and are caught up: `raftserve cluster health`",
+        ),
+        count => Line::good("tolerance", format!("{count} may be lost")),
+    }
+}
+
+fn releases(health: &v1::HealthResponse, own: &str) -> Line {
+    let known = health.members.iter().map(|member| member.version.as_str());
+    let known: BTreeSet<&str> = known.filter(|version| !version.is_empty()).collect();
+    let shown: Vec<&str> = known.iter().copied().collect();
+    match shown[..] {
+        [only] if only == own => {
+            Line::good("releases", format!("all run {only}, as this program is"))
+        }
+        [only] => Line::warning(
+            "releases",
+            format!("all run {only}, and this program is {own}"),
+            "use the program of the peers' release",
+        ),
+        _ => Line::warning(
+            "releases",
+            format!("peers run {}", shown.join(" and ")),
+            "finish the upgrade, then `raftserve cluster finalize`",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Verdict;
+    use super::*;
+
+    fn health(members: &[(bool, &str)], failure_tolerance: u32) -> v1::HealthResponse {
+        let member = |(id, (up, version)): (u64, &(bool, &str))| v1::MemberHealth {
+            id,
+            up: *up,
+            version: (*version).to_owned(),
+            peer_address: format!("h{id}:7001"),
+            ..Default::default()
+        };
+        v1::HealthResponse {
+            members: (1..).zip(members).map(member).collect(),
+            failure_tolerance,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_members_is_named() {
+        let well = health(&[(true, "1"), (true, "1"), (true, "1")], 1);
+        assert_eq!(members(&well), Line::good("members", "all 3 answer"));
+        assert_eq!(tolerance(&well).verdict, Verdict::Good);
+        assert_eq!(releases(&well, "1").verdict, Verdict::Good);
+        let ill = health(&[(true, "1"), (false, "2"), (true, "")], 0);
+        assert!(members(&ill).seen.contains("peer 2 at h2:7001"));
+        assert_eq!(members(&ill).verdict, Verdict::Failed);
+        assert_eq!(tolerance(&ill).verdict, Verdict::Warning);
+        assert_eq!(releases(&ill, "1").seen, "peers run 1 and 2");
+        assert!(ill.members.iter().all(|_| members(&ill).remedy.is_some()));
+    }
+}

@@ -1,0 +1,288 @@
+//! The Kubernetes cluster that this user works with, through the `kubectl` that is installed: it knows every way to get
+//! in (contexts, plug-ins, proxies), and forwards ports.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::contexts::{Context, Token};
+use super::failure::{Exit, Failure};
+
+/// How long one answer of the API server may take.
+const REQUEST_TIMEOUT: &str = "--request-timeout=10s";
+
+/// How long a forwarded port may take to be there.
+const FORWARD_WITHIN: Duration = Duration::from_secs(15);
+
+/// The label that the chart gives to all that is of a release.
+const RELEASES: &str = "app.kubernetes.io/part-of=raftserve";
+
+/// The port that peers have their admin API on.
+const ADMIN_PORT: u16 = 7_000;
+
+/// A name that the certificates that the chart makes are for, whatever the release is called.
+const SERVER_NAME: &str = "localhost";
+
+/// What `kubectl` said against something.
+#[derive(Debug)]
+pub(super) enum Refused {
+    /// There is no such program, so nobody here works with Kubernetes.
+    NoProgram,
+    /// In its words.
+    Said(String),
+}
+
+/// Runs `kubectl` to its end, and returns what it printed.
+pub(super) fn run(args: &[&str]) -> Result<String, Refused> {
+    let ran = Command::new("kubectl")
+        .arg(REQUEST_TIMEOUT)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|_| Refused::NoProgram)?;
+    if ran.status.success() {
+        return Ok(String::from_utf8_lossy(&ran.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&ran.stderr);
+    let last = said.lines().rfind(|line| !line.trim().is_empty());
+    Err(Refused::Said(last.unwrap_or("it failed").trim().to_owned()))
+}
+
+/// The same, for what it prints as JSON.
+pub(super) fn get(args: &[&str]) -> Result<Value, Refused> {
+    let text = run(&[&["get", "--output", "json"][..], args].concat())?;
+    serde_json::from_str(&text)
+        .map_err(|error| Refused::Said(format!("it printed no JSON: {error}")))
+}
+
+/// A release of the chart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Release {
+    namespace: String,
+    /// Of its StatefulSet.
+    name: String,
+    /// The Secret with the peers' certificates.
+    certificates: Option<String>,
+    /// The Secret with their credentials.
+    credentials: Option<String>,
+}
+
+impl Release {
+    /// From a StatefulSet, if it is one of the chart's.
+    fn read(item: &Value) -> Option<Self> {
+        let volumes = &item["spec"]["template"]["spec"]["volumes"];
+        let volume = |name: &str| {
+            let mut all = volumes.as_array()?.iter();
+            all.find(|volume| volume["name"] == name)
+        };
+        let certificates =
+            volume("certificates").and_then(|it| it["secret"]["secretName"].as_str());
+        let credentials = volume("credentials").and_then(|it| {
+            let projected = it["projected"]["sources"][0]["secret"]["name"].as_str();
+            projected.or_else(|| it["secret"]["secretName"].as_str())
+        });
+        Some(Self {
+            namespace: item["metadata"]["namespace"].as_str()?.to_owned(),
+            name: item["metadata"]["name"].as_str()?.to_owned(),
+            certificates: certificates.map(str::to_owned),
+            credentials: credentials.map(str::to_owned),
+        })
+    }
+
+    /// For people.
+    pub(super) fn shown(&self) -> String {
+        format!("{} in namespace {}", self.name, self.namespace)
+    }
+
+    /// The text of a Secret's key; none if there is none, or it may not be read.
+    fn secret(&self, name: Option<&String>, key: &str) -> Option<String> {
+        let secret = get(&["secret", name?, "--namespace", &self.namespace]).ok()?;
+        let bytes = base64(secret["data"][key].as_str()?)?;
+        String::from_utf8(bytes)
+            .ok()
+            .filter(|text| !text.is_empty())
+    }
+
+    /// Forwards a port of this host to one of the release's peers, and says how to come in there.
+    ///
+    /// # Errors
+    /// If `kubectl` cannot.
+    pub(super) fn reach(&self) -> Result<(Context, Forward), Failure> {
+        let (forward, port) = Forward::begin(self)?;
+        let token = self.secret(self.credentials.as_ref(), "admin-token");
+        let context = Context {
+            servers: vec![format!("https://127.0.0.1:{port}")],
+            authorities: self.secret(self.certificates.as_ref(), "ca.crt"),
+            tls_server_name: Some(SERVER_NAME.to_owned()),
+            token: token.map(|token| Token {
+                token: token.trim().to_owned(),
+                name: String::new(),
+                expires_unix_ms: None,
+            }),
+        };
+        Ok((context, forward))
+    }
+}
+
+/// The release in the Kubernetes context that is in use; none if there is no such context.
+///
+/// # Errors
+/// If there are several.
+pub(super) fn find() -> Result<Option<Release>, Failure> {
+    let everywhere = ["statefulsets", "--selector", RELEASES, "--all-namespaces"];
+    let found = match get(&everywhere) {
+        Ok(found) => found,
+        Err(Refused::NoProgram) => return Ok(None),
+        // Those who may not look everywhere may look at home.
+        Err(Refused::Said(_)) => match get(&everywhere[..3]) {
+            Ok(found) => found,
+            Err(_) => return Ok(None),
+        },
+    };
+    let items = found["items"].as_array().map_or(&[][..], Vec::as_slice);
+    let mut releases: Vec<Release> = items.iter().filter_map(Release::read).collect();
+    match releases.len() {
+        0 => Ok(None),
+        1 => Ok(releases.pop()),
+        _ => {
+            let shown: Vec<String> = releases.iter().map(Release::shown).collect();
+            Err(Failure::new(
+                Exit::Usage,
+                format!("this Kubernetes cluster has several releases: {}", shown.join(", ")),
+            )
+            .remedy("forward a port to the one that you mean with `kubectl port-forward`, and name it with --server"))
+        }
+    }
+}
+
+/// Keeps a port of this host forwarded, until dropped, or until this process ends in any way.
+#[derive(Debug)]
+pub(super) struct Forward(Child);
+
+/// Ends `kubectl` when standard input ends, as it does with the process that holds its other end.
+const KEEPER: &str = "kubectl \"$@\" & child=$!; exec 1>&-; read -r _; kill $child";
+
+impl Forward {
+    fn begin(release: &Release) -> Result<(Self, u16), Failure> {
+        let failed = |why: &str| {
+            Failure::new(
+                Exit::Unavailable,
+                format!("cannot forward a port to {}: {why}", release.shown()),
+            )
+            .remedy("try `kubectl port-forward` by hand, and name the port with --server")
+        };
+        let target = format!("statefulset/{}", release.name);
+        let port = format!(":{ADMIN_PORT}");
+        let mut child = Command::new("sh")
+            .args(["-c", KEEPER, "sh", "port-forward", "--address", "127.0.0.1"])
+            .args(["--namespace", &release.namespace, &target, &port])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| failed(&error.to_string()))?;
+        let stdout = child.stdout.take();
+        let forward = Self(child);
+        let stdout = stdout.ok_or_else(|| failed("its output is not there"))?;
+        let (said, told) = mpsc::sync_channel(1);
+        std::thread::spawn(move || {
+            // Reads on to the end, so that what it prints later does not stop it.
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let _ = said.try_send(line);
+            }
+        });
+        let line = told
+            .recv_timeout(FORWARD_WITHIN)
+            .map_err(|_| failed("no peer took it up"))?;
+        let port = forwarded_port(&line).ok_or_else(|| failed(&line))?;
+        Ok((forward, port))
+    }
+}
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+/// The port in `Forwarding from 127.0.0.1:40123 -> 7000`.
+fn forwarded_port(line: &str) -> Option<u16> {
+    let from = line.strip_prefix("Forwarding from ")?;
+    let (from, _) = from.split_once(" -> ")?;
+    from.rsplit_once(':')?.1.parse().ok()
+}
+
+/// The bytes of a text in base64, as Secrets have them.
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let digit = |letter: u8| {
+        Some(u32::from(match letter {
+            b'A'..=b'Z' => letter - b'A',
+            b'a'..=b'z' => letter - b'a' + 26,
+            b'0'..=b'9' => letter - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        }))
+    };
+    let text = text.trim().trim_end_matches('=').as_bytes();
+    let mut bytes = Vec::new();
+    for group in text.chunks(4) {
+        let mut value = 0;
+        for at in 0..4 {
+            value = value << 6 | group.get(at).map_or(Some(0), |letter| digit(*letter))?;
+        }
+        bytes.extend_from_slice(&value.to_be_bytes()[1..group.len()]);
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_release_says_where_its_secrets_are() {
+        let item = json!({
+            "metadata": {"name": "prod", "namespace": "serving"},
+            "spec": {"template": {"spec": {"volumes": [
+                {"name": "certificates", "secret": {"secretName": "prod-certificates"}},
+                {"name": "credentials", "projected": {"sources": [
+                    {"secret": {"name": "prod-credentials"}}, {"secret": {"name": "x"}},
+                ]}},
+            ]}}},
+        });
+        let release = Release::read(&item).unwrap();
+        assert_eq!(release.shown(), "prod in namespace serving");
+        assert_eq!(release.certificates.as_deref(), Some("prod-certificates"));
+        assert_eq!(release.credentials.as_deref(), Some("prod-credentials"));
+        assert_eq!(Release::read(&json!({})), None);
+    }
+
+    #[test]
+    fn the_forwarded_port_is_read() {
+        let line = "Forwarding from 127.0.0.1:40123 -> 7000";
+        assert_eq!(forwarded_port(line), Some(40_123));
+        assert_eq!(forwarded_port("error: no pods"), None);
+    }
+
+    #[test]
+    fn secrets_are_decoded() {
+        for (text, bytes) in [
+            ("", ""),
+            ("YQ==", "a"),
+            ("YWI=", "ab"),
+            ("YWJj", "abc"),
+            ("YWJjZA==", "abcd"),
+        ] {
+            assert_eq!(base64(text).unwrap(), bytes.as_bytes());
+        }
+        assert_eq!(base64("//8="), Some(vec![255, 255]));
+        assert_eq!(base64("Y!=="), None);
+    }
+}
