@@ -13,6 +13,7 @@ pub mod fields;
 
 mod error;
 mod parse;
+mod placement;
 mod port;
 mod probe;
 mod raftserve;
@@ -26,16 +27,19 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod traffic;
+mod upstreams;
 mod yaml;
 
 pub use error::{SpecError, SpecErrors};
 pub use parse::{ParseOptions, Parsed};
+pub use placement::{Accelerators, Placement};
 pub use render::MASK;
 pub use service::REPLICAS_MAX;
 pub use traffic::{
     Ejection, HashKey, Queue, Retries, RouteRule, Timeouts, Traffic, UpstreamProtocol,
     UpstreamSettings, UpstreamTls, UpstreamTrust,
 };
+pub use upstreams::{KubernetesService, StaticUpstreams};
 pub use yaml::{SPEC_DEPTH_MAX, SPEC_SOURCE_BYTES_MAX};
 
 /// How long a replica may fail its probes before its first success, unless the file says otherwise.
@@ -105,9 +109,11 @@ pub struct ServiceSpec {
     /// in the clear in the log and its snapshots.
     #[serde(default)]
     pub secrets: BTreeMap<String, String>,
-    /// Resources as requested, for display: `cpus` and the like. The process provider does not
-    /// enforce them.
+    /// Resources as requested: `cpus` and the like. The process provider only shows them.
     pub resources: BTreeMap<String, String>,
+    /// What else a replica asks of what it runs in. Absent from documents that ask for nothing.
+    #[serde(default, skip_serializing_if = "Placement::is_default")]
+    pub placement: Placement,
     /// Strict session affinity, if asked for.
     pub affinity: Option<SessionAffinity>,
     /// The longest that a replica may finish its requests after it left rotation.
@@ -135,18 +141,21 @@ impl ServiceSpec {
             envs,
             secrets,
             resources,
+            placement,
             ..
         } = self;
-        (provider, port, setup, run, envs, secrets, resources)
-            == (
-                &other.provider,
-                &other.port,
-                &other.setup,
-                &other.run,
-                &other.envs,
-                &other.secrets,
-                &other.resources,
-            )
+        (
+            provider, port, setup, run, envs, secrets, resources, placement,
+        ) == (
+            &other.provider,
+            &other.port,
+            &other.setup,
+            &other.run,
+            &other.envs,
+            &other.secrets,
+            &other.resources,
+            &other.placement,
+        )
     }
 }
 
@@ -241,12 +250,36 @@ impl LoadBalancingPolicy {
 }
 
 /// Who creates the replicas.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Provider {
-    /// Processes on the host that all peers share.
+    /// The peers, in the way that they were started with: `--provider`. Stored under the name that it had when
+    /// there was one way only.
     #[default]
-    Process,
+    #[serde(rename = "process")]
+    Peers,
+    /// Nobody: they are there already.
+    Static(StaticUpstreams),
+}
+
+impl Provider {
+    /// Whether replicas are made for the service, and stopped.
+    #[must_use]
+    pub fn makes_replicas(&self) -> bool {
+        match self {
+            Self::Peers => true,
+            Self::Static(_) => false,
+        }
+    }
+
+    /// Whether somebody else tells which replicas are ready, so that none is probed.
+    #[must_use]
+    pub fn tells_readiness(&self) -> bool {
+        match self {
+            Self::Peers | Self::Static(StaticUpstreams::Addresses(_)) => false,
+            Self::Static(StaticUpstreams::KubernetesService(_)) => true,
+        }
+    }
 }
 
 /// Strict session affinity: policy S1. Each key is bound to one replica through the log.

@@ -8,8 +8,9 @@ use raftserve_proxy::{Http1Path, TlsListen};
 use raftserve_store::raft::Profile;
 use raftserve_store::state::Promotion;
 
-use crate::cli::node_args::{Http1Choice, NodeArgs, TimingProfile};
+use crate::cli::node_args::{Http1Choice, NodeArgs, ProviderChoice, TimingProfile};
 use crate::peer::MembershipPolicy;
+use crate::provider::kubernetes::KubernetesSettings;
 use crate::share::LEASE_OVER;
 
 /// The settings of one peer.
@@ -49,6 +50,10 @@ pub struct NodeConfig {
     pub login_lifetime: Duration,
     /// The first of the ports that services have of their own.
     pub service_port_base: u16,
+    /// How pods are made, if replicas are pods and not processes of this host.
+    pub kubernetes: Option<KubernetesSettings>,
+    /// Where Kubernetes Services are that are named without a namespace.
+    pub kubernetes_namespace: Option<String>,
     /// Where replicas live; the same directory for all peers of a host.
     pub replica_root: PathBuf,
     /// A socket whose end of file stops this peer and what it launched.
@@ -185,6 +190,14 @@ impl TryFrom<NodeArgs> for NodeConfig {
         };
         let beside = || args.data_dir.join("..").join("replicas");
         Ok(Self {
+            kubernetes: match args.provider {
+                ProviderChoice::Process => None,
+                ProviderChoice::Kubernetes => Some(KubernetesSettings {
+                    namespace: args.kubernetes_namespace.clone(),
+                    default_image: args.kubernetes_default_image,
+                }),
+            },
+            kubernetes_namespace: args.kubernetes_namespace,
             replica_root: args.replica_root.unwrap_or_else(beside),
             data_dir: args.data_dir,
             peers,

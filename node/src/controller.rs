@@ -10,6 +10,7 @@ mod effects;
 pub mod plan;
 mod probe;
 mod sessions;
+mod upstreams;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use crate::share::Share;
 use effects::Effects;
 use plan::{Intent, Observed, Plan, plan};
 use probe::Probes;
+use upstreams::Upstreams;
 
 /// The longest that one entry of the controller may take; past it the reign starts over.
 const PROPOSE_DEADLINE: Duration = Duration::from_secs(2);
@@ -53,6 +55,8 @@ pub struct Controller {
     pub consensus: Consensus,
     /// Who makes replicas exist.
     pub provider: Arc<dyn Provider>,
+    /// Where Kubernetes Services are that are named without a namespace.
+    pub namespace: Option<String>,
     /// What peers tell each other.
     pub share: Arc<Share>,
     /// This process's life.
@@ -139,6 +143,7 @@ struct Reign<'a> {
     generation: Generation,
     effects: Effects,
     probes: Probes,
+    upstreams: Upstreams,
     exists: BTreeMap<ReplicaId, ReplicaState>,
     orphans_checked: Option<tokio::time::Instant>,
     applied: watch::Receiver<LogIndex>,
@@ -156,9 +161,11 @@ impl<'a> Reign<'a> {
             generation,
             effects: Effects::new(
                 Arc::clone(&controller.provider),
+                controller.consensus.clone(),
                 controller.lifeline.clone(),
             ),
             probes: Probes::new(controller.share.suspected()),
+            upstreams: Upstreams::new(controller.namespace.clone()),
             exists: BTreeMap::new(),
             orphans_checked: None,
             applied: controller.consensus.applied_paced(),
@@ -188,6 +195,7 @@ impl<'a> Reign<'a> {
         let state = self.controller.consensus.state();
         self.planned_from = state.plan_changed();
         self.probes.follow(&state);
+        self.upstreams.follow(&state);
         let observed = self.observed(&state);
         let plan = plan(&state, &observed);
         let wake_after = self.wake_after(&state, &plan);
@@ -195,7 +203,8 @@ impl<'a> Reign<'a> {
         if plan.intents.is_empty() {
             return Ok(wake_after);
         }
-        let changes = with_ports(&state, plan.intents);
+        let shares_host = self.controller.provider.shares_host();
+        let changes = with_ports(&state, plan.intents, shares_host);
         if changes.is_empty() {
             tracing::warn!("no port is free for another replica");
             return Ok(BLIND_PAUSE);
@@ -222,6 +231,7 @@ impl<'a> Reign<'a> {
             () = replanned => {}
             _ = self.provider_changes.changed() => {}
             () = self.probes.changed() => {}
+            () = self.upstreams.changed() => {}
             () = self.effects.finished() => {}
             () = tokio::time::sleep(at_most) => {}
         }
@@ -233,13 +243,17 @@ impl<'a> Reign<'a> {
         if let Err(error) = self.take_over().await {
             return Ok(Err(error));
         }
+        let due = self
+            .orphans_checked
+            .is_none_or(|checked| checked.elapsed() >= ORPHAN_INTERVAL);
+        // At the start of a reign above all: what the former leader made must not seem to be missing.
+        if due && let Err(error) = self.controller.provider.refresh().await {
+            return Ok(Err(error));
+        }
         let observations = match self.controller.provider.observe().await {
             Ok(observations) => observations,
             Err(error) => return Ok(Err(error)),
         };
-        let due = self
-            .orphans_checked
-            .is_none_or(|checked| checked.elapsed() >= ORPHAN_INTERVAL);
         if due {
             // What exists was listed first; read the log after it, so that nothing that the log
             // has come to know meanwhile looks like an orphan.
@@ -290,11 +304,13 @@ impl<'a> Reign<'a> {
         }
         Observed {
             exists: self.exists.clone(),
+            notes: self.controller.provider.notes(),
             probes: self.probes.views(),
             drained,
             launch_failures,
             stop_failures: self.effects.stop_failures(),
             stopped: self.effects.stopped(),
+            upstreams: self.upstreams.found(),
             now: self.controller.consensus.log_now(),
         }
     }
@@ -302,6 +318,9 @@ impl<'a> Reign<'a> {
     /// Why processes of this host cannot be replicas: another leader could not see them. A peer that
     /// was not heard yet says nothing against it.
     fn host_not_shared(&self, members: &[MemberView]) -> Option<String> {
+        if !self.controller.provider.shares_host() {
+            return None;
+        }
         let host = |id| {
             let said = self.controller.consensus.peer_info(id);
             said.map(|said| said.host)
@@ -348,9 +367,9 @@ impl<'a> Reign<'a> {
     }
 }
 
-/// Gives each creation a port that is free on this host and promised to no other replica. A creation
-/// without one is left out, and planned again.
-fn with_ports(state: &State, intents: Vec<Intent>) -> Vec<Change> {
+/// Gives each creation a port: the declared one, or where replicas share a host, one that is free on it and promised
+/// to no other replica. A creation without one is left out, and planned again.
+fn with_ports(state: &State, intents: Vec<Intent>, shares_host: bool) -> Vec<Change> {
     let mut in_use: BTreeSet<u16> = state.replica_ports();
     let mut last = match state.last_port() {
         0 => port_before_the_first(state),
@@ -361,9 +380,15 @@ fn with_ports(state: &State, intents: Vec<Intent>) -> Vec<Change> {
         .filter_map(|intent| match intent {
             Intent::Record(change) => Some(change),
             Intent::Create(service, version) => {
-                let port = port::free_port_after(last, &in_use)?;
-                in_use.insert(port);
-                last = port;
+                let spec = state.service(service)?.specs.get(&version)?;
+                let port = if shares_host && spec.provider.makes_replicas() {
+                    let port = port::free_port_after(last, &in_use)?;
+                    in_use.insert(port);
+                    last = port;
+                    port
+                } else {
+                    spec.port
+                };
                 Some(Change::Create {
                     service,
                     version,
@@ -400,7 +425,7 @@ async fn wait_applied(consensus: &Consensus, index: LogIndex) -> Result<(), Reig
 }
 
 /// An error with all its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -42,6 +42,8 @@ use crate::ops::{self, Readiness, Report};
 use crate::peer::{self, BootstrapError, Founding, Peer, PeerConfig, StartError};
 use crate::projection;
 use crate::provider::Provider;
+use crate::provider::host::HostFingerprint;
+use crate::provider::kubernetes::KubernetesProvider;
 use crate::provider::process::ProcessProvider;
 use crate::provider::run_dir::SocketPath;
 use crate::share::{Loads, Share, Suspects};
@@ -185,13 +187,19 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
     }
 
     let incarnation = Incarnation(rand::random());
-    let host =
-        crate::provider::host::HostFingerprint::of(&config.replica_root).with_context(|| {
-            format!(
-                "cannot use --replica-root {}",
-                config.replica_root.display()
-            )
-        })?;
+    let host = match &config.kubernetes {
+        // Pods are found from anywhere.
+        Some(_) => String::new(),
+        None => HostFingerprint::of(&config.replica_root)
+            .with_context(|| {
+                format!(
+                    "cannot use --replica-root {}",
+                    config.replica_root.display()
+                )
+            })?
+            .as_str()
+            .to_owned(),
+    };
     let home = match config.stateful_set.clone() {
         Some(set) => Some(Arc::new(Home::of(set, &config.peer_address).await?)),
         None => None,
@@ -206,7 +214,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         address: config.peer_address.clone(),
         admin_address: config.admin_address.clone(),
         proxy_address: config.proxy_listen.to_string(),
-        host: host.as_str().to_owned(),
+        host,
         incarnation,
         profile: config.profile,
         supports: SUPPORTED,
@@ -234,7 +242,8 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         shutdown: shutdown.clone(),
         ended_badly,
     };
-    let parts = Parts::start(&config, &peer, incarnation, &vital)?;
+    let provider = provider(&config, &peer).await?;
+    let parts = Parts::start(&config, &peer, incarnation, provider, &vital)?;
     let denials = Arc::new(Denials::default());
     let _ = report.set(Arc::new(Metrics {
         consensus: peer.consensus(),
@@ -382,6 +391,7 @@ impl Parts {
         config: &NodeConfig,
         peer: &Peer,
         incarnation: Incarnation,
+        provider: Arc<dyn Provider>,
         vital: &Vital,
     ) -> anyhow::Result<Self> {
         let consensus = peer.consensus();
@@ -427,17 +437,10 @@ impl Parts {
         vital.spawn("service ports", tell_of_ports(proxy.ports()));
         vital.spawn("suspicion", suspect(failed, share.suspected()));
 
-        let provider: Arc<dyn Provider> = Arc::new(
-            ProcessProvider::new(&config.replica_root, peer.cluster_id()).with_context(|| {
-                format!(
-                    "cannot use --replica-root {}",
-                    config.replica_root.display()
-                )
-            })?,
-        );
         let controller = Arc::new(Controller {
             consensus,
             provider: Arc::clone(&provider),
+            namespace: config.kubernetes_namespace.clone(),
             share: Arc::clone(&share),
             incarnation,
             lifeline: config.lifeline.clone(),
@@ -451,6 +454,21 @@ impl Parts {
             reflected,
         })
     }
+}
+
+/// Who makes replicas, as configured.
+async fn provider(config: &NodeConfig, peer: &Peer) -> anyhow::Result<Arc<dyn Provider>> {
+    if let Some(settings) = &config.kubernetes {
+        let provider = KubernetesProvider::new(settings.clone(), peer.cluster_id()).await;
+        let provider = provider.context(
+            "--provider kubernetes finds no cluster: run in a pod with a service account, or set KUBECONFIG",
+        )?;
+        return Ok(Arc::new(provider));
+    }
+    let root = &config.replica_root;
+    let provider = ProcessProvider::new(root, peer.cluster_id())
+        .with_context(|| format!("cannot use --replica-root {}", root.display()))?;
+    Ok(Arc::new(provider))
 }
 
 /// Starts what a peer cannot do without: if it panics, so that nobody does its work any more, the peer

@@ -12,6 +12,7 @@
 //! that exists for the cluster, and the controller stops what the log does not know.
 
 pub mod host;
+pub mod kubernetes;
 pub mod log_files;
 pub mod port;
 pub mod proc_table;
@@ -28,6 +29,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use raftserve_model::spec::Placement;
 use raftserve_model::{ClusterId, ReplicaId, ServiceId, ServiceName, ServiceVersion};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -79,12 +81,38 @@ pub struct ReplicaLaunch {
     pub run: String,
     /// Environment of both. `PORT` and `SKYPILOT_SERVE_REPLICA_ID` are set over it.
     pub envs: BTreeMap<String, String>,
+    /// More of it, set over `envs`, to be shown nowhere.
+    pub secrets: BTreeMap<String, String>,
     /// The port that it must listen on.
     pub port: u16,
+    /// What it asks for, as SkyServe's `resources` write it: `cpus`, `memory`.
+    pub resources: BTreeMap<String, String>,
+    /// What it runs in.
+    pub placement: Placement,
     /// How long it may take from SIGTERM to its exit where it is stopped without a grace given.
     pub stop_grace: Duration,
     /// A unix socket whose end of file stops the replica; the launch fails if it cannot be reached.
     pub lifeline: Option<PathBuf>,
+}
+
+/// A replica that was created and is held back, to be let go by [`Provider::admit`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// The replica.
+    pub replica: ReplicaKey,
+    /// What was created for it, by the provider's name.
+    pub name: String,
+    /// Which one of that name.
+    pub uid: String,
+}
+
+/// What came of creating a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Launched {
+    /// It is being set up, runs, or has ended before.
+    Started,
+    /// It exists, and nothing of it runs before it is admitted.
+    Held(Hold),
 }
 
 /// Where something happened in a replica's life.
@@ -196,6 +224,15 @@ pub enum ProviderError {
         /// Whose they are.
         by: ClusterId,
     },
+    /// What makes replicas cannot be reached, or does not let us. Nothing was changed for certain, and it
+    /// is to be tried again for as long as it is wanted.
+    #[error("cannot {doing}: {reason}")]
+    Unavailable {
+        /// What was attempted.
+        doing: &'static str,
+        /// What was said, and the remedy if there is one.
+        reason: String,
+    },
     /// The provider's own records could not be read or written.
     #[error("cannot {doing} {path}")]
     Io {
@@ -223,13 +260,32 @@ pub struct LogQuery {
 /// Who makes replicas exist. See the module's promises; every call may be repeated, and dropped at
 /// any await without harm.
 pub trait Provider: Send + Sync + 'static {
+    /// Its name, as `--provider` has it.
+    fn name(&self) -> &'static str {
+        "process"
+    }
+
+    /// Whether replicas run on the host that all peers have to share, where each needs a port of its own.
+    fn shares_host(&self) -> bool {
+        true
+    }
+
     /// Creates the replica, or adopts the one that exists under this id. Returns once it is either
-    /// being set up, running, or known to have ended before.
+    /// being set up, running, known to have ended before, or held.
     ///
     /// # Errors
     /// [`ProviderError::Tombstoned`] if it was ever stopped; [`ProviderError::Create`] or
     /// [`ProviderError::Io`] if it could not be created, and nothing of it runs.
-    fn ensure(&self, launch: ReplicaLaunch) -> BoxFuture<'_, Result<(), ProviderError>>;
+    fn ensure(&self, launch: ReplicaLaunch) -> BoxFuture<'_, Result<Launched, ProviderError>>;
+
+    /// Lets go what `ensure` holds. To be called only once the log was seen to want the replica still, by a
+    /// read that began after `ensure` had returned: whoever stops it later then finds what was created.
+    ///
+    /// # Errors
+    /// [`ProviderError::Tombstoned`] if what was held is gone.
+    fn admit(&self, hold: Hold) -> BoxFuture<'_, Result<(), ProviderError>> {
+        Box::pin(async { Err(ProviderError::Unknown(hold.replica)) })
+    }
 
     /// Stops the replica, whether it ever existed or not: SIGTERM, `grace`, SIGKILL. Returns once
     /// nothing of it runs, which is bounded by `grace` and a constant.
@@ -247,6 +303,19 @@ pub trait Provider: Send + Sync + 'static {
     /// # Errors
     /// [`ProviderError::TakenOver`] if a third cluster has it; [`ProviderError::Io`]. May be repeated.
     fn take_over(&self, from: ClusterId) -> BoxFuture<'_, Result<(), ProviderError>>;
+
+    /// Makes sure that `observe` lacks nothing that existed before this call.
+    ///
+    /// # Errors
+    /// If it cannot be; nothing may be concluded from what is missing then.
+    fn refresh(&self) -> BoxFuture<'_, Result<(), ProviderError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// What there is to tell people about replicas that do not run yet, as far as this peer sees.
+    fn notes(&self) -> BTreeMap<ReplicaId, String> {
+        BTreeMap::new()
+    }
 
     /// All that exists for this cluster, in the order of the keys.
     ///

@@ -146,6 +146,9 @@ fn launch(number: u32, run: &str) -> ReplicaLaunch {
         setup: None,
         run: run.to_owned(),
         envs: BTreeMap::from([("GREETING".to_owned(), "hello".to_owned())]),
+        secrets: BTreeMap::new(),
+        resources: BTreeMap::new(),
+        placement: raftserve_model::spec::Placement::default(),
         port: 20_000,
         stop_grace: LONG,
         lifeline: None,
@@ -456,7 +459,7 @@ async fn racing_ensure_and_stop_leave_nothing() {
         });
         stopped.unwrap();
         match ensured {
-            Ok(()) | Err(ProviderError::Tombstoned(_)) => {}
+            Ok(_) | Err(ProviderError::Tombstoned(_)) => {}
             Err(error) => panic!("{error}"),
         }
         host.assert_none_run(number);
@@ -618,7 +621,7 @@ async fn leader_of_another_test() {
         ProcessProvider::with_executable(root.as_ref(), cluster.parse().unwrap(), binary).unwrap();
     std::fs::write(format!("{root}/go-{number}"), "").unwrap();
     match act {
-        "Ensure" => provider.ensure(launch(number, SLEEPER)).await.unwrap(),
+        "Ensure" => drop(provider.ensure(launch(number, SLEEPER)).await.unwrap()),
         _ => provider.stop(&key(number), LONG).await.unwrap(),
     }
     std::future::pending().await

@@ -51,10 +51,10 @@ pub const TASK: Section = Section {
         ("workdir", NotBuilt),
         ("file_mounts", NotBuilt),
         ("file_mounts_mapping", NotBuilt),
-        ("volumes", NotBuilt),
+        ("volumes", Built),
         ("volume_mounts", NotBuilt),
         ("managed_secrets", NotBuilt),
-        ("config", NotBuilt),
+        ("config", Built),
         ("event_callback", NotBuilt),
         ("inputs", NotBuilt),
         ("outputs", NotBuilt),
@@ -78,7 +78,7 @@ pub const RESOURCES: Section = Section {
         ("region", NotBuilt),
         ("zone", NotBuilt),
         ("infra", NotBuilt),
-        ("accelerators", NotBuilt),
+        ("accelerators", Built),
         ("accelerator_args", NotBuilt),
         ("instance_type", NotBuilt),
         ("volumes", NotBuilt),
@@ -87,8 +87,8 @@ pub const RESOURCES: Section = Section {
         ("network_tier", NotBuilt),
         ("local_disk", NotBuilt),
         ("max_hourly_cost", NotBuilt),
-        ("labels", NotBuilt),
-        ("image_id", NotBuilt),
+        ("labels", Built),
+        ("image_id", Built),
         ("autostop", NotBuilt),
         ("priority", NotBuilt),
         ("priority_class", NotBuilt),
@@ -97,6 +97,29 @@ pub const RESOURCES: Section = Section {
         ("_is_image_managed", NotBuilt),
         ("_requires_fuse", NotBuilt),
         ("_cluster_config_overrides", NotBuilt),
+    ],
+};
+
+/// SkyPilot's configuration, as far as a file may say it.
+pub const CONFIG: Section = Section {
+    path: "config",
+    fields: &[
+        ("kubernetes", Built),
+        ("docker", NotBuilt),
+        ("nvidia_gpus", NotBuilt),
+        ("gcp", NotBuilt),
+        ("ssh", NotBuilt),
+    ],
+};
+
+/// How pods are made.
+pub const KUBERNETES: Section = Section {
+    path: "config.kubernetes",
+    fields: &[
+        ("pod_config", Built),
+        ("custom_metadata", NotBuilt),
+        ("provision_timeout", NotBuilt),
+        ("remote_identity", NotBuilt),
     ],
 };
 
@@ -161,6 +184,22 @@ pub const RAFTSERVE: Section = Section {
         ("drain_timeout_seconds", Built),
         ("stop_grace_seconds", Built),
         ("traffic", Built),
+    ],
+};
+
+/// Who creates the replicas, where it is not the peers.
+pub const PROVIDER: Section = Section {
+    path: "_metadata.raftserve.provider",
+    fields: &[("static", Built)],
+};
+
+/// Replicas that are there already.
+pub const STATIC: Section = Section {
+    path: "_metadata.raftserve.provider.static",
+    fields: &[
+        ("addresses", Built),
+        ("kubernetes_service", Built),
+        ("port", Built),
     ],
 };
 
@@ -284,11 +323,15 @@ pub const ROUTE: Section = Section {
 pub const SECTIONS: &[Section] = &[
     TASK,
     RESOURCES,
+    CONFIG,
+    KUBERNETES,
     SERVICE,
     READINESS_PROBE,
     REPLICA_POLICY,
     LOAD_BALANCER,
     RAFTSERVE,
+    PROVIDER,
+    STATIC,
     SESSION_AFFINITY,
     TRAFFIC,
     HASH_ON,

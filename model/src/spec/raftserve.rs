@@ -8,7 +8,7 @@ use super::reader::{Field, Fields, Reader};
 use super::yaml::Value;
 use super::{
     DRAIN_TIMEOUT, LoadBalancingPolicy, Provider, SESSION_TTL, SESSIONS, STOP_GRACE,
-    SessionAffinity, SessionKeySource, Traffic, WithoutQuorum, traffic,
+    SessionAffinity, SessionKeySource, Traffic, WithoutQuorum, traffic, upstreams,
 };
 
 /// The most session bindings that a service may ask for: ten times what is measured, a few gigabytes
@@ -69,12 +69,8 @@ pub(super) fn read(reader: &mut Reader, task: &Fields<'_>) -> Settings {
     let Some(fields) = reader.section(&entry.value, &RAFTSERVE) else {
         return settings;
     };
-    if let Some(field) = fields.get("provider")
-        && let Some(name) = reader.text(&field)
-        && name != "process"
-    {
-        let problem = format!("there is no provider {}", field.node.describe());
-        reader.fault(&field.path, field.node.mark, problem, "allowed is process");
+    if let Some(field) = fields.get("provider") {
+        settings.provider = upstreams::read(reader, &field);
     }
     settings.affinity = fields
         .get("session_affinity")

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::yaml::{self, Value as Yaml};
-use super::{Provider, ServiceSpec, SessionKeySource, WithoutQuorum};
+use super::{Placement, Provider, ServiceSpec, SessionKeySource, StaticUpstreams, WithoutQuorum};
 
 /// What stands in place of a secret.
 pub const MASK: &str = "***";
@@ -23,18 +23,31 @@ impl ServiceSpec {
             .iter()
             .map(|(name, value)| (name.clone(), value.clone().into()))
             .collect();
-        resources.insert("ports".to_owned(), self.port.into());
+        if self.port != 0 {
+            resources.insert("ports".to_owned(), self.port.into());
+        }
+        render_resources(&self.placement, &mut resources);
         let mut document = json!({
             "resources": resources,
             "service": {
                 "readiness_probe": self.render_probe(),
                 "replicas": self.replicas,
-                "ports": self.port,
                 "load_balancer": { "stream_timeout_seconds": seconds(self.stream_timeout) },
             },
-            "run": self.run,
             "_metadata": { "raftserve": self.render_settings() },
         });
+        if self.port != 0 {
+            document["service"]["ports"] = self.port.into();
+        }
+        if !self.run.is_empty() {
+            document["run"] = self.run.clone().into();
+        }
+        if !self.placement.volumes.is_empty() {
+            document["volumes"] = json!(self.placement.volumes);
+        }
+        if let Some(pod_config) = &self.placement.pod_config {
+            document["config"] = json!({ "kubernetes": { "pod_config": pod_config } });
+        }
         if self.policy.is_skyserves() {
             document["service"]["load_balancing_policy"] = self.policy.name().into();
         }
@@ -116,9 +129,7 @@ impl ServiceSpec {
 
     fn render_settings(&self) -> Value {
         let mut settings = json!({
-            "provider": match self.provider {
-                Provider::Process => "process",
-            },
+            "provider": render_provider(&self.provider),
             "drain_timeout_seconds": seconds(self.drain_timeout),
             "stop_grace_seconds": seconds(self.stop_grace),
             "traffic": self.traffic.render(self.policy),
@@ -156,6 +167,41 @@ impl ServiceSpec {
 impl fmt::Debug for ServiceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ServiceSpec({})", self.render())
+    }
+}
+
+fn render_provider(provider: &Provider) -> Value {
+    match provider {
+        Provider::Peers => "default".into(),
+        Provider::Static(StaticUpstreams::Addresses(addresses)) => {
+            json!({ "static": { "addresses": addresses } })
+        }
+        Provider::Static(StaticUpstreams::KubernetesService(service)) => {
+            let mut rendered = json!({ "kubernetes_service": match &service.namespace {
+                Some(namespace) => format!("{}.{namespace}", service.name),
+                None => service.name.clone(),
+            } });
+            if let Some(port) = &service.port {
+                rendered["port"] = port.clone().into();
+            }
+            json!({ "static": rendered })
+        }
+    }
+}
+
+fn render_resources(placement: &Placement, resources: &mut Map<String, Value>) {
+    if let Some(image) = &placement.image {
+        resources.insert("image_id".to_owned(), format!("docker:{image}").into());
+    }
+    if let Some(accelerators) = &placement.accelerators {
+        let asked = format!("{}:{}", accelerators.kind, accelerators.count);
+        resources.insert("accelerators".to_owned(), asked.into());
+    }
+    if placement.use_spot {
+        resources.insert("use_spot".to_owned(), true.into());
+    }
+    if !placement.labels.is_empty() {
+        resources.insert("labels".to_owned(), json!(placement.labels));
     }
 }
 

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 
 use super::error::Mark;
 use super::fields::RESOURCES;
+use super::placement::{self, Placement};
 use super::reader::{Field, Fields, Reader};
 use super::yaml::Value;
 
@@ -13,6 +14,8 @@ pub(super) struct Resources {
     pub(super) ports: Ports,
     /// The rest, for display.
     pub(super) shown: BTreeMap<String, String>,
+    /// What a replica runs in.
+    pub(super) placement: Placement,
 }
 
 /// The ports that a replica opens.
@@ -30,6 +33,7 @@ pub(super) fn read(reader: &mut Reader, task: &Fields<'_>) -> Resources {
     let mut resources = Resources {
         ports: Ports::Closed,
         shown: BTreeMap::new(),
+        placement: Placement::default(),
     };
     let Some(field) = task.get("resources") else {
         return resources;
@@ -56,11 +60,7 @@ pub(super) fn read(reader: &mut Reader, task: &Fields<'_>) -> Resources {
             resources.shown.insert(name.to_owned(), amount);
         }
     }
-    if let Some(field) = fields.get("use_spot")
-        && reader.boolean(&field) == Some(true)
-    {
-        reader.not_built(&field.path, field.node.mark);
-    }
+    resources.placement = placement::read_resources(reader, &fields);
     if let Some(field) = fields.get("job_recovery") {
         let problem = "a service recovers its replicas by itself, so job_recovery is not allowed";
         reader.fault(&field.path, field.node.mark, problem, "remove it");

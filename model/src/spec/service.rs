@@ -26,7 +26,12 @@ pub(super) struct Service {
 }
 
 /// Reads `service` of the document.
-pub(super) fn read(reader: &mut Reader, task: &Fields<'_>, resources: &Resources) -> Service {
+pub(super) fn read(
+    reader: &mut Reader,
+    task: &Fields<'_>,
+    resources: &Resources,
+    port_needed: bool,
+) -> Service {
     let mut service = Service {
         readiness: probe::defaults(),
         replicas: 1,
@@ -50,7 +55,7 @@ pub(super) fn read(reader: &mut Reader, task: &Fields<'_>, resources: &Resources
         service.readiness = probe::read(reader, &field);
     }
     service.replicas = replicas(reader, &fields);
-    service.port = port(reader, &fields, resources);
+    service.port = port(reader, &fields, resources, port_needed);
     if let Some(field) = fields.get("load_balancing_policy") {
         service.policy = policy(reader, &field);
     }
@@ -120,7 +125,12 @@ fn fixed_count(reader: &mut Reader, policy: &Field<'_>) -> u32 {
     least
 }
 
-fn port(reader: &mut Reader, fields: &Fields<'_>, resources: &Resources) -> Option<u16> {
+fn port(
+    reader: &mut Reader,
+    fields: &Fields<'_>,
+    resources: &Resources,
+    needed: bool,
+) -> Option<u16> {
     let main = match fields.get("ports") {
         Some(field) => {
             let port = reader.whole(&field, 1..=u32::from(u16::MAX))?;
@@ -165,6 +175,7 @@ fn port(reader: &mut Reader, fields: &Fields<'_>, resources: &Resources) -> Opti
         }
         None => match open.first() {
             Some(range) => Some(*range.start()),
+            None if !needed => None,
             None => {
                 let remedy = "name the port that run listens on, e.g. resources: {ports: 8080}";
                 reader.fault("resources.ports", mark, "missing", remedy);

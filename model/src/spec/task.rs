@@ -11,7 +11,7 @@ use super::raftserve::{self, Settings};
 use super::reader::{Field, Fields, Reader};
 use super::substitute::Substitution;
 use super::yaml::{Node, Value};
-use super::{ServiceSpec, port, resources, scalar, service};
+use super::{ServiceSpec, placement, port, resources, scalar, service};
 
 /// The longest command, in bytes, once a port of five digits is put in place, and the longest
 /// environment variable: Linux takes strings of 128 KiB (`MAX_ARG_STRLEN`) into a process, and some
@@ -41,13 +41,6 @@ pub(super) fn read(
     let name = name(reader, &fields);
     let setup = command(reader, &fields, "setup");
     let run = command(reader, &fields, "run");
-    if run.is_none() && fields.get("run").is_none() {
-        let remedy = "write the command that serves, e.g. run: python3 -m http.server 8080";
-        reader.fault("run", Mark::default(), "missing", remedy);
-    }
-    num_nodes(reader, &fields);
-    let resources = resources::read(reader, &fields);
-    let service = service::read(reader, &fields, &resources);
     let Settings {
         provider,
         affinity,
@@ -56,7 +49,19 @@ pub(super) fn read(
         policy,
         traffic,
     } = raftserve::read(reader, &fields);
-    let port = service.port?;
+    let made = provider.makes_replicas();
+    if run.is_none() && fields.get("run").is_none() && made {
+        let remedy = "write the command that serves, e.g. run: python3 -m http.server 8080";
+        reader.fault("run", Mark::default(), "missing", remedy);
+    }
+    num_nodes(reader, &fields);
+    let mut resources = resources::read(reader, &fields);
+    placement::read_task(reader, &fields, &mut resources.placement);
+    let service = service::read(reader, &fields, &resources, made);
+    let (port, run) = match made {
+        true => (service.port?, run?),
+        false => (service.port.unwrap_or_default(), run.unwrap_or_default()),
+    };
     let spec = ServiceSpec {
         source: source.to_owned(),
         replicas: service.replicas,
@@ -66,10 +71,11 @@ pub(super) fn read(
         stream_timeout: service.stream_timeout,
         provider,
         setup,
-        run: run?,
+        run,
         envs,
         secrets,
         resources: resources.shown,
+        placement: resources.placement,
         affinity,
         drain_timeout,
         stop_grace,
@@ -124,6 +130,13 @@ fn check_commands(reader: &mut Reader, fields: &Fields<'_>, spec: &ServiceSpec) 
                 format!("the command has {bytes} bytes, at most {COMMAND_BYTES_MAX} can be run");
             reader.fault(name, field.node.mark, problem, "move it into a script");
         }
+    }
+    if !spec.provider.makes_replicas() {
+        if spec.setup.is_some() || !spec.run.is_empty() {
+            let warning = "setup and run are run by nobody: the provider is static";
+            reader.warnings.push(warning.to_owned());
+        }
+        return;
     }
     let both = [spec.setup.as_deref().unwrap_or_default(), &spec.run];
     let declared = spec.port;

@@ -8,6 +8,7 @@ use super::*;
 mod arbitrary;
 mod documents;
 mod manual;
+mod placement;
 mod rules;
 mod traffic;
 

@@ -90,6 +90,7 @@ fn no_output(replica: &ReplicaKey, error: &ProviderError) -> Status {
         | ProviderError::TakenOver { .. }
         | ProviderError::Create { .. }
         | ProviderError::Stop { .. }
+        | ProviderError::Unavailable { .. }
         | ProviderError::Io { .. } => Reason::NoOutput.status_with(
             format!("the output of replica {number} of service {name} cannot be read: {error}"),
             metadata,

@@ -1,5 +1,6 @@
 //! The service `Replicas`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -41,9 +42,15 @@ impl FromStr for Place {
     }
 }
 
-fn show(state: &State, replica: &Replica) -> Option<v1::Replica> {
+fn show(
+    state: &State,
+    replica: &Replica,
+    made_by: &'static str,
+    notes: &BTreeMap<ReplicaId, String>,
+) -> Option<v1::Replica> {
     let service = state.service(replica.id.service)?;
-    Some(view::replica(service, replica))
+    let note = notes.get(&replica.id);
+    Some(view::replica(service, replica, made_by, note))
 }
 
 #[tonic::async_trait]
@@ -65,10 +72,12 @@ impl Replicas for ReplicasApi {
         });
         let (page, next_page_token) =
             pages::take(asked.page_size, replicas, |replica| Place(replica.id))?;
+        let provider = &self.0.parts.provider;
+        let (made_by, notes) = (provider.name(), provider.notes());
         Ok(Response::new(v1::ListReplicasResponse {
             replicas: page
                 .into_iter()
-                .filter_map(|replica| show(&state, replica))
+                .filter_map(|replica| show(&state, replica, made_by, &notes))
                 .collect(),
             next_page_token,
             log_index: index.0,

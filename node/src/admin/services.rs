@@ -87,7 +87,7 @@ impl Services for ServicesApi {
         let ports = self.0.ports(request.local_addr());
         let (mut asked, _held) = admitted(request);
         let (envs, secrets) = (take(&mut asked.envs), take(&mut asked.secrets));
-        let checked = validate::check(&asked.yaml, envs, secrets)?;
+        let checked = validate::check(&asked.yaml, envs, secrets, self.0.parts.provider.name())?;
         let name = validate::choose_name(&asked.name, checked.name.as_ref(), &asked.default_name)?;
         let precondition = match asked.if_exists() {
             v1::IfExists::Unspecified => Precondition::Absent,
@@ -127,7 +127,7 @@ impl Services for ServicesApi {
             return Err(errors::invalid_request("mode", problem));
         }
         let (envs, secrets) = (take(&mut asked.envs), take(&mut asked.secrets));
-        let checked = validate::check(&asked.yaml, envs, secrets)?;
+        let checked = validate::check(&asked.yaml, envs, secrets, self.0.parts.provider.name())?;
         let put = match asked.validate_only {
             true => self.rehearse(&name, Precondition::Present).await?,
             false => {

@@ -117,6 +117,7 @@ impl Shared {
                 .or_else(reached)
                 .unwrap_or_else(|| "127.0.0.1".to_owned()),
             base: self.parts.service_port_base,
+            provider: self.parts.provider.name(),
         }
     }
 }

@@ -26,6 +26,7 @@ pub(super) fn check(
     yaml: &str,
     envs: HashMap<String, String>,
     secrets: HashMap<String, String>,
+    provider: &str,
 ) -> Result<Checked, Status> {
     let options = ParseOptions {
         envs: envs.into_iter().collect(),
@@ -35,11 +36,44 @@ pub(super) fn check(
         let violations: Vec<Violation> = errors.into_vec().into_iter().map(violation).collect();
         errors::invalid_spec(&violations)
     })?;
+    let misplaced = match provider {
+        "kubernetes" => Vec::new(),
+        _ => for_pods_only(&parsed.spec),
+    };
+    if !misplaced.is_empty() {
+        return Err(errors::invalid_spec(&misplaced));
+    }
     Ok(Checked {
         name: parsed.name,
         spec: Arc::new(parsed.spec),
         warnings: parsed.warnings,
     })
+}
+
+/// What only pods can have: refused by name where replicas are processes.
+fn for_pods_only(spec: &ServiceSpec) -> Vec<Violation> {
+    let placement = &spec.placement;
+    let settings = [
+        (placement.image.is_some(), "resources.image_id"),
+        (placement.accelerators.is_some(), "resources.accelerators"),
+        (placement.use_spot, "resources.use_spot"),
+        (!placement.labels.is_empty(), "resources.labels"),
+        (!placement.volumes.is_empty(), "volumes"),
+        (
+            placement.pod_config.is_some(),
+            "config.kubernetes.pod_config",
+        ),
+    ];
+    let asked = settings.into_iter().filter(|(is_set, _)| *is_set);
+    asked
+        .map(|(_, field)| Violation {
+            field: field.to_owned(),
+            line: None,
+            problem: "is for replicas that are pods, and these peers make processes (--provider \
+                      process); leave it out"
+                .to_owned(),
+        })
+        .collect()
 }
 
 fn violation(error: SpecError) -> Violation {
@@ -85,12 +119,27 @@ mod tests {
     fn what_is_wrong_is_refused_by_name_and_line() {
         let yaml = "service: {}\nresources: {ports: 8080}\nrun: serve 8080\n\
                     _metadata: {raftserve: {traffic: {request_body_bytes_max: many}}}\n";
-        let Err(refused) = check(yaml, HashMap::new(), HashMap::new()) else {
+        let Err(refused) = check(yaml, HashMap::new(), HashMap::new(), "process") else {
             panic!("it is taken");
         };
         assert_eq!(refused.code(), Code::InvalidArgument);
         let field = "traffic.request_body_bytes_max";
         assert!(refused.message().contains(field), "{}", refused.message());
+    }
+
+    #[test]
+    fn what_only_pods_have_is_refused_where_replicas_are_processes() {
+        for (field, value) in [("image_id", "docker:x"), ("use_spot", "yes")] {
+            let yaml = format!(
+                "service: {{}}\nresources: {{ports: 8080, {field}: {value}}}\nrun: serve 8080\n"
+            );
+            let check_by = |provider| check(&yaml, HashMap::new(), HashMap::new(), provider);
+            assert!(check_by("kubernetes").is_ok());
+            let Err(refused) = check_by("process") else {
+                panic!("{field} is taken");
+            };
+            assert!(refused.message().contains(field), "{}", refused.message());
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use prost_types::Timestamp;
-use raftserve_model::spec::{Provider, ServiceSpec, SessionKeySource};
+use raftserve_model::spec::{Provider, ServiceSpec, SessionKeySource, StaticUpstreams};
 use raftserve_model::status::{ReplicaStatus, ServiceStatus};
 use raftserve_model::{SessionKey, WallTime};
 use raftserve_store::State;
@@ -18,6 +18,8 @@ pub(super) struct ServicePorts {
     pub(super) host: String,
     /// The port of the service with slot 0.
     pub(super) base: u16,
+    /// Who makes replicas, as `--provider` has it.
+    pub(super) provider: &'static str,
 }
 
 impl ServicePorts {
@@ -53,20 +55,29 @@ pub(super) fn service(state: &State, service: &Service, ports: &ServicePorts) ->
         status: service_status(state.status_of(service)).into(),
         ready_replicas: ready,
         live_replicas: live,
-        wanted_replicas: spec.replicas,
+        wanted_replicas: match spec.provider.makes_replicas() {
+            true => spec.replicas,
+            // As many as there are addresses.
+            false => live,
+        },
         created_at: Some(timestamp(service.created_at)),
         first_ready_at: service.first_ready_at.map(timestamp),
         endpoint: ports.url(service).unwrap_or_default(),
         load_balancing_policy: spec.policy.name().to_owned(),
         session_affinity: affinity(spec).unwrap_or_default(),
         requested_resources: resources(spec),
-        provider: provider(spec.provider).to_owned(),
+        provider: provider(&spec.provider, ports.provider).to_owned(),
         yaml: String::new(),
     }
 }
 
-/// A replica of `service`.
-pub(super) fn replica(service: &Service, replica: &Replica) -> v1::Replica {
+/// A replica of `service`. `made_by` is who makes replicas; `note` is what that says of this one before it runs.
+pub(super) fn replica(
+    service: &Service,
+    replica: &Replica,
+    made_by: &'static str,
+    note: Option<&String>,
+) -> v1::Replica {
     let spec = service.spec_of(replica.launched_as);
     v1::Replica {
         service_name: service.name.to_string(),
@@ -74,7 +85,10 @@ pub(super) fn replica(service: &Service, replica: &Replica) -> v1::Replica {
         id: replica.id.number,
         version: replica.version.0,
         status: replica_status(replica.status()).into(),
-        reason: replica.reason().unwrap_or_default(),
+        reason: replica
+            .reason()
+            .or_else(|| note.filter(|_| replica.is_live()).cloned())
+            .unwrap_or_default(),
         endpoint: replica
             .address
             .as_ref()
@@ -83,7 +97,7 @@ pub(super) fn replica(service: &Service, replica: &Replica) -> v1::Replica {
         launched_at: Some(timestamp(replica.created_at.wall)),
         first_ready_at: replica.first_ready_at.map(|at| timestamp(at.wall)),
         changed_index: replica.changed.0,
-        infra: provider(spec.provider).to_owned(),
+        infra: provider(&spec.provider, made_by).to_owned(),
         resources: resources(spec),
     }
 }
@@ -191,9 +205,11 @@ fn service_status(status: ServiceStatus) -> v1::ServiceStatus {
     }
 }
 
-fn provider(provider: Provider) -> &'static str {
+fn provider(provider: &Provider, made_by: &'static str) -> &'static str {
     match provider {
-        Provider::Process => "process",
+        Provider::Peers => made_by,
+        Provider::Static(StaticUpstreams::Addresses(_)) => "static",
+        Provider::Static(StaticUpstreams::KubernetesService(_)) => "kubernetes service",
     }
 }
 
@@ -206,9 +222,17 @@ fn affinity(spec: &ServiceSpec) -> Option<String> {
 
 fn resources(spec: &ServiceSpec) -> String {
     let show = |(key, value): (&String, &String)| format!("{key}={value}");
+    let accelerators = spec
+        .placement
+        .accelerators
+        .iter()
+        .map(|it| format!("accelerators={}:{}", it.kind, it.count));
+    let spot = spec.placement.use_spot.then(|| "use_spot".to_owned());
     spec.resources
         .iter()
         .map(show)
+        .chain(accelerators)
+        .chain(spot)
         .collect::<Vec<_>>()
         .join(", ")
 }

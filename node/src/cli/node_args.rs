@@ -56,6 +56,15 @@ pub enum Http1Choice {
     Hyper,
 }
 
+/// Who makes replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProviderChoice {
+    /// Processes of the host that all peers share.
+    Process,
+    /// Pods.
+    Kubernetes,
+}
+
 /// Run one peer of a cluster.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
@@ -198,6 +207,26 @@ pub struct NodeArgs {
     /// directory.
     #[arg(long, value_name = "DIR")]
     pub replica_root: Option<PathBuf>,
+    /// Who makes replicas, the same for all peers.
+    #[arg(
+        long,
+        value_enum,
+        default_value = "process",
+        env = "RAFTSERVE_PROVIDER"
+    )]
+    pub provider: ProviderChoice,
+    /// The namespace of replicas' pods, and of Kubernetes Services that are named without one. By default that of the
+    /// service account, or of the kubeconfig's context.
+    #[arg(long, value_name = "NS", env = "RAFTSERVE_KUBERNETES_NAMESPACE")]
+    pub kubernetes_namespace: Option<String>,
+    /// The image of pods whose service names none.
+    #[arg(
+        long,
+        value_name = "IMAGE",
+        default_value = "docker.io/library/python:3.11-slim",
+        env = "RAFTSERVE_KUBERNETES_DEFAULT_IMAGE"
+    )]
+    pub kubernetes_default_image: String,
     /// A unix socket whose end of file stops this peer and its replicas: they then end with whoever
     /// listens on it, however that ends.
     #[arg(long, value_name = "SOCKET")]

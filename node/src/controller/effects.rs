@@ -1,5 +1,7 @@
 //! Carries out effects on the provider, each in a task of its own, none twice at a time.
 //!
+//! What a provider holds back is let go only after the log was read again: see [`Provider::admit`].
+//!
 //! Dropping this ends the tasks: every call of the provider may be dropped at any await.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,10 +15,11 @@ use raftserve_store::State;
 use raftserve_store::state::{Phase, Replica, Service};
 use tokio::task::{self, JoinSet};
 
-use super::chain;
 use super::plan::Effect;
+use super::{PROPOSE_DEADLINE, chain};
+use crate::consensus::Consensus;
 use crate::provider::{
-    Observation, Provider, ProviderError, ReplicaKey, ReplicaLaunch, ReplicaState,
+    Hold, Launched, Observation, Provider, ProviderError, ReplicaKey, ReplicaLaunch, ReplicaState,
 };
 
 /// How often a launch or a stop is tried in one reign until it is recorded as failed.
@@ -24,6 +27,9 @@ const TRIES: u32 = 3;
 
 /// The pause before a launch or stop is tried again; it doubles.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// The longest such pause, while what makes replicas is away.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// The most effects carried out at a time: each launch forks a process.
 const CONCURRENT_MAX: usize = 32;
@@ -34,6 +40,7 @@ const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 /// Effects in flight, and what came of the finished ones.
 pub(super) struct Effects {
     provider: Arc<dyn Provider>,
+    consensus: Consensus,
     lifeline: Option<PathBuf>,
     running: JoinSet<Result<(), String>>,
     in_flight: BTreeMap<Effect, task::Id>,
@@ -45,9 +52,14 @@ pub(super) struct Effects {
 }
 
 impl Effects {
-    pub(super) fn new(provider: Arc<dyn Provider>, lifeline: Option<PathBuf>) -> Self {
+    pub(super) fn new(
+        provider: Arc<dyn Provider>,
+        consensus: Consensus,
+        lifeline: Option<PathBuf>,
+    ) -> Self {
         Self {
             provider,
+            consensus,
             lifeline,
             running: JoinSet::new(),
             in_flight: BTreeMap::new(),
@@ -93,7 +105,9 @@ impl Effects {
     pub(super) fn reap_orphans(&mut self, state: &State, observations: &[Observation]) {
         for observation in observations {
             let id = observation.replica.id;
-            if state.replica(id).is_some() {
+            // Of one that has failed there is a record, and nothing else should be left.
+            let on_record = |replica: &Arc<Replica>| replica.occupies_resources();
+            if state.replica(id).is_some_and(on_record) {
                 continue;
             }
             let effect = Effect::Stop(id);
@@ -159,58 +173,90 @@ impl Effects {
             version: replica.launched_as,
             setup,
             run,
-            envs: spec
-                .envs
-                .iter()
-                .chain(&spec.secrets)
-                .map(|(name, value)| (name.clone(), value.clone()))
-                .collect(),
+            envs: spec.envs.clone(),
+            secrets: spec.secrets.clone(),
             port: replica.port,
+            resources: spec.resources.clone(),
+            placement: spec.placement.clone(),
             stop_grace: spec.stop_grace,
             lifeline: self.lifeline.clone(),
         };
-        self.spawn(effect, Deed::Launch(launch));
+        self.spawn(effect, Deed::Launch(Box::new(launch)));
     }
 
     fn spawn(&mut self, effect: Effect, deed: Deed) {
-        let provider = Arc::clone(&self.provider);
-        let task = self
-            .running
-            .spawn(async move { deed.done(&*provider).await });
+        let hand = Hand {
+            provider: Arc::clone(&self.provider),
+            consensus: self.consensus.clone(),
+        };
+        let task = self.running.spawn(async move { hand.done(deed).await });
         self.in_flight.insert(effect, task.id());
     }
 }
 
 /// A deed with all that it needs.
 enum Deed {
-    Launch(ReplicaLaunch),
+    Launch(Box<ReplicaLaunch>),
     Stop(ReplicaKey, Duration),
     Forget(ServiceId),
 }
 
-impl Deed {
-    /// Tries up to [`TRIES`] times, and tells what was said last. A tombstone counts as done: what
-    /// exists will say so, and the plan follows from that.
-    async fn done(self, provider: &dyn Provider) -> Result<(), String> {
+/// Does deeds.
+struct Hand {
+    provider: Arc<dyn Provider>,
+    consensus: Consensus,
+}
+
+impl Hand {
+    /// Tries up to [`TRIES`] times, and tells what was said last; where nobody answers, for as long as it takes. A
+    /// tombstone counts as done: what exists will say so, and the plan follows from that.
+    async fn done(self, deed: Deed) -> Result<(), String> {
         let mut pause = RETRY_PAUSE;
         let mut tries_left = TRIES;
         loop {
-            tries_left -= 1;
-            match self.tried(provider).await {
+            match self.tried(&deed).await {
                 Ok(()) | Err(ProviderError::Tombstoned(_)) => return Ok(()),
-                Err(error) if tries_left == 0 => return Err(chain(&error)),
+                Err(ProviderError::Unavailable { doing, reason }) => {
+                    tracing::warn!("cannot {doing}, and will try again: {reason}");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY_PAUSE_MAX);
+                    continue;
+                }
+                Err(error) if tries_left == 1 => return Err(chain(&error)),
                 Err(error) => tracing::warn!(error = %chain(&error), "will try again"),
             }
+            tries_left -= 1;
             tokio::time::sleep(pause).await;
-            pause *= 2;
+            pause = (pause * 2).min(RETRY_PAUSE_MAX);
         }
     }
 
-    async fn tried(&self, provider: &dyn Provider) -> Result<(), ProviderError> {
-        match self {
-            Self::Launch(launch) => provider.ensure(launch.clone()).await,
-            Self::Stop(replica, grace) => provider.stop(replica, *grace).await,
-            Self::Forget(service) => provider.forget(*service).await,
+    async fn tried(&self, deed: &Deed) -> Result<(), ProviderError> {
+        match deed {
+            Deed::Launch(launch) => match self.provider.ensure(ReplicaLaunch::clone(launch)).await?
+            {
+                Launched::Started => Ok(()),
+                Launched::Held(hold) => self.let_go(hold).await,
+            },
+            Deed::Stop(replica, grace) => self.provider.stop(replica, *grace).await,
+            Deed::Forget(service) => self.provider.forget(*service).await,
+        }
+    }
+
+    /// Admits what is held if the log wants it still. What it does not want is left to whoever reaps it.
+    async fn let_go(&self, hold: Hold) -> Result<(), ProviderError> {
+        let read = self.consensus.read_barrier(PROPOSE_DEADLINE).await;
+        read.map_err(|error| ProviderError::Unavailable {
+            doing: "see whether a replica is still wanted",
+            reason: chain(&error),
+        })?;
+        let state = self.consensus.state();
+        let wanted = state
+            .replica(hold.replica.id)
+            .is_some_and(|replica| matches!(replica.phase, Phase::Pending | Phase::Provisioning));
+        match wanted {
+            true => self.provider.admit(hold).await,
+            false => Err(ProviderError::Tombstoned(hold.replica)),
         }
     }
 }

@@ -16,6 +16,8 @@ use raftserve_store::state::{Phase, Replica, Service};
 
 use crate::provider::{Exit, ReplicaState, Step};
 
+mod upstreams;
+
 /// How many replicas a rolling update may run beyond the wanted number.
 const SURGE: usize = 1;
 
@@ -49,6 +51,8 @@ pub struct ProbeView {
 pub struct Observed {
     /// What exists, by replica; what is absent here does not exist.
     pub exists: BTreeMap<ReplicaId, ReplicaState>,
+    /// What the provider has to say of some.
+    pub notes: BTreeMap<ReplicaId, String>,
     /// How probes went.
     pub probes: BTreeMap<ReplicaId, ProbeView>,
     /// Replicas that are being stopped and whose requests are all done, as far as any peer knows.
@@ -59,6 +63,8 @@ pub struct Observed {
     pub stop_failures: BTreeMap<ReplicaId, String>,
     /// Stops that succeeded in this reign: nothing of these exists.
     pub stopped: BTreeSet<ReplicaId>,
+    /// Where the replicas of static services are, by service; one of which nothing was told yet is absent.
+    pub upstreams: BTreeMap<ServiceId, BTreeSet<String>>,
     /// The leader's clock.
     pub now: LogTime,
 }
@@ -109,9 +115,15 @@ pub fn plan(state: &State, observed: &Observed) -> Plan {
     for service in state.services() {
         let replicas: Vec<&Replica> = state.replicas_of(service.id).map(AsRef::as_ref).collect();
         for replica in &replicas {
-            advance(&mut plan, service, replica, observed);
+            if upstreams::is_static(service, replica) {
+                upstreams::advance(&mut plan, service, replica, observed);
+            } else {
+                advance(&mut plan, service, replica, observed);
+            }
         }
-        if service.going_down.is_none() {
+        if service.going_down.is_none() && !service.spec().provider.makes_replicas() {
+            upstreams::follow(&mut plan, service, &replicas, observed);
+        } else if service.going_down.is_none() {
             scale(&mut plan, service, &replicas, observed.now);
         } else if !replicas.iter().any(|replica| replica.occupies_resources()) {
             plan.record(Change::Forget {
@@ -132,6 +144,11 @@ fn advance(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obs
     let (id, exists) = (replica.id, observed.exists.get(&replica.id));
     match &replica.phase {
         Phase::Pending | Phase::Provisioning => match exists {
+            // It was let run, so that it must not be made a second time.
+            None if replica.phase == Phase::Provisioning => plan.record(stop_now(
+                id,
+                StopReason::Provision("nothing of it exists any more".to_owned()),
+            )),
             None | Some(ReplicaState::Prepared) => launch(plan, replica, observed),
             Some(ReplicaState::SettingUp) if replica.phase == Phase::Pending => {
                 plan.record(Change::Provisioning { replica: id });
@@ -143,7 +160,7 @@ fn advance(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obs
             }),
             Some(ReplicaState::Exited(exit)) => plan.record(stop_now(id, ended(exit))),
             Some(ReplicaState::Stopping | ReplicaState::Stopped) => {
-                plan.record(stop_now(id, stopped_by_another()));
+                plan.record(stop_now(id, stopped_by_another(id, observed)));
             }
         },
         Phase::Starting | Phase::Ready | Phase::NotReady { .. } => match exists {
@@ -152,7 +169,7 @@ fn advance(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obs
             }
             Some(ReplicaState::Exited(exit)) => plan.record(stop_now(id, ended(exit))),
             Some(ReplicaState::Stopping | ReplicaState::Stopped) => {
-                plan.record(stop_now(id, stopped_by_another()));
+                plan.record(stop_now(id, stopped_by_another(id, observed)));
             }
             None | Some(ReplicaState::Prepared) => plan.record(stop_now(
                 id,
@@ -164,6 +181,10 @@ fn advance(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obs
             drain_until,
             ..
         } => stopping(plan, replica, reason, *drain_until, observed),
+        // Gone after all, say with its node: that is recorded by way of another stop.
+        Phase::CleanupFailed { reason, .. } if exists.is_none() => {
+            plan.record(stop_now(id, reason.clone()));
+        }
         Phase::Failed { .. } | Phase::CleanupFailed { .. } => {}
     }
 }
@@ -212,8 +233,9 @@ fn stop_now(replica: ReplicaId, reason: StopReason) -> Change {
     }
 }
 
-fn stopped_by_another() -> StopReason {
-    StopReason::Exited("it was stopped by something else".to_owned())
+fn stopped_by_another(id: ReplicaId, observed: &Observed) -> StopReason {
+    let said = observed.notes.get(&id).cloned();
+    StopReason::Exited(said.unwrap_or_else(|| "it was stopped by something else".to_owned()))
 }
 
 fn ended(exit: &Exit) -> StopReason {

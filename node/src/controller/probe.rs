@@ -106,7 +106,11 @@ impl Probes {
                 state.service(replica.id.service),
                 &replica.phase,
             ) {
-                let readiness = &service.spec_of(replica.version).readiness;
+                let spec = service.spec_of(replica.version);
+                if spec.provider.tells_readiness() {
+                    continue;
+                }
+                let readiness = &spec.readiness;
                 wanted.insert(replica.id, (address, readiness, replica));
             }
         }

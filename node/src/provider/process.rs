@@ -22,7 +22,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::host::HostFingerprint;
 use super::run_dir::RunDir;
-use super::{LogQuery, LogStream, Observation, Provider, ProviderError, ReplicaKey, ReplicaLaunch};
+use super::{
+    Launched, LogQuery, LogStream, Observation, Provider, ProviderError, ReplicaKey, ReplicaLaunch,
+};
 
 /// Makes replicas as processes of this host. To be made inside a tokio runtime with time and I/O.
 pub struct ProcessProvider {
@@ -103,8 +105,11 @@ impl Site {
 }
 
 impl Provider for ProcessProvider {
-    fn ensure(&self, launch: ReplicaLaunch) -> BoxFuture<'_, Result<(), ProviderError>> {
-        Box::pin(start::ensure(Arc::clone(&self.site), launch))
+    fn ensure(&self, launch: ReplicaLaunch) -> BoxFuture<'_, Result<Launched, ProviderError>> {
+        Box::pin(async {
+            start::ensure(Arc::clone(&self.site), launch).await?;
+            Ok(Launched::Started)
+        })
     }
 
     fn stop<'a>(

@@ -22,7 +22,7 @@ use raftserve_node::clock;
 use raftserve_node::consensus::Consensus;
 use raftserve_node::peer::{self, Peer, PeerConfig, Profile};
 use raftserve_node::provider::{
-    LogQuery, LogStream, Observation, Provider, ProviderError, ReplicaKey, ReplicaLaunch,
+    Launched, LogQuery, LogStream, Observation, Provider, ProviderError, ReplicaKey, ReplicaLaunch,
 };
 use raftserve_store::formats::SUPPORTED;
 use tokio::sync::watch;
@@ -218,8 +218,8 @@ impl Lab {
 struct TwoLines;
 
 impl Provider for TwoLines {
-    fn ensure(&self, _launch: ReplicaLaunch) -> BoxFuture<'_, Result<(), ProviderError>> {
-        async { Ok(()) }.boxed()
+    fn ensure(&self, _launch: ReplicaLaunch) -> BoxFuture<'_, Result<Launched, ProviderError>> {
+        async { Ok(Launched::Started) }.boxed()
     }
 
     fn stop<'a>(

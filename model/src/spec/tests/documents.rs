@@ -40,6 +40,9 @@ fn what_is_rendered_parses_to_the_same_specification() {
             "{readiness_probe: {path: /, post_data: '[1, \"ä\"]', headers: {A: b}, timeout_seconds: 0.025}}",
             "setup: echo\nenvs: {A: '1', B: \"two\\nlines\"}\n_metadata: {raftserve: {session_affinity: {cookie: c}}}",
         ),
+        placement::EVERYTHING.to_owned(),
+        placement::STATIC.to_owned(),
+        "service: {}\n_metadata: {raftserve: {provider: {static: {addresses: ['a:1', '[::1]:2']}}}}".to_owned(),
     ] {
         let spec = accept(&yaml).spec;
         let again = accept(&spec.render().to_string()).spec;

@@ -234,6 +234,10 @@ fn fields_that_are_not_built_are_told_apart_from_unknown_ones() {
                     &format!("{{replica_policy: {{min_replicas: 1, {name}: 1}}}}"),
                     "",
                 ),
+                "config" => minimal("{}", &format!("config: {{{name}: 1}}")),
+                "config.kubernetes" => {
+                    minimal("{}", &format!("config: {{kubernetes: {{{name}: 1}}}}"))
+                }
                 other => panic!("no example for {other}"),
             };
             let errors = ServiceSpec::parse(&yaml, ParseOptions::default())
@@ -252,10 +256,6 @@ fn fields_that_are_not_built_are_told_apart_from_unknown_ones() {
     for (yaml, field) in [
         (minimal("{}", "num_nodes: 2"), "num_nodes"),
         (minimal("{}", "secrets: [managed]"), "secrets"),
-        (
-            "service: {}\nresources: {ports: 80, use_spot: true}\nrun: serve 80".to_owned(),
-            "resources.use_spot",
-        ),
         (
             "service: {ports: 80}\nresources: {ports: [80, 81]}\nrun: serve 80".to_owned(),
             "resources.ports",
@@ -494,7 +494,7 @@ service:
   run: serve
 resources:
   ports: [8080]
-  accelerators: A100
+  disk_tier: best
 run: [serve]
 ";
     assert_eq!(
@@ -521,8 +521,8 @@ run: [serve]
              it yet; remove it",
             "line 15, service.tls.certfile: missing; TLS takes both keyfile and certfile",
             "line 17, service.run: unknown field; it belongs to the top level",
-            "line 20, resources.accelerators: resources.accelerators is valid in SkyServe, but \
-             raftserve does not support it yet; remove it",
+            "line 20, resources.disk_tier: resources.disk_tier is valid in SkyServe, but raftserve \
+             does not support it yet; remove it",
             "line 21, run: expected a text, got a list",
         ]
     );

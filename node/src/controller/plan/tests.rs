@@ -4,12 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use raftserve_model::spec::{LoadBalancingPolicy, Provider, ReadinessProbe, ServiceSpec, Traffic};
+use raftserve_model::spec::{
+    LoadBalancingPolicy, Placement, Provider, ReadinessProbe, ServiceSpec, Traffic,
+};
 use raftserve_model::{Incarnation, LogIndex, NodeId};
 use raftserve_store::command::{Action, Command, Precondition, Request};
 
 use super::*;
 use crate::provider::End;
+
+mod upstreams;
 
 fn spec(run: &str, replicas: u32) -> ServiceSpec {
     ServiceSpec {
@@ -27,12 +31,13 @@ fn spec(run: &str, replicas: u32) -> ServiceSpec {
         port: 8080,
         policy: LoadBalancingPolicy::LeastLoad,
         stream_timeout: Duration::from_secs(120),
-        provider: Provider::Process,
+        provider: Provider::Peers,
         setup: None,
         run: run.into(),
         envs: BTreeMap::new(),
         secrets: BTreeMap::new(),
         resources: BTreeMap::new(),
+        placement: Placement::default(),
         affinity: None,
         drain_timeout: Duration::from_secs(30),
         stop_grace: Duration::from_secs(10),
@@ -84,9 +89,13 @@ impl World {
     }
 
     fn put(&mut self, run: &str, replicas: u32) {
+        self.put_spec(spec(run, replicas));
+    }
+
+    fn put_spec(&mut self, spec: ServiceSpec) {
         self.request(Request::PutService {
             name: "svc".parse().unwrap(),
-            spec: Arc::new(spec(run, replicas)),
+            spec: Arc::new(spec),
             precondition: Precondition::Any,
         });
     }

@@ -20,15 +20,15 @@ use crate::admin::errors::Reason;
 use crate::admin::v1::events_client::EventsClient;
 use crate::admin::{self, AdminParts, v1};
 use crate::provider::{
-    LogQuery, LogStream, Observation, Provider, ProviderError, ReplicaKey, ReplicaLaunch,
+    Launched, LogQuery, LogStream, Observation, Provider, ProviderError, ReplicaKey, ReplicaLaunch,
 };
 
 /// A provider that has nothing and makes nothing.
 struct Nothing;
 
 impl Provider for Nothing {
-    fn ensure(&self, _: ReplicaLaunch) -> BoxFuture<'_, Result<(), ProviderError>> {
-        async { Ok(()) }.boxed()
+    fn ensure(&self, _: ReplicaLaunch) -> BoxFuture<'_, Result<Launched, ProviderError>> {
+        async { Ok(Launched::Started) }.boxed()
     }
 
     fn stop<'a>(

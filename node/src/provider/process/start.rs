@@ -79,7 +79,7 @@ async fn prepare(site: &Site, dir: &RunDir, launch: ReplicaLaunch) -> Result<(),
         version: launch.version,
         setup: launch.setup,
         run: launch.run,
-        envs: launch.envs,
+        envs: launch.envs.into_iter().chain(launch.secrets).collect(),
         port: launch.port,
         stop_grace_ms: u64::try_from(launch.stop_grace.as_millis()).unwrap_or(u64::MAX),
     };

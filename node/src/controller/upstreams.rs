@@ -1,0 +1,141 @@
+//! Finds out where the replicas of static services are: one task for each such service, while this peer leads.
+
+mod endpoints;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use raftserve_model::ServiceId;
+use raftserve_model::spec::{Provider, StaticUpstreams};
+use raftserve_store::State;
+use tokio::sync::Notify;
+use tokio_util::task::AbortOnDropHandle;
+
+/// How often names are resolved. Resolvers do not tell how long an answer holds.
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The longest that one name may take.
+const RESOLVE_MAX: Duration = Duration::from_secs(5);
+
+/// What was found, shared with the tasks.
+#[derive(Default)]
+struct Found {
+    by_service: Mutex<BTreeMap<ServiceId, BTreeSet<String>>>,
+    changed: Notify,
+}
+
+impl Found {
+    fn set(&self, service: ServiceId, addresses: BTreeSet<String>) {
+        let mut all = self.all();
+        if all.get(&service) != Some(&addresses) {
+            all.insert(service, addresses);
+            drop(all);
+            self.changed.notify_one();
+        }
+    }
+
+    fn all(&self) -> std::sync::MutexGuard<'_, BTreeMap<ServiceId, BTreeSet<String>>> {
+        self.by_service
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Task {
+    of: StaticUpstreams,
+    _running: AbortOnDropHandle<()>,
+}
+
+/// The static services of one reign.
+pub(super) struct Upstreams {
+    tasks: BTreeMap<ServiceId, Task>,
+    found: Arc<Found>,
+    namespace: Option<String>,
+}
+
+impl Upstreams {
+    pub(super) fn new(namespace: Option<String>) -> Self {
+        Self {
+            tasks: BTreeMap::new(),
+            found: Arc::default(),
+            namespace,
+        }
+    }
+
+    /// Follows exactly the services that are static, each as its newest version says.
+    pub(super) fn follow(&mut self, state: &State) {
+        let mut wanted = BTreeMap::new();
+        for service in state.services().filter(|it| it.going_down.is_none()) {
+            if let Provider::Static(upstreams) = &service.spec().provider {
+                wanted.insert(service.id, upstreams);
+            }
+        }
+        let same = |id: &ServiceId, task: &Task| wanted.get(id).is_some_and(|it| **it == task.of);
+        self.tasks.retain(|id, task| same(id, task));
+        // What was found for another list is not to be believed for this one.
+        self.found.all().retain(|id, _| self.tasks.contains_key(id));
+        for (id, upstreams) in wanted {
+            if !self.tasks.contains_key(&id) {
+                let task = self.start(id, upstreams.clone());
+                self.tasks.insert(id, task);
+            }
+        }
+    }
+
+    /// What was told of each service last.
+    pub(super) fn found(&self) -> BTreeMap<ServiceId, BTreeSet<String>> {
+        self.found.all().clone()
+    }
+
+    /// Waits until something else was found.
+    pub(super) async fn changed(&self) {
+        self.found.changed.notified().await;
+    }
+
+    fn start(&self, id: ServiceId, of: StaticUpstreams) -> Task {
+        let found = Arc::clone(&self.found);
+        let running = match of.clone() {
+            StaticUpstreams::Addresses(addresses) => tokio::spawn(resolve(id, addresses, found)),
+            StaticUpstreams::KubernetesService(mut service) => {
+                service.namespace = service.namespace.or_else(|| self.namespace.clone());
+                let tell = move |addresses| found.set(id, addresses);
+                tokio::spawn(endpoints::follow(service, tell))
+            }
+        };
+        Task {
+            of,
+            _running: AbortOnDropHandle::new(running),
+        }
+    }
+}
+
+/// Resolves again and again what is not an address already. A name that does not resolve keeps what it had.
+async fn resolve(id: ServiceId, addresses: BTreeSet<String>, found: Arc<Found>) {
+    let mut known: BTreeMap<&String, BTreeSet<String>> = BTreeMap::new();
+    let literal = |text: &String| text.parse::<SocketAddr>().is_ok();
+    loop {
+        for text in &addresses {
+            if literal(text) {
+                known.insert(text, BTreeSet::from([text.clone()]));
+                continue;
+            }
+            match tokio::time::timeout(RESOLVE_MAX, tokio::net::lookup_host(text)).await {
+                Ok(Ok(resolved)) => {
+                    known.insert(text, resolved.map(|address| address.to_string()).collect());
+                }
+                Ok(Err(error)) => tracing::debug!(%text, %error, "cannot be resolved"),
+                Err(_) => tracing::debug!(%text, "is not resolved in time"),
+            }
+        }
+        // A name that was never resolved says nothing about the others.
+        if !known.is_empty() {
+            found.set(id, known.values().flatten().cloned().collect());
+        }
+        if addresses.iter().all(literal) {
+            return;
+        }
+        tokio::time::sleep(RESOLVE_INTERVAL).await;
+    }
+}

@@ -1,0 +1,129 @@
+//! The ready endpoints of a Kubernetes Service, as its EndpointSlices tell.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::Api;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use raftserve_model::spec::KubernetesService;
+
+use crate::controller::chain;
+
+/// The pause before credentials are looked for again, where there are none.
+const NO_CLIENT_PAUSE: Duration = Duration::from_secs(10);
+
+/// How long one watch lasts, in seconds. A connection that died without a word is noticed after it.
+const WATCH_SECS: u32 = 60;
+
+/// Tells the addresses now and whenever they change, for ever. While the API server is away, nothing is told.
+pub(super) async fn follow(service: KubernetesService, tell: impl Fn(BTreeSet<String>)) {
+    let client = loop {
+        match kube::Client::try_default().await {
+            Ok(client) => break client,
+            Err(error) => {
+                tracing::warn!(service = service.name, error = %chain(&error), "no Kubernetes to ask for endpoints");
+                tokio::time::sleep(NO_CLIENT_PAUSE).await;
+            }
+        }
+    };
+    let namespace = service.namespace.as_deref();
+    let namespace = namespace.unwrap_or(client.default_namespace()).to_owned();
+    let slices: Api<EndpointSlice> = Api::namespaced(client, &namespace);
+    let config = watcher::Config::default()
+        .labels(&format!("kubernetes.io/service-name={}", service.name))
+        .timeout(WATCH_SECS);
+    let events = watcher(slices, config).default_backoff();
+    let mut events = std::pin::pin!(events);
+    let mut known: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut troubled = false;
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => known.clear(),
+            Ok(Event::InitApply(slice)) => note(&mut known, &slice, service.port.as_deref()),
+            Ok(Event::InitDone) => tell(union(&known)),
+            Ok(Event::Apply(slice)) => {
+                note(&mut known, &slice, service.port.as_deref());
+                tell(union(&known));
+            }
+            Ok(Event::Delete(slice)) => {
+                known.remove(slice.metadata.name.as_deref().unwrap_or_default());
+                tell(union(&known));
+            }
+            Err(error) => {
+                if !troubled {
+                    let (service, error) = (&service.name, chain(&error));
+                    tracing::warn!(
+                        service, namespace, %error,
+                        "cannot watch endpoints, and go on with those told last; this peer's service account needs \
+                         get, list and watch on endpointslices.discovery.k8s.io there"
+                    );
+                }
+                troubled = true;
+                continue;
+            }
+        }
+        troubled = false;
+    }
+}
+
+fn note(known: &mut BTreeMap<String, BTreeSet<String>>, slice: &EndpointSlice, port: Option<&str>) {
+    let name = slice.metadata.name.clone().unwrap_or_default();
+    known.insert(name, addresses(slice, port));
+}
+
+fn union(known: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<String> {
+    known.values().flatten().cloned().collect()
+}
+
+/// The endpoints of a slice that are ready, which those that terminate are not.
+fn addresses(slice: &EndpointSlice, port: Option<&str>) -> BTreeSet<String> {
+    let mut ports = slice.ports.iter().flatten();
+    let chosen = ports.find(|it| {
+        port.is_none_or(|wanted| {
+            it.name.as_deref() == Some(wanted)
+                || it.port.is_some_and(|number| number.to_string() == wanted)
+        })
+    });
+    let Some(port) = chosen.and_then(|it| u16::try_from(it.port?).ok()) else {
+        return BTreeSet::new();
+    };
+    let ready = slice.endpoints.iter().filter(|endpoint| {
+        let conditions = endpoint.conditions.as_ref();
+        conditions.is_none_or(|it| it.ready != Some(false))
+    });
+    ready
+        .flat_map(|endpoint| &endpoint.addresses)
+        .filter_map(|address| address.parse::<IpAddr>().ok())
+        .map(|address| SocketAddr::new(address, port).to_string())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn ready_endpoints_are_told_with_the_port_that_is_asked_for() {
+        let slice: EndpointSlice = serde_json::from_value(json!({
+            "metadata": {"name": "s"},
+            "addressType": "IPv4",
+            "ports": [{"name": "http", "port": 80}, {"name": "grpc", "port": 50051}],
+            "endpoints": [
+                {"addresses": ["10.0.0.1"], "conditions": {"ready": true}},
+                {"addresses": ["10.0.0.2"], "conditions": {"ready": false, "serving": true, "terminating": true}},
+                {"addresses": ["10.0.0.3"]},
+            ],
+        }))
+        .unwrap();
+        let told = |port| addresses(&slice, port).into_iter().collect::<Vec<_>>();
+        assert_eq!(told(None), ["10.0.0.1:80", "10.0.0.3:80"]);
+        assert_eq!(told(Some("grpc")), ["10.0.0.1:50051", "10.0.0.3:50051"]);
+        assert_eq!(told(Some("50051")), told(Some("grpc")));
+        assert_eq!(told(Some("other")), [""; 0]);
+    }
+}

@@ -1,0 +1,204 @@
+//! Replicas as pods. Each has a name fixed by its replica, so that creating twice is creating once; a peer knows of
+//! pods by watching those that bear its cluster's label, so any peer can take over at any moment.
+//!
+//! A pod is created behind a scheduling gate, which is taken away only after the log was seen to want the replica
+//! still ([ADR 16](../../../docs/adr/0016-a-gate-for-each-pod.md)): so what was stopped never starts again, however
+//! late a paused old leader's request arrives.
+
+mod cache;
+mod create;
+mod labels;
+mod logs;
+mod merge;
+mod pod;
+mod quantity;
+mod remedy;
+mod status;
+mod stop;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, ListParams, Patch, PatchParams};
+use raftserve_model::{ClusterId, ReplicaId, ServiceId};
+use serde_json::json;
+use tokio::sync::watch::Receiver;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    Hold, Launched, LogQuery, LogStream, Observation, Provider, ProviderError, ReplicaKey,
+    ReplicaLaunch,
+};
+use cache::Cache;
+
+/// How pods are made.
+#[derive(Clone, Debug)]
+pub struct KubernetesSettings {
+    /// Where they go; the namespace of this peer's own credentials if none is given.
+    pub namespace: Option<String>,
+    /// Their image where a service names none.
+    pub default_image: String,
+}
+
+/// Makes replicas as pods. To be made inside a tokio runtime with time and I/O.
+pub struct KubernetesProvider {
+    site: Arc<Site>,
+    _watching: DropGuard,
+}
+
+/// Where the pods of one cluster are.
+struct Site {
+    cluster: ClusterId,
+    client: kube::Client,
+    namespace: String,
+    default_image: String,
+    cache: Arc<Cache>,
+}
+
+impl KubernetesProvider {
+    /// The provider for `cluster`, which begins to watch its pods. The API server need not answer yet.
+    ///
+    /// # Errors
+    /// If nothing says where the API server is: neither a service account nor a kubeconfig.
+    pub async fn new(
+        settings: KubernetesSettings,
+        cluster: ClusterId,
+    ) -> Result<Self, kube::Error> {
+        let client = kube::Client::try_default().await?;
+        let site = Arc::new(Site {
+            cluster,
+            namespace: settings
+                .namespace
+                .unwrap_or_else(|| client.default_namespace().to_owned()),
+            client,
+            default_image: settings.default_image,
+            cache: Arc::default(),
+        });
+        let cancelled = CancellationToken::new();
+        tokio::spawn(watch::run(Arc::clone(&site), cancelled.clone()));
+        Ok(Self {
+            site,
+            _watching: cancelled.drop_guard(),
+        })
+    }
+}
+
+impl Site {
+    fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// The name of the pod that is, or would be, the replica's.
+    fn name_of(&self, replica: &ReplicaKey) -> String {
+        // What was taken over is named after the cluster that made it.
+        let known = self.cache.name_of(replica.id);
+        known.unwrap_or_else(|| labels::pod_name(self.cluster, replica))
+    }
+
+    /// Puts what the API server says now into the cache.
+    async fn refresh(&self) -> Result<(), ProviderError> {
+        let query = ListParams::default().labels(&labels::selector(self.cluster));
+        let listed = self.pods().list(&query).await;
+        let pods = listed.map_err(|error| self.unavailable("list pods", &error))?;
+        for pod in pods {
+            self.cache.note(pod);
+        }
+        Ok(())
+    }
+
+    async fn take_over(&self, from: ClusterId) -> Result<(), ProviderError> {
+        let query = ListParams::default().labels(&labels::selector(from));
+        let listed = self.pods().list(&query).await;
+        let pods = listed.map_err(|error| self.unavailable("list pods to take over", &error))?;
+        for pod in pods {
+            let (Some(name), Some(uid)) = (&pod.metadata.name, &pod.metadata.uid) else {
+                continue;
+            };
+            // The uid is compared: a merge that would change it is refused.
+            let ours = json!({ "metadata": {
+                "uid": uid,
+                "labels": { labels::CLUSTER: self.cluster.to_string() },
+            } });
+            let patched = self
+                .pods()
+                .patch(name, &PatchParams::default(), &Patch::Merge(ours))
+                .await;
+            match patched {
+                Ok(pod) => self.cache.note(pod),
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                Err(error) => return Err(self.unavailable("take a pod over", &error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn unavailable(&self, doing: &'static str, error: &kube::Error) -> ProviderError {
+        ProviderError::Unavailable {
+            doing,
+            reason: remedy::of_api(error, &self.namespace),
+        }
+    }
+}
+
+impl Provider for KubernetesProvider {
+    fn name(&self) -> &'static str {
+        "kubernetes"
+    }
+
+    fn shares_host(&self) -> bool {
+        false
+    }
+
+    fn ensure(&self, launch: ReplicaLaunch) -> BoxFuture<'_, Result<Launched, ProviderError>> {
+        Box::pin(create::ensure(&self.site, launch))
+    }
+
+    fn admit(&self, hold: Hold) -> BoxFuture<'_, Result<(), ProviderError>> {
+        Box::pin(create::admit(&self.site, hold))
+    }
+
+    fn stop<'a>(
+        &'a self,
+        replica: &'a ReplicaKey,
+        grace: Duration,
+    ) -> BoxFuture<'a, Result<(), ProviderError>> {
+        Box::pin(stop::stop(&self.site, replica, grace))
+    }
+
+    fn take_over(&self, from: ClusterId) -> BoxFuture<'_, Result<(), ProviderError>> {
+        Box::pin(self.site.take_over(from))
+    }
+
+    fn refresh(&self) -> BoxFuture<'_, Result<(), ProviderError>> {
+        Box::pin(self.site.refresh())
+    }
+
+    fn observe(&self) -> BoxFuture<'_, Result<Vec<Observation>, ProviderError>> {
+        Box::pin(async { self.site.cache.observe() })
+    }
+
+    fn notes(&self) -> BTreeMap<ReplicaId, String> {
+        self.site.cache.notes()
+    }
+
+    fn changes(&self) -> Receiver<u64> {
+        self.site.cache.changes()
+    }
+
+    fn logs<'a>(
+        &'a self,
+        replica: &'a ReplicaKey,
+        query: LogQuery,
+    ) -> BoxFuture<'a, Result<LogStream, ProviderError>> {
+        Box::pin(logs::logs(&self.site, replica, query))
+    }
+
+    /// Nothing is kept of pods that are gone: what belongs to one goes with it.
+    fn forget(&self, _: ServiceId) -> BoxFuture<'_, Result<(), ProviderError>> {
+        Box::pin(async { Ok(()) })
+    }
+}

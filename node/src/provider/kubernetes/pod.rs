@@ -1,0 +1,280 @@
+//! The pod of a replica, as JSON: pure.
+
+use raftserve_model::ClusterId;
+use serde_json::{Map, Value, json};
+
+use super::{labels, merge, quantity};
+use crate::provider::ReplicaLaunch;
+
+/// How long, in seconds, a pod that is being deleted goes on before it is told to stop: what it takes until every
+/// peer has taken it out of rotation, many times over.
+pub(super) const PRE_STOP_SECS: u64 = 2;
+
+/// Where `setup` leaves word that it is done.
+const STATE_DIR: &str = "/run/raftserve";
+
+/// Runs `$1`, if there is any, and then `$2`, each by the best shell there is. As the first process of its container it
+/// hands SIGTERM to all others, and waits for what it started.
+const SCRIPT: &str = r#"sh=/bin/sh; [ -x /bin/bash ] && sh=/bin/bash
+told=; trap 'told=1; kill -TERM -1 2>/dev/null' TERM INT
+step() {
+  "$sh" -c "$1" & child=$!
+  while :; do wait "$child"; code=$?; kill -0 "$child" 2>/dev/null || return "$code"; done
+}
+if [ -n "$1" ]; then
+  step "$1" || { echo "setup exited with code $code" >/dev/termination-log; exit "$code"; }
+  : >/run/raftserve/set-up
+fi
+[ -z "$told" ] || exit 143
+step "$2"
+exit "$code""#;
+
+/// The name of the Secret with the replica's secrets.
+pub(super) fn secret_name(pod_name: &str) -> String {
+    format!("{pod_name}-env")
+}
+
+/// The pod of a replica, behind its gate.
+pub(super) fn pod(
+    name: &str,
+    cluster: ClusterId,
+    launch: &ReplicaLaunch,
+    default_image: &str,
+) -> Value {
+    let mut pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": name },
+        "spec": {
+            "containers": [container(name, launch, default_image)],
+            "automountServiceAccountToken": false,
+            "enableServiceLinks": false,
+            "terminationGracePeriodSeconds": grace_secs(launch.stop_grace),
+            "topologySpreadConstraints": [spread(cluster, launch)],
+        },
+    });
+    place(&mut pod["spec"], launch);
+    for (label, value) in &launch.placement.labels {
+        pod["metadata"]["labels"][label] = value.clone().into();
+    }
+    if let (Value::Object(pod), Some(Value::Object(over))) =
+        (&mut pod, &launch.placement.pod_config)
+    {
+        merge::merge(pod, over, labels::CONTAINER);
+    }
+    claim(&mut pod, name, cluster, launch);
+    pod
+}
+
+/// What of a stop's time a pod gets in all.
+pub(super) fn grace_secs(grace: std::time::Duration) -> u64 {
+    PRE_STOP_SECS + grace.as_secs() + u64::from(grace.subsec_nanos() > 0)
+}
+
+fn container(name: &str, launch: &ReplicaLaunch, default_image: &str) -> Value {
+    let setup = launch.setup.as_deref().unwrap_or_default();
+    let mut env: Vec<Value> = launch
+        .envs
+        .iter()
+        .filter(|(name, _)| !launch.secrets.contains_key(*name))
+        .map(|(name, value)| json!({ "name": name, "value": literal(value) }))
+        .collect();
+    env.push(json!({ "name": "SKYPILOT_SERVE_REPLICA_ID", "value": launch.replica.id.number.to_string() }));
+    env.push(json!({ "name": "PORT", "value": launch.port.to_string() }));
+    let mut container = json!({
+        "name": labels::CONTAINER,
+        "image": launch.placement.image.as_deref().unwrap_or(default_image),
+        "command": ["/bin/sh", "-c", literal(SCRIPT), "raftserve", literal(setup), literal(&launch.run)],
+        "env": env,
+        "ports": [{ "name": "serve", "containerPort": launch.port }],
+        "lifecycle": { "preStop": { "sleep": { "seconds": PRE_STOP_SECS } } },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [{ "name": "raftserve", "mountPath": STATE_DIR }],
+    });
+    if !launch.secrets.is_empty() {
+        container["envFrom"] = json!([{ "secretRef": { "name": secret_name(name) } }]);
+    }
+    if !setup.is_empty() {
+        // Told by its `started`, it starts only when `run` does. Setup may take as long as it wants.
+        container["startupProbe"] = json!({
+            "exec": { "command": ["test", "-e", format!("{STATE_DIR}/set-up")] },
+            "periodSeconds": 1,
+            "failureThreshold": i32::MAX,
+        });
+    }
+    let requests = quantity::requests(&launch.resources);
+    if !requests.is_empty() {
+        container["resources"]["requests"] = json!(requests);
+    }
+    if let Some(accelerators) = &launch.placement.accelerators {
+        let count = accelerators.count.to_string();
+        container["resources"]["requests"]["nvidia.com/gpu"] = count.clone().into();
+        container["resources"]["limits"]["nvidia.com/gpu"] = count.into();
+    }
+    container
+}
+
+/// Kubernetes puts variables in place of `$(NAME)`; this text is meant as it stands.
+fn literal(text: &str) -> String {
+    text.replace('$', "$$")
+}
+
+/// Replicas of a service go to different nodes where they can.
+fn spread(cluster: ClusterId, launch: &ReplicaLaunch) -> Value {
+    json!({
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": { "matchLabels": {
+            labels::CLUSTER: cluster.to_string(),
+            labels::SERVICE_ID: launch.replica.id.service.to_string(),
+        } },
+    })
+}
+
+/// Volumes, and what nodes it may run on.
+fn place(spec: &mut Value, launch: &ReplicaLaunch) {
+    let placement = &launch.placement;
+    let mut volumes = vec![json!({ "name": "raftserve", "emptyDir": { "sizeLimit": "1Mi" } })];
+    let mut mounts = spec["containers"][0]["volumeMounts"].take();
+    for (at, (path, claim)) in placement.volumes.iter().enumerate() {
+        let name = format!("volume-{at}");
+        volumes.push(json!({ "name": name, "persistentVolumeClaim": { "claimName": claim } }));
+        if let Value::Array(mounts) = &mut mounts {
+            mounts.push(json!({ "name": name, "mountPath": path }));
+        }
+    }
+    spec["volumes"] = volumes.into();
+    spec["containers"][0]["volumeMounts"] = mounts;
+    let mut choices: Vec<Vec<Value>> = Vec::new();
+    let mut tolerations = Vec::new();
+    if let Some(accelerators) = &placement.accelerators {
+        choices.push(accelerator_nodes(&accelerators.kind));
+        tolerations.push(json!({ "key": "nvidia.com/gpu", "operator": "Exists" }));
+    }
+    if placement.use_spot {
+        choices.push(
+            SPOT.iter()
+                .map(|(label, value)| node_with(label, &[(*value).to_owned()]))
+                .collect(),
+        );
+        for (label, value) in SPOT {
+            tolerations.push(json!({ "key": label, "operator": "Equal", "value": value }));
+        }
+    }
+    if choices.is_empty() {
+        return;
+    }
+    let terms: Vec<Value> = all_combinations(&choices)
+        .into_iter()
+        .map(|expressions| json!({ "matchExpressions": expressions }))
+        .collect();
+    spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"] =
+        json!({ "nodeSelectorTerms": terms });
+    spec["tolerations"] = tolerations.into();
+}
+
+/// By which labels, and taints alike, nodes say that they may be taken away.
+const SPOT: [(&str, &str); 4] = [
+    ("cloud.google.com/gke-spot", "true"),
+    ("eks.amazonaws.com/capacityType", "SPOT"),
+    ("karpenter.sh/capacity-type", "spot"),
+    ("kubernetes.azure.com/scalesetpriority", "spot"),
+];
+
+/// Nodes with accelerators of that kind, by SkyPilot's own label or GKE's.
+fn accelerator_nodes(kind: &str) -> Vec<Value> {
+    let kind = kind.to_ascii_lowercase();
+    let gke = ["nvidia-", "nvidia-tesla-"].map(|prefix| format!("{prefix}{kind}"));
+    vec![
+        node_with("skypilot.co/accelerator", &[kind]),
+        node_with("cloud.google.com/gke-accelerator", &gke),
+    ]
+}
+
+fn node_with(label: &str, values: &[String]) -> Value {
+    json!({ "key": label, "operator": "In", "values": values })
+}
+
+/// One of each list, in every way.
+fn all_combinations(choices: &[Vec<Value>]) -> Vec<Vec<Value>> {
+    choices.iter().fold(vec![Vec::new()], |begun, choice| {
+        begun
+            .iter()
+            .flat_map(|begun| {
+                choice.iter().map(move |one| {
+                    let mut longer = begun.clone();
+                    longer.push(one.clone());
+                    longer
+                })
+            })
+            .collect()
+    })
+}
+
+/// What makes the pod a replica, whatever a pod configuration says.
+fn claim(pod: &mut Value, name: &str, cluster: ClusterId, launch: &ReplicaLaunch) {
+    for part in ["metadata", "spec"] {
+        if !pod[part].is_object() {
+            pod[part] = json!({});
+        }
+    }
+    let metadata = &mut pod["metadata"];
+    metadata["name"] = name.into();
+    if let Value::Object(metadata) = metadata {
+        for other in ["namespace", "generateName", "ownerReferences", "finalizers"] {
+            metadata.remove(other);
+        }
+        for texts in ["labels", "annotations"] {
+            match metadata.get_mut(texts) {
+                Some(Value::Object(texts)) => texts.retain(|key, _| !key.starts_with(labels::OURS)),
+                _ => drop(metadata.insert(texts.to_owned(), json!({}))),
+            }
+        }
+    }
+    let replica = &launch.replica;
+    for (label, value) in [
+        ("app.kubernetes.io/managed-by", "raftserve".to_owned()),
+        (labels::CLUSTER, cluster.to_string()),
+        (labels::SERVICE, replica.name.to_string()),
+        (labels::SERVICE_ID, replica.id.service.to_string()),
+        (labels::VERSION, launch.version.to_string()),
+        (labels::REPLICA, replica.id.number.to_string()),
+    ] {
+        metadata["labels"][label] = value.into();
+    }
+    metadata["annotations"][labels::PORT] = launch.port.to_string().into();
+    let spec = &mut pod["spec"];
+    spec["restartPolicy"] = "Never".into();
+    let gate = json!({ "name": labels::GATE });
+    match spec.get_mut("schedulingGates") {
+        Some(Value::Array(gates)) => gates.insert(0, gate),
+        _ => spec["schedulingGates"] = json!([gate]),
+    }
+    if let Value::Object(spec) = spec {
+        spec.remove("nodeName");
+    }
+}
+
+/// The Secret with the replica's secrets; it goes when the pod does.
+pub(super) fn secret(name: &str, uid: &str, cluster: ClusterId, launch: &ReplicaLaunch) -> Value {
+    let data: Map<String, Value> = launch
+        .secrets
+        .iter()
+        .map(|(name, value)| (name.clone(), value.clone().into()))
+        .collect();
+    json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": secret_name(name),
+            "labels": { labels::CLUSTER: cluster.to_string() },
+            "ownerReferences": [{ "apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid }],
+        },
+        "immutable": true,
+        "stringData": data,
+    })
+}
+
+#[cfg(test)]
+mod tests;

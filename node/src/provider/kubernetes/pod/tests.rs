@@ -1,0 +1,128 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use raftserve_model::spec::{Accelerators, Placement};
+use raftserve_model::{ReplicaId, ServiceId, ServiceVersion};
+
+use super::*;
+use crate::provider::ReplicaKey;
+
+fn launch() -> ReplicaLaunch {
+    ReplicaLaunch {
+        replica: ReplicaKey {
+            name: "Svc".parse().unwrap(),
+            id: ReplicaId {
+                service: ServiceId(7),
+                number: 3,
+            },
+        },
+        version: ServiceVersion(2),
+        setup: None,
+        run: "serve 8080 $HOME".to_owned(),
+        envs: BTreeMap::from([("A".to_owned(), "$(B)".to_owned())]),
+        secrets: BTreeMap::new(),
+        port: 8080,
+        resources: BTreeMap::new(),
+        placement: Placement::default(),
+        stop_grace: Duration::from_millis(9_500),
+        lifeline: None,
+    }
+}
+
+fn made(launch: &ReplicaLaunch) -> Value {
+    pod("svc-name", ClusterId([0x0a; 16]), launch, "default:1")
+}
+
+#[test]
+fn the_smallest_pod_is_this() {
+    let mut pod = made(&launch());
+    assert_eq!(pod["spec"]["containers"][0]["command"][2], literal(SCRIPT));
+    pod["spec"]["containers"][0]["command"][2] = "SCRIPT".into();
+    let golden: Value = serde_json::from_str(include_str!("smallest.json")).unwrap();
+    assert_eq!(pod, golden, "{pod:#}");
+}
+
+#[test]
+fn all_that_is_asked_for_is_in_the_pod() {
+    let mut launch = launch();
+    launch.setup = Some("pip install x".to_owned());
+    launch.secrets.insert("A".to_owned(), "hush".to_owned());
+    for (name, amount) in [("cpus", "2+"), ("memory", "8x")] {
+        launch.resources.insert(name.to_owned(), amount.to_owned());
+    }
+    launch.placement = Placement {
+        image: Some("model:2".to_owned()),
+        accelerators: Some(Accelerators {
+            kind: "A100".to_owned(),
+            count: 4,
+        }),
+        use_spot: true,
+        labels: BTreeMap::from([("team".to_owned(), "x".to_owned())]),
+        volumes: BTreeMap::from([("/models".to_owned(), "claim".to_owned())]),
+        pod_config: None,
+    };
+    let pod = made(&launch);
+    let container = &pod["spec"]["containers"][0];
+    assert_eq!(container["image"], "model:2");
+    assert_eq!(container["command"][4], "pip install x");
+    assert_eq!(
+        container["resources"],
+        json!({
+            "requests": {"cpu": "2", "memory": "16G", "nvidia.com/gpu": "4"},
+            "limits": {"nvidia.com/gpu": "4"},
+        })
+    );
+    assert_eq!(container["volumeMounts"][1]["mountPath"], "/models");
+    assert_eq!(container["envFrom"][0]["secretRef"]["name"], "svc-name-env");
+    assert!(container["startupProbe"].is_object());
+    assert_eq!(pod["metadata"]["labels"]["team"], "x");
+    let terms = &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        ["nodeSelectorTerms"];
+    assert_eq!(terms.as_array().unwrap().len(), 2 * SPOT.len());
+    assert_eq!(pod["spec"]["tolerations"].as_array().unwrap().len(), 5);
+    // A secret takes the place of an environment variable, and stands nowhere in the pod.
+    assert!(!pod.to_string().contains("hush"));
+    let env = container["env"].as_array().unwrap();
+    assert!(env.iter().all(|it| it["name"] != "A"));
+    let secret = secret("svc-name", "uid-1", ClusterId([0x0a; 16]), &launch);
+    assert_eq!(secret["stringData"], json!({"A": "hush"}));
+    assert_eq!(secret["metadata"]["ownerReferences"][0]["uid"], "uid-1");
+}
+
+#[test]
+fn a_pod_configuration_changes_all_but_what_makes_it_a_replica() {
+    let mut launch = launch();
+    launch.placement.pod_config = Some(json!({
+        "metadata": {
+            "name": "mine", "namespace": "other", "finalizers": ["x"],
+            "labels": {"raftserve.io/cluster": "stolen", "kept": "yes"},
+        },
+        "spec": {
+            "restartPolicy": "Always", "schedulingGates": [{"name": "theirs"}], "nodeName": "node1",
+            "runtimeClassName": "nvidia",
+            "containers": [{"name": "other-name-is-beside", "image": "side"}, {"imagePullPolicy": "Always"}],
+        },
+    }));
+    let pod = made(&launch);
+    let plain = made(&self::launch());
+    assert_eq!(pod["metadata"]["name"], "svc-name");
+    assert_eq!(pod["metadata"]["labels"]["kept"], "yes");
+    assert_eq!(
+        pod["metadata"]["labels"]["raftserve.io/cluster"],
+        plain["metadata"]["labels"]["raftserve.io/cluster"]
+    );
+    for gone in ["namespace", "finalizers"] {
+        assert!(pod["metadata"].get(gone).is_none(), "{gone}");
+    }
+    let spec = &pod["spec"];
+    assert_eq!(spec["restartPolicy"], "Never");
+    assert!(spec.get("nodeName").is_none());
+    assert_eq!(
+        spec["schedulingGates"],
+        json!([{"name": labels::GATE}, {"name": "theirs"}])
+    );
+    assert_eq!(spec["runtimeClassName"], "nvidia");
+    assert_eq!(spec["containers"][0]["imagePullPolicy"], "Always");
+    assert_eq!(spec["containers"][0]["name"], "replica");
+    assert_eq!(spec["containers"][1]["image"], "side");
+}

@@ -1,0 +1,262 @@
+//! What a pod's status means for its replica, and what to tell people about it: pure.
+
+use std::net::{IpAddr, SocketAddr};
+
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
+
+use super::labels;
+use crate::provider::{End, Exit, ReplicaState, Step};
+
+/// The longest that one reason may be.
+const REASON_CHARS_MAX: usize = 600;
+
+/// The most that is quoted of what somebody else said, so that the remedy after it is not cut off.
+const QUOTE_CHARS_MAX: usize = 300;
+
+/// What a pod shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) state: ReplicaState,
+    /// Why it does not run yet, and what to do.
+    pub(super) note: Option<String>,
+}
+
+impl Seen {
+    fn plain(state: ReplicaState) -> Self {
+        Self { state, note: None }
+    }
+
+    /// On its way, and here is what holds it up.
+    fn held_up(note: impl AsRef<str>) -> Self {
+        Self {
+            state: ReplicaState::SettingUp,
+            note: Some(one_line(note.as_ref())),
+        }
+    }
+
+    fn exited(step: Step, end: End, message: impl AsRef<str>) -> Self {
+        let message = one_line(message.as_ref());
+        Self::plain(ReplicaState::Exited(Exit { step, end, message }))
+    }
+}
+
+/// What the pod shows.
+pub(super) fn seen(pod: &Pod) -> Seen {
+    let nothing = PodStatus::default();
+    let status = pod.status.as_ref().unwrap_or(&nothing);
+    if pod.metadata.deletion_timestamp.is_some() {
+        return Seen {
+            state: ReplicaState::Stopping,
+            note: Some(deleted_by(status)),
+        };
+    }
+    let container = container_of(status);
+    let ended = container.and_then(|it| it.state.as_ref()?.terminated.as_ref());
+    if let Some(over) = over(status, ended) {
+        return over;
+    }
+    if gated(pod) {
+        return Seen::plain(ReplicaState::Prepared);
+    }
+    if let Some(held_up) = held_up(status) {
+        return held_up;
+    }
+    let running = container.is_some_and(|it| {
+        let running = it.state.as_ref().is_some_and(|it| it.running.is_some());
+        running && it.started != Some(false)
+    });
+    match address(pod, status).filter(|_| running) {
+        Some(address) => Seen::plain(ReplicaState::Running { address }),
+        None => Seen::plain(ReplicaState::SettingUp),
+    }
+}
+
+/// Whether the pod waits behind our gate.
+pub(super) fn gated(pod: &Pod) -> bool {
+    let gates = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.scheduling_gates.as_ref());
+    gates.is_some_and(|gates| gates.iter().any(|gate| gate.name == labels::GATE))
+}
+
+fn container_of(status: &PodStatus) -> Option<&ContainerStatus> {
+    let all = status.container_statuses.as_ref()?;
+    all.iter().find(|it| it.name == labels::CONTAINER)
+}
+
+fn address(pod: &Pod, status: &PodStatus) -> Option<String> {
+    let ip: IpAddr = status.pod_ip.as_ref()?.parse().ok()?;
+    let port = pod.metadata.annotations.as_ref()?.get(labels::PORT)?;
+    Some(SocketAddr::new(ip, port.parse().ok()?).to_string())
+}
+
+/// The end of a pod that will do nothing more.
+fn over(status: &PodStatus, ended: Option<&ContainerStateTerminated>) -> Option<Seen> {
+    let failed = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
+    if failed && let Some(reason) = status.reason.as_deref() {
+        let message = quote(status.message.as_ref());
+        let told = match reason {
+            "Evicted" => format!(
+                "the node evicted its pod: {message}; request what it needs by resources.memory, or give nodes more room"
+            ),
+            "NodeLost" | "NodeShutdown" | "Terminated" => {
+                format!("its node was shut down: {message}")
+            }
+            "UnexpectedAdmissionError" | "OutOfcpu" | "OutOfmemory" | "NodeAffinity" => {
+                format!("its node refused the pod ({reason}): {message}")
+            }
+            other => format!("its pod failed ({other}): {message}"),
+        };
+        return Some(Seen::exited(Step::Run, End::Lost, told));
+    }
+    if failed && let Some(disruption) = disruption(status) {
+        return Some(Seen::exited(Step::Run, End::Lost, disruption));
+    }
+    if let Some(ended) = ended {
+        return Some(exit(ended));
+    }
+    failed.then(|| {
+        let told = init_failure(status).unwrap_or_else(|| {
+            "its pod failed before the replica was started; see kubectl describe pod".to_owned()
+        });
+        Seen::exited(Step::Setup, End::NotStarted, told)
+    })
+}
+
+fn exit(ended: &ContainerStateTerminated) -> Seen {
+    let code = ended.exit_code;
+    let end = match ended.signal {
+        Some(signal) => End::Signal(signal),
+        None => End::Code(code),
+    };
+    let last = last_line(ended.message.as_deref().unwrap_or_default());
+    let setup = last.starts_with("setup exited with code");
+    match ended.reason.as_deref() {
+        Some("OOMKilled") => Seen::exited(
+            Step::Run,
+            end,
+            "it was killed because it used more memory than it may; raise resources.memory, or its container's \
+             limits.memory in pod_config",
+        ),
+        Some(reason @ ("ContainerCannotRun" | "StartError")) => Seen::exited(
+            Step::Setup,
+            End::NotStarted,
+            format!("its container cannot be started ({reason}): {last}; the image needs /bin/sh"),
+        ),
+        _ if setup => Seen::exited(Step::Setup, end, last),
+        _ if last.is_empty() => {
+            Seen::exited(Step::Run, end, format!("run exited with code {code}"))
+        }
+        _ => Seen::exited(
+            Step::Run,
+            end,
+            format!("run exited with code {code}: {last}"),
+        ),
+    }
+}
+
+fn init_failure(status: &PodStatus) -> Option<String> {
+    let inits = status.init_container_statuses.as_ref()?;
+    inits.iter().find_map(|it| {
+        let ended = it.state.as_ref()?.terminated.as_ref()?;
+        (ended.exit_code != 0).then(|| {
+            let last = last_line(ended.message.as_deref().unwrap_or_default());
+            let code = ended.exit_code;
+            format!(
+                "its init container {} exited with code {code}: {last}",
+                it.name
+            )
+        })
+    })
+}
+
+/// What keeps the pod from running, if something does.
+fn held_up(status: &PodStatus) -> Option<Seen> {
+    let conditions = status.conditions.iter().flatten();
+    let unschedulable = conditions
+        .filter(|it| it.type_ == "PodScheduled" && it.status == "False")
+        .find(|it| it.reason.as_deref() == Some("Unschedulable"));
+    if let Some(condition) = unschedulable {
+        let said = quote(condition.message.as_ref());
+        return Some(Seen::held_up(format!(
+            "no node can take it: {said}; ask for less in resources, or add nodes"
+        )));
+    }
+    let mains = status.container_statuses.iter().flatten();
+    let inits = status.init_container_statuses.iter().flatten();
+    inits.chain(mains).find_map(waiting)
+}
+
+fn waiting(container: &ContainerStatus) -> Option<Seen> {
+    let waiting = container.state.as_ref()?.waiting.as_ref()?;
+    let said = quote(waiting.message.as_ref());
+    let image = &container.image;
+    let pull = "check resources.image_id, and imagePullSecrets in pod_config if the registry asks for credentials";
+    match waiting.reason.as_deref()? {
+        "ErrImagePull" | "ImagePullBackOff" | "ImageInspectError" | "RegistryUnavailable" => {
+            Some(Seen::held_up(format!(
+                "the image {image} cannot be pulled: {said}; {pull}"
+            )))
+        }
+        "InvalidImageName" => Some(Seen::exited(
+            Step::Setup,
+            End::NotStarted,
+            format!("{image} is no name of an image: {said}; correct resources.image_id"),
+        )),
+        "ErrImageNeverPull" => Some(Seen::exited(
+            Step::Setup,
+            End::NotStarted,
+            format!(
+                "the image {image} is not on the node, and imagePullPolicy is Never; load it, or let it be pulled"
+            ),
+        )),
+        "CrashLoopBackOff" => Some(Seen::held_up(format!(
+            "container {} ends again and again: {said}; see kubectl logs",
+            container.name
+        ))),
+        reason @ ("CreateContainerConfigError" | "CreateContainerError" | "RunContainerError") => {
+            Some(Seen::held_up(format!(
+                "container {} cannot be made ({reason}): {said}; correct pod_config",
+                container.name
+            )))
+        }
+        _ => None,
+    }
+}
+
+fn disruption(status: &PodStatus) -> Option<String> {
+    let mut conditions = status.conditions.iter().flatten();
+    let target = conditions.find(|it| it.type_ == "DisruptionTarget" && it.status == "True")?;
+    let said = quote(target.message.as_ref());
+    Some(match target.reason.as_deref().unwrap_or_default() {
+        "DeletionByTaintManager" => format!("its node is lost or was tainted: {said}"),
+        "PreemptionByScheduler" => format!("a pod of higher priority took its place: {said}"),
+        "EvictionByEvictionAPI" => format!("its node is drained: {said}"),
+        reason => format!("its pod was disrupted ({reason}): {said}"),
+    })
+}
+
+fn deleted_by(status: &PodStatus) -> String {
+    let why = disruption(status).unwrap_or_else(|| "its pod was deleted".to_owned());
+    one_line(&why)
+}
+
+fn last_line(text: &str) -> &str {
+    let mut lines = text.lines().rev().map(str::trim);
+    lines.find(|line| !line.is_empty()).unwrap_or_default()
+}
+
+/// What somebody else said, as far as there is room for it.
+fn quote(said: Option<&String>) -> String {
+    let line = one_line(said.map_or("", String::as_str));
+    line.chars().take(QUOTE_CHARS_MAX).collect()
+}
+
+fn one_line(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").chars().take(REASON_CHARS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests;

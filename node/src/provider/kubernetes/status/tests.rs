@@ -1,0 +1,135 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+fn shown(metadata: Value, spec: Value, status: Value) -> Seen {
+    let mut pod = json!({"metadata": {"annotations": {"raftserve.io/port": "8080"}}, "spec": {"containers": []}});
+    for (part, over) in [("metadata", metadata), ("spec", spec)] {
+        for (key, value) in over.as_object().unwrap() {
+            pod[part][key] = value.clone();
+        }
+    }
+    pod["status"] = status;
+    seen(&serde_json::from_value(pod).unwrap())
+}
+
+fn with(status: Value) -> Seen {
+    shown(json!({}), json!({}), status)
+}
+
+fn container(state: Value) -> Value {
+    json!([{
+        "name": "replica", "image": "img:1", "imageID": "", "ready": false, "restartCount": 0,
+        "started": true, "state": state,
+    }])
+}
+
+fn exit_of(seen: Seen) -> Exit {
+    match seen.state {
+        ReplicaState::Exited(exit) => exit,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_pod_passes_through_gate_start_setup_and_run() {
+    let gated = shown(
+        json!({}),
+        json!({"schedulingGates": [{"name": labels::GATE}]}),
+        json!({"phase": "Pending", "conditions": [
+            {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}
+        ]}),
+    );
+    assert_eq!(gated.state, ReplicaState::Prepared);
+    let starting = with(json!({"phase": "Pending"}));
+    assert_eq!(starting, Seen::plain(ReplicaState::SettingUp));
+    let mut running = json!({
+        "phase": "Running", "podIP": "10.0.0.7",
+        "containerStatuses": container(json!({"running": {}})),
+    });
+    let address = "10.0.0.7:8080".to_owned();
+    assert_eq!(
+        with(running.clone()).state,
+        ReplicaState::Running { address }
+    );
+    running["podIP"] = "fd00::7".into();
+    let address = "[fd00::7]:8080".to_owned();
+    assert_eq!(
+        with(running.clone()).state,
+        ReplicaState::Running { address }
+    );
+    running["containerStatuses"][0]["started"] = false.into();
+    assert_eq!(with(running).state, ReplicaState::SettingUp);
+}
+
+#[test]
+fn what_holds_a_pod_up_is_told_with_a_remedy() {
+    let unschedulable = with(json!({"phase": "Pending", "conditions": [
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+         "message": "0/3 nodes are available: 3 Insufficient cpu."}
+    ]}));
+    assert_eq!(unschedulable.state, ReplicaState::SettingUp);
+    let note = unschedulable.note.unwrap();
+    assert!(
+        note.contains("Insufficient cpu") && note.contains("add nodes"),
+        "{note}"
+    );
+    for reason in ["ErrImagePull", "ImagePullBackOff"] {
+        // However much the kubelet says.
+        let waiting = json!({"waiting": {"reason": reason, "message": "not found ".repeat(100)}});
+        let held = with(json!({"phase": "Pending", "containerStatuses": container(waiting)}));
+        assert_eq!(held.state, ReplicaState::SettingUp);
+        let note = held.note.unwrap();
+        assert!(
+            note.contains("img:1") && note.contains("imagePullSecrets"),
+            "{note}"
+        );
+    }
+}
+
+#[test]
+fn an_end_tells_its_step_and_its_last_words() {
+    let ended = |terminated: Value| {
+        exit_of(with(json!({
+            "phase": "Failed", "containerStatuses": container(json!({"terminated": terminated})),
+        })))
+    };
+    let crash = ended(
+        json!({"exitCode": 3, "reason": "Error", "message": "Traceback\nValueError: no model\n"}),
+    );
+    assert_eq!((crash.step, crash.end), (Step::Run, End::Code(3)));
+    assert_eq!(
+        crash.message,
+        "run exited with code 3: ValueError: no model"
+    );
+    let setup = ended(json!({"exitCode": 1, "message": "setup exited with code 1\n"}));
+    assert_eq!(setup.step, Step::Setup);
+    let oom = ended(json!({"exitCode": 137, "reason": "OOMKilled"}));
+    assert!(oom.message.contains("resources.memory"));
+    let done = ended(json!({"exitCode": 0, "reason": "Completed"}));
+    assert_eq!(done.message, "run exited with code 0");
+    let refused = ended(json!({"exitCode": 128, "reason": "StartError", "message": "no /bin/sh"}));
+    assert_eq!((refused.step, refused.end), (Step::Setup, End::NotStarted));
+}
+
+#[test]
+fn what_takes_a_pod_away_is_told() {
+    let evicted = exit_of(with(json!({
+        "phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory.",
+    })));
+    assert_eq!(evicted.end, End::Lost);
+    assert!(evicted.message.contains("low on resource"));
+    let preempted = exit_of(with(json!({"phase": "Failed", "conditions": [
+        {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "x"}
+    ]})));
+    assert!(preempted.message.contains("higher priority"));
+    let deleted = shown(
+        json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}),
+        json!({}),
+        json!({"phase": "Running", "podIP": "10.0.0.7", "conditions": [
+            {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": "y"}
+        ], "containerStatuses": container(json!({"running": {}}))}),
+    );
+    assert_eq!(deleted.state, ReplicaState::Stopping);
+    assert!(deleted.note.unwrap().contains("node is lost"));
+}
