@@ -6,6 +6,7 @@
 mod lifeline;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,8 @@ pub struct Options {
     pub flags: Vec<String>,
     /// With what clients come, if the flags protect the peers.
     pub credential: Option<Credential>,
+    /// What is added to the environment of those that found it.
+    pub environment: Vec<(OsString, OsString)>,
 }
 
 impl Default for Options {
@@ -50,6 +53,7 @@ impl Default for Options {
             profile: "fast".to_owned(),
             flags: Vec::new(),
             credential: None,
+            environment: Vec::new(),
         }
     }
 }
@@ -134,7 +138,7 @@ impl Cluster {
                 flags: options.flags.clone(),
                 log: root.join(format!("peer-{index}.log")),
                 credential: options.credential.clone(),
-                environment: Vec::new(),
+                environment: options.environment.clone(),
             })
         };
         cluster.peers = places.into_iter().enumerate().map(peer).collect();

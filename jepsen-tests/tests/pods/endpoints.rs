@@ -1,0 +1,113 @@
+//! A service over pods that somebody else runs, as the EndpointSlices of their Service tell.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use jepsen_tests::wait;
+use serde_json::json;
+
+use crate::stage::{Namespace, SETTLE, ask, ready};
+
+/// How soon a new pod is to get traffic after its Service has it, and one that goes none any more.
+const FOLLOWED_WITHIN: Duration = Duration::from_secs(1);
+
+const STATIC: &str = "\
+name: theirs
+service: {}
+_metadata: {raftserve: {drain_timeout_seconds: 1, provider: {static: {kubernetes_service: NAME.NAMESPACE}}}}
+";
+
+/// Pods that answer with their names, and a Service for those that are ready.
+fn objects(replicas: u32) -> serde_json::Value {
+    let program = "echo $HOSTNAME > /tmp/index.html; cd /tmp; exec python3 -m http.server 8080";
+    let labels = json!({ "app": "theirs" });
+    json!({ "apiVersion": "v1", "kind": "List", "items": [
+        { "apiVersion": "v1", "kind": "Service", "metadata": { "name": "theirs" }, "spec": {
+            "clusterIP": "None", "selector": labels, "ports": [{ "port": 8080 }],
+        } },
+        { "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "theirs" }, "spec": {
+            "replicas": replicas,
+            "selector": { "matchLabels": labels },
+            "template": { "metadata": { "labels": labels }, "spec": {
+                "terminationGracePeriodSeconds": 5,
+                "containers": [{
+                    "name": "main", "image": "docker.io/library/python:3.11-slim",
+                    "command": ["/bin/sh", "-c", program],
+                    "lifecycle": { "preStop": { "sleep": { "seconds": 4 } } },
+                    "readinessProbe": { "httpGet": { "path": "/", "port": 8080 }, "periodSeconds": 1 },
+                }],
+            } },
+        } },
+    ] })
+}
+
+impl Namespace {
+    /// The addresses that the Service has ready.
+    async fn endpoints(&self) -> anyhow::Result<usize> {
+        let slices = self
+            .kubectl(&[
+                "get",
+                "endpointslices",
+                "-l",
+                "kubernetes.io/service-name=theirs",
+                "-o",
+                "json",
+            ])
+            .await?;
+        let slices: serde_json::Value = serde_json::from_str(&slices)?;
+        let slices = slices["items"].as_array().cloned().unwrap_or_default();
+        let ready = slices
+            .iter()
+            .flat_map(|slice| slice["endpoints"].as_array().cloned().unwrap_or_default());
+        Ok(ready.filter(|it| it["conditions"]["ready"] == true).count())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn traffic_follows_the_ready_endpoints_of_a_service() -> anyhow::Result<()> {
+    let Some(namespace) = Namespace::create("endpoints").await? else {
+        return Ok(());
+    };
+    let cluster = namespace.peers(1).await?;
+    namespace.apply(&cluster, &objects(1)).await?;
+    let yaml = STATIC.replace("NAME.NAMESPACE", &format!("theirs.{}", namespace.name));
+    cluster.admin(0).apply(&yaml).await?;
+    ready(&cluster, 1).await?;
+    ask(&cluster, 0).await?;
+    for replicas in [3, 1] {
+        let scale = format!("--replicas={replicas}");
+        namespace
+            .kubectl(&["scale", "deployment", "theirs", &scale])
+            .await?;
+        wait::until("the Service's endpoints", SETTLE, async || {
+            // Whatever the Service goes through, nobody's request fails.
+            let answered = ask(&cluster, 0).await;
+            assert!(answered.is_ok(), "{answered:?}");
+            let endpoints = namespace.endpoints().await?;
+            ensure!(endpoints == replicas, "{endpoints}");
+            Ok(())
+        })
+        .await?;
+        let told = Instant::now();
+        let mut last: Vec<String> = Vec::new();
+        wait::until("as many that answer", SETTLE, async || {
+            last.push(ask(&cluster, 0).await?);
+            let newest = last.len().saturating_sub(10);
+            let answering: BTreeSet<&String> = last[newest..].iter().collect();
+            ensure!(
+                last.len() >= 10 && answering.len() == replicas,
+                "{answering:?}"
+            );
+            Ok(())
+        })
+        .await?;
+        ensure!(
+            told.elapsed() <= FOLLOWED_WITHIN,
+            "after {:?}",
+            told.elapsed()
+        );
+    }
+    cluster.pass();
+    Ok(())
+}
