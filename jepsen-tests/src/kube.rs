@@ -24,6 +24,9 @@ pub const IMAGE_VARIABLE: &str = "RAFTSERVE_TEST_IMAGE";
 /// Set to `1` where nodes may be drained or killed, and volumes deleted.
 pub const DISRUPTIVE_VARIABLE: &str = "RAFTSERVE_TEST_DISRUPTIVE";
 
+/// Names the program that kills nodes: `PROGRAM node kill N` and `PROGRAM node up N`, as kube-lab has them.
+pub const LAB_VARIABLE: &str = "RAFTSERVE_TEST_LAB";
+
 /// Names how many requests a case is to see, instead of the short form's.
 pub const REQUESTS_VARIABLE: &str = "RAFTSERVE_TEST_REQUESTS";
 
@@ -38,6 +41,32 @@ fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// Power over nodes.
+#[derive(Clone, Debug)]
+pub struct Lab {
+    program: PathBuf,
+}
+
+impl Lab {
+    /// Kills (`kill`) or starts (`up`) a node.
+    ///
+    /// # Errors
+    /// If it cannot be done.
+    pub async fn node(&self, verb: &str, number: &str) -> anyhow::Result<()> {
+        // What starts a node lives on and would hold pipes open.
+        let mut command = Command::new(&self.program);
+        command
+            .args(["node", verb, number])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let status = timeout(COMMAND_TIME_MAX, command.status()).await;
+        let status = status.context("the lab takes too long")??;
+        anyhow::ensure!(status.success(), "node {verb} {number}: {status}");
+        Ok(())
+    }
+}
+
 /// The cluster.
 #[derive(Clone, Debug)]
 pub struct Kube {
@@ -46,6 +75,8 @@ pub struct Kube {
     pub image: String,
     /// Whether nodes and volumes may be broken.
     pub disruptive: bool,
+    /// How nodes are killed, if they can be.
+    pub lab: Option<Lab>,
     /// How many requests a case is to see.
     pub requests: usize,
 }
@@ -65,6 +96,9 @@ impl Kube {
             image: variable(IMAGE_VARIABLE)
                 .unwrap_or_else(|| "localhost/raftserve:test".to_owned()),
             disruptive: variable(DISRUPTIVE_VARIABLE).is_some_and(|value| value == "1"),
+            lab: variable(LAB_VARIABLE).map(|program| Lab {
+                program: PathBuf::from(program),
+            }),
             requests: match variable(REQUESTS_VARIABLE) {
                 Some(count) => count.parse().context(REQUESTS_VARIABLE)?,
                 None => 6_000,

@@ -20,7 +20,10 @@ const KEPT: usize = 16;
 const UNDER_WAY_MAX: usize = 4_096;
 
 /// How many failures are remembered in words.
-const FAILURES_MAX: usize = 50;
+const FAILURES_MAX: usize = 2_000;
+
+/// How many of them are shown.
+const SHOWN_MAX: usize = 20;
 
 /// What to send.
 #[derive(Clone, Debug)]
@@ -98,7 +101,12 @@ impl Tally {
         match self.bad {
             0 => Ok(()),
             bad => {
-                let shown: Vec<String> = self.missed.iter().map(|it| format!("{it:?}")).collect();
+                let shown: Vec<String> = self
+                    .missed
+                    .iter()
+                    .take(SHOWN_MAX)
+                    .map(|it| format!("{it:?}"))
+                    .collect();
                 anyhow::bail!("{bad} requests failed:\n{}", shown.join("\n"))
             }
         }

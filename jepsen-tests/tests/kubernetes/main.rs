@@ -7,6 +7,7 @@
 
 mod founding;
 mod kills;
+mod nodes;
 mod rollout;
 mod scaling;
 mod stage;
