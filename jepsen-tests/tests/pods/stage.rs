@@ -142,8 +142,7 @@ pub(crate) fn service(name: &str, replicas: u32) -> String {
 }
 
 /// Indented for its place in a block of YAML.
-const PROGRAM: &str = "\
-  import http.server, os, signal, sys
+const PROGRAM: &str = "  import http.server, os, signal, sys
   class Handler(http.server.BaseHTTPRequestHandler):
       protocol_version = \"HTTP/1.1\"
       def do_GET(self):
