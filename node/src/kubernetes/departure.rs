@@ -157,7 +157,7 @@ impl Home {
     }
 
     /// Returns when this pod, which is told to stop, may be stopped: no earlier than that no new connections come, and
-    /// no later than [`HOLD_MAX`]. Says why. A peer that is removed meanwhile ends by itself.
+    /// no later than 35 s after. Says why. A peer that is removed meanwhile ends by itself.
     pub async fn departure(self: Arc<Self>, consensus: Consensus) -> &'static str {
         let told = Instant::now();
         sleep(ENDPOINTS_LAG).await;
