@@ -163,6 +163,17 @@ impl Release {
         .await
     }
 
+    /// Waits until another pod stands where `pod` stood, and all three are ready.
+    pub(crate) async fn await_successor(&self, pod: &Pod) -> anyhow::Result<()> {
+        wait::until("the pod's successor", PATIENCE, async || {
+            let pods = self.pods().await?;
+            ensure!(pods.iter().all(|other| other.uid != pod.uid), "{pods:?}");
+            Ok(())
+        })
+        .await?;
+        self.await_ready(3).await
+    }
+
     /// What the peer in a pod tells about itself.
     pub(crate) async fn metrics(&self, pod: &str) -> anyhow::Result<Metrics> {
         let text = self.namespace.pod_path(pod, OPS, "/metrics").await?;
