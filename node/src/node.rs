@@ -29,7 +29,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::access::{Certificates, Credentials};
+use crate::access::{self, Certificates, Credentials};
 use crate::admin::{self, AdminParts, Denials};
 use crate::bindings::Bindings;
 use crate::cli::node_args::{LogFormat, LogLevel, NodeArgs};
@@ -179,12 +179,11 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         shutdown.clone(),
     ));
 
-    if let Some(certificates) = &certificates {
-        tasks.spawn(Arc::clone(certificates).watch(shutdown.clone()));
-    }
-    if let Some(credentials) = &credentials {
-        tasks.spawn(Arc::clone(credentials).watch(shutdown.clone()));
-    }
+    tasks.spawn(access::watch(
+        certificates.clone(),
+        credentials.clone(),
+        shutdown.clone(),
+    ));
 
     let incarnation = Incarnation(rand::random());
     let host = match &config.kubernetes {

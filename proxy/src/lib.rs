@@ -43,6 +43,7 @@ mod prefixed;
 mod protocol;
 mod proxy;
 mod queue;
+pub mod reload;
 mod routes;
 mod rules;
 mod running;

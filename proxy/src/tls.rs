@@ -1,8 +1,5 @@
 //! TLS towards clients: certificates chosen by the name that a client asks for, read from a directory and read
 //! again when its files change.
-//!
-//! What holds: a handshake uses a set of files that was read and checked whole. A set that cannot be used
-//! changes nothing; it is told and counted, and the one before stays.
 
 pub mod certificates;
 
@@ -10,19 +7,18 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use arc_swap::ArcSwap;
 use http::HeaderValue;
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::server::{ProducesTickets, WebPkiClientVerifier};
 use sha2::{Digest, Sha256};
-use std::sync::{Mutex, PoisonError};
+
+use crate::reload::{Reloaded, Source};
+use certificates::Certificates;
 
 pub use certificates::TlsError;
-use certificates::{Certificates, Fingerprint};
 
 /// A port with TLS for the services that share the clear one.
 #[derive(Clone, Debug)]
@@ -38,23 +34,33 @@ pub struct TlsListen {
     pub require_client_certificate: bool,
 }
 
-impl TlsListen {
-    fn fingerprint(&self) -> Fingerprint {
-        Fingerprint::of_directory(&self.directory, self.client_authorities.as_ref())
-    }
-}
-
 /// What the handshakes of all workers use.
-pub(crate) struct Tls {
+pub(crate) struct Tls(Reloaded<Files>);
+
+/// Where that is read from.
+struct Files {
     settings: TlsListen,
     provider: Arc<CryptoProvider>,
     /// Of this process, and kept when certificates change, so that clients may resume.
     tickets: Arc<dyn ProducesTickets>,
-    current: ArcSwap<ServerConfig>,
-    /// What was last read, good or bad.
-    seen: Mutex<Fingerprint>,
-    reloads: AtomicU64,
-    failures: AtomicU64,
+}
+
+impl Source for Files {
+    type Value = Arc<ServerConfig>;
+    type Error = TlsError;
+
+    const NAME: &'static str = "the certificates for clients";
+
+    fn files(&self) -> Vec<PathBuf> {
+        // A directory that cannot be listed is told by whoever reads it.
+        let mut files = certificates::files(&self.settings.directory).unwrap_or_default();
+        files.extend(self.settings.client_authorities.clone());
+        files
+    }
+
+    fn read(&self) -> Result<Self::Value, TlsError> {
+        config(&self.settings, &self.provider, &self.tickets).map(Arc::new)
+    }
 }
 
 impl Tls {
@@ -63,62 +69,27 @@ impl Tls {
     /// # Errors
     /// They hold no usable certificate, or one that does not fit its key.
     pub(crate) fn start(settings: TlsListen) -> Result<Self, TlsError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tickets = rustls::crypto::ring::Ticketer::new().map_err(TlsError::Unusable)?;
-        // Before the files: a change in between is then seen later.
-        let seen = settings.fingerprint();
-        let config = config(&settings, &provider, &tickets)?;
-        Ok(Self {
+        let files = Files {
             settings,
-            provider,
-            tickets,
-            current: ArcSwap::from_pointee(config),
-            seen: Mutex::new(seen),
-            reloads: AtomicU64::new(0),
-            failures: AtomicU64::new(0),
-        })
+            provider: Arc::new(rustls::crypto::ring::default_provider()),
+            tickets: rustls::crypto::ring::Ticketer::new().map_err(TlsError::Unusable)?,
+        };
+        Reloaded::read(files).map(Self)
     }
 
     /// What a handshake that begins now uses.
     pub(crate) fn current(&self) -> Arc<ServerConfig> {
-        self.current.load_full()
+        Arc::clone(&self.0.load())
     }
 
     /// Reads the files again if any of them changed.
     pub(crate) fn refresh(&self) {
-        let now = self.settings.fingerprint();
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if *seen == now {
-            return;
-        }
-        *seen = now;
-        match config(&self.settings, &self.provider, &self.tickets) {
-            Ok(config) => {
-                self.current.store(Arc::new(config));
-                self.reloads.fetch_add(1, Ordering::Relaxed);
-                tracing::info!(directory = %self.settings.directory.display(), "certificates were read again");
-            }
-            Err(error) => {
-                self.failures.fetch_add(1, Ordering::Relaxed);
-                let error: &dyn std::error::Error = &error;
-                tracing::error!(
-                    error,
-                    "the new certificates are not used, the ones before stay"
-                );
-            }
-        }
+        self.0.refresh();
     }
 
     /// The counters in Prometheus's text format.
     pub(crate) fn render(&self) -> String {
-        let name = "raftserve_proxy_tls_reloads_total";
-        let mut text =
-            format!("# HELP {name} Changes of the certificates' files.\n# TYPE {name} counter\n");
-        for (outcome, counter) in [("used", &self.reloads), ("refused", &self.failures)] {
-            let value = counter.load(Ordering::Relaxed);
-            let _ = writeln!(text, "{name}{{outcome=\"{outcome}\"}} {value}");
-        }
-        text
+        self.0.render("raftserve_proxy_tls_reloads_total")
     }
 }
 

@@ -10,14 +10,14 @@
 
 use std::fmt::Write;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use raftserve_proxy::TlsError;
-use raftserve_proxy::certificates::{Fingerprint, authorities, pair};
+use raftserve_proxy::certificates::{authorities, pair};
+use raftserve_proxy::reload::{Reloaded, Source};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -28,12 +28,8 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
-use tokio_util::sync::CancellationToken;
 
 use super::stream::Stream;
-
-/// How often the files are looked at. Kubernetes itself needs up to a minute to bring a changed Secret.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// How often refused handshakes are told; all are counted.
 const TELL: Duration = Duration::from_secs(5);
@@ -106,24 +102,12 @@ struct Current {
 }
 
 /// See the module.
+#[derive(Debug)]
 pub struct Certificates {
-    directory: PathBuf,
-    current: ArcSwap<Current>,
-    /// What was last read, good or bad.
-    seen: Mutex<Fingerprint>,
-    reloads: AtomicU64,
-    failures: AtomicU64,
+    current: Reloaded<Files>,
     refused: AtomicU64,
     /// When a refusal was last told.
     told: Mutex<Option<Instant>>,
-}
-
-impl std::fmt::Debug for Certificates {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Certificates")
-            .field("directory", &self.directory)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Certificates {
@@ -132,15 +116,8 @@ impl Certificates {
     /// # Errors
     /// [`AccessError`] if they cannot be used.
     pub fn read(directory: PathBuf) -> Result<Self, AccessError> {
-        // Before the files: a change in between is then seen later.
-        let seen = fingerprint(&directory);
-        let current = Current::read(&directory)?;
         Ok(Self {
-            directory,
-            current: ArcSwap::from_pointee(current),
-            seen: Mutex::new(seen),
-            reloads: AtomicU64::new(0),
-            failures: AtomicU64::new(0),
+            current: Reloaded::read(Files { directory })?,
             refused: AtomicU64::new(0),
             told: Mutex::new(None),
         })
@@ -148,44 +125,7 @@ impl Certificates {
 
     /// Reads the files again if any of them changed.
     pub fn refresh(&self) {
-        let now = fingerprint(&self.directory);
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if *seen == now {
-            return;
-        }
-        *seen = now;
-        let directory = self.directory.display();
-        match Current::read(&self.directory) {
-            Ok(current) => {
-                self.current.store(Arc::new(current));
-                self.reloads.fetch_add(1, Ordering::Relaxed);
-                tracing::info!(%directory, "the peer's certificates were read again");
-            }
-            // They change at this moment: the next look finds them whole.
-            Err(_) if fingerprint(&self.directory) != *seen => {}
-            Err(error) => {
-                self.failures.fetch_add(1, Ordering::Relaxed);
-                let error: &dyn std::error::Error = &error;
-                tracing::error!(
-                    error,
-                    "the peer's new certificates are not used, the ones before stay"
-                );
-            }
-        }
-    }
-
-    /// Looks at the files until `shutdown`.
-    pub async fn watch(self: Arc<Self>, shutdown: CancellationToken) {
-        let mut look = tokio::time::interval(LOOK);
-        loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                _ = look.tick() => {}
-            }
-            let certificates = Arc::clone(&self);
-            // It reads files. If it panics, the certificates before stay.
-            let _ = tokio::task::spawn_blocking(move || certificates.refresh()).await;
-        }
+        self.current.refresh();
     }
 
     /// Shakes hands with a peer that has connected, and learns what it will speak.
@@ -263,16 +203,7 @@ impl Certificates {
     /// The counters in Prometheus's text format.
     #[must_use]
     pub fn render(&self) -> String {
-        let mut text = String::new();
-        let name = "raftserve_peer_tls_reloads_total";
-        let _ = writeln!(
-            text,
-            "# HELP {name} Changes of the peer's certificates.\n# TYPE {name} counter"
-        );
-        for (outcome, counter) in [("used", &self.reloads), ("refused", &self.failures)] {
-            let value = counter.load(Ordering::Relaxed);
-            let _ = writeln!(text, "{name}{{outcome=\"{outcome}\"}} {value}");
-        }
+        let mut text = self.current.render("raftserve_peer_tls_reloads_total");
         let name = "raftserve_peer_tls_handshakes_refused_total";
         let value = self.refused.load(Ordering::Relaxed);
         let _ = writeln!(
@@ -285,34 +216,41 @@ impl Certificates {
 
 /// The files of a directory.
 struct Files {
-    certificate: PathBuf,
-    authorities: PathBuf,
+    directory: PathBuf,
 }
 
 impl Files {
-    fn of(directory: &Path) -> Self {
-        Self {
-            certificate: directory.join("tls.crt"),
-            authorities: directory.join("ca.crt"),
-        }
+    fn certificate(&self) -> PathBuf {
+        self.directory.join("tls.crt")
+    }
+
+    fn authorities(&self) -> PathBuf {
+        self.directory.join("ca.crt")
     }
 }
 
-fn fingerprint(directory: &Path) -> Fingerprint {
-    let Files {
-        certificate,
-        authorities,
-    } = Files::of(directory);
-    let key = certificate.with_extension("key");
-    Fingerprint::of([certificate, key, authorities])
+impl Source for Files {
+    type Value = Current;
+    type Error = AccessError;
+
+    const NAME: &'static str = "the peer's certificates";
+
+    fn files(&self) -> Vec<PathBuf> {
+        let certificate = self.certificate();
+        let key = certificate.with_extension("key");
+        vec![certificate, key, self.authorities()]
+    }
+
+    fn read(&self) -> Result<Current, AccessError> {
+        Current::read(self)
+    }
 }
 
 impl Current {
-    fn read(directory: &Path) -> Result<Self, AccessError> {
-        let files = Files::of(directory);
+    fn read(files: &Files) -> Result<Self, AccessError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let pair = Arc::new(pair(&files.certificate, &provider)?);
-        let roots = Arc::new(authorities(&files.authorities)?);
+        let pair = Arc::new(pair(&files.certificate(), &provider)?);
+        let roots = Arc::new(authorities(&files.authorities())?);
         let verifier = Arc::new(AnyName {
             roots: Arc::clone(&roots),
             provider: Arc::clone(&provider),
@@ -320,12 +258,12 @@ impl Current {
         verifier
             .check_own(&pair)
             .map_err(|source| AccessError::NotVouchedFor {
-                certificate: files.certificate,
-                authorities: files.authorities,
+                certificate: files.certificate(),
+                authorities: files.authorities(),
                 source,
             })?;
         let unusable = |source| AccessError::Unusable {
-            directory: directory.to_owned(),
+            directory: files.directory.clone(),
             source,
         };
         let resolver = Arc::new(SingleCertAndKey::from(pair));

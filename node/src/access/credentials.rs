@@ -3,24 +3,17 @@
 //! The files are those of a mounted Secret, and read again when they change. What cannot be used changes nothing, is
 //! told and counted. No credential is ever told.
 
-use std::fmt::Write;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use raftserve_proxy::certificates::Fingerprint;
+use raftserve_proxy::reload::{Reloaded, Source};
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 
 use super::accounts::{Accounts, BadLine, Subject};
 use super::login::{Claim, PREFIX, Realm, Signer, UnixSeconds};
 use super::password::PasswordHash;
-
-/// How often the files are looked at.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// The largest file: thousands of users.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -92,24 +85,13 @@ pub struct Login {
 }
 
 /// See the module.
+#[derive(Debug)]
 pub struct Credentials {
-    directory: PathBuf,
-    accounts: ArcSwap<Accounts>,
-    seen: Mutex<Fingerprint>,
+    accounts: Reloaded<Files>,
     lifetime: Duration,
     /// Places for logins: those that are checked, and those that wait.
     places: Arc<Semaphore>,
     checks: Arc<Semaphore>,
-    reloads: AtomicU64,
-    failures: AtomicU64,
-}
-
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credentials")
-            .field("directory", &self.directory)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Credentials {
@@ -118,61 +100,17 @@ impl Credentials {
     /// # Errors
     /// [`CredentialsError`] if they cannot be used.
     pub fn read(directory: PathBuf, lifetime: Duration) -> Result<Self, CredentialsError> {
-        // Before the files: a change in between is then seen later.
-        let seen = fingerprint(&directory);
-        let accounts = read(&directory)?;
         Ok(Self {
-            directory,
-            accounts: ArcSwap::from_pointee(accounts),
-            seen: Mutex::new(seen),
+            accounts: Reloaded::read(Files { directory })?,
             lifetime,
             places: Arc::new(Semaphore::new(CHECKS_MAX + WAITING_MAX)),
             checks: Arc::new(Semaphore::new(CHECKS_MAX)),
-            reloads: AtomicU64::new(0),
-            failures: AtomicU64::new(0),
         })
     }
 
     /// Reads the files again if any of them changed.
     pub fn refresh(&self) {
-        let now = fingerprint(&self.directory);
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if *seen == now {
-            return;
-        }
-        *seen = now;
-        let directory = self.directory.display();
-        match read(&self.directory) {
-            Ok(accounts) => {
-                self.accounts.store(Arc::new(accounts));
-                self.reloads.fetch_add(1, Ordering::Relaxed);
-                tracing::info!(%directory, "the credentials were read again");
-            }
-            // They change at this moment: the next look finds them whole.
-            Err(_) if fingerprint(&self.directory) != *seen => {}
-            Err(error) => {
-                self.failures.fetch_add(1, Ordering::Relaxed);
-                let error: &dyn std::error::Error = &error;
-                tracing::error!(
-                    error,
-                    "the new credentials are not used, the ones before stay"
-                );
-            }
-        }
-    }
-
-    /// Looks at the files until `shutdown`.
-    pub async fn watch(self: Arc<Self>, shutdown: CancellationToken) {
-        let mut look = tokio::time::interval(LOOK);
-        loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                _ = look.tick() => {}
-            }
-            let credentials = Arc::clone(&self);
-            // It reads files. If it panics, the credentials before stay.
-            let _ = tokio::task::spawn_blocking(move || credentials.refresh()).await;
-        }
+        self.accounts.refresh();
     }
 
     /// Who shows this `authorization`. `realm` is asked only for the token of a login; there is none before the
@@ -261,23 +199,32 @@ impl Credentials {
     /// The counters in Prometheus's text format.
     #[must_use]
     pub fn render(&self) -> String {
-        let name = "raftserve_credentials_reloads_total";
-        let mut text =
-            format!("# HELP {name} Changes of the credentials.\n# TYPE {name} counter\n");
-        for (outcome, counter) in [("used", &self.reloads), ("refused", &self.failures)] {
-            let value = counter.load(Ordering::Relaxed);
-            let _ = writeln!(text, "{name}{{outcome=\"{outcome}\"}} {value}");
-        }
-        text
+        self.accounts.render("raftserve_credentials_reloads_total")
+    }
+}
+
+/// The files of a directory.
+struct Files {
+    directory: PathBuf,
+}
+
+impl Source for Files {
+    type Value = Accounts;
+    type Error = CredentialsError;
+
+    const NAME: &'static str = "the credentials";
+
+    fn files(&self) -> Vec<PathBuf> {
+        paths(&self.directory).into()
+    }
+
+    fn read(&self) -> Result<Accounts, CredentialsError> {
+        read(&self.directory)
     }
 }
 
 fn paths(directory: &Path) -> [PathBuf; 3] {
     ["htpasswd", "tokens", "roles"].map(|name| directory.join(name))
-}
-
-fn fingerprint(directory: &Path) -> Fingerprint {
-    Fingerprint::of(paths(directory))
 }
 
 fn read(directory: &Path) -> Result<Accounts, CredentialsError> {

@@ -1,9 +1,8 @@
-//! Certificates and keys in files: read, checked, and seen to change. And those of a directory, each for the names
+//! Certificates and keys in files: read and checked. And those of a directory, each for the names
 //! in it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -133,7 +132,7 @@ fn pairs(directory: &Path) -> Result<Vec<PathBuf>, TlsError> {
 
 /// All files of a directory and of the directories in it, ordered. What begins with a dot is left out: so an
 /// update of a mounted Kubernetes secret is seen only once it is whole.
-fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+pub(super) fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut list = |directory: &Path, directories: Option<&mut Vec<PathBuf>>| -> io::Result<()> {
         let mut directories = directories;
@@ -206,29 +205,4 @@ fn names(pair: &CertifiedKey, path: &Path) -> Result<Vec<String>, TlsError> {
     })?;
     let names = certificate.valid_dns_names();
     Ok(names.map(str::to_ascii_lowercase).collect())
-}
-
-/// By what a change of files is noticed.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Fingerprint(BTreeMap<PathBuf, Stat>);
-
-/// Inode, size, and the time of the last change.
-type Stat = (u64, u64, i64, i64);
-
-impl Fingerprint {
-    /// Of these files. Those that are not there have none.
-    pub fn of(paths: impl IntoIterator<Item = PathBuf>) -> Self {
-        let stats = paths.into_iter().filter_map(|path| {
-            let stat = std::fs::metadata(&path).ok()?;
-            let stat = (stat.ino(), stat.len(), stat.mtime(), stat.mtime_nsec());
-            Some((path, stat))
-        });
-        Self(stats.collect())
-    }
-
-    /// Of all files in a directory and in those in it, and of one more.
-    pub(super) fn of_directory(directory: &Path, another: Option<&PathBuf>) -> Self {
-        let paths = files(directory).unwrap_or_default();
-        Self::of(paths.into_iter().chain(another.cloned()))
-    }
 }
