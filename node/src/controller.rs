@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::consensus::{Consensus, Leadership, MemberView, ProposeError};
+use crate::kubernetes::ApiServer;
 use crate::provider::{Provider, ProviderError, ReplicaState, port};
 use crate::share::Share;
 use effects::Effects;
@@ -55,6 +56,8 @@ pub struct Controller {
     pub consensus: Consensus,
     /// Who makes replicas exist.
     pub provider: Arc<dyn Provider>,
+    /// Where Kubernetes is asked for the endpoints of its Services.
+    pub api: ApiServer,
     /// Where Kubernetes Services are that are named without a namespace.
     pub namespace: Option<String>,
     /// What peers tell each other.
@@ -165,7 +168,7 @@ impl<'a> Reign<'a> {
                 controller.lifeline.clone(),
             ),
             probes: Probes::new(controller.share.suspected()),
-            upstreams: Upstreams::new(controller.namespace.clone()),
+            upstreams: Upstreams::new(controller.api.clone(), controller.namespace.clone()),
             exists: BTreeMap::new(),
             orphans_checked: None,
             applied: controller.consensus.applied_paced(),

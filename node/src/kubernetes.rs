@@ -5,12 +5,13 @@
 //! only what is agreed with Kubernetes waits: founding, removal, and taking a dead peer out of the endpoints.
 
 use std::fmt;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use kube::{Api, Client, Config};
+use kube::{Api, Client};
+use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 pub mod departure;
@@ -20,6 +21,21 @@ pub mod scaling;
 
 /// The longest that one call to the API server may take; whoever calls tries again.
 const CALL_MAX: Duration = Duration::from_secs(3);
+
+/// The way to the API server: one client for all of this process, made when it is first needed. Clones share it.
+#[derive(Clone, Default)]
+pub struct ApiServer(Arc<OnceCell<Client>>);
+
+impl ApiServer {
+    /// The client, as the service account of this pod or a kubeconfig says. Calls nobody yet.
+    ///
+    /// # Errors
+    /// If there is neither. It is looked for again the next time.
+    pub async fn client(&self) -> Result<Client, kube::Error> {
+        let client = self.0.get_or_try_init(Client::try_default).await?;
+        Ok(client.clone())
+    }
+}
 
 /// Why a call to the API server came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -87,10 +103,7 @@ pub enum HomeError {
     #[error(
         "--stateful-set needs the Kubernetes API: run in a pod with a service account, or set KUBECONFIG"
     )]
-    Config(#[from] kube::config::InferConfigError),
-    /// It cannot be used.
-    #[error("cannot use the Kubernetes API")]
-    Client(#[from] kube::Error),
+    NoApi(#[from] kube::Error),
 }
 
 /// The ordinal of the pod of `set` that `address` names: `set-2.peers.ns.svc:7001` is the one with 2.
@@ -136,16 +149,15 @@ impl Home {
     ///
     /// # Errors
     /// [`HomeError`].
-    pub async fn of(set: String, address: &str) -> Result<Self, HomeError> {
+    pub async fn of(set: String, address: &str, api: &ApiServer) -> Result<Self, HomeError> {
         let (Some(ordinal), Some(pod)) = (ordinal(&set, address), pod_of(address)) else {
             return Err(HomeError::NoPod {
                 set,
                 address: address.to_owned(),
             });
         };
-        let config = Config::infer().await?;
-        let namespace = config.default_namespace.clone();
-        let client = Client::try_from(config)?;
+        let client = api.client().await?;
+        let namespace = client.default_namespace().to_owned();
         Ok(Self {
             sets: Api::namespaced(client.clone(), &namespace),
             pods: Api::namespaced(client.clone(), &namespace),

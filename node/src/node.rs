@@ -37,7 +37,7 @@ use crate::clock;
 use crate::config::NodeConfig;
 use crate::consensus::Consensus;
 use crate::controller::Controller;
-use crate::kubernetes::Home;
+use crate::kubernetes::{ApiServer, Home};
 use crate::ops::{self, Readiness, Report};
 use crate::peer::{self, BootstrapError, Founding, Peer, PeerConfig, StartError};
 use crate::projection;
@@ -199,8 +199,9 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
             .as_str()
             .to_owned(),
     };
+    let api = ApiServer::default();
     let home = match config.stateful_set.clone() {
-        Some(set) => Some(Arc::new(Home::of(set, &config.peer_address).await?)),
+        Some(set) => Some(Arc::new(Home::of(set, &config.peer_address, &api).await?)),
         None => None,
     };
     let founding = home.clone().map(|home| home as Arc<dyn Founding>);
@@ -241,8 +242,8 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         shutdown: shutdown.clone(),
         ended_badly,
     };
-    let provider = provider(&config, &peer).await?;
-    let parts = Parts::start(&config, &peer, incarnation, provider, &vital)?;
+    let provider = provider(&config, &peer, &api).await?;
+    let parts = Parts::start(&config, &peer, incarnation, provider, api, &vital)?;
     let denials = Arc::new(Denials::default());
     let _ = report.set(Arc::new(Metrics {
         consensus: peer.consensus(),
@@ -391,6 +392,7 @@ impl Parts {
         peer: &Peer,
         incarnation: Incarnation,
         provider: Arc<dyn Provider>,
+        api: ApiServer,
         vital: &Vital,
     ) -> anyhow::Result<Self> {
         let consensus = peer.consensus();
@@ -439,6 +441,7 @@ impl Parts {
         let controller = Arc::new(Controller {
             consensus,
             provider: Arc::clone(&provider),
+            api,
             namespace: config.kubernetes_namespace.clone(),
             share: Arc::clone(&share),
             incarnation,
@@ -456,9 +459,13 @@ impl Parts {
 }
 
 /// Who makes replicas, as configured.
-async fn provider(config: &NodeConfig, peer: &Peer) -> anyhow::Result<Arc<dyn Provider>> {
+async fn provider(
+    config: &NodeConfig,
+    peer: &Peer,
+    api: &ApiServer,
+) -> anyhow::Result<Arc<dyn Provider>> {
     if let Some(settings) = &config.kubernetes {
-        let provider = KubernetesProvider::new(settings.clone(), peer.cluster_id()).await;
+        let provider = KubernetesProvider::new(settings.clone(), peer.cluster_id(), api).await;
         let provider = provider.context(
             "--provider kubernetes finds no cluster: run in a pod with a service account, or set KUBECONFIG",
         )?;

@@ -13,6 +13,8 @@ use raftserve_store::State;
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::kubernetes::ApiServer;
+
 /// How often names are resolved. Resolvers do not tell how long an answer holds.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -52,14 +54,16 @@ struct Task {
 pub(super) struct Upstreams {
     tasks: BTreeMap<ServiceId, Task>,
     found: Arc<Found>,
+    api: ApiServer,
     namespace: Option<String>,
 }
 
 impl Upstreams {
-    pub(super) fn new(namespace: Option<String>) -> Self {
+    pub(super) fn new(api: ApiServer, namespace: Option<String>) -> Self {
         Self {
             tasks: BTreeMap::new(),
             found: Arc::default(),
+            api,
             namespace,
         }
     }
@@ -101,7 +105,7 @@ impl Upstreams {
             StaticUpstreams::KubernetesService(mut service) => {
                 service.namespace = service.namespace.or_else(|| self.namespace.clone());
                 let tell = move |addresses| found.set(id, addresses);
-                tokio::spawn(endpoints::follow(service, tell))
+                tokio::spawn(endpoints::follow(self.api.clone(), service, tell))
             }
         };
         Task {

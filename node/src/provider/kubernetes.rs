@@ -33,6 +33,7 @@ use super::{
     Hold, Launched, LogQuery, LogStream, Observation, Provider, ProviderError, ReplicaKey,
     ReplicaLaunch,
 };
+use crate::kubernetes::ApiServer;
 use cache::Cache;
 
 /// How pods are made.
@@ -67,8 +68,9 @@ impl KubernetesProvider {
     pub async fn new(
         settings: KubernetesSettings,
         cluster: ClusterId,
+        api: &ApiServer,
     ) -> Result<Self, kube::Error> {
-        let client = kube::Client::try_default().await?;
+        let client = api.client().await?;
         let site = Arc::new(Site {
             cluster,
             namespace: settings

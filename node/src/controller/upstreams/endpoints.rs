@@ -12,6 +12,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use raftserve_model::spec::KubernetesService;
 
 use crate::controller::chain;
+use crate::kubernetes::ApiServer;
 
 /// The pause before credentials are looked for again, where there are none.
 const NO_CLIENT_PAUSE: Duration = Duration::from_secs(10);
@@ -20,9 +21,13 @@ const NO_CLIENT_PAUSE: Duration = Duration::from_secs(10);
 const WATCH_SECS: u32 = 60;
 
 /// Tells the addresses now and whenever they change, for ever. While the API server is away, nothing is told.
-pub(super) async fn follow(service: KubernetesService, tell: impl Fn(BTreeSet<String>)) {
+pub(super) async fn follow(
+    api: ApiServer,
+    service: KubernetesService,
+    tell: impl Fn(BTreeSet<String>),
+) {
     let client = loop {
-        match kube::Client::try_default().await {
+        match api.client().await {
             Ok(client) => break client,
             Err(error) => {
                 tracing::warn!(service = service.name, error = %chain(&error), "no Kubernetes to ask for endpoints");
