@@ -249,15 +249,25 @@ impl<'a> Reign<'a> {
         let due = self
             .orphans_checked
             .is_none_or(|checked| checked.elapsed() >= ORPHAN_INTERVAL);
-        // At the start of a reign above all: what the former leader made must not seem to be missing.
-        if due && let Err(error) = self.controller.provider.refresh().await {
-            return Ok(Err(error));
+        let mut listed = false;
+        if due {
+            listed = match self.controller.provider.refresh().await {
+                Ok(()) => true,
+                // What the former leader made must not seem to be missing.
+                Err(error) if self.orphans_checked.is_none() => return Ok(Err(error)),
+                // What was seen before still holds as far as anybody knows. All else goes on.
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "cannot look for orphans");
+                    self.orphans_checked = Some(tokio::time::Instant::now());
+                    false
+                }
+            };
         }
         let observations = match self.controller.provider.observe().await {
             Ok(observations) => observations,
             Err(error) => return Ok(Err(error)),
         };
-        if due {
+        if listed {
             // What exists was listed first; read the log after it, so that nothing that the log
             // has come to know meanwhile looks like an orphan.
             self.controller

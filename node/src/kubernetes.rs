@@ -10,16 +10,24 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use kube::{Api, Client};
+use kube::client::ClientBuilder;
+use kube::{Api, Client, Config};
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
+use tower::timeout::TimeoutLayer;
 
 pub mod departure;
 pub mod endpoints;
 pub mod founding;
 pub mod scaling;
 
-/// The longest that one call to the API server may take; whoever calls tries again.
+/// The longest that connecting to the API server may take.
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+
+/// The longest that the head of an answer may take: an API server that is up is told by its own store within less.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// The longest that a call may take of those that peers make for themselves; whoever calls tries again.
 const CALL_MAX: Duration = Duration::from_secs(3);
 
 /// The way to the API server: one client for all of this process, made when it is first needed. Clones share it.
@@ -32,9 +40,21 @@ impl ApiServer {
     /// # Errors
     /// If there is neither. It is looked for again the next time.
     pub async fn client(&self) -> Result<Client, kube::Error> {
-        let client = self.0.get_or_try_init(Client::try_default).await?;
+        let client = self.0.get_or_try_init(connect).await?;
         Ok(client.clone())
     }
+}
+
+/// A client that waits for no answer for ever, as kube's own does: of an API server that is gone without a word,
+/// TCP tells after a quarter of an hour. What is watched or streamed may take its time once it has begun.
+async fn connect() -> Result<Client, kube::Error> {
+    client(Config::infer().await.map_err(kube::Error::InferConfig)?)
+}
+
+fn client(mut config: Config) -> Result<Client, kube::Error> {
+    config.connect_timeout = Some(CONNECT_MAX);
+    let client = ClientBuilder::try_from(config)?.with_layer(&TimeoutLayer::new(ANSWER_MAX));
+    Ok(client.build())
 }
 
 /// Why a call to the API server came to nothing.
@@ -188,6 +208,20 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_silent_api_server_is_not_waited_for_for_ever() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", silent.local_addr().unwrap());
+        let client = client(Config::new(url.parse().unwrap())).unwrap();
+        let pods: Api<Pod> = Api::namespaced(client, "ns");
+        let asked = tokio::spawn(async move { pods.get("p").await });
+        let (_connection, _) = silent.accept().await.unwrap();
+        // From here on, time passes as soon as nobody has anything else to do.
+        tokio::time::pause();
+        let error = asked.await.unwrap().unwrap_err();
+        assert!(matches!(error, kube::Error::Service(_)), "{error:?}");
+    }
 
     #[test]
     fn a_peer_is_known_by_the_ordinal_in_its_name() {

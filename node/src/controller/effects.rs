@@ -4,6 +4,8 @@
 //!
 //! Dropping this ends the tasks: every call of the provider may be dropped at any await.
 
+mod ledger;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,8 +15,10 @@ use raftserve_model::spec::ServiceSpec;
 use raftserve_model::{ReplicaId, ServiceId};
 use raftserve_store::State;
 use raftserve_store::state::{Phase, Replica, Service};
-use tokio::task::{self, JoinSet};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 
+use self::ledger::Ledger;
 use super::plan::Effect;
 use super::{PROPOSE_DEADLINE, chain};
 use crate::consensus::Consensus;
@@ -31,9 +35,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// The longest such pause, while what makes replicas is away.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// The most effects carried out at a time: each launch forks a process.
-const CONCURRENT_MAX: usize = 32;
-
 /// How long an orphan may take to stop: its own specification is no longer known.
 const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 
@@ -42,8 +43,8 @@ pub(super) struct Effects {
     provider: Arc<dyn Provider>,
     consensus: Consensus,
     lifeline: Option<PathBuf>,
-    running: JoinSet<Result<(), String>>,
-    in_flight: BTreeMap<Effect, task::Id>,
+    running: JoinSet<Done>,
+    ledger: Ledger,
     launch_failures: BTreeMap<ReplicaId, String>,
     stop_failures: BTreeMap<ReplicaId, String>,
     stopped: BTreeSet<ReplicaId>,
@@ -62,7 +63,7 @@ impl Effects {
             consensus,
             lifeline,
             running: JoinSet::new(),
-            in_flight: BTreeMap::new(),
+            ledger: Ledger::default(),
             launch_failures: BTreeMap::new(),
             stop_failures: BTreeMap::new(),
             stopped: BTreeSet::new(),
@@ -70,7 +71,8 @@ impl Effects {
         }
     }
 
-    /// Starts what is planned and not under way, and forgets what concerns replicas off the record.
+    /// Starts what is planned and not under way, ends launches that are planned no more, and forgets what concerns
+    /// replicas off the record.
     pub(super) fn start(&mut self, state: &State, effects: &BTreeSet<Effect>) {
         self.launch_failures
             .retain(|id, _| state.replica(*id).is_some());
@@ -80,6 +82,8 @@ impl Effects {
             replica.is_some_and(|replica| matches!(replica.phase, Phase::Stopping { .. }))
         });
         self.stopped.retain(|id| state.replica(*id).is_some());
+        self.ledger.keep(effects);
+        let now = Instant::now();
         for effect in effects {
             let (Effect::Ensure(id) | Effect::Stop(id)) = effect;
             let Some(replica) = state.replica(*id) else {
@@ -88,7 +92,7 @@ impl Effects {
             let Some(service) = state.service(id.service) else {
                 continue;
             };
-            if self.running.len() >= CONCURRENT_MAX || self.in_flight.contains_key(effect) {
+            if !self.ledger.lets_begin(effect, now) {
                 continue;
             }
             match effect {
@@ -115,7 +119,7 @@ impl Effects {
                 if state.service(id.service).is_none() && self.forgotten.insert(id.service) {
                     self.spawn(effect, Deed::Forget(id.service));
                 }
-            } else if self.running.len() < CONCURRENT_MAX && !self.in_flight.contains_key(&effect) {
+            } else if self.ledger.lets_begin(&effect, Instant::now()) {
                 tracing::warn!(replica = %observation.replica, "stopping a replica that is not on record");
                 let deed = Deed::Stop(observation.replica.clone(), ORPHAN_GRACE);
                 self.spawn(effect, deed);
@@ -123,17 +127,48 @@ impl Effects {
         }
     }
 
-    /// Waits until an effect has finished, and remembers what came of it. Never returns while none runs.
+    /// Waits until an effect has finished, and remembers what came of it, or until one that was put off is due.
     pub(super) async fn finished(&mut self) {
-        let (task, result) = match self.running.join_next_with_id().await {
-            Some(Ok((task, result))) => (task, result),
-            Some(Err(failed)) => (failed.id(), Err(format!("it ended badly: {failed}"))),
-            None => return std::future::pending().await,
+        let due = self.ledger.next_due(Instant::now());
+        let due = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due).await,
+                None => std::future::pending().await,
+            }
         };
-        let of_task = |(_, known): &(&Effect, &task::Id)| **known == task;
-        if let Some((effect, _)) = self.in_flight.iter().find(of_task) {
-            let effect = effect.clone();
-            self.remember(effect, result);
+        let next = async {
+            match self.running.join_next_with_id().await {
+                Some(next) => next,
+                None => std::future::pending().await,
+            }
+        };
+        let (task, done) = tokio::select! {
+            next = next => match next {
+                Ok(next) => next,
+                Err(failed) => (
+                    failed.id(),
+                    Done::Failed(format!("it ended badly: {failed}")),
+                ),
+            },
+            () = due => return,
+        };
+        match self.ledger.ended(task, &done, Instant::now()) {
+            Some(Effect::Ensure(id)) => {
+                if let Done::Failed(said) = done {
+                    self.launch_failures.insert(id, said);
+                }
+            }
+            Some(Effect::Stop(id)) => match done {
+                Done::Well => {
+                    self.stopped.insert(id);
+                }
+                Done::Failed(said) => {
+                    self.stop_failures.insert(id, said);
+                }
+                Done::NotNow => {}
+            },
+            // It was ended because nobody wants it.
+            None => {}
         }
     }
 
@@ -147,22 +182,6 @@ impl Effects {
 
     pub(super) fn stopped(&self) -> BTreeSet<ReplicaId> {
         self.stopped.clone()
-    }
-
-    fn remember(&mut self, effect: Effect, result: Result<(), String>) {
-        self.in_flight.remove(&effect);
-        match (effect, result) {
-            (Effect::Ensure(_), Ok(())) => {}
-            (Effect::Ensure(id), Err(said)) => {
-                self.launch_failures.insert(id, said);
-            }
-            (Effect::Stop(id), Ok(())) => {
-                self.stopped.insert(id);
-            }
-            (Effect::Stop(id), Err(said)) => {
-                self.stop_failures.insert(id, said);
-            }
-        }
     }
 
     fn launch(&mut self, effect: Effect, service: &Service, replica: &Replica) {
@@ -190,8 +209,17 @@ impl Effects {
             consensus: self.consensus.clone(),
         };
         let task = self.running.spawn(async move { hand.done(deed).await });
-        self.in_flight.insert(effect, task.id());
+        self.ledger.begun(effect, task);
     }
+}
+
+/// What came of an effect.
+pub(super) enum Done {
+    Well,
+    /// Several times, with what was said last.
+    Failed(String),
+    /// Whoever would carry it out is away, or refuses for now.
+    NotNow,
 }
 
 /// A deed with all that it needs.
@@ -208,21 +236,19 @@ struct Hand {
 }
 
 impl Hand {
-    /// Tries up to [`TRIES`] times, and tells what was said last; where nobody answers, for as long as it takes. A
-    /// tombstone counts as done: what exists will say so, and the plan follows from that.
-    async fn done(self, deed: Deed) -> Result<(), String> {
+    /// Tries up to [`TRIES`] times, but for what cannot be done now: that keeps no place while it waits. A tombstone
+    /// counts as done: what exists will say so, and the plan follows from that.
+    async fn done(self, deed: Deed) -> Done {
         let mut pause = RETRY_PAUSE;
         let mut tries_left = TRIES;
         loop {
             match self.tried(&deed).await {
-                Ok(()) | Err(ProviderError::Tombstoned(_)) => return Ok(()),
+                Ok(()) | Err(ProviderError::Tombstoned(_)) => return Done::Well,
                 Err(ProviderError::Unavailable { doing, reason }) => {
                     tracing::warn!("cannot {doing}, and will try again: {reason}");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(RETRY_PAUSE_MAX);
-                    continue;
+                    return Done::NotNow;
                 }
-                Err(error) if tries_left == 1 => return Err(chain(&error)),
+                Err(error) if tries_left == 1 => return Done::Failed(chain(&error)),
                 Err(error) => tracing::warn!(error = %chain(&error), "will try again"),
             }
             tries_left -= 1;
