@@ -40,6 +40,10 @@ pub struct NodeConfig {
     pub proxy_listen: SocketAddr,
     /// Which code carries HTTP/1.1 requests.
     pub http1_path: Http1Path,
+    /// How long a client's connection lasts.
+    pub connection_age: Duration,
+    /// How long the requests of an HTTP/2 connection of that age may still run, if not to their end.
+    pub connection_age_grace: Option<Duration>,
     /// Where it comes in with TLS, and with which certificates.
     pub tls: Option<TlsListen>,
     /// The certificates by which peers know each other and clients know this one.
@@ -228,6 +232,8 @@ impl TryFrom<NodeArgs> for NodeConfig {
                 Http1Choice::Fast => Http1Path::Fast,
                 Http1Choice::Hyper => Http1Path::Hyper,
             },
+            connection_age: args.connection_age,
+            connection_age_grace: args.connection_age_grace,
             cert_dir: args.cert_dir,
             credentials_dir: args.credentials_dir,
             login_lifetime: args.login_lifetime,

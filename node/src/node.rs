@@ -426,6 +426,8 @@ impl Parts {
             ProxyConfig {
                 listen: config.proxy_listen,
                 http1_path: config.http1_path,
+                connection_age: Some(config.connection_age),
+                connection_age_grace: config.connection_age_grace,
                 access_log: config.access_log.as_deref().map(access_log).transpose()?,
                 tls: config.tls.clone(),
                 ..ProxyConfig::default()

@@ -131,6 +131,13 @@ pub struct NodeArgs {
     /// Which code carries HTTP/1.1 requests. What clients and replicas see is the same.
     #[arg(long, value_name = "PATH", value_enum, default_value_t = Http1Choice::Fast)]
     pub http1_path: Http1Choice,
+    /// How long a client's connection lasts, such as 10s or 2h, give or take a tenth. HTTP/2 is then told by GOAWAY, HTTP/1
+    /// with its next answer, and no request is cut: so clients that stay connected spread anew over the peers.
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = durations::parse)]
+    pub connection_age: Duration,
+    /// How long the requests of an HTTP/2 connection of that age may still run; to their end by default.
+    #[arg(long, value_name = "DURATION", value_parser = durations::parse)]
+    pub connection_age_grace: Option<Duration>,
     /// Serve TLS too, with the certificates of this directory: NAME.crt with NAME.key (PEM), as many as there are, and
     /// those of directories in it. Which one a client gets depends on the name that it asks for. Files that change are
     /// read again; if they cannot be used, the ones before stay.
