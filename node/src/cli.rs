@@ -15,6 +15,7 @@ mod context;
 mod contexts;
 mod down;
 mod durations;
+mod entrance;
 mod events;
 mod failure;
 mod fetch;

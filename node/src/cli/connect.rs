@@ -14,7 +14,7 @@ use tonic::{Code, Request, Response, Status};
 use super::args::Target;
 use super::contexts::{Context, Contexts, Token};
 use super::failure::{Exit, Failure};
-use super::kubectl::{self, Forward};
+use super::kubectl::{self, Forward, Release};
 use super::tls::{self, Connector, Tls};
 use crate::admin::errors::Reason;
 use crate::admin::v1;
@@ -162,7 +162,7 @@ pub(super) struct Servers {
     current: usize,
     link: Option<Link>,
     /// Held for as long as peers are asked.
-    _forward: Option<Forward>,
+    forward: Option<Forward>,
 }
 
 impl Servers {
@@ -172,7 +172,7 @@ impl Servers {
             context, forward, ..
         } = resolve(target)?;
         Ok(Self {
-            _forward: forward,
+            forward,
             ..Self::of(&context)?
         })
     }
@@ -193,8 +193,13 @@ impl Servers {
             credential: Credential::new(token)?,
             current: 0,
             link: None,
-            _forward: None,
+            forward: None,
         })
+    }
+
+    /// The release that is asked, if `kubectl` found it.
+    pub(super) fn release(&self) -> Option<&Release> {
+        Some(&self.forward.as_ref()?.release)
     }
 
     /// Makes a call that may be repeated: a read, or a write with a request id. Each peer is asked in

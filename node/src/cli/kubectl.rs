@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::contexts::{Context, Token};
+use super::entrance::Entrance;
 use super::failure::{Exit, Failure};
 
 /// How long one answer of the API server may take.
@@ -68,6 +69,10 @@ pub(super) struct Release {
     certificates: Option<String>,
     /// The Secret with their credentials.
     credentials: Option<String>,
+    /// Which pods are its peers, as a selector.
+    peers: String,
+    /// Whether its peers were told which host the URLs of services name.
+    advertises: bool,
 }
 
 impl Release {
@@ -84,7 +89,21 @@ impl Release {
             let projected = it["projected"]["sources"][0]["secret"]["name"].as_str();
             projected.or_else(|| it["secret"]["secretName"].as_str())
         });
+        let labels = item["spec"]["selector"]["matchLabels"].as_object();
+        let labels = labels.into_iter().flatten();
+        let peers: Vec<String> = labels
+            .map(|(label, value)| format!("{label}={}", value.as_str().unwrap_or_default()))
+            .collect();
+        let arguments = &item["spec"]["template"]["spec"]["containers"][0]["args"];
+        let advertises = |argument: &Value| {
+            let argument = argument.as_str();
+            argument.is_some_and(|argument| argument.starts_with("--advertise-host"))
+        };
         Some(Self {
+            peers: peers.join(","),
+            advertises: arguments
+                .as_array()
+                .is_some_and(|all| all.iter().any(advertises)),
             namespace: item["metadata"]["namespace"].as_str()?.to_owned(),
             name: item["metadata"]["name"].as_str()?.to_owned(),
             certificates: certificates.map(str::to_owned),
@@ -104,6 +123,29 @@ impl Release {
         String::from_utf8(bytes)
             .ok()
             .filter(|text| !text.is_empty())
+    }
+
+    /// Where requests to its services come in; none if its peers know better, or it cannot be seen.
+    pub(super) fn entrance(&self) -> Option<Entrance> {
+        if self.advertises {
+            return None;
+        }
+        let here = ["--namespace", &self.namespace];
+        let service = get(&[&["service", &self.name][..], &here].concat()).ok()?;
+        let pods = get(&[&["pods", "--selector", &self.peers][..], &here].concat());
+        let pods = pods.unwrap_or_default();
+        Entrance::read(
+            &service,
+            pods["items"].as_array().map_or(&[], Vec::as_slice),
+        )
+    }
+
+    /// How a port of it is had where no pod runs.
+    pub(super) fn forwarding(&self) -> String {
+        format!(
+            "kubectl --namespace {} port-forward service/{}",
+            self.namespace, self.name
+        )
     }
 
     /// Forwards a port of this host to one of the release's peers, and says how to come in there.
@@ -127,23 +169,23 @@ impl Release {
     }
 }
 
-/// The release in the Kubernetes context that is in use; none if there is no such context.
+/// The release in the Kubernetes context that is in use: the one of the context's namespace if there is one, else the
+/// only one that there is; none if there is none.
 ///
 /// # Errors
 /// If there are several.
 pub(super) fn find() -> Result<Option<Release>, Failure> {
     let everywhere = ["statefulsets", "--selector", RELEASES, "--all-namespaces"];
-    let found = match get(&everywhere) {
+    let at_home = &everywhere[..3];
+    let mut releases = match releases(at_home) {
         Ok(found) => found,
         Err(Refused::NoProgram) => return Ok(None),
-        // Those who may not look everywhere may look at home.
-        Err(Refused::Said(_)) => match get(&everywhere[..3]) {
-            Ok(found) => found,
-            Err(_) => return Ok(None),
-        },
+        Err(Refused::Said(_)) => Vec::new(),
     };
-    let items = found["items"].as_array().map_or(&[][..], Vec::as_slice);
-    let mut releases: Vec<Release> = items.iter().filter_map(Release::read).collect();
+    if releases.is_empty() {
+        // Not everybody may look everywhere.
+        releases = self::releases(&everywhere).unwrap_or_default();
+    }
     match releases.len() {
         0 => Ok(None),
         1 => Ok(releases.pop()),
@@ -153,14 +195,24 @@ pub(super) fn find() -> Result<Option<Release>, Failure> {
                 Exit::Usage,
                 format!("this Kubernetes cluster has several releases: {}", shown.join(", ")),
             )
-            .remedy("forward a port to the one that you mean with `kubectl port-forward`, and name it with --server"))
+            .remedy("say which one with `kubectl config set-context --current --namespace NAMESPACE`, or forward a port to it with `kubectl port-forward` and name that with --server"))
         }
     }
 }
 
+fn releases(of: &[&str]) -> Result<Vec<Release>, Refused> {
+    let found = get(of)?;
+    let items = found["items"].as_array().map_or(&[][..], Vec::as_slice);
+    Ok(items.iter().filter_map(Release::read).collect())
+}
+
 /// Keeps a port of this host forwarded, until dropped, or until this process ends in any way.
 #[derive(Debug)]
-pub(super) struct Forward(Child);
+pub(super) struct Forward {
+    child: Child,
+    /// To which release.
+    pub(super) release: Release,
+}
 
 /// Ends `kubectl` when standard input ends, as it does with the process that holds its other end.
 const KEEPER: &str = "kubectl \"$@\" & child=$!; exec 1>&-; read -r _; kill $child";
@@ -185,7 +237,10 @@ impl Forward {
             .spawn()
             .map_err(|error| failed(&error.to_string()))?;
         let stdout = child.stdout.take();
-        let forward = Self(child);
+        let forward = Self {
+            child,
+            release: release.clone(),
+        };
         let stdout = stdout.ok_or_else(|| failed("its output is not there"))?;
         let (said, told) = mpsc::sync_channel(1);
         std::thread::spawn(move || {
@@ -204,8 +259,8 @@ impl Forward {
 
 impl Drop for Forward {
     fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        let _ = self.0.wait();
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
     }
 }
 
@@ -250,17 +305,25 @@ mod tests {
     fn a_release_says_where_its_secrets_are() {
         let item = json!({
             "metadata": {"name": "prod", "namespace": "serving"},
-            "spec": {"template": {"spec": {"volumes": [
-                {"name": "certificates", "secret": {"secretName": "prod-certificates"}},
-                {"name": "credentials", "projected": {"sources": [
-                    {"secret": {"name": "prod-credentials"}}, {"secret": {"name": "x"}},
-                ]}},
-            ]}}},
+            "spec": {
+                "selector": {"matchLabels": {"app": "raftserve", "of": "prod"}},
+                "template": {"spec": {
+                    "containers": [{"args": ["node", "--advertise-host=a.example.com"]}],
+                    "volumes": [
+                        {"name": "certificates", "secret": {"secretName": "prod-certificates"}},
+                        {"name": "credentials", "projected": {"sources": [
+                            {"secret": {"name": "prod-credentials"}}, {"secret": {"name": "x"}},
+                        ]}},
+                    ],
+                }},
+            },
         });
         let release = Release::read(&item).unwrap();
         assert_eq!(release.shown(), "prod in namespace serving");
         assert_eq!(release.certificates.as_deref(), Some("prod-certificates"));
         assert_eq!(release.credentials.as_deref(), Some("prod-credentials"));
+        assert_eq!(release.peers, "app=raftserve,of=prod");
+        assert!(release.advertises);
         assert_eq!(Release::read(&json!({})), None);
     }
 

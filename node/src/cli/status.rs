@@ -8,6 +8,7 @@ use super::args::{Format, StatusArgs};
 use super::connect::Servers;
 use super::durations::brief;
 use super::failure::{Exit, Failure};
+use super::kubectl::Release;
 use super::paint::{Paint, Tone, status_tone};
 use super::table::Table;
 use super::{fetch, output, shape};
@@ -24,8 +25,24 @@ const REPLICAS_SHOWN: usize = 10;
 pub(super) async fn run(args: StatusArgs) -> Result<(), Failure> {
     let mut servers = Servers::new(&args.target)?;
     let all = fetch::services(&mut servers, args.stale).await?;
-    let services = fetch::select(all, &args.names)?;
+    let mut services = fetch::select(all, &args.names)?;
+    let release = servers.release();
+    let entrance = release.and_then(Release::entrance);
+    for service in &mut services {
+        let outside = entrance
+            .as_ref()
+            .and_then(|entrance| entrance.url(&service.name, &service.endpoint));
+        service.endpoint = outside.unwrap_or_else(|| std::mem::take(&mut service.endpoint));
+    }
     if args.endpoint {
+        if let (Some(release), Some(entrance)) = (release, &entrance)
+            && entrance.inside_only
+        {
+            eprintln!(
+                "Only pods come in there; from here: {} PORT",
+                release.forwarding()
+            );
+        }
         return print_endpoint(&services, args.output.output);
     }
     let name = match services.as_slice() {

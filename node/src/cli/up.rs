@@ -7,6 +7,7 @@ use super::confirm::confirm;
 use super::connect::Servers;
 use super::failure::Failure;
 use super::fetch::services_client;
+use super::kubectl::Release;
 use super::output;
 use super::progress::{self, Goal};
 use super::source::{Given, Source};
@@ -39,7 +40,10 @@ pub(super) async fn up(args: UpArgs) -> Result<(), Failure> {
     // What was shown is what is done, whatever the YAML's name rules say next.
     request.name = planned.name;
     request.request_id = Some(servers.request_id().await?);
-    let put = apply(&mut servers, &source, &request).await?;
+    let mut put = apply(&mut servers, &source, &request).await?;
+    let entrance = servers.release().and_then(Release::entrance);
+    let outside = entrance.and_then(|entrance| entrance.url(&put.name, &put.endpoint));
+    put.endpoint = outside.unwrap_or(put.endpoint);
     if !args.waiting.no_wait {
         let goal = Goal::Ready {
             service_id: put.service_id,
