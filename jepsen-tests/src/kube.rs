@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde_json::Value;
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -109,18 +110,32 @@ impl Kube {
         Ok(Some(kube))
     }
 
-    async fn run<S: AsRef<OsStr>>(&self, program: &str, args: &[S]) -> anyhow::Result<String> {
+    async fn run<S: AsRef<OsStr>>(
+        &self,
+        program: &str,
+        args: &[S],
+        input: Option<&str>,
+    ) -> anyhow::Result<String> {
         let mut command = Command::new(program);
         command
             .args(args)
             .env("KUBECONFIG", &self.config)
-            .stdin(Stdio::null())
+            .stdin(input.map_or_else(Stdio::null, |_| Stdio::piped()))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .kill_on_drop(true);
         let shown = || {
             let args = args.iter().map(|arg| arg.as_ref().to_string_lossy());
             format!("{program} {}", args.collect::<Vec<_>>().join(" "))
         };
-        let output = timeout(COMMAND_TIME_MAX, command.output())
+        let ran = async {
+            let mut child = command.spawn()?;
+            if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
+                stdin.write_all(input.as_bytes()).await?;
+            }
+            child.wait_with_output().await
+        };
+        let output = timeout(COMMAND_TIME_MAX, ran)
             .await
             .with_context(|| format!("{} takes more than {COMMAND_TIME_MAX:?}", shown()))?
             .with_context(|| format!("cannot run {program}"))?;
@@ -135,7 +150,7 @@ impl Kube {
     /// # Errors
     /// If it fails, with what it said.
     pub async fn kubectl<S: AsRef<OsStr>>(&self, args: &[S]) -> anyhow::Result<String> {
-        self.run("kubectl", args).await
+        self.run("kubectl", args, None).await
     }
 
     /// Runs `helm` to its end.
@@ -143,21 +158,38 @@ impl Kube {
     /// # Errors
     /// If it fails, with what it said.
     pub async fn helm<S: AsRef<OsStr>>(&self, args: &[S]) -> anyhow::Result<String> {
-        self.run("helm", args).await
+        self.run("helm", args, None).await
     }
 
-    /// A namespace that is empty and new, for the test `name`. It stays when the test fails, to be looked at.
+    /// Where the configuration of the cluster is.
+    #[must_use]
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// A namespace that is empty and new, for the test `name`, and lets in only pods that pass Pod Security `restricted`. It
+    /// stays when the test fails, to be looked at.
     ///
     /// # Errors
     /// If it cannot be had.
     pub async fn namespace(&self, name: &str) -> anyhow::Result<Namespace> {
+        let namespace = self.open_namespace(name).await?;
+        // The chart claims to pass it, so it must.
+        let level = "pod-security.kubernetes.io/enforce=restricted";
+        self.kubectl(&["label", "namespace", &namespace.name, level])
+            .await?;
+        Ok(namespace)
+    }
+
+    /// The same, for pods of any kind.
+    ///
+    /// # Errors
+    /// If it cannot be had.
+    pub async fn open_namespace(&self, name: &str) -> anyhow::Result<Namespace> {
         let name = format!("raftserve-test-{name}");
         self.kubectl(&["delete", "namespace", &name, "--ignore-not-found", "--wait"])
             .await?;
         self.kubectl(&["create", "namespace", &name]).await?;
-        // The chart claims to pass it, so it must.
-        let level = "pod-security.kubernetes.io/enforce=restricted";
-        self.kubectl(&["label", "namespace", &name, level]).await?;
         Ok(Namespace {
             kube: self.clone(),
             name,
@@ -235,19 +267,65 @@ impl Namespace {
         self.kube.helm(&[&["-n", &self.name], args].concat()).await
     }
 
+    /// The cluster that it is of.
+    #[must_use]
+    pub fn kube(&self) -> &Kube {
+        &self.kube
+    }
+
+    /// Creates objects, or changes them, from their JSON.
+    ///
+    /// # Errors
+    /// As [`Kube::kubectl`].
+    pub async fn apply(&self, objects: &Value) -> anyhow::Result<()> {
+        let args = ["-n", &self.name, "apply", "-f", "-"];
+        let objects = objects.to_string();
+        let applied = self.kube.run("kubectl", &args, Some(&objects)).await;
+        applied.map(drop)
+    }
+
+    /// All objects of a kind that `selector` finds, as JSON, by name.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub async fn objects(&self, kind: &str, selector: &str) -> anyhow::Result<Vec<Value>> {
+        let text = self
+            .kubectl(&["get", kind, "-l", selector, "-o", "json"])
+            .await?;
+        let mut list: Value = serde_json::from_str(&text)?;
+        let Value::Array(mut items) = list["items"].take() else {
+            bail!("no list of {kind}: {list}");
+        };
+        items.sort_by_key(|item| item["metadata"]["name"].to_string());
+        Ok(items)
+    }
+
     /// The pods that `selector` finds, by name.
     ///
     /// # Errors
     /// If they cannot be read.
     pub async fn pods(&self, selector: &str) -> anyhow::Result<Vec<Pod>> {
-        let text = self
-            .kubectl(&["get", "pods", "-l", selector, "-o", "json"])
+        let items = self.objects("pods", selector).await?;
+        Ok(items.iter().map(pod).collect())
+    }
+
+    /// A configuration for `kubectl`, put into `folder`, whose context is this namespace.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub async fn context(&self, folder: &Path) -> anyhow::Result<PathBuf> {
+        let view = ["config", "view", "--raw", "--flatten", "--minify"];
+        let text = self.kube.kubectl(&view).await?;
+        let config = folder.join(format!("{}.kubeconfig", self.name));
+        tokio::fs::write(&config, text).await?;
+        let here = Kube {
+            config: config.clone(),
+            ..self.kube.clone()
+        };
+        let namespace = format!("--namespace={}", self.name);
+        here.kubectl(&["config", "set-context", "--current", &namespace])
             .await?;
-        let list: Value = serde_json::from_str(&text)?;
-        let items = list["items"].as_array().context("no list of pods")?;
-        let mut pods: Vec<Pod> = items.iter().map(pod).collect();
-        pods.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(pods)
+        Ok(config)
     }
 
     /// A path on a pod's port, read through the API server, so that it works wherever the tests run.

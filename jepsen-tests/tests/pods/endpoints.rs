@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use jepsen_tests::kube::Namespace;
 use jepsen_tests::wait;
 use serde_json::json;
 
-use crate::stage::{Namespace, SETTLE, ask, ready};
+use crate::stage::{SETTLE, ask, on_namespace, peers, ready};
 
 /// How soon a new pod is to get traffic after its Service has it, and one that goes none any more.
 const FOLLOWED_WITHIN: Duration = Duration::from_secs(1);
@@ -42,72 +43,60 @@ fn objects(replicas: u32) -> serde_json::Value {
     ] })
 }
 
-impl Namespace {
-    /// The addresses that the Service has ready.
-    async fn endpoints(&self) -> anyhow::Result<usize> {
-        let slices = self
-            .kubectl(&[
-                "get",
-                "endpointslices",
-                "-l",
-                "kubernetes.io/service-name=theirs",
-                "-o",
-                "json",
-            ])
-            .await?;
-        let slices: serde_json::Value = serde_json::from_str(&slices)?;
-        let slices = slices["items"].as_array().cloned().unwrap_or_default();
-        let ready = slices
-            .iter()
-            .flat_map(|slice| slice["endpoints"].as_array().cloned().unwrap_or_default());
-        Ok(ready.filter(|it| it["conditions"]["ready"] == true).count())
-    }
+/// The addresses that the Service has ready.
+async fn endpoints(namespace: &Namespace) -> anyhow::Result<usize> {
+    let of = "kubernetes.io/service-name=theirs";
+    let slices = namespace.objects("endpointslices", of).await?;
+    let ready = slices
+        .iter()
+        .flat_map(|slice| slice["endpoints"].as_array().cloned().unwrap_or_default());
+    Ok(ready.filter(|it| it["conditions"]["ready"] == true).count())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn traffic_follows_the_ready_endpoints_of_a_service() -> anyhow::Result<()> {
-    let Some(namespace) = Namespace::create("endpoints").await? else {
-        return Ok(());
-    };
-    let cluster = namespace.peers(1).await?;
-    namespace.apply(&cluster, &objects(1)).await?;
-    let yaml = STATIC.replace("NAME.NAMESPACE", &format!("theirs.{}", namespace.name));
-    cluster.admin(0).apply(&yaml).await?;
-    ready(&cluster, 1).await?;
-    ask(&cluster, 0).await?;
-    for replicas in [3, 1] {
-        let scale = format!("--replicas={replicas}");
-        namespace
-            .kubectl(&["scale", "deployment", "theirs", &scale])
+    on_namespace("endpoints", async |namespace| {
+        let cluster = peers(namespace, 1).await?;
+        namespace.apply(&objects(1)).await?;
+        let yaml = STATIC.replace("NAME.NAMESPACE", &format!("theirs.{}", namespace.name));
+        cluster.admin(0).apply(&yaml).await?;
+        ready(&cluster, 1).await?;
+        ask(&cluster, 0).await?;
+        for replicas in [3, 1] {
+            let scale = format!("--replicas={replicas}");
+            namespace
+                .kubectl(&["scale", "deployment", "theirs", &scale])
+                .await?;
+            wait::until("the Service's endpoints", SETTLE, async || {
+                // Whatever the Service goes through, nobody's request fails.
+                let answered = ask(&cluster, 0).await;
+                assert!(answered.is_ok(), "{answered:?}");
+                let endpoints = endpoints(namespace).await?;
+                ensure!(endpoints == replicas, "{endpoints}");
+                Ok(())
+            })
             .await?;
-        wait::until("the Service's endpoints", SETTLE, async || {
-            // Whatever the Service goes through, nobody's request fails.
-            let answered = ask(&cluster, 0).await;
-            assert!(answered.is_ok(), "{answered:?}");
-            let endpoints = namespace.endpoints().await?;
-            ensure!(endpoints == replicas, "{endpoints}");
-            Ok(())
-        })
-        .await?;
-        let told = Instant::now();
-        let mut last: Vec<String> = Vec::new();
-        wait::until("as many that answer", SETTLE, async || {
-            last.push(ask(&cluster, 0).await?);
-            let newest = last.len().saturating_sub(10);
-            let answering: BTreeSet<&String> = last[newest..].iter().collect();
+            let told = Instant::now();
+            let mut last: Vec<String> = Vec::new();
+            wait::until("as many that answer", SETTLE, async || {
+                last.push(ask(&cluster, 0).await?);
+                let newest = last.len().saturating_sub(10);
+                let answering: BTreeSet<&String> = last[newest..].iter().collect();
+                ensure!(
+                    last.len() >= 10 && answering.len() == replicas,
+                    "{answering:?}"
+                );
+                Ok(())
+            })
+            .await?;
             ensure!(
-                last.len() >= 10 && answering.len() == replicas,
-                "{answering:?}"
+                told.elapsed() <= FOLLOWED_WITHIN,
+                "after {:?}",
+                told.elapsed()
             );
-            Ok(())
-        })
-        .await?;
-        ensure!(
-            told.elapsed() <= FOLLOWED_WITHIN,
-            "after {:?}",
-            told.elapsed()
-        );
-    }
-    cluster.pass();
-    Ok(())
+        }
+        cluster.pass();
+        Ok(())
+    })
+    .await
 }

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use jepsen_tests::admin::v1::ReplicaStatus;
 use jepsen_tests::wait;
 
-use crate::stage::{Namespace, SETTLE, service};
+use crate::stage::{SETTLE, on_namespace, peers, service};
 
 /// How soon after the API server knows of it a reason is to be told.
 const TOLD_WITHIN: Duration = Duration::from_secs(2);
@@ -19,35 +19,36 @@ async fn told(
     in_status: &str,
     status: ReplicaStatus,
 ) -> anyhow::Result<()> {
-    let Some(namespace) = Namespace::create(test).await? else {
-        return Ok(());
-    };
-    let cluster = namespace.peers(1).await?;
-    let yaml = service("web", 1).replace("{ports: 8080}", &format!("{{ports: 8080, {resources}}}"));
-    cluster.admin(0).apply(&yaml).await?;
-    wait::until("the API server's word", SETTLE, async || {
-        let pods = serde_json::to_string(&namespace.pods().await?)?;
-        ensure!(pods.contains(in_pod), "{pods}");
+    on_namespace(test, async |namespace| {
+        let cluster = peers(namespace, 1).await?;
+        let yaml =
+            service("web", 1).replace("{ports: 8080}", &format!("{{ports: 8080, {resources}}}"));
+        cluster.admin(0).apply(&yaml).await?;
+        wait::until("the API server's word", SETTLE, async || {
+            let pods = serde_json::to_string(&namespace.objects("pods", "").await?)?;
+            ensure!(pods.contains(in_pod), "{pods}");
+            Ok(())
+        })
+        .await?;
+        let known = Instant::now();
+        wait::until("the replica's reason", SETTLE, async || {
+            let replicas = cluster.admin(0).replicas().await?;
+            let right = |it: &jepsen_tests::admin::v1::Replica| {
+                it.status() == status && it.reason.contains(in_status)
+            };
+            ensure!(replicas.iter().any(right), "{replicas:?}");
+            Ok(())
+        })
+        .await?;
+        ensure!(
+            known.elapsed() <= TOLD_WITHIN,
+            "told after {:?}",
+            known.elapsed()
+        );
+        cluster.pass();
         Ok(())
     })
-    .await?;
-    let known = Instant::now();
-    wait::until("the replica's reason", SETTLE, async || {
-        let replicas = cluster.admin(0).replicas().await?;
-        let right = |it: &jepsen_tests::admin::v1::Replica| {
-            it.status() == status && it.reason.contains(in_status)
-        };
-        ensure!(replicas.iter().any(right), "{replicas:?}");
-        Ok(())
-    })
-    .await?;
-    ensure!(
-        known.elapsed() <= TOLD_WITHIN,
-        "told after {:?}",
-        known.elapsed()
-    );
-    cluster.pass();
-    Ok(())
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
