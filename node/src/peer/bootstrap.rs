@@ -77,6 +77,18 @@ pub enum BootstrapError {
         /// Why.
         reason: String,
     },
+    /// There is a cluster, and most of its volumes are not where they should be.
+    #[error(
+        "{empty} of the {named} peers that began a cluster, this one among them, have empty data directories, and those \
+         that are left have no quorum: bring the lost volumes back, or start the cluster again from one that is left with \
+         `raftserve cluster recover`, as docs/runbooks/lost-majority.md says"
+    )]
+    MajorityLost {
+        /// How many have nothing, this one among them.
+        empty: usize,
+        /// How many were named.
+        named: usize,
+    },
     /// It was a member, and is none any more.
     #[error(
         "peer {node} was removed from cluster {cluster}, and neither it nor its data directory may come back: empty {} \

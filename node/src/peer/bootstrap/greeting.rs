@@ -66,6 +66,15 @@ pub(super) fn strangers_only(answers: &[Answer], mine: ClusterId) -> Option<(Str
     agreed.then(|| (name.clone(), theirs))
 }
 
+/// How many of those named have empty directories, the one who asks among them, if that is most of them while a cluster is
+/// known: so many volumes are lost that it will have no quorum again.
+pub(super) fn majority_lost(answers: &[Answer]) -> Option<usize> {
+    let pristine = |(_, answer): &&Answer| matches!(answer, Ok(Standing::Pristine { .. }));
+    let empty = 1 + answers.iter().filter(pristine).count();
+    let named = 1 + answers.len();
+    (knows_a_cluster(answers) && 2 * empty > named).then_some(empty)
+}
+
 pub(super) fn missing(answers: &[Answer]) -> String {
     let silent: Vec<String> = answers
         .iter()
@@ -162,6 +171,25 @@ mod tests {
             initialised: true,
         };
         ("p:1".to_owned(), Ok(standing))
+    }
+
+    #[test]
+    fn most_volumes_are_lost_where_most_are_empty_beside_a_member() {
+        let silent = || ("p:2".to_owned(), Err("it does not answer".to_owned()));
+        let pristine = || ("p:3".to_owned(), Ok(Standing::Pristine { nonce: 7 }));
+        let lost = |answers: &[Answer]| majority_lost(answers);
+        assert_eq!(lost(&[member(MINE), pristine()]), Some(2));
+        let three = [member(MINE), silent(), pristine(), pristine()];
+        assert_eq!(lost(&three), Some(3));
+        for fine in [
+            vec![member(MINE), member(MINE)],
+            vec![member(MINE), silent()],
+            vec![member(MINE), silent(), silent(), pristine()],
+            // A first install.
+            vec![pristine(), pristine()],
+        ] {
+            assert_eq!(lost(&fine), None, "{fine:?}");
+        }
     }
 
     #[test]

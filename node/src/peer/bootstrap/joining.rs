@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::greeting::{Teller, ask_to_join};
+use super::greeting::{Teller, ask_to_join, majority_lost};
 use super::{BootstrapError, Cradle, ROUND};
 use crate::peer::store::Identity;
 use crate::peer::wire::{JoinReply, JoinRequest};
@@ -14,7 +14,7 @@ const LONG: Duration = Duration::from_secs(30);
 
 /// What is to be done about a cluster that will never have one again.
 const RECOVER: &str = "; if the volumes of most of its voters are lost, start it again from one that is left with \
-                       `raftserve cluster recover`";
+                       `raftserve cluster recover`, as docs/runbooks/lost-majority.md says";
 
 impl Cradle {
     /// Asks the peers at `places` in turn until the cluster gives this peer an id, and keeps it on disk. A crash
@@ -52,7 +52,15 @@ impl Cradle {
                     }
                 }
             }
-            let advice = if began.elapsed() > LONG { RECOVER } else { "" };
+            let is_long = began.elapsed() > LONG;
+            // Those that it can be known of are those that began with it. Started again, it looks again.
+            if is_long && places == self.names {
+                let named = self.names.len();
+                if let Some(empty) = majority_lost(&self.greet_all().await) {
+                    return Err(BootstrapError::MajorityLost { empty, named });
+                }
+            }
+            let advice = if is_long { RECOVER } else { "" };
             teller.tell(|| {
                 let asked = obstacles.join(", ");
                 format!("waiting to join a cluster, asked: {asked}{advice}")
