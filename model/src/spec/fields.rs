@@ -344,6 +344,17 @@ pub const SECTIONS: &[Section] = &[
     ROUTE,
 ];
 
+/// What to do in place of a field that is not built, where there is something.
+pub(super) fn instead(path: &str) -> Option<&'static str> {
+    match path {
+        "workdir" | "file_mounts" | "file_mounts_mapping" | "volume_mounts" => Some(
+            "put the files into the image (resources.image_id), fetch them in setup, from a bucket too, or on Kubernetes mount \
+             a claim by volumes, or a ConfigMap by config.kubernetes.pod_config",
+        ),
+        _ => None,
+    }
+}
+
 /// What a misspelt or misplaced `name` in `section` was probably meant to be.
 pub(super) fn suggestion(section: &Section, name: &str) -> Option<String> {
     let folded = name.to_ascii_lowercase().replace('-', "_");

@@ -138,7 +138,7 @@ impl Reader {
             path,
             mark,
             format!("{path} is valid in SkyServe, but raftserve does not support it yet"),
-            "remove it",
+            fields::instead(path).unwrap_or("remove it"),
         );
     }
 
