@@ -317,6 +317,11 @@ pub trait Provider: Send + Sync + 'static {
         BTreeMap::new()
     }
 
+    /// What keeps this peer from seeing or making anything at all, and what to do about it.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
     /// All that exists for this cluster, in the order of the keys.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! pull `docker.io/library/python:3.11-slim`; each test has a namespace of its own. The tests share the cluster and go
 //! one after the other: `cargo test -p jepsen-tests --test pods -- --test-threads=1`.
 
+mod away;
 mod endpoints;
 mod faults;
 mod orphans;

@@ -52,6 +52,43 @@ async fn told(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_pod_security_refuses_it_is_told_and_it_comes_up_once_it_may() -> anyhow::Result<()> {
+    on_namespace("security", async |namespace| {
+        let level = "pod-security.kubernetes.io/enforce";
+        let kube = namespace.kube();
+        let restricted = format!("{level}=restricted");
+        kube.kubectl(&["label", "namespace", &namespace.name, &restricted])
+            .await?;
+        let cluster = peers(namespace, 1).await?;
+        cluster.admin(0).apply(&service("web", 1)).await?;
+        wait::until("the refusal", SETTLE, async || {
+            let replicas = cluster.admin(0).replicas().await?;
+            let told = |it: &jepsen_tests::admin::v1::Replica| {
+                it.status() == ReplicaStatus::FailedProvision
+                    && it.reason.contains("violates PodSecurity")
+                    && it.reason.contains("provider.namespace")
+            };
+            ensure!(replicas.iter().any(told), "{replicas:?}");
+            Ok(())
+        })
+        .await?;
+        let unlabel = format!("{level}-");
+        kube.kubectl(&["label", "namespace", &namespace.name, &unlabel])
+            .await?;
+        wait::until("a ready replica", SETTLE, async || {
+            let replicas = cluster.admin(0).replicas().await?;
+            let ready = |it: &jepsen_tests::admin::v1::Replica| it.status() == ReplicaStatus::Ready;
+            ensure!(replicas.iter().any(ready), "{replicas:?}");
+            Ok(())
+        })
+        .await?;
+        cluster.pass();
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn that_no_node_can_take_it_is_told() -> anyhow::Result<()> {
     let words = ("Insufficient cpu", "ask for less in resources");
     told(

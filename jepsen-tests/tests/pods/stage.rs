@@ -1,6 +1,7 @@
 //! What every test stands on: a namespace, peers that make pods in it, and a service that tells which replica answers.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -27,13 +28,21 @@ pub(crate) async fn on_namespace(
 
 /// Peers that make pods in the namespace.
 pub(crate) async fn peers(namespace: &Namespace, peers: usize) -> anyhow::Result<Cluster> {
+    peers_by(namespace, peers, namespace.kube().config()).await
+}
+
+/// The same, by a configuration of their own.
+pub(crate) async fn peers_by(
+    namespace: &Namespace,
+    peers: usize,
+    config: &Path,
+) -> anyhow::Result<Cluster> {
     let flags = [
         "--provider",
         "kubernetes",
         "--kubernetes-namespace",
         &namespace.name,
     ];
-    let config = namespace.kube().config();
     Cluster::start_with(Options {
         peers,
         flags: flags.map(str::to_owned).into(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use raftserve_model::{ReplicaId, ServiceId};
 use raftserve_store::State;
 use raftserve_store::command::Request as Asked;
-use raftserve_store::state::Replica;
+use raftserve_store::state::{Phase, Replica};
 use tonic::{Request, Response, Status};
 
 use super::gate::admitted;
@@ -42,14 +42,26 @@ impl FromStr for Place {
     }
 }
 
+/// What the provider has to say.
+struct Told {
+    notes: BTreeMap<ReplicaId, String>,
+    trouble: Option<String>,
+}
+
 fn show(
     state: &State,
     replica: &Replica,
     made_by: &'static str,
-    notes: &BTreeMap<ReplicaId, String>,
+    told: &Told,
 ) -> Option<v1::Replica> {
     let service = state.service(replica.id.service)?;
-    let note = notes.get(&replica.id);
+    // What hinders everything hinders those that are on their way.
+    let hindered = || {
+        let waits = matches!(replica.phase, Phase::Pending | Phase::Provisioning);
+        let made = service.spec().provider.makes_replicas();
+        told.trouble.as_ref().filter(|_| waits && made)
+    };
+    let note = told.notes.get(&replica.id).or_else(hindered);
     Some(view::replica(service, replica, made_by, note))
 }
 
@@ -73,11 +85,17 @@ impl Replicas for ReplicasApi {
         let (page, next_page_token) =
             pages::take(asked.page_size, replicas, |replica| Place(replica.id))?;
         let provider = &self.0.parts.provider;
-        let (made_by, notes) = (provider.name(), provider.notes());
+        let (made_by, told) = (
+            provider.name(),
+            Told {
+                notes: provider.notes(),
+                trouble: provider.trouble(),
+            },
+        );
         Ok(Response::new(v1::ListReplicasResponse {
             replicas: page
                 .into_iter()
-                .filter_map(|replica| show(&state, replica, made_by, &notes))
+                .filter_map(|replica| show(&state, replica, made_by, &told))
                 .collect(),
             next_page_token,
             log_index: index.0,

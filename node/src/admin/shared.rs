@@ -118,6 +118,7 @@ impl Shared {
                 .unwrap_or_else(|| "127.0.0.1".to_owned()),
             base: self.parts.service_port_base,
             provider: self.parts.provider.name(),
+            hindrance: self.parts.provider.trouble(),
         }
     }
 }

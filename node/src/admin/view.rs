@@ -20,6 +20,8 @@ pub(super) struct ServicePorts {
     pub(super) base: u16,
     /// Who makes replicas, as `--provider` has it.
     pub(super) provider: &'static str,
+    /// What keeps them from it.
+    pub(super) hindrance: Option<String>,
 }
 
 impl ServicePorts {
@@ -68,6 +70,10 @@ pub(super) fn service(state: &State, service: &Service, ports: &ServicePorts) ->
         requested_resources: resources(spec),
         provider: provider(&spec.provider, ports.provider).to_owned(),
         yaml: String::new(),
+        hindrance: match (spec.provider.makes_replicas(), &ports.hindrance) {
+            (true, Some(hindrance)) => hindrance.clone(),
+            _ => String::new(),
+        },
     }
 }
 

@@ -49,6 +49,7 @@ pub(super) fn service(service: &v1::Service, replicas: &[&v1::Replica]) -> Value
         "created_at": time(service.created_at.as_ref()),
         "first_ready_at": time(service.first_ready_at.as_ref()),
         "endpoint": text(&service.endpoint),
+        "hindrance": text(&service.hindrance),
         "load_balancing_policy": service.load_balancing_policy,
         "session_affinity": text(&service.session_affinity),
         "requested_resources": text(&service.requested_resources),

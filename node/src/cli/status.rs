@@ -1,5 +1,6 @@
 //! `raftserve status`.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
@@ -109,6 +110,10 @@ impl View {
             return "No services. `raftserve up YAML` brings one up.\n".to_owned();
         }
         let mut text = format!("{}\n{}", title("Services"), self.services(services));
+        let hindrances: BTreeSet<&str> = services.iter().map(|it| &it.hindrance[..]).collect();
+        for hindrance in hindrances.into_iter().filter(|said| !said.is_empty()) {
+            text.push_str(&format!("\nReplicas cannot be made: {hindrance}\n"));
+        }
         text.push_str(&format!("\n{}\n", title("Service Replicas")));
         if replicas.is_empty() {
             text.push_str("No replicas.\n");
@@ -289,6 +294,18 @@ mod tests {
              SERVICE_NAME  ID  VERSION  ENDPOINT  LAUNCHED  INFRA    RESOURCES  STATUS\n\
              web           1   2        -         35s ago   process  -          STARTING\n"
         );
+    }
+
+    #[test]
+    fn what_hinders_all_services_is_told_once() {
+        let hindered = v1::Service {
+            hindrance: "the API server does not answer".into(),
+            ..web()
+        };
+        let text = view(false).text(&[hindered.clone(), hindered], &[]);
+        let told = "\nReplicas cannot be made: the API server does not answer\n";
+        assert_eq!(text.matches(told).count(), 1, "{text}");
+        assert!(!view(false).text(&[web()], &[]).contains("cannot be made"));
     }
 
     #[test]

@@ -103,6 +103,7 @@ impl Site {
 
     /// Puts what the API server says now into the cache.
     async fn refresh(&self) -> Result<(), ProviderError> {
+        self.not_taken(self.cluster).await?;
         let query = ListParams::default().labels(&labels::selector(self.cluster));
         let listed = self.pods().list(&query).await;
         let pods = listed.map_err(|error| self.unavailable("list pods", &error))?;
@@ -112,7 +113,9 @@ impl Site {
         Ok(())
     }
 
+    /// Makes the pods of `from` ours, and leaves word on them for `from`, should it still run.
     async fn take_over(&self, from: ClusterId) -> Result<(), ProviderError> {
+        self.not_taken(from).await?;
         let query = ListParams::default().labels(&labels::selector(from));
         let listed = self.pods().list(&query).await;
         let pods = listed.map_err(|error| self.unavailable("list pods to take over", &error))?;
@@ -123,7 +126,10 @@ impl Site {
             // The uid is compared: a merge that would change it is refused.
             let ours = json!({ "metadata": {
                 "uid": uid,
-                "labels": { labels::CLUSTER: self.cluster.to_string() },
+                "labels": {
+                    labels::CLUSTER: self.cluster.to_string(),
+                    labels::taken_from(from): "",
+                },
             } });
             let patched = self
                 .pods()
@@ -136,6 +142,33 @@ impl Site {
             }
         }
         Ok(())
+    }
+
+    /// Whether no other cluster than this one has taken over what was `cluster`'s.
+    async fn not_taken(&self, cluster: ClusterId) -> Result<(), ProviderError> {
+        let query = ListParams::default().labels(&labels::taken_from(cluster));
+        let listed = self.pods().list(&query).await;
+        let pods = listed.map_err(|error| self.unavailable("list pods taken over", &error))?;
+        let other = pods
+            .into_iter()
+            .filter_map(|pod| labels::cluster_of(&pod))
+            .find(|by| *by != self.cluster && *by != cluster);
+        match other {
+            Some(by) => Err(ProviderError::TakenOver { cluster, by }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a pod that the watch shows no more was taken over by another cluster. It would never have gone
+    /// without being told to.
+    async fn taken(&self, pod: &Pod) -> Option<ClusterId> {
+        if pod.metadata.deletion_timestamp.is_some() {
+            return None;
+        }
+        let found = self.pods().get_opt(pod.metadata.name.as_ref()?).await;
+        let found = found.ok()??;
+        let same = found.metadata.uid == pod.metadata.uid;
+        labels::cluster_of(&found).filter(|by| same && *by != self.cluster)
     }
 
     fn unavailable(&self, doing: &'static str, error: &kube::Error) -> ProviderError {
@@ -187,6 +220,10 @@ impl Provider for KubernetesProvider {
         self.site.cache.notes()
     }
 
+    fn trouble(&self) -> Option<String> {
+        self.site.cache.trouble()
+    }
+
     fn changes(&self) -> Receiver<u64> {
         self.site.cache.changes()
     }
@@ -204,3 +241,6 @@ impl Provider for KubernetesProvider {
         Box::pin(async { Ok(()) })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::Pod;
-use raftserve_model::ReplicaId;
+use raftserve_model::{ClusterId, ReplicaId};
 use tokio::sync::watch;
 
 use super::labels;
@@ -41,6 +41,8 @@ struct Known {
     complete: bool,
     /// What keeps the watch from telling.
     trouble: Option<String>,
+    /// Whose the pods were, and whose they are.
+    taken_over: Option<(ClusterId, ClusterId)>,
 }
 
 struct Entry {
@@ -140,9 +142,27 @@ impl Cache {
         news
     }
 
+    /// What keeps the watch from telling, if something does.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let known = self.known();
+        match known.taken_over {
+            Some((cluster, by)) => Some(ProviderError::TakenOver { cluster, by }.to_string()),
+            None => known.trouble.clone(),
+        }
+    }
+
+    /// Notes that another cluster has the pods now. That is for good.
+    pub(super) fn taken_over(&self, cluster: ClusterId, by: ClusterId) {
+        self.known().taken_over = Some((cluster, by));
+        self.tell();
+    }
+
     /// All that exists.
     pub(super) fn observe(&self) -> Result<Vec<Observation>, ProviderError> {
         let known = self.known();
+        if let Some((cluster, by)) = known.taken_over {
+            return Err(ProviderError::TakenOver { cluster, by });
+        }
         if !known.complete {
             return Err(ProviderError::Unavailable {
                 doing: "list pods",
@@ -234,6 +254,23 @@ mod tests {
         assert!(cache.observe().is_err());
         cache.list_ends();
         assert_eq!(numbers(&cache), [1]);
+    }
+
+    #[test]
+    fn nothing_is_told_of_what_another_cluster_has_taken_over() {
+        let cache = Cache::default();
+        cache.list_begins();
+        cache.note(pod(1, "a", 1));
+        cache.list_ends();
+        cache.taken_over(ClusterId([1; 16]), ClusterId([2; 16]));
+        cache.list_begins();
+        cache.list_ends();
+        let refused = cache.observe().unwrap_err();
+        assert!(
+            matches!(refused, ProviderError::TakenOver { .. }),
+            "{refused}"
+        );
+        assert!(cache.trouble().unwrap().contains("were taken over"));
     }
 
     #[test]

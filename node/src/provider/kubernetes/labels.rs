@@ -63,6 +63,16 @@ pub(super) fn replica_of(pod: &Pod) -> Option<ReplicaKey> {
     })
 }
 
+/// The label of pods that another cluster has taken over from this one.
+pub(super) fn taken_from(cluster: ClusterId) -> String {
+    format!("{OURS}taken-from-{cluster}")
+}
+
+/// Whose the pod is, if its labels say so.
+pub(super) fn cluster_of(pod: &Pod) -> Option<ClusterId> {
+    pod.metadata.labels.as_ref()?.get(CLUSTER)?.parse().ok()
+}
+
 /// Whether the pod is the cluster's.
 pub(super) fn is_of(pod: &Pod, cluster: ClusterId) -> bool {
     let labels = pod.metadata.labels.as_ref();

@@ -6,10 +6,21 @@ use serde_json::{Map, Value};
 /// The lists whose one item stands for the one that is there.
 const SINGLE: [&str; 1] = ["imagePullSecrets"];
 
-/// The lists whose items are known by their names.
-const NAMED: [&str; 3] = ["volumes", "volumeMounts", "initContainers"];
+/// The lists whose items are known by one of their fields, and by which: Kubernetes' own merge keys.
+const KEYED: [(&str, &str); 10] = [
+    ("initContainers", "name"),
+    ("ephemeralContainers", "name"),
+    ("volumes", "name"),
+    ("volumeMounts", "name"),
+    ("resourceClaims", "name"),
+    ("env", "name"),
+    ("hostAliases", "ip"),
+    ("topologySpreadConstraints", "topologyKey"),
+    ("ports", "containerPort"),
+    ("volumeDevices", "devicePath"),
+];
 
-/// Puts `over` into `base`: mappings key by key, lists by the name of their key, all else in its place.
+/// Puts `over` into `base`: mappings key by key, lists as their key asks for, all else in its place.
 ///
 /// It departs from SkyPilot in one thing: a container of another name than the replica's is put beside it, where
 /// SkyPilot takes exactly one container.
@@ -34,15 +45,14 @@ fn merge_item(under: &mut Vec<Value>, key: &str, item: &Value, main: &str) {
     let place = if key == "containers" {
         match name {
             // SkyPilot's own name for its container, which its files may say.
-            None | Some("ray-node") => by_name(under, main),
-            Some(name) => by_name(under, name),
+            None | Some("ray-node") => position(under, "name", &main.into()),
+            Some(name) => position(under, "name", &name.into()),
         }
     } else if SINGLE.contains(&key) {
         (!under.is_empty()).then_some(0)
-    } else if NAMED.contains(&key) {
-        name.and_then(|name| by_name(under, name))
     } else {
-        None
+        let field = KEYED.iter().find(|(list, _)| *list == key);
+        field.and_then(|(_, field)| position(under, field, item.get(*field)?))
     };
     match (place.and_then(|place| under.get_mut(place)), item) {
         (Some(Value::Object(under)), Value::Object(over)) => {
@@ -58,10 +68,8 @@ fn merge_item(under: &mut Vec<Value>, key: &str, item: &Value, main: &str) {
     }
 }
 
-fn by_name(items: &[Value], name: &str) -> Option<usize> {
-    items
-        .iter()
-        .position(|item| item.get("name").and_then(Value::as_str) == Some(name))
+fn position(items: &[Value], field: &str, value: &Value) -> Option<usize> {
+    items.iter().position(|item| item.get(field) == Some(value))
 }
 
 #[cfg(test)]
@@ -106,6 +114,30 @@ mod tests {
         }
         let over = json!({"containers": [{"name": "side", "image": "s"}]});
         assert_eq!(merged(base, over)["containers"][1]["name"], "side");
+    }
+
+    /// The lists and fields of SkyPilot's `_PATCH_MERGE_KEYS`.
+    #[test]
+    fn items_of_a_keyed_list_merge_with_the_one_that_has_their_key() {
+        for (list, field) in KEYED {
+            let item = |value: Value, more: &str| json!({ field: value, more: 1 });
+            let base = json!({ list: [item(7.into(), "a"), item("x".into(), "a")] });
+            let over = json!({ list: [item("x".into(), "b"), item("y".into(), "b"), { "b": 1 }] });
+            let all = json!({ list: [
+                item(7.into(), "a"),
+                { field: "x", "a": 1, "b": 1 },
+                item("y".into(), "b"),
+                { "b": 1 },
+            ] });
+            assert_eq!(merged(base, over), all, "{list}");
+        }
+    }
+
+    #[test]
+    fn the_one_pull_secret_is_merged_and_a_second_list_of_a_new_key_is_taken_whole() {
+        let base = json!({"imagePullSecrets": [{"name": "a"}]});
+        let over = json!({"imagePullSecrets": [{"name": "b"}], "hostAliases": [{"ip": "1"}]});
+        assert_eq!(merged(base, over.clone()), over);
     }
 
     #[test]

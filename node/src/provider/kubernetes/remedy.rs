@@ -32,6 +32,12 @@ fn of_status(code: u16, message: &str, namespace: &str) -> String {
         403 if message.contains("exceeded quota") => {
             format!("{message}; raise the quota of namespace {namespace}, or run fewer replicas")
         }
+        403 if message.contains("violates PodSecurity") => format!(
+            "{message}; let replicas run in a namespace that admits such pods (--kubernetes-namespace, in the chart \
+             provider.namespace), or give their container the securityContext that is asked for by \
+             config.kubernetes.pod_config"
+        ),
+        403 if is_ending(message) => format!("{message}; traffic goes on for as long as pods run"),
         403 => format!(
             "{message}; grant this peer's service account get, list, watch, create, patch and delete on pods, get on \
              pods/log, and create, get and delete on secrets in namespace {namespace}"
@@ -43,7 +49,47 @@ fn of_status(code: u16, message: &str, namespace: &str) -> String {
     }
 }
 
-/// Whether the request itself is wrong, so that repeating it is of no use.
+/// Whether the namespace goes, and with it all that could be refused.
+fn is_ending(message: &str) -> bool {
+    message.contains("because it is being terminated")
+}
+
+/// Whether repeating the request is of no use before somebody has changed something: it is wrong, or not allowed.
 pub(super) fn is_final(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if matches!(status.code, 400 | 413 | 422))
+    match error {
+        kube::Error::Api(status) if status.code == 403 => !is_ending(&status.message),
+        kube::Error::Api(status) => matches!(status.code, 400 | 413 | 422),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_allowed_is_told_with_what_would_allow_it() {
+        let said = |message: &str| of_status(403, message, "replicas");
+        for (message, remedy) in [
+            (
+                "pods \"web-1\" is forbidden: violates PodSecurity \"restricted:latest\": runAsNonRoot != true",
+                "provider.namespace",
+            ),
+            (
+                "pods \"web-1\" is forbidden: exceeded quota: small, requested: pods=1",
+                "raise the quota of namespace replicas",
+            ),
+            (
+                "pods is forbidden: User \"x\" cannot create resource \"pods\" in API group \"\"",
+                "grant this peer's service account",
+            ),
+            (
+                "pods \"web-1\" is forbidden: unable to create new content in namespace replicas because it is being terminated",
+                "traffic goes on",
+            ),
+        ] {
+            let told = said(message);
+            assert!(told.contains(message) && told.contains(remedy), "{told}");
+        }
+    }
 }

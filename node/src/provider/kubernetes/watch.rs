@@ -26,7 +26,7 @@ pub(super) async fn run(site: Arc<Site>, cancelled: CancellationToken) {
             event = events.next() => event,
         };
         match event {
-            Some(Ok(event)) => note(&site, event),
+            Some(Ok(event)) => note(&site, event).await,
             Some(Err(error)) => {
                 let said = remedy::of_watch(&error, &site.namespace);
                 if site.cache.suffers(Some(said.clone())) {
@@ -38,7 +38,7 @@ pub(super) async fn run(site: Arc<Site>, cancelled: CancellationToken) {
     }
 }
 
-fn note(site: &Site, event: Event<Pod>) {
+async fn note(site: &Site, event: Event<Pod>) {
     match event {
         Event::Init => site.cache.list_begins(),
         Event::InitApply(pod) => site.cache.note(pod),
@@ -50,6 +50,12 @@ fn note(site: &Site, event: Event<Pod>) {
             }
         }
         Event::Delete(pod) => {
+            if let Some(by) = site.taken(&pod).await {
+                // It runs on under another owner, so that nothing may be put in its place.
+                site.cache.taken_over(site.cluster, by);
+                tracing::error!(%by, "the replicas were taken over by another cluster");
+                return;
+            }
             let name = pod.metadata.name.unwrap_or_default();
             site.cache.gone(&name, pod.metadata.uid.as_ref());
         }

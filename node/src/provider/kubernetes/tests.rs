@@ -1,0 +1,193 @@
+//! What two leaders, one of them late, and strangers can do to each other's pods: nothing.
+
+mod api;
+
+use raftserve_model::spec::Placement;
+use raftserve_model::{ReplicaId, ServiceId, ServiceVersion};
+
+use self::api::Api;
+use super::*;
+
+const OURS: ClusterId = ClusterId([0xaa; 16]);
+const THEIRS: ClusterId = ClusterId([0xbb; 16]);
+const THIRD: ClusterId = ClusterId([0xcc; 16]);
+
+fn site(api: &Api, cluster: ClusterId) -> Site {
+    Site {
+        cluster,
+        client: api.client(),
+        namespace: "ns".to_owned(),
+        default_image: "image:1".to_owned(),
+        cache: Arc::default(),
+    }
+}
+
+fn launch() -> ReplicaLaunch {
+    ReplicaLaunch {
+        replica: ReplicaKey {
+            name: "web".parse().unwrap(),
+            id: ReplicaId {
+                service: ServiceId(7),
+                number: 3,
+            },
+        },
+        version: ServiceVersion(1),
+        setup: None,
+        run: "serve".to_owned(),
+        envs: BTreeMap::new(),
+        secrets: BTreeMap::new(),
+        port: 8080,
+        resources: BTreeMap::new(),
+        placement: Placement::default(),
+        stop_grace: Duration::ZERO,
+        lifeline: None,
+    }
+}
+
+fn name() -> String {
+    labels::pod_name(OURS, &launch().replica)
+}
+
+/// Somebody else's pod.
+fn stranger(name: &str) -> serde_json::Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": name, "uid": "stranger", "resourceVersion": "1" },
+        "spec": { "containers": [], "schedulingGates": [{ "name": labels::GATE }] },
+    })
+}
+
+async fn held(site: &Site) -> Hold {
+    match create::ensure(site, launch()).await.unwrap() {
+        Launched::Held(hold) => hold,
+        Launched::Started => panic!("it runs"),
+    }
+}
+
+#[tokio::test]
+async fn creating_twice_is_creating_once_whoever_asks() {
+    let api = Api::default();
+    let (one, other) = (site(&api, OURS), site(&api, OURS));
+    let (first, second) = tokio::join!(held(&one), held(&other));
+    assert_eq!((first.uid.clone(), api.count()), (second.uid, 1));
+    create::admit(&one, first.clone()).await.unwrap();
+    // The other leader, too late to hold it, sees that it was let go.
+    let late = create::ensure(&other, launch()).await.unwrap();
+    assert_eq!((late, api.count()), (Launched::Started, 1));
+    create::admit(&other, first).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pod_of_somebody_else_is_not_adopted() {
+    let api = Api::default();
+    api.replace(&name(), stranger(&name()));
+    let refused = create::ensure(&site(&api, OURS), launch())
+        .await
+        .unwrap_err();
+    assert!(matches!(refused, ProviderError::Create { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn the_gate_of_another_pod_that_came_to_the_name_stays_closed() {
+    let api = Api::default();
+    let site = site(&api, OURS);
+    let hold = held(&site).await;
+    api.replace(&name(), stranger(&name()));
+    let refused = create::admit(&site, hold).await.unwrap_err();
+    assert!(matches!(refused, ProviderError::Tombstoned(_)), "{refused}");
+    assert_eq!(api.pod(&name()), Some(stranger(&name())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_pod_that_came_to_the_name_meanwhile_is_not_deleted() {
+    let api = Api::default();
+    let site = site(&api, OURS);
+    held(&site).await;
+    // Between the look and the deletion.
+    api.meddle(|method, objects| {
+        if *method == http::Method::DELETE {
+            objects.insert(format!("pods/{}", name()), stranger(&name()));
+        }
+    });
+    let replica = launch().replica;
+    stop::stop(&site, &replica, Duration::ZERO).await.unwrap();
+    assert_eq!(api.pod(&name()), Some(stranger(&name())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_stopped_is_gone_and_stopping_again_changes_nothing() {
+    let api = Api::default();
+    let site = site(&api, OURS);
+    let hold = held(&site).await;
+    let replica = launch().replica;
+    for _ in 0..2 {
+        stop::stop(&site, &replica, Duration::ZERO).await.unwrap();
+        assert_eq!(api.count(), 0);
+    }
+    let late = create::admit(&site, hold).await.unwrap_err();
+    assert!(matches!(late, ProviderError::Tombstoned(_)), "{late}");
+}
+
+#[tokio::test]
+async fn that_pods_may_not_be_made_is_told_with_the_permission_that_lacks() {
+    let api = Api::default();
+    api.forbid(&http::Method::POST);
+    let refused = create::ensure(&site(&api, OURS), launch())
+        .await
+        .unwrap_err();
+    let ProviderError::Create { reason, .. } = &refused else {
+        panic!("{refused}");
+    };
+    assert!(
+        reason.contains("grant this peer's service account"),
+        "{reason}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_taken_over_runs_on_and_its_former_cluster_is_told() {
+    let api = Api::default();
+    let (ours, theirs) = (site(&api, OURS), site(&api, THEIRS));
+    let hold = held(&ours).await;
+    create::admit(&ours, hold).await.unwrap();
+    let watched = ours.cache.pod(&name()).unwrap();
+    for _ in 0..2 {
+        theirs.take_over(OURS).await.unwrap();
+    }
+    let pod = api.pod(&name()).unwrap();
+    assert_eq!(
+        pod["metadata"]["labels"][labels::CLUSTER],
+        THEIRS.to_string()
+    );
+    assert_eq!(pod["metadata"]["uid"], "uid-1");
+    let told = ProviderError::TakenOver {
+        cluster: OURS,
+        by: THEIRS,
+    };
+    // At the start of a reign, and when the watch loses sight of it.
+    let refused = ours.refresh().await.unwrap_err();
+    assert_eq!(refused.to_string(), told.to_string());
+    assert_eq!(ours.taken(&watched).await, Some(THEIRS));
+    theirs.refresh().await.unwrap();
+
+    // A third cluster gets it from those who have it, and from nobody else.
+    let third = site(&api, THIRD);
+    let refused = third.take_over(OURS).await.unwrap_err();
+    assert_eq!(refused.to_string(), told.to_string());
+    third.take_over(THEIRS).await.unwrap();
+    for former in [&ours, &theirs] {
+        let refused = former.refresh().await.unwrap_err();
+        assert!(matches!(refused, ProviderError::TakenOver { by, .. } if by == THIRD));
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_ended_is_not_mistaken_for_one_taken_over() {
+    let api = Api::default();
+    let site = site(&api, OURS);
+    held(&site).await;
+    let pod = site.cache.pod(&name()).unwrap();
+    // Deleted by force, it had no time to say that it would go.
+    api.replace(&name(), stranger(&name()));
+    assert_eq!(site.taken(&pod).await, None);
+}
