@@ -79,3 +79,14 @@ app.kubernetes.io/part-of: raftserve
 {{- $first := default .Release.Namespace .Values.provider.namespace }}
 {{- toJson (prepend .Values.provider.namespaces $first | uniq) }}
 {{- end }}
+
+{{/* How many peers: as many as there are, however they were scaled, until the value itself is changed. */}}
+{{- define "raftserve.replicas" -}}
+{{- $live := lookup "apps/v1" "StatefulSet" .Release.Namespace (include "raftserve.fullname" .) | default dict -}}
+{{- $asked := dig "metadata" "annotations" "raftserve.io/replicas" "" $live -}}
+{{- if eq $asked (toString .Values.replicas) -}}
+{{ dig "spec" "replicas" .Values.replicas $live | int }}
+{{- else -}}
+{{ .Values.replicas }}
+{{- end -}}
+{{- end }}
