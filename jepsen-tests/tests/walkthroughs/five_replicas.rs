@@ -1,0 +1,91 @@
+//! Five replicas behind a port of all nodes: everything is answered, and by each as often as by the others.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use futures_util::future::try_join_all;
+use jepsen_tests::{http, wait};
+use tokio::process::Command;
+
+use crate::stage::{PATIENCE, walk};
+
+/// Clients at a time, as the example's `siege` has them.
+const CLIENTS: usize = 10;
+
+/// What each of them asks, where `siege` would go on for thirty seconds.
+const REQUESTS: usize = 300;
+
+/// By how much the busiest may have more than the idlest, of what each should have.
+const SPREAD_MAX: f64 = 0.05;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_clients_are_all_answered_and_by_each_replica_alike() -> anyhow::Result<()> {
+    walk("five-replicas", async |walk| {
+        walk.install(3, &[]).await?;
+        let service = walk.file("ml-app.yaml")?;
+        walk.raftserve(&["up", &service, "-y"]).await?;
+        ensure!(walk.replicas("ml-app").await?.len() == 5);
+        let nodes = walk.namespace.kube().nodes().await?;
+        let node = nodes.first().context("no node")?.1;
+        let at = SocketAddr::new(node, 32_000);
+        wait::until("the Service", PATIENCE, async || {
+            walk.curl(at, "/test").await
+        })
+        .await?;
+
+        let clients = (0..CLIENTS).map(|_| async {
+            let mut answers: BTreeMap<String, usize> = BTreeMap::new();
+            for _ in 0..REQUESTS {
+                // A connection each, as siege makes them.
+                let reply = http::get(at, "/test").await;
+                let reply = reply.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
+                ensure!(reply.status == 200, "{}", reply.status);
+                let answer = String::from_utf8_lossy(&reply.body).trim().to_owned();
+                *answers.entry(answer).or_default() += 1;
+            }
+            Ok(answers)
+        });
+        let mut answers: BTreeMap<String, usize> = BTreeMap::new();
+        for (answer, count) in try_join_all(clients).await?.into_iter().flatten() {
+            *answers.entry(answer).or_default() += count;
+        }
+        eprintln!("five-replicas: {answers:?}");
+        ensure!(answers.len() == 5, "{answers:?}");
+        let most = answers.values().max().copied().unwrap_or_default();
+        let least = answers.values().min().copied().unwrap_or_default();
+        let each = (CLIENTS * REQUESTS) as f64 / 5.0;
+        let spread = (most - least) as f64 / each;
+        ensure!(spread <= SPREAD_MAX, "{spread:.3}: {answers:?}");
+        siege(at).await
+    })
+    .await
+}
+
+/// The example's own command, where it can be run.
+async fn siege(at: SocketAddr) -> anyhow::Result<()> {
+    let there = Command::new("siege").arg("--version").output().await;
+    if there.is_err() {
+        eprintln!("not run: siege is not installed");
+        return Ok(());
+    }
+    let url = format!("http://{at}/test");
+    let ran = Command::new("siege")
+        .args(["-c", "10", "-t", "30s", &url])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let ran = tokio::time::timeout(Duration::from_secs(60), ran).await??;
+    let said = String::from_utf8_lossy(&ran.stdout) + String::from_utf8_lossy(&ran.stderr);
+    let availability = said
+        .lines()
+        .find(|line| line.to_lowercase().contains("availability"));
+    eprintln!("siege: {}", availability.unwrap_or(&said));
+    ensure!(
+        availability.is_some_and(|line| line.contains("100.00")),
+        "{said}"
+    );
+    Ok(())
+}

@@ -1,0 +1,12 @@
+//! The walk-throughs of `examples/kubernetes`, on a real cluster, with exactly the files that they tell people to use. Run
+//! only where `RAFTSERVE_TEST_KUBECONFIG` names a cluster whose NodePorts this host reaches; each in a namespace of its own,
+//! one after the other: `cargo test -p jepsen-tests --test walkthroughs -- --test-threads=1`, or `.ci/kubernetes`.
+
+mod controller;
+mod files;
+mod five_replicas;
+mod grpc;
+mod load_balancer;
+mod lost_cluster;
+mod stage;
+mod upgrade;

@@ -1,0 +1,106 @@
+//! A release that an earlier chart made, with what is in it, goes over to this one.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use jepsen_tests::kube::chart;
+
+use crate::stage::{RELEASE, Walk, walk};
+
+const VERSION: &str = "0.0.9";
+
+/// This chart as it was before it remembered what the values said of the number of peers, under a version of its own.
+fn earlier_chart(folder: &Path) -> anyhow::Result<()> {
+    copy(&chart(), folder)?;
+    edit(&folder.join("Chart.yaml"), |text| {
+        let lines = text.lines().map(|line| match line.split_once(": ") {
+            Some(("version", _)) => format!("version: {VERSION}\n"),
+            _ => format!("{line}\n"),
+        });
+        lines.collect()
+    })?;
+    edit(&folder.join("templates/statefulset.yaml"), |text| {
+        let of_today = r#"{{ include "raftserve.replicas" . }}"#;
+        let text = text.replace(of_today, "{{ .Values.replicas }}");
+        text.replace("raftserve.io/replicas:", "raftserve.io/earlier:")
+    })
+}
+
+fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        match entry.file_type()?.is_dir() {
+            true => copy(&entry.path(), &target)?,
+            false => drop(fs::copy(entry.path(), &target)?),
+        }
+    }
+    Ok(())
+}
+
+fn edit(file: &Path, change: impl FnOnce(&str) -> String) -> anyhow::Result<()> {
+    let text = fs::read_to_string(file)?;
+    let changed = change(&text);
+    ensure!(changed != text, "nothing to change in {}", file.display());
+    fs::write(file, changed).with_context(|| file.display().to_string())
+}
+
+impl Walk {
+    /// What `helm list` says of the release.
+    async fn chart_in_use(&self) -> anyhow::Result<String> {
+        let listed = self.namespace.helm(&["list", "--output", "json"]).await?;
+        let listed: serde_json::Value = serde_json::from_str(&listed)?;
+        let chart = listed[0]["chart"].as_str();
+        chart.map(str::to_owned).with_context(|| listed.to_string())
+    }
+
+    async fn roll_out(&self, peers: usize) -> anyhow::Result<()> {
+        let set = format!("statefulset/{RELEASE}");
+        self.kubectl(&["rollout", "status", &set, "--timeout=180s"])
+            .await?;
+        self.await_peers(peers).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_of_an_earlier_chart_is_upgraded_with_what_is_in_it() -> anyhow::Result<()> {
+    walk("ha-load-balancer", async |walk| {
+        let folder = tempfile::tempdir()?;
+        let earlier = folder.path().join("raftserve");
+        earlier_chart(&earlier)?;
+        walk.helm_of(&earlier, "install", &[]).await?;
+        walk.await_peers(3).await?;
+        ensure!(walk.chart_in_use().await?.ends_with(VERSION));
+        let service = walk.file("http_server.yaml")?;
+        walk.raftserve(&["up", "-n", "sky-lb-ha", &service, "-y"])
+            .await?;
+        walk.raftserve(&["kv", "put", "config/limit", "20"]).await?;
+        let before = walk.replicas("sky-lb-ha").await?;
+        let load = walk.load(50, "/sky-lb-ha/").await?;
+
+        walk.helm("upgrade", &["podAnnotations.touched=once"])
+            .await?;
+        walk.roll_out(3).await?;
+        ensure!(!walk.chart_in_use().await?.ends_with(VERSION));
+        ensure!(walk.replicas("sky-lb-ha").await? == before, "{before:?}");
+        let kept = walk.raftserve(&["kv", "get", "config/limit"]).await?;
+        ensure!(kept.contains("20"), "{kept}");
+
+        // Scaled by another tool, the number stays what it is.
+        walk.kubectl(&["scale", "statefulset", RELEASE, "--replicas=5"])
+            .await?;
+        walk.await_peers(5).await?;
+        walk.helm("upgrade", &["podAnnotations.touched=twice"])
+            .await?;
+        walk.roll_out(5).await?;
+        let kept = walk.raftserve(&["kv", "get", "config/limit"]).await?;
+        ensure!(kept.contains("20"), "{kept}");
+
+        let tally = load.finish(1_000).await?;
+        eprintln!("upgrade from an earlier chart: {}", tally.line());
+        tally.all_good()
+    })
+    .await
+}
