@@ -1,5 +1,5 @@
 //! Compiles every `.proto` file under `proto/` without an installed protoc, and writes the
-//! descriptors that server reflection answers from.
+//! descriptors that server reflection answers from; and the one under `otlp/`, by which spans are told.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -27,6 +27,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .bytes(".")
         .compile_fds(descriptors)?;
+    // Spoken to others, and none of what reflection tells.
+    println!("cargo::rerun-if-changed=otlp");
+    let spans = protox::compile(["trace_service.proto"], ["otlp"])?;
+    tonic_prost_build::configure().compile_fds(spans)?;
     Ok(())
 }
 

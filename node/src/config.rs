@@ -9,6 +9,7 @@ use raftserve_store::raft::Profile;
 use raftserve_store::state::Promotion;
 
 use crate::cli::node_args::{Http1Choice, NodeArgs, ProviderChoice, TimingProfile};
+use crate::otlp::Collector;
 use crate::peer::MembershipPolicy;
 use crate::provider::kubernetes::KubernetesSettings;
 use crate::share::LEASE_OVER;
@@ -66,6 +67,8 @@ pub struct NodeConfig {
     pub advertise_host: Option<String>,
     /// Where requests are told, if anywhere; `-` is standard output.
     pub access_log: Option<PathBuf>,
+    /// Which collector their spans are told, and the share of traces begun here, if any.
+    pub spans: Option<(Collector, f64)>,
     /// How fast failures are noticed.
     pub profile: Profile,
 }
@@ -241,6 +244,9 @@ impl TryFrom<NodeArgs> for NodeConfig {
             advertise_host: args.advertise_host,
             lifeline: args.lifeline,
             access_log: args.access_log,
+            spans: args
+                .otlp_endpoint
+                .map(|collector| (collector, args.otlp_sample)),
             profile: match args.profile {
                 TimingProfile::Fast => Profile::Fast,
                 TimingProfile::Lan => Profile::Lan,

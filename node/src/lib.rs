@@ -15,6 +15,7 @@ pub mod dev;
 pub mod kubernetes;
 pub mod node;
 pub mod ops;
+pub mod otlp;
 pub mod peer;
 pub mod projection;
 pub mod provider;

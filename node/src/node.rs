@@ -16,7 +16,7 @@ use anyhow::Context;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use raftserve_model::{Incarnation, LogIndex, ReplicaId};
-use raftserve_proxy::{AccessLog, PortState, PortStatus, Proxy, ProxyConfig, Routes};
+use raftserve_proxy::{AccessLog, PortState, PortStatus, Proxy, ProxyConfig, Routes, Tracer};
 use raftserve_store::formats::SUPPORTED;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -39,6 +39,7 @@ use crate::consensus::Consensus;
 use crate::controller::Controller;
 use crate::kubernetes::{ApiServer, Home};
 use crate::ops::{self, Readiness, Report};
+use crate::otlp::Exporter;
 use crate::peer::{self, BootstrapError, Founding, Peer, PeerConfig, StartError};
 use crate::projection;
 use crate::provider::Provider;
@@ -421,6 +422,17 @@ impl Parts {
         );
         vital.spawn("routing", projecting);
 
+        let mut tracer = None;
+        if let Some((collector, share)) = &config.spans {
+            let (told, traces) = Tracer::new(*share);
+            tracer = Some(told);
+            let peer = peer.node_id().to_string();
+            let exporter = Exporter::new(collector, &peer, traces);
+            let exporting = exporter
+                .start(vital.shutdown.clone())
+                .context("cannot start a thread for spans")?;
+            vital.tasks.spawn(exporting);
+        }
         let (failures, failed) = mpsc::channel(CONNECT_FAILURES_MAX);
         let proxy = Proxy::start(
             ProxyConfig {
@@ -429,6 +441,7 @@ impl Parts {
                 connection_age: Some(config.connection_age),
                 connection_age_grace: config.connection_age_grace,
                 access_log: config.access_log.as_deref().map(access_log).transpose()?,
+                tracer,
                 tls: config.tls.clone(),
                 ..ProxyConfig::default()
             },

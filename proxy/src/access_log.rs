@@ -20,13 +20,13 @@ use crate::metrics::count;
 const RECORDS_MAX: usize = 8192;
 
 /// What of a path is told.
-const PATH_MAX: usize = 1024;
+pub(crate) const PATH_MAX: usize = 1024;
 
 /// What of a method is told.
-const METHOD_MAX: usize = 32;
+pub(crate) const METHOD_MAX: usize = 32;
 
 /// What of a host is told: no legal one is longer (RFC 1035, 2.3.4).
-const HOST_MAX: usize = 255;
+pub(crate) const HOST_MAX: usize = 255;
 
 /// Where requests are told.
 #[derive(Clone, Debug)]
@@ -183,7 +183,7 @@ fn write_all(mut sink: impl Write, records: &Receiver<Box<Record>>, dropped: &At
 }
 
 /// At most the first `max` bytes, in whole characters.
-fn clipped(text: &str, max: usize) -> String {
+pub(crate) fn clipped(text: &str, max: usize) -> String {
     let end = text.floor_char_boundary(max);
     text[..end].to_owned()
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::access_log::AccessLog;
 use crate::tls::TlsListen;
+use crate::tracer::Tracer;
 
 /// Which code carries HTTP/1.1 requests. What clients and replicas see is the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,6 +65,8 @@ pub struct ProxyConfig {
     pub http2_idle: Duration,
     /// Where requests are told, if anywhere.
     pub access_log: Option<AccessLog>,
+    /// Where their spans are told, if anywhere.
+    pub tracer: Option<Tracer>,
     /// A second port, with TLS.
     pub tls: Option<TlsListen>,
 }
@@ -87,6 +90,7 @@ impl Default for ProxyConfig {
             connection_age_grace: None,
             http2_idle: Duration::from_secs(300),
             access_log: None,
+            tracer: None,
             tls: None,
         }
     }

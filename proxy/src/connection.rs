@@ -32,6 +32,7 @@ use crate::lifetime::{Due, Lifetime, Retirement};
 use crate::protocol::{self, Protocol};
 use crate::routes::Listener;
 use crate::tls;
+use crate::tracer::Trace;
 use crate::worker::Worker;
 
 /// The most streams at once on one HTTP/2 connection; clients that need more open another one. It
@@ -75,6 +76,8 @@ pub(crate) struct Unsent {
     pub(crate) why: Refusal,
     /// Whether the replica may have got it: another try is then within the budget only.
     pub(crate) sent: bool,
+    /// Its spans so far, if they are to be told.
+    pub(crate) trace: Option<Rc<Trace>>,
 }
 
 /// Runs the futures of HTTP/2 connections and streams on the worker's own thread.

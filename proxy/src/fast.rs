@@ -25,6 +25,7 @@ use std::mem::MaybeUninit;
 use std::rc::Rc;
 use std::task::Poll;
 
+use http::Version;
 use raftserve_model::spec::{LoadBalancingPolicy, Timeouts, Traffic, UpstreamProtocol};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -33,6 +34,7 @@ use crate::access_log::Record;
 use crate::connection::{self, Client, FIRST_REQUEST_WITHIN};
 use crate::drain::{Phase, Watch};
 use crate::routes::ServiceRoute;
+use crate::tracer::{Asked, Sampled, Trace, Tracer, TryId};
 use crate::view::ServiceView;
 use crate::worker::Worker;
 
@@ -78,7 +80,12 @@ struct Outgoing {
     began: Instant,
     /// What the access log will say of it.
     told: Option<Box<Record>>,
+    /// Where its spans are gathered, if they are to be told, and that of its try.
+    traced: Option<Traced>,
 }
+
+/// Where a request's spans are gathered, and that of its only try here.
+type Traced = (Rc<Trace>, TryId);
 
 /// What the next bytes of a connection are.
 enum Next {
@@ -201,9 +208,14 @@ impl Connection {
         }
         let began = Instant::now();
         self.client.lifetime.used(began);
+        let config = &self.worker.shared.config;
+        let (traced, context) = match &config.tracer {
+            None => (None, None),
+            Some(tracer) => self.traced(tracer, plain, &service.route, began),
+        };
         let mut text = self.worker.buffers.text();
-        plain.write(&mut text, &way, rand::random);
-        let told = self.worker.shared.config.access_log.as_ref().map(|log| {
+        plain.write(&mut text, &way, context.as_ref(), rand::random);
+        let told = config.access_log.as_ref().map(|log| {
             let mut record = Record::new(log, &service.route.name, &self.client.address);
             record.asked(plain.method, plain.host, plain.path());
             record.trace = request::trace_of(&text);
@@ -219,7 +231,36 @@ impl Connection {
             again,
             began,
             told,
+            traced,
         })
+    }
+
+    /// Where a request's spans are gathered, if they are to be told, and the context that its replica gets instead
+    /// of the client's.
+    fn traced(
+        &self,
+        tracer: &Tracer,
+        plain: &PlainRequest<'_, '_>,
+        route: &ServiceRoute,
+        began: Instant,
+    ) -> (Option<Traced>, Option<[u8; 55]>) {
+        let (parent, state) = plain.context();
+        let context = match tracer.sample(parent, state, rand::random) {
+            Sampled::No => return (None, None),
+            Sampled::Begun(line) => return (None, Some(line)),
+            Sampled::Yes(context) => context,
+        };
+        let asked = Asked::new(
+            (&route.name, &self.client),
+            plain.method,
+            plain.host,
+            plain.path(),
+            Version::HTTP_11,
+        );
+        let trace = Trace::new(tracer, context, began, asked);
+        let id = trace.next_try();
+        let line = trace.line(id);
+        (Some((Rc::new(trace), id)), Some(line))
     }
 
     /// Reads once. `false` if the connection has ended, by the client or by us.

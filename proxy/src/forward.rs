@@ -32,6 +32,7 @@ use crate::metrics::count;
 use crate::routes::ServiceRoute;
 use crate::running::Running;
 use crate::trace;
+use crate::tracer::{Asked, Sampled, Trace};
 use crate::tunnel;
 use crate::upstream::Checkout;
 use crate::view::ServiceView;
@@ -142,13 +143,19 @@ fn begin(
         record.version = request.version();
         Box::new(record)
     });
+    let (traced, context) = traced(worker, client, &service, host, &request, now);
     let rule = service.rule(host, prefix_len, &request);
-    let mut running = Running::start(&service.counters, Some(client), now, told);
+    drop(view); // A long answer must not keep an old table alive.
+    if let Some(begun) = context {
+        trace::replace(request.headers_mut(), &begun);
+    }
+    let mut running = Running::start(&service.counters, Some(client), now, (told, traced));
     let call_end = match dialect {
         Dialect::Grpc => grpc::deadline(&mut request, now),
         Dialect::Http => None,
     };
-    let end = match (Terms::of(&service.route, rule).deadline(now), call_end) {
+    let terms = Terms::of(&service.route, rule, None);
+    let end = match (terms.deadline(now), call_end) {
         (Some(service), Some(call)) => Some(service.min(call)),
         (service, call) => service.or(call),
     };
@@ -209,7 +216,7 @@ impl Begun {
             upgrade,
             key,
         } = prepared;
-        let terms = Terms::of(&service.route, rule);
+        let terms = Terms::of(&service.route, rule, running.trace());
         let outcome = {
             let sent = pin!(send(worker, client, &service, terms, (key, hash), request));
             match end {
@@ -235,6 +242,42 @@ impl Begun {
             }
         }
     }
+}
+
+/// Where the request's spans are gathered, if they are to be told; and if its trace begins here, the context that it has.
+/// What the short path began goes on.
+fn traced(
+    worker: &Worker,
+    client: &Client,
+    service: &ServiceView,
+    host: &str,
+    request: &Request<Incoming>,
+    now: Instant,
+) -> (Option<Rc<Trace>>, Option<[u8; 55]>) {
+    let Some(tracer) = &worker.shared.config.tracer else {
+        return (None, None);
+    };
+    let mut earlier = client.unsent.borrow_mut();
+    let earlier = earlier.as_mut().and_then(|unsent| unsent.trace.take());
+    let trace = match earlier {
+        Some(trace) => trace,
+        None => match tracer.sample_headers(request.headers()) {
+            Sampled::No => return (None, None),
+            Sampled::Begun(line) => return (None, Some(line)),
+            Sampled::Yes(context) => {
+                let asked = Asked::new(
+                    (&service.route.name, client),
+                    request.method().as_str(),
+                    host,
+                    request.uri().path(),
+                    request.version(),
+                );
+                Rc::new(Trace::new(tracer, context, now, asked))
+            }
+        },
+    };
+    let begun = trace.begun();
+    (Some(trace), begun)
 }
 
 /// Sends a request to the replica of its session, or to one that the policy picks by its key.

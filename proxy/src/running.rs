@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::access_log::Record;
 use crate::connection::Client;
 use crate::metrics::{Counters, Latencies, count};
+use crate::tracer::Trace;
 use crate::upstream::Upstream;
 
 /// A request that runs. Dropped when its answer has ended, however it ended.
@@ -21,6 +22,7 @@ pub(crate) struct Running {
     /// Those of the version that answers.
     latencies: Option<Arc<Latencies>>,
     told: Option<Box<Record>>,
+    traced: Option<Rc<Trace>>,
     /// An HTTP/2 connection whose requests run is not idle.
     _client: Option<Rc<Client>>,
 }
@@ -30,7 +32,7 @@ impl Running {
         counters: &Arc<Counters>,
         client: Option<&Rc<Client>>,
         start: Instant,
-        told: Option<Box<Record>>,
+        (told, traced): (Option<Box<Record>>, Option<Rc<Trace>>),
     ) -> Self {
         count(&counters.requests);
         Self {
@@ -38,6 +40,7 @@ impl Running {
             start,
             latencies: None,
             told,
+            traced,
             _client: client.map(Rc::clone),
         }
     }
@@ -47,6 +50,11 @@ impl Running {
         self.told.as_deref_mut()
     }
 
+    /// Where its tries are told, if it is traced.
+    pub(crate) fn trace(&self) -> Option<&Trace> {
+        self.traced.as_deref()
+    }
+
     /// A replica's answer has begun.
     pub(crate) fn answered_by(&mut self, upstream: &Upstream, status: StatusCode, tries: usize) {
         let passed = self.start.elapsed();
@@ -54,6 +62,9 @@ impl Running {
         latencies.first_byte.observe(passed);
         self.latencies = Some(latencies);
         self.counters.answered(status);
+        if let Some(trace) = &self.traced {
+            trace.answered_by(upstream.replica, status);
+        }
         let version = upstream.version();
         if let Some(record) = self.record() {
             record.answered(status, passed);
@@ -70,6 +81,9 @@ impl Running {
             record.answered(status, passed);
             record.refusal = Some(code);
         }
+        if let Some(trace) = &self.traced {
+            trace.refused(status, code);
+        }
     }
 
     /// So much of its answer goes to the client.
@@ -79,19 +93,31 @@ impl Running {
         }
     }
 
-    /// It begins anew on the general path, which counts it.
-    pub(crate) fn abandon(mut self) {
+    /// Its last try has failed, for this reason.
+    pub(crate) fn try_failed(&self, error: &'static str) {
+        if let Some(trace) = &self.traced {
+            trace.last_failed(error);
+        }
+    }
+
+    /// It begins anew on the general path, which counts it, and goes on with its trace.
+    pub(crate) fn abandon(mut self) -> Option<Rc<Trace>> {
         self.told = None;
+        let traced = self.traced.take();
         let counters = Arc::clone(&self.counters);
         drop(self);
         counters.requests.fetch_sub(1, Ordering::Relaxed);
         counters.ended.fetch_sub(1, Ordering::Relaxed);
+        traced
     }
 
     /// Its answer broke off.
     pub(crate) fn broke_off(&mut self) {
         if let Some(record) = self.record() {
             record.broke_off = true;
+        }
+        if let Some(trace) = &self.traced {
+            trace.broke_off();
         }
     }
 }
@@ -106,6 +132,9 @@ impl Drop for Running {
         }
         if let Some(record) = self.told.take() {
             record.end(passed());
+        }
+        if let Some(trace) = self.traced.take() {
+            trace.end();
         }
     }
 }

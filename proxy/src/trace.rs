@@ -2,8 +2,40 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub(crate) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// A caller's context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Parent {
+    pub(crate) trace_id: [u8; 16],
+    pub(crate) span_id: [u8; 8],
+    /// Whether the caller may have told of it.
+    pub(crate) sampled: bool,
+}
+
+impl Parent {
+    /// The context in the text of a `traceparent`, if that is valid. What later versions add is not read (4.2 there).
+    pub(crate) fn read(value: &[u8]) -> Option<Self> {
+        if !is_valid(value) {
+            return None;
+        }
+        let byte = |at: usize| digit(value[at]) << 4 | digit(value[at + 1]);
+        Some(Self {
+            trace_id: std::array::from_fn(|index| byte(3 + 2 * index)),
+            span_id: std::array::from_fn(|index| byte(36 + 2 * index)),
+            sampled: byte(53) & 1 == 1,
+        })
+    }
+}
+
+/// The value of a digit of lower-case hexadecimal.
+fn digit(text: u8) -> u8 {
+    match text {
+        b'0'..=b'9' => text - b'0',
+        _ => text - b'a' + 10,
+    }
+}
 
 /// Leaves a valid `traceparent` as it is. Otherwise begins a trace, and drops a `tracestate` that
 /// belongs to none (3.3.1.1 there).
@@ -18,14 +50,25 @@ pub(crate) fn ensure(headers: &mut HeaderMap, random: impl FnOnce() -> [u8; 24])
     let valid =
         lines.next().is_some_and(|value| is_valid(value.as_bytes())) && lines.next().is_none();
     if !valid {
-        headers.remove(TRACESTATE);
-        let begun = HeaderValue::from_bytes(&begin(random()));
-        let begun = begun.expect("hexadecimal digits and dashes are legal in a header");
-        headers.insert(TRACEPARENT, begun);
+        replace(headers, &begin(random()));
     }
     if let Some(context) = headers.get_mut(TRACEPARENT) {
         context.set_sensitive(true);
     }
+}
+
+/// Puts a request into a trace that begins with this context.
+pub(crate) fn replace(headers: &mut HeaderMap, begun: &[u8; 55]) {
+    headers.remove(TRACESTATE);
+    headers.insert(TRACEPARENT, value(begun));
+}
+
+/// The text of a context as a field's value, which no other request has.
+pub(crate) fn value(line: &[u8; 55]) -> HeaderValue {
+    let value = HeaderValue::from_bytes(line);
+    let mut value = value.expect("hexadecimal digits and dashes are legal in a header");
+    value.set_sensitive(true);
+    value
 }
 
 /// The context that a request goes on with.
@@ -34,20 +77,33 @@ pub(crate) fn of(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 /// The text of a trace context that begins here.
-pub(crate) fn begin(mut random: [u8; 24]) -> [u8; 55] {
+pub(crate) fn begin(random: [u8; 24]) -> [u8; 55] {
+    let (trace_id, span_id) = ids(random);
+    line(trace_id, span_id, true)
+}
+
+/// A valid trace id and a valid span id.
+pub(crate) fn ids(mut random: [u8; 24]) -> ([u8; 16], [u8; 8]) {
     // All-zero ids are invalid; both are then made valid at no cost in randomness that matters.
     for id in [0..16, 16..24] {
         if random[id.clone()].iter().all(|&byte| byte == 0) {
             random[id.start] = 1;
         }
     }
+    let trace_id = std::array::from_fn(|index| random[index]);
+    (trace_id, std::array::from_fn(|index| random[16 + index]))
+}
+
+/// The text of a trace context.
+pub(crate) fn line(trace_id: [u8; 16], span_id: [u8; 8], sampled: bool) -> [u8; 55] {
     const HEX: &[u8; 16] = b"0123456789abcdef";
-    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-01";
+    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
     let places = (3..35).step_by(2).chain((36..52).step_by(2));
-    for (at, byte) in places.zip(random) {
+    for (at, byte) in places.zip(trace_id.into_iter().chain(span_id)) {
         text[at] = HEX[usize::from(byte >> 4)];
         text[at + 1] = HEX[usize::from(byte & 15)];
     }
+    text[54] = b'0' + u8::from(sampled);
     text
 }
 
@@ -80,6 +136,23 @@ mod tests {
     use super::*;
 
     const GOOD: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    #[test]
+    fn what_is_written_is_read() {
+        for sampled in [false, true] {
+            let (trace_id, span_id) = ids(std::array::from_fn(|index| index as u8 * 11));
+            let parent = Parent::read(&line(trace_id, span_id, sampled));
+            let expected = Parent {
+                trace_id,
+                span_id,
+                sampled,
+            };
+            assert_eq!(parent, Some(expected));
+        }
+        let later = format!("cc{}-more", &GOOD[2..].replace("-01", "-0b"));
+        assert!(Parent::read(later.as_bytes()).is_some_and(|parent| parent.sampled));
+        assert_eq!(Parent::read(&GOOD.as_bytes()[1..]), None);
+    }
 
     fn ensured(lines: &[&str]) -> HeaderMap {
         let mut headers = HeaderMap::new();

@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 use tokio_util::task::TaskTracker;
 
+use crate::access_log::AccessLog;
 use crate::config::{Http1Path, ProxyConfig};
 use crate::connection::{self, Client};
 use crate::drain::{Drain, Phase};
@@ -31,6 +32,7 @@ use crate::queue;
 use crate::routes::{Listener, Routes};
 use crate::session::Sessions;
 use crate::tls::Tls;
+use crate::tracer::Tracer;
 use crate::upstream::Upstream;
 use crate::view::{Registries, ServiceView, View};
 
@@ -58,13 +60,24 @@ impl Shared {
     /// All counters in Prometheus's text format.
     pub(crate) fn render(&self) -> String {
         let mut text = self.metrics.render(&self.loads);
-        if let Some(log) = &self.config.access_log {
-            let name = "raftserve_proxy_access_log_dropped_total";
-            let _ = writeln!(
-                text,
-                "# HELP {name} Requests that the access log could not tell."
-            );
-            let _ = writeln!(text, "# TYPE {name} counter\n{name} {}", log.dropped());
+        let log = self.config.access_log.as_ref();
+        let tracer = self.config.tracer.as_ref();
+        for (name, help, dropped) in [
+            (
+                "raftserve_proxy_access_log_dropped_total",
+                "Requests that the access log could not tell.",
+                log.map(AccessLog::dropped),
+            ),
+            (
+                "raftserve_proxy_traces_dropped_total",
+                "Requests whose spans could not be exported.",
+                tracer.map(Tracer::dropped),
+            ),
+        ] {
+            if let Some(dropped) = dropped {
+                let _ = writeln!(text, "# HELP {name} {help}");
+                let _ = writeln!(text, "# TYPE {name} counter\n{name} {dropped}");
+            }
         }
         if let Some(tls) = &self.tls {
             text.push_str(&tls.render());

@@ -32,3 +32,5 @@ mod smuggling;
 mod streaming;
 #[path = "tls.rs"]
 mod tls;
+#[path = "traces.rs"]
+mod traces;

@@ -5,7 +5,7 @@ mod support;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
-use raftserve_proxy::{AccessLog, NoSessions};
+use raftserve_proxy::{AccessLog, NoSessions, Tracer};
 use support::{Hand, Rig, by_hand, config, log, nowhere, recorder, service, soon, until};
 
 /// A sink whose bytes a test can read.
@@ -220,4 +220,30 @@ async fn each_replica_and_version_has_its_own_counters() {
             );
         }
     }
+}
+
+#[tokio::test]
+async fn a_line_and_its_spans_name_one_trace() {
+    let address = recorder("a", &log()).await;
+    let lines = Lines::default();
+    let (tracer, mut traces) = Tracer::new(1.0);
+    let mut config = config();
+    config.access_log = Some(AccessLog::start(lines.clone()).expect("a thread"));
+    config.tracer = Some(tracer);
+    let rig = Rig::with(
+        config,
+        [service(1, "svc", &[address])],
+        Arc::new(NoSessions),
+    );
+    let mut client = Hand::connect(rig.address).await;
+    client.ask("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+    let mut spans = Vec::new();
+    soon("spans", traces.take(&mut spans, 1)).await;
+    until("a line", || !lines.text().is_empty()).await;
+    let id: String = spans[0]
+        .trace_id
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    assert_eq!(lines.all()[0]["trace_id"], id);
 }

@@ -242,6 +242,13 @@ pub struct NodeArgs {
     /// Without headers, queries and bodies.
     #[arg(long, value_name = "FILE", env = "RAFTSERVE_ACCESS_LOG")]
     pub access_log: Option<PathBuf>,
+    /// Tell the spans of requests to the OpenTelemetry collector at this URL, by OTLP over gRPC: http://HOST:PORT, mostly
+    /// port 4317. One span for each request, and one for each of its tries at a replica.
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_parser = crate::otlp::Collector::parse)]
+    pub otlp_endpoint: Option<crate::otlp::Collector>,
+    /// Which share of the traces that begin here is told, from 0 to 1. Of a trace that began before, its beginner decides.
+    #[arg(long, value_name = "RATIO", default_value_t = 1.0, value_parser = share, requires = "otlp_endpoint")]
+    pub otlp_sample: f64,
     /// How fast failures are noticed, against how much the network may delay.
     #[arg(long, value_enum, default_value = "fast")]
     pub profile: TimingProfile,
@@ -251,6 +258,12 @@ pub struct NodeArgs {
     /// How log lines look.
     #[arg(long, value_enum, default_value = "text", env = "RAFTSERVE_LOG_FORMAT")]
     pub log_format: LogFormat,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share: Option<f64> = text.parse().ok();
+    let share = share.filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "must be a number from 0 to 1".to_owned())
 }
 
 #[cfg(test)]
@@ -269,6 +282,22 @@ mod tests {
         Whole::try_parse_from(words)
             .map(|whole| whole.args)
             .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn spans_go_to_a_collector_that_can_be_reached() {
+        let args = parse(&["--otlp-endpoint", "http://c:4317", "--otlp-sample", "0.25"]).unwrap();
+        assert_eq!(args.otlp_endpoint.unwrap().to_string(), "http://c:4317/");
+        assert_eq!(args.otlp_sample, 0.25);
+        for bad in ["c:4317", "https://c:4317", "ftp://c", "http://"] {
+            assert!(parse(&["--otlp-endpoint", bad]).is_err(), "{bad}");
+        }
+        for bad in ["1.1", "-0.1", "NaN", "half"] {
+            let flags = ["--otlp-endpoint", "http://c:4317", "--otlp-sample", bad];
+            assert!(parse(&flags).is_err(), "{bad}");
+        }
+        assert!(parse(&["--otlp-sample", "0.5"]).is_err());
+        assert!(parse(&[]).unwrap().otlp_endpoint.is_none());
     }
 
     #[test]

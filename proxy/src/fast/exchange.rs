@@ -129,16 +129,16 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
         Ended::Refused(why) => {
             drop(stream);
             let running = held.take().map(|(_, running)| running);
+            if let Some(running) = &running {
+                running.try_failed(why.code());
+            }
             if connection.put_back() {
-                if let Some(running) = running {
-                    running.abandon();
-                }
-                let replica = upstream.replica;
-                let sent = true;
-                connection
-                    .client
-                    .unsent
-                    .replace(Some(Unsent { replica, why, sent }));
+                connection.client.unsent.replace(Some(Unsent {
+                    replica: upstream.replica,
+                    why,
+                    sent: true,
+                    trace: running.and_then(Running::abandon),
+                }));
                 return End::Unsent;
             }
             let closes = close || !uploaded.get();
@@ -172,7 +172,12 @@ async fn send(connection: &Connection, outgoing: &mut Outgoing) -> Option<Sent> 
     let in_flight = upstream.begin();
     let taken = outgoing.head_len + body.len();
     let (began, told) = (outgoing.began, &mut outgoing.told);
+    let traced = &mut outgoing.traced;
+    if let Some((trace, id)) = traced {
+        trace.tries(*id, &upstream);
+    }
     let sent = |upstream, stream, in_flight, intact| {
+        let trace = traced.take().map(|(trace, _)| trace);
         let percent = service.route.traffic.retries.budget_percent;
         service.budget.borrow_mut().deposit(began, percent);
         Sent {
@@ -180,7 +185,7 @@ async fn send(connection: &Connection, outgoing: &mut Outgoing) -> Option<Sent> 
             stream,
             held: (
                 in_flight,
-                Running::start(&service.counters, None, began, told.take()),
+                Running::start(&service.counters, None, began, (told.take(), trace)),
             ),
             taken,
             framing,
@@ -202,10 +207,15 @@ async fn send(connection: &Connection, outgoing: &mut Outgoing) -> Option<Sent> 
         Err(ConnectError::Failed(_) | ConnectError::Handshake(_)) => Refusal::Unreachable,
     };
     worker.connect_failed(service, &upstream);
+    let trace = outgoing.traced.take().map(|(trace, id)| {
+        trace.failed(id, why.code());
+        trace
+    });
     connection.client.unsent.replace(Some(Unsent {
         replica: upstream.replica,
         why,
         sent: false,
+        trace,
     }));
     None
 }

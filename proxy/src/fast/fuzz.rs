@@ -135,7 +135,7 @@ fn what_is_forwarded_says_one_thing_to_every_reader() {
             prefix_len: 0,
         };
         let mut head = Vec::new();
-        plain.write(&mut head, &way, || [7; 24]);
+        plain.write(&mut head, &way, None, || [7; 24]);
         let fields = fields(&head);
         for name in ["connection", "te", "expect", "upgrade", "keep-alive"] {
             assert_eq!(count(&fields, name), 0, "{name}");

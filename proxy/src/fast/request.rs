@@ -184,11 +184,31 @@ impl<'h, 'b> PlainRequest<'h, 'b> {
         way.prefix_len == 0 || !self.seen.forwarded_prefix
     }
 
-    /// Writes the head that the replica gets.
+    /// The caller's trace context, and what other tracing systems add to it, if each is there once.
+    pub(super) fn context(&self) -> (Option<&'b [u8]>, Option<&'b [u8]>) {
+        if !self.has_trace() {
+            return (None, None);
+        }
+        let single = |kind| {
+            let mut those = self.fields.iter();
+            let mut those = those.by_ref().filter(|field| Field::of(field.name) == kind);
+            let field = those.next().map(|field| field.value);
+            field.filter(|_| those.next().is_none())
+        };
+        (single(Field::Traceparent), single(Field::Tracestate))
+    }
+
+    /// Whether its trace goes on here.
+    fn has_trace(&self) -> bool {
+        self.seen.traces == 1 && self.seen.valid_trace
+    }
+
+    /// Writes the head that the replica gets, with this trace context instead of the client's if one is given.
     pub(super) fn write(
         &self,
         out: &mut Vec<u8>,
         way: &Way<'_>,
+        context: Option<&[u8; 55]>,
         random: impl FnOnce() -> [u8; 24],
     ) {
         let (prefix, target) = self.target.split_at(way.prefix_len);
@@ -201,11 +221,12 @@ impl<'h, 'b> PlainRequest<'h, 'b> {
                 b" HTTP/1.1\r\n",
             ],
         );
-        let keeps_trace = self.seen.traces == 1 && self.seen.valid_trace;
+        let has_trace = self.has_trace();
         for field in self.fields {
             let keeps = match Field::of(field.name) {
                 Field::Connection | Field::ForwardedFor | Field::Special => false,
-                Field::Traceparent | Field::Tracestate => keeps_trace,
+                Field::Traceparent => has_trace && context.is_none(),
+                Field::Tracestate => has_trace,
                 Field::Host
                 | Field::ContentLength
                 | Field::ContentType
@@ -220,7 +241,9 @@ impl<'h, 'b> PlainRequest<'h, 'b> {
             }
         }
         self.write_way(out, way, prefix);
-        if !keeps_trace {
+        if let Some(context) = context {
+            put(out, &[b"traceparent: ", context, b"\r\n"]);
+        } else if !has_trace {
             put(out, &[b"traceparent: ", &trace::begin(random()), b"\r\n"]);
         }
         out.extend_from_slice(b"\r\n");

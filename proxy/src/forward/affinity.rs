@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::Request;
+use http::{Request, Response, StatusCode};
 use raftserve_model::SessionKey;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -15,6 +15,7 @@ use crate::answer::Refusal;
 use crate::body::UploadBody;
 use crate::metrics::count;
 use crate::session::{BindError, BoundReplica, Lookup};
+use crate::tracer::Try;
 use crate::upstream::{ExchangeError, Upstream, Wire};
 use crate::view::ServiceView;
 use crate::worker::Worker;
@@ -130,7 +131,7 @@ impl Session<'_> {
     async fn send_to(
         &mut self,
         bound: BoundReplica,
-        request: Box<Request<UploadBody>>,
+        mut request: Box<Request<UploadBody>>,
     ) -> Result<Outcome, Refusal> {
         let worker = self.worker;
         let config = &worker.shared.config;
@@ -139,15 +140,20 @@ impl Session<'_> {
             return Ok(Outcome::Wait(request));
         };
         let in_flight = upstream.begin();
-        let (mut checkout, fresh) = match upstream.checkout(Wire::of(&request), config) {
+        let pooled = upstream.checkout(Wire::of(&request), config);
+        if pooled.is_none() && self.refused_lately(bound, &upstream) {
+            return Ok(Outcome::Wait(request));
+        }
+        let headers = request.headers_mut();
+        let traced = self.terms.trace;
+        let traced = traced.map(|trace| Try::begin(trace, &upstream, headers));
+        let (mut checkout, fresh) = match pooled {
             Some(checkout) => (checkout, false),
-            None if self.refused_lately(bound, &upstream) => {
-                return Ok(Outcome::Wait(request));
-            }
             None => match upstream.connect(Wire::of(&request), config).await {
                 Ok(checkout) => (checkout, true),
                 Err(_) => {
                     self.note_refused(bound, &upstream);
+                    end(traced, Err(&Refusal::Unreachable));
                     return Ok(Outcome::Wait(request));
                 }
             },
@@ -156,22 +162,26 @@ impl Session<'_> {
             checkout.give_back();
             return Ok(Outcome::LookAgain(request));
         }
-        match exchange(&mut checkout, request, self.terms.first_byte()).await {
+        let outcome = exchange(&mut checkout, request, self.terms.first_byte()).await;
+        let outcome = outcome.map_err(|error| (refusal(&error), error));
+        let known = outcome.as_ref().map(Response::status);
+        end(traced, known.map_err(|(why, _)| why));
+        match outcome {
             Ok(response) => Ok(Outcome::Sent(Box::new(Sent {
                 response,
                 in_flight,
                 checkout,
                 tries: 1,
             }))),
-            Err(ExchangeError::NotSent(unsent)) if fresh => {
+            Err((_, ExchangeError::NotSent(unsent))) if fresh => {
                 self.note_refused(bound, &upstream);
                 Ok(Outcome::Wait(unsent))
             }
-            Err(ExchangeError::NotSent(unsent)) => {
+            Err((_, ExchangeError::NotSent(unsent))) => {
                 upstream.clear();
                 Ok(Outcome::LookAgain(unsent))
             }
-            Err(error) => Err(refusal(&error)),
+            Err((why, _)) => Err(why),
         }
     }
 
@@ -212,6 +222,13 @@ impl Session<'_> {
             return true;
         }
         self.patience().wait().await
+    }
+}
+
+/// Tells how a try ended, if it is traced.
+fn end(traced: Option<Try<'_>>, outcome: Result<StatusCode, &Refusal>) {
+    if let Some(traced) = traced {
+        traced.end(outcome.map_err(Refusal::code));
     }
 }
 

@@ -6,9 +6,10 @@ use std::time::Duration;
 use http::{Request, Response};
 use hyper::body::Incoming;
 
-use super::Sent;
+use super::{Sent, Terms};
 use crate::answer::Refusal;
 use crate::body::{Fault, UploadBody};
+use crate::tracer::{Trace, Try};
 use crate::upstream::{Checkout, ConnectError, ExchangeError, Upstream, Wire};
 use crate::view::ServiceView;
 use crate::worker::Worker;
@@ -23,8 +24,56 @@ pub(super) enum Failure {
     Client(Refusal),
 }
 
-/// Tries a request at `upstream`, whose answer must begin within `silence_max`.
+impl Failure {
+    fn code(&self) -> &'static str {
+        let (Self::NotSent(_, why) | Self::Sent(why) | Self::Client(why)) = self;
+        why.code()
+    }
+}
+
+/// Tries a request at `upstream`.
 pub(super) async fn attempt(
+    worker: &Worker,
+    service: &ServiceView,
+    upstream: Rc<Upstream>,
+    request: Box<Request<UploadBody>>,
+    terms: Terms<'_>,
+) -> Result<Sent, Failure> {
+    let silence_max = terms.first_byte();
+    match terms.trace {
+        None => send(worker, service, upstream, request, silence_max).await,
+        Some(trace) => {
+            Box::pin(send_traced(
+                worker,
+                service,
+                upstream,
+                request,
+                (trace, silence_max),
+            ))
+            .await
+        }
+    }
+}
+
+/// The same, and tells of it.
+async fn send_traced(
+    worker: &Worker,
+    service: &ServiceView,
+    upstream: Rc<Upstream>,
+    mut request: Box<Request<UploadBody>>,
+    (trace, silence_max): (&Trace, Duration),
+) -> Result<Sent, Failure> {
+    let traced = Try::begin(trace, &upstream, request.headers_mut());
+    let outcome = send(worker, service, upstream, request, silence_max).await;
+    traced.end(match &outcome {
+        Ok(sent) => Ok(sent.response.status()),
+        Err(failure) => Err(failure.code()),
+    });
+    outcome
+}
+
+/// Sends a request to `upstream`, whose answer must begin within `silence_max`.
+async fn send(
     worker: &Worker,
     service: &ServiceView,
     upstream: Rc<Upstream>,

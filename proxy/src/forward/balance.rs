@@ -152,12 +152,11 @@ impl Way<'_> {
         upstream: &Rc<Upstream>,
         request: Box<Request<UploadBody>>,
     ) -> Result<Sent, Failure> {
-        let silence_max = self.terms.first_byte();
         let hedged = self.hedge_after();
         match hedged.or_else(|| self.per_try_timeout()) {
             None => {
                 let (service, upstream) = (&self.service, Rc::clone(upstream));
-                attempt(self.worker, service, upstream, request, silence_max).await
+                attempt(self.worker, service, upstream, request, self.terms).await
             }
             Some(patience) => Box::pin(self.attempt_twice(upstream, request, patience)).await,
         }
@@ -171,14 +170,14 @@ impl Way<'_> {
         patience: Duration,
     ) -> Result<Sent, Failure> {
         let (worker, service) = (self.worker, Rc::clone(&self.service));
-        let silence_max = self.terms.first_byte();
+        let terms = self.terms;
         let hedged = self.hedge_after();
         let mut first = Box::pin(attempt(
             worker,
             &service,
             Rc::clone(upstream),
             request,
-            silence_max,
+            terms,
         ));
         if let Ok(ended) = timeout(patience, &mut first).await {
             return ended;
@@ -188,7 +187,7 @@ impl Way<'_> {
             return first.await;
         };
         self.tried.push(next.replica);
-        let second = Box::pin(attempt(worker, &service, next, request, silence_max));
+        let second = Box::pin(attempt(worker, &service, next, request, terms));
         if hedged.is_none() {
             drop(first);
             upstream.failed();

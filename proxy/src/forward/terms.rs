@@ -6,6 +6,7 @@ use raftserve_model::spec::{Retries, Timeouts};
 use tokio::time::Instant;
 
 use crate::routes::ServiceRoute;
+use crate::tracer::Trace;
 
 /// A request's timeouts and retries.
 #[derive(Clone, Copy, Debug)]
@@ -15,29 +16,38 @@ pub(super) struct Terms<'a> {
     timeouts: &'a Timeouts,
     pub(super) retries: &'a Retries,
     /// What holds where the timeouts say nothing.
-    silence: Duration,
+    route: &'a ServiceRoute,
+    /// Where its tries are told, if it is traced.
+    pub(super) trace: Option<&'a Trace>,
 }
 
 impl<'a> Terms<'a> {
     /// Those of the service, or of the rule that the request meets.
-    pub(super) fn of(route: &'a ServiceRoute, rule: Option<usize>) -> Self {
+    pub(super) fn of(
+        route: &'a ServiceRoute,
+        rule: Option<usize>,
+        trace: Option<&'a Trace>,
+    ) -> Self {
         let met = rule.map(|index| &route.traffic.routes[index]);
         Self {
             rule,
             timeouts: route.timeouts(met),
             retries: route.retries(met),
-            silence: route.stream_timeout,
+            route,
+            trace,
         }
     }
 
     /// The longest from the request's last byte to the first of its answer.
     pub(super) fn first_byte(&self) -> Duration {
-        self.timeouts.first_byte.unwrap_or(self.silence)
+        self.timeouts
+            .first_byte
+            .unwrap_or(self.route.stream_timeout)
     }
 
     /// The longest silence within an answer.
     pub(super) fn idle(&self) -> Duration {
-        self.timeouts.idle.unwrap_or(self.silence)
+        self.timeouts.idle.unwrap_or(self.route.stream_timeout)
     }
 
     /// When a request that began at `start` must have been answered whole.

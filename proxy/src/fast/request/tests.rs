@@ -23,7 +23,7 @@ fn forwarded(head: &str, prefix_len: usize) -> String {
                 return "other".to_owned();
             }
             let mut out = Vec::new();
-            plain.write(&mut out, &way, || [0x11; 24]);
+            plain.write(&mut out, &way, None, || [0x11; 24]);
             String::from_utf8(out).expect("text").to_lowercase()
         }
     }
