@@ -86,7 +86,7 @@ impl Pool {
                 policy::p2c(self.members.len(), rand::random(), cost, usable)
             }
             (LoadBalancingPolicy::RingHash | LoadBalancingPolicy::Maglev, Some((table, hash))) => {
-                table.pick(hash, |index| self.load(index), || self.total(), usable)
+                table.pick(hash, |index| self.load(index), usable)
             }
             (
                 LoadBalancingPolicy::LeastLoad
@@ -143,10 +143,5 @@ impl Pool {
 
     fn load(&self, index: usize) -> u32 {
         self.members[index].upstream.gauge.total()
-    }
-
-    fn total(&self) -> u64 {
-        let loads = (0..self.members.len()).map(|index| u64::from(self.load(index)));
-        loads.sum()
     }
 }

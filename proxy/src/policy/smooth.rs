@@ -69,7 +69,9 @@ impl Smooth {
                 break;
             }
         }
-        self.credits[richest?] -= price;
+        // Where the heaviest itself may not be picked, the others pay more than they gain: no debt outgrows one price.
+        let debtor = &mut self.credits[richest?];
+        *debtor = (*debtor - price).max(-price);
         richest
     }
 
@@ -107,6 +109,22 @@ mod tests {
             assert_eq!(pick, Some(1));
         }
         assert_eq!(smooth.pick_in_passing(2, 0, 0, |_| 0, |_| true), None);
+    }
+
+    #[test]
+    fn nobody_pays_for_the_absence_of_the_heaviest() {
+        let weights = [1_000, 1, 1];
+        let weight = |index: usize| weights[index];
+        let mut smooth = Smooth::default();
+        for start in 0..100_000 {
+            let pick = smooth.pick_in_passing(3, start % 3, 1_000, weight, |index| index != 0);
+            assert!(pick.is_some_and(|index| index != 0));
+        }
+        // Two rounds of all credits after its return, the light ones have had their turns again.
+        let picks =
+            (0..4_000).map(|start| smooth.pick_in_passing(3, start % 3, 1_000, weight, |_| true));
+        let light = picks.filter(|pick| *pick != Some(0)).count();
+        assert!((1..=16).contains(&light), "{light}");
     }
 
     proptest! {

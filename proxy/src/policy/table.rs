@@ -55,17 +55,16 @@ impl HashTable {
         same_kind && self.endpoints == endpoints
     }
 
-    /// The candidate for `key`. `load` and `total` count requests in flight, and are asked by the ring only.
+    /// The candidate for `key`. `load` counts requests in flight, and is asked by the ring only.
     #[must_use]
     pub fn pick(
         &self,
         key: u64,
         load: impl Fn(usize) -> u32,
-        total: impl FnOnce() -> u64,
         usable: impl Fn(usize) -> bool,
     ) -> Option<usize> {
         match &self.kind {
-            Kind::Ring(ring) => ring.pick(key, load, total, usable),
+            Kind::Ring(ring) => ring.pick(key, load, usable),
             Kind::Maglev(maglev) => maglev.pick(key, usable),
         }
     }
