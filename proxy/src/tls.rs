@@ -41,7 +41,8 @@ pub(crate) struct Tls(Reloaded<Files>);
 struct Files {
     settings: TlsListen,
     provider: Arc<CryptoProvider>,
-    /// Of this process, and kept when certificates change, so that clients may resume.
+    /// Of this process, and kept when certificates change, so that clients may resume; but where their certificates are
+    /// asked for, see [`config`].
     tickets: Arc<dyn ProducesTickets>,
 }
 
@@ -115,9 +116,15 @@ fn config(
             builder.with_client_cert_verifier(verifier)
         }
     };
+    // A resumed session believes the certificate that its ticket holds. Tickets from before a change of the authorities
+    // would let in whom they do not vouch for any more.
+    let tickets = match &settings.client_authorities {
+        None => Arc::clone(tickets),
+        Some(_) => rustls::crypto::ring::Ticketer::new().map_err(TlsError::Unusable)?,
+    };
     let mut config = builder.with_cert_resolver(Arc::new(certificates));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    config.ticketer = Arc::clone(tickets);
+    config.ticketer = tickets;
     Ok(config)
 }
 

@@ -14,7 +14,7 @@ use raftserve_model::spec::{UpstreamProtocol, UpstreamTls, UpstreamTrust};
 use raftserve_proxy::{NoSessions, ProxyConfig, TlsListen};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, HandshakeKind, RootCertStore, ServerConfig};
 use support::{Rig, Seen, log, recorder, service, soon, until};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
@@ -68,13 +68,11 @@ impl Authority {
 }
 
 /// A client that believes `authority`, offers these protocols, and may show a certificate.
-async fn connect(
-    address: SocketAddr,
+fn client(
     authority: &Authority,
-    name: &str,
     protocols: &[&str],
     own: Option<(rcgen::Certificate, KeyPair)>,
-) -> std::io::Result<TlsStream<TcpStream>> {
+) -> Arc<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -89,11 +87,30 @@ async fn connect(
         }
     };
     config.alpn_protocols = protocols.iter().map(|it| it.as_bytes().to_vec()).collect();
+    Arc::new(config)
+}
+
+/// A connection of a new such client.
+async fn connect(
+    address: SocketAddr,
+    authority: &Authority,
+    name: &str,
+    protocols: &[&str],
+    own: Option<(rcgen::Certificate, KeyPair)>,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    connect_as(client(authority, protocols, own), address, name).await
+}
+
+async fn connect_as(
+    client: Arc<ClientConfig>,
+    address: SocketAddr,
+    name: &str,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(name.to_owned()).expect("a name");
     let stream = TcpStream::connect(address).await?;
     soon(
         "a handshake",
-        TlsConnector::from(Arc::new(config)).connect(name, stream),
+        TlsConnector::from(client).connect(name, stream),
     )
     .await
 }
@@ -274,6 +291,39 @@ async fn a_client_s_certificate_is_told_to_replicas() {
             .expect("an answer"),
         200
     );
+}
+
+#[tokio::test]
+async fn who_is_not_vouched_for_any_more_resumes_no_session() {
+    let (authority, others) = (Authority::new(), Authority::new());
+    let directory = tempfile::tempdir().expect("a directory");
+    authority.write(directory.path(), "a", &["svc.example"]);
+    let clients = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(clients.path(), authority.0.pem()).expect("room");
+    let mut listen = listen(directory.path());
+    listen.client_authorities = Some(clients.path().to_owned());
+    listen.require_client_certificate = true;
+    let (rig, address) = rig(listen, &log()).await;
+    let own = Some(authority.pair(&["alice.example"]));
+    let alice = client(&authority, &["http/1.1"], own);
+    for kind in [HandshakeKind::Full, HandshakeKind::Resumed] {
+        let stream = connect_as(Arc::clone(&alice), address, "svc.example").await;
+        let stream = stream.expect("a handshake");
+        assert_eq!(stream.get_ref().1.handshake_kind(), Some(kind));
+        assert_eq!(get(stream, "svc.example").await.expect("an answer"), 200);
+    }
+
+    std::fs::write(clients.path(), others.0.pem()).expect("room");
+    let used = "raftserve_proxy_tls_reloads_total{outcome=\"used\"} 1";
+    until("it is used", || {
+        rig.proxy.render_prometheus().contains(used)
+    })
+    .await;
+    let answer = match connect_as(alice, address, "svc.example").await {
+        Ok(stream) => get(stream, "svc.example").await.ok(),
+        Err(_) => None,
+    };
+    assert_eq!(answer, None);
 }
 
 /// A replica with TLS that answers "ok" to whatever comes.
