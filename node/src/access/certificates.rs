@@ -22,6 +22,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
@@ -51,8 +52,8 @@ pub enum AccessError {
     Files(#[from] TlsError),
     /// The other peers would refuse it.
     #[error(
-        "{certificate} is not one of the authorities in {authorities}, or not valid now: the other peers would \
-         refuse it"
+        "{certificate} is not of one of the authorities in {authorities}, not valid now, or not for both servers and \
+         clients: the other peers would refuse it"
     )]
     NotVouchedFor {
         /// `tls.crt`.
@@ -255,13 +256,17 @@ impl Current {
             roots: Arc::clone(&roots),
             provider: Arc::clone(&provider),
         });
-        verifier
-            .check_own(&pair)
-            .map_err(|source| AccessError::NotVouchedFor {
+        let clients = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
+        let clients = clients
+            .build()
+            .map_err(|error| AccessError::Files(TlsError::Authorities(error)))?;
+        check_own(&pair, &verifier, clients.as_ref()).map_err(|source| {
+            AccessError::NotVouchedFor {
                 certificate: files.certificate(),
                 authorities: files.authorities(),
                 source,
-            })?;
+            }
+        })?;
         let unusable = |source| AccessError::Unusable {
             directory: files.directory.clone(),
             source,
@@ -279,10 +284,6 @@ impl Current {
             config.resumption = rustls::client::Resumption::disabled();
             Ok(Arc::new(config))
         };
-        let clients = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
-        let clients = clients
-            .build()
-            .map_err(|error| AccessError::Files(TlsError::Authorities(error)))?;
         let peers = || {
             let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
                 .with_protocol_versions(&[&TLS13])?;
@@ -311,6 +312,22 @@ impl Current {
     }
 }
 
+/// Whether a peer's own certificate would be believed by the others, both where they dial and where it does: one for
+/// servers alone passes the first, and would be noticed only when connections are made anew.
+fn check_own(
+    own: &CertifiedKey,
+    servers: &AnyName,
+    clients: &dyn ClientCertVerifier,
+) -> Result<(), rustls::Error> {
+    let (first, between) = own
+        .cert
+        .split_first()
+        .ok_or(rustls::Error::NoCertificatesPresented)?;
+    let now = UnixTime::now();
+    servers.check(first, between, now)?;
+    clients.verify_client_cert(first, between, now).map(drop)
+}
+
 /// Believes every certificate of the authorities, whatever name it is for.
 #[derive(Debug)]
 struct AnyName {
@@ -334,15 +351,6 @@ impl AnyName {
             now,
             algorithms,
         )
-    }
-
-    /// Whether this peer's own certificate would be believed.
-    fn check_own(&self, own: &CertifiedKey) -> Result<(), rustls::Error> {
-        let (first, between) = own
-            .cert
-            .split_first()
-            .ok_or(rustls::Error::NoCertificatesPresented)?;
-        self.check(first, between, UnixTime::now())
     }
 }
 

@@ -1,6 +1,8 @@
 //! Real handshakes on loopback, with certificates made here.
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -21,8 +23,19 @@ impl Authority {
 
     /// Fills `directory` with a certificate of this authority, and those that are to be believed.
     pub(crate) fn issue(&self, directory: &Path, believed: &[&Self]) {
+        self.issue_for(directory, believed, &[]);
+    }
+
+    /// The same, for these purposes alone.
+    fn issue_for(
+        &self,
+        directory: &Path,
+        believed: &[&Self],
+        purposes: &[ExtendedKeyUsagePurpose],
+    ) {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["peer.example".to_owned()]).unwrap();
+        let mut params = CertificateParams::new(vec!["peer.example".to_owned()]).unwrap();
+        params.extended_key_usages = purposes.to_vec();
         let certificate = params.signed_by(&key, &self.0).unwrap();
         let authorities: String = believed.iter().map(|it| it.0.pem()).collect();
         std::fs::write(directory.join("tls.crt"), certificate.pem()).unwrap();
@@ -209,4 +222,21 @@ async fn bad_files_change_nothing_and_are_counted() {
         "{refused}"
     );
     meet(&two, &one, Protocol::Frames).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_certificate_for_servers_or_clients_alone_is_refused_before_the_others_do() {
+    use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
+    let authority = Authority::new();
+    let directory = tempfile::tempdir().unwrap();
+    for purpose in [ServerAuth, ClientAuth] {
+        authority.issue_for(directory.path(), &[&authority], &[purpose]);
+        let refused = Certificates::read(directory.path().to_owned()).unwrap_err();
+        assert!(
+            matches!(refused, AccessError::NotVouchedFor { .. }),
+            "{refused}"
+        );
+    }
+    authority.issue_for(directory.path(), &[&authority], &[ServerAuth, ClientAuth]);
+    Certificates::read(directory.path().to_owned()).unwrap();
 }
