@@ -149,7 +149,7 @@ impl Accounts {
     }
 
     fn add_user(&mut self, line: &str) -> Result<(), Problem> {
-        let form = Problem::Form("USER:HASH, as `htpasswd -nB USER` prints it");
+        let form = Problem::Form("USER:HASH, as `htpasswd -nB -C 10 USER` prints it");
         let (name, hash) = line.split_once(':').ok_or(form)?;
         let user = User {
             hash: hash.parse()?,
@@ -206,6 +206,13 @@ impl Accounts {
         self.users.get(name)
     }
 
+    /// The user in whose place a name is checked that is nobody's, so that the time of the answer does not tell; none
+    /// where nobody has a password. `draw` is always the same for the same name.
+    pub(super) fn stand_in(&self, draw: u64) -> Option<&User> {
+        let index = draw.checked_rem(self.users.len() as u64)?;
+        self.users.values().nth(usize::try_from(index).ok()?)
+    }
+
     /// Whose token this is. Takes equally long for all that are nobody's.
     pub(super) fn of_token(&self, token: &str) -> Option<&Subject> {
         let shown = Digest::of(token.as_bytes());
@@ -240,7 +247,7 @@ mod tests {
         assert_eq!(accounts.user("ben").unwrap().role, Role::Viewer);
         assert!(accounts.user("carl").is_none());
         assert_eq!(accounts.strangers(), ["carl"]);
-        assert_eq!(accounts.weakly_hashed().collect::<Vec<_>>(), ["ben"]);
+        assert_eq!(accounts.weakly_hashed().collect::<Vec<_>>(), ["ann", "ben"]);
         assert!(!accounts.is_empty());
         assert!(Accounts::parse("\n# nobody\n", "", "").unwrap().is_empty());
     }

@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use super::accounts::{Accounts, BadLine, Subject};
 use super::login::{Claim, PREFIX, Realm, Signer, UnixSeconds};
 use super::password::PasswordHash;
+use super::role::Role;
 
 /// The largest file: thousands of users.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -167,15 +168,7 @@ impl Credentials {
             .map_err(|_| Unknown::Busy)?;
         let check = Arc::clone(&self.checks).acquire_owned().await;
         let check = check.map_err(|_| Unknown::Busy)?;
-        let found = {
-            let accounts = self.accounts.load();
-            let user = accounts.user(user);
-            user.map(|user| (user.hash.clone(), user.role))
-        };
-        let (hash, role) = match found {
-            Some((hash, role)) => (hash, Some(role)),
-            None => (PasswordHash::nobodys(), None),
-        };
+        let (hash, role) = self.to_check(user, realm);
         let checked = tokio::task::spawn_blocking(move || {
             // Held for as long as this runs, even if whoever asked is gone.
             let _check = check;
@@ -194,6 +187,18 @@ impl Credentials {
             token,
             until,
         })
+    }
+
+    /// What a password is checked against, and the role if that is the user's own. For a name that is nobody's it is
+    /// some user's hash, for one name always the same: so answers take as long as for users.
+    fn to_check(&self, name: &str, realm: &Realm) -> (PasswordHash, Option<Role>) {
+        let accounts = self.accounts.load();
+        if let Some(user) = accounts.user(name) {
+            return (user.hash.clone(), Some(user.role));
+        }
+        let stand_in = accounts.stand_in(realm.draw(name));
+        let hash = stand_in.map_or_else(PasswordHash::nobodys, |user| user.hash.clone());
+        (hash, None)
     }
 
     /// The counters in Prometheus's text format.
@@ -241,8 +246,8 @@ fn read(directory: &Path) -> Result<Accounts, CredentialsError> {
     for user in accounts.weakly_hashed() {
         tracing::warn!(
             user,
-            "this user's password is hashed with $apr1$, which is quickly broken if it gets out: make a new line with \
-             `htpasswd -nB {user}`"
+            "this user's password is hashed so that it is quickly broken if it gets out: make a new line with \
+             `htpasswd -nB -C 10 {user}`"
         );
     }
     for user in accounts.strangers() {

@@ -19,6 +19,7 @@ pub(super) const PREFIX: &str = "rsl1.";
 
 /// What the secret is for, so that no signature is good for anything else.
 const KEY_PURPOSE: &[u8] = b"raftserve login key 1";
+const DRAW_PURPOSE: &[u8] = b"raftserve login draw 1";
 const TOKEN_PURPOSE: &[u8] = b"raftserve login token 1";
 
 /// The longest token: the longest name twice over, and what is around it.
@@ -52,6 +53,19 @@ pub struct Realm {
     pub cluster: ClusterId,
     /// Its secret.
     pub secret: LoginSecret,
+}
+
+impl Realm {
+    /// A number for a name that nobody can foretell who does not know the secret.
+    pub(super) fn draw(&self, name: &str) -> u64 {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.secret.0);
+        let mut context = hmac::Context::with_key(&key);
+        context.update(DRAW_PURPOSE);
+        context.update(name.as_bytes());
+        let tag = context.sign();
+        let (first, _) = tag.as_ref().split_first_chunk().expect("32 bytes");
+        u64::from_be_bytes(*first)
+    }
 }
 
 /// Seconds since the Unix epoch.

@@ -12,21 +12,23 @@ const COST_MIN: u32 = 4;
 /// The highest cost of bcrypt that is taken: each step doubles the time, and this is some two seconds.
 const COST_MAX: u32 = 15;
 
+/// Bcrypt's costs below this try thousands of passwords a second.
+const COST_STRONG: u32 = 10;
+
 /// The longest salt of `$apr1$`, in bytes.
 const APR1_SALT_MAX: usize = 8;
 
 /// How often `$apr1$` hashes.
 const APR1_ROUNDS: usize = 1_000;
 
-/// A bcrypt hash that nobody has (its password is empty), to be checked for users that do not exist: so the time of
-/// an answer does not tell who does.
+/// A bcrypt hash that nobody has (its password is empty), to be checked where no user exists.
 const NOBODY: &str = "$2a$10$k1wbIrmNyFAPwPVPSVa/zecw2BCEnBwVS2GbrmgzxFUOqW9dk4TCW";
 
 /// Why a hash cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PasswordHashError {
     /// It is of another kind, or none.
-    #[error("only bcrypt (`htpasswd -nB USER`) and $apr1$ are taken")]
+    #[error("only bcrypt (`htpasswd -nB -C 10 USER`) and $apr1$ are taken")]
     Kind,
     /// There is none such, or it would keep a processor busy for seconds.
     #[error("bcrypt's cost is {0}; {COST_MIN} to {COST_MAX} are taken")]
@@ -63,14 +65,20 @@ impl FromStr for PasswordHash {
 }
 
 impl PasswordHash {
-    /// What is checked for a user that does not exist.
+    /// What is checked where no user exists.
     pub(super) fn nobodys() -> Self {
         Self::Bcrypt(NOBODY.to_owned())
     }
 
     /// Whether a stolen one is quickly broken.
     pub(super) fn is_weak(&self) -> bool {
-        matches!(self, Self::Apr1 { .. })
+        match self {
+            Self::Apr1 { .. } => true,
+            Self::Bcrypt(hash) => {
+                let parts: Result<bcrypt::HashParts, _> = hash.parse();
+                parts.is_ok_and(|parts| parts.get_cost() < COST_STRONG)
+            }
+        }
     }
 
     /// The text that it was read from.

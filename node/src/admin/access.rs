@@ -14,6 +14,9 @@ use super::v1::{self, access_server::Access};
 use crate::access::{LoginSecret, Realm, Role, SECRET_BYTES, Subject};
 use crate::clock;
 
+/// How much is logged of a name that could not log in, in characters.
+const SHOWN_MAX: usize = 64;
+
 /// The longest password that is looked at. bcrypt looks at 72 bytes.
 const PASSWORD_BYTES_MAX: usize = 1_024;
 
@@ -85,8 +88,10 @@ impl Access for AccessApi {
             .credentials
             .log_in(&asked.user, asked.password, &realm, now);
         let login = logging_in.await.map_err(|why| {
-            // Who it was not is for the log of this peer only.
-            tracing::info!(target: "raftserve::audit", ?why, "a login was refused");
+            door.count_refused_login();
+            // Who it was not is for the log of this peer only. A name may be anything.
+            let name: String = asked.user.chars().take(SHOWN_MAX).collect();
+            tracing::info!(target: "raftserve::audit", ?name, ?why, "a login was refused");
             match why {
                 crate::access::Unknown::Bad => {
                     Reason::BadCredential.status("there is no such user with that password")

@@ -83,6 +83,11 @@ impl Door {
         })
     }
 
+    /// Counts a login that was refused.
+    pub(super) fn count_refused_login(&self) {
+        self.counters.unknown.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Admitted, Status> {
         let role = match needed(path) {
             None => return Err(Status::unimplemented("there is no such call")),

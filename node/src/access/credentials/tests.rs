@@ -156,3 +156,22 @@ async fn no_more_passwords_are_checked_than_there_are_places() {
         CHECKS_MAX + WAITING_MAX
     );
 }
+
+#[test]
+fn a_name_that_is_nobody_s_is_checked_as_long_as_some_user_s() {
+    let lab = Lab::new();
+    let ben = "ben:$apr1$saltsalt$LrttParrLPdxvgutaSXWJ0";
+    lab.write("htpasswd", &format!("{ANN}\n{ben}\n"));
+    let realm = realm(1);
+    let users = ["ann", "ben"].map(|name| lab.1.to_check(name, &realm));
+    let mut met = std::collections::BTreeSet::new();
+    for number in 0..100 {
+        let name = format!("nobody{number}");
+        let (hash, role) = lab.1.to_check(&name, &realm);
+        assert_eq!(role, None);
+        assert!(hash == lab.1.to_check(&name, &realm).0, "always the same");
+        let whose = users.iter().position(|(known, _)| *known == hash);
+        met.insert(whose.expect("of a user"));
+    }
+    assert_eq!(met.len(), users.len(), "of all of them");
+}
