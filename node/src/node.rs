@@ -260,8 +260,8 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         vital.spawn("scaling", Arc::clone(home).scale(consensus()));
         vital.spawn("endpoints", Arc::clone(home).keep_gates(consensus()));
         vital.spawn("the record", Arc::clone(home).write_down(consensus()));
-        let (ready, home) = (readiness.watch(), Arc::clone(home));
-        vital.spawn("the gate", open_gate(home, ready));
+        let ready = readiness.watch();
+        vital.spawn("the gate", Arc::clone(home).open_gate(consensus(), ready));
     }
     tasks.spawn(become_ready(
         peer.consensus(),
@@ -334,13 +334,6 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
             .into())
         }
         _ => Ok(()),
-    }
-}
-
-/// Among the endpoints from the first time on that it is ready; the leader sees to the rest.
-async fn open_gate(home: Arc<Home>, mut ready: watch::Receiver<bool>) {
-    if ready.wait_for(|ready| *ready).await.is_ok() {
-        home.open_gate().await;
     }
 }
 

@@ -5,17 +5,19 @@
 //! leader or the quorum does not clear it, or a lost quorum would take the endpoint down with it.
 //! *Quorum* tells that instead.
 //!
-//! `/prestop` answers when the peer may be stopped: a pod's hook waits for it. It changes nothing.
+//! `/prestop` answers when the peer may be stopped: a pod's hook waits for it. It changes nothing. All who ask wait for
+//! one and the same answer, and few may, so that probes always find a place.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, Either, ready};
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared, WeakShared};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -27,6 +29,9 @@ use tokio_util::sync::CancellationToken;
 
 /// The most connections at a time: scrapers and probes are few.
 const CONNECTIONS_MAX: usize = 64;
+
+/// The most who wait at a time to hear that the peer may be stopped. The kubelet is one.
+const WAITING_MAX: usize = 16;
 
 /// The longest that a client may take to send a request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -93,13 +98,64 @@ pub trait Report: Send + Sync + 'static {
     fn departure(&self) -> BoxFuture<'static, &'static str>;
 }
 
+/// What every connection asks.
+struct Ops {
+    readiness: Arc<Readiness>,
+    report: Arc<OnceLock<Arc<dyn Report>>>,
+    /// What those wait for who ask whether the peer may be stopped, while any of them does.
+    departure: Mutex<Option<WeakShared<Departure>>>,
+    /// The places of those who wait for it.
+    waiting: Semaphore,
+}
+
+type Departure = BoxFuture<'static, &'static str>;
+
+impl Ops {
+    fn departure(&self, report: &dyn Report) -> Shared<Departure> {
+        let mut known = self
+            .departure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(under_way) = known.as_ref().and_then(WeakShared::upgrade) {
+            return under_way;
+        }
+        let begun = report.departure().shared();
+        *known = begun.downgrade();
+        begun
+    }
+
+    async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
+        }
+        let report = self.report.get().map(AsRef::as_ref);
+        match (request.uri().path(), report) {
+            ("/prestop", Some(report)) => {
+                let Ok(_place) = self.waiting.try_acquire() else {
+                    let said = format!("{WAITING_MAX} others wait for it already\n");
+                    return text(StatusCode::TOO_MANY_REQUESTS, said);
+                };
+                let why = self.departure(report).await;
+                text(StatusCode::OK, format!("{why}\n"))
+            }
+            (path, report) => answer(path, &self.readiness, report),
+        }
+    }
+}
+
 /// Answers on `listener` until `shutdown`. `report` may come later than the port.
 pub async fn serve(
     listener: TcpListener,
     readiness: Arc<Readiness>,
-    report: Arc<std::sync::OnceLock<Arc<dyn Report>>>,
+    report: Arc<OnceLock<Arc<dyn Report>>>,
     shutdown: CancellationToken,
 ) {
+    let ops = Arc::new(Ops {
+        readiness,
+        report,
+        departure: Mutex::new(None),
+        waiting: Semaphore::new(WAITING_MAX),
+    });
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(permit) = Arc::clone(&connections).acquire_owned().await else {
@@ -114,33 +170,18 @@ pub async fn serve(
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let (readiness, report) = (Arc::clone(&readiness), Arc::clone(&report));
+        let ops = Arc::clone(&ops);
         tokio::spawn(async move {
-            answer_all(stream, readiness, report).await;
+            answer_all(stream, ops).await;
             drop(permit);
         });
     }
 }
 
-async fn answer_all(
-    stream: TcpStream,
-    readiness: Arc<Readiness>,
-    report: Arc<std::sync::OnceLock<Arc<dyn Report>>>,
-) {
+async fn answer_all(stream: TcpStream, ops: Arc<Ops>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let report = report.get();
-        let departure = report.filter(|_| request.uri().path() == "/prestop");
-        let answer = match departure.map(|report| report.departure()) {
-            Some(departure) => {
-                Either::Left(async { text(StatusCode::OK, format!("{}\n", departure.await)) })
-            }
-            None => Either::Right(ready(answer(
-                &request,
-                &readiness,
-                report.map(AsRef::as_ref),
-            ))),
-        };
-        async move { Ok::<_, Infallible>(answer.await) }
+        let ops = Arc::clone(&ops);
+        async move { Ok::<_, Infallible>(ops.answer(&request).await) }
     });
     // A client that breaks off is no news.
     let _ = hyper::server::conn::http1::Builder::new()
@@ -150,14 +191,7 @@ async fn answer_all(
         .await;
 }
 
-fn answer(
-    request: &Request<Incoming>,
-    readiness: &Readiness,
-    report: Option<&dyn Report>,
-) -> Response<Full<Bytes>> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
-    }
+fn answer(path: &str, readiness: &Readiness, report: Option<&dyn Report>) -> Response<Full<Bytes>> {
     let health = |good: bool, word: &str| {
         let status = if good {
             StatusCode::OK
@@ -166,7 +200,7 @@ fn answer(
         };
         text(status, format!("{word}\n"))
     };
-    match request.uri().path() {
+    match path {
         "/healthz/live" => health(true, "live"),
         "/healthz/ready" => health(readiness.is_ready(), readiness.as_str()),
         "/healthz/quorum" => match report.is_some_and(Report::has_quorum) {

@@ -9,12 +9,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::{CallError, Home, call, ordinal};
-use crate::consensus::{Consensus, MemberView};
+use crate::consensus::{Consensus, Leadership, MemberView};
 
 /// The gate's name, as the chart has it.
 const GATE: &str = "raftserve.io/reachable";
@@ -29,6 +31,9 @@ const REPEAT: Duration = Duration::from_secs(5);
 
 /// How long a leader may take to be sure that it is one.
 const CONFIRM_MAX: Duration = Duration::from_secs(1);
+
+/// How long without a leader says that the quorum is lost: many times what an election takes.
+const LEADERLESS: Duration = Duration::from_secs(10);
 
 /// How long after a failed try a peer opens its own gate again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -45,6 +50,25 @@ fn reachable(set: &str, members: &[MemberView]) -> BTreeMap<u32, bool> {
         *reachable.entry(ordinal).or_default() |= up;
     }
     reachable
+}
+
+/// Waits until there was no leader for [`LEADERLESS`]; false if nobody tells any more.
+async fn leaderless(leadership: &mut watch::Receiver<Leadership>) -> bool {
+    loop {
+        if leadership
+            .wait_for(|now| now.leader.is_none())
+            .await
+            .is_err()
+        {
+            return false;
+        }
+        let found = leadership.wait_for(|now| now.leader.is_some());
+        match timeout(LEADERLESS, found).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return false,
+            Err(_) => return true,
+        }
+    }
 }
 
 fn conditions(up: bool) -> Value {
@@ -78,11 +102,31 @@ impl Home {
         }
     }
 
-    /// Opens this peer's own gate, which it may do when it is ready.
-    pub async fn open_gate(self: Arc<Self>) {
-        while let Err(error) = self.set_gate(self.ordinal, true).await {
-            tracing::warn!(%error, pod = self.pod, "cannot put this peer among the endpoints");
-            sleep(RETRY).await;
+    /// Opens this peer's own gate when it is ready for the first time, and whenever it has had no leader for a while:
+    /// one that was closed just before the leader was lost would else stay closed until there is a quorum again, and
+    /// traffic needs none. If there is a leader after all, who does not hear this peer, it has the last word.
+    pub async fn open_gate(
+        self: Arc<Self>,
+        consensus: Consensus,
+        mut ready: watch::Receiver<bool>,
+    ) {
+        if ready.wait_for(|ready| *ready).await.is_err() {
+            return;
+        }
+        let mut leadership = consensus.leadership();
+        loop {
+            while let Err(error) = self.set_gate(self.ordinal, true).await {
+                tracing::warn!(%error, pod = self.pod, "cannot put this peer among the endpoints");
+                sleep(RETRY).await;
+            }
+            if leadership
+                .wait_for(|now| now.leader.is_some())
+                .await
+                .is_err()
+                || !leaderless(&mut leadership).await
+            {
+                return;
+            }
         }
     }
 
@@ -128,15 +172,18 @@ impl Home {
             while leadership.borrow().is_self {
                 period.tick().await;
                 let judged = self.judged(&consensus).await.unwrap_or_default();
-                for (ordinal, up) in judged {
+                let changes = judged.into_iter().filter_map(|(ordinal, up)| {
                     let before = done.get(&ordinal).copied();
-                    if before.is_some_and(|(was, at)| was == up && at.elapsed() < REPEAT) {
-                        continue;
-                    }
-                    if self.set(ordinal, up, before.map(|(was, _)| was)).await {
-                        done.insert(ordinal, (up, Instant::now()));
-                    }
-                }
+                    let holds = before.is_some_and(|(was, at)| was == up && at.elapsed() < REPEAT);
+                    (!holds).then_some((ordinal, up, before.map(|(was, _)| was)))
+                });
+                // All at once: where the API server is slow, the second dead peer need not wait for the first.
+                let setting = changes.map(async |(ordinal, up, before)| {
+                    let set = self.set(ordinal, up, before).await;
+                    set.then_some((ordinal, (up, Instant::now())))
+                });
+                let set: Vec<_> = join_all(setting).await;
+                done.extend(set.into_iter().flatten());
             }
         }
     }
@@ -176,5 +223,36 @@ mod tests {
         assert_eq!(types(true), [(quoted(GATE), quoted("True"))]);
         let closed = [GATE, "Ready"].map(|kind| (quoted(kind), quoted("False")));
         assert_eq!(types(false), closed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_election_is_no_loss_of_the_quorum() {
+        let leadership = |leader| Leadership {
+            leader,
+            ..Leadership::default()
+        };
+        let (tell, mut told) = watch::channel(leadership(Some(NodeId(1))));
+        let began = Instant::now();
+        let telling = async {
+            for leader in [None, Some(NodeId(2)), None] {
+                sleep(LEADERLESS - Duration::from_secs(1)).await;
+                tell.send_replace(leadership(leader));
+            }
+            sleep(LEADERLESS * 2).await;
+        };
+        let (lost, ()) = tokio::join!(
+            async {
+                assert!(leaderless(&mut told).await);
+                began.elapsed()
+            },
+            telling
+        );
+        let waited = (LEADERLESS - Duration::from_secs(1)) * 3 + LEADERLESS;
+        assert!(
+            lost >= waited && lost < waited + Duration::from_secs(1),
+            "{lost:?}"
+        );
+        drop(tell);
+        assert!(!leaderless(&mut told).await);
     }
 }
