@@ -33,6 +33,9 @@
 {{- if and .Values.resources.limits (hasKey .Values.resources.limits "cpu") }}
 {{- fail "resources.limits.cpu throttles a peer, which then misses heartbeats and loses leadership: leave it out, and set resources.requests.cpu" }}
 {{- end }}
+{{- if lt (int .Values.terminationGracePeriodSeconds) 60 }}
+{{- fail (printf "terminationGracePeriodSeconds %d: a peer waits up to 45 seconds until the others can do without it, and only then hands over and drains: give it 60 or more" (int .Values.terminationGracePeriodSeconds)) }}
+{{- end }}
 {{- if not .Values.serviceAccount.create }}
 {{- if not .Values.serviceAccount.name }}
 {{- fail "serviceAccount.create is false: name the account to use in serviceAccount.name" }}

@@ -5,6 +5,9 @@ use raftserve_model::{ClusterId, ReplicaId, ServiceId};
 
 use crate::provider::ReplicaKey;
 
+/// Tells the peers of a release from its other pods, as the chart has it. No replica bears it.
+pub(super) const COMPONENT: &str = "app.kubernetes.io/component";
+
 /// The cluster that a pod belongs to.
 pub(super) const CLUSTER: &str = "raftserve.io/cluster";
 /// The service's id.

@@ -227,7 +227,12 @@ fn claim(pod: &mut Value, name: &str, cluster: ClusterId, launch: &ReplicaLaunch
         }
         for texts in ["labels", "annotations"] {
             match metadata.get_mut(texts) {
-                Some(Value::Object(texts)) => texts.retain(|key, _| !key.starts_with(labels::OURS)),
+                Some(Value::Object(texts)) => {
+                    // With the peers' own label it would be an endpoint of their Services.
+                    texts.retain(|key, _| {
+                        !key.starts_with(labels::OURS) && key != labels::COMPONENT
+                    });
+                }
                 _ => drop(metadata.insert(texts.to_owned(), json!({}))),
             }
         }

@@ -95,7 +95,9 @@ fn a_pod_configuration_changes_all_but_what_makes_it_a_replica() {
     launch.placement.pod_config = Some(json!({
         "metadata": {
             "name": "mine", "namespace": "other", "finalizers": ["x"],
-            "labels": {"raftserve.io/cluster": "stolen", "kept": "yes"},
+            "labels": {
+                "raftserve.io/cluster": "stolen", "app.kubernetes.io/component": "peer", "kept": "yes",
+            },
         },
         "spec": {
             "restartPolicy": "Always", "schedulingGates": [{"name": "theirs"}], "nodeName": "node1",
@@ -110,6 +112,11 @@ fn a_pod_configuration_changes_all_but_what_makes_it_a_replica() {
     assert_eq!(
         pod["metadata"]["labels"]["raftserve.io/cluster"],
         plain["metadata"]["labels"]["raftserve.io/cluster"]
+    );
+    let component = pod["metadata"]["labels"].get(labels::COMPONENT);
+    assert!(
+        component.is_none(),
+        "the peers' Services would send requests here"
     );
     for gone in ["namespace", "finalizers"] {
         assert!(pod["metadata"].get(gone).is_none(), "{gone}");
