@@ -191,6 +191,8 @@ impl Home {
 
 #[cfg(test)]
 mod tests {
+    use raftserve_model::NodeId;
+
     use super::super::scaling::tests::member;
     use super::*;
 

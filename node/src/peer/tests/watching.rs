@@ -246,25 +246,36 @@ async fn with_relay(places: &Places) -> (Vec<Peer>, Relay) {
     (join_all(starting).await, relay)
 }
 
-/// Has `leading` take two snapshots and forget the log before them.
-async fn forget_the_log(leading: &Peer) {
-    let raft = &leading.core.raft;
+/// Has `peers` take two snapshots and forget the log before them, all of them: whoever comes to lead meanwhile must not
+/// know it either.
+async fn forget_the_log(leading: &Peer, peers: &[Peer]) {
     for _ in 0..2 {
         let LogIndexed(index) = open_client(leading).await;
-        raft.trigger().snapshot().await.unwrap();
+        for peer in peers {
+            let raft = &peer.core.raft;
+            let wait = || raft.wait(Some(PATIENCE));
+            wait()
+                .applied_index_at_least(Some(index.0), "an entry")
+                .await
+                .unwrap();
+            raft.trigger().snapshot().await.unwrap();
+            wait()
+                .metrics(
+                    |metrics| metrics.snapshot.is_some_and(|id| id.index >= index.0),
+                    "a snapshot",
+                )
+                .await
+                .unwrap();
+        }
+    }
+    for peer in peers {
+        let raft = &peer.core.raft;
+        raft.trigger().purge_log(u64::MAX).await.unwrap();
         raft.wait(Some(PATIENCE))
-            .metrics(
-                |metrics| metrics.snapshot.is_some_and(|id| id.index >= index.0),
-                "a snapshot",
-            )
+            .metrics(|metrics| metrics.purged.is_some(), "a purge")
             .await
             .unwrap();
     }
-    raft.trigger().purge_log(u64::MAX).await.unwrap();
-    raft.wait(Some(PATIENCE))
-        .metrics(|metrics| metrics.purged.is_some(), "a purge")
-        .await
-        .unwrap();
 }
 
 /// A leader among the first two, which no relay stands before.
@@ -300,7 +311,7 @@ async fn a_watch_on_a_peer_that_is_sent_a_snapshot_misses_nothing() {
     for at in 1..40 {
         event(leading, at).await.unwrap();
     }
-    forget_the_log(leading).await;
+    forget_the_log(leading, &peers[..2]).await;
     let last = event(leading, 40).await.unwrap();
     relay.0.send_replace(true);
     while seen.upto < last {
@@ -371,14 +382,17 @@ async fn a_watch_that_a_snapshot_overtook_is_told_where_the_trail_begins() {
     more_than_is_kept(leading).await;
     // Nothing is written later, since each event that is added moves the beginning of the trail.
     let last = event(leading, 1).await.unwrap();
-    forget_the_log(leading).await;
+    forget_the_log(leading, &peers[..2]).await;
     relay.0.send_replace(true);
-    let status = loop {
-        match within(stream.message()).await {
-            Ok(batch) => seen.take(&batch.expect("it ends with a status")),
-            Err(status) => break status,
+    let ended = async {
+        loop {
+            match stream.message().await {
+                Ok(batch) => seen.take(&batch.expect("it ends with a status")),
+                Err(status) => break status,
+            }
         }
     };
+    let status = within(ended).await;
     assert_eq!(Reason::of(&status), Some(Reason::Compacted), "{status:?}");
     let details = tonic_types::StatusExt::get_error_details(&status);
     let info = details.error_info().unwrap();
