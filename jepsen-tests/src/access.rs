@@ -114,6 +114,8 @@ pub struct Credential {
     pub authorities: PathBuf,
     /// A bearer token, if it has one.
     pub token: Option<String>,
+    /// A name that the peer's certificate is for, if it is not for the peer's address.
+    pub name: Option<String>,
 }
 
 /// Puts a token on each call.
@@ -146,9 +148,14 @@ impl Interceptor for Bearer {
 /// A connection with TLS to `address`, made when it is first used.
 ///
 /// # Panics
-/// If `authorities` cannot be read, or holds no certificates.
+/// If the authorities cannot be read, or there are none, or the name cannot be one.
 #[must_use]
-pub fn channel(endpoint: &Endpoint, address: SocketAddr, authorities: &Path) -> Channel {
+pub fn channel(endpoint: &Endpoint, address: SocketAddr, credential: &Credential) -> Channel {
+    let authorities = &credential.authorities;
+    let name = match &credential.name {
+        Some(name) => ServerName::try_from(name.clone()).expect("a name of a server"),
+        None => ServerName::IpAddress(address.ip().into()),
+    };
     let mut roots = RootCertStore::empty();
     let found = CertificateDer::pem_file_iter(authorities).expect("a file of authorities");
     for certificate in found {
@@ -165,12 +172,14 @@ pub fn channel(endpoint: &Endpoint, address: SocketAddr, authorities: &Path) -> 
     config.alpn_protocols = vec![b"h2".to_vec()];
     endpoint.connect_with_connector_lazy(Connector {
         address,
+        name,
         config: Arc::new(config),
     })
 }
 
 struct Connector {
     address: SocketAddr,
+    name: ServerName<'static>,
     config: Arc<ClientConfig>,
 }
 
@@ -186,10 +195,10 @@ impl Service<Uri> for Connector {
     fn call(&mut self, _: Uri) -> Self::Future {
         /// Long beside a handshake on loopback.
         const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
-        let (address, config) = (self.address, Arc::clone(&self.config));
+        let (address, name) = (self.address, self.name.clone());
+        let config = Arc::clone(&self.config);
         let connecting = async move {
             let stream = TcpStream::connect(address).await?;
-            let name = ServerName::IpAddress(address.ip().into());
             Ok(TokioIo::new(
                 TlsConnector::from(config).connect(name, stream).await?,
             ))

@@ -73,7 +73,7 @@ impl Admin {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .expect("a socket address makes a URI")
             .timeout(CALL_TIME_MAX);
-        let channel = access::channel(&endpoint, address, &credential.authorities);
+        let channel = access::channel(&endpoint, address, credential);
         let bearer = Bearer::new(credential.token.as_deref());
         Self {
             channel: InterceptedService::new(channel, bearer),

@@ -2,6 +2,7 @@
 //! was surely not sent is told apart from what may have been.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +12,8 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use crate::source_ports::SourcePorts;
 
 /// How long one request may take: far beyond any promise about failover, so that a hang is seen as
 /// such and not as a slow answer.
@@ -51,6 +54,7 @@ pub enum Failure {
 #[derive(Debug)]
 pub struct Connection {
     address: SocketAddr,
+    ports: Option<Arc<SourcePorts>>,
     sender: Option<SendRequest<Empty<Bytes>>>,
 }
 
@@ -60,7 +64,17 @@ impl Connection {
     pub fn new(address: SocketAddr) -> Self {
         Self {
             address,
+            ports: None,
             sender: None,
+        }
+    }
+
+    /// Will connect to `address`, each time from a port that was not used before.
+    #[must_use]
+    pub fn from_ports(address: SocketAddr, ports: Arc<SourcePorts>) -> Self {
+        Self {
+            ports: Some(ports),
+            ..Self::new(address)
         }
     }
 
@@ -134,9 +148,11 @@ impl Connection {
 
     async fn connect(&self) -> Result<SendRequest<Empty<Bytes>>, Failure> {
         let refused = |error: &dyn std::fmt::Display| Failure::Refused(error.to_string());
-        let stream = TcpStream::connect(self.address)
-            .await
-            .map_err(|error| refused(&error))?;
+        let stream = match &self.ports {
+            Some(ports) => ports.connect(self.address).await,
+            None => TcpStream::connect(self.address).await,
+        };
+        let stream = stream.map_err(|error| refused(&error))?;
         stream.set_nodelay(true).map_err(|error| refused(&error))?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await

@@ -16,6 +16,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+pub mod watched;
+
 /// Names the configuration of the cluster to test on.
 pub const KUBECONFIG_VARIABLE: &str = "RAFTSERVE_TEST_KUBECONFIG";
 

@@ -15,6 +15,7 @@
 //! | [`admin`], [`cli`] | the admin API, and the command line |
 //! | [`access`] | certificates and credentials |
 //! | [`http`], [`load`] | requests, and many of them |
+//! | [`source_ports`] | ports for the client's end that are used once |
 //! | [`register`] | reads and writes of keys, and many of them |
 //! | [`faulty_disk`] | a disk that fails on command |
 //! | [`program`] | a replica program that counts what it sees |
@@ -40,6 +41,7 @@ pub mod ports;
 pub mod processes;
 pub mod program;
 pub mod register;
+pub mod source_ports;
 pub mod steady;
 pub mod usage;
 pub mod wait;

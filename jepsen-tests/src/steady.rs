@@ -8,10 +8,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::http::{self, Connection, Failure};
+use crate::source_ports::SourcePorts;
 
 /// How many connections are kept and used again, beside those that are made for one request.
 const KEPT: usize = 16;
@@ -36,8 +38,12 @@ pub struct Steady {
     pub status: u16,
     /// How often a request that failed is sent once more, to the next entrance.
     pub retries: usize,
+    /// How long each try is waited for.
+    pub patience: Duration,
     /// Whether every other request uses a kept connection.
     pub keep: bool,
+    /// The client's ports of all connections, if none is to be used twice.
+    pub ports: Option<Arc<SourcePorts>>,
 }
 
 /// One request without the expected answer.
@@ -116,13 +122,23 @@ impl Tally {
 /// The entrances, which may change while requests are sent.
 pub type Entrances = Arc<RwLock<Vec<SocketAddr>>>;
 
-/// A load under way; stops when dropped.
+/// How far a load has come. Told at each request that is sent and at each that is done.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress {
+    /// How many requests are done, well or not.
+    pub done: usize,
+    /// Since when requests are sent.
+    pub elapsed: Duration,
+}
+
+/// A load under way.
 #[derive(Debug)]
 pub struct Running {
     entrances: Entrances,
     tally: Arc<Mutex<Tally>>,
     sending: tokio::task::JoinHandle<JoinSet<()>>,
     stop: Arc<std::sync::atomic::AtomicBool>,
+    progress: watch::Receiver<Progress>,
     began: Instant,
 }
 
@@ -133,12 +149,14 @@ impl Steady {
         let entrances = Arc::new(RwLock::new(entrances));
         let tally = Arc::new(Mutex::new(Tally::default()));
         let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let (told, progress) = watch::channel(Progress::default());
         let began = Instant::now();
         let sender = Sender {
             steady: Arc::new(self),
             entrances: Arc::clone(&entrances),
             tally: Arc::clone(&tally),
             kept: Arc::new(Mutex::new(Vec::new())),
+            told: Arc::new(told),
             began,
         };
         let sending = tokio::spawn(sender.run(Arc::clone(&stop)));
@@ -147,6 +165,7 @@ impl Steady {
             tally,
             sending,
             stop,
+            progress,
             began,
         }
     }
@@ -161,11 +180,20 @@ impl Running {
             .unwrap_or_else(PoisonError::into_inner) = entrances;
     }
 
-    /// How many requests are done.
+    /// Waits until the load has come so far; also until it has ended, as it does when too many requests are under way.
+    pub async fn reaches(&self, far: impl FnMut(&Progress) -> bool) -> Progress {
+        let mut progress = self.progress.clone();
+        match progress.wait_for(far).await {
+            Ok(reached) => *reached,
+            // The last that was told.
+            Err(_) => *self.progress.borrow(),
+        }
+    }
+
+    /// How far it has come.
     #[must_use]
-    pub fn done(&self) -> usize {
-        let tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
-        tally.good + tally.bad
+    pub fn progress(&self) -> Progress {
+        *self.progress.borrow()
     }
 
     /// Since when requests are sent.
@@ -179,9 +207,7 @@ impl Running {
     /// # Errors
     /// If a task panicked.
     pub async fn finish(self, count: usize) -> anyhow::Result<Tally> {
-        while self.done() < count && !self.sending.is_finished() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        self.reaches(|progress| progress.done >= count).await;
         self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
         let mut under_way = self.sending.await?;
         while let Some(ended) = under_way.join_next().await {
@@ -201,6 +227,7 @@ struct Sender {
     entrances: Entrances,
     tally: Arc<Mutex<Tally>>,
     kept: Arc<Mutex<Vec<Kept>>>,
+    told: Arc<watch::Sender<Progress>>,
     began: Instant,
 }
 
@@ -217,8 +244,17 @@ impl Sender {
                 break;
             }
             under_way.spawn(self.clone().send(number));
+            self.tell(0);
         }
         under_way
+    }
+
+    fn tell(&self, done: usize) {
+        let elapsed = self.began.elapsed();
+        self.told.send_modify(|progress| {
+            progress.done += done;
+            progress.elapsed = progress.elapsed.max(elapsed);
+        });
     }
 
     /// The entrance for the `number`th try.
@@ -232,6 +268,11 @@ impl Sender {
     }
 
     async fn send(self, number: usize) {
+        self.try_all(number).await;
+        self.tell(1);
+    }
+
+    async fn try_all(&self, number: usize) {
         let at = self.began.elapsed();
         let began = Instant::now();
         let mut tries = Vec::new();
@@ -240,10 +281,14 @@ impl Sender {
             let Some(entrance) = self.entrance(number + step) else {
                 break;
             };
-            let answer = match self.steady.keep && number.is_multiple_of(2) {
-                true => self.over_kept(entrance).await,
-                false => http::get(entrance, &self.steady.path).await,
-            };
+            let answer = timeout(self.steady.patience, async {
+                match self.steady.keep && number.is_multiple_of(2) {
+                    true => self.over_kept(entrance).await,
+                    false => self.connection(entrance).get(&self.steady.path, &[]).await,
+                }
+            });
+            let late = |_| Failure::Unknown(format!("no answer in {:?}", self.steady.patience));
+            let answer = answer.await.map_err(late).flatten();
             match answer {
                 Ok(reply) if reply.status == self.steady.status => {
                     good = true;
@@ -282,6 +327,13 @@ impl Sender {
         }
     }
 
+    fn connection(&self, entrance: SocketAddr) -> Connection {
+        match &self.steady.ports {
+            Some(ports) => Connection::from_ports(entrance, Arc::clone(ports)),
+            None => Connection::new(entrance),
+        }
+    }
+
     async fn over_kept(&self, entrance: SocketAddr) -> Result<http::Reply, Failure> {
         let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = {
@@ -289,7 +341,7 @@ impl Sender {
             let place = all.iter().position(|(to, _)| *to == entrance);
             place.map(|place| all.swap_remove(place).1)
         };
-        let mut connection = kept.unwrap_or_else(|| Connection::new(entrance));
+        let mut connection = kept.unwrap_or_else(|| self.connection(entrance));
         let answer = connection.get(&self.steady.path, &[]).await;
         let mut all = lock();
         if answer.is_ok() && all.len() < KEPT {
@@ -335,7 +387,9 @@ mod tests {
             path: "/".to_owned(),
             status: 200,
             retries,
+            patience: http::REQUEST_TIME_MAX,
             keep: true,
+            ports: None,
         }
     }
 
@@ -362,6 +416,6 @@ mod tests {
         for _ in 0..100 {
             held.push(silent.accept().await.unwrap());
         }
-        assert_eq!(running.done(), 0);
+        assert_eq!(running.progress().done, 0);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use jepsen_tests::kube::Pod;
 
-use crate::stage::{RATE, Release, on_release, steady};
+use crate::stage::{RATE, Release, on_release};
 
 /// The port for all services of a pod.
 const PROXY: u16 = 8080;
@@ -15,15 +15,26 @@ const PROXY: u16 = 8080;
 /// How long after a death the Service may still send requests there.
 const WINDOW_MAX: Duration = Duration::from_secs(2);
 
-/// How many peers are killed in the short form, one in ten seconds.
+/// How long a node may take to kill what it is told to: it grants even these pods two seconds.
+const DEATH_MAX: Duration = Duration::from_secs(5);
+
+/// One is killed in that time.
 const PERIOD: Duration = Duration::from_secs(10);
+
+/// How many are killed at least, in the short form.
+const KILLS_MIN: u32 = 5;
+
+/// How long a client waits for a peer before it tries another one. The address of a pod that is gone answers nothing, not
+/// even a refusal.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 fn direct(pods: &[Pod]) -> Vec<SocketAddr> {
     let addresses = pods.iter().filter_map(|pod| pod.address);
     addresses.map(|it| SocketAddr::new(it, PROXY)).collect()
 }
 
-async fn kill(release: &Release, pod: &str) -> anyhow::Result<()> {
+/// Kills a peer as `kubectl` can: without a word, and at once.
+pub(crate) async fn kill(release: &Release, pod: &str) -> anyhow::Result<()> {
     let delete = [
         "delete",
         "pod",
@@ -35,25 +46,57 @@ async fn kill(release: &Release, pod: &str) -> anyhow::Result<()> {
     release.namespace.kubectl(&delete).await.map(drop)
 }
 
+/// Of each kill that was noticed: when it was ordered, and when the first and the last request was sent that failed for it.
+/// Nobody tells when the process died but the first of them.
+fn windows(
+    kills: &[Duration],
+    failed: impl Iterator<Item = Duration>,
+) -> Vec<(Duration, Duration, Duration)> {
+    let mut failed: Vec<Duration> = failed.collect();
+    failed.sort();
+    let mut windows: Vec<(Duration, Duration, Duration)> = Vec::new();
+    for at in failed {
+        // One before all kills counts from the load's beginning, and so is found to be long after it.
+        let kill = kills.iter().rev().find(|kill| **kill <= at).copied();
+        let kill = kill.unwrap_or_default();
+        match windows.last_mut() {
+            Some((same, _, last)) if *same == kill => *last = at,
+            _ => windows.push((kill, at, at)),
+        }
+    }
+    windows
+}
+
+#[test]
+fn a_window_begins_with_the_first_failure_after_a_kill() {
+    let secs = |secs: &[u64]| secs.iter().map(|it| Duration::from_secs(*it)).collect();
+    let (kills, failed): (Vec<_>, Vec<_>) = (secs(&[10, 20, 30]), secs(&[32, 12, 33, 13, 14]));
+    let found = windows(&kills, failed.into_iter());
+    let expected: [Vec<Duration>; 2] = [secs(&[10, 12, 14]), secs(&[30, 32, 33])];
+    assert_eq!(found, expected.map(|it| (it[0], it[1], it[2])), "{found:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "not seen to pass yet at the peers themselves; through the Service none of 15,822 requests failed"]
+#[ignore = "not seen to pass yet as it stands; at the peers none of 18,405 requests failed with one retry"]
 async fn a_killed_peer_costs_nothing_that_one_retry_elsewhere_does_not_mend() -> anyhow::Result<()>
 {
     on_release("kill", &[], async |release| {
-        let through_service = release.load().await?;
-        let at_peers = steady(1).start(direct(&release.pods().await?));
+        let served = release.serve().await?;
+        let through_service = release.load(served.requests(0)).await?;
+        let mut at_peers = served.requests(1);
+        at_peers.patience = PATIENCE;
+        at_peers.keep = false;
+        let at_peers = at_peers.start(direct(&release.pods().await?));
         let (mut round, mut kills) = (0, Vec::new());
-        while at_peers.done() < release.kube.requests * 2 || round < 2 {
+        while at_peers.progress().done < release.kube.requests * 2 || round < KILLS_MIN {
             let due = PERIOD * (round + 1);
-            while at_peers.elapsed() < due {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+            at_peers.reaches(|progress| progress.elapsed >= due).await;
             // The leader at least every other time.
             let victim = match round % 2 {
                 0 => release.leader().await?,
                 _ => release.pods().await?.swap_remove(round as usize % 3),
             };
-            kills.push(through_service.elapsed());
+            kills.push(through_service.progress().elapsed);
             kill(&release, &victim.name).await?;
             release.await_successor(&victim).await?;
             // A pod that came anew has another address, which clients learn from DNS.
@@ -64,20 +107,22 @@ async fn a_killed_peer_costs_nothing_that_one_retry_elsewhere_does_not_mend() ->
         let service = through_service.finish(release.kube.requests).await?;
         eprintln!("{} kills, at the peers: {}", kills.len(), direct.line());
         eprintln!("through the Service: {}", service.line());
-        let late = service.missed.iter().filter(|missed| {
-            let before = kills.iter().rev().find(|kill| **kill <= missed.at);
-            let late = before.is_none_or(|kill| missed.at > *kill + WINDOW_MAX);
-            if late {
-                eprintln!("late: {missed:?}, kills at {kills:?}");
-            }
-            late
-        });
+        let windows = windows(&kills, service.missed.iter().map(|missed| missed.at));
+        eprintln!("windows: {windows:?}");
         ensure!(
-            late.count() == 0,
-            "failures more than {WINDOW_MAX:?} after a kill"
+            service.bad == service.missed.len(),
+            "more failures than are remembered"
         );
+        for (kill, first, last) in windows {
+            ensure!(
+                first <= kill + DEATH_MAX && last <= first + WINDOW_MAX,
+                "failures long after a death: {:?}",
+                service.missed
+            );
+        }
         ensure!(direct.good + direct.bad >= RATE as usize, "no load");
-        direct.all_good()
+        direct.all_good()?;
+        served.finish(0).await
     })
     .await
 }

@@ -3,11 +3,12 @@
 //! only with `RAFTSERVE_TEST_DISRUPTIVE=1` besides. The tests share the machine and go one after the other:
 //! `cargo test -p jepsen-tests --test kubernetes -- --test-threads=1`, or `.ci/kubernetes`.
 //!
-//! [`stage`] has what every case needs; a case is a file of its own.
+//! [`stage`] has what every case needs, [`served`] a service of two pods behind the peers; a case is a file of its own.
 
 mod founding;
 mod kills;
 mod nodes;
 mod rollout;
 mod scaling;
+mod served;
 mod stage;

@@ -2,14 +2,16 @@
 
 use anyhow::ensure;
 
-use crate::stage::{RELEASE, on_release};
+use crate::served::{PODS, Served};
+use crate::stage::{RELEASE, Release, on_release};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upgrade_of_all_peers_fails_no_request() -> anyhow::Result<()> {
     on_release("upgrade", &[], async |release| {
         let before = release.pods().await?;
         let cluster = release.cluster().await?;
-        let load = release.load().await?;
+        let served = release.serve().await?;
+        let load = release.load(served.requests(0)).await?;
         release.upgrade(&["podAnnotations.touched=once"]).await?;
         release.await_rollout().await?;
         release.await_ready(3).await?;
@@ -21,7 +23,8 @@ async fn an_upgrade_of_all_peers_fails_no_request() -> anyhow::Result<()> {
         ensure!(release.cluster().await? == cluster, "another cluster");
         let tally = load.finish(release.kube.requests).await?;
         eprintln!("helm upgrade: {}", tally.line());
-        tally.all_good()
+        tally.all_good()?;
+        served.finish(0).await
     })
     .await
 }
@@ -33,27 +36,40 @@ async fn a_drained_node_fails_no_request() -> anyhow::Result<()> {
             eprintln!("skipped: nodes are not to be drained here");
             return Ok(());
         }
-        let load = release.load().await?;
-        let node = release.leader().await?.node;
-        let drained = async {
-            let drain = [
-                "drain",
-                &node,
-                "--ignore-daemonsets",
-                "--delete-emptydir-data",
-            ];
-            let selector = format!("--pod-selector=app.kubernetes.io/instance={RELEASE}");
-            let drain = [&drain[..], &["--timeout=120s", &selector]].concat();
-            release.kube.kubectl(&drain).await?;
-            release.await_ready(3).await
+        let served = release.serve().await?;
+        let load = release.load(served.requests(0)).await?;
+        let mut moved = 0;
+        for (node, _) in release.kube.nodes().await? {
+            let replicas = release.namespace.pods(PODS).await?;
+            moved += replicas.iter().filter(|pod| pod.node == node).count();
+            let drained = drain(&release, &served, &node).await;
+            // Whatever came of it, others need the node.
+            release.kube.kubectl(&["uncordon", &node]).await?;
+            drained?;
+            eprintln!("{node} drained after {:?}", load.progress().elapsed);
         }
-        .await;
-        // Whatever came of it, others need the node.
-        release.kube.kubectl(&["uncordon", &node]).await?;
-        drained?;
         let tally = load.finish(release.kube.requests).await?;
-        eprintln!("drain of {node}: {}", tally.line());
-        tally.all_good()
+        eprintln!("drain of each node: {}", tally.line());
+        tally.all_good()?;
+        served.finish(moved).await
     })
     .await
+}
+
+/// Drains a node of all that is ours: peers, and replicas, which belong to no controller that `kubectl` knows.
+async fn drain(release: &Release, served: &Served, node: &str) -> anyhow::Result<()> {
+    let peers = format!("--pod-selector=app.kubernetes.io/instance={RELEASE}");
+    let replicas = format!("--pod-selector={PODS}");
+    for selector in [&[&*peers][..], &[&*replicas, "--force"]] {
+        let drain = [
+            "drain",
+            node,
+            "--ignore-daemonsets",
+            "--delete-emptydir-data",
+            "--timeout=120s",
+        ];
+        release.kube.kubectl(&[&drain, selector].concat()).await?;
+    }
+    release.await_ready(3).await?;
+    served.await_ready().await.map(drop)
 }

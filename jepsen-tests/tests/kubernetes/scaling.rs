@@ -5,12 +5,13 @@ use crate::stage::on_release;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn peers_come_and_go_with_the_statefulset_and_no_request_fails() -> anyhow::Result<()> {
     on_release("scale", &["profile=lan"], async |release| {
-        let load = release.load().await?;
+        let served = release.serve().await?;
+        let load = release.load(served.requests(0)).await?;
         for peers in [5, 3, 1, 3] {
             release.scale(peers).await?;
             release.await_ready(peers).await?;
             release.await_members(peers, 0).await?;
-            eprintln!("{peers} peers after {:?}", load.elapsed());
+            eprintln!("{peers} peers after {:?}", load.progress().elapsed);
         }
         // Of four, the last stays a learner; it is removed like the others.
         release.scale(4).await?;
@@ -21,7 +22,8 @@ async fn peers_come_and_go_with_the_statefulset_and_no_request_fails() -> anyhow
         release.await_members(3, 0).await?;
         let tally = load.finish(release.kube.requests).await?;
         eprintln!("kubectl scale: {}", tally.line());
-        tally.all_good()
+        tally.all_good()?;
+        served.finish(0).await
     })
     .await
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use futures_util::future::join_all;
+use jepsen_tests::http::REQUEST_TIME_MAX;
 use jepsen_tests::kube::{Kube, Namespace, Pod, chart};
 use jepsen_tests::steady::{Running, Steady};
 use jepsen_tests::wait;
@@ -239,11 +240,9 @@ impl Release {
         self.namespace.entrances(RELEASE, "http").await
     }
 
-    /// Starts a steady load through the client Service. A peer with no services answers 404, and so says that it has
-    /// been reached.
-    pub(crate) async fn load(&self) -> anyhow::Result<Running> {
+    /// Starts a load through the client Service, once every node takes it.
+    pub(crate) async fn load(&self, load: Steady) -> anyhow::Result<Running> {
         let entrances = self.entrances().await?;
-        let load = steady(0);
         // The first requests after an install may come before the nodes know the endpoints.
         wait::until("the Service", PATIENCE, async || {
             for entrance in &entrances {
@@ -277,13 +276,15 @@ impl Release {
     }
 }
 
-/// The load of all cases.
-pub(crate) fn steady(retries: usize) -> Steady {
+/// A load of requests that peers without services answer themselves, with 404: they have been reached.
+pub(crate) fn peers_only() -> Steady {
     Steady {
         rate: RATE,
         path: "/no-such-service/".to_owned(),
         status: 404,
-        retries,
-        keep: retries == 0,
+        retries: 0,
+        patience: REQUEST_TIME_MAX,
+        keep: true,
+        ports: None,
     }
 }

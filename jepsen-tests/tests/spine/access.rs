@@ -72,6 +72,7 @@ impl Protection {
         Credential {
             authorities: self.path("ca.pem"),
             token: Some(token.to_owned()).filter(|token| !token.is_empty()),
+            name: None,
         }
     }
 

@@ -250,7 +250,9 @@ impl Walk {
             path: path.to_owned(),
             status: 200,
             retries: 0,
+            patience: jepsen_tests::http::REQUEST_TIME_MAX,
             keep: true,
+            ports: None,
         };
         wait::until("the Service", PATIENCE, async || {
             for entrance in &entrances {

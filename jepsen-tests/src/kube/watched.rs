@@ -1,0 +1,162 @@
+//! Pods, watched at the API server: every state that it tells of, and not only those that somebody looks at.
+
+use std::collections::BTreeMap;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+use tokio::task::JoinHandle;
+
+use super::Namespace;
+
+/// One pod, as it was last told of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    /// Its name.
+    pub name: String,
+    /// How often its container was started again.
+    pub restarts: u64,
+    /// Whether it is there, not told to stop, and has not ended.
+    pub stands: bool,
+}
+
+/// All that was told.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// Every pod that ever was, by its uid.
+    pub pods: BTreeMap<String, Sighting>,
+    /// The most that stood at one time.
+    pub most: usize,
+}
+
+impl Seen {
+    /// Takes in an event of a watch.
+    ///
+    /// # Errors
+    /// If it is none of a pod.
+    pub fn take(&mut self, event: &Value) -> anyhow::Result<()> {
+        let kind = event["type"].as_str().unwrap_or_default();
+        ensure!(
+            ["ADDED", "MODIFIED", "DELETED"].contains(&kind),
+            "no event of a pod: {event}"
+        );
+        let pod = super::pod(&event["object"]);
+        let phase = event["object"]["status"]["phase"].as_str();
+        let ended = matches!(phase, Some("Failed" | "Succeeded"));
+        let sighting = Sighting {
+            name: pod.name,
+            restarts: pod.restarts,
+            stands: kind != "DELETED" && !pod.going && !ended,
+        };
+        self.pods.insert(pod.uid, sighting);
+        let stand = self.pods.values().filter(|pod| pod.stands).count();
+        self.most = self.most.max(stand);
+        Ok(())
+    }
+}
+
+/// A watch of pods. Ends when dropped.
+#[derive(Debug)]
+pub struct Watched {
+    seen: Arc<Mutex<Seen>>,
+    reading: JoinHandle<anyhow::Error>,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
+}
+
+impl Watched {
+    /// What was seen so far.
+    ///
+    /// # Errors
+    /// If the watch has ended, so that something may have been missed.
+    pub fn seen(&self) -> anyhow::Result<Seen> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        ensure!(!self.reading.is_finished(), "the watch has ended: {seen:?}");
+        Ok(seen.clone())
+    }
+}
+
+impl Namespace {
+    /// Watches the pods that `selector` finds, those that are there and those to come.
+    ///
+    /// # Errors
+    /// If it cannot.
+    pub fn watch_pods(&self, selector: &str) -> anyhow::Result<Watched> {
+        let path = format!(
+            "/api/v1/namespaces/{}/pods?watch=1&labelSelector={selector}",
+            self.name
+        );
+        let mut child = Command::new("kubectl")
+            .args(["get", "--raw", &path])
+            .env("KUBECONFIG", &self.kube.config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("cannot run kubectl")?;
+        let output = child.stdout.take().context("no output")?;
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let taken = Arc::clone(&seen);
+        let reading = tokio::spawn(async move {
+            let _child = child;
+            let mut lines = BufReader::new(output).lines();
+            loop {
+                let line = match lines.next_line().await {
+                    Ok(Some(line)) => line,
+                    Ok(None) => return anyhow::anyhow!("the watch was closed"),
+                    Err(error) => return error.into(),
+                };
+                let event = serde_json::from_str(&line).context("no JSON");
+                let mut seen = taken.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Err(error) = event.and_then(|event: Value| seen.take(&event)) {
+                    return error;
+                }
+            }
+        });
+        Ok(Watched { seen, reading })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn event(kind: &str, uid: &str, phase: &str, going: bool) -> Value {
+        let mut metadata = json!({"name": "a", "uid": uid});
+        if going {
+            metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        }
+        let restarts = json!([{"restartCount": 0}]);
+        let status = json!({"phase": phase, "containerStatuses": restarts});
+        json!({"type": kind, "object": {"metadata": metadata, "status": status}})
+    }
+
+    #[test]
+    fn pods_that_go_make_room_and_all_that_ever_were_are_remembered() {
+        let mut seen = Seen::default();
+        for (event, most) in [
+            (event("ADDED", "1", "Pending", false), 1),
+            (event("MODIFIED", "1", "Running", true), 1),
+            (event("ADDED", "2", "Pending", false), 1),
+            (event("DELETED", "1", "Running", true), 1),
+            (event("ADDED", "3", "Running", false), 2),
+            (event("MODIFIED", "3", "Failed", false), 2),
+            (event("ADDED", "4", "Running", false), 2),
+        ] {
+            seen.take(&event).unwrap();
+            assert_eq!(seen.most, most, "{event}");
+        }
+        assert_eq!(seen.pods.len(), 4);
+        assert!(!seen.pods["3"].stands && seen.pods["4"].stands);
+        assert!(seen.take(&json!({"type": "ERROR"})).is_err());
+    }
+}
