@@ -12,10 +12,10 @@ use std::time::Duration;
 use raftserve_model::{ClusterId, Incarnation, NodeId, VersionRange};
 use raftserve_store::checkpoint::Checkpoint;
 use raftserve_store::command::Action;
-use raftserve_store::identity::DataDir;
+use raftserve_store::identity::{DataDir, IdentityError};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 mod agreement;
 mod bootstrap;
@@ -319,11 +319,30 @@ pub async fn meet(address: &str, certificates: Option<Arc<Certificates>>) -> Met
     }
 }
 
+/// How long a peer waits for its former self to end: a pod that was deleted by force has a successor, on the same volume,
+/// before its own processes are gone. One that is started twice by mistake is told so a little later for it.
+const FORMER_SELF_MAX: Duration = Duration::from_secs(10);
+
+/// How often it looks.
+const FORMER_SELF_LOOK: Duration = Duration::from_millis(50);
+
 async fn open_dir(folder: PathBuf) -> Result<DataDir, StartError> {
-    let opening = tokio::task::spawn_blocking(move || DataDir::open(&folder));
-    match opening.await {
-        Ok(opened) => Ok(opened.map_err(BootstrapError::from)?),
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    let began = Instant::now();
+    let mut waits = false;
+    loop {
+        let folder = folder.clone();
+        let opening = tokio::task::spawn_blocking(move || DataDir::open(&folder));
+        match opening.await {
+            Ok(Err(error @ IdentityError::Locked { .. })) if began.elapsed() < FORMER_SELF_MAX => {
+                if !waits {
+                    tracing::info!(%error, "waiting for it to end");
+                }
+                waits = true;
+                sleep(FORMER_SELF_LOOK).await;
+            }
+            Ok(opened) => return Ok(opened.map_err(BootstrapError::from)?),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
     }
 }
 

@@ -253,3 +253,24 @@ async fn a_cluster_is_founded_only_where_the_memory_knows_of_none() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_waits_for_its_former_self_and_not_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = || folder.path().to_owned();
+    let former = DataDir::open(folder.path()).unwrap();
+    let opening = tokio::spawn(open_dir(path()));
+    sleep(FORMER_SELF_MAX / 2).await;
+    assert!(!opening.is_finished());
+    drop(former);
+    let successor = opening.await.unwrap().unwrap();
+    let Err(error) = open_dir(path()).await.map(drop) else {
+        panic!("two on one directory");
+    };
+    let locked = matches!(
+        error,
+        StartError::Bootstrap(BootstrapError::Directory(IdentityError::Locked { .. }))
+    );
+    assert!(locked, "{error:?}");
+    drop(successor);
+}
