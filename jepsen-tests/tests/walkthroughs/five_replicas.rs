@@ -16,7 +16,7 @@ use crate::stage::{PATIENCE, walk};
 const CLIENTS: usize = 10;
 
 /// What each of them asks, where `siege` would go on for thirty seconds.
-const REQUESTS: usize = 300;
+const REQUESTS: usize = 600;
 
 /// By how much the busiest may have more than the idlest, of what each should have.
 const SPREAD_MAX: f64 = 0.05;
