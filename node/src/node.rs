@@ -576,6 +576,9 @@ async fn become_ready(
 struct Stop {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    /// Sent by those who move log files away, as to other servers. The access log needs no such word; by default it
+    /// would end the process.
+    reopen: tokio::signal::unix::Signal,
 }
 
 impl Stop {
@@ -584,13 +587,17 @@ impl Stop {
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
+            reopen: listen(SignalKind::user_defined1())?,
         })
     }
 
     async fn told(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                Some(()) = self.reopen.recv() => {}
+            }
         }
     }
 }
@@ -627,13 +634,9 @@ fn access_log(path: &Path) -> anyhow::Result<AccessLog> {
     let started = if path == Path::new("-") {
         AccessLog::start(std::io::stdout())
     } else {
-        let file = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path);
-        AccessLog::start(file.with_context(|| format!("cannot open {}", path.display()))?)
+        AccessLog::in_file(path.to_owned())
     };
-    started.context("cannot start a thread for the access log")
+    started.with_context(|| format!("cannot start the access log {}", path.display()))
 }
 
 /// What the ops port tells.

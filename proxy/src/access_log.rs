@@ -3,7 +3,10 @@
 //! It never holds what is a secret: no header but the host, no query, no body. A worker hands a record over and
 //! goes on; a thread of its own writes. If that cannot keep up, records are dropped, and counted.
 
+mod file;
+
 use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -15,6 +18,7 @@ use raftserve_model::{ReplicaId, ServiceName, ServiceVersion};
 use serde_json::json;
 
 use crate::metrics::count;
+use file::LogFile;
 
 /// How many records may wait to be written: some megabytes, and a disk's pause of a tenth of a second at full load.
 const RECORDS_MAX: usize = 8192;
@@ -139,6 +143,15 @@ impl AccessLog {
             .name("access-log".to_owned())
             .spawn(write)?;
         Ok(Self { records, dropped })
+    }
+
+    /// Starts a thread that appends to the file of this name. It may be moved away at any time, and what is told from
+    /// then on goes into a new one: nobody has to say so.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or the system gives no thread.
+    pub fn in_file(path: PathBuf) -> io::Result<Self> {
+        Self::start(LogFile::open(path)?)
     }
 
     fn tell(&self, mut record: Box<Record>) {

@@ -239,7 +239,7 @@ pub struct NodeArgs {
     #[arg(long, value_name = "SOCKET")]
     pub lifeline: Option<PathBuf>,
     /// A file to which each request of a service is told, as one JSON object a line; `-` for standard output.
-    /// Without headers, queries and bodies.
+    /// Without headers, queries and bodies. It may be moved away at any time: a new one is then made, without a signal.
     #[arg(long, value_name = "FILE", env = "RAFTSERVE_ACCESS_LOG")]
     pub access_log: Option<PathBuf>,
     /// Tell the spans of requests to the OpenTelemetry collector at this URL, by OTLP over gRPC: http://HOST:PORT, mostly
