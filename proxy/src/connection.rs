@@ -60,6 +60,8 @@ pub(crate) struct Client {
     pub(crate) proto: &'static str,
     /// What its certificate says, if it has shown one.
     pub(crate) certificate: Option<HeaderValue>,
+    /// Whether the handshake has agreed on HTTP/2.
+    pub(crate) agreed_on_http2: bool,
     /// Set once the connection has switched to another protocol.
     pub(crate) tunnelled: Arc<AtomicBool>,
     pub(crate) lifetime: Lifetime,
@@ -104,6 +106,8 @@ where
         return;
     };
     match protocol {
+        // Nothing else begins a connection that was agreed to speak HTTP/2 (RFC 9113, 3.4).
+        Protocol::Http1 if client.agreed_on_http2 => {}
         Protocol::Http1 => serve_http1(worker, stream, client, watch).await,
         // Boxed, so that connections of HTTP/1 are no larger for it.
         Protocol::Http2 => Box::pin(serve_http2(worker, stream, client, watch)).await,
@@ -123,7 +127,7 @@ pub(crate) async fn serve_tls(worker: Rc<Worker>, stream: TcpStream, mut client:
     drop(watch);
     let certificates = stream.get_ref().1.peer_certificates();
     client.certificate = certificates.and_then(tls::client_certificate);
-    // What ALPN agreed on shows in the first bytes too.
+    client.agreed_on_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     serve(worker, stream, client).await;
 }
 

@@ -332,6 +332,7 @@ impl Worker {
                 Transport::Tls => "https",
             },
             certificate: None,
+            agreed_on_http2: false,
             tunnelled: Arc::default(),
             unsent: RefCell::default(),
             lifetime: Lifetime::begin(Instant::now(), &self.shared.config, Lifetime::draw()),

@@ -209,6 +209,19 @@ async fn the_certificate_and_the_protocol_are_what_the_client_asks_for() {
 }
 
 #[tokio::test]
+async fn a_connection_that_agreed_on_http_2_speaks_nothing_else() {
+    let authority = Authority::new();
+    let directory = tempfile::tempdir().expect("a directory");
+    authority.write(directory.path(), "a", &["svc.example"]);
+    let seen = log();
+    let (_rig, address) = rig(listen(directory.path()), &seen).await;
+    let stream = connect(address, &authority, "svc.example", &["h2"], None).await;
+    let ended = get(stream.expect("a handshake"), "svc.example").await;
+    assert!(ended.is_err(), "{ended:?}");
+    assert!(seen.lock().expect("no panic").is_empty());
+}
+
+#[tokio::test]
 async fn new_files_are_used_and_bad_ones_change_nothing() {
     let (old, new) = (Authority::new(), Authority::new());
     let directory = tempfile::tempdir().expect("a directory");
