@@ -13,7 +13,10 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use raftserve_model::spec::LoadBalancingPolicy;
 use raftserve_proxy::{Http1Path, NoSessions, ProxyConfig};
-use support::{Hand, Rig, by_hand, config, log, recorder, service, soon, try_ask, until, upstream};
+use support::{
+    Hand, Rig, by_hand, config, log, recorder, resident_bytes, service, soon, try_ask, until,
+    upstream,
+};
 use tokio::io::AsyncWriteExt;
 
 /// What a bad replica does with each request.
@@ -109,17 +112,6 @@ async fn misbehave(vice: Vice, mut replica: Hand, done: Arc<AtomicBool>) {
             let _ = stream.write_all(b"ff\r\nx").await;
         }
     }
-}
-
-/// Resident memory of this process, replicas and clients too.
-fn resident_bytes() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").expect("it is there");
-    let pages: usize = statm
-        .split(' ')
-        .nth(1)
-        .and_then(|it| it.parse().ok())
-        .expect("a number");
-    pages * 4096
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,8 +5,12 @@ mod support;
 
 use std::time::Duration;
 
-use support::{Hand, LIMIT, Rig, get, log, recorder, service};
+use support::{Hand, LIMIT, Rig, get, log, recorder, resident_bytes, service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// What a flood may make this process hold, while its connection is there and after: each sends several times as much, or
+/// would be remembered by more.
+const HELD_MAX: usize = 6 << 20;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -112,8 +116,18 @@ async fn whoever_floods_loses_its_connection_and_nobody_else() {
         bytes.extend(frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
         bytes
     };
+    // Whatever was allocated once for all of them is there.
+    let mut client = connect(&rig).await;
+    flood(&mut client, 20_000, rapid_reset).await;
+    let before = resident_bytes();
+    let holds_little = |what: &str| {
+        let grown = resident_bytes().saturating_sub(before);
+        assert!(grown < HELD_MAX, "{what}: {grown} bytes more than before");
+    };
+
     let mut client = connect(&rig).await;
     assert!(flood(&mut client, 20_000, rapid_reset).await, "rapid reset");
+    holds_little("rapid reset");
 
     let continuation = |n: u32| match n {
         0 => frame(HEADERS, 0, 1, &block),
@@ -129,6 +143,7 @@ async fn whoever_floods_loses_its_connection_and_nobody_else() {
         flood(&mut client, 2_000, continuation).await,
         "continuation"
     );
+    holds_little("continuation");
 
     let empty = |n: u32| match n {
         0 => frame(HEADERS, 0, 1, &block),
@@ -139,11 +154,13 @@ async fn whoever_floods_loses_its_connection_and_nobody_else() {
         flood(&mut client, 100_000, empty).await,
         "empty continuation"
     );
+    holds_little("empty continuation");
 
     // Answers that are not read are no reason to remember ever more of them.
     for (kind, payload) in [(SETTINGS, &[][..]), (PING, &[7; 8][..])] {
         let mut client = connect(&rig).await;
         flood(&mut client, 200_000, |_| frame(kind, 0, 0, payload)).await;
+        holds_little("answers that are not read");
     }
     assert_eq!(get(rig.address, "svc", "/").await.0, 200);
     rig.idle().await;

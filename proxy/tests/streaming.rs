@@ -82,13 +82,16 @@ async fn a_replica_that_leaves_the_routes_keeps_its_running_streams() {
         .expect("it listens");
     replica.head().await;
     replica
-        .send("HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\none")
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\none")
         .await;
     client.head().await;
     assert_eq!(client.exactly(3).await, "one");
+    let mut failing = svc.clone();
+    failing.endpoints[0].ready = false;
     let mut without = svc;
     without.endpoints.clear();
-    for services in [vec![without], Vec::new()] {
+    // One failed probe, then a drain, then the end of the whole service.
+    for services in [vec![failing], vec![without], Vec::new()] {
         rig.routes.publish(table(services));
         // The worker has the new routes once it answers by them.
         let (status, _) = support::get(rig.address, "h", "/").await;

@@ -53,6 +53,17 @@ pub async fn until(what: &str, condition: impl Fn() -> bool) {
     soon(what, poll).await;
 }
 
+/// Resident memory of this process, replicas and clients too.
+pub fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("it is there");
+    let pages: usize = statm
+        .split(' ')
+        .nth(1)
+        .and_then(|it| it.parse().ok())
+        .expect("a number");
+    pages * 4096
+}
+
 pub fn replica(service: u64, number: u32) -> ReplicaId {
     ReplicaId {
         service: ServiceId(service),
