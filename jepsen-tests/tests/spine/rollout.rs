@@ -72,6 +72,35 @@ async fn a_rolling_update_fails_no_request_and_keeps_its_bounds() -> anyhow::Res
     .await
 }
 
+/// Each update is another version that runs the same replicas: they are labelled anew, and never missed meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn updates_that_change_no_replica_fail_no_request() -> anyhow::Result<()> {
+    stage::run(Share::Half, async {
+        let (cluster, counters) = stage::three_peers().await?;
+        let service = Service::new("web", 2, &counters);
+        bring_up(&cluster, &service).await?;
+        let before = cluster.settled(&service.name, SETTLE).await?;
+        let mut load = stage::load(&cluster, &service);
+        load.pace = Duration::from_millis(2);
+        let running = load.start();
+        for note in 1..=20 {
+            let yaml = service.clone().with_note(note).yaml();
+            cluster.admin(0).update("web", &yaml).await?;
+        }
+        let after = cluster.settled(&service.name, SETTLE).await?;
+        let history = running.stop().await?;
+        eprintln!("{}", summary(&history));
+        ensure!(history.len() > 100, "{} requests", history.len());
+        clean("requests", &every_request_answered(&history))?;
+        clean("peers", &no_failure_through_live_peers(&history, &[]))?;
+        ensure!(before == after, "{before:?} became {after:?}");
+        counters.check_single_starts()?;
+        cluster.pass();
+        Ok(())
+    })
+    .await
+}
+
 fn ready_numbers(replicas: &[v1::Replica]) -> Vec<u32> {
     replicas
         .iter()

@@ -1,18 +1,22 @@
 //! A thousand sessions, through all three peers at once, through everything that happens to peers.
 
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use jepsen_tests::check::{
     clean, every_request_answered, no_failure_through_live_peers, one_replica_per_key,
 };
 use jepsen_tests::cluster::{Cluster, PATIENCE};
 use jepsen_tests::history::{Request, summary};
+use jepsen_tests::http::Connection;
 use jepsen_tests::load::{Load, Running, Spread};
-use jepsen_tests::program::Service;
+use jepsen_tests::processes;
+use jepsen_tests::program::{REPLICA_HEADER, SESSION_HEADER, Service};
 use jepsen_tests::wait;
+use rustix::process::Signal;
 
-use crate::stage::{self, Share, bring_up};
+use crate::stage::{self, SETTLE, Share, bring_up};
 
 /// Session keys.
 const KEYS: usize = 1_000;
@@ -126,4 +130,52 @@ fn answered(history: &[Request]) -> jepsen_tests::check::Sightings {
         }
     }
     seen
+}
+
+/// A session's next request waits until the log has given it another replica, and is answered there: by every peer, and
+/// by the same one from then on. None is refused, and none is sent to a replica that it is not bound to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_whose_replica_is_gone_goes_on_with_another() -> anyhow::Result<()> {
+    stage::run(Share::Half, async {
+        let (cluster, counters) = stage::three_peers().await?;
+        let service = Service::new("chat", 2, &counters).with_sessions();
+        bring_up(&cluster, &service).await?;
+        for round in 0..3 {
+            let key = format!("round-{round}");
+            let ask = async |peer: usize| {
+                let mut connection = Connection::new(cluster.targets()[peer].address);
+                let reply = connection.get("/chat/", &[(SESSION_HEADER, &key)]).await;
+                let reply = reply.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
+                ensure!(reply.status == 200, "peer {peer}: {reply:?}");
+                reply.header(REPLICA_HEADER).context("a replica's number")
+            };
+            let first = ask(0).await?;
+            let before = cluster.settled(&service.name, SETTLE).await?;
+            let bound = |name: &&String| name.rsplit('-').next() == Some(first.as_str());
+            let victim = before.keys().find(bound).context("it runs")?;
+            let victim = before[victim];
+            processes::signal(victim.pid, Signal::KILL)?;
+            // What it had begun to read would be lost with it; what comes once its sockets are closed must not be. That
+            // is so when the last of its threads has ended, and only then can it be reaped.
+            wait::until("its end", SETTLE, async || {
+                let gone = !Path::new(&format!("/proc/{}", victim.pid)).exists();
+                ensure!(gone, "{victim:?}");
+                Ok(())
+            })
+            .await?;
+            let next = ask(round).await?;
+            ensure!(next != first, "replica {first} is gone");
+            for peer in 0..3 {
+                let same = ask(peer).await?;
+                ensure!(
+                    same == next,
+                    "peer {peer} sends {key} to {same}, not {next}"
+                );
+            }
+            cluster.settled(&service.name, SETTLE).await?;
+        }
+        cluster.pass();
+        Ok(())
+    })
+    .await
 }
