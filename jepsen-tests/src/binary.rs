@@ -65,12 +65,35 @@ pub fn have(program: &str) -> bool {
 /// # Panics
 /// As [`have`].
 #[must_use]
+pub fn have_with(program: &str, version: &str) -> bool {
+    noted(program, runs(program, &[version]))
+}
+
+/// Whether a program can be run that need not be there even where tools are required. If not, a line says so.
+#[must_use]
+pub fn may_have(program: &str) -> bool {
+    let runs = runs(program, &["--version"]);
+    if !runs {
+        eprintln!("skipped: {program} is not installed");
+    }
+    runs
+}
+
+/// As [`have`] for a module of Python.
+///
+/// # Panics
+/// As [`have`].
+#[must_use]
+pub fn have_module(module: &str) -> bool {
+    let imported = runs("python3", &["-c", &format!("import {module}")]);
+    noted(&format!("python3's {module}"), imported)
+}
+
 #[expect(
     clippy::disallowed_methods,
     reason = "a test is told by its environment whether it may be skipped"
 )]
-pub fn have_with(program: &str, version: &str) -> bool {
-    let runs = runs(program, version);
+fn noted(program: &str, runs: bool) -> bool {
     if !runs {
         let required = env::var_os(REQUIRE_TOOLS_VARIABLE).is_some_and(|value| value == "1");
         assert!(
@@ -82,9 +105,9 @@ pub fn have_with(program: &str, version: &str) -> bool {
     runs
 }
 
-fn runs(program: &str, version: &str) -> bool {
+fn runs(program: &str, args: &[&str]) -> bool {
     Command::new(program)
-        .arg(version)
+        .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -116,7 +139,7 @@ mod tests {
 
     #[test]
     fn missing_program_is_noticed() {
-        assert!(runs("cargo", "--version"));
-        assert!(!runs("no-such-program-of-raftserve", "--version"));
+        assert!(runs("cargo", &["--version"]));
+        assert!(!runs("no-such-program-of-raftserve", &["--version"]));
     }
 }
