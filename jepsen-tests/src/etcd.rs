@@ -95,7 +95,9 @@ impl Etcd {
         Ok(etcd)
     }
 
-    fn client_address(&self, index: usize) -> SocketAddr {
+    /// Where a member takes the calls of clients.
+    #[must_use]
+    pub fn client_address(&self, index: usize) -> SocketAddr {
         self.ports.peer(index).admin
     }
 

@@ -3,14 +3,15 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use bytes::Bytes;
 use jepsen_tests::usage::Usage;
 use tokio::task::JoinSet;
 
-use crate::system::{Connection, Running};
+use crate::system::{Connection, Running, Target};
 
 /// The size of each value.
 const VALUE_BYTES: usize = 256;
@@ -20,6 +21,9 @@ const KEYS: u64 = 10_000;
 
 /// Clients that put all keys there before reads are measured.
 const FILLERS: usize = 64;
+
+/// Threads for clients: as many as the servers of a machine of two processors leave room for.
+const THREADS: usize = 2;
 
 /// What a client does, again and again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,11 +100,11 @@ fn key(number: u64) -> String {
 }
 
 /// Puts every key there.
-async fn fill(running: &Running) -> anyhow::Result<()> {
+async fn fill(target: Target) -> anyhow::Result<()> {
     let mut fillers = JoinSet::new();
-    let connection = running.connect().await?;
+    let connection = target.connect().await?;
     for filler in 0..FILLERS as u64 {
-        let mut connection = connection.clone();
+        let connection = connection.clone();
         fillers.spawn(async move {
             let value = Bytes::from(vec![7; VALUE_BYTES]);
             for number in (filler..KEYS).step_by(FILLERS) {
@@ -123,12 +127,9 @@ pub(crate) async fn measure(
     warm_up: Duration,
     length: Duration,
 ) -> anyhow::Result<Figures> {
+    let target = running.target().await?;
     if step.operation == Operation::Get {
-        fill(running).await?;
-    }
-    let mut pool = Vec::new();
-    for _ in 0..connections.min(step.clients) {
-        pool.push(running.connect().await?);
+        fill(target).await?;
     }
     let shared = Arc::new(Shared {
         counting: AtomicBool::new(false),
@@ -136,11 +137,7 @@ pub(crate) async fn measure(
         next: AtomicU64::new(0),
         value: Bytes::from(vec![b'v'; VALUE_BYTES]),
     });
-    let mut clients = JoinSet::new();
-    for client in 0..step.clients {
-        let connection = pool[client % pool.len()].clone();
-        clients.spawn(run_client(connection, step.operation, Arc::clone(&shared)));
-    }
+    let threads = start_threads(target, step, connections, &shared)?;
     tokio::time::sleep(warm_up).await;
     let pids = running.pids()?;
     let (before, begun) = (Usage::of(&pids)?, Instant::now());
@@ -149,8 +146,9 @@ pub(crate) async fn measure(
     shared.ended.store(true, Ordering::Relaxed);
     let (took, used) = (begun.elapsed(), Usage::of(&pids)? - before);
     let mut latencies = Vec::new();
-    while let Some(ended) = clients.join_next().await {
-        latencies.extend(ended.context("a client panicked")??);
+    for thread in threads {
+        let measured = thread.join();
+        latencies.extend(measured.map_err(|_| anyhow!("a thread of clients panicked"))??);
     }
     ensure!(!latencies.is_empty(), "nothing was answered");
     latencies.sort_unstable();
@@ -165,12 +163,66 @@ pub(crate) async fn measure(
     })
 }
 
+type Latencies = anyhow::Result<Vec<Duration>>;
+
+/// Starts the clients, on as many threads as there are processors for. A connection and its clients have one thread, so
+/// that what they tell each other wakes no other.
+fn start_threads(
+    target: Target,
+    step: Step,
+    connections: usize,
+    shared: &Arc<Shared>,
+) -> anyhow::Result<Vec<JoinHandle<Latencies>>> {
+    let connections = connections.min(step.clients);
+    let threads = THREADS.min(connections);
+    let clients_of = |connection| (connection..step.clients).step_by(connections).count();
+    let start = |thread| {
+        let clients: Vec<usize> = (thread..connections)
+            .step_by(threads)
+            .map(clients_of)
+            .collect();
+        let shared = Arc::clone(shared);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let run = move || runtime.block_on(run_clients(target, step.operation, clients, shared));
+        let thread = std::thread::Builder::new().name("clients".to_owned());
+        thread.spawn(run).context("cannot start a thread")
+    };
+    (0..threads).map(start).collect()
+}
+
+/// Runs so many clients on each of some connections.
+async fn run_clients(
+    target: Target,
+    operation: Operation,
+    clients: Vec<usize>,
+    shared: Arc<Shared>,
+) -> Latencies {
+    let mut running = JoinSet::new();
+    for clients in clients {
+        let connection = target.connect().await?;
+        for _ in 0..clients {
+            running.spawn(run_client(
+                connection.clone(),
+                operation,
+                Arc::clone(&shared),
+            ));
+        }
+    }
+    let mut latencies = Vec::new();
+    while let Some(ended) = running.join_next().await {
+        latencies.extend(ended.context("a client panicked")??);
+    }
+    Ok(latencies)
+}
+
 /// Works until the end, and returns the latency of each operation that ended while they counted.
 async fn run_client(
-    mut connection: Connection,
+    connection: Connection,
     operation: Operation,
     shared: Arc<Shared>,
-) -> anyhow::Result<Vec<Duration>> {
+) -> Latencies {
     let mut latencies = Vec::new();
     while !shared.ended.load(Ordering::Relaxed) {
         let key = key(shared.next.fetch_add(1, Ordering::Relaxed));

@@ -1,5 +1,6 @@
 //! Writes and reads per second, their latency and what they cost, beside etcd on the same disk.
 
+mod grpc;
 mod load;
 mod raw;
 mod report;
@@ -96,8 +97,8 @@ fn main() -> anyhow::Result<()> {
         println!("{USAGE}");
         return Ok(());
     };
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+    // Clients have threads of their own.
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
         .block_on(run(&args))

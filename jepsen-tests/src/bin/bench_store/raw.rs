@@ -73,7 +73,8 @@ impl RawCluster {
         self.peers.iter().map(pid).collect()
     }
 
-    async fn leader(&self) -> anyhow::Result<SocketAddr> {
+    /// The address of the peer that leads.
+    pub(crate) async fn leader(&self) -> anyhow::Result<SocketAddr> {
         wait::until("a leader behind raw frames", PATIENCE, async || {
             for index in 0..PEERS {
                 let address = self.ports.peer(index).admin;
@@ -85,10 +86,6 @@ impl RawCluster {
             bail!("no peer leads")
         })
         .await
-    }
-
-    pub(crate) async fn connect(&self) -> anyhow::Result<RawConnection> {
-        RawConnection::open(self.leader().await?).await
     }
 }
 
@@ -118,7 +115,7 @@ pub(crate) struct RawConnection {
 }
 
 impl RawConnection {
-    async fn open(address: SocketAddr) -> anyhow::Result<Self> {
+    pub(crate) async fn open(address: SocketAddr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let (from, to) = stream.into_split();

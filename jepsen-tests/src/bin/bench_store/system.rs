@@ -1,17 +1,16 @@
 //! What is measured: a running cluster, and a connection to its leader.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Context;
 use bytes::Bytes;
 use jepsen_tests::admin::v1;
-use jepsen_tests::admin::v1::key_value_client::KeyValueClient;
 use jepsen_tests::cluster::{Cluster, Options};
 use jepsen_tests::etcd::pb;
-use jepsen_tests::etcd::pb::kv_client::KvClient;
 use jepsen_tests::etcd::{Etcd, Timing};
-use tonic::transport::{Channel, Endpoint};
 
+use crate::grpc::GrpcConnection;
 use crate::raw::{RawCluster, RawConnection};
 
 /// What is measured.
@@ -64,18 +63,42 @@ impl Running {
         }
     }
 
-    /// A new connection to the leader.
-    pub(crate) async fn connect(&self) -> anyhow::Result<Connection> {
-        Ok(match self {
-            Self::Etcd(etcd) => Connection::Etcd(etcd.client(etcd.leader().await?).await?),
+    /// Its leader.
+    pub(crate) async fn target(&self) -> anyhow::Result<Target> {
+        let (protocol, address) = match self {
+            Self::Etcd(etcd) => (Protocol::Etcd, etcd.client_address(etcd.leader().await?)),
             Self::Grpc(cluster) => {
                 let leader = cluster.leader().await?;
-                let address = cluster.peer(leader).setup.ports.admin;
-                let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
-                let channel = endpoint.tcp_nodelay(true).connect().await?;
-                Connection::Grpc(KeyValueClient::new(channel))
+                (Protocol::Grpc, cluster.peer(leader).setup.ports.admin)
             }
-            Self::Raw(cluster) => Connection::Raw(cluster.connect().await?),
+            Self::Raw(cluster) => (Protocol::Raw, cluster.leader().await?),
+        };
+        Ok(Target { protocol, address })
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Protocol {
+    Etcd,
+    Grpc,
+    Raw,
+}
+
+/// A server to connect to.
+#[derive(Clone, Copy)]
+pub(crate) struct Target {
+    protocol: Protocol,
+    address: SocketAddr,
+}
+
+impl Target {
+    /// A new connection.
+    pub(crate) async fn connect(self) -> anyhow::Result<Connection> {
+        let address = self.address;
+        Ok(match self.protocol {
+            Protocol::Etcd => Connection::Etcd(GrpcConnection::open(address).await?),
+            Protocol::Grpc => Connection::Grpc(GrpcConnection::open(address).await?),
+            Protocol::Raw => Connection::Raw(RawConnection::open(address).await?),
         })
     }
 }
@@ -83,29 +106,31 @@ impl Running {
 /// A connection, shared by some clients.
 #[derive(Clone)]
 pub(crate) enum Connection {
-    Etcd(KvClient<Channel>),
-    Grpc(KeyValueClient<Channel>),
+    Etcd(GrpcConnection),
+    Grpc(GrpcConnection),
     Raw(RawConnection),
 }
 
 impl Connection {
     /// Returns once the value is agreed on.
-    pub(crate) async fn put(&mut self, key: String, value: &Bytes) -> anyhow::Result<()> {
+    pub(crate) async fn put(&self, key: String, value: &Bytes) -> anyhow::Result<()> {
         match self {
-            Self::Etcd(client) => {
+            Self::Etcd(connection) => {
                 let request = pb::PutRequest {
                     key: key.into_bytes(),
                     value: value.to_vec(),
                 };
-                client.put(request).await?;
+                let _: pb::PutResponse = connection.call("/etcdserverpb.KV/Put", &request).await?;
             }
-            Self::Grpc(client) => {
+            Self::Grpc(connection) => {
                 let request = v1::PutKeyRequest {
                     key,
                     value: value.to_vec(),
                     ..v1::PutKeyRequest::default()
                 };
-                client.put(request).await?;
+                let _: v1::PutKeyResponse = connection
+                    .call("/raftserve.v1.KeyValue/Put", &request)
+                    .await?;
             }
             Self::Raw(connection) => connection.put(key.as_bytes(), value).await?,
         }
@@ -113,20 +138,27 @@ impl Connection {
     }
 
     /// A linearizable read of a key that exists.
-    pub(crate) async fn get(&mut self, key: String) -> anyhow::Result<Bytes> {
+    pub(crate) async fn get(&self, key: String) -> anyhow::Result<Bytes> {
         match self {
-            Self::Etcd(client) => {
+            Self::Etcd(connection) => {
                 let request = pb::RangeRequest {
                     key: key.into_bytes(),
                     range_end: Vec::new(),
                 };
-                let found = client.range(request).await?.into_inner().kvs;
-                let entry = found.into_iter().next().context("there is no such key")?;
+                let found: pb::RangeResponse =
+                    connection.call("/etcdserverpb.KV/Range", &request).await?;
+                let entry = found
+                    .kvs
+                    .into_iter()
+                    .next()
+                    .context("there is no such key")?;
                 Ok(entry.value.into())
             }
-            Self::Grpc(client) => {
+            Self::Grpc(connection) => {
                 let request = v1::GetKeyRequest { key, stale: false };
-                let found = client.get(request).await?.into_inner();
+                let found: v1::GetKeyResponse = connection
+                    .call("/raftserve.v1.KeyValue/Get", &request)
+                    .await?;
                 let entry = found.entry.context("there is no such key")?;
                 Ok(entry.value.into())
             }
