@@ -11,6 +11,7 @@ pub mod errors;
 pub mod v1;
 
 mod access;
+mod calls;
 mod cluster;
 mod door;
 mod events;
@@ -20,7 +21,9 @@ mod ledger;
 mod listener;
 mod logs;
 mod pages;
+mod port;
 mod proposer;
+mod quick;
 mod replicas;
 mod server;
 mod services;

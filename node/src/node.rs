@@ -67,8 +67,12 @@ const CATCH_UP_TRY: Duration = Duration::from_secs(2);
 /// How long Raft and the log may take to close.
 const PEER_STOP_MAX: Duration = Duration::from_secs(20);
 
-/// Threads for the admin API, the controller and projections. Traffic and Raft have their own.
-const THREADS: usize = 2;
+/// Threads for the controller and projections. Traffic, Raft and the admin API have their own.
+const THREADS: usize = 1;
+
+/// Threads for the admin API. With one, what a connection and its requests tell each other costs no wake of another
+/// thread, and no thread looks for work that is not there.
+const ADMIN_THREADS: usize = 1;
 
 /// How many refused connections may wait to be reported; more tell nothing new.
 const CONNECT_FAILURES_MAX: usize = 64;
@@ -102,14 +106,11 @@ pub fn main(args: NodeArgs) -> ExitCode {
     let outcome = NodeConfig::try_from(args)
         .map_err(anyhow::Error::from)
         .and_then(|config| {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(THREADS)
-                .thread_name("control")
-                .enable_all()
-                .build()
-                .context("cannot start threads")?;
-            let ran = runtime.block_on(run(config));
-            runtime.shutdown_timeout(TASKS_DEADLINE);
+            let control = threads("control", THREADS)?;
+            let admin = threads("admin", ADMIN_THREADS)?;
+            let ran = control.block_on(run(config, admin.handle()));
+            control.shutdown_timeout(TASKS_DEADLINE);
+            admin.shutdown_timeout(TASKS_DEADLINE);
             ran
         });
     match outcome {
@@ -119,6 +120,15 @@ pub fn main(args: NodeArgs) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn threads(name: &str, count: usize) -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(count)
+        .thread_name(name)
+        .enable_all()
+        .build()
+        .context("cannot start threads")
 }
 
 fn init_logging(level: LogLevel, format: LogFormat) {
@@ -146,11 +156,11 @@ fn init_logging(level: LogLevel, format: LogFormat) {
     }
 }
 
-/// Runs one peer until it is told to stop.
+/// Runs one peer until it is told to stop. `admin_threads` serve the admin API.
 ///
 /// # Errors
 /// One chain that says what could not be done and what to do about it.
-pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
+pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> anyhow::Result<()> {
     if let Some(path) = &config.lifeline {
         hold_lifeline(path)?;
     }
@@ -284,7 +294,7 @@ pub async fn run(config: NodeConfig) -> anyhow::Result<()> {
         shutdown.clone(),
     );
     let (mut fatal, mut removed) = (peer.fatal(), peer.removed());
-    let admin = tasks.spawn(admin);
+    let admin = tasks.spawn_on(admin, admin_threads);
     let why = tokio::select! {
         why = stop.told() => Ok(why),
         Ok(_) = removed.wait_for(|removed| *removed) => Ok(REMOVED),

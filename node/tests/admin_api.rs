@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use prost::Message;
 use raftserve_model::{Generation, Incarnation, ReplicaId, ServiceId, ServiceVersion, SessionKey};
 use raftserve_node::admin::errors::{Reason, violations};
 use raftserve_node::admin::v1::get_session_request::Session as Which;
@@ -20,6 +22,8 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 
+#[path = "admin_api/bare.rs"]
+mod bare;
 #[path = "admin_api/lab.rs"]
 mod lab;
 
@@ -630,6 +634,80 @@ async fn an_oversized_message_is_refused() {
     };
     let status = lab.services().apply(asked).await.unwrap_err();
     assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_of_a_single_key_that_is_broken_ends_as_any_broken_call_does() {
+    let lab = Lab::start().await;
+    let asked = v1::GetKeyRequest {
+        key: "k".to_owned(),
+        stale: false,
+    };
+    let whole = bare::framed(&asked);
+    let too_long = [&[0, 0, 2, 0, 0][..], &[0; 100_000]].concat();
+    let compressed = [&[1], &whole[1..]].concat();
+    let garbage = [0, 0, 0, 0, 2, 0xff, 0xff];
+    let broken: [(&str, Option<(&str, &str)>, Bytes, Code); 6] = [
+        ("nothing", None, Bytes::new(), Code::Internal),
+        (
+            "a half",
+            None,
+            whole.slice(..whole.len() - 1),
+            Code::Internal,
+        ),
+        (
+            "no message",
+            None,
+            Bytes::copy_from_slice(&garbage),
+            Code::Internal,
+        ),
+        (
+            "compressed, and not how",
+            None,
+            compressed.into(),
+            Code::Internal,
+        ),
+        ("too long", None, too_long.into(), Code::OutOfRange),
+        (
+            "compressed",
+            Some(("grpc-encoding", "gzip")),
+            whole.clone(),
+            Code::Unimplemented,
+        ),
+    ];
+    for (what, header, body, expected) in broken {
+        // The last one is answered by tonic.
+        for method in ["Put", "Get", "Delete", "List"] {
+            let path = format!("/raftserve.v1.KeyValue/{method}");
+            let (_, status) = bare::call(&lab, &path, header, vec![body.clone()]).await;
+            assert_eq!(status.code(), expected, "{what} to {method}: {status:?}");
+        }
+    }
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_of_a_single_key_may_come_in_pieces_and_answers_with_one_message() {
+    let lab = Lab::start().await;
+    let put = v1::PutKeyRequest {
+        key: "k".to_owned(),
+        value: vec![7; 40_000].into(),
+        ..v1::PutKeyRequest::default()
+    };
+    let whole = bare::framed(&put);
+    let mut pieces: Vec<Bytes> = (0..9).map(|at| whole.slice(at..at + 1)).collect();
+    pieces.extend([whole.slice(9..20_000), whole.slice(20_000..)]);
+    let (_, status) = bare::call(&lab, "/raftserve.v1.KeyValue/Put", None, pieces).await;
+    assert_eq!(status.code(), Code::Ok, "{status:?}");
+    let get = bare::framed(&v1::GetKeyRequest {
+        key: "k".to_owned(),
+        stale: false,
+    });
+    let (answer, status) = bare::call(&lab, "/raftserve.v1.KeyValue/Get", None, vec![get]).await;
+    assert_eq!(status.code(), Code::Ok, "{status:?}");
+    let answer = v1::GetKeyResponse::decode(answer.slice(5..)).unwrap();
+    assert_eq!(answer.entry.unwrap().value, put.value);
     lab.stop().await;
 }
 

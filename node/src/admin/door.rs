@@ -58,7 +58,7 @@ impl Denials {
 }
 
 /// Who was let in: nobody in particular where no credentials are asked for, or for a call that anybody may make.
-type Admitted = Option<(Subject, Role)>;
+pub(super) type Admitted = Option<(Subject, Role)>;
 
 impl Door {
     pub(super) fn new(
@@ -88,7 +88,8 @@ impl Door {
         self.counters.unknown.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Admitted, Status> {
+    /// Lets a call in, or says why not.
+    pub(super) fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Admitted, Status> {
         let role = match needed(path) {
             None => return Err(Status::unimplemented("there is no such call")),
             Some(Need::Anybody) => return Ok(None),
@@ -187,27 +188,32 @@ where
                 let path = request.uri().path().to_owned();
                 request.extensions_mut().insert(subject.clone());
                 let answering = self.inner.call(request);
-                if needed == Role::Viewer {
+                if !is_told(needed) {
                     return Either::Left(answering);
                 }
-                Either::Right(
-                    answering
-                        .inspect(move |answer| tell(&subject, &path, answer))
-                        .boxed(),
-                )
+                let told = move |answer: &Answer| tell(&subject, &path, outcome(answer));
+                Either::Right(answering.inspect(told).boxed())
             }
         }
     }
 }
 
-/// Tells who did what, and what came of it. Changes of keys may be many a second, and are told to those who ask for it.
-fn tell(subject: &Subject, call: &str, answer: &Answer) {
+/// Whether it is told who made a call that needs such a role: not if it changes nothing.
+pub(super) fn is_told(needed: Role) -> bool {
+    needed != Role::Viewer
+}
+
+fn outcome(answer: &Answer) -> Code {
     let answer = match answer {
         Ok(answer) => answer,
         Err(never) => match *never {},
     };
     let status = Status::from_header_map(answer.headers());
-    let outcome = status.map_or(Code::Ok, |status| status.code());
+    status.map_or(Code::Ok, |status| status.code())
+}
+
+/// Tells who did what, and what came of it. Changes of keys may be many a second, and are told to those who ask for it.
+pub(super) fn tell(subject: &Subject, call: &str, outcome: Code) {
     let Subject { name, role } = subject;
     if call.contains(".KeyValue/") || call.ends_with("/OpenClient") {
         tracing::debug!(target: "raftserve::audit", subject = name, %role, call, ?outcome, "called");

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::service::Interceptor;
 use tonic::{Extensions, Request, Status};
 
@@ -31,17 +31,25 @@ impl Gate {
             max,
         }
     }
+
+    /// Lets a request in, which counts as being worked on until the permit is dropped.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` if there is no room.
+    pub(super) fn admit(&self) -> Result<OwnedSemaphorePermit, Status> {
+        Arc::clone(&self.room).try_acquire_owned().map_err(|_| {
+            Reason::TooManyRequests.status(format!(
+                "this peer works on {} requests already; try again, or ask another peer",
+                self.max
+            ))
+        })
+    }
 }
 
 impl Interceptor for Gate {
     /// Runs before a message is read from the network.
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let permit = Arc::clone(&self.room).try_acquire_owned().map_err(|_| {
-            Reason::TooManyRequests.status(format!(
-                "this peer works on {} requests already; try again, or ask another peer",
-                self.max
-            ))
-        })?;
+        let permit = self.admit()?;
         request.extensions_mut().insert(Arc::new(permit));
         Ok(request)
     }

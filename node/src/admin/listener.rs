@@ -10,7 +10,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::access::{Certificates, Stream};
@@ -36,7 +35,7 @@ pub(super) struct Counted {
 pub(super) fn connections(
     listener: TcpListener,
     certificates: Option<Arc<Certificates>>,
-) -> ReceiverStream<io::Result<Counted>> {
+) -> mpsc::Receiver<Counted> {
     let (to_server, connections) = mpsc::channel(1);
     tokio::spawn(async move {
         tokio::select! {
@@ -44,13 +43,13 @@ pub(super) fn connections(
             () = accept_all(&listener, certificates, &to_server) => {}
         }
     });
-    ReceiverStream::new(connections)
+    connections
 }
 
 async fn accept_all(
     listener: &TcpListener,
     certificates: Option<Arc<Certificates>>,
-    to_server: &mpsc::Sender<io::Result<Counted>>,
+    to_server: &mpsc::Sender<Counted>,
 ) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -63,7 +62,7 @@ async fn accept_all(
                 _permit: permit,
             };
             // Once the receiver is gone, so is this task.
-            let _ = to_server.send(Ok(counted)).await;
+            let _ = to_server.send(counted).await;
             continue;
         };
         let to_server = to_server.clone();
@@ -74,7 +73,7 @@ async fn accept_all(
                         stream,
                         _permit: permit,
                     };
-                    let _ = to_server.send(Ok(counted)).await;
+                    let _ = to_server.send(counted).await;
                 }
                 Ok(Err(error)) => tracing::debug!(%error, "no handshake with an admin client"),
                 Err(_) => tracing::debug!("an admin client did not finish its handshake"),

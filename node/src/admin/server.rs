@@ -7,12 +7,13 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
+use tonic::service::Routes;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::access::{self, AccessApi};
+use super::calls::Calls;
 use super::cluster::ClusterApi;
 use super::door::{Door, Guarded};
 use super::events::EventsApi;
@@ -20,6 +21,8 @@ use super::gate::{Gate, KEY_REQUESTS_MAX, REQUESTS_MAX};
 use super::keys::KeyValueApi;
 use super::listener::connections;
 use super::logs::LogsApi;
+use super::port;
+use super::quick::Quick;
 use super::replicas::ReplicasApi;
 use super::services::ServicesApi;
 use super::sessions::SessionsApi;
@@ -34,17 +37,7 @@ const YAML_MESSAGE_BYTES_MAX: usize = 2 << 20;
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
 
 /// The largest message that carries a key's value, which may itself have 64 KiB.
-const VALUE_MESSAGE_BYTES_MAX: usize = 72 << 10;
-
-/// The most requests at once on one connection.
-const STREAMS_PER_CONNECTION_MAX: u32 = 64;
-
-/// How long a request may take to its first answer: over every budget of our own, so that it only
-/// ends requests whose client does not finish sending them.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// How often a silent connection is asked whether it lives, and how long it may take to say so.
-const KEEPALIVE: Duration = Duration::from_secs(20);
+pub(super) const VALUE_MESSAGE_BYTES_MAX: usize = 72 << 10;
 
 /// How long to wait before the cluster is asked again to agree on its secret for tokens.
 const SECRET_RETRY: Duration = Duration::from_secs(1);
@@ -58,16 +51,13 @@ pub enum AdminError {
     /// The descriptors that the build wrote are not usable.
     #[error("cannot offer reflection")]
     Reflection(#[source] tonic_reflection::server::Error),
-    /// The server ended by itself.
-    #[error("the admin port ended")]
-    Serve(#[source] tonic::transport::Error),
 }
 
 /// Serves the admin API on `listener` until `shutdown`, then ends its streams and lets requests
 /// finish within a grace.
 ///
 /// # Errors
-/// [`AdminError`] if it cannot begin, or ends before it is told to.
+/// [`AdminError`] if it cannot begin.
 pub async fn serve(
     listener: TcpListener,
     parts: AdminParts,
@@ -104,12 +94,7 @@ pub async fn serve(
             InterceptedService::new(Guarded::new(server, door.clone()), $gate.clone())
         }};
     }
-    let serving = Server::builder()
-        .timeout(REQUEST_TIMEOUT)
-        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
-        .add_service(health)
+    let routes = Routes::new(health)
         .add_service(reflection)
         .add_service(gated!(AccessServer, access, MESSAGE_BYTES_MAX))
         .add_service(gated!(ServicesServer, ServicesApi, YAML_MESSAGE_BYTES_MAX))
@@ -128,11 +113,16 @@ pub async fn serve(
             SnapshotsServer,
             SnapshotsApi::new,
             MESSAGE_BYTES_MAX
-        ))
-        .serve_with_incoming_shutdown(
-            connections(listener, certificates),
-            shutdown.clone().cancelled_owned(),
-        );
+        ));
+    let calls = Calls::new(
+        routes,
+        Quick {
+            keys: KeyValueApi(Arc::clone(&shared)),
+            gate: keys_gate,
+            door: door.clone(),
+        },
+    );
+    let serving = port::serve(connections(listener, certificates), calls, shutdown.clone());
 
     let cut = async {
         shutdown.cancelled().await;
@@ -140,7 +130,7 @@ pub async fn serve(
     };
     let opened = open_door(&shared, door.as_deref());
     tokio::select! {
-        served = serving => served.map_err(AdminError::Serve),
+        () = serving => Ok(()),
         () = report_health(reporter, ready) => unreachable!("health is reported for ever"),
         () = opened => unreachable!("the door stays open"),
         () = cut => Ok(()),
