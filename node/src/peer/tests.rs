@@ -1,12 +1,15 @@
 //! Real peers on loopback, each with its own threads, port and directory.
 
 use std::future::Future;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
+use std::ops::Range;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use raftserve_store::Outcome;
 use raftserve_store::command::Action;
 use raftserve_store::formats::SUPPORTED;
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
@@ -39,10 +42,46 @@ const POLICY: MembershipPolicy = MembershipPolicy {
     lease: Duration::ZERO,
 };
 
+/// Ports of places: below those that the system gives to whoever asks for any, who would otherwise take that of a peer
+/// that is away for a moment.
+const PORTS: Range<u16> = 22_000..32_000;
+
 /// A peer's place: its directory and address outlive its process.
 struct Place {
     folder: TempDir,
     address: String,
+    /// Bound until the peer is started there for the first time; nobody listens, so whoever calls is refused.
+    held: Mutex<Option<Socket>>,
+}
+
+impl Place {
+    fn new() -> Self {
+        let mut tried =
+            (0..PORTS.len()).map(|_| SocketAddr::from(([127, 0, 0, 1], rand::random_range(PORTS))));
+        let held = tried.find_map(|address| Some((address, bind(address).ok()?)));
+        let (address, held) = held.expect("a free port");
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            address: address.to_string(),
+            held: Mutex::new(Some(held)),
+        }
+    }
+
+    fn listener(&self) -> TcpListener {
+        let Some(held) = self.held.lock().unwrap().take() else {
+            return TcpListener::bind(&self.address).unwrap();
+        };
+        // Not before: two that reuse a port may both have it, as long as neither listens.
+        held.set_reuse_address(true).unwrap();
+        held.listen(128).unwrap();
+        held.into()
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
 }
 
 /// The places of a cluster's peers.
@@ -50,19 +89,7 @@ struct Places(Vec<Place>);
 
 impl Places {
     fn new(count: usize) -> Self {
-        // Held together until all are chosen, so that they differ.
-        let listeners: Vec<TcpListener> = (0..count)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        Self(
-            listeners
-                .iter()
-                .map(|listener| Place {
-                    folder: tempfile::tempdir().unwrap(),
-                    address: listener.local_addr().unwrap().to_string(),
-                })
-                .collect(),
-        )
+        Self((0..count).map(|_| Place::new()).collect())
     }
 
     fn names(&self) -> Vec<String> {
@@ -70,13 +97,14 @@ impl Places {
     }
 
     fn config(&self, place: usize) -> PeerConfig {
-        let listener = TcpListener::bind(&self.0[place].address).unwrap();
-        self.config_at(place, listener)
+        self.config_at(place, self.0[place].listener())
     }
 
     /// A peer that listens elsewhere than where it is to be found.
     fn config_at(&self, place: usize, listener: TcpListener) -> PeerConfig {
-        let Place { folder, address } = &self.0[place];
+        let Place {
+            folder, address, ..
+        } = &self.0[place];
         PeerConfig {
             data_dir: folder.path().to_owned(),
             listener,

@@ -238,7 +238,7 @@ impl Relay {
 /// Three peers, the last of which is reached by others through a relay only.
 async fn with_relay(places: &Places) -> (Vec<Peer>, Relay) {
     let direct = TcpListener::bind("127.0.0.1:0").unwrap();
-    let front = TcpListener::bind(&places.0[2].address).unwrap();
+    let front = places.0[2].listener();
     let relay = Relay::start(front, direct.local_addr().unwrap());
     let behind = places.config_at(2, direct);
     let starting = [places.config(0), places.config(1), behind];
