@@ -194,6 +194,8 @@ mod tests {
     use raftserve_model::NodeId;
 
     use super::super::scaling::tests::member;
+    use raftserve_model::NodeId;
+
     use super::*;
 
     #[test]
