@@ -1,6 +1,8 @@
 //! Bodies on their way through, frame by frame: nothing is gathered, and who takes slowly slows who
 //! sends.
 
+mod pipe;
+mod received;
 mod upload;
 
 use std::pin::Pin;
@@ -11,7 +13,6 @@ use bytes::Bytes;
 use http::{Request, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::answer::Dialect;
@@ -20,13 +21,15 @@ use crate::load::InFlight;
 use crate::running::Running;
 use crate::upstream::Checkout;
 
+pub(crate) use pipe::Pipe;
+pub(crate) use received::{OWED_MAX, ReceiveError, Received, Stream};
 pub(crate) use upload::{Fault, Upload, UploadBody};
 
 /// Why an answer broke off after its head.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
     #[error("the replica broke off its answer")]
-    Upstream(#[source] hyper::Error),
+    Upstream(#[source] ReceiveError),
     #[error("the replica was silent for {0:?}")]
     Silent(Duration),
     #[error("the request's time ran out")]
@@ -113,7 +116,7 @@ impl Ending {
 /// A replica's answer on its way to the client.
 #[derive(Debug)]
 pub(crate) struct Streamed {
-    inner: Incoming,
+    inner: Received,
     ending: Ending,
     /// `None` once the answer has ended. Dropped, with the connection, if it is cut short.
     held: Option<Held>,
@@ -121,7 +124,7 @@ pub(crate) struct Streamed {
 }
 
 impl Streamed {
-    pub(crate) fn new(inner: Incoming, held: Held, patience: Patience, ending: Ending) -> Self {
+    pub(crate) fn new(inner: Received, held: Held, patience: Patience, ending: Ending) -> Self {
         let mut body = Self {
             inner,
             ending,
@@ -134,7 +137,7 @@ impl Streamed {
 
     /// Once the last byte is read, the connection may serve another request.
     fn finish_at_end(&mut self) {
-        if self.inner.is_end_stream() {
+        if self.held.is_some() && self.inner.is_end_stream() {
             self.finish();
         }
     }

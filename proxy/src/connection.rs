@@ -14,8 +14,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use http::{HeaderValue, Request};
 use hyper::body::Incoming;
-use hyper::rt::Executor;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use raftserve_model::ReplicaId;
@@ -25,29 +24,24 @@ use tokio::time::{Instant, sleep};
 use tokio_rustls::TlsAcceptor;
 
 use crate::answer::Refusal;
+use crate::body::Received;
 use crate::drain::{Phase, Watch};
 use crate::forward;
 use crate::guard::Guard;
-use crate::lifetime::{Due, Lifetime, Retirement};
+use crate::http2::server;
+use crate::lifetime::Lifetime;
 use crate::protocol::{self, Protocol};
 use crate::routes::Listener;
 use crate::tls;
 use crate::tracer::Trace;
 use crate::worker::Worker;
 
-/// The most streams at once on one HTTP/2 connection; clients that need more open another one. It
-/// bounds what one connection may make the proxy hold.
-const STREAMS_MAX: u32 = 256;
-
-/// How often a silent HTTP/2 connection is pinged, and how long its answer may take.
-const PING: Duration = Duration::from_secs(20);
-
 /// How long a connection without a request yet holds up a proxy that closes: a client sends its first
 /// request right after it has connected, so this is some round trips, and a busy host.
 pub(crate) const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(1);
 
 /// The largest head of a request, as a list of fields in HTTP/2 and as text in HTTP/1.
-const HEAD_BYTES_MAX: u32 = 64 << 10;
+pub(crate) const HEAD_BYTES_MAX: u32 = 64 << 10;
 
 /// Who is at the other end of a connection.
 #[derive(Debug)]
@@ -82,19 +76,6 @@ pub(crate) struct Unsent {
     pub(crate) trace: Option<Rc<Trace>>,
 }
 
-/// Runs the futures of HTTP/2 connections and streams on the worker's own thread.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct LocalExecutor;
-
-impl<F> Executor<F> for LocalExecutor
-where
-    F: Future<Output: 'static> + 'static,
-{
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future); // Not wrapped: each wrapping would be a copy of it.
-    }
-}
-
 /// Serves a connection until it ends. Its errors are the client's affair, and told to no one.
 pub(crate) async fn serve<S>(worker: Rc<Worker>, stream: S, client: Client)
 where
@@ -110,7 +91,7 @@ where
         Protocol::Http1 if client.agreed_on_http2 => {}
         Protocol::Http1 => serve_http1(worker, stream, client, watch).await,
         // Boxed, so that connections of HTTP/1 are no larger for it.
-        Protocol::Http2 => Box::pin(serve_http2(worker, stream, client, watch)).await,
+        Protocol::Http2 => Box::pin(server::serve(worker, stream, client, watch)).await,
     }
 }
 
@@ -133,7 +114,7 @@ pub(crate) async fn serve_tls(worker: Rc<Worker>, stream: TcpStream, mut client:
 
 /// Awaits what a connection begins with. When the proxy closes, one that was just accepted still has
 /// its first request on the way, and gets [`FIRST_REQUEST_WITHIN`].
-async fn begin<T>(
+pub(crate) async fn begin<T>(
     worker: &Worker,
     first: impl Future<Output = io::Result<T>>,
     watch: &mut Watch,
@@ -173,48 +154,6 @@ where
     .await;
 }
 
-async fn serve_http2<S>(worker: Rc<Worker>, stream: S, client: Client, watch: Watch)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let client = Rc::new(client);
-    let connection = http2::Builder::new(LocalExecutor)
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEAD_BYTES_MAX)
-        .keep_alive_interval(PING)
-        .keep_alive_timeout(PING)
-        .serve_connection(
-            TokioIo::new(stream),
-            service(Rc::clone(&worker), Rc::clone(&client)),
-        );
-    let config = &worker.shared.config;
-    let mut retirement = Retirement::new(&client.lifetime, config);
-    // Each request that runs holds the client, beside this and the service.
-    let busy = || Rc::strong_count(&client) > 2;
-    let mut connection = pin!(connection);
-    let mut watch = watch;
-    let mut told = false;
-    let _ = poll_fn(|cx| {
-        let done = connection.as_mut().poll(cx);
-        if done.is_ready() {
-            return done;
-        }
-        let due = retirement.poll(cx, &client.lifetime, busy, config);
-        if due == Poll::Ready(Due::Cut) {
-            return Poll::Ready(Ok(()));
-        }
-        if told || due.is_pending() && watch.poll(cx) < Phase::Draining {
-            return done;
-        }
-        // Only now, after what had already arrived was read.
-        told = true;
-        connection.as_mut().graceful_shutdown();
-        connection.as_mut().poll(cx)
-    })
-    .await;
-}
-
 fn service(
     worker: Rc<Worker>,
     client: Rc<Client>,
@@ -225,7 +164,8 @@ fn service(
     Future: 'static,
 > {
     service_fn(move |request| {
-        // Boxed, so that neither an idle connection nor a stream whose answer has begun has room for it.
+        // Boxed, so that an idle connection has no room for it.
+        let request = Request::map(request, Received::Http1);
         let answer = forward::serve(Rc::clone(&worker), Rc::clone(&client), request);
         Box::pin(answer).map(Ok::<_, Infallible>)
     })

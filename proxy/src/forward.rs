@@ -14,14 +14,13 @@ use std::sync::atomic::Ordering;
 use http::header::{CONNECTION, CONTENT_LENGTH, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use raftserve_model::SessionKey;
 use tokio::time::{Instant, timeout_at};
 
 use crate::access_log::Record;
 use crate::answer::{Dialect, Refusal, no_such_service};
-use crate::body::{Ending, Held, Patience, ResponseBody, Streamed, UploadBody};
+use crate::body::{Ending, Held, Patience, Received, ResponseBody, Streamed, UploadBody};
 use crate::connection::Client;
 use crate::drain::Phase;
 use crate::grpc;
@@ -42,7 +41,7 @@ use terms::Terms;
 
 /// A replica's answer, and what its request holds there.
 struct Sent {
-    response: Response<Incoming>,
+    response: Response<Received>,
     in_flight: InFlight,
     checkout: Checkout,
     /// On how many replicas the request was tried.
@@ -72,7 +71,7 @@ impl Sent {
 pub(crate) fn serve(
     worker: Rc<Worker>,
     client: Rc<Client>,
-    request: Request<Incoming>,
+    request: Request<Received>,
 ) -> impl Future<Output = Response<ResponseBody>> {
     let now = Instant::now();
     client.lifetime.used(now);
@@ -117,7 +116,7 @@ struct Begun {
 fn begin(
     worker: &Rc<Worker>,
     client: &Rc<Client>,
-    mut request: Request<Incoming>,
+    mut request: Request<Received>,
     now: Instant,
 ) -> Result<Begun, Box<Response<ResponseBody>>> {
     let dialect = Dialect::of(request.headers());
@@ -187,7 +186,7 @@ fn prepare(
     service: &ServiceView,
     rule: Option<usize>,
     client: &Client,
-    request: Request<Incoming>,
+    request: Request<Received>,
     prefix_len: usize,
 ) -> Result<Prepared, Refusal> {
     let bytes_max = service.route.traffic.request_body_bytes_max;
@@ -251,7 +250,7 @@ fn traced(
     client: &Client,
     service: &ServiceView,
     host: &str,
-    request: &Request<Incoming>,
+    request: &Request<Received>,
     now: Instant,
 ) -> (Option<Rc<Trace>>, Option<[u8; 55]>) {
     let Some(tracer) = &worker.shared.config.tracer else {

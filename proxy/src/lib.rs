@@ -32,6 +32,7 @@ mod guard;
 mod hash_key;
 mod headers;
 mod health;
+mod http2;
 mod json_key;
 mod lifetime;
 mod listener;

@@ -1,28 +1,28 @@
 //! One worker's connections to one replica.
 
 mod dial;
+mod exchange;
 mod http2;
 mod plain;
 mod trust;
 
 use std::cell::{Cell, RefCell};
-use std::error::Error as _;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::Either;
 use http::{Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use raftserve_model::{ReplicaId, ServiceVersion};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use crate::body::{Fault, Upload, UploadBody};
+use crate::body::{Fault, Received, Upload, UploadBody};
 use crate::config::ProxyConfig;
 use crate::grpc;
 use crate::health::Health;
@@ -30,6 +30,8 @@ use crate::load::{Gauge, InFlight};
 use crate::metrics::{Latencies, ReplicaCounters, count};
 use crate::policy::PeakEwma;
 use crate::triage::Triage;
+
+use exchange::{Unanswered, over_http1, over_http2};
 
 pub(crate) use dial::Dialer;
 
@@ -44,7 +46,7 @@ pub(crate) enum ConnectError {
     #[error("cannot connect")]
     Failed(#[source] Arc<io::Error>),
     #[error("cannot begin HTTP on the connection")]
-    Handshake(#[source] Arc<hyper::Error>),
+    Handshake(#[source] Arc<dyn std::error::Error + Send + Sync>),
 }
 
 /// What is spoken to a replica. A request is made for one of them.
@@ -360,14 +362,16 @@ impl Checkout {
         &mut self,
         mut request: Box<Request<UploadBody>>,
         silence_max: Duration,
-    ) -> Result<Response<Incoming>, ExchangeError> {
+    ) -> Result<Response<Received>, ExchangeError> {
         let began = Instant::now();
         grpc::tell_deadline(&mut request, began);
         let upload = request.body().upload();
-        let head = self.head(&request);
-        let mut exchange = std::pin::pin!(match &mut self.link {
-            Link::Http1(sender) => Either::Left(sender.try_send_request(*request)),
-            Link::Http2(stream) => Either::Right(stream.sender.try_send_request(*request)),
+        let mut exchange = pin!(match &mut self.link {
+            Link::Http1(sender) => Either::Left(over_http1(sender, *request)),
+            // Boxed, so that requests over HTTP/1 have no room for it.
+            Link::Http2(stream) => {
+                Either::Right(Box::pin(over_http2(stream, *request, upload.clone())))
+            }
         });
         let sent = || upload.last().map_or(began, |last| last.max(began));
         let mut end = began + silence_max;
@@ -379,12 +383,14 @@ impl Checkout {
                     self.upload = Some(upload);
                     return Ok(response);
                 }
-                Ok(Err(mut error)) => {
-                    if let Some(request) = error.take_message() {
-                        return Err(ExchangeError::NotSent(Box::new(request)));
-                    }
+                Ok(Err(Unanswered::NotSent(request))) => {
+                    return Err(ExchangeError::NotSent(request));
+                }
+                Ok(Err(Unanswered::Sent)) => {
                     self.upstream.saw(sent(), false);
-                    return Err(unanswered(head, &upload, &error.into_error()));
+                    return Err(upload
+                        .fault()
+                        .map_or(ExchangeError::Broke, ExchangeError::Client));
                 }
                 Err(_) => {
                     let last = upload.last().map(|last| last + silence_max);
@@ -396,22 +402,6 @@ impl Checkout {
                         }
                     }
                 }
-            }
-        }
-    }
-
-    /// What it takes to make the request again: only HTTP/2 tells of a request that was sent and not acted on.
-    fn head(&self, request: &Request<UploadBody>) -> Option<Box<Request<()>>> {
-        match self.link {
-            Link::Http1(_) => None,
-            Link::Http2(_) => {
-                let mut head = Request::new(());
-                *head.method_mut() = request.method().clone();
-                *head.uri_mut() = request.uri().clone();
-                *head.version_mut() = request.version();
-                *head.headers_mut() = request.headers().clone();
-                *head.extensions_mut() = request.extensions().clone();
-                Some(Box::new(head))
             }
         }
     }
@@ -445,31 +435,4 @@ impl Checkout {
             idle.push(Idle { sender, since });
         }
     }
-}
-
-/// What came of a request that was sent, or may have been.
-fn unanswered(
-    head: Option<Box<Request<()>>>,
-    upload: &Upload,
-    error: &hyper::Error,
-) -> ExchangeError {
-    if let Some(head) = head
-        && is_unprocessed(error)
-        && let Some(body) = upload.again()
-    {
-        return ExchangeError::NotSent(Box::new(head.map(|()| body)));
-    }
-    upload
-        .fault()
-        .map_or(ExchangeError::Broke, ExchangeError::Client)
-}
-
-/// Whether the replica told that it did not act on the request (RFC 9113, 6.8 and 8.7): it refused the
-/// stream, or goes away and its last stream is an earlier one.
-fn is_unprocessed(error: &hyper::Error) -> bool {
-    let cause = error.source().and_then(|cause| cause.downcast_ref());
-    cause.is_some_and(|cause: &h2::Error| {
-        let refused = cause.is_reset() && cause.reason() == Some(h2::Reason::REFUSED_STREAM);
-        cause.is_remote() && (refused || cause.is_go_away())
-    })
 }

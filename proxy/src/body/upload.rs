@@ -13,8 +13,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Instant, timeout};
+
+use super::{ReceiveError, Received};
 
 /// How much of a body is kept to be sent again. Most calls of gRPC and most prompts are smaller; with 256
 /// streams a connection may make the proxy hold 16 MiB.
@@ -24,7 +25,7 @@ const KEPT_MAX: usize = 64 << 10;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UploadError {
     #[error("the client broke its request off")]
-    Client(#[source] hyper::Error),
+    Client(#[source] ReceiveError),
     #[error("the request's body is larger than its service allows")]
     TooLarge,
     /// Its answer has ended, or it is sent elsewhere.
@@ -55,7 +56,7 @@ pub(crate) struct UploadBody {
 /// What a client sends.
 #[derive(Debug)]
 pub(crate) struct Source {
-    incoming: RefCell<Incoming>,
+    incoming: RefCell<Received>,
     /// When the client last sent a part, and the replica took it.
     last: Cell<Instant>,
     /// Its frames so far; `None` once they are too many, or not needed any more.
@@ -143,7 +144,7 @@ impl Upload {
 
 impl UploadBody {
     /// The body of a request, which breaks off where it has more than `bytes_max`.
-    pub(crate) fn new(incoming: Incoming, bytes_max: Option<u64>) -> Self {
+    pub(crate) fn new(incoming: Received, bytes_max: Option<u64>) -> Self {
         if incoming.is_end_stream() {
             return Self::empty();
         }

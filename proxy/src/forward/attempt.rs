@@ -4,11 +4,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use http::{Request, Response};
-use hyper::body::Incoming;
 
 use super::{Sent, Terms};
 use crate::answer::Refusal;
-use crate::body::{Fault, UploadBody};
+use crate::body::{Fault, Received, UploadBody};
 use crate::tracer::{Trace, Try};
 use crate::upstream::{Checkout, ConnectError, ExchangeError, Upstream, Wire};
 use crate::view::ServiceView;
@@ -134,7 +133,7 @@ pub(super) async fn exchange(
     checkout: &mut Checkout,
     request: Box<Request<UploadBody>>,
     silence_max: Duration,
-) -> Result<Response<Incoming>, ExchangeError> {
+) -> Result<Response<Received>, ExchangeError> {
     let outcome = checkout.exchange(request, silence_max).await;
     match &outcome {
         Ok(response) => checkout.upstream.answered(response.status()),

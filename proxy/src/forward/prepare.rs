@@ -3,15 +3,14 @@
 use std::borrow::Cow;
 
 use http::header::{CONTENT_LENGTH, COOKIE, HOST, TRANSFER_ENCODING};
-use http::uri::{PathAndQuery, Scheme};
+use http::uri::{self, Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Request, Uri, Version};
 use http_body::Body;
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use raftserve_model::SessionKey;
 use raftserve_model::spec::{RouteRule, UpstreamProtocol};
 
-use crate::body::UploadBody;
+use crate::body::{Received, UploadBody};
 use crate::connection::Client;
 use crate::grpc::{self, is_grpc};
 use crate::headers::{Forwarded, begin_request_hop, end_hop, is_plainly_framed, set_certificate};
@@ -35,7 +34,7 @@ pub(super) struct Prepared {
 ///
 /// # Errors
 /// It has none or several, which two readers might tell differently.
-pub(super) fn host(request: &Request<Incoming>) -> Result<&str, &'static str> {
+pub(super) fn host(request: &Request<Received>) -> Result<&str, &'static str> {
     let mut lines = request.headers().get_all(HOST).iter();
     let line = lines.next();
     if lines.next().is_some() {
@@ -62,7 +61,7 @@ pub(super) fn host(request: &Request<Incoming>) -> Result<&str, &'static str> {
 /// # Errors
 /// The rest of the path is no path.
 pub(super) fn outgoing(
-    mut request: Request<Incoming>,
+    mut request: Request<Received>,
     client: &Client,
     route: &ServiceRoute,
     prefix_len: usize,
@@ -103,7 +102,8 @@ pub(super) fn outgoing(
             parts.version = Version::HTTP_11;
         }
         Wire::Http2 => {
-            parts.uri = absolute(&mut parts.headers, target, route)?;
+            let authority = parts.uri.authority().cloned();
+            parts.uri = absolute(&mut parts.headers, authority, target, route)?;
             parts.version = Version::HTTP_2;
         }
     }
@@ -150,24 +150,32 @@ fn wire(route: &ServiceRoute, headers: &HeaderMap) -> Wire {
 /// The target with its host, which HTTP/2 has no field for (RFC 9113, 8.3.1).
 fn absolute(
     headers: &mut HeaderMap,
+    authority: Option<Authority>,
     target: PathAndQuery,
     route: &ServiceRoute,
 ) -> Result<Uri, &'static str> {
+    const NONE: &str = "the request names no legal host";
     let host = headers.remove(HOST).filter(|host| !host.is_empty());
-    let host = host.unwrap_or(HeaderValue::from_static("localhost")); // HTTP/1.0 may name none.
-    Uri::builder()
-        .scheme(match route.traffic.upstream.tls {
-            Some(_) => Scheme::HTTPS,
-            None => Scheme::HTTP,
-        })
-        .authority(host.as_bytes())
-        .path_and_query(target)
-        .build()
-        .map_err(|_| "the request names no legal host")
+    let authority = match authority {
+        // The field was made of it.
+        Some(authority) => authority,
+        None => {
+            let host = host.unwrap_or(HeaderValue::from_static("localhost")); // HTTP/1.0 may name none.
+            Authority::try_from(host.as_bytes()).map_err(|_| NONE)?
+        }
+    };
+    let mut parts = uri::Parts::default();
+    parts.scheme = Some(match route.traffic.upstream.tls {
+        Some(_) => Scheme::HTTPS,
+        None => Scheme::HTTP,
+    });
+    parts.authority = Some(authority);
+    parts.path_and_query = Some(target);
+    Uri::from_parts(parts).map_err(|_| NONE)
 }
 
 /// A body of unknown length goes in chunks, whatever the method; else its length says it all.
-fn chunk(headers: &mut HeaderMap, body: &Incoming) {
+fn chunk(headers: &mut HeaderMap, body: &Received) {
     if !body.is_end_stream() && !headers.contains_key(CONTENT_LENGTH) {
         headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }

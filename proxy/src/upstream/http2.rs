@@ -1,4 +1,9 @@
 //! One worker's HTTP/2 connections to one replica: few, each carrying many requests.
+//!
+//! `h2` is driven directly: a request's own task hands its head and body over and is woken by its answer, with no channel
+//! and no further task between.
+
+mod call;
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -6,10 +11,12 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use bytes::Bytes;
+use h2::client::{Builder, SendRequest};
+use http::Request;
 use tokio::sync::watch;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
@@ -18,7 +25,9 @@ use super::dial::{Dialer, Socket};
 use super::{ConnectError, Wire};
 use crate::body::UploadBody;
 use crate::config::ProxyConfig;
-use crate::connection::LocalExecutor;
+use crate::http2::{Heard, Pulse};
+
+pub(super) use call::Call;
 
 /// The most requests at once on one connection, if the replica takes more. As many as a client may have on
 /// one of its own; beyond it, one lost packet would hold up too many.
@@ -34,6 +43,9 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// What is buffered of one request's body towards the replica.
 const SEND_BUFFER: usize = 64 << 10;
+
+/// The largest head of an answer, as a list of fields.
+const HEAD_BYTES_MAX: u32 = 16 << 10;
 
 /// After how much silence, with requests running, a replica is asked for a sign of life, and how long that
 /// may take.
@@ -66,47 +78,71 @@ pub(super) struct Pool {
 
 #[derive(Debug)]
 struct Connection {
-    sender: http2::SendRequest<UploadBody>,
+    /// Each request is sent by a clone: a handle that has a stream waiting for its turn takes no other, and asking it
+    /// when it will would take the stream's place as who is woken. The connection ends with this one.
+    sender: RefCell<SendRequest<Bytes>>,
+    state: Rc<State>,
+    idle_since: Cell<Instant>,
+}
+
+/// What a connection's task and its streams tell each other.
+#[derive(Debug)]
+struct State {
     streams: Cell<usize>,
     /// What the replica allows.
-    streams_max: Rc<Cell<usize>>,
-    idle_since: Cell<Instant>,
+    streams_max: Cell<usize>,
+    ended: Cell<bool>,
 }
 
 impl Connection {
     fn has_room(&self) -> bool {
-        let streams = self.streams.get();
+        let streams = self.state.streams.get();
         // A replica that allows none yet still gets one, which waits until it does.
-        streams < self.streams_max.get().clamp(1, STREAMS_MAX)
+        streams < self.state.streams_max.get().clamp(1, STREAMS_MAX)
     }
 
     fn is_over(&self) -> bool {
-        let stale = self.streams.get() == 0 && self.idle_since.get().elapsed() >= IDLE_MAX;
-        stale || self.sender.is_closed()
+        self.state.ended.get()
+            || self.state.streams.get() == 0 && self.idle_since.get().elapsed() >= IDLE_MAX
+    }
+
+    /// Whether it takes no more requests, although those on it may go on: the replica goes away.
+    fn is_closing(&self) -> bool {
+        let mut nobody = Context::from_waker(Waker::noop());
+        let ready = self.sender.borrow_mut().poll_ready(&mut nobody);
+        matches!(ready, Poll::Ready(Err(_)))
     }
 }
 
 /// A request's place on a connection, held until its answer has ended.
 #[derive(Debug)]
 pub(super) struct Stream {
-    pub(super) sender: http2::SendRequest<UploadBody>,
     connection: Rc<Connection>,
 }
 
 impl Stream {
     fn on(connection: &Rc<Connection>) -> Self {
-        connection.streams.set(connection.streams.get() + 1);
+        let streams = &connection.state.streams;
+        streams.set(streams.get() + 1);
         Self {
-            sender: connection.sender.clone(),
             connection: Rc::clone(connection),
         }
+    }
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// The connection takes no more. Nothing was sent, and here is the body.
+    pub(super) fn send(&self, head: Request<()>, body: UploadBody) -> Result<Call, UploadBody> {
+        let sender = self.connection.sender.borrow().clone();
+        Call::begin(sender, head, body)
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let streams = self.connection.streams.get() - 1;
-        self.connection.streams.set(streams);
+        let streams = self.connection.state.streams.get() - 1;
+        self.connection.state.streams.set(streams);
         if streams == 0 {
             self.connection.idle_since.set(Instant::now());
         }
@@ -118,11 +154,17 @@ impl Pool {
     pub(super) fn checkout(&self) -> Option<Stream> {
         let mut connections = self.connections.borrow_mut();
         connections.retain(|each| !each.is_over());
-        connections
-            .iter()
-            .filter(|each| each.has_room())
-            .max_by_key(|each| each.streams.get())
-            .map(Stream::on)
+        loop {
+            let (at, busiest) = connections
+                .iter()
+                .enumerate()
+                .filter(|(_, each)| each.has_room())
+                .max_by_key(|(_, each)| each.state.streams.get())?;
+            if !busiest.is_closing() {
+                return Some(Stream::on(busiest));
+            }
+            connections.remove(at);
+        }
     }
 
     /// A place on a connection that is being opened, or is opened now. However many requests wait, only one
@@ -185,20 +227,24 @@ async fn open(
     config: &ProxyConfig,
 ) -> Result<Rc<Connection>, ConnectError> {
     let stream = dialer.open(address, Wire::Http2, config).await?;
-    let (sender, connection) = http2::Builder::new(LocalExecutor)
-        .timer(TokioTimer::new())
-        .initial_max_send_streams(UNTOLD)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
-        .keep_alive_interval(PING_AFTER)
-        .keep_alive_timeout(PING_WITHIN)
-        .handshake(TokioIo::new(stream))
+    let stream = Heard::new(stream);
+    let heard = stream.at();
+    let (sender, mut connection) = builder()
+        .handshake(stream)
         .await
         .map_err(|error| ConnectError::Handshake(Arc::new(error)))?;
+    let pulse = connection
+        .ping_pong()
+        .map(|pings| Pulse::new(pings, heard, PING_AFTER, PING_WITHIN));
+    let state = Rc::new(State {
+        streams: Cell::new(0),
+        streams_max: Cell::new(UNTOLD),
+        ended: Cell::new(false),
+    });
+    tokio::task::spawn_local(drive(connection, pulse, Rc::clone(&state)));
     // A request beyond what the replica allows would wait for one before it to end, so its word is awaited.
     for look in 0..LOOKS_MAX {
-        if connection.current_max_send_streams() != UNTOLD || sender.is_closed() {
+        if state.streams_max.get() != UNTOLD || state.ended.get() {
             break;
         }
         match look {
@@ -206,26 +252,45 @@ async fn open(
             _ => sleep(LOOK_EVERY).await,
         }
     }
-    let streams_max = Rc::new(Cell::new(connection.current_max_send_streams()));
-    tokio::task::spawn_local(drive(connection, Rc::clone(&streams_max)));
     Ok(Rc::new(Connection {
-        sender,
-        streams: Cell::new(0),
-        streams_max,
+        sender: RefCell::new(sender),
+        state,
         idle_since: Cell::new(Instant::now()),
     }))
 }
 
-/// Runs a connection to its end, which is told to the requests on it.
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .enable_push(false)
+        .initial_max_send_streams(UNTOLD)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HEAD_BYTES_MAX)
+        .max_send_buffer_size(SEND_BUFFER);
+    builder
+}
+
+/// Runs a connection to its end, which is told to the requests on it. One that is silent while requests run is over.
 async fn drive(
-    connection: http2::Connection<TokioIo<Socket>, UploadBody, LocalExecutor>,
-    streams_max: Rc<Cell<usize>>,
+    connection: h2::client::Connection<Heard<Socket>, Bytes>,
+    mut pulse: Option<Pulse>,
+    state: Rc<State>,
 ) {
     let mut connection = pin!(connection);
-    let _ = poll_fn(|cx| {
+    poll_fn(|cx| {
         let done = connection.as_mut().poll(cx);
-        streams_max.set(connection.current_max_send_streams());
-        done
+        state
+            .streams_max
+            .set(connection.max_concurrent_send_streams());
+        if done.is_ready() {
+            return Poll::Ready(());
+        }
+        let runs = || state.streams.get() > 0;
+        pulse
+            .as_mut()
+            .map_or(Poll::Pending, |pulse| pulse.poll(cx, runs))
     })
     .await;
+    state.ended.set(true);
 }

@@ -1,0 +1,154 @@
+//! A body as it comes from the other side.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream};
+use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+/// How many bytes of a body over HTTP/2 may have been taken before the sender is told that there is room for more.
+/// Most messages end before it, and are told of all at once. All streams of a connection together keep less than half of
+/// a client's window so.
+pub(crate) const OWED_MAX: u32 = 2 << 10;
+
+/// Why a body broke off.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReceiveError {
+    #[error(transparent)]
+    Http1(#[from] hyper::Error),
+    #[error(transparent)]
+    Http2(#[from] h2::Error),
+}
+
+/// A body that is received: of a client's request, or of a replica's answer.
+#[derive(Debug)]
+pub(crate) enum Received {
+    Http1(Incoming),
+    Http2(Stream),
+}
+
+/// A body over HTTP/2.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    frames: RecvStream,
+    /// What is to come, if the other side has said so.
+    left: Option<u64>,
+    /// What was taken, and is not told of yet. What is owed at the end the library settles by itself.
+    owed: u32,
+    /// Whether all data was taken: only trailers may follow.
+    data_ended: bool,
+    /// Whether nothing follows. Asking the library takes a lock.
+    ended: Cell<bool>,
+}
+
+impl Stream {
+    /// What follows a head with these fields.
+    pub(crate) fn new(headers: &HeaderMap, frames: RecvStream) -> Self {
+        let ended = frames.is_end_stream();
+        let left = length(headers).or(ended.then_some(0));
+        Self {
+            frames,
+            left,
+            owed: 0,
+            data_ended: false,
+            ended: Cell::new(ended),
+        }
+    }
+
+    fn is_ended(&self) -> bool {
+        if !self.ended.get() {
+            self.ended.set(self.frames.is_end_stream());
+        }
+        self.ended.get()
+    }
+
+    fn took(&mut self, bytes: usize) {
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(bytes as u64);
+        }
+        // No frame has more bytes than three of its own can count.
+        self.owed = self
+            .owed
+            .saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        if self.owed >= OWED_MAX {
+            // It fails only for more than was received.
+            let _ = self
+                .frames
+                .flow_control()
+                .release_capacity(self.owed as usize);
+            self.owed = 0;
+        }
+    }
+
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
+        if !self.data_ended {
+            match ready!(self.frames.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    self.took(data.len());
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Err(error)) => return Poll::Ready(broke_off(error)),
+                None => self.data_ended = true,
+            }
+        }
+        Poll::Ready(match ready!(self.frames.poll_trailers(cx)) {
+            Ok(trailers) => {
+                self.ended.set(true);
+                trailers.map(|trailers| Ok(Frame::trailers(trailers)))
+            }
+            Err(error) => broke_off(error),
+        })
+    }
+}
+
+/// What comes in place of the rest. Whoever answers early and wants no more says so without an error (RFC 9113, 8.1).
+fn broke_off(error: h2::Error) -> Option<Result<Frame<Bytes>, ReceiveError>> {
+    match error.reason() {
+        Some(Reason::NO_ERROR) => None,
+        _ => Some(Err(error.into())),
+    }
+}
+
+/// The length that a message says it has. The library checks it.
+fn length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+impl Body for Received {
+    type Data = Bytes;
+    type Error = ReceiveError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
+        match self.get_mut() {
+            Self::Http1(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(ReceiveError::from))),
+            Self::Http2(body) => body.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_ended(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http1(body) => body.size_hint(),
+            Self::Http2(body) => body.left.map_or_else(SizeHint::new, SizeHint::with_exact),
+        }
+    }
+}

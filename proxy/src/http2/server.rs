@@ -1,0 +1,174 @@
+//! A client's connection of HTTP/2.
+//!
+//! `h2` is driven directly: between it and a request's own future the general library would put a second future for
+//! each stream, boxed bodies, and a lock for each part of them.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::{Builder, SendResponse};
+use h2::{Reason, RecvStream};
+use http::header::{CONTENT_LENGTH, DATE};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::Body;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use super::{Heard, Pulse};
+use crate::body::{OWED_MAX, Pipe, Received, ResponseBody, Stream};
+use crate::connection::{Client, HEAD_BYTES_MAX, begin};
+use crate::drain::{Phase, Watch};
+use crate::forward;
+use crate::lifetime::{Due, Retirement};
+use crate::worker::Worker;
+
+/// The most streams at once on one connection; clients that need more open another one. It bounds what one connection
+/// may make the proxy hold.
+const STREAMS_MAX: u32 = 256;
+
+/// What one request's body may have under way, and all of a connection's together.
+const WINDOW: u32 = 1 << 20;
+
+/// What is owed to all streams of a connection leaves half of its window.
+const _: () = assert!(OWED_MAX * STREAMS_MAX <= WINDOW / 2);
+
+/// What is buffered of one answer.
+const SEND_BUFFER: usize = 400 << 10;
+
+/// How many streams may break the protocol before the connection ends.
+const ERRORS_MAX: usize = 1024;
+
+/// How often a silent connection is pinged, and how long its answer may take.
+const PING: Duration = Duration::from_secs(20);
+
+/// Serves a connection until it ends. Its errors are the client's affair, and told to no one.
+pub(crate) async fn serve<S>(worker: Rc<Worker>, stream: S, client: Client, mut watch: Watch)
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let client = Rc::new(client);
+    let stream = Heard::new(stream);
+    let heard = stream.at();
+    let handshake = builder().handshake::<_, Bytes>(stream);
+    let handshake = async { handshake.await.map_err(io::Error::other) };
+    let Some(mut connection) = begin(&worker, handshake, &mut watch).await else {
+        return;
+    };
+    let mut pulse = connection
+        .ping_pong()
+        .map(|pings| Pulse::new(pings, heard, PING, PING));
+    let config = &worker.shared.config;
+    let mut retirement = Retirement::new(&client.lifetime, config);
+    // Each request that runs holds the client, beside this.
+    let busy = || Rc::strong_count(&client) > 1;
+    let mut told = false;
+    poll_fn(|cx| {
+        loop {
+            while let Poll::Ready(accepted) = connection.poll_accept(cx) {
+                let Some(Ok((request, respond))) = accepted else {
+                    return Poll::Ready(());
+                };
+                begin_stream(&worker, &client, request, respond);
+            }
+            let over = |pulse: &mut Pulse| pulse.poll(cx, || true).is_ready();
+            if pulse.take_if(over).is_some() {
+                connection.abrupt_shutdown(Reason::NO_ERROR);
+                continue;
+            }
+            let due = retirement.poll(cx, &client.lifetime, busy, config);
+            if due == Poll::Ready(Due::Cut) {
+                return Poll::Ready(());
+            }
+            if told || due.is_pending() && watch.poll(cx) < Phase::Draining {
+                return Poll::Pending;
+            }
+            // Only now, after what had already arrived was read.
+            told = true;
+            connection.graceful_shutdown();
+        }
+    })
+    .await;
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEAD_BYTES_MAX)
+        .max_local_error_reset_streams(Some(ERRORS_MAX))
+        .max_send_buffer_size(SEND_BUFFER);
+    builder
+}
+
+/// Begins to serve a request.
+fn begin_stream(
+    worker: &Rc<Worker>,
+    client: &Rc<Client>,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) {
+    let (head, frames) = request.into_parts();
+    let body = Received::Http2(Stream::new(&head.headers, frames));
+    let request = Request::from_parts(head, body);
+    // Boxed, so that a stream whose answer has begun has no room for it.
+    let served = Box::pin(forward::serve(
+        Rc::clone(worker),
+        Rc::clone(client),
+        request,
+    ));
+    tokio::task::spawn_local(answer(Rc::clone(worker), served, respond));
+}
+
+/// Sends the answer that comes of `served`, unless the client loses interest before.
+async fn answer(
+    worker: Rc<Worker>,
+    served: Pin<Box<impl Future<Output = Response<ResponseBody>>>>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let Some(response) = await_answer(served, &mut respond).await else {
+        return;
+    };
+    let (mut head, body) = response.into_parts();
+    let last = body.is_end_stream();
+    let length = body.size_hint().exact().filter(|_| !last);
+    complete(&mut head.headers, length, || {
+        worker.date.field(Instant::now())
+    });
+    drop(worker);
+    let Ok(out) = respond.send_response(Response::from_parts(head, ()), last) else {
+        respond.send_reset(Reason::INTERNAL_ERROR);
+        return;
+    };
+    if !last {
+        let mut pipe = Pipe::new(body, out);
+        poll_fn(|cx| pipe.poll(cx)).await;
+    }
+}
+
+async fn await_answer(
+    mut served: Pin<Box<impl Future<Output = Response<ResponseBody>>>>,
+    respond: &mut SendResponse<Bytes>,
+) -> Option<Response<ResponseBody>> {
+    poll_fn(|cx| match served.as_mut().poll(cx) {
+        Poll::Ready(response) => Poll::Ready(Some(response)),
+        Poll::Pending => respond.poll_reset(cx).map(|_| None),
+    })
+    .await
+}
+
+/// Adds what every answer tells, and the length of its body if that is known, where it does not tell them itself.
+fn complete(headers: &mut HeaderMap, length: Option<u64>, date: impl FnOnce() -> HeaderValue) {
+    headers.entry(DATE).or_insert_with(date);
+    if let Some(length) = length {
+        headers
+            .entry(CONTENT_LENGTH)
+            .or_insert_with(|| length.into());
+    }
+}

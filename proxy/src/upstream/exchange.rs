@@ -1,0 +1,62 @@
+//! A request sent over either wire, until its answer begins or it is certain that none will.
+
+use std::future::poll_fn;
+
+use futures_util::FutureExt;
+use http::{Request, Response};
+use hyper::client::conn::http1;
+
+use super::http2;
+use crate::body::{Received, Upload, UploadBody};
+
+/// What came of a request without an answer.
+pub(super) enum Unanswered {
+    /// Nothing of it was sent, or the replica did not act on it.
+    NotSent(Box<Request<UploadBody>>),
+    /// It was sent, or may have been.
+    Sent,
+}
+
+/// The request is handed over at once: what is awaited has no room for it.
+pub(super) fn over_http1(
+    sender: &mut http1::SendRequest<UploadBody>,
+    request: Request<UploadBody>,
+) -> impl Future<Output = Result<Response<Received>, Unanswered>> + use<> {
+    let answer = sender.try_send_request(request);
+    answer.map(|answer| match answer {
+        Ok(answer) => Ok(answer.map(Received::Http1)),
+        Err(mut error) => Err(match error.take_message() {
+            Some(request) => Unanswered::NotSent(Box::new(request)),
+            None => Unanswered::Sent,
+        }),
+    })
+}
+
+/// Only HTTP/2 tells of a request that was sent and not acted on, so a copy of the head is kept until it is answered.
+pub(super) async fn over_http2(
+    stream: &http2::Stream,
+    request: Request<UploadBody>,
+    upload: Upload,
+) -> Result<Response<Received>, Unanswered> {
+    let (head, body) = request.into_parts();
+    let copy = head.clone();
+    let not_sent = |body| {
+        let request = Request::from_parts(copy, body);
+        Unanswered::NotSent(Box::new(request))
+    };
+    let mut call = match stream.send(Request::from_parts(head, ()), body) {
+        Ok(call) => call,
+        Err(body) => return Err(not_sent(body)),
+    };
+    poll_fn(|cx| call.poll(cx)).await.map_err(|error| {
+        let again = is_unprocessed(&error).then(|| upload.again()).flatten();
+        again.map_or(Unanswered::Sent, not_sent)
+    })
+}
+
+/// Whether the replica told that it did not act on the request (RFC 9113, 6.8 and 8.7): it refused the
+/// stream, or goes away and its last stream is an earlier one.
+fn is_unprocessed(error: &h2::Error) -> bool {
+    let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    error.is_remote() && (refused || error.is_go_away())
+}
