@@ -194,7 +194,6 @@ mod tests {
     use raftserve_model::NodeId;
 
     use super::super::scaling::tests::member;
-    use raftserve_model::NodeId;
 
     use super::*;
 
