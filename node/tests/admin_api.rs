@@ -648,7 +648,7 @@ async fn a_call_of_a_single_key_that_is_broken_ends_as_any_broken_call_does() {
     let too_long = [&[0, 0, 2, 0, 0][..], &[0; 100_000]].concat();
     let compressed = [&[1], &whole[1..]].concat();
     let garbage = [0, 0, 0, 0, 2, 0xff, 0xff];
-    let broken: [(&str, Option<(&str, &str)>, Bytes, Code); 6] = [
+    let broken: [(&str, bare::Header, Bytes, Code); 6] = [
         ("nothing", None, Bytes::new(), Code::Internal),
         (
             "a half",

@@ -13,6 +13,9 @@ use tonic::Status;
 
 use crate::lab::Lab;
 
+/// A header beside those that every call has, if any.
+pub(crate) type Header = Option<(&'static str, &'static str)>;
+
 /// A message as gRPC frames it.
 pub(crate) fn framed(message: &impl Message) -> Bytes {
     let mut framed = BytesMut::new();
@@ -26,7 +29,7 @@ pub(crate) fn framed(message: &impl Message) -> Bytes {
 pub(crate) async fn call(
     lab: &Lab,
     path: &str,
-    header: Option<(&'static str, &'static str)>,
+    header: Header,
     pieces: Vec<Bytes>,
 ) -> (Bytes, Status) {
     let stream = TcpStream::connect(lab.address).await.unwrap();
