@@ -62,8 +62,7 @@ async fn another_kubernetes_cluster_with_the_same_volumes_serves_the_same() -> a
                 .await?;
         }
 
-        let kube = lost.namespace.kube();
-        let found = Walk::begin(kube, "lost-cluster", "walk-found-cluster").await?;
+        let found = lost.elsewhere("lost-cluster", "walk-found-cluster").await?;
         let same = format!("storage.volumeNames={{{}}}", volumes.join(","));
         found.install(3, &[&credentials, &same]).await?;
         ensure!(found.volumes().await? == volumes);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -52,7 +52,8 @@ pub(crate) async fn walk(
         return Ok(());
     };
     let _machine = MACHINE.get_or_init(Mutex::default).lock().await;
-    let walk = Walk::begin(&kube, name, &format!("walk-{name}")).await?;
+    let home = Arc::new(tempfile::tempdir()?);
+    let walk = Walk::begin(&kube, name, &format!("walk-{name}"), home).await?;
     let walked = tokio::time::timeout(WALK_MAX, case(&walk)).await;
     let walked = walked.with_context(|| format!("it did not end in {WALK_MAX:?}"));
     if let Err(error) = walked.and_then(|walked| walked) {
@@ -69,16 +70,20 @@ pub(crate) struct Walk {
     folder: PathBuf,
     program: PathBuf,
     /// With the reader's settings.
-    home: TempDir,
+    home: Arc<TempDir>,
     /// The reader's context, which is the namespace.
     config: PathBuf,
 }
 
 impl Walk {
     /// Nothing is done yet.
-    pub(crate) async fn begin(kube: &Kube, example: &str, name: &str) -> anyhow::Result<Self> {
+    async fn begin(
+        kube: &Kube,
+        example: &str,
+        name: &str,
+        home: Arc<TempDir>,
+    ) -> anyhow::Result<Self> {
         let namespace = kube.open_namespace(name).await?;
-        let home = tempfile::tempdir()?;
         Ok(Self {
             config: namespace.context(home.path()).await?,
             namespace,
@@ -86,6 +91,12 @@ impl Walk {
             program: binary::raftserve()?,
             home,
         })
+    }
+
+    /// The same reader, with another namespace.
+    pub(crate) async fn elsewhere(&self, example: &str, name: &str) -> anyhow::Result<Self> {
+        let home = Arc::clone(&self.home);
+        Self::begin(self.namespace.kube(), example, name, home).await
     }
 
     /// A file of the example.

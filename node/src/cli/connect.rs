@@ -106,7 +106,7 @@ pub(super) fn resolve(target: &Target) -> Result<Reached, Failure> {
         });
     }
     let forward = match context.servers.is_empty() {
-        true => find_peers(&mut context)?,
+        true => find_peers(&mut context, target.ca_file.is_some())?,
         false => None,
     };
     Ok(Reached {
@@ -117,8 +117,9 @@ pub(super) fn resolve(target: &Target) -> Result<Reached, Failure> {
 }
 
 /// Nobody has said where peers are: one may be here, or in the Kubernetes cluster that the user works with. What was
-/// given stays as it was.
-fn find_peers(context: &mut Context) -> Result<Option<Forward>, Failure> {
+/// given stays as it was; what a login has kept of authorities counts less than what the release says now, which
+/// may have been installed anew.
+fn find_peers(context: &mut Context, authorities_given: bool) -> Result<Option<Forward>, Failure> {
     let here = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT));
     let is_here = TcpStream::connect_timeout(&here, CONNECT_TIMEOUT).is_ok();
     let release = match is_here {
@@ -133,7 +134,9 @@ fn find_peers(context: &mut Context) -> Result<Option<Forward>, Failure> {
     let (found, forward) = release.reach()?;
     context.servers = found.servers;
     context.tls_server_name = context.tls_server_name.take().or(found.tls_server_name);
-    context.authorities = context.authorities.take().or(found.authorities);
+    if !authorities_given {
+        context.authorities = found.authorities.or(context.authorities.take());
+    }
     context.token = context.token.take().or(found.token);
     Ok(Some(forward))
 }
