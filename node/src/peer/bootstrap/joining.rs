@@ -28,6 +28,7 @@ impl Cradle {
         };
         let mut teller = Teller::new();
         let began = Instant::now();
+        let mut empty = None;
         loop {
             let mut obstacles = Vec::new();
             for place in places.iter().filter(|place| **place != self.mine) {
@@ -53,12 +54,14 @@ impl Cradle {
                 }
             }
             let is_long = began.elapsed() > LONG;
-            // Those that it can be known of are those that began with it. Started again, it looks again.
-            if is_long && places == self.names {
+            // It can be known of those that began with it. What was seen counts, as others end before this one; started
+            // again, it looks again.
+            if places == self.names {
+                empty = empty.or(majority_lost(&self.greet_all().await));
+            }
+            if let Some(empty) = empty.filter(|_| is_long) {
                 let named = self.names.len();
-                if let Some(empty) = majority_lost(&self.greet_all().await) {
-                    return Err(BootstrapError::MajorityLost { empty, named });
-                }
+                return Err(BootstrapError::MajorityLost { empty, named });
             }
             let advice = if is_long { RECOVER } else { "" };
             teller.tell(|| {
