@@ -38,11 +38,20 @@ impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
         let count = left.len().min(buffer.remaining());
         buffer.put_slice(&left[..count]);
         self.given += count;
-        if self.given == self.read.len() {
-            self.read = Vec::new();
-            self.given = 0;
+        if self.given < self.read.len() {
+            return Poll::Ready(Ok(()));
         }
-        Poll::Ready(Ok(()))
+        self.read = Vec::new();
+        self.given = 0;
+        if buffer.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        // What came meanwhile goes with it: a reader that got little of a head would first make its buffer larger for
+        // the rest, and keep it so.
+        match Pin::new(&mut self.stream).poll_read(cx, buffer) {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(())),
+        }
     }
 }
 
@@ -92,5 +101,17 @@ mod tests {
             }
             assert_eq!(all, b"read ahead");
         }
+    }
+
+    #[tokio::test]
+    async fn what_came_meanwhile_comes_in_the_same_read_and_is_not_waited_for() {
+        let mut part = [0; 64];
+        let mut both = Prefixed::new(b"read ".to_vec(), &b"ahead"[..]);
+        let count = both.read(&mut part).await.expect("no error");
+        assert_eq!(&part[..count], b"read ahead");
+        let (_open, silent) = tokio::io::duplex(8);
+        let mut first = Prefixed::new(b"read ".to_vec(), silent);
+        let count = first.read(&mut part).await.expect("no error");
+        assert_eq!(&part[..count], b"read ");
     }
 }
