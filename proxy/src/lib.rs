@@ -57,6 +57,7 @@ mod tunnel;
 mod upstream;
 mod view;
 mod worker;
+mod write_through;
 
 pub use access_log::AccessLog;
 pub use config::{Http1Path, ProxyConfig};
