@@ -5,16 +5,21 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::RPCTypes;
+use futures_util::Stream;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use openraft::alias::{SnapshotOf, VoteOf};
 use openraft::errors::{
     NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
 };
-use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2};
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse,
+use openraft::network::{
+    Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2, stream_append_sequential,
 };
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{OptionalSend, RPCTypes};
 use raftserve_model::NodeId;
 use raftserve_store::raft::{PeerRecord, TypeConfig};
 
@@ -24,8 +29,10 @@ use super::rpc::Frame;
 use super::wire;
 use super::wire::raft::{AppendReply, PackedAppend, TransferReply, VoteReply};
 
+mod commits;
 pub(crate) mod snapshot;
 
+use self::commits::WithEntries;
 use self::snapshot::Outbox;
 
 /// How long an append may take: above a stalled sync of the follower's disk, since a second copy of
@@ -148,8 +155,22 @@ impl Wire {
     }
 }
 
+/// What comes of a stream of appends, as openraft has it.
+type Appended<'s> = BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>;
+
 impl RaftNetworkV2<TypeConfig> for Wire {
     type SnapshotData = snapshot::Data;
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        appends: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<Appended<'s>, RPCError<TypeConfig>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        stream_append_sequential(self, WithEntries::new(appends), option)
+    }
 
     async fn append_entries(
         &mut self,
