@@ -64,9 +64,9 @@ impl Bindings {
             entries: Arc::new(Semaphore::new(ENTRIES_MAX)),
         };
         let lease = Arc::clone(&share);
-        let applied = consensus.applied_paced();
+        let news = consensus.news();
         let run = async move {
-            tokio::join!(binder.run(queue), announce(applied, lease, moved));
+            tokio::join!(binder.run(queue), announce(news, lease, moved));
         };
         let bindings = Self {
             consensus,
@@ -156,9 +156,9 @@ impl Sessions for Bindings {
     }
 }
 
-/// Moves with everything that may change an answer of `lookup`: the state, and the lease.
+/// Moves with everything that may change an answer of `lookup`: news of the state, and the lease.
 async fn announce(
-    mut applied: watch::Receiver<raftserve_model::LogIndex>,
+    mut news: watch::Receiver<raftserve_model::LogIndex>,
     share: Arc<Share>,
     moved: watch::Sender<u64>,
 ) {
@@ -166,7 +166,7 @@ async fn announce(
     let mut lease_checks = tokio::time::interval(TRY_PAUSE);
     loop {
         tokio::select! {
-            changed = applied.changed() => {
+            changed = news.changed() => {
                 if changed.is_err() {
                     return;
                 }

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::peer::core::Core;
+use crate::peer::pace::paced;
 use crate::peer::{Announcement, Compared, FinalizeError, MemberHealth, Release};
 
 const STOPPED: &str = "this peer is stopping";
@@ -264,9 +265,15 @@ impl Consensus {
     }
 
     /// As [`Consensus::applied`], told at most every few milliseconds, and always of the newest: for whoever acts on
-    /// the state whenever it changes, and would otherwise be woken by every write.
+    /// whatever is written, and would otherwise be woken by every write. To be called within a runtime.
     pub fn applied_paced(&self) -> watch::Receiver<LogIndex> {
-        self.core.paced.clone()
+        paced(self.core.reader.applied())
+    }
+
+    /// The last applied index whose entry may concern routing, controller or sessions, told at the same pace. Writes of
+    /// keys, of which there may be tens of thousands a second, do not move it.
+    pub fn news(&self) -> watch::Receiver<LogIndex> {
+        self.core.news.clone()
     }
 
     /// The time that an entry of this peer's would be stamped with now: the log's clock.

@@ -149,7 +149,7 @@ struct Reign<'a> {
     upstreams: Upstreams,
     exists: BTreeMap<ReplicaId, ReplicaState>,
     orphans_checked: Option<tokio::time::Instant>,
-    applied: watch::Receiver<LogIndex>,
+    news: watch::Receiver<LogIndex>,
     provider_changes: watch::Receiver<u64>,
     /// The last change to the state that the present plan was made from.
     planned_from: LogIndex,
@@ -171,7 +171,7 @@ impl<'a> Reign<'a> {
             upstreams: Upstreams::new(controller.api.clone(), controller.namespace.clone()),
             exists: BTreeMap::new(),
             orphans_checked: None,
-            applied: controller.consensus.applied_paced(),
+            news: controller.consensus.news(),
             provider_changes: controller.provider.changes(),
             planned_from: LogIndex(0),
             taken_over: false,
@@ -194,7 +194,7 @@ impl<'a> Reign<'a> {
             tracing::warn!(error = %chain(&error), "cannot see what exists");
             return Ok(BLIND_PAUSE);
         }
-        self.applied.mark_unchanged();
+        self.news.mark_unchanged();
         let state = self.controller.consensus.state();
         self.planned_from = state.plan_changed();
         self.probes.follow(&state);
@@ -222,10 +222,10 @@ impl<'a> Reign<'a> {
             return;
         }
         let (consensus, planned_from) = (&self.controller.consensus, self.planned_from);
-        let applied = &mut self.applied;
+        let news = &mut self.news;
         let replanned = async {
             while consensus.state().plan_changed() <= planned_from {
-                if applied.changed().await.is_err() {
+                if news.changed().await.is_err() {
                     return;
                 }
             }

@@ -29,7 +29,7 @@ mod leadership;
 mod links;
 mod locate;
 mod network;
-mod pace;
+pub(crate) mod pace;
 mod plan_file;
 mod port;
 mod proposals;
@@ -424,7 +424,7 @@ async fn run_raft(
     tokio::spawn(follower.run());
     let announcement = announcement(config, &identity);
     let clock = LogClock::new(me, opened.reader.last_stamp());
-    let paced = pace::paced(opened.reader.applied());
+    let news = pace::paced(opened.reader.news());
     let (proposals, groups) = proposals(me);
     let proposed_to = raft.clone();
     tokio::spawn(groups.run(move |commands| {
@@ -449,7 +449,7 @@ async fn run_raft(
         policy: config.policy,
         health: HealthBook::default(),
         removed: watch::Sender::new(false),
-        paced,
+        news,
         proposals,
         reads,
         runtime,

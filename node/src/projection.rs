@@ -32,7 +32,8 @@ pub async fn run(
     if caught_up.wait_for(|is| *is).await.is_err() {
         return;
     }
-    let mut applied = consensus.applied_paced();
+    let mut news = consensus.news();
+    let applied = consensus.applied();
     let mut projection = Projection {
         port_base,
         known: BTreeMap::new(),
@@ -40,7 +41,8 @@ pub async fn run(
     let mut published = None;
     loop {
         // The index first: the state is then at least as new as it says.
-        let index = *applied.borrow_and_update();
+        news.mark_unchanged();
+        let index = *applied.borrow();
         let state = consensus.state();
         if published != Some(state.routes_changed()) {
             routes.publish(projection.project(&state));
@@ -49,7 +51,7 @@ pub async fn run(
             tokio::time::sleep(COALESCE).await;
         }
         reflected.send_replace(index);
-        if applied.changed().await.is_err() {
+        if news.changed().await.is_err() {
             return;
         }
     }

@@ -163,6 +163,18 @@ impl Action {
             | Self::PromotePeer { .. } => ClusterVersion::FIRST,
         }
     }
+
+    /// Whether it changes keys and nothing else, apart from what comes with the time that it brings: nothing that
+    /// routing, the controller or sessions of the data plane depend on.
+    #[must_use]
+    pub fn is_of_keys(&self) -> bool {
+        match self {
+            Self::Client { request, .. } | Self::Request(request) => {
+                matches!(request, Request::PutKey { .. } | Request::DeleteKey { .. })
+            }
+            _ => false,
+        }
+    }
 }
 
 /// The most session keys in one entry, so that one entry stays a fraction of a millisecond to apply.

@@ -19,14 +19,14 @@ const FENCE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Runs until the reign ends.
 pub(super) async fn keep(consensus: &Consensus, share: &Share, generation: Generation) -> ReignEnd {
-    let mut applied = consensus.applied_paced();
+    let mut news = consensus.news();
     loop {
         match tend(consensus, share, generation).await {
             Ok(true) => tokio::time::sleep(FENCE_INTERVAL).await,
             Ok(false) => {
-                applied.mark_unchanged();
+                news.mark_unchanged();
                 if consensus.state().fence_wanted().is_none() {
-                    let _ = tokio::time::timeout(EXPIRY_INTERVAL, applied.changed()).await;
+                    let _ = tokio::time::timeout(EXPIRY_INTERVAL, news.changed()).await;
                 }
             }
             Err(end) => return end,

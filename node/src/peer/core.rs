@@ -65,8 +65,8 @@ pub(crate) struct Core {
     pub(crate) confirmation: Arc<Confirmation>,
     pub(crate) announcement: Announcement,
     pub(crate) clock: LogClock,
-    /// The applied index, told at a pace.
-    pub(crate) paced: watch::Receiver<LogIndex>,
+    /// The last applied index whose entry was of more than keys, told at a pace.
+    pub(crate) news: watch::Receiver<LogIndex>,
     /// Where proposals of this peer as leader gather.
     pub(crate) proposals: Proposals,
     /// Reads that wait for this peer's word as leader.

@@ -48,6 +48,7 @@ impl Applied {
 pub struct StateReader {
     applied: Arc<ArcSwap<Applied>>,
     index: watch::Receiver<LogIndex>,
+    news: watch::Receiver<LogIndex>,
     checks: Checks,
 }
 
@@ -62,6 +63,14 @@ impl StateReader {
     #[must_use]
     pub fn applied(&self) -> watch::Receiver<LogIndex> {
         self.index.clone()
+    }
+
+    /// The last applied index whose entry may have changed more than keys ([`Action::is_of_keys`]), as it moves: for
+    /// whoever looks at services, replicas, sessions or peers when they change, and would be woken by each write of a
+    /// key otherwise.
+    #[must_use]
+    pub fn news(&self) -> watch::Receiver<LogIndex> {
+        self.news.clone()
     }
 
     /// The last applied entry.
@@ -111,6 +120,9 @@ pub struct StateMachine<C = TypeConfig> {
     membership: Arc<AppliedMembership>,
     applied: Arc<ArcSwap<Applied>>,
     index: watch::Sender<LogIndex>,
+    news: watch::Sender<LogIndex>,
+    /// Whether there are any that are not published yet.
+    has_news: bool,
     checks: Checks,
     supports: VersionRange,
     snapshots: Arc<Snapshots>,
@@ -126,6 +138,8 @@ impl<C: StoreTypes> StateMachine<C> {
             membership: Arc::clone(&applied.membership),
             applied: Arc::new(ArcSwap::from_pointee(applied)),
             index: watch::Sender::new(index),
+            news: watch::Sender::new(index),
+            has_news: false,
             checks: Checks::default(),
             supports: SUPPORTED,
             snapshots,
@@ -144,6 +158,7 @@ impl<C: StoreTypes> StateMachine<C> {
         StateReader {
             applied: Arc::clone(&self.applied),
             index: self.index.subscribe(),
+            news: self.news.subscribe(),
             checks: self.checks.clone(),
         }
     }
@@ -165,9 +180,11 @@ impl<C: StoreTypes> StateMachine<C> {
                     }));
                 }
                 compare |= matches!(command.action, Action::CompareStates);
+                self.has_news |= !command.action.is_of_keys();
                 self.state.apply(id.index, command)
             }
             EntryPayload::Membership(membership) => {
+                self.has_news = true;
                 self.membership = Arc::new(AppliedMembership {
                     log_id: Some(id),
                     membership: membership_from(membership),
@@ -182,7 +199,7 @@ impl<C: StoreTypes> StateMachine<C> {
         Ok(outcome)
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         self.applied.store(Arc::new(Applied {
             last: self.last,
             membership: Arc::clone(&self.membership),
@@ -190,10 +207,13 @@ impl<C: StoreTypes> StateMachine<C> {
         }));
         if let Some(last) = self.last {
             self.index.send_replace(last.index);
+            if std::mem::take(&mut self.has_news) {
+                self.news.send_replace(last.index);
+            }
         }
     }
 
-    fn publish_and_answer(&self, answers: &mut Vec<(ApplyResponder<C>, Outcome)>) {
+    fn publish_and_answer(&mut self, answers: &mut Vec<(ApplyResponder<C>, Outcome)>) {
         self.publish();
         for (responder, outcome) in answers.drain(..) {
             responder.send(outcome);
@@ -273,6 +293,7 @@ impl<C: StoreTypes> RaftStateMachine<C> for StateMachine<C> {
         self.state = state;
         self.last = installed.head.last;
         self.membership = Arc::new(installed.head.membership);
+        self.has_news = true;
         self.publish();
         Ok(())
     }

@@ -17,9 +17,10 @@ use raftserve_model::{LogIndex, LogTime};
 
 use super::*;
 use crate::checkpoint::Checkpoint;
-use crate::command::Action;
+use crate::command::{Action, Request};
 use crate::identity::DataDir;
 use crate::snapshot::SnapshotFile;
+use crate::state::KvCondition;
 use crate::store::Store;
 use crate::wal::Wal;
 
@@ -154,6 +155,30 @@ impl Alone {
         };
         built.metrics(is_there, "snapshot and purge").await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn news_are_of_all_but_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let alone = Alone::start(dir.path()).await;
+    let news = alone.reader.news();
+    let opened = alone.write(1).await;
+    assert_eq!(*news.borrow(), opened);
+    let put = Action::Request(Request::PutKey {
+        key: "a".parse().unwrap(),
+        value: Arc::from(*b"1"),
+        condition: KvCondition::Any,
+    });
+    for _ in 0..3 {
+        let command = Command::at(LogTime::default(), put.clone());
+        let written = alone.raft.client_write(command).await.unwrap();
+        assert!(alone.reader.applied().borrow().0 >= written.log_id.index);
+        assert_eq!(*news.borrow(), opened, "keys are no news");
+    }
+    let opened = alone.write(1).await;
+    assert_eq!(*news.borrow(), opened);
+    alone.raft.shutdown().await.unwrap();
+    alone.checkpoint.stop().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
