@@ -1,12 +1,17 @@
 //! A leader's proposals, gathered into groups.
 //!
 //! Each message that Raft handles costs it a round through its core, a wake of the log's writer and of each
-//! follower's replication, whether it carries one proposal or a hundred. So proposals that come while as many groups
-//! as may be are on their way wait and make up the next group; none waits for company when there is room. That is
-//! how the log groups what it syncs, one level higher up.
+//! follower's replication, whether it carries one proposal or a hundred. So proposals that come while a group is on its
+//! way wait and make up the next one. That is how the log groups what it syncs, one level higher up.
+//!
+//! Whoever has one proposal under way at a time comes back with the next one a moment after its answer, and the first to
+//! come back must not go alone while the others wait out another round. So a group that follows another closely waits
+//! for as many as were answered just now, or were waiting already; if they do not come, no group waits for a while. A
+//! single caller, and one that comes out of the blue, never waits.
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
@@ -20,9 +25,6 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::wire::ProposeReply;
 
-/// Groups on their way: while one is written to disks, the next is replicated.
-const GROUPS_MAX: usize = 2;
-
 /// The most proposals in a group: one write of the log.
 const GROUP_MAX: usize = 4_096;
 
@@ -32,6 +34,12 @@ const QUEUE_MAX: usize = 4_096;
 /// For so long a group keeps others from being sent: longer than a commit takes within a data centre. A quorum that is
 /// far away, or gone, keeps no proposal from Raft for more than that.
 const HOLD_MAX: Duration = Duration::from_millis(20);
+
+/// So soon after their answers callers come back that have nothing else to do, with room for a busy machine.
+const COME_BACK_MAX: Duration = Duration::from_millis(1);
+
+/// How many groups wait for nobody after one waited in vain; twice as many each time, up to the second.
+const ALONE: std::ops::RangeInclusive<u32> = 32..=1_024;
 
 struct Proposal {
     command: Command,
@@ -81,11 +89,19 @@ impl Groups {
         F: Future<Output = Result<S, Fatal<TypeConfig>>>,
         S: Results,
     {
-        let room = Arc::new(Semaphore::new(GROUPS_MAX));
+        let turn = Arc::new(Semaphore::new(1));
+        let answered = Arc::new(AtomicUsize::new(0));
+        let mut company = Company::default();
         let mut gathered = Vec::new();
-        while let Ok(permit) = Arc::clone(&room).acquire_owned().await
-            && self.queue.recv_many(&mut gathered, GROUP_MAX).await > 0
-        {
+        while let Ok(permit) = Arc::clone(&turn).acquire_owned().await {
+            let expected = answered.swap(0, Ordering::Relaxed) + self.queue.len();
+            let until = Instant::now() + COME_BACK_MAX;
+            if self.queue.recv_many(&mut gathered, GROUP_MAX).await == 0 {
+                return;
+            }
+            if gathered.len() < expected && Instant::now() < until && company.is_expected() {
+                company.note(self.gather(&mut gathered, expected, until).await);
+            }
             // What nobody waits for any more is not begun.
             gathered.retain(|proposal: &Proposal| !proposal.answer.is_closed());
             if gathered.is_empty() {
@@ -96,9 +112,64 @@ impl Groups {
                 .map(|proposal| (proposal.command, proposal.answer))
                 .unzip();
             match submit(commands).await {
-                Ok(results) => drop(tokio::spawn(settle(self.me, results, answers, permit))),
+                Ok(results) => {
+                    let answered = Arc::clone(&answered);
+                    tokio::spawn(settle(self.me, results, answers, answered, permit));
+                }
                 Err(fatal) => refuse(answers, &fatal),
             }
+        }
+    }
+
+    /// Waits until so many have `gathered`, but not beyond `until`. Returns whether they have.
+    async fn gather(
+        &mut self,
+        gathered: &mut Vec<Proposal>,
+        expected: usize,
+        until: Instant,
+    ) -> bool {
+        while gathered.len() < expected {
+            match timeout_at(until, self.queue.recv_many(gathered, GROUP_MAX)).await {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return false,
+            }
+        }
+        true
+    }
+}
+
+/// Whether callers come back as soon as they are answered.
+struct Company {
+    /// Groups that still wait for nobody.
+    alone: u32,
+    /// How many will, if the next one waits in vain.
+    next_alone: u32,
+}
+
+impl Default for Company {
+    fn default() -> Self {
+        Self {
+            alone: 0,
+            next_alone: *ALONE.start(),
+        }
+    }
+}
+
+impl Company {
+    /// Whether this group is to wait.
+    fn is_expected(&mut self) -> bool {
+        let waits = self.alone == 0;
+        self.alone = self.alone.saturating_sub(1);
+        waits
+    }
+
+    /// Notes whether those came for whom a group waited.
+    fn note(&mut self, came: bool) {
+        if came {
+            self.next_alone = *ALONE.start();
+        } else {
+            self.alone = self.next_alone;
+            self.next_alone = (self.next_alone * 2).min(*ALONE.end());
         }
     }
 }
@@ -114,13 +185,16 @@ impl<S> Results for S where
 {
 }
 
-/// Answers the proposals of a group as their results come, which is in order.
+/// Answers the proposals of a group as their results come, which is in order. Tells in `answered` how many there were if
+/// the next group waited for them.
 async fn settle(
     me: NodeId,
     mut results: impl Results,
     answers: Vec<oneshot::Sender<ProposeReply>>,
+    answered: Arc<AtomicUsize>,
     permit: OwnedSemaphorePermit,
 ) {
+    let size = answers.len();
     let mut answers = answers.into_iter();
     let mut permit = Some(permit);
     let mut patience = std::pin::pin!(sleep(HOLD_MAX));
@@ -140,7 +214,12 @@ async fn settle(
                 return refuse(std::iter::once(answer).chain(answers), &fatal);
             }
             // Without an answer each hears that this peer is stopping.
-            (None, _) | (_, None) => return,
+            (None, _) | (_, None) => {
+                if permit.is_some() {
+                    answered.store(size, Ordering::Relaxed);
+                }
+                return;
+            }
         }
     }
 }
@@ -262,53 +341,91 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn proposals_gather_only_while_there_is_no_room() {
+    async fn proposals_gather_while_a_group_is_on_its_way() {
         let raft = Raft::start();
         let mut waiting = vec![raft.propose()];
         assert_eq!(raft.sizes().await, [1]);
-        waiting.push(raft.propose());
-        assert_eq!(raft.sizes().await, [1, 1]);
         waiting.extend([raft.propose(), raft.propose(), raft.propose()]);
-        assert_eq!(raft.sizes().await, [1, 1]);
+        assert_eq!(raft.sizes().await, [1]);
         raft.answer(0, [applied(7)]).await;
-        assert_eq!(raft.sizes().await, [1, 1, 3]);
-        raft.answer(1, [applied(8)]).await;
-        raft.answer(2, [applied(9), applied(10), applied(11)]).await;
+        assert_eq!(raft.sizes().await, [1], "the first is waited for");
+        waiting.push(raft.propose());
+        assert_eq!(raft.sizes().await, [1, 4]);
+        raft.answer(1, (8..12).map(applied)).await;
         for (proposal, expected) in waiting.into_iter().zip(7..) {
             assert_eq!(index(&proposal.await.unwrap()), Some(expected));
         }
     }
 
     #[tokio::test(start_paused = true)]
+    async fn callers_that_do_not_come_back_are_waited_for_once_and_no_more_for_a_while() {
+        let raft = Raft::start();
+        let mut waiting = vec![raft.propose()];
+        raft.sizes().await;
+        waiting.push(raft.propose());
+        raft.sizes().await;
+        raft.answer(0, [applied(1)]).await;
+        assert_eq!(raft.sizes().await, [1]);
+        sleep(COME_BACK_MAX).await;
+        let mut groups = vec![1, 1];
+        assert_eq!(raft.sizes().await, groups);
+        for group in 1..=*ALONE.start() as usize {
+            waiting.push(raft.propose());
+            assert_eq!(raft.sizes().await, groups);
+            raft.answer(group, [applied(group as u64)]).await;
+            groups.push(1);
+            assert_eq!(raft.sizes().await, groups, "{group} waited for nobody");
+        }
+        waiting.push(raft.propose());
+        raft.sizes().await;
+        raft.answer(groups.len() - 1, [applied(99)]).await;
+        assert_eq!(raft.sizes().await, groups, "now it is tried again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_out_of_the_blue_goes_at_once() {
+        let raft = Raft::start();
+        let _first = raft.propose();
+        raft.sizes().await;
+        let _more = [raft.propose(), raft.propose()];
+        raft.sizes().await;
+        raft.answer(0, [applied(1)]).await;
+        raft.sizes().await;
+        sleep(COME_BACK_MAX).await;
+        assert_eq!(raft.sizes().await, [1, 2]);
+        raft.answer(1, [applied(2), applied(3)]).await;
+        raft.sizes().await;
+        sleep(COME_BACK_MAX * 2).await;
+        let _late = raft.propose();
+        assert_eq!(raft.sizes().await, [1, 2, 1]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_group_that_takes_long_lets_others_go() {
         let raft = Raft::start();
-        let _held = [raft.propose(), {
-            raft.sizes().await;
-            raft.propose()
-        }];
-        assert_eq!(raft.sizes().await, [1, 1]);
+        let _held = raft.propose();
+        assert_eq!(raft.sizes().await, [1]);
         let _more = raft.propose();
-        assert_eq!(raft.sizes().await, [1, 1]);
+        assert_eq!(raft.sizes().await, [1]);
         tokio::time::advance(HOLD_MAX).await;
-        assert_eq!(raft.sizes().await, [1, 1, 1]);
+        assert_eq!(raft.sizes().await, [1, 1], "its callers are not waited for");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_nobody_waits_for_is_not_begun_and_the_rest_keeps_its_place() {
         let raft = Raft::start();
-        let held = [raft.propose(), {
-            raft.sizes().await;
-            raft.propose()
-        }];
-        assert_eq!(raft.sizes().await, [1, 1]);
+        let held = raft.propose();
+        assert_eq!(raft.sizes().await, [1]);
         let gone = raft.propose();
         let kept = raft.propose();
         raft.sizes().await;
         gone.abort();
         let _ = gone.await;
         raft.answer(0, [applied(1)]).await;
-        assert_eq!(raft.sizes().await, [1, 1, 1]);
-        raft.answer(2, [applied(3)]).await;
+        raft.sizes().await;
+        sleep(COME_BACK_MAX).await;
+        assert_eq!(raft.sizes().await, [1, 1]);
+        raft.answer(1, [applied(3)]).await;
         assert_eq!(index(&kept.await.unwrap()), Some(3));
         drop(held);
     }
@@ -316,13 +433,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_proposal_of_a_group_gets_its_own_outcome() {
         let raft = Raft::start();
-        let held = [raft.propose(), {
-            raft.sizes().await;
-            raft.propose()
-        }];
+        let held = raft.propose();
         raft.sizes().await;
         let asked = [raft.propose(), raft.propose(), raft.propose()];
+        raft.sizes().await;
         raft.answer(0, [applied(1)]).await;
+        raft.sizes().await;
+        sleep(COME_BACK_MAX).await;
         raft.sizes().await;
         let elsewhere = openraft::errors::ForwardToLeader {
             leader_id: Some(NodeId(2)),
@@ -333,7 +450,7 @@ mod tests {
             Ok(Err(ClientWriteError::ForwardToLeader(elsewhere))),
             Err(Fatal::Stopped),
         ];
-        raft.answer(2, results).await;
+        raft.answer(1, results).await;
         let [first, second, third] = asked;
         assert_eq!(index(&first.await.unwrap()), Some(3));
         let leader = Some(NodeId(2));
