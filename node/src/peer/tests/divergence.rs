@@ -47,8 +47,8 @@ async fn a_peer_that_holds_what_nobody_agreed_on_ends_and_no_other_does() {
         why.contains(&format!("after entry {index}")) && why.contains("peers 1, 2"),
         "{why}"
     );
-    wrong.stop().await;
 
+    // It goes on telling its digest until it is stopped, so each of the others hears it.
     for peer in peers.iter().flatten() {
         assert_eq!(*peer.fatal().borrow(), None);
         within(async {
@@ -58,6 +58,7 @@ async fn a_peer_that_holds_what_nobody_agreed_on_ends_and_no_other_does() {
         })
         .await;
     }
+    wrong.stop().await;
     open_client(peers[0].as_ref().unwrap()).await;
     assert!(first.compared().upto >= index);
     assert_ne!(index, LogIndex(0));
