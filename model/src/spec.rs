@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 pub mod fields;
 
 mod error;
+mod other_probe;
 mod parse;
 mod placement;
 mod port;
@@ -162,7 +163,10 @@ impl ServiceSpec {
 /// When a replica counts as ready: SkyServe's `readiness_probe`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadinessProbe {
-    /// Path and query, starting with `/`.
+    /// What is asked. Absent from documents of HTTP probes, which so have the bytes that they had before it.
+    #[serde(default, skip_serializing_if = "ProbeKind::is_default")]
+    pub kind: ProbeKind,
+    /// Path and query, starting with `/`; `/` where the probe is not HTTP.
     pub path: String,
     /// JSON text to POST; a GET without it.
     pub post_data: Option<String>,
@@ -180,6 +184,28 @@ pub struct ReadinessProbe {
     /// How long a replica that was ready may fail its probes before it is replaced.
     #[serde(with = "millis")]
     pub failure_threshold: Duration,
+}
+
+/// What a readiness probe asks, in the way in which the service's replicas are spoken to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProbeKind {
+    /// A request over HTTP, which has to be answered with 200.
+    #[default]
+    Http,
+    /// `grpc.health.v1.Health/Check`, which has to be answered with `SERVING`.
+    Grpc {
+        /// The service that is asked about; the server as a whole if empty.
+        service: String,
+    },
+    /// Nothing: a connection that opens is enough.
+    Tcp,
+}
+
+impl ProbeKind {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How an endpoint is picked for a request that no session binds.

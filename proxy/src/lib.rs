@@ -68,3 +68,4 @@ pub use routes::{Endpoint, Listener, Resolved, RouteTable, Routes, ServiceRoute,
 pub use session::{BindError, BindFuture, BoundReplica, Lookup, NoSessions, Sessions};
 pub use tls::{TlsError, TlsListen, certificates};
 pub use tracer::{Asked, FinishedTraces, RequestSpans, Tracer, TrySpan};
+pub use upstream::ReplicaDialer;

@@ -4,6 +4,7 @@ mod dial;
 mod exchange;
 mod http2;
 mod plain;
+mod reach;
 mod trust;
 
 use std::cell::{Cell, RefCell};
@@ -34,6 +35,7 @@ use crate::triage::Triage;
 use exchange::{Unanswered, over_http1, over_http2};
 
 pub(crate) use dial::Dialer;
+pub use reach::ReplicaDialer;
 
 /// What a request that broke off counts as having taken, at least.
 const FAILED_TOOK: Duration = Duration::from_secs(1);

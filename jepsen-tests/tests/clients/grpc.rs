@@ -8,7 +8,7 @@ use crate::stage::{self, Stage, client, ended, program, python};
 async fn googles_library_is_served() -> anyhow::Result<()> {
     stage::run(&[], &["grpc"], async {
         let stage = Stage::start("fast", &[]).await?;
-        stage.serve("grpc_replica.py", 2).await?;
+        stage.serve_grpc("grpc_replica.py", 2).await?;
         let clear = python("grpc_client.py", &[&stage.clear().to_string()]).await?;
         ensure!(clear.lines().count() == 6, "{clear}");
         let tls = [&stage.tls.to_string()[..], &stage.authorities()];
@@ -23,7 +23,7 @@ async fn googles_library_is_served() -> anyhow::Result<()> {
 async fn grpcurl_is_served() -> anyhow::Result<()> {
     stage::run(&["grpcurl"], &["grpc"], async {
         let stage = Stage::start("fast", &[]).await?;
-        stage.serve("grpc_replica.py", 1).await?;
+        stage.serve_grpc("grpc_replica.py", 1).await?;
         let folder = program("").to_string_lossy().into_owned();
         let (clear, tls, authorities) = (
             stage.clear().to_string(),

@@ -119,7 +119,23 @@ impl Stage {
         file: &str,
         replicas: u32,
     ) -> anyhow::Result<()> {
-        let mut yaml = format!("name: {name}\nservice:\n");
+        self.bring_up(name, file, replicas, "").await
+    }
+
+    /// Brings up the only service, whose replicas speak gRPC and nothing else.
+    pub(crate) async fn serve_grpc(&self, file: &str, replicas: u32) -> anyhow::Result<()> {
+        let probe = "_metadata: {raftserve: {readiness_probe: {grpc: {}}}}\n";
+        self.bring_up("only", file, replicas, probe).await
+    }
+
+    async fn bring_up(
+        &self,
+        name: &str,
+        file: &str,
+        replicas: u32,
+        more: &str,
+    ) -> anyhow::Result<()> {
+        let mut yaml = format!("name: {name}\n{more}service:\n");
         yaml.push_str("  readiness_probe: {path: /, timeout_seconds: 10, endpoint_probe_interval_seconds: 0.2}\n");
         writeln!(yaml, "  replicas: {replicas}")?;
         yaml.push_str("  load_balancing_policy: round_robin\n");

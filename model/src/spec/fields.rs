@@ -181,10 +181,23 @@ pub const RAFTSERVE: Section = Section {
     fields: &[
         ("provider", Built),
         ("session_affinity", Built),
+        ("readiness_probe", Built),
         ("drain_timeout_seconds", Built),
         ("stop_grace_seconds", Built),
         ("traffic", Built),
     ],
+};
+
+/// A readiness probe that is not HTTP.
+pub const OTHER_PROBE: Section = Section {
+    path: "_metadata.raftserve.readiness_probe",
+    fields: &[("grpc", Built), ("tcp", Built)],
+};
+
+/// A probe by gRPC's own health checking.
+pub const GRPC_PROBE: Section = Section {
+    path: "_metadata.raftserve.readiness_probe.grpc",
+    fields: &[("service", Built)],
 };
 
 /// Who creates the replicas, where it is not the peers.
@@ -333,6 +346,8 @@ pub const SECTIONS: &[Section] = &[
     PROVIDER,
     STATIC,
     SESSION_AFFINITY,
+    OTHER_PROBE,
+    GRPC_PROBE,
     TRAFFIC,
     HASH_ON,
     UPSTREAM,

@@ -5,14 +5,17 @@ use std::time::Duration;
 
 use super::error::Mark;
 use super::fields::READINESS_PROBE;
-use super::reader::{Field, Reader};
+use super::reader::{Field, Fields, Reader};
 use super::service::PACE_MIN;
 use super::yaml::{Node, Value};
-use super::{FAILURE_THRESHOLD, INITIAL_DELAY, PROBE_INTERVAL, PROBE_TIMEOUT, ReadinessProbe};
+use super::{
+    FAILURE_THRESHOLD, INITIAL_DELAY, PROBE_INTERVAL, PROBE_TIMEOUT, ProbeKind, ReadinessProbe,
+};
 
 /// The probe of a service that says nothing about it.
 pub(super) fn defaults() -> ReadinessProbe {
     ReadinessProbe {
+        kind: ProbeKind::Http,
         path: "/".to_owned(),
         post_data: None,
         headers: BTreeMap::new(),
@@ -23,11 +26,16 @@ pub(super) fn defaults() -> ReadinessProbe {
     }
 }
 
-/// Reads `service.readiness_probe`.
-pub(super) fn read(reader: &mut Reader, field: &Field<'_>) -> ReadinessProbe {
+/// Reads `service.readiness_probe` of a service whose replicas are asked in the way of `kind`.
+pub(super) fn read(reader: &mut Reader, field: &Field<'_>, kind: ProbeKind) -> ReadinessProbe {
     let mut probe = defaults();
+    let http = kind == ProbeKind::Http;
+    probe.kind = kind;
     if let Value::Str(_) = &field.node.value {
         probe.path = path(reader, field);
+        if !http {
+            probe.path = no_path(reader, field, &probe.path);
+        }
         return probe;
     }
     if !matches!(field.node.value, Value::Map(_)) {
@@ -39,7 +47,12 @@ pub(super) fn read(reader: &mut Reader, field: &Field<'_>) -> ReadinessProbe {
         return probe;
     };
     match fields.get("path") {
-        Some(field) => probe.path = path(reader, &field),
+        Some(field) if http => probe.path = path(reader, &field),
+        Some(field) => {
+            let given = path(reader, &field);
+            probe.path = no_path(reader, &field, &given);
+        }
+        None if !http => {}
         None => reader.fault(
             "service.readiness_probe.path",
             field.node.mark,
@@ -72,6 +85,10 @@ pub(super) fn read(reader: &mut Reader, field: &Field<'_>) -> ReadinessProbe {
             *to = value;
         }
     }
+    if !http {
+        no_request(reader, &fields);
+        return probe;
+    }
     probe.post_data = fields
         .get("post_data")
         .and_then(|field| post_data(reader, &field));
@@ -79,6 +96,28 @@ pub(super) fn read(reader: &mut Reader, field: &Field<'_>) -> ReadinessProbe {
         probe.headers = headers(reader, &field);
     }
     probe
+}
+
+/// What to do about settings of HTTP beside a probe that is not HTTP.
+const HTTP_OR_NOT: &str =
+    "remove it, or _metadata.raftserve.readiness_probe if replicas are to be asked over HTTP";
+
+/// A probe without HTTP has no path. The shortest is allowed: SkyServe wants one.
+fn no_path(reader: &mut Reader, field: &Field<'_>, path: &str) -> String {
+    if path != "/" {
+        let problem = "a probe by gRPC or TCP has no path";
+        reader.fault(&field.path, field.node.mark, problem, HTTP_OR_NOT);
+    }
+    "/".to_owned()
+}
+
+fn no_request(reader: &mut Reader, fields: &Fields<'_>) {
+    for name in ["post_data", "headers"] {
+        if let Some(field) = fields.get(name) {
+            let problem = format!("a probe by gRPC or TCP sends no {name}");
+            reader.fault(&field.path, field.node.mark, problem, HTTP_OR_NOT);
+        }
+    }
 }
 
 fn path(reader: &mut Reader, field: &Field<'_>) -> String {

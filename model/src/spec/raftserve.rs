@@ -7,8 +7,8 @@ use super::probe::{TOKEN_REMEDY, is_token};
 use super::reader::{Field, Fields, Reader};
 use super::yaml::Value;
 use super::{
-    DRAIN_TIMEOUT, LoadBalancingPolicy, Provider, SESSION_TTL, SESSIONS, STOP_GRACE,
-    SessionAffinity, SessionKeySource, Traffic, WithoutQuorum, traffic, upstreams,
+    DRAIN_TIMEOUT, LoadBalancingPolicy, ProbeKind, Provider, SESSION_TTL, SESSIONS, STOP_GRACE,
+    SessionAffinity, SessionKeySource, Traffic, WithoutQuorum, other_probe, traffic, upstreams,
 };
 
 /// The most session bindings that a service may ask for: ten times what is measured, a few gigabytes
@@ -43,6 +43,7 @@ pub(super) struct Settings {
     pub(super) stop_grace: Duration,
     /// In place of the service's own, if it is given.
     pub(super) policy: Option<LoadBalancingPolicy>,
+    pub(super) probe_kind: ProbeKind,
     pub(super) traffic: Traffic,
 }
 
@@ -54,6 +55,7 @@ pub(super) fn read(reader: &mut Reader, task: &Fields<'_>) -> Settings {
         drain_timeout: DRAIN_TIMEOUT,
         stop_grace: STOP_GRACE,
         policy: None,
+        probe_kind: ProbeKind::default(),
         traffic: Traffic::default(),
     };
     let Some(metadata) = task.get("_metadata") else {
@@ -86,6 +88,9 @@ pub(super) fn read(reader: &mut Reader, task: &Fields<'_>) -> Settings {
     }
     if let Some(field) = fields.get("traffic") {
         (settings.policy, settings.traffic) = traffic::read(reader, &field);
+    }
+    if let Some(field) = fields.get("readiness_probe") {
+        settings.probe_kind = other_probe::read(reader, &field, &settings);
     }
     settings
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::yaml::{self, Value as Yaml};
-use super::{Placement, Provider, ServiceSpec, SessionKeySource, StaticUpstreams, WithoutQuorum};
+use super::{
+    Placement, ProbeKind, Provider, ServiceSpec, SessionKeySource, StaticUpstreams, WithoutQuorum,
+};
 
 /// What stands in place of a secret.
 pub const MASK: &str = "***";
@@ -134,6 +136,13 @@ impl ServiceSpec {
             "stop_grace_seconds": seconds(self.stop_grace),
             "traffic": self.traffic.render(self.policy),
         });
+        match &self.readiness.kind {
+            ProbeKind::Http => {}
+            ProbeKind::Grpc { service } => {
+                settings["readiness_probe"] = json!({ "grpc": { "service": service } });
+            }
+            ProbeKind::Tcp => settings["readiness_probe"] = json!({ "tcp": {} }),
+        }
         if let Some(affinity) = &self.affinity {
             let (source, name) = match &affinity.key {
                 SessionKeySource::Header(name) => ("header", name),

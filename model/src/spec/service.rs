@@ -7,7 +7,7 @@ use super::fields::{LOAD_BALANCER, REPLICA_POLICY, SERVICE};
 use super::reader::{Field, Fields, Reader};
 use super::resources::{Ports, Resources};
 use super::yaml::Value;
-use super::{LoadBalancingPolicy, ReadinessProbe, STREAM_TIMEOUT, probe};
+use super::{LoadBalancingPolicy, ProbeKind, ReadinessProbe, STREAM_TIMEOUT, probe};
 
 /// The most replicas of a service: what the controller is built and measured for.
 pub const REPLICAS_MAX: u32 = 10_000;
@@ -31,9 +31,13 @@ pub(super) fn read(
     task: &Fields<'_>,
     resources: &Resources,
     port_needed: bool,
+    probe_kind: ProbeKind,
 ) -> Service {
     let mut service = Service {
-        readiness: probe::defaults(),
+        readiness: ReadinessProbe {
+            kind: probe_kind.clone(),
+            ..probe::defaults()
+        },
         replicas: 1,
         port: None,
         policy: LoadBalancingPolicy::default(),
@@ -52,7 +56,7 @@ pub(super) fn read(
         return service;
     };
     if let Some(field) = fields.get("readiness_probe") {
-        service.readiness = probe::read(reader, &field);
+        service.readiness = probe::read(reader, &field, probe_kind);
     }
     service.replicas = replicas(reader, &fields);
     service.port = port(reader, &fields, resources, port_needed);

@@ -47,6 +47,7 @@ pub(super) fn read(
         drain_timeout,
         stop_grace,
         policy,
+        probe_kind,
         traffic,
     } = raftserve::read(reader, &fields);
     let made = provider.makes_replicas();
@@ -57,7 +58,7 @@ pub(super) fn read(
     num_nodes(reader, &fields);
     let mut resources = resources::read(reader, &fields);
     placement::read_task(reader, &fields, &mut resources.placement);
-    let service = service::read(reader, &fields, &resources, made);
+    let service = service::read(reader, &fields, &resources, made, probe_kind);
     let (port, run) = match made {
         true => (service.port?, run?),
         false => (service.port.unwrap_or_default(), run.unwrap_or_default()),

@@ -9,6 +9,7 @@ mod arbitrary;
 mod documents;
 mod manual;
 mod placement;
+mod probes;
 mod rules;
 mod traffic;
 
@@ -42,6 +43,7 @@ fn the_smallest_service_gets_skyserves_defaults() {
     assert_eq!(
         spec.readiness,
         ReadinessProbe {
+            kind: ProbeKind::Http,
             path: "/".to_owned(),
             post_data: None,
             headers: BTreeMap::new(),

@@ -1,21 +1,22 @@
 //! Readiness probes: one task for each replica that runs, at the pace its service asks for.
 
+mod health;
+mod question;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper_util::rt::TokioIo;
-use raftserve_model::ReplicaId;
-use raftserve_model::spec::ReadinessProbe;
+use raftserve_model::{ReplicaId, ServiceId, ServiceVersion};
 use raftserve_store::State;
 use raftserve_store::state::{Phase, Replica};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+use self::question::{Manner, Question};
 use super::plan::ProbeView;
 use crate::share::Suspects;
 
@@ -25,9 +26,6 @@ const STARTING_INTERVAL_MAX: Duration = Duration::from_millis(500);
 
 /// The first pause after a failed probe of a starting replica; it doubles up to the longest.
 const STARTING_INTERVAL_MIN: Duration = Duration::from_millis(50);
-
-/// The most redirects followed, within the replica's own address.
-const REDIRECTS_MAX: usize = 5;
 
 /// The verdicts so far, shared with the probing tasks.
 #[derive(Default)]
@@ -71,8 +69,7 @@ impl Verdicts {
 }
 
 struct Task {
-    address: String,
-    readiness: ReadinessProbe,
+    question: Question,
     poke: Arc<Notify>,
     _running: AbortOnDropHandle<()>,
 }
@@ -80,6 +77,8 @@ struct Task {
 /// All probes of one reign.
 pub(super) struct Probes {
     tasks: BTreeMap<ReplicaId, Task>,
+    /// One for all replicas of a version: what TLS believes is read once.
+    manners: BTreeMap<(ServiceId, ServiceVersion), Arc<Manner>>,
     verdicts: Arc<Verdicts>,
     suspects: Arc<Suspects>,
 }
@@ -88,6 +87,7 @@ impl Probes {
     pub(super) fn new(suspects: Arc<Suspects>) -> Self {
         Self {
             tasks: BTreeMap::new(),
+            manners: BTreeMap::new(),
             verdicts: Arc::default(),
             suspects,
         }
@@ -96,6 +96,7 @@ impl Probes {
     /// Probes exactly the replicas that run, each by its version's readiness rules.
     pub(super) fn follow(&mut self, state: &State) {
         let mut wanted = BTreeMap::new();
+        let mut manners = BTreeMap::new();
         for replica in state.replicas() {
             if let (
                 Some(address),
@@ -110,23 +111,35 @@ impl Probes {
                 if spec.provider.tells_readiness() {
                     continue;
                 }
-                let readiness = &spec.readiness;
-                wanted.insert(replica.id, (address, readiness, replica));
+                let version = (service.id, replica.version);
+                let manner = manners.entry(version).or_insert_with(|| {
+                    let known = self.manners.get(&version);
+                    let known = known.filter(|manner| manner.is_of(spec));
+                    known.map_or_else(|| Arc::new(Manner::new(spec)), Arc::clone)
+                });
+                let question = Question {
+                    address: address.clone(),
+                    manner: Arc::clone(manner),
+                };
+                wanted.insert(replica.id, (question, spec, replica));
             }
         }
         self.tasks.retain(|id, task| {
-            wanted.get(id).is_some_and(|(address, readiness, _)| {
-                task.address == **address && task.readiness == **readiness
+            wanted.get(id).is_some_and(|(question, spec, _)| {
+                let asked = &task.question;
+                asked.address == question.address
+                    && (Arc::ptr_eq(&asked.manner, &question.manner) || asked.manner.is_of(spec))
             })
         });
+        self.manners = manners;
         self.verdicts
             .by_replica
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|id, _| wanted.contains_key(id));
-        for (id, (address, readiness, replica)) in wanted {
+        for (id, (question, _, replica)) in wanted {
             if !self.tasks.contains_key(&id) {
-                let task = self.start(address, readiness, replica);
+                let task = self.start(question, replica);
                 self.tasks.insert(id, task);
             }
         }
@@ -164,19 +177,17 @@ impl Probes {
             .collect()
     }
 
-    fn start(&self, address: &str, readiness: &ReadinessProbe, replica: &Replica) -> Task {
+    fn start(&self, question: Question, replica: &Replica) -> Task {
         let poke = Arc::new(Notify::new());
         let prober = Prober {
             id: replica.id,
             starting: replica.phase == Phase::Starting,
-            address: address.to_owned(),
-            readiness: readiness.clone(),
+            question: question.clone(),
             verdicts: Arc::clone(&self.verdicts),
             poke: Arc::clone(&poke),
         };
         Task {
-            address: address.to_owned(),
-            readiness: readiness.clone(),
+            question,
             poke,
             _running: AbortOnDropHandle::new(tokio::spawn(prober.run())),
         }
@@ -186,25 +197,25 @@ impl Probes {
 struct Prober {
     id: ReplicaId,
     starting: bool,
-    address: String,
-    readiness: ReadinessProbe,
+    question: Question,
     verdicts: Arc<Verdicts>,
     poke: Arc<Notify>,
 }
 
 impl Prober {
     async fn run(mut self) {
+        let interval = self.question.manner.interval();
         let mut starting_pause = STARTING_INTERVAL_MIN;
         loop {
-            let result = self.probe().await;
+            let result = self.question.ask().await;
             self.starting &= result.is_err();
             self.verdicts.note(self.id, result);
             let pause = if self.starting {
                 let pause = starting_pause;
                 starting_pause = (pause * 2).min(STARTING_INTERVAL_MAX);
-                pause.min(self.readiness.interval)
+                pause.min(interval)
             } else {
-                self.readiness.interval
+                interval
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
@@ -212,95 +223,4 @@ impl Prober {
             }
         }
     }
-
-    async fn probe(&self) -> Result<(), String> {
-        match tokio::time::timeout(self.readiness.timeout, self.ask()).await {
-            Ok(result) => result,
-            Err(_) => Err(format!(
-                "no answer to {} within {:?}",
-                self.readiness.path, self.readiness.timeout
-            )),
-        }
-    }
-
-    /// Only 200 counts, after redirects within the replica.
-    async fn ask(&self) -> Result<(), String> {
-        let mut path = self.readiness.path.clone();
-        for _ in 0..=REDIRECTS_MAX {
-            let answer = self.ask_once(&path).await?;
-            match answer.location {
-                Some(location) if (300..400).contains(&answer.status) => {
-                    path = self.path_within(&location)?;
-                }
-                _ if answer.status == 200 => return Ok(()),
-                _ => {
-                    return Err(format!("{path} answered {}, not 200", answer.status));
-                }
-            }
-        }
-        Err(format!("{path} redirected more than {REDIRECTS_MAX} times"))
-    }
-
-    fn path_within(&self, location: &str) -> Result<String, String> {
-        let own = format!("http://{}", self.address);
-        let path = location.strip_prefix(&own).unwrap_or(location);
-        if path.starts_with('/') && !path.starts_with("//") {
-            Ok(path.to_owned())
-        } else {
-            Err(format!("redirected elsewhere, to {location}"))
-        }
-    }
-
-    async fn ask_once(&self, path: &str) -> Result<Answer, String> {
-        let stream = TcpStream::connect(&self.address)
-            .await
-            .map_err(|error| format!("cannot connect to {}: {error}", self.address))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| format!("no HTTP: {error}"))?;
-        let _connection = AbortOnDropHandle::new(tokio::spawn(async move {
-            // Its end, good or bad, reaches us as the answer or its absence.
-            let _ = connection.await;
-        }));
-        let response = sender
-            .send_request(self.request(path)?)
-            .await
-            .map_err(|error| format!("no answer to {path}: {error}"))?;
-        let status = response.status().as_u16();
-        let location = response
-            .headers()
-            .get(http::header::LOCATION)
-            .and_then(|value| value.to_str().ok())
-            .map(str::to_owned);
-        // Read to the end, so that the replica does not log a broken pipe, but not without end.
-        let mut body = http_body_util::Limited::new(response.into_body(), 1 << 20);
-        while let Some(Ok(_)) = body.frame().await {}
-        Ok(Answer { status, location })
-    }
-
-    fn request(&self, path: &str) -> Result<http::Request<Full<Bytes>>, String> {
-        let (method, body) = match &self.readiness.post_data {
-            Some(data) => (http::Method::POST, Bytes::from(data.clone())),
-            None => (http::Method::GET, Bytes::new()),
-        };
-        let mut request = http::Request::builder()
-            .method(&method)
-            .uri(path)
-            .header(http::header::HOST, &self.address)
-            .header(http::header::USER_AGENT, "raftserve-probe");
-        if method == http::Method::POST {
-            request = request.header(http::header::CONTENT_TYPE, "application/json");
-        }
-        for (name, value) in &self.readiness.headers {
-            request = request.header(name, value);
-        }
-        request
-            .body(Full::new(body))
-            .map_err(|error| format!("cannot ask for {path}: {error}"))
-    }
-}
-
-struct Answer {
-    status: u16,
-    location: Option<String>,
 }

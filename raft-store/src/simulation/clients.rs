@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use openraft::ReadPolicy;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
-use raftserve_model::spec::{LoadBalancingPolicy, Provider, ReadinessProbe, ServiceSpec, Traffic};
+use raftserve_model::spec::{
+    LoadBalancingPolicy, ProbeKind, Provider, ReadinessProbe, ServiceSpec, Traffic,
+};
 use raftserve_model::{LogIndex, LogTime, NodeId, ServiceName};
 
 use super::cluster::{Cluster, Running};
@@ -233,6 +235,7 @@ fn spec(of: usize, sequence: u32) -> Arc<ServiceSpec> {
         source: format!("{of}: {sequence}"),
         replicas: 1,
         readiness: ReadinessProbe {
+            kind: ProbeKind::Http,
             path: "/".into(),
             post_data: None,
             headers: Default::default(),

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use raftserve_model::spec::{
-    LoadBalancingPolicy, Provider, ReadinessProbe, ServiceSpec, SessionAffinity, SessionKeySource,
-    Traffic, WithoutQuorum,
+    LoadBalancingPolicy, ProbeKind, Provider, ReadinessProbe, ServiceSpec, SessionAffinity,
+    SessionKeySource, Traffic, WithoutQuorum,
 };
 use raftserve_model::{ReplicaId, ServiceVersion};
 
@@ -18,6 +18,7 @@ fn spec(run: &str, replicas: u32) -> Arc<ServiceSpec> {
         source: String::new(),
         replicas,
         readiness: ReadinessProbe {
+            kind: ProbeKind::Http,
             path: "/".into(),
             post_data: None,
             headers: Default::default(),

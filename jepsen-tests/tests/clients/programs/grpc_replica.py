@@ -1,10 +1,8 @@
-"""A service of gRPC, by Google's library, that answers with the messages it got.
-
-Readiness is asked by HTTP/1.1 on the same port, so what begins otherwise than HTTP/2 is answered here with 200.
+"""A service of gRPC, by Google's library, that answers with the messages it got. It speaks nothing but HTTP/2, and says
+that it serves by gRPC's own health checking.
 """
 
 import os
-import socket
 import threading
 from concurrent import futures
 
@@ -76,36 +74,21 @@ METHODS = {
     "Wait": grpc.unary_stream_rpc_method_handler(wait),
     "WasCancelled": grpc.unary_unary_rpc_method_handler(was_cancelled),
 }
+
+
+def health(message, context):
+    # As protocol buffers have it: SERVING, in the first field.
+    return b"\x08\x01"
+
+
+HEALTH = {"Check": grpc.unary_unary_rpc_method_handler(health)}
 server = grpc.server(futures.ThreadPoolExecutor(16))
-server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", METHODS),))
-behind = server.add_insecure_port("127.0.0.1:0")
+server.add_generic_rpc_handlers(
+    (
+        grpc.method_handlers_generic_handler("test.Echo", METHODS),
+        grpc.method_handlers_generic_handler("grpc.health.v1.Health", HEALTH),
+    )
+)
+server.add_insecure_port(f"127.0.0.1:{os.environ['PORT']}")
 server.start()
-
-
-def pump(source, sink):
-    try:
-        while data := source.recv(1 << 16):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
-    except OSError:
-        source.close()
-        sink.close()
-
-
-def take(client):
-    begin = client.recv(3, socket.MSG_PEEK | socket.MSG_WAITALL)
-    if begin != b"PRI":
-        with client:
-            client.recv(1 << 16)
-            client.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-        return
-    whole = socket.create_connection(("127.0.0.1", behind))
-    for each in (client, whole):
-        each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    threading.Thread(target=pump, args=(client, whole), daemon=True).start()
-    pump(whole, client)
-
-
-listener = socket.create_server(("127.0.0.1", int(os.environ["PORT"])))
-while True:
-    threading.Thread(target=take, args=(listener.accept()[0],), daemon=True).start()
+server.wait_for_termination()

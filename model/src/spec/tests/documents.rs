@@ -40,6 +40,8 @@ fn what_is_rendered_parses_to_the_same_specification() {
             "{readiness_probe: {path: /, post_data: '[1, \"ä\"]', headers: {A: b}, timeout_seconds: 0.025}}",
             "setup: echo\nenvs: {A: '1', B: \"two\\nlines\"}\n_metadata: {raftserve: {session_affinity: {cookie: c}}}",
         ),
+        probes::GRPC.to_owned(),
+        minimal("{}", "_metadata: {raftserve: {readiness_probe: {tcp: {}}}}"),
         placement::EVERYTHING.to_owned(),
         placement::STATIC.to_owned(),
         "service: {}\n_metadata: {raftserve: {provider: {static: {addresses: ['a:1', '[::1]:2']}}}}".to_owned(),

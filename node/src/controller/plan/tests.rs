@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use raftserve_model::spec::{
-    LoadBalancingPolicy, Placement, Provider, ReadinessProbe, ServiceSpec, Traffic,
+    LoadBalancingPolicy, Placement, ProbeKind, Provider, ReadinessProbe, ServiceSpec, Traffic,
 };
 use raftserve_model::{Incarnation, LogIndex, NodeId};
 use raftserve_store::command::{Action, Command, Precondition, Request};
@@ -20,6 +20,7 @@ fn spec(run: &str, replicas: u32) -> ServiceSpec {
         source: String::new(),
         replicas,
         readiness: ReadinessProbe {
+            kind: ProbeKind::Http,
             path: "/".into(),
             post_data: None,
             headers: BTreeMap::new(),

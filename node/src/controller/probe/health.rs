@@ -1,0 +1,76 @@
+//! gRPC's own health checking, as one call without a client library: `grpc.health.v1.Health/Check`.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{CONTENT_TYPE, TE, USER_AGENT};
+use http_body_util::Full;
+use prost::Message;
+use tonic::Code;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+
+use super::question::Answer;
+
+/// The method that is called.
+pub(super) const PATH: &str = "/grpc.health.v1.Health/Check";
+
+/// What stands before each message: whether it is compressed, and its length.
+const PREFIX_BYTES: usize = 5;
+
+/// The call that asks about `service`.
+pub(super) fn request(uri: &str, service: &str) -> Result<http::Request<Full<Bytes>>, String> {
+    let message = HealthCheckRequest {
+        service: service.to_owned(),
+    }
+    .encode_to_vec();
+    let mut body = BytesMut::with_capacity(PREFIX_BYTES + message.len());
+    body.put_u8(0);
+    body.put_u32(u32::try_from(message.len()).map_err(|error| error.to_string())?);
+    body.put_slice(&message);
+    http::Request::post(uri)
+        .header(CONTENT_TYPE, "application/grpc")
+        .header(TE, "trailers")
+        .header(USER_AGENT, "raftserve-probe")
+        .body(Full::new(body.freeze()))
+        .map_err(|error| format!("cannot ask for {PATH}: {error}"))
+}
+
+/// Whether the answer says `SERVING`; if not, what it says and what to do.
+pub(super) fn verdict(service: &str, answer: &Answer) -> Result<(), String> {
+    let status = answer.head.status.as_u16();
+    // Without a message, gRPC's status is in the head.
+    let said = answer.trailers.get("grpc-status");
+    let Some(said) = said.or_else(|| answer.head.headers.get("grpc-status")) else {
+        return Err(format!(
+            "{PATH} answered {status} without a grpc-status: no gRPC"
+        ));
+    };
+    let about = match service {
+        "" => String::new(),
+        service => format!(" of {service}"),
+    };
+    match Code::from_bytes(said.as_bytes()) {
+        Code::Ok => match status_in(&answer.body) {
+            Some(ServingStatus::Serving) => Ok(()),
+            Some(other) => Err(format!("{PATH} answered {}{about}", other.as_str_name())),
+            None => Err(format!(
+                "{PATH} answered something that is no health status"
+            )),
+        },
+        Code::Unimplemented => Err(format!(
+            "the replica has no {PATH}; let it serve grpc.health.v1, or probe it by tcp: {{}}"
+        )),
+        Code::NotFound => Err(format!(
+            "{PATH} knows no service {service:?}; name one that the server reports, or none for the whole server"
+        )),
+        code => Err(format!("{PATH} failed with {code:?}{about}")),
+    }
+}
+
+fn status_in(body: &[u8]) -> Option<ServingStatus> {
+    let (prefix, message) = body.split_at_checked(PREFIX_BYTES)?;
+    if prefix[0] != 0 {
+        return None;
+    }
+    let answer = HealthCheckResponse::decode(message).ok()?;
+    ServingStatus::try_from(answer.status).ok()
+}
