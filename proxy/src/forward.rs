@@ -4,6 +4,7 @@ mod affinity;
 mod attempt;
 mod balance;
 mod prepare;
+mod spare;
 mod terms;
 mod wait;
 

@@ -3,21 +3,22 @@
 mod support;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::Request;
 use http_body_util::Full;
+use raftserve_model::spec::Retries;
 use raftserve_model::{LogIndex, ServiceId, SessionKey};
 use raftserve_proxy::{BindFuture, BoundReplica, Lookup, ProxyConfig, ServiceRoute, Sessions};
 use support::{
-    FakeSessions, Hand, LIMIT, Rig, ask, by_hand, by_header, config, log, nowhere, recorder,
+    FakeSessions, Hand, LIMIT, Rig, Seen, ask, by_hand, by_header, config, log, nowhere, recorder,
     replica, service, soon, table, text, until,
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 fn with_affinity(mut service: ServiceRoute) -> ServiceRoute {
     service.affinity = by_header("x-session");
@@ -186,26 +187,134 @@ async fn patience_ends_in_a_503_and_nowhere_else() {
     rig.idle().await;
 }
 
-#[tokio::test]
-async fn a_request_that_reached_its_replica_is_not_sent_again() {
-    let (address, mut connections) = by_hand().await;
+/// A service of which replica 1 is played by hand and replica 2 is `b`, and a session bound to the former.
+async fn played(
+    config: ProxyConfig,
+    retries: Retries,
+) -> (
+    Rig,
+    Arc<FakeSessions>,
+    mpsc::Receiver<Hand>,
+    Arc<Mutex<Vec<Seen>>>,
+) {
+    let (address, connections) = by_hand().await;
     let log = log();
-    let svc = with_affinity(service(1, "svc", &[address, recorder("b", &log).await]));
+    let mut svc = with_affinity(service(1, "svc", &[address, recorder("b", &log).await]));
+    svc.traffic.retries = retries;
     let sessions = FakeSessions::new(&[], Duration::ZERO);
     sessions.set(key("k"), sessions.bound(replica(1, 1)));
-    let rig = Rig::with(patient(), [svc], sessions);
-    let waiting = tokio::spawn(ask(rig.address, request("k")));
-    let mut hand: Hand = soon("a request", connections.recv())
+    let rig = Rig::with(config, [svc], sessions.clone());
+    (rig, sessions, connections, log)
+}
+
+/// The replica gets a request and is gone before it answers.
+async fn break_off(connections: &mut mpsc::Receiver<Hand>) {
+    let mut hand = soon("a request", connections.recv())
         .await
         .expect("it listens");
     hand.head().await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_not_idempotent_and_reached_its_replica_is_not_sent_again() {
+    let never = Retries {
+        after_sent: false,
+        ..Retries::default()
+    };
+    for (method, retries) in [("POST", Retries::default()), ("GET", never)] {
+        let (rig, _, mut connections, log) = played(patient(), retries).await;
+        let mut sent = request("k");
+        *sent.method_mut() = method.parse().expect("a method");
+        let waiting = tokio::spawn(ask(rig.address, sent));
+        break_off(&mut connections).await;
+        let answer = soon("an answer", waiting).await.expect("no panic");
+        assert_eq!(answer.status(), 502);
+        assert!(connections.try_recv().is_err());
+        assert!(log.lock().expect("no panic").is_empty());
+        rig.idle().await;
+    }
+}
+
+#[tokio::test]
+async fn an_idempotent_request_whose_replica_breaks_off_goes_where_its_session_goes() {
+    let (rig, sessions, mut connections, log) = played(patient(), Retries::default()).await;
+    let waiting = tokio::spawn(ask(rig.address, request("k")));
+    break_off(&mut connections).await;
+    // It is bound to the same replica still, and sent to no other.
+    let mut hand = soon("the request again", connections.recv())
+        .await
+        .expect("it listens");
+    assert_eq!(hand.head().await[0], "get / http/1.1");
+    assert!(log.lock().expect("no panic").is_empty());
+    sessions.set(key("k"), sessions.bound(replica(1, 2)));
     drop(hand);
-    assert_eq!(
-        soon("an answer", waiting).await.expect("no panic").status(),
-        502
-    );
+    let answer = soon("an answer", waiting).await.expect("no panic");
+    assert_eq!(text(answer).await, "b");
+    assert_eq!(log.lock().expect("no panic").len(), 1);
+    assert_eq!(rig.metric("retries_total"), 2);
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_session_whose_replica_broke_off_and_that_does_not_move_is_told_when_to_ask_again() {
+    let (rig, sessions, mut connections, log) = played(impatient(), Retries::default()).await;
+    let waiting = tokio::spawn(ask(rig.address, request("k")));
+    let mut hand = soon("a request", connections.recv())
+        .await
+        .expect("it listens");
+    hand.head().await;
+    sessions.set(key("k"), Lookup::Wait);
+    drop(hand);
+    let answer = soon("an answer", waiting).await.expect("no panic");
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.headers()["retry-after"], "1");
+    assert!(log.lock().expect("no panic").is_empty());
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_replica_that_breaks_off_each_time_is_asked_no_more_often_than_may_be() {
+    let once = Retries {
+        max: 1,
+        ..Retries::default()
+    };
+    let (rig, _, mut connections, log) = played(patient(), once).await;
+    let waiting = tokio::spawn(ask(rig.address, request("k")));
+    break_off(&mut connections).await;
+    break_off(&mut connections).await;
+    let answer = soon("an answer", waiting).await.expect("no panic");
+    assert_eq!(answer.status(), 502);
     assert!(connections.try_recv().is_err());
     assert!(log.lock().expect("no panic").is_empty());
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_budget_that_is_spent_forbids_another_try_and_says_when_to_ask_again() {
+    let few = Retries {
+        max: 1,
+        budget_percent: 1,
+        ..Retries::default()
+    };
+    let (rig, _, mut connections, _log) = played(patient(), few).await;
+    let mut statuses = Vec::new();
+    while !statuses.contains(&503) {
+        assert!(statuses.len() < 20, "{statuses:?}");
+        let mut waiting = tokio::spawn(ask(rig.address, request("k")));
+        let answer = loop {
+            tokio::select! {
+                () = break_off(&mut connections) => {}
+                answer = &mut waiting => break answer.expect("no panic"),
+            }
+        };
+        statuses.push(answer.status().as_u16());
+        if answer.status() == 503 {
+            assert_eq!(answer.headers()["retry-after"], "1");
+        }
+    }
+    assert!(statuses[0] == 502, "{statuses:?}");
+    assert_eq!(rig.metric("retries_over_budget_total"), 1);
+    rig.idle().await;
 }
 
 /// Names replica 1 at the first look, and replica 2 at each later one: the binding moves while the

@@ -1,4 +1,8 @@
 //! A request of a strictly bound session: the replica it is bound to answers it, or none.
+//!
+//! If that replica breaks off before its answer begins, an idempotent request is sent again as any other would be, within
+//! the budget, to the replica that the session is bound to then: the same one if it is still there, another only once
+//! the log has moved the session.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -10,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::attempt::{exchange, refusal};
+use super::spare::{Spare, deposit, withdraw};
 use super::{Sent, Terms};
 use crate::answer::Refusal;
 use crate::body::UploadBody;
@@ -33,11 +38,14 @@ pub(super) async fn send(
     key: SessionKey,
     request: Box<Request<UploadBody>>,
 ) -> Result<Sent, Refusal> {
+    deposit(service, &terms);
     let mut session = Session {
         worker,
         service,
         terms,
         key,
+        spare: spare(&request, &terms),
+        tries: 1,
         patience: None,
         asked: None,
         refused: None,
@@ -46,11 +54,23 @@ pub(super) async fn send(
     session.send(request).await
 }
 
+/// The request, kept to be sent again. `None` if it must not be.
+fn spare(request: &Request<UploadBody>, terms: &Terms<'_>) -> Option<Box<Spare>> {
+    let retries = terms.retries;
+    let some = retries.max > 0 && retries.budget_percent > 0;
+    let wanted = retries.after_sent && some && request.method().is_idempotent();
+    wanted.then(|| Spare::of(request))
+}
+
 struct Session<'a> {
     worker: &'a Rc<Worker>,
     service: &'a ServiceView,
     terms: Terms<'a>,
     key: SessionKey,
+    /// The request, if it may be sent again after it was sent.
+    spare: Option<Box<Spare>>,
+    /// How often it was sent, or is about to be.
+    tries: u32,
     /// Made at the first wait, so that a bound session costs none.
     patience: Option<Patience>,
     /// When its binding was last asked for in vain.
@@ -64,7 +84,7 @@ struct Session<'a> {
 /// How a try at the bound replica ended, if it did not fail for good.
 enum Outcome {
     Sent(Box<Sent>),
-    /// Nothing was sent, and what is known may have changed meanwhile: look at once.
+    /// Nothing was sent, or it may be sent again, and what is known may have changed meanwhile: look at once.
     LookAgain(Box<Request<UploadBody>>),
     /// Nothing was sent: wait for a change.
     Wait(Box<Request<UploadBody>>),
@@ -171,7 +191,7 @@ impl Session<'_> {
                 response,
                 in_flight,
                 checkout,
-                tries: 1,
+                tries: self.tries as usize,
             }))),
             Err((_, ExchangeError::NotSent(unsent))) if fresh => {
                 self.note_refused(bound, &upstream);
@@ -181,8 +201,27 @@ impl Session<'_> {
                 upstream.clear();
                 Ok(Outcome::LookAgain(unsent))
             }
-            Err((why, _)) => Err(why),
+            Err((why, ExchangeError::Broke)) => {
+                upstream.clear();
+                self.once_more(why).map(Outcome::LookAgain)
+            }
+            Err((why, ExchangeError::Client(_) | ExchangeError::Silent)) => Err(why),
         }
+    }
+
+    /// The request again, after its replica broke off. If there is none, `why`; and if only the budget forbids it, what
+    /// tells the client that it may well try again.
+    fn once_more(&mut self, why: Refusal) -> Result<Box<Request<UploadBody>>, Refusal> {
+        let spare = self.spare.as_ref().filter(|spare| spare.is_kept());
+        let Some(spare) = spare.filter(|_| self.tries <= self.terms.retries.max) else {
+            return Err(why);
+        };
+        self.why = "its replica broke off before it answered".to_owned();
+        if !withdraw(self.service, &self.terms) {
+            return Err(Refusal::Session(std::mem::take(&mut self.why)));
+        }
+        self.tries += 1;
+        spare.again().ok_or(why)
     }
 
     /// The bound replica in the present routes.

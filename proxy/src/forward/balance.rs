@@ -12,12 +12,13 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use http::{Request, StatusCode};
 use raftserve_model::ReplicaId;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::attempt::{Failure, attempt};
+use super::spare::{Spare, deposit, withdraw};
 use super::{Sent, Terms, wait};
 use crate::answer::Refusal;
-use crate::body::{Upload, UploadBody};
+use crate::body::UploadBody;
 use crate::choice::Choice;
 use crate::connection::Unsent;
 use crate::metrics::count;
@@ -38,10 +39,9 @@ pub(super) async fn send<'a>(
     let service = wait::for_ready(worker, service, &request).await?;
     // What was sent already has been counted then.
     if !earlier.as_ref().is_some_and(|earlier| earlier.sent) {
-        let mut budget = service.budget.borrow_mut();
-        budget.deposit(Instant::now(), terms.retries.budget_percent);
+        deposit(&service, &terms);
     }
-    let spare = Spare::of(&request, &terms, &service);
+    let spare = spare(&request, &terms, &service);
     let mut way = Way {
         worker,
         service,
@@ -89,46 +89,18 @@ struct Way<'a> {
     tried: Vec<ReplicaId>,
 }
 
-/// What it takes to send a request again after it was sent.
-struct Spare {
-    head: Request<()>,
-    upload: Upload,
-}
-
-impl Spare {
-    /// `None` if it must not be sent again, or there is nowhere else to send it.
-    fn of(
-        request: &Request<UploadBody>,
-        terms: &Terms<'_>,
-        service: &ServiceView,
-    ) -> Option<Box<Self>> {
-        let method = request.method();
-        let retries = terms.retries;
-        let wanted = retries.after_sent && method.is_idempotent()
-            || method.is_safe() && (!retries.statuses.is_empty() || retries.hedge_after.is_some());
-        if !wanted || retries.max == 0 || service.ready_count() < 2 {
-            return None;
-        }
-        let mut head = Request::new(());
-        *head.method_mut() = method.clone();
-        *head.uri_mut() = request.uri().clone();
-        *head.version_mut() = request.version();
-        *head.headers_mut() = request.headers().clone();
-        *head.extensions_mut() = request.extensions().clone();
-        let upload = request.body().upload();
-        Some(Box::new(Self { head, upload }))
-    }
-
-    fn again(&self) -> Option<Box<Request<UploadBody>>> {
-        let body = self.upload.again()?;
-        let mut request = Request::new(body);
-        *request.method_mut() = self.head.method().clone();
-        *request.uri_mut() = self.head.uri().clone();
-        *request.version_mut() = self.head.version();
-        *request.headers_mut() = self.head.headers().clone();
-        *request.extensions_mut() = self.head.extensions().clone();
-        Some(Box::new(request))
-    }
+/// The request, kept to be sent again. `None` if it must not be, or there is nowhere else to send it.
+fn spare(
+    request: &Request<UploadBody>,
+    terms: &Terms<'_>,
+    service: &ServiceView,
+) -> Option<Box<Spare>> {
+    let method = request.method();
+    let retries = terms.retries;
+    let wanted = retries.after_sent && method.is_idempotent()
+        || method.is_safe() && (!retries.statuses.is_empty() || retries.hedge_after.is_some());
+    let somewhere = retries.max > 0 && service.ready_count() >= 2;
+    (wanted && somewhere).then(|| Spare::of(request))
 }
 
 impl Way<'_> {
@@ -204,8 +176,7 @@ impl Way<'_> {
     fn hedge_after(&self) -> Option<Duration> {
         let spare = self.spare.as_ref()?;
         let after = self.terms.retries.hedge_after?;
-        (self.tried.len() == 1 && spare.head.method().is_safe() && spare.upload.is_empty())
-            .then_some(after)
+        (self.tried.len() == 1 && spare.method().is_safe() && spare.has_no_body()).then_some(after)
     }
 
     fn per_try_timeout(&self) -> Option<Duration> {
@@ -223,21 +194,11 @@ impl Way<'_> {
     /// Another replica for a request that was sent, if it may be sent again.
     fn next_within_budget(&mut self) -> Option<Rc<Upstream>> {
         let spare = self.spare.as_ref()?;
-        if !self.terms.retries.after_sent && !spare.head.method().is_safe()
-            || !spare.upload.is_kept()
-        {
+        if !self.terms.retries.after_sent && !spare.method().is_safe() || !spare.is_kept() {
             return None;
         }
         let next = self.untried()?;
-        let percent = self.terms.retries.budget_percent;
-        let mut budget = self.service.budget.borrow_mut();
-        if !budget.withdraw(Instant::now(), percent) {
-            count(&self.service.counters.retries_over_budget);
-            return None;
-        }
-        count(&self.service.counters.retries);
-        drop(budget);
-        Some(next)
+        withdraw(&self.service, &self.terms).then_some(next)
     }
 
     /// Another replica for a request that was answered with this status.
@@ -246,7 +207,7 @@ impl Way<'_> {
         let safe = self
             .spare
             .as_ref()
-            .is_some_and(|spare| spare.head.method().is_safe());
+            .is_some_and(|spare| spare.method().is_safe());
         if retried && safe {
             self.next_within_budget()
         } else {
