@@ -137,7 +137,7 @@ impl Site {
                 .await;
             match patched {
                 Ok(pod) => self.cache.note(pod),
-                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                Err(error) if remedy::is_gone(&error) => {}
                 Err(error) => return Err(self.unavailable("take a pod over", &error)),
             }
         }

@@ -64,7 +64,7 @@ pub(super) async fn follow(
                     tracing::warn!(
                         service, namespace, %error,
                         "cannot watch endpoints, and go on with those told last; this peer's service account needs \
-                         get, list and watch on endpointslices.discovery.k8s.io there"
+                         list and watch on endpointslices.discovery.k8s.io there"
                     );
                 }
                 troubled = true;

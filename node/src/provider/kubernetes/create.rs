@@ -2,7 +2,7 @@
 
 use http::Request;
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 
 use super::{Site, labels, pod, remedy, status};
@@ -14,8 +14,10 @@ const TRIES: u32 = 5;
 /// Creates the pod, or adopts the one that has its name.
 pub(super) async fn ensure(site: &Site, launch: ReplicaLaunch) -> Result<Launched, ProviderError> {
     let name = site.name_of(&launch.replica);
+    // The pod says what it was, so that nobody has to look at Secrets to tell whose one is.
+    let secret = format!("{name}-{:016x}", rand::random::<u64>());
     for _ in 0..TRIES {
-        let document = pod::pod(&name, site.cluster, &launch, &site.default_image);
+        let document = pod::pod(&name, &secret, site.cluster, &launch, &site.default_image);
         let pod = match post::<Pod>(site, "pods", &document).await {
             Ok(pod) => pod,
             Err(kube::Error::Api(status)) if status.code == 409 => {
@@ -53,6 +55,10 @@ async fn adopt(
         });
     }
     let uid = pod.metadata.uid.clone().unwrap_or_default();
+    let annotations = pod.metadata.annotations.as_ref();
+    let secret = annotations.and_then(|all| all.get(labels::SECRET)).cloned();
+    // One that a release made which named them otherwise.
+    let secret = secret.unwrap_or_else(|| format!("{name}-env"));
     let (gated, leaving) = (
         status::gated(&pod),
         pod.metadata.deletion_timestamp.is_some(),
@@ -65,7 +71,7 @@ async fn adopt(
         return Ok(Launched::Started);
     }
     if !launch.secrets.is_empty() {
-        put_secret(site, name, &uid, launch).await?;
+        put_secret(site, &secret, (name, &uid), launch).await?;
     }
     Ok(Launched::Held(Hold {
         replica: launch.replica.clone(),
@@ -74,45 +80,19 @@ async fn adopt(
     }))
 }
 
-/// The Secret belongs to this very pod; one that belongs to another of the same name is on its way out.
+/// The name was drawn for this very pod: if there is one, whoever else adopts the pod has made it.
 async fn put_secret(
     site: &Site,
-    pod_name: &str,
-    uid: &str,
+    name: &str,
+    pod: (&str, &str),
     launch: &ReplicaLaunch,
 ) -> Result<(), ProviderError> {
-    let document = pod::secret(pod_name, uid, site.cluster, launch);
-    let name = pod::secret_name(pod_name);
-    let secrets: Api<Secret> = Api::namespaced(site.client.clone(), &site.namespace);
-    for _ in 0..TRIES {
-        match post::<Secret>(site, "secrets", &document).await {
-            Ok(_) => return Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 409 => {}
-            Err(error) => return Err(refused(site, launch, "create a secret", &error)),
-        }
-        let found = secrets.get_opt(&name).await;
-        let Some(found) = found.map_err(|error| site.unavailable("look at a secret", &error))?
-        else {
-            continue;
-        };
-        let owners = found.metadata.owner_references.unwrap_or_default();
-        if owners.iter().any(|owner| owner.uid == uid) {
-            return Ok(());
-        }
-        let this_one = DeleteParams::default().preconditions(Preconditions {
-            uid: found.metadata.uid,
-            resource_version: None,
-        });
-        match secrets.delete(&name, &this_one).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
-            Err(error) => return Err(site.unavailable("delete an old secret", &error)),
-        }
+    let document = pod::secret(name, pod, site.cluster, launch);
+    match post::<Secret>(site, "secrets", &document).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        Err(error) => Err(refused(site, launch, "create a secret", &error)),
     }
-    Err(ProviderError::Create {
-        replica: launch.replica.clone(),
-        reason: format!("the secret {name} comes and goes: something else makes and deletes it"),
-    })
 }
 
 /// Opens the gate of one pod, and of no other that has come to its name.
@@ -131,9 +111,7 @@ pub(super) async fn admit(site: &Site, hold: Hold) -> Result<(), ProviderError> 
             site.cache.note(pod);
             Ok(())
         }
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
-            Err(ProviderError::Tombstoned(hold.replica))
-        }
+        Err(error) if remedy::is_gone(&error) => Err(ProviderError::Tombstoned(hold.replica)),
         Err(error) => Err(site.unavailable("let a pod start", &error)),
     }
 }

@@ -20,6 +20,8 @@ pub(super) const VERSION: &str = "raftserve.io/version";
 pub(super) const REPLICA: &str = "raftserve.io/replica";
 /// An annotation: where the replica listens.
 pub(super) const PORT: &str = "raftserve.io/port";
+/// An annotation: the Secret with the replica's secrets.
+pub(super) const SECRET: &str = "raftserve.io/secret";
 /// The scheduling gate behind which a pod is created.
 pub(super) const GATE: &str = "raftserve.io/agreed";
 /// What no pod configuration may set.

@@ -29,14 +29,10 @@ fi
 step "$2"
 exit "$code""#;
 
-/// The name of the Secret with the replica's secrets.
-pub(super) fn secret_name(pod_name: &str) -> String {
-    format!("{pod_name}-env")
-}
-
-/// The pod of a replica, behind its gate.
+/// The pod of a replica, behind its gate. Its secrets are to be in the Secret `secret`.
 pub(super) fn pod(
     name: &str,
+    secret: &str,
     cluster: ClusterId,
     launch: &ReplicaLaunch,
     default_image: &str,
@@ -46,7 +42,7 @@ pub(super) fn pod(
         "kind": "Pod",
         "metadata": { "name": name },
         "spec": {
-            "containers": [container(name, launch, default_image)],
+            "containers": [container(secret, launch, default_image)],
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
             "terminationGracePeriodSeconds": grace_secs(launch.stop_grace),
@@ -63,6 +59,9 @@ pub(super) fn pod(
         merge::merge(pod, over, labels::CONTAINER);
     }
     claim(&mut pod, name, cluster, launch);
+    if !launch.secrets.is_empty() {
+        pod["metadata"]["annotations"][labels::SECRET] = secret.into();
+    }
     pod
 }
 
@@ -71,7 +70,7 @@ pub(super) fn grace_secs(grace: std::time::Duration) -> u64 {
     PRE_STOP_SECS + grace.as_secs() + u64::from(grace.subsec_nanos() > 0)
 }
 
-fn container(name: &str, launch: &ReplicaLaunch, default_image: &str) -> Value {
+fn container(secret: &str, launch: &ReplicaLaunch, default_image: &str) -> Value {
     let setup = launch.setup.as_deref().unwrap_or_default();
     let mut env: Vec<Value> = launch
         .envs
@@ -92,7 +91,7 @@ fn container(name: &str, launch: &ReplicaLaunch, default_image: &str) -> Value {
         "volumeMounts": [{ "name": "raftserve", "mountPath": STATE_DIR }],
     });
     if !launch.secrets.is_empty() {
-        container["envFrom"] = json!([{ "secretRef": { "name": secret_name(name) } }]);
+        container["envFrom"] = json!([{ "secretRef": { "name": secret } }]);
     }
     if !setup.is_empty() {
         // Told by its `started`, it starts only when `run` does. Setup may take as long as it wants.
@@ -261,8 +260,13 @@ fn claim(pod: &mut Value, name: &str, cluster: ClusterId, launch: &ReplicaLaunch
     }
 }
 
-/// The Secret with the replica's secrets; it goes when the pod does.
-pub(super) fn secret(name: &str, uid: &str, cluster: ClusterId, launch: &ReplicaLaunch) -> Value {
+/// The Secret `name` with the replica's secrets; it goes when the pod does, which is this one.
+pub(super) fn secret(
+    name: &str,
+    (pod, uid): (&str, &str),
+    cluster: ClusterId,
+    launch: &ReplicaLaunch,
+) -> Value {
     let data: Map<String, Value> = launch
         .secrets
         .iter()
@@ -272,9 +276,9 @@ pub(super) fn secret(name: &str, uid: &str, cluster: ClusterId, launch: &Replica
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {
-            "name": secret_name(name),
+            "name": name,
             "labels": { labels::CLUSTER: cluster.to_string() },
-            "ownerReferences": [{ "apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid }],
+            "ownerReferences": [{ "apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid }],
         },
         "immutable": true,
         "stringData": data,

@@ -40,7 +40,7 @@ fn of_status(code: u16, message: &str, namespace: &str) -> String {
         403 if is_ending(message) => format!("{message}; traffic goes on for as long as pods run"),
         403 => format!(
             "{message}; grant this peer's service account get, list, watch, create, patch and delete on pods, get on \
-             pods/log, and create, get and delete on secrets in namespace {namespace}"
+             pods/log, and create on secrets in namespace {namespace}"
         ),
         404 if message.contains("namespaces") => {
             format!("{message}; make it with: kubectl create namespace {namespace}")
@@ -52,6 +52,19 @@ fn of_status(code: u16, message: &str, namespace: &str) -> String {
 /// Whether the namespace goes, and with it all that could be refused.
 fn is_ending(message: &str) -> bool {
     message.contains("because it is being terminated")
+}
+
+/// Whether an object that a request named by name and uid is gone, or is another one by now. A patch that names another
+/// uid is one that would change it, and so no conflict but an invalid request.
+pub(super) fn is_gone(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => match status.code {
+            404 | 409 => true,
+            422 => status.message.contains("metadata.uid"),
+            _ => false,
+        },
+        _ => false,
+    }
 }
 
 /// Whether repeating the request is of no use before somebody has changed something: it is wrong, or not allowed.

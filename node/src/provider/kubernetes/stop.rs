@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Preconditions};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Site, labels, pod};
+use super::{Site, labels, pod, remedy};
 use crate::provider::{ProviderError, ReplicaKey};
 
 /// How much longer than its grace a pod may take to go: the kubelet's own work on a busy node.
@@ -75,7 +75,7 @@ async fn delete(site: &Site, name: &str, pod: &Pod, grace_secs: u64) -> Result<(
     match site.pods().delete(name, &this_one).await {
         Ok(_) => Ok(()),
         // Gone, or another by now: the next look tells.
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Err(error) if remedy::is_gone(&error) => Ok(()),
         Err(error) => Err(site.unavailable("delete a pod", &error)),
     }
 }

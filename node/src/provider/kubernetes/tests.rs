@@ -191,3 +191,49 @@ async fn a_pod_that_ended_is_not_mistaken_for_one_taken_over() {
     api.replace(&name(), stranger(&name()));
     assert_eq!(site.taken(&pod).await, None);
 }
+
+#[tokio::test]
+async fn a_pod_that_another_came_in_place_of_is_not_taken_over() {
+    let api = Api::default();
+    let (ours, theirs) = (site(&api, OURS), site(&api, THEIRS));
+    held(&ours).await;
+    // Between the list and the change.
+    api.meddle(|method, objects| {
+        if *method == http::Method::PATCH {
+            objects.insert(format!("pods/{}", name()), stranger(&name()));
+        }
+    });
+    theirs.take_over(OURS).await.unwrap();
+    assert_eq!(api.pod(&name()), Some(stranger(&name())));
+}
+
+#[tokio::test]
+async fn secrets_are_made_once_for_each_pod_and_never_read() {
+    let api = Api::default();
+    let (one, other) = (site(&api, OURS), site(&api, OURS));
+    let mut launch = launch();
+    launch.secrets.insert("A".to_owned(), "hush".to_owned());
+    api.forbid_reading("secrets");
+    let (first, second) = tokio::join!(
+        create::ensure(&one, launch.clone()),
+        create::ensure(&other, launch.clone())
+    );
+    assert_eq!(first.unwrap(), second.unwrap());
+    assert_eq!(api.count(), 2, "a pod and a Secret");
+    let pod = api.pod(&name()).unwrap();
+    let secret = &pod["metadata"]["annotations"][labels::SECRET];
+    let container = &pod["spec"]["containers"][0];
+    assert_eq!(&container["envFrom"][0]["secretRef"]["name"], secret);
+    let made = api.object("secrets", secret.as_str().unwrap());
+    assert_eq!(
+        made["metadata"]["ownerReferences"][0]["uid"],
+        pod["metadata"]["uid"]
+    );
+
+    // What was left by a pod of the same name, until the API server sees to it, is in nobody's way.
+    api.remove(&name());
+    create::ensure(&one, launch).await.unwrap();
+    let anew = api.pod(&name()).unwrap();
+    assert_ne!(&anew["metadata"]["annotations"][labels::SECRET], secret);
+    assert_eq!(api.count(), 3);
+}

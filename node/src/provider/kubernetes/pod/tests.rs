@@ -30,7 +30,13 @@ fn launch() -> ReplicaLaunch {
 }
 
 fn made(launch: &ReplicaLaunch) -> Value {
-    pod("svc-name", ClusterId([0x0a; 16]), launch, "default:1")
+    pod(
+        "svc-name",
+        "svc-secret",
+        ClusterId([0x0a; 16]),
+        launch,
+        "default:1",
+    )
 }
 
 #[test]
@@ -73,7 +79,7 @@ fn all_that_is_asked_for_is_in_the_pod() {
         })
     );
     assert_eq!(container["volumeMounts"][1]["mountPath"], "/models");
-    assert_eq!(container["envFrom"][0]["secretRef"]["name"], "svc-name-env");
+    assert_eq!(container["envFrom"][0]["secretRef"]["name"], "svc-secret");
     assert!(container["startupProbe"].is_object());
     assert_eq!(pod["metadata"]["labels"]["team"], "x");
     let terms = &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
@@ -84,7 +90,14 @@ fn all_that_is_asked_for_is_in_the_pod() {
     assert!(!pod.to_string().contains("hush"));
     let env = container["env"].as_array().unwrap();
     assert!(env.iter().all(|it| it["name"] != "A"));
-    let secret = secret("svc-name", "uid-1", ClusterId([0x0a; 16]), &launch);
+    let secret = secret(
+        "svc-secret",
+        ("svc-name", "uid-1"),
+        ClusterId([0x0a; 16]),
+        &launch,
+    );
+    assert_eq!(pod["metadata"]["annotations"][labels::SECRET], "svc-secret");
+    assert_eq!(secret["metadata"]["name"], "svc-secret");
     assert_eq!(secret["stringData"], json!({"A": "hush"}));
     assert_eq!(secret["metadata"]["ownerReferences"][0]["uid"], "uid-1");
 }

@@ -26,7 +26,7 @@ struct State {
     objects: Objects,
     count: u64,
     meddler: Option<Meddler>,
-    /// Methods that nobody may use.
+    /// Methods and kinds that nobody may use.
     forbidden: BTreeSet<String>,
 }
 
@@ -50,6 +50,17 @@ impl Api {
         self.0.lock().unwrap().objects.len()
     }
 
+    /// An object that has to be there.
+    pub(super) fn object(&self, kind: &str, name: &str) -> Value {
+        self.0.lock().unwrap().objects[&format!("{kind}/{name}")].clone()
+    }
+
+    /// Takes a pod away.
+    pub(super) fn remove(&self, name: &str) {
+        let mut state = self.0.lock().unwrap();
+        state.objects.remove(&format!("pods/{name}"));
+    }
+
     /// Puts another pod where one stands, or may come to stand.
     pub(super) fn replace(&self, name: &str, pod: Value) {
         let mut state = self.0.lock().unwrap();
@@ -59,6 +70,14 @@ impl Api {
     /// Lets `meddler` at the objects before each request is seen to.
     pub(super) fn meddle(&self, meddler: impl FnMut(&Method, &mut Objects) + Send + 'static) {
         self.0.lock().unwrap().meddler = Some(Box::new(meddler));
+    }
+
+    /// Refuses from now on whatever concerns a kind, but for making one.
+    pub(super) fn forbid_reading(&self, kind: &str) {
+        for verb in ["GET", "PATCH", "DELETE"] {
+            let mut state = self.0.lock().unwrap();
+            state.forbidden.insert(format!("{verb} {kind}"));
+        }
     }
 
     /// Refuses a method from now on.
@@ -74,11 +93,15 @@ impl State {
             meddler(method, &mut self.objects);
             self.meddler = Some(meddler);
         }
-        if self.forbidden.contains(method.as_str()) {
+        // All namespaces are one.
+        let path = path.trim_start_matches("/api/v1/namespaces/");
+        let path = path.split_once('/').map_or(path, |(_, path)| path);
+        let (kind, name) = path.split_once('/').unwrap_or((path, ""));
+        let both = format!("{method} {kind}");
+        let is_forbidden = |what: &&str| self.forbidden.contains(*what);
+        if [method.as_str(), kind, &both].iter().any(is_forbidden) {
             return status(403, "is forbidden: User \"x\" cannot do that");
         }
-        let path = path.trim_start_matches("/api/v1/namespaces/ns/");
-        let (kind, name) = path.split_once('/').unwrap_or((path, ""));
         let own = body["metadata"]["name"].as_str().unwrap_or_default();
         let key = format!("{kind}/{}", if name.is_empty() { own } else { name });
         match (method.as_str(), name) {
@@ -96,8 +119,13 @@ impl State {
                     (200, found)
                 }
                 Some(found) if verb == "PATCH" => {
+                    let revision = &body["metadata"]["resourceVersion"];
+                    if !revision.is_null() && found["metadata"]["resourceVersion"] != *revision {
+                        return status(409, "the object has been modified");
+                    }
                     if differs(&found, &body["metadata"]["uid"]) {
-                        return status(409, "the UID differs");
+                        let said = "is invalid: metadata.uid: Invalid value: field is immutable";
+                        return status(422, said);
                     }
                     let mut changed = found;
                     merge(&mut changed, body);
@@ -152,6 +180,7 @@ fn status(code: u16, message: &str) -> (u16, Value) {
     let reason = match code {
         403 => "Forbidden",
         404 => "NotFound",
+        422 => "Invalid",
         _ => "Conflict",
     };
     let status = json!({
@@ -166,6 +195,10 @@ fn merge(base: &mut Value, over: &Value) {
     match (base, over) {
         (Value::Object(base), Value::Object(over)) => {
             for (key, value) in over {
+                if value.is_null() {
+                    base.remove(key);
+                    continue;
+                }
                 merge(base.entry(key.clone()).or_insert(Value::Null), value);
             }
         }
