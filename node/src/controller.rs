@@ -251,7 +251,8 @@ impl<'a> Reign<'a> {
             .is_none_or(|checked| checked.elapsed() >= ORPHAN_INTERVAL);
         let mut listed = false;
         if due {
-            listed = match self.controller.provider.refresh().await {
+            let occupied = is_occupied(&self.controller.consensus.state());
+            listed = match self.controller.provider.refresh(occupied).await {
                 Ok(()) => true,
                 // What the former leader made must not seem to be missing.
                 Err(error) if self.orphans_checked.is_none() => return Ok(Err(error)),
@@ -378,6 +379,15 @@ impl<'a> Reign<'a> {
         }
         wait_applied(&self.controller.consensus, index).await
     }
+}
+
+/// Whether there are replicas that a provider has made, or is about to make.
+fn is_occupied(state: &State) -> bool {
+    state.replicas().any(|replica| {
+        let service = state.service(replica.id.service);
+        replica.occupies_resources()
+            && service.is_some_and(|it| it.spec_of(replica.version).provider.makes_replicas())
+    })
 }
 
 /// Gives each creation a port: the declared one, or where replicas share a host, one that is free on it and promised

@@ -20,6 +20,7 @@ pub mod departure;
 pub mod endpoints;
 pub mod founding;
 pub mod scaling;
+pub mod whereabouts;
 
 /// The longest that connecting to the API server may take.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
@@ -69,7 +70,9 @@ pub enum CallError {
 }
 
 impl CallError {
-    fn code(&self) -> Option<u16> {
+    /// The status of the API server's answer, if there was one.
+    #[must_use]
+    pub fn code(&self) -> Option<u16> {
         match self {
             Self::Kube(kube::Error::Api(status)) => Some(status.code),
             Self::Kube(_) | Self::Late => None,
@@ -96,7 +99,7 @@ pub struct Home {
     set: String,
     pod: String,
     ordinal: u32,
-    /// Of the StatefulSet that this process has first seen.
+    /// Of the StatefulSet that this process has first seen, for peers that may not read their own pod.
     uid: OnceLock<String>,
 }
 
@@ -126,6 +129,15 @@ pub enum HomeError {
     NoApi(#[from] kube::Error),
 }
 
+impl HomeError {
+    fn no_pod(set: String, address: &str) -> Self {
+        Self::NoPod {
+            set,
+            address: address.to_owned(),
+        }
+    }
+}
+
 /// The ordinal of the pod of `set` that `address` names: `set-2.peers.ns.svc:7001` is the one with 2.
 #[must_use]
 pub fn ordinal(set: &str, address: &str) -> Option<u32> {
@@ -142,12 +154,19 @@ fn pod_of(address: &str) -> Option<&str> {
     address.split(['.', ':']).next()
 }
 
-/// What a StatefulSet, read afresh, says to one who first saw it with `uid`.
+/// The uid of the StatefulSet whose pod this is. None if nobody has it: its set was deleted and left it behind.
+fn owner(pod: &Pod) -> Option<&str> {
+    let mut owners = pod.metadata.owner_references.iter().flatten();
+    let owner = owners.find(|it| it.controller == Some(true) && it.kind == "StatefulSet")?;
+    Some(&owner.uid)
+}
+
+/// What a StatefulSet, read afresh, says to a pod of the one with `uid`.
 fn wanted(set: Option<&StatefulSet>, uid: Option<&str>) -> Wanted {
     let Some(set) = set else {
         return Wanted::Stopped;
     };
-    let same = uid.is_none_or(|uid| set.metadata.uid.as_deref() == Some(uid));
+    let same = uid.is_some() && set.metadata.uid.as_deref() == uid;
     let stays = set.metadata.deletion_timestamp.is_none();
     // The API server fills the number in, so none is no answer.
     let replicas = set.spec.as_ref().and_then(|spec| spec.replicas);
@@ -170,13 +189,20 @@ impl Home {
     /// # Errors
     /// [`HomeError`].
     pub async fn of(set: String, address: &str, api: &ApiServer) -> Result<Self, HomeError> {
+        if ordinal(&set, address).is_none() {
+            return Err(HomeError::no_pod(set, address));
+        }
+        Self::with(set, address, api.client().await?)
+    }
+
+    /// As [`Self::of`], by this client.
+    ///
+    /// # Errors
+    /// [`HomeError::NoPod`].
+    pub(crate) fn with(set: String, address: &str, client: Client) -> Result<Self, HomeError> {
         let (Some(ordinal), Some(pod)) = (ordinal(&set, address), pod_of(address)) else {
-            return Err(HomeError::NoPod {
-                set,
-                address: address.to_owned(),
-            });
+            return Err(HomeError::no_pod(set, address));
         };
-        let client = api.client().await?;
         let namespace = client.default_namespace().to_owned();
         Ok(Self {
             sets: Api::namespaced(client.clone(), &namespace),
@@ -193,11 +219,33 @@ impl Home {
     /// The StatefulSet, read from the API server's quorum and never from a cache, and how many peers it wants.
     async fn read_set(&self) -> Result<(Option<StatefulSet>, Wanted), CallError> {
         let set = call(self.sets.get_opt(&self.set)).await?;
-        if let Some(uid) = set.as_ref().and_then(|set| set.metadata.uid.clone()) {
-            self.uid.get_or_init(|| uid);
+        let uid = set.as_ref().and_then(|set| set.metadata.uid.as_deref());
+        let own = self.own_set(uid).await?;
+        if set.is_some() && own.as_deref() != uid {
+            tracing::warn!(
+                set = self.set,
+                ?uid,
+                ?own,
+                "this pod belongs to another StatefulSet than the one of its name, which says nothing of how many peers are wanted"
+            );
         }
-        let wanted = wanted(set.as_ref(), self.uid.get().map(String::as_str));
+        let wanted = wanted(set.as_ref(), own.as_deref());
         Ok((set, wanted))
+    }
+
+    /// The uid of the StatefulSet that this pod belongs to, as the pod says now: one that was left behind is adopted by
+    /// the next set of the same name and selector. Without the permission to read it, it is the first that was `seen`.
+    async fn own_set(&self, seen: Option<&str>) -> Result<Option<String>, CallError> {
+        match call(self.pods.get_opt(&self.pod)).await {
+            Ok(pod) => Ok(pod.as_ref().and_then(owner).map(str::to_owned)),
+            Err(error) if error.code() == Some(403) => {
+                if let Some(seen) = seen {
+                    self.uid.get_or_init(|| seen.to_owned());
+                }
+                Ok(self.uid.get().cloned())
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -206,6 +254,7 @@ mod tests {
     use k8s_openapi::api::apps::v1::StatefulSetSpec;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use k8s_openapi::jiff::Timestamp;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -254,7 +303,6 @@ mod tests {
         };
         let one = set("u1", Some(1));
         assert_eq!(wanted(Some(&one), Some("u1")), Wanted::Peers(1));
-        assert_eq!(wanted(Some(&one), None), Wanted::Peers(1));
         let mut going = one.clone();
         going.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
         for stopped in [
@@ -266,5 +314,50 @@ mod tests {
         ] {
             assert_eq!(wanted(stopped, Some("u1")), Wanted::Stopped, "{stopped:?}");
         }
+        assert_eq!(wanted(Some(&one), None), Wanted::Stopped, "nobody's pod");
+    }
+
+    /// What a peer reads whose pod, and the StatefulSet of the name of its own, are these.
+    async fn read(pod: Option<Value>, set: Value) -> Wanted {
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let answer = match request.uri().path().contains("/pods/") {
+                true => pod.clone(),
+                false => Some(set.clone()),
+            };
+            let forbidden = json!({
+                "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
+                "message": "forbidden", "reason": "Forbidden", "code": 403,
+            });
+            let code = if answer.is_some() { 200 } else { 403 };
+            let body = answer.unwrap_or(forbidden).to_string();
+            let answer = http::Response::builder().status(code);
+            let answer = answer.body(http_body_util::Full::<bytes::Bytes>::from(body));
+            std::future::ready(answer)
+        });
+        let client = Client::new(service, "ns");
+        let home = Home::with("rs".to_owned(), "rs-0.x:7001", client).unwrap();
+        home.read_set().await.unwrap().1
+    }
+
+    #[tokio::test]
+    async fn the_set_that_counts_is_that_of_this_pod_whenever_it_is_asked_about() {
+        let set = |uid: &str| {
+            json!({"metadata": {"name": "rs", "uid": uid}, "spec": {
+                "replicas": 1, "selector": {}, "serviceName": "rs", "template": {},
+            }})
+        };
+        let pod = |uid: &str| {
+            json!({"metadata": {"name": "rs-0", "ownerReferences": [{
+                "apiVersion": "apps/v1", "kind": "StatefulSet", "name": "rs", "uid": uid, "controller": true,
+            }]}})
+        };
+        // A set that took the place of this pod's own, before anybody asked for the first time.
+        assert_eq!(read(Some(pod("old")), set("new")).await, Wanted::Stopped);
+        // One that has adopted the pods that its predecessor left behind.
+        assert_eq!(read(Some(pod("new")), set("new")).await, Wanted::Peers(1));
+        let left = json!({"metadata": {"name": "rs-0"}});
+        assert_eq!(read(Some(left), set("new")).await, Wanted::Stopped);
+        // As it was before peers could read their pods.
+        assert_eq!(read(None, set("new")).await, Wanted::Peers(1));
     }
 }

@@ -253,7 +253,7 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
         shutdown: shutdown.clone(),
         ended_badly,
     };
-    let provider = provider(&config, &peer, &api).await?;
+    let provider = provider(&config, &peer, &api, home.clone()).await?;
     let parts = Parts::start(&config, &peer, incarnation, provider, api, &vital)?;
     let denials = Arc::new(Denials::default());
     let _ = report.set(Arc::new(Metrics {
@@ -481,9 +481,11 @@ async fn provider(
     config: &NodeConfig,
     peer: &Peer,
     api: &ApiServer,
+    home: Option<Arc<Home>>,
 ) -> anyhow::Result<Arc<dyn Provider>> {
     if let Some(settings) = &config.kubernetes {
-        let provider = KubernetesProvider::new(settings.clone(), peer.cluster_id(), api).await;
+        let settings = settings.clone();
+        let provider = KubernetesProvider::new(settings, peer.cluster_id(), api, home).await;
         let provider = provider.context(
             "--provider kubernetes finds no cluster: run in a pod with a service account, or set KUBECONFIG",
         )?;

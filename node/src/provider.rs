@@ -304,11 +304,12 @@ pub trait Provider: Send + Sync + 'static {
     /// [`ProviderError::TakenOver`] if a third cluster has it; [`ProviderError::Io`]. May be repeated.
     fn take_over(&self, from: ClusterId) -> BoxFuture<'_, Result<(), ProviderError>>;
 
-    /// Makes sure that `observe` lacks nothing that existed before this call.
+    /// Makes sure that `observe` lacks nothing that existed before this call. `occupied` tells whether the log has
+    /// replicas that were made: if so, they have to be where this provider looks.
     ///
     /// # Errors
     /// If it cannot be; nothing may be concluded from what is missing then.
-    fn refresh(&self) -> BoxFuture<'_, Result<(), ProviderError>> {
+    fn refresh(&self, _occupied: bool) -> BoxFuture<'_, Result<(), ProviderError>> {
         Box::pin(async { Ok(()) })
     }
 

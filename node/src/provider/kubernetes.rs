@@ -33,7 +33,8 @@ use super::{
     Hold, Launched, LogQuery, LogStream, Observation, Provider, ProviderError, ReplicaKey,
     ReplicaLaunch,
 };
-use crate::kubernetes::ApiServer;
+use crate::kubernetes::whereabouts::Whereabouts;
+use crate::kubernetes::{ApiServer, Home};
 use cache::Cache;
 
 /// How pods are made.
@@ -58,10 +59,13 @@ struct Site {
     namespace: String,
     default_image: String,
     cache: Arc<Cache>,
+    /// Where it is written down in which namespace the pods are, if this peer is one itself.
+    home: Option<Arc<Home>>,
 }
 
 impl KubernetesProvider {
-    /// The provider for `cluster`, which begins to watch its pods. The API server need not answer yet.
+    /// The provider for `cluster`, which begins to watch its pods. The API server need not answer yet. A peer that has
+    /// a `home` holds back where its settings have another namespace than that of the pods.
     ///
     /// # Errors
     /// If nothing says where the API server is: neither a service account nor a kubeconfig.
@@ -69,6 +73,7 @@ impl KubernetesProvider {
         settings: KubernetesSettings,
         cluster: ClusterId,
         api: &ApiServer,
+        home: Option<Arc<Home>>,
     ) -> Result<Self, kube::Error> {
         let client = api.client().await?;
         let site = Arc::new(Site {
@@ -79,6 +84,7 @@ impl KubernetesProvider {
             client,
             default_image: settings.default_image,
             cache: Arc::default(),
+            home,
         });
         let cancelled = CancellationToken::new();
         tokio::spawn(watch::run(Arc::clone(&site), cancelled.clone()));
@@ -102,7 +108,8 @@ impl Site {
     }
 
     /// Puts what the API server says now into the cache.
-    async fn refresh(&self) -> Result<(), ProviderError> {
+    async fn refresh(&self, occupied: bool) -> Result<(), ProviderError> {
+        self.is_the_place(occupied).await?;
         self.not_taken(self.cluster).await?;
         let query = ListParams::default().labels(&labels::selector(self.cluster));
         let listed = self.pods().list(&query).await;
@@ -111,6 +118,39 @@ impl Site {
             self.cache.note(pod);
         }
         Ok(())
+    }
+
+    /// Whether the pods are in our namespace, and not in another that was ours before.
+    async fn is_the_place(&self, occupied: bool) -> Result<(), ProviderError> {
+        let Some(home) = &self.home else {
+            return Ok(());
+        };
+        let found = home
+            .whereabouts(self.cluster, &self.namespace, occupied)
+            .await;
+        match found {
+            Ok(Whereabouts::Here) => {
+                self.cache.is_misplaced(None);
+                Ok(())
+            }
+            Ok(Whereabouts::Elsewhere(there)) => {
+                let reason = home.directions(&there, &self.namespace);
+                self.cache.is_misplaced(Some(reason.clone()));
+                Err(ProviderError::Unavailable {
+                    doing: "see to replicas",
+                    reason,
+                })
+            }
+            // As with all else that peers read of themselves: without the permission they do without it.
+            Err(error) if error.code() == Some(403) => {
+                tracing::warn!(%error, "cannot tell in which namespace replicas were made before");
+                Ok(())
+            }
+            Err(error) => Err(ProviderError::Unavailable {
+                doing: "read in which namespace replicas are",
+                reason: error.to_string(),
+            }),
+        }
     }
 
     /// Makes the pods of `from` ours, and leaves word on them for `from`, should it still run.
@@ -208,8 +248,8 @@ impl Provider for KubernetesProvider {
         Box::pin(self.site.take_over(from))
     }
 
-    fn refresh(&self) -> BoxFuture<'_, Result<(), ProviderError>> {
-        Box::pin(self.site.refresh())
+    fn refresh(&self, occupied: bool) -> BoxFuture<'_, Result<(), ProviderError>> {
+        Box::pin(self.site.refresh(occupied))
     }
 
     fn observe(&self) -> BoxFuture<'_, Result<Vec<Observation>, ProviderError>> {

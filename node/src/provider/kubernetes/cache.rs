@@ -41,6 +41,8 @@ struct Known {
     complete: bool,
     /// What keeps the watch from telling.
     trouble: Option<String>,
+    /// Why nothing may be concluded from what is seen here, if that is so.
+    misplaced: Option<String>,
     /// Whose the pods were, and whose they are.
     taken_over: Option<(ClusterId, ClusterId)>,
 }
@@ -147,8 +149,13 @@ impl Cache {
         let known = self.known();
         match known.taken_over {
             Some((cluster, by)) => Some(ProviderError::TakenOver { cluster, by }.to_string()),
-            None => known.trouble.clone(),
+            None => known.misplaced.clone().or_else(|| known.trouble.clone()),
         }
+    }
+
+    /// Notes that the pods are somewhere else, and what to do about it; or that they are here after all.
+    pub(super) fn is_misplaced(&self, why: Option<String>) {
+        self.known().misplaced = why;
     }
 
     /// Notes that another cluster has the pods now. That is for good.
@@ -162,6 +169,12 @@ impl Cache {
         let known = self.known();
         if let Some((cluster, by)) = known.taken_over {
             return Err(ProviderError::TakenOver { cluster, by });
+        }
+        if let Some(reason) = known.misplaced.clone() {
+            return Err(ProviderError::Unavailable {
+                doing: "see to replicas",
+                reason,
+            });
         }
         if !known.complete {
             return Err(ProviderError::Unavailable {

@@ -19,6 +19,17 @@ fn site(api: &Api, cluster: ClusterId) -> Site {
         namespace: "ns".to_owned(),
         default_image: "image:1".to_owned(),
         cache: Arc::default(),
+        home: None,
+    }
+}
+
+/// As [`site`], of a peer that is a pod and is told to have replicas in `namespace`.
+fn at_home(api: &Api, namespace: &str) -> Site {
+    let home = Home::with("rs".to_owned(), "rs-0.x:7001", api.client()).unwrap();
+    Site {
+        namespace: namespace.to_owned(),
+        home: Some(Arc::new(home)),
+        ..site(api, OURS)
     }
 }
 
@@ -165,10 +176,10 @@ async fn what_is_taken_over_runs_on_and_its_former_cluster_is_told() {
         by: THEIRS,
     };
     // At the start of a reign, and when the watch loses sight of it.
-    let refused = ours.refresh().await.unwrap_err();
+    let refused = ours.refresh(true).await.unwrap_err();
     assert_eq!(refused.to_string(), told.to_string());
     assert_eq!(ours.taken(&watched).await, Some(THEIRS));
-    theirs.refresh().await.unwrap();
+    theirs.refresh(true).await.unwrap();
 
     // A third cluster gets it from those who have it, and from nobody else.
     let third = site(&api, THIRD);
@@ -176,7 +187,7 @@ async fn what_is_taken_over_runs_on_and_its_former_cluster_is_told() {
     assert_eq!(refused.to_string(), told.to_string());
     third.take_over(THEIRS).await.unwrap();
     for former in [&ours, &theirs] {
-        let refused = former.refresh().await.unwrap_err();
+        let refused = former.refresh(true).await.unwrap_err();
         assert!(matches!(refused, ProviderError::TakenOver { by, .. } if by == THIRD));
     }
 }
@@ -190,6 +201,66 @@ async fn a_pod_that_ended_is_not_mistaken_for_one_taken_over() {
     // Deleted by force, it had no time to say that it would go.
     api.replace(&name(), stranger(&name()));
     assert_eq!(site.taken(&pod).await, None);
+}
+
+#[tokio::test]
+async fn replicas_are_looked_for_where_they_were_made_and_moved_only_when_there_are_none() {
+    let api = Api::default();
+    let (before, after) = (at_home(&api, "ns"), at_home(&api, "models"));
+    // The first that sees to them says where.
+    before.refresh(true).await.unwrap();
+    assert_eq!(api.record("rs-cluster")["replicas"], "ns");
+
+    let refused = after.refresh(true).await.unwrap_err().to_string();
+    for said in [
+        "in namespace ns",
+        "in models",
+        "back to ns",
+        "configmap rs-cluster",
+    ] {
+        assert!(refused.contains(said), "{refused}");
+    }
+    assert!(after.cache.trouble().unwrap().contains("none is touched"));
+    let unseen = after.cache.observe().unwrap_err().to_string();
+    assert!(unseen.contains("namespace ns"), "{unseen}");
+    assert_eq!(api.record("rs-cluster")["replicas"], "ns");
+    // The peers that are told of the right one go on.
+    before.refresh(true).await.unwrap();
+
+    // With all services down there is nothing to lose.
+    after.refresh(false).await.unwrap();
+    assert_eq!(after.cache.trouble(), None);
+    assert_eq!(api.record("rs-cluster")["replicas"], "models");
+    assert!(before.refresh(true).await.is_err());
+    assert_eq!(api.record("rs-cluster")["cluster"], OURS.to_string());
+}
+
+#[tokio::test]
+async fn of_two_peers_with_different_namespaces_one_has_its_way() {
+    let api = Api::default();
+    let (one, other) = (at_home(&api, "a"), at_home(&api, "b"));
+    one.refresh(false).await.unwrap();
+    // Between the look and the word, the other was faster.
+    api.meddle(|method, objects| {
+        if *method == http::Method::PATCH {
+            let record = objects.get_mut("configmaps/rs-cluster").unwrap();
+            record["data"]["replicas"] = "c".into();
+            record["metadata"]["resourceVersion"] = "later".into();
+        }
+    });
+    let refused = other.refresh(false).await.unwrap_err();
+    assert!(
+        matches!(refused, ProviderError::Unavailable { .. }),
+        "{refused}"
+    );
+    assert_eq!(api.record("rs-cluster")["replicas"], "c");
+}
+
+#[tokio::test]
+async fn without_the_permission_to_read_the_record_peers_do_without() {
+    let api = Api::default();
+    api.forbid_kind("configmaps");
+    at_home(&api, "ns").refresh(true).await.unwrap();
 }
 
 #[tokio::test]

@@ -55,6 +55,11 @@ impl Api {
         self.0.lock().unwrap().objects[&format!("{kind}/{name}")].clone()
     }
 
+    /// The entries of a ConfigMap.
+    pub(super) fn record(&self, name: &str) -> Value {
+        self.object("configmaps", name)["data"].clone()
+    }
+
     /// Takes a pod away.
     pub(super) fn remove(&self, name: &str) {
         let mut state = self.0.lock().unwrap();
@@ -70,6 +75,12 @@ impl Api {
     /// Lets `meddler` at the objects before each request is seen to.
     pub(super) fn meddle(&self, meddler: impl FnMut(&Method, &mut Objects) + Send + 'static) {
         self.0.lock().unwrap().meddler = Some(Box::new(meddler));
+    }
+
+    /// Refuses all that has to do with a kind from now on.
+    pub(super) fn forbid_kind(&self, kind: &str) {
+        let mut state = self.0.lock().unwrap();
+        state.forbidden.insert(kind.to_owned());
     }
 
     /// Refuses from now on whatever concerns a kind, but for making one.
