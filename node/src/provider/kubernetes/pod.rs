@@ -14,9 +14,11 @@ pub(super) const PRE_STOP_SECS: u64 = 2;
 const STATE_DIR: &str = "/run/raftserve";
 
 /// Runs `$1`, if there is any, and then `$2`, each by the best shell there is. As the first process of its container it
-/// hands SIGTERM to all others, and waits for what it started.
+/// hands SIGTERM to all others, and waits for what it started. Where it is not the first of all processes that it sees,
+/// which may then be those of other containers or of the whole node, it tells its own group only.
 const SCRIPT: &str = r#"sh=/bin/sh; [ -x /bin/bash ] && sh=/bin/bash
-told=; trap 'told=1; kill -TERM -1 2>/dev/null' TERM INT
+told=; all=-1; [ $$ = 1 ] || all=0
+trap 'told=1; trap "" TERM INT; kill -TERM "$all" 2>/dev/null' TERM INT
 step() {
   "$sh" -c "$1" & child=$!
   while :; do wait "$child"; code=$?; kill -0 "$child" 2>/dev/null || return "$code"; done
@@ -96,7 +98,8 @@ fn container(secret: &str, launch: &ReplicaLaunch, default_image: &str) -> Value
     if !setup.is_empty() {
         // Told by its `started`, it starts only when `run` does. Setup may take as long as it wants.
         container["startupProbe"] = json!({
-            "exec": { "command": ["test", "-e", format!("{STATE_DIR}/set-up")] },
+            // With what the image has to have in any case.
+            "exec": { "command": ["/bin/sh", "-c", format!("[ -e {STATE_DIR}/set-up ]")] },
             "periodSeconds": 1,
             "failureThreshold": i32::MAX,
         });

@@ -1,8 +1,10 @@
 use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use raftserve_model::spec::{Accelerators, Placement};
 use raftserve_model::{ReplicaId, ServiceId, ServiceVersion};
+use rustix::process::{Signal, kill_process, kill_process_group};
 
 use super::*;
 use crate::provider::ReplicaKey;
@@ -80,7 +82,10 @@ fn all_that_is_asked_for_is_in_the_pod() {
     );
     assert_eq!(container["volumeMounts"][1]["mountPath"], "/models");
     assert_eq!(container["envFrom"][0]["secretRef"]["name"], "svc-secret");
-    assert!(container["startupProbe"].is_object());
+    assert_eq!(
+        container["startupProbe"]["exec"]["command"],
+        json!(["/bin/sh", "-c", "[ -e /run/raftserve/set-up ]"])
+    );
     assert_eq!(pod["metadata"]["labels"]["team"], "x");
     let terms = &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
         ["nodeSelectorTerms"];
@@ -145,4 +150,49 @@ fn a_pod_configuration_changes_all_but_what_makes_it_a_replica() {
     assert_eq!(spec["containers"][0]["imagePullPolicy"], "Always");
     assert_eq!(spec["containers"][0]["name"], "replica");
     assert_eq!(spec["containers"][1]["image"], "side");
+}
+
+/// Of the script, `kill` is told apart: where the script is wrong, nobody is to be killed but who is meant.
+const NO_KILL_OF_ALL: &str = r#"
+kill() { case "$*" in "-TERM -1") echo all >>"$OUT";; *) command kill "$@";; esac; }
+"#;
+
+#[test]
+fn where_it_is_not_the_first_process_only_its_own_group_is_told_to_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let run = r#"trap 'echo told >>"$OUT"; exit 7' TERM; echo ready >>"$OUT"; while :; do sleep 0.05; done"#;
+    let mut shell = std::process::Command::new("/bin/sh")
+        .args([
+            "-c",
+            &format!("{NO_KILL_OF_ALL}{SCRIPT}"),
+            "raftserve",
+            "",
+            run,
+        ])
+        .env("OUT", &out)
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let said = || std::fs::read_to_string(&out).unwrap_or_default();
+    let pid = rustix::process::Pid::from_child(&shell);
+    let begun = std::time::Instant::now();
+    let await_that = |what: &str, is_so: &mut dyn FnMut() -> bool| {
+        while !is_so() {
+            if begun.elapsed() > Duration::from_secs(20) {
+                let _ = kill_process_group(pid, Signal::KILL);
+                panic!("{what}: {:?}", said());
+            }
+            std::thread::yield_now();
+        }
+    };
+    await_that("it does not start", &mut || said() == "ready\n");
+    kill_process(pid, Signal::TERM).unwrap();
+    let mut ended = None;
+    await_that("it does not end", &mut || {
+        ended = shell.try_wait().unwrap();
+        ended.is_some()
+    });
+    let code = ended.and_then(|ended| ended.code());
+    assert_eq!((said().as_str(), code), ("ready\ntold\n", Some(7)));
 }
