@@ -313,7 +313,7 @@ pub trait Provider: Send + Sync + 'static {
         Box::pin(async { Ok(()) })
     }
 
-    /// What there is to tell people about replicas that do not run yet, as far as this peer sees.
+    /// What there is to tell people about replicas that do not run, or not for certain, as far as this peer sees.
     fn notes(&self) -> BTreeMap<ReplicaId, String> {
         BTreeMap::new()
     }

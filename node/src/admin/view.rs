@@ -77,7 +77,7 @@ pub(super) fn service(state: &State, service: &Service, ports: &ServicePorts) ->
     }
 }
 
-/// A replica of `service`. `made_by` is who makes replicas; `note` is what that says of this one before it runs.
+/// A replica of `service`. `made_by` is who makes replicas; `note` is what that says of this one now.
 pub(super) fn replica(
     service: &Service,
     replica: &Replica,
@@ -91,9 +91,11 @@ pub(super) fn replica(
         id: replica.id.number,
         version: replica.version.0,
         status: replica_status(replica.status()).into(),
-        reason: replica
-            .reason()
-            .or_else(|| note.filter(|_| replica.is_live()).cloned())
+        // What is seen now says more than what was recorded when it began.
+        reason: note
+            .filter(|_| replica.is_live())
+            .cloned()
+            .or_else(|| replica.reason())
             .unwrap_or_default(),
         endpoint: replica
             .address

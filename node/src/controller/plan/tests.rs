@@ -256,6 +256,24 @@ fn a_replica_never_ready_within_the_initial_delay_is_replaced() {
 }
 
 #[test]
+fn what_who_makes_it_knows_of_a_replica_says_more_than_that_it_does_not_answer() {
+    let mut world = World::new();
+    world.put("serve", 1);
+    world.settle();
+    world.probe_all_ok();
+    world.settle();
+    let lost = "node n is lost".to_owned();
+    world.observed.notes.insert(world.id(1), lost.clone());
+    // As long as it answers, it serves.
+    world.settle();
+    assert_eq!(world.replicas(), [(1, ReplicaStatus::Ready)]);
+    world.probe(1, Err("no answer".into()), 1);
+    world.settle();
+    let replica = world.state.replica(world.id(1)).unwrap();
+    assert_eq!(replica.phase, Phase::NotReady { reason: lost });
+}
+
+#[test]
 fn a_replica_failing_for_the_threshold_is_replaced() {
     use ReplicaStatus::{FailedProbing, NotReady, Starting};
     let mut world = World::new();

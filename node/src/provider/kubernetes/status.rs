@@ -17,7 +17,7 @@ const QUOTE_CHARS_MAX: usize = 300;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) state: ReplicaState,
-    /// Why it does not run yet, and what to do.
+    /// Why it does not run yet, or is not to be counted on, and what to do.
     pub(super) note: Option<String>,
 }
 
@@ -66,7 +66,10 @@ pub(super) fn seen(pod: &Pod) -> Seen {
         running && it.started != Some(false)
     });
     match address(pod, status).filter(|_| running) {
-        Some(address) => Seen::plain(ReplicaState::Running { address }),
+        Some(address) => Seen {
+            state: ReplicaState::Running { address },
+            note: lost_node(pod, status),
+        },
         None => Seen::plain(ReplicaState::SettingUp),
     }
 }
@@ -89,6 +92,26 @@ fn address(pod: &Pod, status: &PodStatus) -> Option<String> {
     let ip: IpAddr = status.pod_ip.as_ref()?.parse().ok()?;
     let port = pod.metadata.annotations.as_ref()?.get(labels::PORT)?;
     Some(SocketAddr::new(ip, port.parse().ok()?).to_string())
+}
+
+/// What to say of a pod whose node Kubernetes does not hear any more. Its containers are as they were heard last, and so
+/// ready; that the pod is not was said by somebody else than its kubelet, who would have given a reason.
+///
+/// It may well serve on, as far as anybody knows: whether it does, probes tell.
+fn lost_node(pod: &Pod, status: &PodStatus) -> Option<String> {
+    let condition = |type_: &str| {
+        let mut all = status.conditions.iter().flatten();
+        all.find(|it| it.type_ == type_)
+    };
+    let unready = condition("Ready").filter(|it| it.status == "False")?;
+    let explained = unready.reason.as_deref().is_some_and(|it| !it.is_empty());
+    if explained || condition("ContainersReady")?.status != "True" {
+        return None;
+    }
+    let node = pod.spec.as_ref()?.node_name.as_deref()?;
+    Some(format!(
+        "node {node} is lost: Kubernetes does not hear it any more; see kubectl describe node {node}. A replica that answers no          probes is replaced in time"
+    ))
 }
 
 /// The end of a pod that will do nothing more.

@@ -133,3 +133,37 @@ fn what_takes_a_pod_away_is_told() {
     assert_eq!(deleted.state, ReplicaState::Stopping);
     assert!(deleted.note.unwrap().contains("node is lost"));
 }
+
+#[test]
+fn a_running_pod_whose_node_is_not_heard_is_told_with_its_node() {
+    let seen = |ready: Value, containers_ready: &str| {
+        let status = json!({
+            "phase": "Running", "podIP": "10.0.0.7",
+            "conditions": [ready, {"type": "ContainersReady", "status": containers_ready}],
+            "containerStatuses": container(json!({"running": {}})),
+        });
+        let seen = shown(json!({}), json!({"nodeName": "n-2"}), status);
+        // Whether it serves, nobody has said.
+        let address = "10.0.0.7:8080".to_owned();
+        assert_eq!(seen.state, ReplicaState::Running { address });
+        seen.note
+    };
+    // As the node controller leaves it: only the status is changed.
+    let lost = seen(json!({"type": "Ready", "status": "False"}), "True").unwrap();
+    assert!(lost.starts_with("node n-2 is lost"), "{lost}");
+    for (ready, containers_ready) in [
+        (json!({"type": "Ready", "status": "True"}), "True"),
+        // The kubelet's own word on a probe of pod_config, or on a gate.
+        (
+            json!({"type": "Ready", "status": "False", "reason": "ContainersNotReady"}),
+            "False",
+        ),
+        (
+            json!({"type": "Ready", "status": "False", "reason": "ReadinessGatesNotReady"}),
+            "True",
+        ),
+        (json!({"type": "Ready", "status": "False"}), "False"),
+    ] {
+        assert_eq!(seen(ready, containers_ready), None);
+    }
+}
