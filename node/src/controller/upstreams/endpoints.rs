@@ -43,7 +43,7 @@ pub(super) async fn follow(
         .timeout(WATCH_SECS);
     let events = watcher(slices, config).default_backoff();
     let mut events = std::pin::pin!(events);
-    let mut known: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut known = Slices::new();
     let mut troubled = false;
     while let Some(event) = events.next().await {
         match event {
@@ -75,16 +75,34 @@ pub(super) async fn follow(
     }
 }
 
-fn note(known: &mut BTreeMap<String, BTreeSet<String>>, slice: &EndpointSlice, port: Option<&str>) {
+/// What is known of each slice, by its name.
+type Slices = BTreeMap<String, Slice>;
+
+struct Slice {
+    /// Whether it is of IPv4, and has endpoints at all.
+    is_ipv4: bool,
+    ready: BTreeSet<String>,
+}
+
+fn note(known: &mut Slices, slice: &EndpointSlice, port: Option<&str>) {
     let name = slice.metadata.name.clone().unwrap_or_default();
-    known.insert(name, addresses(slice, port));
+    let told = Slice {
+        is_ipv4: slice.address_type == "IPv4" && !slice.endpoints.is_empty(),
+        ready: addresses(slice, port),
+    };
+    known.insert(name, told);
 }
 
-fn union(known: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<String> {
-    known.values().flatten().cloned().collect()
+/// All that are ready, each once: a Service of two families has slices of both for each pod. Those of IPv4 count if
+/// there are any.
+fn union(known: &Slices) -> BTreeSet<String> {
+    let ipv4 = known.values().any(|slice| slice.is_ipv4);
+    let of_family = known.values().filter(|slice| slice.is_ipv4 == ipv4);
+    of_family.flat_map(|slice| &slice.ready).cloned().collect()
 }
 
-/// The endpoints of a slice that are ready, which those that terminate are not.
+/// The endpoints of a slice that are ready, which those that terminate are not. Of several addresses of one, only the
+/// first means anything.
 fn addresses(slice: &EndpointSlice, port: Option<&str>) -> BTreeSet<String> {
     let mut ports = slice.ports.iter().flatten();
     let chosen = ports.find(|it| {
@@ -101,7 +119,7 @@ fn addresses(slice: &EndpointSlice, port: Option<&str>) -> BTreeSet<String> {
         conditions.is_none_or(|it| it.ready != Some(false))
     });
     ready
-        .flat_map(|endpoint| &endpoint.addresses)
+        .filter_map(|endpoint| endpoint.addresses.first())
         .filter_map(|address| address.parse::<IpAddr>().ok())
         .map(|address| SocketAddr::new(address, port).to_string())
         .collect()
@@ -130,5 +148,39 @@ mod tests {
         assert_eq!(told(Some("grpc")), ["10.0.0.1:50051", "10.0.0.3:50051"]);
         assert_eq!(told(Some("50051")), told(Some("grpc")));
         assert_eq!(told(Some("other")), [""; 0]);
+    }
+
+    #[test]
+    fn a_pod_with_addresses_of_both_families_is_one_endpoint() {
+        let slice = |name: &str, family: &str, addresses: &[&str], ready: bool| -> EndpointSlice {
+            let endpoints: Vec<_> = addresses
+                .iter()
+                .map(|it| json!({"addresses": [it, "10.9.9.9"], "conditions": {"ready": ready}}))
+                .collect();
+            serde_json::from_value(json!({
+                "metadata": {"name": name}, "addressType": family,
+                "ports": [{"port": 80}], "endpoints": endpoints,
+            }))
+            .unwrap()
+        };
+        let mut known = Slices::new();
+        let mut told = |given: EndpointSlice| {
+            note(&mut known, &given, None);
+            union(&known).into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(
+            told(slice("six", "IPv6", &["fd00::1"], true)),
+            ["[fd00::1]:80"]
+        );
+        assert_eq!(
+            told(slice("four", "IPv4", &["10.0.0.1"], true)),
+            ["10.0.0.1:80"]
+        );
+        let more = slice("more", "IPv4", &["10.0.0.2"], true);
+        assert_eq!(told(more), ["10.0.0.1:80", "10.0.0.2:80"]);
+        // While its IPv4 address is not ready yet, the pod is not: the other family is no second chance.
+        told(slice("more", "IPv4", &[], true));
+        assert_eq!(told(slice("four", "IPv4", &["10.0.0.1"], false)), [""; 0]);
+        assert_eq!(told(slice("four", "IPv4", &[], true)), ["[fd00::1]:80"]);
     }
 }
