@@ -24,7 +24,7 @@ pub use certificates::{AccessError, Certificates};
 pub use credentials::{Credentials, CredentialsError, LOGIN_LIFETIME, Login, Unknown};
 pub use login::{LoginSecret, Realm, SECRET_BYTES, UnixSeconds};
 pub use password::PasswordHashError;
-pub use role::{Need, NoSuchRole, Role, needed};
+pub use role::{Need, NoSuchRole, Role, is_stream, needed};
 pub(crate) use stream::{ReadSide, Stream, WriteSide};
 
 /// How often files are looked at. Kubernetes itself needs up to a minute to bring a changed Secret.

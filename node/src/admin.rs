@@ -24,6 +24,7 @@ mod pages;
 mod port;
 mod proposer;
 mod quick;
+mod recheck;
 mod replicas;
 mod server;
 mod services;

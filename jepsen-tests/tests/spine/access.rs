@@ -243,6 +243,7 @@ async fn a_login_is_good_at_every_peer_until_it_ends() -> anyhow::Result<()> {
             Ok(())
         })
         .await?;
+        let mut watched = client.events(None).await?;
         wait::until("the end of the login", 2 * PATIENCE, async || {
             refused(
                 client.who_am_i().await,
@@ -251,6 +252,22 @@ async fn a_login_is_good_at_every_peer_until_it_ends() -> anyhow::Result<()> {
             )
         })
         .await?;
+        // What was begun with it ends with it, though nobody calls again.
+        let ended = async {
+            loop {
+                if let Err(error) = watched.next().await {
+                    return error;
+                }
+            }
+        };
+        let ended = tokio::time::timeout(2 * PATIENCE, ended).await;
+        let ended = ended.context("the stream of events goes on")?;
+        let status = ended.downcast::<Status>()?;
+        refused(
+            Err::<(), _>(status),
+            Code::Unauthenticated,
+            "CREDENTIAL_EXPIRED",
+        )?;
         for peer in 0..3 {
             let log = cluster.peer(peer).log_text();
             for secret in [PASSWORD, "guess", &login.token, HASH] {

@@ -116,6 +116,19 @@ pub fn needed(path: &str) -> Option<Need> {
     found.map(|(_, need)| *need)
 }
 
+/// The calls that are answered by a stream, which may last longer than the right to it.
+const STREAMS: &[&str] = &[
+    "/raftserve.v1.Events/Watch",
+    "/raftserve.v1.Logs/Stream",
+    "/raftserve.v1.Snapshots/Save",
+];
+
+/// Whether the call at `path` is answered by a stream.
+#[must_use]
+pub fn is_stream(path: &str) -> bool {
+    STREAMS.contains(&path)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -148,6 +161,16 @@ mod tests {
             .collect();
         assert_eq!(offered, known);
         assert!(known.iter().all(|path| needed(path).is_some()));
+        let ours = all.file.iter().filter(|it| it.package() == "raftserve.v1");
+        let streams: BTreeSet<String> = ours
+            .flat_map(|file| &file.service)
+            .flat_map(|service| {
+                let calls = service.method.iter().filter(|it| it.server_streaming());
+                calls.map(|call| format!("/raftserve.v1.{}/{}", service.name(), call.name()))
+            })
+            .collect();
+        let listed = STREAMS.iter().map(|path| (*path).to_owned()).collect();
+        assert_eq!(streams, listed);
         for other in [
             "/raftserve.v1.Services/Applyx",
             "/raftserve.v1.Services",

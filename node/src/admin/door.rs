@@ -17,7 +17,10 @@ use tonic::server::NamedService;
 use tonic::{Code, Status};
 
 use super::errors::Reason;
-use crate::access::{Credentials, LoginSecret, Need, Realm, Role, Subject, Unknown, needed};
+use super::recheck::Rechecked;
+use crate::access::{
+    Credentials, LoginSecret, Need, Realm, Role, Subject, Unknown, is_stream, needed,
+};
 use crate::clock;
 use crate::consensus::Consensus;
 
@@ -117,6 +120,20 @@ impl Door {
         ))
     }
 
+    /// Whether the call would be let in, whenever that is asked.
+    fn again(
+        self: &Arc<Self>,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> impl Fn() -> Result<(), Status> + Send + Unpin + use<> {
+        let (door, path) = (Arc::clone(self), path.to_owned());
+        let mut shown = HeaderMap::new();
+        if let Some(credential) = headers.get(AUTHORIZATION) {
+            shown.insert(AUTHORIZATION, credential.clone());
+        }
+        move || door.admit(&path, &shown).map(drop)
+    }
+
     fn identify(&self, shown: Option<&str>) -> Result<Subject, Unknown> {
         let now = clock::unix_seconds();
         self.credentials.identify(shown, || self.realm(), now)
@@ -187,7 +204,24 @@ where
             Ok(Some((subject, needed))) => {
                 let path = request.uri().path().to_owned();
                 request.extensions_mut().insert(subject.clone());
+                let again = is_stream(&path).then(|| door.again(&path, request.headers()));
                 let answering = self.inner.call(request);
+                if let Some(again) = again {
+                    let told = is_told(needed);
+                    return Either::Right(
+                        answering
+                            .inspect(move |answer| {
+                                if told {
+                                    tell(&subject, &path, outcome(answer));
+                                }
+                            })
+                            .map(move |answer| {
+                                answer
+                                    .map(|it| it.map(|body| Body::new(Rechecked::new(body, again))))
+                            })
+                            .boxed(),
+                    );
+                }
                 if !is_told(needed) {
                     return Either::Left(answering);
                 }
