@@ -23,6 +23,9 @@ pub struct CheckArgs {
     /// The storage class that is meant for the peers' volumes; the default one if not given.
     #[arg(long, value_name = "NAME")]
     pub storage_class: Option<String>,
+    /// The namespace that is meant for replicas, `provider.namespace` of the chart; that of the peers if not given.
+    #[arg(long, value_name = "NAME")]
+    pub replica_namespace: Option<String>,
     #[command(flatten)]
     pub output: Output,
     #[command(flatten)]

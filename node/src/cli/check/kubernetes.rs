@@ -40,6 +40,11 @@ pub(super) fn check(args: &CheckArgs) -> Vec<Line> {
         Err(refused) => return vec![unreached(refused)],
     };
     let permissions = permissions(&args.namespace);
+    let replicas = replicas(
+        args.replica_namespace.as_deref(),
+        &args.namespace,
+        &may_create,
+    );
     let asked = |check, words: &[&str], read: &dyn Fn(&[Value]) -> Line| match kubectl::get(words) {
         Ok(found) => read(found["items"].as_array().map_or(&[][..], Vec::as_slice)),
         Err(Refused::NoProgram) => unreached(Refused::NoProgram),
@@ -60,6 +65,7 @@ pub(super) fn check(args: &CheckArgs) -> Vec<Line> {
     vec![
         version,
         permissions,
+        replicas,
         asked("storage", &["storageclasses"], &|items| {
             storage(items, args.storage_class.as_deref())
         }),
@@ -107,10 +113,10 @@ fn version(answer: &Value) -> Line {
 }
 
 fn permissions(namespace: &str) -> Line {
-    let may = |what: &&str| {
-        kubectl::run(&["auth", "can-i", "create", what, "--namespace", namespace]).is_ok()
-    };
-    let missing: Vec<&str> = MADE.into_iter().filter(|what| !may(what)).collect();
+    let missing: Vec<&str> = MADE
+        .into_iter()
+        .filter(|what| !may_create(what, namespace))
+        .collect();
     match missing.is_empty() {
         true => Line::good(
             "permissions",
@@ -120,6 +126,42 @@ fn permissions(namespace: &str) -> Line {
             "permissions",
             format!("you may not create {} in {namespace}", missing.join(", ")),
             "ask for the role `admin` in that namespace, or name another one with --namespace",
+        ),
+    }
+}
+
+fn may_create(what: &str, namespace: &str) -> bool {
+    kubectl::run(&["auth", "can-i", "create", what, "--namespace", namespace]).is_ok()
+}
+
+/// Where replicas are to run. A pod reads whatever Secret of its namespace its maker names.
+fn replicas(meant: Option<&str>, peers: &str, may_create: &dyn Fn(&str, &str) -> bool) -> Line {
+    let Some(namespace) = meant.filter(|meant| *meant != peers) else {
+        return Line::warning(
+            "replicas",
+            format!(
+                "they are to run in {peers} with the peers, where whoever may bring services up can read the release's Secrets through a pod"
+            ),
+            "give them a namespace of their own: `kubectl create namespace NAME`, provider.namespace: NAME, and here \
+             --replica-namespace NAME. Or let every operator be an admin",
+        );
+    };
+    let asked = [
+        "roles.rbac.authorization.k8s.io",
+        "rolebindings.rbac.authorization.k8s.io",
+    ];
+    let missing: Vec<&str> = asked
+        .into_iter()
+        .filter(|what| !may_create(what, namespace))
+        .collect();
+    match missing.is_empty() {
+        true => Line::good("replicas", format!("in {namespace}, apart from the peers")),
+        false => Line::failed(
+            "replicas",
+            format!("you may not create {} in {namespace}", missing.join(", ")),
+            format!(
+                "make it with `kubectl create namespace {namespace}` if it is not there, or ask for the role `admin` in it"
+            ),
         ),
     }
 }
@@ -245,6 +287,22 @@ mod tests {
         assert!(missing.remedy.unwrap().contains("slow, fast"));
         assert_eq!(storage(&classes[..1], None).verdict, Verdict::Failed);
         assert_eq!(storage(&[], None).verdict, Verdict::Failed);
+    }
+
+    #[test]
+    fn replicas_beside_the_peers_are_warned_of() {
+        let all = |_: &str, _: &str| true;
+        for beside in [None, Some("serving")] {
+            let line = replicas(beside, "serving", &all);
+            assert_eq!(line.verdict, Verdict::Warning);
+            assert!(line.remedy.unwrap().contains("provider.namespace"));
+        }
+        let apart = replicas(Some("models"), "serving", &all);
+        assert_eq!(apart.verdict, Verdict::Good, "{apart:?}");
+        let refused = replicas(Some("models"), "serving", &|what, namespace| {
+            namespace != "models" || !what.starts_with("roles.")
+        });
+        assert_eq!(refused.verdict, Verdict::Failed, "{refused:?}");
     }
 
     #[test]
