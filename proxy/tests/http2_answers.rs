@@ -1,0 +1,156 @@
+//! What every answer over HTTP/2 tells besides what its replica said: when it was made, and how long it is.
+
+mod support;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, DATE};
+use http::{Method, Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use support::{Hand, Rig, by_hand, service, soon};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+async fn client(rig: &Rig) -> http2::SendRequest<Full<Bytes>> {
+    let stream = TcpStream::connect(rig.address).await.expect("it listens");
+    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (sender, connection) = handshake.await.expect("it speaks HTTP/2");
+    tokio::spawn(connection);
+    sender
+}
+
+/// The answer to a request, for which the replica sends exactly this.
+async fn answered(
+    client: &mut http2::SendRequest<Full<Bytes>>,
+    replica: &mut mpsc::Receiver<Hand>,
+    method: Method,
+    sent: &str,
+) -> (Response<()>, Bytes) {
+    let request = Request::builder()
+        .method(method)
+        .uri("http://svc.example/")
+        .body(Full::default())
+        .expect("a good request");
+    let play = async {
+        let mut hand = soon("a request", replica.recv()).await.expect("it listens");
+        hand.head().await;
+        hand.send(sent).await;
+    };
+    let (response, ()) = tokio::join!(soon("an answer", client.send_request(request)), play);
+    whole(response.expect("an answer")).await
+}
+
+async fn whole(response: Response<Incoming>) -> (Response<()>, Bytes) {
+    let (head, body) = response.into_parts();
+    let body = soon("a body", body.collect()).await.expect("a whole body");
+    (Response::from_parts(head, ()), body.to_bytes())
+}
+
+/// Of each field, all its lines.
+fn lines<'a>(response: &'a Response<()>, name: &http::HeaderName) -> Vec<&'a str> {
+    let all = response.headers().get_all(name).iter();
+    all.map(|value| value.to_str().expect("text")).collect()
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "an answer's date is that of the wall clock"
+)]
+fn is_now(date: &str) -> bool {
+    let told = httpdate::parse_http_date(date).expect("a date of HTTP");
+    let now = std::time::SystemTime::now();
+    let away = now
+        .duration_since(told)
+        .or_else(|_| told.duration_since(now));
+    away.is_ok_and(|away| away.as_secs() < 60)
+}
+
+#[tokio::test]
+async fn an_answer_has_one_date_which_is_the_replicas_where_it_gives_one() {
+    let (address, mut replica) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let mut client = client(&rig).await;
+    let plain = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
+    let (response, body) = answered(&mut client, &mut replica, Method::GET, plain).await;
+    let dates = lines(&response, &DATE);
+    assert!(dates.len() == 1 && is_now(dates[0]), "{dates:?}");
+    assert_eq!(body, "ok");
+
+    let old = "Sun, 06 Nov 1994 08:49:37 GMT";
+    let dated = format!(
+        "HTTP/1.1 200 OK\r\ndate: {old}\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"
+    );
+    let (response, _) = answered(&mut client, &mut replica, Method::GET, &dated).await;
+    assert_eq!(lines(&response, &DATE), [old]);
+}
+
+#[tokio::test]
+async fn an_answer_tells_its_length_where_it_is_known_and_nothing_where_it_is_not() {
+    let (address, mut replica) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let mut client = client(&rig).await;
+    let close = "connection: close\r\n";
+    for (method, head, body, lengths, read) in [
+        (
+            Method::GET,
+            "200 OK\r\ncontent-length: 5",
+            "hello",
+            &["5"][..],
+            "hello",
+        ),
+        (Method::GET, "200 OK\r\ncontent-length: 0", "", &["0"], ""),
+        // The length of what a GET would have got.
+        (Method::HEAD, "200 OK\r\ncontent-length: 5", "", &["5"], ""),
+        (Method::HEAD, "200 OK", "", &[], ""),
+        (Method::GET, "204 No Content", "", &[], ""),
+        (
+            Method::GET,
+            "304 Not Modified\r\ncontent-length: 5",
+            "",
+            &["5"],
+            "",
+        ),
+        (
+            Method::GET,
+            "200 OK\r\ntransfer-encoding: chunked",
+            "5\r\nhello\r\n0\r\n\r\n",
+            &[],
+            "hello",
+        ),
+        // It lasts as long as its connection.
+        (Method::GET, "200 OK", "hello", &[], "hello"),
+    ] {
+        let sent = format!("HTTP/1.1 {head}\r\n{close}\r\n{body}");
+        let asked = method.clone();
+        let (response, body) = answered(&mut client, &mut replica, asked, &sent).await;
+        assert_eq!(
+            lines(&response, &CONTENT_LENGTH),
+            lengths,
+            "{method} {sent}"
+        );
+        assert_eq!(lines(&response, &DATE).len(), 1, "{method} {sent}");
+        assert_eq!(body, read, "{method} {sent}");
+    }
+}
+
+#[tokio::test]
+async fn the_proxys_own_answers_tell_both() {
+    let rig = Rig::new([
+        service(1, "one", &[support::nowhere()]),
+        service(2, "two", &[]),
+    ]);
+    let mut client = client(&rig).await;
+    for (host, status) in [("one", 502), ("nobody", 404)] {
+        let request = Request::get(format!("http://{host}.example/")).body(Full::default());
+        let request = request.expect("a good request");
+        let response = soon("an answer", client.send_request(request)).await;
+        let (response, body) = whole(response.expect("an answer")).await;
+        assert_eq!(response.status(), status);
+        assert_eq!(lines(&response, &CONTENT_LENGTH), [body.len().to_string()]);
+        let dates = lines(&response, &DATE);
+        assert!(dates.len() == 1 && is_now(dates[0]), "{dates:?}");
+        assert!(!body.is_empty());
+    }
+}
