@@ -50,6 +50,9 @@ pub struct ProxyConfig {
     pub linger: Duration,
     /// Which code carries HTTP/1.1 requests.
     pub http1_path: Http1Path,
+    /// After how long without a request an HTTP/1.1 connection gives back what the HTTP library needs for one: some
+    /// tens of KiB, which are made anew for the next.
+    pub http1_rest_after: Duration,
     /// How long after that idle HTTP/1 connections still wait for the request whose answer tells the client to
     /// close. Closing an idle connection fails a request that is on its way, and of those that sent none for so
     /// long hardly any sends one in just that instant.
@@ -85,6 +88,7 @@ impl Default for ProxyConfig {
             connections_max: 20_000,
             linger: Duration::from_secs(5),
             http1_path: Http1Path::default(),
+            http1_rest_after: Duration::from_millis(200),
             idle_grace: Duration::from_secs(10),
             connection_age: Some(Duration::from_secs(3600)),
             connection_age_grace: None,

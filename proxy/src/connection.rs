@@ -7,8 +7,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::task::Poll;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -16,24 +15,27 @@ use http::{HeaderValue, Request};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use raftserve_model::ReplicaId;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 use tokio_rustls::TlsAcceptor;
 
 use crate::answer::Refusal;
-use crate::body::Received;
+use crate::body::{Received, ResponseBody};
 use crate::drain::{Phase, Watch};
 use crate::forward;
 use crate::guard::Guard;
 use crate::http2::server;
 use crate::lifetime::Lifetime;
+use crate::limit::Limit;
+use crate::prefixed::Prefixed;
 use crate::protocol::{self, Protocol};
 use crate::routes::Listener;
 use crate::tls;
 use crate::tracer::Trace;
+use crate::turns::{Answering, Taking, Turns};
 use crate::worker::Worker;
 
 /// How long a connection without a request yet holds up a proxy that closes: a client sends its first
@@ -42,6 +44,9 @@ pub(crate) const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(1);
 
 /// The largest head of a request, as a list of fields in HTTP/2 and as text in HTTP/1.
 pub(crate) const HEAD_BYTES_MAX: u32 = 64 << 10;
+
+/// How much of a request is read at first, after a rest: as much as most are.
+const FIRST_BYTES: usize = 2 << 10;
 
 /// Who is at the other end of a connection.
 #[derive(Debug)]
@@ -56,8 +61,8 @@ pub(crate) struct Client {
     pub(crate) certificate: Option<HeaderValue>,
     /// Whether the handshake has agreed on HTTP/2.
     pub(crate) agreed_on_http2: bool,
-    /// Set once the connection has switched to another protocol.
-    pub(crate) tunnelled: Arc<AtomicBool>,
+    /// Where it is between its requests and their answers, as long as the library has it.
+    pub(crate) turns: Arc<Turns>,
     pub(crate) lifetime: Lifetime,
     /// How the short path failed at the request that comes next.
     pub(crate) unsent: RefCell<Option<Unsent>>,
@@ -81,17 +86,20 @@ pub(crate) async fn serve<S>(worker: Rc<Worker>, stream: S, client: Client)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut watch = worker.drain.watch();
-    let detect = begin(&worker, protocol::detect(stream), &mut watch).await;
-    let Some((protocol, stream)) = detect else {
-        return;
+    let watch = worker.drain.watch();
+    let head_by = Instant::now() + worker.shared.config.header_timeout;
+    let mut lent = Lent {
+        worker,
+        client: Rc::new(client),
+        watch,
+        limit: Limit::new(head_by),
     };
-    match protocol {
-        // Nothing else begins a connection that was agreed to speak HTTP/2 (RFC 9113, 3.4).
-        Protocol::Http1 if client.agreed_on_http2 => {}
-        Protocol::Http1 => serve_http1(worker, stream, client, watch).await,
-        // Boxed, so that connections of HTTP/1 are no larger for it.
-        Protocol::Http2 => Box::pin(server::serve(worker, stream, client, watch)).await,
+    let mut stream = Box::pin(lent.serve(stream)).await;
+    while let Some(rests) = stream {
+        stream = match lent.next(rests).await {
+            Some(goes_on) => Box::pin(lent.carry(goes_on)).await,
+            None => None,
+        };
     }
 }
 
@@ -137,21 +145,124 @@ pub(crate) async fn begin<T>(
     .await
 }
 
-async fn serve_http1<S>(worker: Rc<Worker>, stream: S, client: Client, watch: Watch)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let stream = Guard::new(stream, Arc::clone(&client.tunnelled));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(worker.shared.config.header_timeout)
-        .max_header_size(HEAD_BYTES_MAX as usize)
-        .serve_connection(TokioIo::new(stream), service(worker, Rc::new(client)))
-        .with_upgrades();
-    until_done(pin!(connection), watch, Phase::Ending, |connection| {
-        connection.graceful_shutdown();
-    })
-    .await;
+/// A connection while the library has it, or may have it.
+pub(crate) struct Lent {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) client: Rc<Client>,
+    pub(crate) watch: Watch,
+    pub(crate) limit: Limit,
+}
+
+impl Lent {
+    /// Serves a connection from its beginning until it has ended. The stream, if it rests.
+    pub(crate) async fn serve<S>(&mut self, stream: S) -> Option<S>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let detect = protocol::detect(stream);
+        let (protocol, stream) = begin(&self.worker, detect, &mut self.watch).await?;
+        match protocol {
+            // Nothing else begins a connection that was agreed to speak HTTP/2 (RFC 9113, 3.4).
+            Protocol::Http1 if self.client.agreed_on_http2 => None,
+            Protocol::Http1 => {
+                let head_by = Instant::now() + self.worker.shared.config.header_timeout;
+                self.limit.set(head_by);
+                self.carry(stream).await
+            }
+            Protocol::Http2 => {
+                let (worker, client) = (Rc::clone(&self.worker), Rc::clone(&self.client));
+                let watch = worker.drain.watch();
+                // Boxed, so that connections of HTTP/1 are no larger for it.
+                Box::pin(server::serve(worker, stream, client, watch)).await;
+                None
+            }
+        }
+    }
+
+    /// Awaits the beginning of the next request on a stream that rests. A connection costs little meanwhile: nothing of
+    /// the library is left of it.
+    async fn next<S: AsyncRead + Unpin>(&mut self, mut stream: S) -> Option<Prefixed<S>> {
+        let read = poll_fn(|cx| {
+            // Not kept: the connection would be larger by it.
+            let mut first = [0; FIRST_BYTES];
+            let mut room = ReadBuf::new(&mut first);
+            if let Poll::Ready(read) = Pin::new(&mut stream).poll_read(cx, &mut room) {
+                let read = read.ok().map(|()| room.filled().to_vec());
+                return Poll::Ready(read.filter(|read| !read.is_empty()));
+            }
+            if self.watch.poll(cx) == Phase::Ending {
+                return Poll::Ready(None);
+            }
+            self.limit.poll(cx).map(|()| None)
+        });
+        let read = read.await?;
+        Some(Prefixed::new(read, stream))
+    }
+
+    /// Has the library serve a connection of HTTP/1, whose next head must have come when the limit ends, until it has
+    /// ended. The stream, if it rests.
+    async fn carry<S>(&mut self, stream: Prefixed<S>) -> Option<S>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let turns = &self.client.turns;
+        turns.restart();
+        let stream = Guard::new(stream, Arc::clone(turns));
+        let mut connection = http1::Builder::new()
+            .max_header_size(HEAD_BYTES_MAX as usize)
+            .serve_connection(
+                TokioIo::new(stream),
+                service(Rc::clone(&self.worker), Rc::clone(&self.client)),
+            )
+            .with_upgrades();
+        let config = &self.worker.shared.config;
+        let (watch, limit) = (&mut self.watch, &mut self.limit);
+        let mut head_by = limit.end();
+        // How many requests had come when it was last found to wait for one.
+        let mut waits = Some(0);
+        let mut told = false;
+        let rests = poll_fn(|cx| {
+            // A broken connection was the client's doing, and is no news.
+            if Pin::new(&mut connection).poll(cx).is_ready() {
+                return Poll::Ready(false);
+            }
+            // Only now, after what had already arrived was read.
+            if !told && watch.poll(cx) == Phase::Ending {
+                told = true;
+                Pin::new(&mut connection).graceful_shutdown();
+                if Pin::new(&mut connection).poll(cx).is_ready() {
+                    return Poll::Ready(false);
+                }
+            }
+            if turns.is_busy() {
+                waits = None;
+                return Poll::Pending;
+            }
+            if waits != Some(turns.begun()) {
+                waits = Some(turns.begun());
+                let now = Instant::now();
+                head_by = now + config.header_timeout;
+                limit.set(head_by.min(now + config.http1_rest_after));
+            }
+            loop {
+                ready!(limit.poll(cx));
+                if !told && turns.is_at_rest() {
+                    return Poll::Ready(true);
+                }
+                if Instant::now() >= head_by {
+                    return Poll::Ready(false);
+                }
+                limit.set(head_by);
+            }
+        })
+        .await;
+        limit.set(head_by);
+        let parts = connection.into_parts().filter(|_| rests)?;
+        let (unread, stream) = parts.io.into_inner().into_inner().into_parts();
+        let empty = |bytes: &[u8]| bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n'));
+        // Anything else was part of a request, and nobody would know of which.
+        (empty(&parts.read_buf) && empty(&unread)).then_some(stream)
+    }
 }
 
 fn service(
@@ -159,38 +270,18 @@ fn service(
     client: Rc<Client>,
 ) -> impl hyper::service::Service<
     Request<Incoming>,
-    Response = http::Response<crate::body::ResponseBody>,
+    Response = http::Response<Answering<ResponseBody>>,
     Error = Infallible,
-    Future: 'static,
+    Future: Unpin + 'static,
 > {
     service_fn(move |request| {
-        // Boxed, so that an idle connection has no room for it.
-        let request = Request::map(request, Received::Http1);
+        let turns = Arc::clone(&client.turns);
+        turns.begin();
+        let taking = Taking::new(Arc::clone(&turns));
+        let request = Request::map(request, |body| Received::request(body, taking));
         let answer = forward::serve(Rc::clone(&worker), Rc::clone(&client), request);
-        Box::pin(answer).map(Ok::<_, Infallible>)
+        // Boxed, so that an idle connection has no room for it.
+        Box::pin(answer)
+            .map(|answer| Ok::<_, Infallible>(answer.map(|it| Answering::new(it, turns))))
     })
-}
-
-/// Polls a connection to its end, and tells it once when the worker's phase asks it to finish.
-async fn until_done<C, E>(
-    mut connection: Pin<&mut C>,
-    mut watch: Watch,
-    phase: Phase,
-    finish: impl Fn(Pin<&mut C>),
-) where
-    C: Future<Output = Result<(), E>>,
-{
-    let mut told = false;
-    // A broken connection was the client's doing, and is no news.
-    let _ = poll_fn(|cx| {
-        let done = connection.as_mut().poll(cx);
-        if done.is_ready() || told || watch.poll(cx) < phase {
-            return done;
-        }
-        // Only now, after what had already arrived was read.
-        told = true;
-        finish(connection.as_mut());
-        connection.as_mut().poll(cx)
-    })
-    .await;
 }

@@ -7,7 +7,7 @@
 //!
 //! What holds: nothing is taken from a connection before it is known to be plain and a replica has
 //! accepted a connection for it. Until then the general path can take over, and sees every byte.
-//! Once it has, it keeps the connection: a client that needs it once is likely to need it again.
+//! Once it has, it keeps the connection until that rests: a client that needs it once is likely to need it again.
 
 mod answer;
 mod buffers;
@@ -16,7 +16,6 @@ mod exchange;
 mod framing;
 #[cfg(test)]
 mod fuzz;
-mod limit;
 mod request;
 mod transfer;
 
@@ -31,8 +30,9 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::access_log::Record;
-use crate::connection::{self, Client, FIRST_REQUEST_WITHIN};
+use crate::connection::{Client, FIRST_REQUEST_WITHIN, Lent};
 use crate::drain::{Phase, Watch};
+use crate::limit::Limit;
 use crate::routes::ServiceRoute;
 use crate::tracer::{Asked, Sampled, Trace, Tracer, TryId};
 use crate::view::ServiceView;
@@ -42,7 +42,6 @@ use crate::prefixed::Prefixed;
 use buffers::{Buffer, Size, Text};
 use exchange::End;
 use framing::Framing;
-use limit::Limit;
 use request::{FIELDS_MAX, Parsed, PlainRequest, Way};
 
 pub(crate) use buffers::Buffers;
@@ -55,7 +54,7 @@ const HEAD_READS_MAX: u32 = 4;
 /// One client's connection.
 struct Connection {
     worker: Rc<Worker>,
-    client: Client,
+    client: Rc<Client>,
     stream: TcpStream,
     /// The head of the request that was sent, while it may be sent again.
     replay: Option<Buffer>,
@@ -102,7 +101,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, client: Client)
     let limit = Limit::new(Instant::now() + worker.shared.config.header_timeout);
     let mut connection = Connection {
         worker,
-        client,
+        client: Rc::new(client),
         stream,
         replay: None,
         buffer: None,
@@ -115,32 +114,62 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, client: Client)
             // Boxed, so that a connection which idles is small.
             Next::Plain(outgoing) => match Box::pin(exchange::run(&mut connection, outgoing)).await
             {
-                End::Keep => first = false,
+                End::Keep => {
+                    first = false;
+                    continue;
+                }
                 End::Close => return,
-                End::Unsent => break,
+                End::Unsent => {}
             },
-            Next::Other => break,
+            Next::Other => {}
             Next::Ended => return,
         }
+        // It is larger than all of the short path, and would make every connection pay for it.
+        match Box::pin(connection.lend()).await {
+            Some(back) => connection = back,
+            None => return,
+        }
+        first = false;
     }
-    let Connection {
-        worker,
-        client,
-        stream,
-        buffer,
-        ..
-    } = connection;
-    let read = buffer.map_or(Vec::new(), |buffer| buffer.filled().to_vec());
-    // It is larger than all of the short path, and would make every connection pay for it.
-    Box::pin(connection::serve(
-        worker,
-        Prefixed::new(read, stream),
-        client,
-    ))
-    .await;
 }
 
 impl Connection {
+    /// Has the general path serve it, until it rests or has ended.
+    async fn lend(self) -> Option<Self> {
+        let Self {
+            worker,
+            client,
+            stream,
+            buffer,
+            limit,
+            watch,
+            ..
+        } = self;
+        let read = buffer.map_or(Vec::new(), |buffer| buffer.filled().to_vec());
+        let mut lent = Lent {
+            worker,
+            client,
+            watch,
+            limit,
+        };
+        let (_, stream) = lent.serve(Prefixed::new(read, stream)).await?.into_parts();
+        let Lent {
+            worker,
+            client,
+            watch,
+            limit,
+        } = lent;
+        Some(Self {
+            worker,
+            client,
+            stream,
+            replay: None,
+            buffer: None,
+            limit,
+            watch,
+        })
+    }
+
     /// Awaits the next request's head.
     async fn next(&mut self, first: bool) -> Next {
         if !first {

@@ -10,7 +10,6 @@ mod wait;
 
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -85,7 +84,7 @@ pub(crate) fn serve(
         };
         let stays = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if stays {
-            client.tunnelled.store(true, Ordering::Relaxed);
+            client.turns.tunnel();
         }
         let closes = worker.drain.phase() != Phase::Serving || client.lifetime.is_over(now);
         if http1 && !stays && closes {

@@ -8,19 +8,19 @@
 //! It only has to find the heads of messages that the library accepts: where it loses track, it finds nothing,
 //! and the library's own strictness remains.
 //!
-//! It also knows whether a client is still amid a request when its connection is closed, and then lingers.
+//! It also knows whether a client is still amid a request when its connection is closed, and then lingers; and tells
+//! [`Turns`] what it sees.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use crate::write_through::write_through;
+use crate::turns::Turns;
 
 /// How much of a line is kept if it comes in pieces: more than the two fields and a number take.
 const LINE_MAX: usize = 128;
@@ -39,27 +39,31 @@ pub(crate) struct Guard<S> {
     scan: Scan,
     /// What of [`END`] a broken head still gets.
     end: &'static [u8],
-    /// Set once the connection has switched to another protocol.
-    tunnelled: Arc<AtomicBool>,
+    turns: Arc<Turns>,
     /// Runs while a client that still sends is listened to.
     linger: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Guard<S> {
-    pub(crate) fn new(stream: S, tunnelled: Arc<AtomicBool>) -> Self {
+    pub(crate) fn new(stream: S, turns: Arc<Turns>) -> Self {
         Self {
             stream,
             scan: Scan::default(),
             end: END,
-            tunnelled,
+            turns,
             linger: None,
         }
+    }
+
+    /// The stream, which goes on where this was.
+    pub(crate) fn into_inner(self) -> S {
+        self.stream
     }
 
     /// Whether the client has begun a request and not sent all of it, as far as can be told.
     fn is_amid_a_body(&self) -> bool {
         let amid = matches!(self.scan.at, At::Body { .. } | At::ChunkSize | At::Trailers);
-        amid && !self.tunnelled.load(Ordering::Relaxed)
+        amid && !self.turns.is_tunnelled()
     }
 }
 
@@ -70,6 +74,8 @@ struct Scan {
     /// The part of the present line that earlier reads brought.
     line: Vec<u8>,
     head: Head,
+    /// How many heads have ended.
+    heads: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,6 +107,11 @@ struct Head {
 struct TwoClaims;
 
 impl Scan {
+    /// Whether all that was read are whole requests.
+    fn is_between(&self) -> bool {
+        self.at == At::Head && self.head.lines == 0 && self.line.is_empty()
+    }
+
     /// Reads on. If a head ends in `bytes` that must not, the place of its last byte.
     fn find(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut from = 0;
@@ -154,6 +165,7 @@ impl Scan {
             At::Head if empty && self.head.lines == 0 => {}
             At::Head if empty => {
                 let head = std::mem::take(&mut self.head);
+                self.heads = self.heads.wrapping_add(1);
                 self.at = match (head.chunked, head.length) {
                     (true, Some(_)) => return Err(TwoClaims),
                     (true, None) => At::ChunkSize,
@@ -231,7 +243,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        if self.scan.at == At::Lost || self.tunnelled.load(Ordering::Relaxed) {
+        if self.scan.at == At::Lost || self.turns.is_tunnelled() {
             return Poll::Ready(Ok(()));
         }
         if let Some(at) = self.scan.find(&buffer.filled()[before..]) {
@@ -239,14 +251,41 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
             buffer.filled_mut()[before + at] = 0;
             buffer.set_filled(before + at + 1);
         }
+        self.turns.read(self.scan.heads, self.scan.is_between());
         Poll::Ready(Ok(()))
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
-    write_through!();
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    /// The library flushes once it has nothing left to write.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.turns.flushed();
+        Poll::Ready(Ok(()))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.turns.shut();
         if self.linger.is_none() {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
             if !self.is_amid_a_body() {

@@ -25,6 +25,13 @@ impl<S> Prefixed<S> {
             stream,
         }
     }
+
+    /// The stream alone, and what of the bytes was not given.
+    pub(crate) fn into_parts(self) -> (Vec<u8>, S) {
+        let mut read = self.read;
+        read.drain(..self.given);
+        (read, self.stream)
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {

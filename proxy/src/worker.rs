@@ -333,7 +333,7 @@ impl Worker {
             },
             certificate: None,
             agreed_on_http2: false,
-            tunnelled: Arc::default(),
+            turns: Arc::default(),
             unsent: RefCell::default(),
             lifetime: Lifetime::begin(Instant::now(), &self.shared.config, Lifetime::draw()),
         };

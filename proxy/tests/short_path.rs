@@ -251,3 +251,35 @@ async fn an_idle_connection_ends_with_the_time_for_a_head() {
     half.rest().await;
     assert!(started.elapsed() < LIMIT / 2);
 }
+
+#[tokio::test]
+async fn a_connection_that_rests_comes_back_to_it() {
+    let (address, mut connections) = by_hand().await;
+    let mut config = support::config();
+    config.http1_rest_after = Duration::ZERO;
+    let services = [service(1, "svc", &[address])];
+    let rig = Rig::with(
+        config,
+        services,
+        std::sync::Arc::new(raftserve_proxy::NoSessions),
+    );
+    let mut client = Hand::connect(rig.address).await;
+    // Whether its spelling was kept, as only the short path does.
+    let mut kept = async |fields: &str| {
+        client
+            .send(format!("GET / HTTP/1.1\r\nhost: h\r\n{fields}\r\n"))
+            .await;
+        let mut replica = connections.recv().await.expect("it listens");
+        let head = raw_head(&mut replica).await;
+        replica
+            .send("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok")
+            .await;
+        raw_head(&mut client).await;
+        assert_eq!(client.exactly(2).await, "ok");
+        head.contains("X-MiXeD: YeS\r\n")
+    };
+    assert!(kept("X-MiXeD: YeS\r\n").await);
+    assert!(!kept("X-MiXeD: YeS\r\nte: trailers\r\n").await);
+    let back = async { while !kept("X-MiXeD: YeS\r\n").await {} };
+    soon("the short path", back).await;
+}

@@ -11,6 +11,8 @@ use http::header::CONTENT_LENGTH;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::turns::Taking;
+
 /// How many bytes of a body over HTTP/2 may have been taken before the sender is told that there is room for more.
 /// Most messages end before it, and are told of all at once. All streams of a connection together keep less than half of
 /// a client's window so.
@@ -28,6 +30,9 @@ pub(crate) enum ReceiveError {
 /// A body that is received: of a client's request, or of a replica's answer.
 #[derive(Debug)]
 pub(crate) enum Received {
+    /// A client's, whose connection wants to know how far it was taken.
+    Request(Incoming, Taking),
+    /// A replica's.
     Http1(Incoming),
     Http2(Stream),
 }
@@ -122,6 +127,16 @@ fn length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
+impl Received {
+    /// A client's request.
+    pub(crate) fn request(body: Incoming, mut taking: Taking) -> Self {
+        if body.is_end_stream() {
+            taking.ended();
+        }
+        Self::Request(body, taking)
+    }
+}
+
 impl Body for Received {
     type Data = Bytes;
     type Error = ReceiveError;
@@ -131,6 +146,18 @@ impl Body for Received {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
         match self.get_mut() {
+            Self::Request(body, taking) => {
+                let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+                let last = match &frame {
+                    Some(Ok(frame)) => frame.is_trailers() || body.is_end_stream(),
+                    Some(Err(_)) => false,
+                    None => true,
+                };
+                if last {
+                    taking.ended();
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(ReceiveError::from)))
+            }
             Self::Http1(body) => Pin::new(body)
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(ReceiveError::from))),
@@ -140,14 +167,14 @@ impl Body for Received {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Http1(body) => body.is_end_stream(),
+            Self::Request(body, _) | Self::Http1(body) => body.is_end_stream(),
             Self::Http2(body) => body.is_ended(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Http1(body) => body.size_hint(),
+            Self::Request(body, _) | Self::Http1(body) => body.size_hint(),
             Self::Http2(body) => body.left.map_or_else(SizeHint::new, SizeHint::with_exact),
         }
     }

@@ -47,11 +47,10 @@ const ERRORS_MAX: usize = 1024;
 const PING: Duration = Duration::from_secs(20);
 
 /// Serves a connection until it ends. Its errors are the client's affair, and told to no one.
-pub(crate) async fn serve<S>(worker: Rc<Worker>, stream: S, client: Client, mut watch: Watch)
+pub(crate) async fn serve<S>(worker: Rc<Worker>, stream: S, client: Rc<Client>, mut watch: Watch)
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let client = Rc::new(client);
     let stream = Heard::new(stream);
     let heard = stream.at();
     let handshake = builder().handshake::<_, Bytes>(stream);
@@ -64,8 +63,9 @@ where
         .map(|pings| Pulse::new(pings, heard, PING, PING));
     let config = &worker.shared.config;
     let mut retirement = Retirement::new(&client.lifetime, config);
-    // Each request that runs holds the client, beside this.
-    let busy = || Rc::strong_count(&client) > 1;
+    // Each request that runs holds the client, beside those that do already.
+    let holders = Rc::strong_count(&client);
+    let busy = || Rc::strong_count(&client) > holders;
     let mut told = false;
     poll_fn(|cx| {
         loop {

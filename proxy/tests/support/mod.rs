@@ -114,14 +114,21 @@ pub fn config() -> ProxyConfig {
         workers: NonZeroUsize::new(2),
         linger: Duration::ZERO,
         http1_path: http1_path(),
+        http1_rest_after: match module_path!().starts_with("rest_path") {
+            true => Duration::ZERO,
+            false => ProxyConfig::default().http1_rest_after,
+        },
         idle_grace: Duration::ZERO,
         ..ProxyConfig::default()
     }
 }
 
-/// The path under test: the short one, unless `hyper_path` runs the same tests once more.
+/// The path under test: the short one, unless `hyper_path` or `rest_path` runs the same tests once more.
 fn http1_path() -> Http1Path {
-    if module_path!().starts_with("hyper_path") {
+    if ["hyper_path", "rest_path"]
+        .iter()
+        .any(|path| module_path!().starts_with(path))
+    {
         Http1Path::Hyper
     } else {
         Http1Path::Fast

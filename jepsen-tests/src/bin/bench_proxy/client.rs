@@ -6,12 +6,15 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::upstream::{PARTS, now};
 
 const STREAMS: usize = 200;
 const ROUNDS: usize = 2;
+
+/// How long connections idle before their memory is looked at.
+const IDLE: Duration = Duration::from_secs(2);
 
 /// The longest that a stream may take: several times what it should.
 const STREAM_MAX: Duration = Duration::from_secs(15);
@@ -118,6 +121,7 @@ pub(crate) fn idle(words: &[String]) -> anyhow::Result<()> {
             }
             held.push(stream.into_std().context("cannot hold")?);
         }
+        sleep(IDLE).await;
         Ok(held)
     })?;
     println!("ready");

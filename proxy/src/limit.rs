@@ -5,21 +5,25 @@ use std::task::{Context, Poll, ready};
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// One connection's limit. Its timer is left armed at an earlier end, and moved on only when it
+/// The limit of one thing after the other. Its timer is left armed at an earlier end, and moved on only when it
 /// fires: that costs a wake in a minute instead of a timer for each request.
 #[derive(Debug)]
-pub(super) struct Limit {
+pub(crate) struct Limit {
     end: Instant,
     timer: Pin<Box<Sleep>>,
 }
 
 impl Limit {
-    pub(super) fn new(end: Instant) -> Self {
+    pub(crate) fn new(end: Instant) -> Self {
         let timer = Box::pin(sleep_until(end));
         Self { end, timer }
     }
 
-    pub(super) fn set(&mut self, end: Instant) {
+    pub(crate) fn end(&self) -> Instant {
+        self.end
+    }
+
+    pub(crate) fn set(&mut self, end: Instant) {
         self.end = end;
         if end < self.timer.deadline() {
             self.timer.as_mut().reset(end);
@@ -27,12 +31,12 @@ impl Limit {
     }
 
     /// Moves the end nearer, if it is farther.
-    pub(super) fn shorten(&mut self, end: Instant) {
+    pub(crate) fn shorten(&mut self, end: Instant) {
         self.set(end.min(self.end));
     }
 
     /// Ready once the end is there.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.timer.as_mut().poll(cx));
             if Instant::now() >= self.end {
