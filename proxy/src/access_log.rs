@@ -17,7 +17,7 @@ use http::{HeaderValue, StatusCode, Version};
 use raftserve_model::{ReplicaId, ServiceName, ServiceVersion};
 use serde_json::json;
 
-use crate::metrics::count;
+use crate::metrics::count_shared;
 use file::LogFile;
 
 /// How many records may wait to be written: some megabytes, and a disk's pause of a tenth of a second at full load.
@@ -162,7 +162,7 @@ impl AccessLog {
         let now = SystemTime::now();
         record.ended = now;
         if self.records.try_send(record).is_err() {
-            count(&self.dropped);
+            count_shared(&self.dropped);
         }
     }
 

@@ -34,6 +34,7 @@ use crate::connection::{Client, FIRST_REQUEST_WITHIN, Lent};
 use crate::drain::{Phase, Watch};
 use crate::limit::Limit;
 use crate::routes::ServiceRoute;
+use crate::trace;
 use crate::tracer::{Asked, Sampled, Trace, Tracer, TryId};
 use crate::view::ServiceView;
 use crate::worker::Worker;
@@ -243,7 +244,7 @@ impl Connection {
             Some(tracer) => self.traced(tracer, plain, &service.route, began),
         };
         let mut text = self.worker.buffers.text();
-        plain.write(&mut text, &way, context.as_ref(), rand::random);
+        plain.write(&mut text, &way, context.as_ref(), trace::random);
         let told = config.access_log.as_ref().map(|log| {
             let mut record = Record::new(log, &service.route.name, &self.client.address);
             record.asked(plain.method, plain.host, plain.path());
@@ -274,7 +275,7 @@ impl Connection {
         began: Instant,
     ) -> (Option<Traced>, Option<[u8; 55]>) {
         let (parent, state) = plain.context();
-        let context = match tracer.sample(parent, state, rand::random) {
+        let context = match tracer.sample(parent, state, trace::random) {
             Sampled::No => return (None, None),
             Sampled::Begun(line) => return (None, Some(line)),
             Sampled::Yes(context) => context,

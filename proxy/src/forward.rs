@@ -25,9 +25,9 @@ use crate::connection::Client;
 use crate::drain::Phase;
 use crate::grpc;
 use crate::hash_key;
-use crate::headers::end_hop;
+use crate::headers::{Seen, end_hop};
 use crate::load::InFlight;
-use crate::metrics::count;
+use crate::metrics::count_shared;
 use crate::routes::ServiceRoute;
 use crate::running::Running;
 use crate::trace;
@@ -128,7 +128,7 @@ fn begin(
     let host = prepare::host(&request).map_err(|why| refused(Refusal::BadRequest(why)))?;
     let path = request.uri().path();
     let Some(found) = view.table.resolve(host, path, client.listener) else {
-        count(&worker.shared.metrics.unrouted);
+        count_shared(&worker.shared.metrics.unrouted);
         return Err(match view.table.is_known() {
             true => Box::new(no_such_service(&view.table, dialect)),
             false => refused(Refusal::Starting),
@@ -322,7 +322,8 @@ fn finish(
         patience,
         mut running,
     } = answer;
-    let hop = end_hop(response.headers_mut());
+    let seen = Seen::of(response.headers());
+    let hop = end_hop(response.headers_mut(), seen);
     if hop.chunked {
         response.headers_mut().remove(CONTENT_LENGTH);
     }

@@ -1,5 +1,6 @@
 //! Header fields: what ends at this hop (RFC 9110, 7.6.1), and what the proxy adds.
 
+mod seen;
 #[cfg(test)]
 mod tests;
 
@@ -9,6 +10,8 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::upstream::Wire;
+
+pub(crate) use seen::{Field, Seen};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -43,42 +46,56 @@ pub(crate) fn is_plainly_framed(headers: &HeaderMap) -> bool {
 }
 
 /// Tells a replica what certificate the client has shown to us. What the client says of that is not believed.
-pub(crate) fn set_certificate(headers: &mut HeaderMap, certificate: Option<&HeaderValue>) {
-    headers.remove(X_FORWARDED_CLIENT_CERT);
+pub(crate) fn set_certificate(
+    headers: &mut HeaderMap,
+    seen: Seen,
+    certificate: Option<&HeaderValue>,
+) {
+    if seen.has(Field::ForwardedClientCert) {
+        headers.remove(X_FORWARDED_CLIENT_CERT);
+    }
     if let Some(certificate) = certificate {
         headers.insert(X_FORWARDED_CLIENT_CERT, certificate.clone());
     }
 }
 
-/// Removes the fields that end at this hop: the listed ones, and those that `Connection` names.
+/// Removes the fields that end at this hop: the listed ones, and those that `Connection` names. All that were there must
+/// have been `seen`.
 ///
 /// `Host` and `Content-Length` stay even if named there: a message must not be able to take away what
 /// decides its own target and framing.
-pub(crate) fn end_hop(headers: &mut HeaderMap) -> Hop {
+pub(crate) fn end_hop(headers: &mut HeaderMap, seen: Seen) -> Hop {
     let mut hop = Hop::default();
     let mut upgrade_named = false;
-    for name in take_connection(headers) {
-        if name == UPGRADE {
-            upgrade_named = true;
-        } else if name != TE && name != HOST && name != CONTENT_LENGTH && name != TRANSFER_ENCODING
-        {
-            headers.remove(name);
+    if seen.has(Field::Connection) {
+        for name in take_connection(headers) {
+            if name == UPGRADE {
+                upgrade_named = true;
+            } else if ![TE, HOST, CONTENT_LENGTH, TRANSFER_ENCODING].contains(&name) {
+                headers.remove(name);
+            }
         }
     }
-    let upgrade = headers.remove(UPGRADE);
-    if upgrade_named {
-        hop.upgrade = upgrade;
+    if seen.has(Field::Upgrade) {
+        let upgrade = headers.remove(UPGRADE);
+        hop.upgrade = upgrade.filter(|_| upgrade_named);
     }
-    if headers.contains_key(TE) {
+    if seen.has(Field::Te) {
         hop.te_trailers = tokens(headers, &TE).any(|token| {
             let coding = token.split(|&byte| byte == b';').next().unwrap_or(token);
             coding.trim_ascii().eq_ignore_ascii_case(b"trailers")
         });
         headers.remove(TE);
     }
-    hop.chunked = headers.remove(TRANSFER_ENCODING).is_some();
-    headers.remove(KEEP_ALIVE);
-    headers.remove(PROXY_CONNECTION);
+    if seen.has(Field::TransferEncoding) {
+        hop.chunked = headers.remove(TRANSFER_ENCODING).is_some();
+    }
+    if seen.has(Field::KeepAlive) {
+        headers.remove(KEEP_ALIVE);
+    }
+    if seen.has(Field::ProxyConnection) {
+        headers.remove(PROXY_CONNECTION);
+    }
     hop
 }
 
@@ -108,9 +125,18 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
 ///
 /// An upgrade to cleartext HTTP/2 is between the client and this hop alone, and is left unanswered,
 /// as RFC 9113, 3.1 has it. HTTP/2 knows no switch of protocols, and no `Connection` (8.2.2).
-pub(crate) fn begin_request_hop(headers: &mut HeaderMap, hop: &Hop, wire: Wire) -> bool {
-    headers.remove(EXPECT); // Met here: "100 Continue" is sent once the replica takes the body.
-    headers.remove(HTTP2_SETTINGS);
+pub(crate) fn begin_request_hop(
+    headers: &mut HeaderMap,
+    seen: Seen,
+    hop: &Hop,
+    wire: Wire,
+) -> bool {
+    if seen.has(Field::Expect) {
+        headers.remove(EXPECT); // Met here: "100 Continue" is sent once the replica takes the body.
+    }
+    if seen.has(Field::Http2Settings) {
+        headers.remove(HTTP2_SETTINGS);
+    }
     if wire == Wire::Http2 {
         if hop.te_trailers {
             headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -151,9 +177,9 @@ pub(crate) struct Forwarded<'a> {
 impl Forwarded<'_> {
     /// Adds itself to what proxies before this one said. The host and protocol that the first proxy
     /// saw stay: they are what the client used.
-    pub(crate) fn add_to(&self, headers: &mut HeaderMap) {
+    pub(crate) fn add_to(&self, headers: &mut HeaderMap, host: Option<HeaderValue>) {
         add_to_list(headers, X_FORWARDED_FOR, self.client);
-        if let Some(host) = headers.get(HOST).cloned() {
+        if let Some(host) = host {
             headers.entry(X_FORWARDED_HOST).or_insert(host);
         }
         let proto = || HeaderValue::from_static(self.proto);

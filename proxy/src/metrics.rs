@@ -35,7 +35,19 @@ pub(crate) struct Counters {
     pub(crate) session_waits: AtomicU64,
 }
 
+/// Counts one more on a counter that only this worker writes: no other processor has to be asked.
 pub(crate) fn count(counter: &AtomicU64) {
+    add(counter, 1);
+}
+
+/// Adds to a counter that only this worker writes.
+pub(crate) fn add(counter: &AtomicU64, number: u64) {
+    let before = counter.load(Ordering::Relaxed);
+    counter.store(before.wrapping_add(number), Ordering::Relaxed);
+}
+
+/// Counts one more on a counter that several threads write.
+pub(crate) fn count_shared(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 

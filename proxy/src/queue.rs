@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::metrics::count;
+use crate::metrics::count_shared;
 
 /// What the heads of one service's waiting requests may hold at a peer. Of a body, only what the kernel and one
 /// read took in is held: it is not read before a replica takes it.
@@ -109,10 +109,10 @@ impl Queue {
     /// As many wait as may.
     pub(crate) fn enter(self: &Rc<Self>, bytes: u64, requests_max: u32) -> Result<Place, Full> {
         let Some(share) = self.waiting.enter(bytes, u64::from(requests_max)) else {
-            count(&self.waiting.turned_away);
+            count_shared(&self.waiting.turned_away);
             return Err(Full);
         };
-        count(&self.waiting.queued);
+        count_shared(&self.waiting.queued);
         let ticket = self.next.get();
         self.next.set(ticket + 1);
         let (turn, called) = oneshot::channel();
@@ -181,7 +181,7 @@ impl Place {
                 let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
                 waiting.waited_micros.fetch_add(micros, Ordering::Relaxed);
             }
-            false => count(&waiting.gave_up),
+            false => count_shared(&waiting.gave_up),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The routes: an immutable table that the control path swaps in whole.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,8 +113,8 @@ pub struct RouteTable {
     /// By id, so that of two names that differ in case only the older service has the host.
     services: Vec<Arc<ServiceRoute>>,
     /// Lower-case names of at most [`LABEL_MAX`] bytes.
-    by_label: HashMap<Box<[u8]>, usize>,
-    by_name: HashMap<Box<[u8]>, usize>,
+    by_label: BTreeMap<Box<[u8]>, usize>,
+    by_name: BTreeMap<Box<[u8]>, usize>,
     /// By the service's place, once published; of its ready replicas, in order, if its policy hashes.
     hash_tables: Vec<Option<Arc<HashTable>>>,
 }

@@ -1,6 +1,12 @@
 //! Trace context: passed through if it is valid, begun if it is not there (W3C Trace Context, level 1).
 
+use std::cell::RefCell;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::headers::{Field, Seen};
 
 pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub(crate) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -45,7 +51,11 @@ fn digit(text: u8) -> u8 {
 ///
 /// No two requests share a context, so it is marked as one that HTTP/2 must not put into its table of fields: it would
 /// push out those that come again.
-pub(crate) fn ensure(headers: &mut HeaderMap, random: impl FnOnce() -> [u8; 24]) {
+pub(crate) fn ensure(headers: &mut HeaderMap, seen: Seen, random: impl FnOnce() -> [u8; 24]) {
+    if !seen.has(Field::Traceparent) && !seen.has(Field::Tracestate) {
+        headers.insert(TRACEPARENT, value(&begin(random())));
+        return;
+    }
     let mut lines = headers.get_all(TRACEPARENT).iter();
     let valid =
         lines.next().is_some_and(|value| is_valid(value.as_bytes())) && lines.next().is_none();
@@ -76,6 +86,18 @@ pub(crate) fn of(headers: &HeaderMap) -> Option<HeaderValue> {
     headers.get(TRACEPARENT).cloned()
 }
 
+thread_local! {
+    static IDS: RefCell<SmallRng> = RefCell::new(SmallRng::from_seed(rand::random()));
+}
+
+/// What the ids of a trace are made of. They have to differ, and nothing depends on nobody guessing them: so they come
+/// from a quick generator.
+pub(crate) fn random() -> [u8; 24] {
+    let mut random = [0; 24];
+    IDS.with_borrow_mut(|ids| ids.fill_bytes(&mut random));
+    random
+}
+
 /// The text of a trace context that begins here.
 pub(crate) fn begin(random: [u8; 24]) -> [u8; 55] {
     let (trace_id, span_id) = ids(random);
@@ -98,10 +120,16 @@ pub(crate) fn ids(mut random: [u8; 24]) -> ([u8; 16], [u8; 8]) {
 pub(crate) fn line(trace_id: [u8; 16], span_id: [u8; 8], sampled: bool) -> [u8; 55] {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-    let places = (3..35).step_by(2).chain((36..52).step_by(2));
-    for (at, byte) in places.zip(trace_id.into_iter().chain(span_id)) {
+    // Two plain loops: each request has one of these.
+    let mut put = |at: usize, byte: u8| {
         text[at] = HEX[usize::from(byte >> 4)];
         text[at + 1] = HEX[usize::from(byte & 15)];
+    };
+    for (index, byte) in trace_id.into_iter().enumerate() {
+        put(3 + 2 * index, byte);
+    }
+    for (index, byte) in span_id.into_iter().enumerate() {
+        put(36 + 2 * index, byte);
     }
     text[54] = b'0' + u8::from(sampled);
     text
@@ -160,7 +188,8 @@ mod tests {
             headers.append(TRACEPARENT, line.parse().expect("a legal value"));
         }
         headers.insert(TRACESTATE, HeaderValue::from_static("a=b"));
-        ensure(&mut headers, || [0; 24]);
+        let seen = Seen::of(&headers);
+        ensure(&mut headers, seen, || [0; 24]);
         headers
     }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use http::{HeaderMap, HeaderValue};
 use tokio::sync::mpsc;
 
-use crate::metrics::count;
+use crate::metrics::count_shared;
 use crate::trace::{self, Parent, TRACEPARENT, TRACESTATE};
 
 pub use spans::{Asked, RequestSpans, TrySpan};
@@ -123,12 +123,12 @@ impl Tracer {
             let line = lines.next().map(HeaderValue::as_bytes);
             line.filter(|_| lines.next().is_none())
         };
-        self.sample(single(TRACEPARENT), single(TRACESTATE), rand::random)
+        self.sample(single(TRACEPARENT), single(TRACESTATE), trace::random)
     }
 
     fn tell(&self, spans: RequestSpans) {
         if self.traces.try_send(spans).is_err() {
-            count(&self.dropped);
+            count_shared(&self.dropped);
         }
     }
 

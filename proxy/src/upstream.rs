@@ -8,11 +8,13 @@ mod reach;
 mod trust;
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use futures_util::future::Either;
@@ -21,12 +23,13 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use raftserve_model::{ReplicaId, ServiceVersion};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::body::{Fault, Received, Upload, UploadBody};
 use crate::config::ProxyConfig;
 use crate::grpc;
 use crate::health::Health;
+use crate::limit::Limit;
 use crate::load::{Gauge, InFlight};
 use crate::metrics::{Latencies, ReplicaCounters, count};
 use crate::policy::PeakEwma;
@@ -39,6 +42,9 @@ pub use reach::ReplicaDialer;
 
 /// What a request that broke off counts as having taken, at least.
 const FAILED_TOOK: Duration = Duration::from_secs(1);
+
+/// How many unused limits are kept of one replica: as many requests as it may well have at once.
+const LIMITS_MAX: usize = 256;
 
 /// Why no connection was had. Nothing was sent.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -99,6 +105,8 @@ pub(crate) struct Upstream {
     latencies: RefCell<Arc<Latencies>>,
     /// Whether it may get requests that no session binds.
     ready: Cell<bool>,
+    /// Unused ones, which stay armed: see [`Limit`].
+    limits: RefCell<Vec<Limit>>,
     /// How long it took to answer this worker, if its service's policy wants to know.
     seen: Cell<Option<PeakEwma>>,
 }
@@ -132,6 +140,7 @@ impl Upstream {
             version: Cell::default(),
             latencies: RefCell::default(),
             ready: Cell::new(false),
+            limits: RefCell::default(),
             seen: Cell::new(None),
         }
     }
@@ -322,6 +331,23 @@ impl Upstream {
         }
     }
 
+    /// A limit with this end.
+    fn limit(&self, end: Instant) -> Limit {
+        let Some(mut limit) = self.limits.borrow_mut().pop() else {
+            return Limit::new(end);
+        };
+        limit.set(end);
+        limit
+    }
+
+    /// Keeps a limit for another request.
+    fn give_back_limit(&self, limit: Limit) {
+        let mut limits = self.limits.borrow_mut();
+        if limits.len() < LIMITS_MAX {
+            limits.push(limit);
+        }
+    }
+
     /// Closes all unused connections.
     pub(crate) fn clear(&self) {
         self.idle.borrow_mut().clear();
@@ -376,34 +402,39 @@ impl Checkout {
             }
         });
         let sent = || upload.last().map_or(began, |last| last.max(began));
-        let mut end = began + silence_max;
-        loop {
-            match timeout_at(end, &mut exchange).await {
-                Ok(Ok(response)) => {
-                    self.upstream.saw(sent(), true);
-                    upload.settle();
-                    self.upload = Some(upload);
-                    return Ok(response);
+        let mut limit = self.upstream.limit(began + silence_max);
+        let outcome = poll_fn(|cx| {
+            if let Poll::Ready(outcome) = exchange.as_mut().poll(cx) {
+                return Poll::Ready(Some(outcome));
+            }
+            loop {
+                ready!(limit.poll(cx));
+                let last = upload.last().map(|last| last + silence_max);
+                match last.filter(|&later| later > limit.end()) {
+                    Some(later) => limit.set(later),
+                    None => return Poll::Ready(None),
                 }
-                Ok(Err(Unanswered::NotSent(request))) => {
-                    return Err(ExchangeError::NotSent(request));
-                }
-                Ok(Err(Unanswered::Sent)) => {
-                    self.upstream.saw(sent(), false);
-                    return Err(upload
-                        .fault()
-                        .map_or(ExchangeError::Broke, ExchangeError::Client));
-                }
-                Err(_) => {
-                    let last = upload.last().map(|last| last + silence_max);
-                    match last.filter(|&later| later > end) {
-                        Some(later) => end = later,
-                        None => {
-                            self.upstream.saw(sent(), false);
-                            return Err(ExchangeError::Silent);
-                        }
-                    }
-                }
+            }
+        })
+        .await;
+        self.upstream.give_back_limit(limit);
+        match outcome {
+            Some(Ok(response)) => {
+                self.upstream.saw(sent(), true);
+                upload.settle();
+                self.upload = Some(upload);
+                Ok(response)
+            }
+            Some(Err(Unanswered::NotSent(request))) => Err(ExchangeError::NotSent(request)),
+            Some(Err(Unanswered::Sent)) => {
+                self.upstream.saw(sent(), false);
+                Err(upload
+                    .fault()
+                    .map_or(ExchangeError::Broke, ExchangeError::Client))
+            }
+            None => {
+                self.upstream.saw(sent(), false);
+                Err(ExchangeError::Silent)
             }
         }
     }

@@ -27,7 +27,7 @@ use crate::fast;
 use crate::lifetime::Lifetime;
 use crate::listener;
 use crate::load::PeerLoads;
-use crate::metrics::{Metrics, count};
+use crate::metrics::{Metrics, count, count_shared};
 use crate::queue;
 use crate::routes::{Listener, Routes};
 use crate::session::Sessions;
@@ -319,7 +319,7 @@ impl Worker {
         (listener, transport): (Listener, Transport),
         permit: Option<tokio::sync::OwnedSemaphorePermit>,
     ) {
-        count(&self.shared.metrics.connections);
+        count_shared(&self.shared.metrics.connections);
         if tune(&stream, &self.shared.config).is_err() {
             return; // It was reset already.
         }

@@ -13,7 +13,9 @@ use raftserve_model::spec::{RouteRule, UpstreamProtocol};
 use crate::body::{Received, UploadBody};
 use crate::connection::Client;
 use crate::grpc::{self, is_grpc};
-use crate::headers::{Forwarded, begin_request_hop, end_hop, is_plainly_framed, set_certificate};
+use crate::headers::{
+    Field, Forwarded, Seen, begin_request_hop, end_hop, is_plainly_framed, set_certificate,
+};
 use crate::routes::ServiceRoute;
 use crate::rules;
 use crate::session::key_of;
@@ -67,30 +69,37 @@ pub(super) fn outgoing(
     prefix_len: usize,
     rule: Option<&RouteRule>,
 ) -> Result<Prepared, &'static str> {
-    if !is_plainly_framed(request.headers()) {
+    let seen = Seen::of(request.headers());
+    if seen.has(Field::TransferEncoding) && !is_plainly_framed(request.headers()) {
         return Err("the body's transfer coding is not chunked alone");
     }
-    let hop = end_hop(request.headers_mut());
+    let hop = end_hop(request.headers_mut(), seen);
     let wire = wire(route, request.headers());
-    let upgrade = begin_request_hop(request.headers_mut(), &hop, wire)
+    let upgrade = begin_request_hop(request.headers_mut(), seen, &hop, wire)
         .then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
     if wire == Wire::Http1 && parts.version == Version::HTTP_2 {
         join_cookies(&mut parts.headers);
     }
-    if let Some(authority) = parts.uri.authority() {
-        let host = HeaderValue::from_str(authority.as_str());
-        let host = host.map_err(|_| "the request's target has no legal host")?;
-        parts.headers.insert(HOST, host);
-    }
+    let host = match parts.uri.authority() {
+        None => parts.headers.get(HOST).cloned(),
+        Some(authority) => {
+            let host = HeaderValue::from_str(authority.as_str());
+            let host = host.map_err(|_| "the request's target has no legal host")?;
+            if wire == Wire::Http1 {
+                parts.headers.insert(HOST, host.clone());
+            }
+            Some(host)
+        }
+    };
     let forwarded = Forwarded {
         client: &client.address,
         proto: client.proto,
         prefix: parts.uri.path().get(..prefix_len).unwrap_or(""),
     };
-    forwarded.add_to(&mut parts.headers);
-    set_certificate(&mut parts.headers, client.certificate.as_ref());
-    trace::ensure(&mut parts.headers, rand::random);
+    forwarded.add_to(&mut parts.headers, host);
+    set_certificate(&mut parts.headers, seen, client.certificate.as_ref());
+    trace::ensure(&mut parts.headers, seen, trace::random);
     if hop.chunked {
         parts.headers.remove(CONTENT_LENGTH); // Chunks decide (RFC 9112, 6.3); two claims could disagree.
     }
@@ -103,7 +112,7 @@ pub(super) fn outgoing(
         }
         Wire::Http2 => {
             let authority = parts.uri.authority().cloned();
-            parts.uri = absolute(&mut parts.headers, authority, target, route)?;
+            parts.uri = absolute(&mut parts.headers, seen, authority, target, route)?;
             parts.version = Version::HTTP_2;
         }
     }
@@ -150,16 +159,21 @@ fn wire(route: &ServiceRoute, headers: &HeaderMap) -> Wire {
 /// The target with its host, which HTTP/2 has no field for (RFC 9113, 8.3.1).
 fn absolute(
     headers: &mut HeaderMap,
+    seen: Seen,
     authority: Option<Authority>,
     target: PathAndQuery,
     route: &ServiceRoute,
 ) -> Result<Uri, &'static str> {
     const NONE: &str = "the request names no legal host";
-    let host = headers.remove(HOST).filter(|host| !host.is_empty());
     let authority = match authority {
-        // The field was made of it.
-        Some(authority) => authority,
+        Some(authority) => {
+            if seen.has(Field::Host) {
+                headers.remove(HOST);
+            }
+            authority
+        }
         None => {
+            let host = headers.remove(HOST).filter(|host| !host.is_empty());
             let host = host.unwrap_or(HeaderValue::from_static("localhost")); // HTTP/1.0 may name none.
             Authority::try_from(host.as_bytes()).map_err(|_| NONE)?
         }

@@ -11,6 +11,16 @@ fn map(lines: &[(&str, &str)]) -> HeaderMap {
     headers
 }
 
+fn end(headers: &mut HeaderMap) -> Hop {
+    let seen = Seen::of(headers);
+    end_hop(headers, seen)
+}
+
+fn begin(headers: &mut HeaderMap, hop: &Hop) -> bool {
+    let seen = Seen::of(headers);
+    begin_request_hop(headers, seen, hop, Wire::Http1)
+}
+
 #[test]
 fn fields_of_this_hop_end_here() {
     let mut headers = map(&[
@@ -27,7 +37,7 @@ fn fields_of_this_hop_end_here() {
         ("x-three", "4"),
         ("trailer", "x-sum"),
     ]);
-    let hop = end_hop(&mut headers);
+    let hop = end(&mut headers);
     assert_eq!(headers, map(&[("x-three", "4"), ("trailer", "x-sum")]));
     let expected = Hop {
         upgrade: None,
@@ -45,7 +55,7 @@ fn a_message_cannot_take_away_its_own_host_and_length() {
     let lines = [("host", "a"), ("content-length", "3")];
     let mut headers = map(&lines);
     headers.insert(CONNECTION, HeaderValue::from_static("host, content-length"));
-    end_hop(&mut headers);
+    end(&mut headers);
     assert_eq!(headers, map(&lines));
 }
 
@@ -56,9 +66,9 @@ fn upgrade_and_trailers_are_asked_for_anew() {
         ("upgrade", "websocket"),
         ("te", "gzip;q=0.5, trailers"),
     ]);
-    let hop = end_hop(&mut headers);
+    let hop = end(&mut headers);
     assert!(headers.is_empty());
-    assert!(begin_request_hop(&mut headers, &hop, Wire::Http1));
+    assert!(begin(&mut headers, &hop));
     let expected = map(&[
         ("upgrade", "websocket"),
         ("connection", "upgrade, te"),
@@ -74,8 +84,8 @@ fn an_upgrade_to_h2c_stays_on_this_hop() {
         ("upgrade", "h2c"),
         ("http2-settings", "AAMAAABkAARAAAAAAAIAAAAA"),
     ]);
-    let hop = end_hop(&mut headers);
-    assert!(!begin_request_hop(&mut headers, &hop, Wire::Http1));
+    let hop = end(&mut headers);
+    assert!(!begin(&mut headers, &hop));
     assert!(headers.is_empty());
 }
 
@@ -88,7 +98,8 @@ fn forwarded_fields_add_to_what_came() {
         prefix: "/chat",
     };
     let mut headers = map(&[("host", "Example.com:80")]);
-    forwarded.add_to(&mut headers);
+    let host = headers.get(HOST).cloned();
+    forwarded.add_to(&mut headers, host);
     let expected = map(&[
         ("host", "Example.com:80"),
         ("x-forwarded-for", "10.0.0.9"),
@@ -106,7 +117,8 @@ fn forwarded_fields_add_to_what_came() {
         ("x-forwarded-proto", "https"),
         ("x-forwarded-prefix", "/edge/"),
     ]);
-    forwarded.add_to(&mut headers);
+    let host = headers.get(HOST).cloned();
+    forwarded.add_to(&mut headers, host);
     let expected = map(&[
         ("host", "inner"),
         ("x-forwarded-for", "1.1.1.1, 2.2.2.2, 3.3.3.3, 10.0.0.9"),
@@ -142,7 +154,7 @@ proptest! {
         }
         headers.append(CONNECTION, named.join(" ,\t").parse().expect("a legal value"));
         let before = headers.clone();
-        end_hop(&mut headers);
+        end(&mut headers);
         for name in &NAMES[..6] {
             prop_assert!(!headers.contains_key(*name));
         }

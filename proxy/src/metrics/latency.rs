@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::count;
+use super::{add, count};
 
 /// Upper ends of the buckets, in microseconds: from a cache hit to the last token of a long answer.
 const BOUNDS: [u64; 16] = [
@@ -38,7 +38,7 @@ impl Histogram {
     pub(crate) fn observe(&self, duration: Duration) {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         count(&self.buckets[BOUNDS.partition_point(|&bound| bound < micros)]);
-        self.sum_micros.fetch_add(micros, Ordering::Relaxed);
+        add(&self.sum_micros, micros);
     }
 }
 
