@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release -p raftserve-proxy --example forward -- 127.0.0.1:8080 1 127.0.0.1:9001,127.0.0.1:9002`
 //!
-//! A fourth word, `hyper` or `fast`, says which code carries HTTP/1.1.
+//! A fourth word, `hyper` or `fast`, says which code carries HTTP/1.1. A fifth, `traced`, has the spans of every request
+//! gathered, and dropped where they would be exported.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -11,8 +12,8 @@ use std::time::Duration;
 use raftserve_model::spec::{LoadBalancingPolicy, Traffic};
 use raftserve_model::{ReplicaId, ServiceId, ServiceVersion};
 use raftserve_proxy::{
-    Endpoint, Http1Path, NoSessions, Proxy, ProxyConfig, RouteTable, Routes, ServiceRoute,
-    USUAL_WEIGHT,
+    Endpoint, FinishedTraces, Http1Path, NoSessions, Proxy, ProxyConfig, RouteTable, Routes,
+    ServiceRoute, Tracer, USUAL_WEIGHT,
 };
 
 /// As in the binary that carries the proxy.
@@ -42,6 +43,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         Ok("hyper") => Http1Path::Hyper,
         _ => Http1Path::Fast,
     };
+    if next("nothing, or `traced`").is_ok_and(|word| word == "traced") {
+        let (tracer, traces) = Tracer::new(1.0);
+        config.tracer = Some(tracer);
+        std::thread::spawn(move || drop_all(traces));
+    }
     let route = ServiceRoute {
         id: service,
         name: "svc".parse()?,
@@ -56,5 +62,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let _proxy = Proxy::start(config, routes, Arc::new(NoSessions), None)?;
     loop {
         std::thread::park();
+    }
+}
+
+/// Takes what is told, as often as an exporter does that sends it in batches.
+fn drop_all(mut traces: FinishedTraces) {
+    let mut taken = Vec::new();
+    loop {
+        while traces.take_now(&mut taken) {}
+        taken.clear();
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
