@@ -84,7 +84,7 @@ image NAME="raftserve:dev":
     cargo build --release --locked -p raftserve-node
     .ci/image {{ NAME }}
 
-# Runs the tests on Kubernetes in their short form: on RAFTSERVE_TEST_KUBECONFIG, or on the lab if that is beside the checkout.
+# Runs the tests on Kubernetes in their short form: on RAFTSERVE_TEST_KUBECONFIG, or on the lab whose program RAFTSERVE_LAB is.
 test-kube *ARGS:
     cargo build --locked -p raftserve-node
     .ci/kubernetes {{ ARGS }}
