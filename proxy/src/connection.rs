@@ -17,9 +17,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use raftserve_model::ReplicaId;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::answer::Refusal;
@@ -41,6 +41,9 @@ use crate::worker::Worker;
 /// How long a connection without a request yet holds up a proxy that closes: a client sends its first
 /// request right after it has connected, so this is some round trips, and a busy host.
 pub(crate) const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long the last word to a client may take.
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
 /// The largest head of a request, as a list of fields in HTTP/2 and as text in HTTP/1.
 pub(crate) const HEAD_BYTES_MAX: u32 = 64 << 10;
@@ -181,7 +184,10 @@ impl Lent {
 
     /// Awaits the beginning of the next request on a stream that rests. A connection costs little meanwhile: nothing of
     /// the library is left of it.
-    async fn next<S: AsyncRead + Unpin>(&mut self, mut stream: S) -> Option<Prefixed<S>> {
+    async fn next<S>(&mut self, mut stream: S) -> Option<Prefixed<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let read = poll_fn(|cx| {
             // Not kept: the connection would be larger by it.
             let mut first = [0; FIRST_BYTES];
@@ -195,7 +201,11 @@ impl Lent {
             }
             self.limit.poll(cx).map(|()| None)
         });
-        let read = read.await?;
+        let Some(read) = read.await else {
+            // Boxed, for the same reason.
+            Box::pin(close(stream)).await;
+            return None;
+        };
         Some(Prefixed::new(read, stream))
     }
 
@@ -246,11 +256,12 @@ impl Lent {
             }
             loop {
                 ready!(limit.poll(cx));
-                if !told && turns.is_at_rest() {
-                    return Poll::Ready(true);
-                }
+                // First: blank lines alone would rest for ever.
                 if Instant::now() >= head_by {
                     return Poll::Ready(false);
+                }
+                if !told && turns.is_at_rest() {
+                    return Poll::Ready(true);
                 }
                 limit.set(head_by);
             }
@@ -259,10 +270,20 @@ impl Lent {
         limit.set(head_by);
         let parts = connection.into_parts().filter(|_| rests)?;
         let (unread, stream) = parts.io.into_inner().into_inner().into_parts();
-        let empty = |bytes: &[u8]| bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n'));
         // Anything else was part of a request, and nobody would know of which.
-        (empty(&parts.read_buf) && empty(&unread)).then_some(stream)
+        (is_blank(&parts.read_buf) && is_blank(&unread)).then_some(stream)
     }
+}
+
+/// Whether these bytes, which came between two requests, mean nothing (RFC 9112, 2.2).
+pub(crate) fn is_blank(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n'))
+}
+
+/// Says that nothing more comes, as TLS wants to have it said, to whoever still listens.
+async fn close(mut stream: impl AsyncWrite + Unpin) {
+    // A client that is gone need not hear it.
+    let _ = timeout(CLOSE_WITHIN, stream.shutdown()).await;
 }
 
 fn service(

@@ -30,7 +30,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::access_log::Record;
-use crate::connection::{Client, FIRST_REQUEST_WITHIN, Lent};
+use crate::connection::{Client, FIRST_REQUEST_WITHIN, Lent, is_blank};
 use crate::drain::{Phase, Watch};
 use crate::limit::Limit;
 use crate::routes::ServiceRoute;
@@ -117,6 +117,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, client: Client)
             {
                 End::Keep => {
                     first = false;
+                    let header_timeout = connection.worker.shared.config.header_timeout;
+                    connection.limit.set(Instant::now() + header_timeout);
                     continue;
                 }
                 End::Close => return,
@@ -127,10 +129,11 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, client: Client)
         }
         // It is larger than all of the short path, and would make every connection pay for it.
         match Box::pin(connection.lend()).await {
+            // The limit is what the last answer made it: blank lines alone earn no more time.
             Some(back) => connection = back,
             None => return,
         }
-        first = false;
+        first &= connection.client.turns.begun() == 0;
     }
 }
 
@@ -153,7 +156,10 @@ impl Connection {
             watch,
             limit,
         };
-        let (_, stream) = lent.serve(Prefixed::new(read, stream)).await?.into_parts();
+        let (left, stream) = lent.serve(Prefixed::new(read, stream)).await?.into_parts();
+        if !is_blank(&left) {
+            return None; // Part of a request, of which the library knows nothing any more.
+        }
         let Lent {
             worker,
             client,
@@ -173,10 +179,6 @@ impl Connection {
 
     /// Awaits the next request's head.
     async fn next(&mut self, first: bool) -> Next {
-        if !first {
-            let header_timeout = self.worker.shared.config.header_timeout;
-            self.limit.set(Instant::now() + header_timeout);
-        }
         let mut reads = 0;
         loop {
             if let Some(next) = self.parsed() {

@@ -12,6 +12,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use raftserve_proxy::{NoSessions, ProxyConfig};
 use support::{Hand, LIMIT, Rig, by_hand, config, log, recorder, service, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
@@ -187,4 +188,29 @@ async fn idle_connections_end_with_their_grace() {
     soon("the stop", rig.proxy.shutdown(LIMIT * 2)).await;
     assert!(start.elapsed() >= Duration::from_millis(300));
     assert_eq!(idle.rest().await, "");
+}
+
+#[tokio::test]
+async fn blank_lines_alone_keep_no_connection() {
+    let mut config = config();
+    config.header_timeout = Duration::from_millis(300);
+    config.http1_rest_after = Duration::ZERO;
+    let rig = rig(config, recorder("a", &log()).await);
+    for asked in [false, true] {
+        let mut client = Hand::connect(rig.address).await;
+        if asked {
+            assert_eq!(client.ask(GET).await.1, "a");
+        }
+        let (mut reading, mut writing) = client.0.into_inner().into_split();
+        let talking = tokio::spawn(async move {
+            // An error is the end, which the reader sees too.
+            while writing.write_all(b"\r\n").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        let mut bytes = Vec::new();
+        // A reset counts as an end.
+        let _ = soon("the end", reading.read_to_end(&mut bytes)).await;
+        talking.abort();
+    }
 }

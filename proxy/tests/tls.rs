@@ -16,6 +16,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, HandshakeKind, RootCertStore, ServerConfig};
 use support::{Rig, Seen, log, recorder, service, soon, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -219,6 +220,41 @@ async fn a_connection_that_agreed_on_http_2_speaks_nothing_else() {
     let ended = get(stream.expect("a handshake"), "svc.example").await;
     assert!(ended.is_err(), "{ended:?}");
     assert!(seen.lock().expect("no panic").is_empty());
+}
+
+#[tokio::test]
+async fn a_connection_that_rests_is_closed_as_tls_asks_for() {
+    let authority = Authority::new();
+    let directory = tempfile::tempdir().expect("a directory");
+    authority.write(directory.path(), "default", &["svc.test"]);
+    let config = ProxyConfig {
+        tls: Some(listen(directory.path())),
+        http1_rest_after: std::time::Duration::ZERO,
+        ..support::config()
+    };
+    let seen = log();
+    let replica = recorder("r", &seen).await;
+    let rig = Rig::with(
+        config,
+        [service(1, "svc", &[replica])],
+        Arc::new(NoSessions),
+    );
+    let address = rig.proxy.tls_addr().expect("it was asked for");
+    let stream = connect(address, &authority, "svc.test", &["http/1.1"], None).await;
+    let mut stream = stream.expect("a connection");
+    let request = b"GET / HTTP/1.1\r\nhost: svc.test\r\n\r\n";
+    stream.write_all(request).await.expect("it is sent");
+    let mut first = [0; 1];
+    soon("an answer", stream.read_exact(&mut first))
+        .await
+        .expect("an answer");
+    let ending = tokio::spawn(async move { rig.proxy.shutdown(support::LIMIT).await });
+    let mut rest = Vec::new();
+    // Without the alert this is an error: somebody might have cut the connection.
+    soon("the end", stream.read_to_end(&mut rest))
+        .await
+        .expect("TLS says that it is the end");
+    soon("a stop", ending).await.expect("it stops");
 }
 
 #[tokio::test]

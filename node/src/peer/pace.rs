@@ -11,13 +11,20 @@ use tokio::time::sleep;
 /// The pause after each telling: little beside what is done with the news, long beside a group of writes.
 const PAUSE: Duration = Duration::from_millis(4);
 
-/// Follows `source` from now on until it is gone. The newest value is always told in the end.
+/// Follows `source` from now on until it is gone, or nobody listens any more. The newest value is always told in the end.
 pub(crate) fn paced<T: Clone + PartialEq + Send + Sync + 'static>(
     mut source: watch::Receiver<T>,
 ) -> watch::Receiver<T> {
     let (told, paced) = watch::channel(source.borrow_and_update().clone());
     tokio::spawn(async move {
-        while source.changed().await.is_ok() {
+        loop {
+            let changed = tokio::select! {
+                changed = source.changed() => changed,
+                () = told.closed() => return,
+            };
+            if changed.is_err() {
+                return;
+            }
             let newest = source.borrow_and_update().clone();
             if told.send(newest).is_err() {
                 return;

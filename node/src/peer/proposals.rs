@@ -95,6 +95,7 @@ impl Groups {
         let mut gathered = Vec::new();
         while let Ok(permit) = Arc::clone(&turn).acquire_owned().await {
             let expected = answered.swap(0, Ordering::Relaxed) + self.queue.len();
+            let expected = expected.min(GROUP_MAX);
             let until = Instant::now() + COME_BACK_MAX;
             if self.queue.recv_many(&mut gathered, GROUP_MAX).await == 0 {
                 return;
@@ -121,7 +122,7 @@ impl Groups {
         }
     }
 
-    /// Waits until so many have `gathered`, but not beyond `until`. Returns whether they have.
+    /// Waits until so many, [`GROUP_MAX`] at most, have `gathered`, but not beyond `until`. Returns whether they have.
     async fn gather(
         &mut self,
         gathered: &mut Vec<Proposal>,
@@ -129,7 +130,8 @@ impl Groups {
         until: Instant,
     ) -> bool {
         while gathered.len() < expected {
-            match timeout_at(until, self.queue.recv_many(gathered, GROUP_MAX)).await {
+            let room = GROUP_MAX - gathered.len();
+            match timeout_at(until, self.queue.recv_many(gathered, room)).await {
                 Ok(1..) => {}
                 Ok(0) | Err(_) => return false,
             }

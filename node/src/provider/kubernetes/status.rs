@@ -110,7 +110,7 @@ fn lost_node(pod: &Pod, status: &PodStatus) -> Option<String> {
     }
     let node = pod.spec.as_ref()?.node_name.as_deref()?;
     Some(format!(
-        "node {node} is lost: Kubernetes does not hear it any more; see kubectl describe node {node}. A replica that answers no          probes is replaced in time"
+        "node {node} is lost: Kubernetes does not hear it any more; see kubectl describe node {node}. A replica that answers no probes is replaced in time"
     ))
 }
 
