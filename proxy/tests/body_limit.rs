@@ -6,12 +6,10 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
-use support::{Hand, Rig, Seen, log, recorder, service, soon};
-use tokio::net::{TcpListener, TcpStream};
+use support::{Hand, Rig, Seen, http2_client, log, recorder, service, soon};
+use tokio::net::TcpListener;
 
 const MOST: u64 = 10;
 
@@ -94,10 +92,7 @@ async fn a_call_that_sends_too_much_is_told_so_even_after_its_answer_has_begun()
             });
         }
     });
-    let stream = TcpStream::connect(rig.address).await.expect("it listens");
-    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
-    let (mut sender, connection) = handshake.await.expect("it speaks HTTP/2");
-    tokio::spawn(connection);
+    let (mut sender, _) = http2_client(&rig).await;
     let (parts, received) = tokio::sync::mpsc::channel::<Bytes>(4);
     let stream = stream_of(received);
     let request = Request::post("http://svc.example/pkg.Service/Method")

@@ -8,10 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use raftserve_proxy::{NoSessions, ProxyConfig};
-use support::{Hand, LIMIT, Rig, by_hand, config, log, recorder, service, soon};
+use support::{Hand, LIMIT, Rig, by_hand, config, http2_client, log, recorder, service, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -48,19 +46,6 @@ async fn an_old_connection_is_told_with_its_next_answer() {
     assert!(answers > 1, "not the first");
     assert!(start.elapsed() >= Duration::from_millis(270));
     assert_eq!(client.rest().await, "");
-}
-
-/// An HTTP/2 client, and its connection's end.
-async fn http2_client(
-    rig: &Rig,
-) -> (
-    http2::SendRequest<Full<Bytes>>,
-    tokio::task::JoinHandle<Result<(), hyper::Error>>,
-) {
-    let stream = TcpStream::connect(rig.address).await.expect("it listens");
-    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
-    let (sender, connection) = handshake.await.expect("it speaks HTTP/2");
-    (sender, tokio::spawn(connection))
 }
 
 fn request() -> Request<Full<Bytes>> {
@@ -134,7 +119,7 @@ async fn an_unused_http_2_connection_ends_and_one_with_a_stream_does_not() {
         .expect("no panic")
         .expect("an answer");
     for _ in 0..2 {
-        let (_unused, connection) = http2_client(&rig).await;
+        let (_unused, connection) = http2_client::<Full<Bytes>>(&rig).await;
         let ended = soon("the end", connection).await.expect("no panic");
         ended.expect("GOAWAY is a proper end");
     }

@@ -8,18 +8,8 @@ use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use support::{Hand, Rig, by_hand, service, soon};
-use tokio::net::TcpStream;
+use support::{Hand, Rig, by_hand, http2_client, service, soon};
 use tokio::sync::mpsc;
-
-async fn client(rig: &Rig) -> http2::SendRequest<Full<Bytes>> {
-    let stream = TcpStream::connect(rig.address).await.expect("it listens");
-    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
-    let (sender, connection) = handshake.await.expect("it speaks HTTP/2");
-    tokio::spawn(connection);
-    sender
-}
 
 /// The answer to a request, for which the replica sends exactly this.
 async fn answered(
@@ -71,7 +61,7 @@ fn is_now(date: &str) -> bool {
 async fn an_answer_has_one_date_which_is_the_replicas_where_it_gives_one() {
     let (address, mut replica) = by_hand().await;
     let rig = Rig::new([service(1, "svc", &[address])]);
-    let mut client = client(&rig).await;
+    let mut client = http2_client(&rig).await.0;
     let plain = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok";
     let (response, body) = answered(&mut client, &mut replica, Method::GET, plain).await;
     let dates = lines(&response, &DATE);
@@ -90,7 +80,7 @@ async fn an_answer_has_one_date_which_is_the_replicas_where_it_gives_one() {
 async fn an_answer_tells_its_length_where_it_is_known_and_nothing_where_it_is_not() {
     let (address, mut replica) = by_hand().await;
     let rig = Rig::new([service(1, "svc", &[address])]);
-    let mut client = client(&rig).await;
+    let mut client = http2_client(&rig).await.0;
     let close = "connection: close\r\n";
     for (method, head, body, lengths, read) in [
         (
@@ -141,9 +131,10 @@ async fn the_proxys_own_answers_tell_both() {
         service(1, "one", &[support::nowhere()]),
         service(2, "two", &[]),
     ]);
-    let mut client = client(&rig).await;
+    let mut client = http2_client(&rig).await.0;
     for (host, status) in [("one", 502), ("nobody", 404)] {
-        let request = Request::get(format!("http://{host}.example/")).body(Full::default());
+        let request =
+            Request::get(format!("http://{host}.example/")).body(Full::<Bytes>::default());
         let request = request.expect("a good request");
         let response = soon("an answer", client.send_request(request)).await;
         let (response, body) = whole(response.expect("an answer")).await;

@@ -12,10 +12,8 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use raftserve_model::spec::UpstreamProtocol;
-use support::{Hand, Rig, log, recorder, service, soon, until};
+use support::{Hand, Rig, http2_client, log, recorder, service, soon, until};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
@@ -64,14 +62,6 @@ impl Replica {
     }
 }
 
-async fn client(rig: &Rig) -> http2::SendRequest<Full<Bytes>> {
-    let stream = TcpStream::connect(rig.address).await.expect("it listens");
-    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
-    let (sender, connection) = handshake.await.expect("it speaks HTTP/2");
-    tokio::spawn(connection);
-    sender
-}
-
 fn call(body: &'static str) -> Request<Full<Bytes>> {
     Request::post("http://svc.example/pkg.Service/Method")
         .header("content-type", "application/grpc")
@@ -116,7 +106,7 @@ async fn calls_go_over_http_2_and_all_else_over_http_1() {
     let log = log();
     let mut mixed = service(1, "svc", &[replica.address]);
     let rig = Rig::new([mixed.clone()]);
-    let mut sender = client(&rig).await;
+    let mut sender = http2_client(&rig).await.0;
     let answer = tokio::spawn(sender.send_request(call("hello")));
     let (request, respond) = replica.call().await;
     assert_eq!(request.version(), Version::HTTP_2);
@@ -202,7 +192,7 @@ async fn each_call_of_one_connection_is_balanced_by_itself() {
         "svc",
         &replicas.each_ref().map(|each| each.address),
     )]);
-    let mut sender = client(&rig).await;
+    let mut sender = http2_client(&rig).await.0;
     for _ in 0..10 {
         let answers = [(); 2].map(|()| tokio::spawn(sender.send_request(call("x"))));
         for replica in &mut replicas {
@@ -222,7 +212,7 @@ async fn each_call_of_one_connection_is_balanced_by_itself() {
 async fn connections_are_opened_only_when_all_their_streams_are_taken() {
     let mut replica = Replica::start(10).await;
     let rig = Rig::new([service(1, "svc", &[replica.address])]);
-    let mut sender = client(&rig).await; // One connection, so one worker.
+    let mut sender = http2_client(&rig).await.0; // One connection, so one worker.
     let answers: Vec<_> = (0..35)
         .map(|_| tokio::spawn(sender.send_request(call("x"))))
         .collect();
@@ -292,7 +282,7 @@ async fn a_call_that_a_replica_refuses_is_sent_to_another_one_whole() {
         "svc",
         &replicas.each_ref().map(|each| each.address),
     )]);
-    let mut sender = client(&rig).await;
+    let mut sender = http2_client(&rig).await.0;
     let answer = tokio::spawn(sender.send_request(call("the whole of it")));
     let [one, two] = &mut replicas;
     let (first, other) = tokio::select! {
@@ -325,7 +315,7 @@ async fn a_replica_that_goes_away_gets_what_it_did_not_act_on_again_on_a_new_con
         .expect("a free port");
     let address = listener.local_addr().expect("bound");
     let rig = Rig::new([service(1, "svc", &[address])]);
-    let mut sender = client(&rig).await;
+    let mut sender = http2_client(&rig).await.0;
     let first = tokio::spawn(sender.send_request(call("first")));
     let (stream, _) = soon("a connection", listener.accept())
         .await
@@ -375,7 +365,7 @@ async fn a_call_that_cannot_be_served_ends_with_a_status_of_grpc() {
     let mut services = [service(1, "svc", &[nowhere]), service(2, "empty", &[])];
     services[1].traffic.queue.requests = 0;
     let rig = Rig::new(services);
-    let mut sender = client(&rig).await;
+    let mut sender = http2_client(&rig).await.0;
     for (host, code) in [("svc", "14"), ("empty", "14"), ("127.0.0.1", "12")] {
         let mut request = call("x");
         *request.uri_mut() = format!("http://{host}/pkg.Service/Method")
@@ -401,7 +391,7 @@ async fn a_call_that_cannot_be_served_ends_with_a_status_of_grpc() {
 async fn a_call_whose_replica_breaks_off_ends_with_a_status_of_grpc() {
     let mut replica = Replica::start(100).await;
     let rig = Rig::new([service(1, "svc", &[replica.address])]);
-    let mut sender = client(&rig).await;
+    let mut sender = http2_client(&rig).await.0;
     let answer = tokio::spawn(sender.send_request(call("x")));
     let (_, mut respond) = replica.call().await;
     let head = Response::builder().header("content-type", "application/grpc");
@@ -432,7 +422,7 @@ async fn a_call_whose_replica_breaks_off_ends_with_a_status_of_grpc() {
 async fn a_call_s_deadline_is_told_on_and_kept() {
     let mut replica = Replica::start(100).await;
     let rig = Rig::new([service(1, "svc", &[replica.address])]);
-    let mut sender = client(&rig).await;
+    let mut sender = http2_client(&rig).await.0;
     let mut with_timeout = |text: &'static str| {
         let mut request = call("x");
         let value = http::HeaderValue::from_static(text);

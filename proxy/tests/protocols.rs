@@ -5,11 +5,8 @@ mod support;
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use support::{Hand, Rig, by_hand, log, recorder, service, soon};
+use support::{Hand, Rig, by_hand, http2_client, log, recorder, service, soon};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 /// A proxy before one replica that is spoken to by hand.
@@ -225,14 +222,6 @@ async fn an_upgrade_may_be_declined_and_never_be_forced() {
     rig.idle().await;
 }
 
-async fn h2c(rig: &Rig) -> http2::SendRequest<Full<Bytes>> {
-    let stream = TcpStream::connect(rig.address).await.expect("it listens");
-    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
-    let (sender, connection) = handshake.await.expect("it speaks HTTP/2");
-    tokio::spawn(connection);
-    sender
-}
-
 #[tokio::test]
 async fn http_2_without_tls_is_understood_on_the_same_port() {
     let log = log();
@@ -241,7 +230,7 @@ async fn http_2_without_tls_is_understood_on_the_same_port() {
         service(2, "other", &[recorder("o", &log).await]),
     ];
     let rig = Rig::new(services);
-    let mut sender = h2c(&rig).await;
+    let mut sender = http2_client::<Full<Bytes>>(&rig).await.0;
     let mut answers = Vec::new();
     for n in 0..20 {
         let request = Request::post(format!("http://svc.example:81/p?n={n}"))
@@ -296,7 +285,7 @@ async fn http_2_without_tls_is_understood_on_the_same_port() {
 #[tokio::test]
 async fn an_answer_with_trailers_reaches_an_http_2_client_as_it_streams() {
     let (rig, mut connections) = rig().await;
-    let mut sender = h2c(&rig).await;
+    let mut sender = http2_client::<Full<Bytes>>(&rig).await.0;
     let request = Request::get("http://svc/")
         .header("te", "trailers")
         .body(Full::default());

@@ -8,11 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use raftserve_proxy::{Http1Path, NoSessions, ProxyConfig};
-use support::{Hand, LIMIT, Rig, config, log, recorder, service, soon, upstream};
-use tokio::net::TcpStream;
+use support::{Hand, LIMIT, Rig, config, http2_client, log, recorder, service, soon, upstream};
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
 
@@ -21,19 +18,6 @@ fn rig(config: ProxyConfig, address: std::net::SocketAddr) -> Rig {
     // A thousand connects at once are more than the queue of a listener takes.
     svc.traffic.upstream.connect_timeout = LIMIT;
     Rig::with(config, [svc], Arc::new(NoSessions))
-}
-
-/// An HTTP/2 client, and its connection's end.
-async fn http2_client(
-    rig: &Rig,
-) -> (
-    http2::SendRequest<Full<Bytes>>,
-    tokio::task::JoinHandle<Result<(), hyper::Error>>,
-) {
-    let stream = TcpStream::connect(rig.address).await.expect("it listens");
-    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
-    let (sender, connection) = handshake.await.expect("it speaks HTTP/2");
-    (sender, tokio::spawn(connection))
 }
 
 fn request() -> Request<Full<Bytes>> {

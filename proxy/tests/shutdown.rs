@@ -9,10 +9,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use raftserve_proxy::{NoSessions, ProxyConfig};
-use support::{Hand, LIMIT, Rig, by_hand, config, get, service, soon, until, upstream};
+use support::{
+    Hand, LIMIT, Rig, by_hand, config, get, http2_client, service, soon, until, upstream,
+};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
@@ -190,10 +190,7 @@ async fn a_connection_accepted_at_the_last_moment_gets_its_first_answer() {
 async fn http_2_streams_finish_after_goaway() {
     let (address, mut connections) = by_hand().await;
     let rig = Rig::new([service(1, "svc", &[address])]);
-    let stream = TcpStream::connect(rig.address).await.expect("it listens");
-    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
-    let (mut sender, connection) = handshake.await.expect("it speaks HTTP/2");
-    let connection = tokio::spawn(connection);
+    let (mut sender, connection) = http2_client(&rig).await;
     let request = Request::get("http://svc/").body(Full::<Bytes>::default());
     let answer = tokio::spawn(sender.send_request(request.expect("a good request")));
     let mut replica = soon("a request", connections.recv())

@@ -18,8 +18,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
+use hyper::body::{Body, Incoming};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use raftserve_model::spec::{
     LoadBalancingPolicy, SessionAffinity, SessionKeySource, Traffic, WithoutQuorum,
 };
@@ -41,6 +42,24 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, future)
         .await
         .unwrap_or_else(|_| panic!("waited in vain for: {what}"))
+}
+
+/// A client that speaks HTTP/2 in cleartext, and its connection's end.
+pub async fn http2_client<B>(
+    rig: &Rig,
+) -> (
+    http2::SendRequest<B>,
+    tokio::task::JoinHandle<Result<(), hyper::Error>>,
+)
+where
+    B: Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let stream = TcpStream::connect(rig.address).await.expect("it listens");
+    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (sender, connection) = handshake.await.expect("it speaks HTTP/2");
+    (sender, tokio::spawn(connection))
 }
 
 /// Awaits a condition that must come to hold.
