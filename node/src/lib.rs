@@ -12,6 +12,7 @@ pub mod config;
 pub mod consensus;
 pub mod controller;
 pub mod dev;
+mod grpc_frame;
 pub mod kubernetes;
 pub mod node;
 pub mod ops;

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::Frame;
@@ -22,9 +22,7 @@ use super::gate::Gate;
 use super::keys::KeyValueApi;
 use super::server::VALUE_MESSAGE_BYTES_MAX;
 use super::v1::key_value_server::KeyValue;
-
-/// What is before each message: whether it is compressed, and its length.
-const PREFIX: usize = 5;
+use crate::grpc_frame::{PREFIX_BYTES, frame};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
@@ -123,10 +121,10 @@ async fn receive(mut body: Incoming) -> Result<Bytes, Status> {
             true => piece,
             false => [whole, piece].concat().into(),
         };
-        if let Some(mut length) = whole.get(1..PREFIX) {
+        if let Some(mut length) = whole.get(1..PREFIX_BYTES) {
             check_length(length.get_u32() as usize)?;
         }
-        check_length(whole.len().saturating_sub(PREFIX))?;
+        check_length(whole.len().saturating_sub(PREFIX_BYTES))?;
     }
     Ok(whole)
 }
@@ -143,7 +141,7 @@ fn check_length(found: usize) -> Result<(), Status> {
 
 /// The message of a body, which is to have exactly one.
 fn read<M: Message + Default>(mut body: Bytes) -> Result<tonic::Request<M>, Status> {
-    if body.len() < PREFIX {
+    if body.len() < PREFIX_BYTES {
         return Err(Status::internal("the request has no message"));
     }
     if body.get_u8() != 0 {
@@ -157,17 +155,6 @@ fn read<M: Message + Default>(mut body: Bytes) -> Result<tonic::Request<M>, Stat
     let message = M::decode(body);
     let message = message.map_err(|error| Status::internal(error.to_string()))?;
     Ok(tonic::Request::new(message))
-}
-
-fn frame<M: Message>(message: &M) -> Bytes {
-    let length = message.encoded_len();
-    let mut framed = BytesMut::with_capacity(PREFIX + length);
-    framed.put_u8(0);
-    framed.put_u32(u32::try_from(length).expect("a value is at most 64 KiB"));
-    message
-        .encode(&mut framed)
-        .expect("there is room for all of it");
-    framed.freeze()
 }
 
 /// The body of an answer.

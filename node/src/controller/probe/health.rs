@@ -1,6 +1,6 @@
 //! gRPC's own health checking, as one call without a client library: `grpc.health.v1.Health/Check`.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{CONTENT_TYPE, TE, USER_AGENT};
 use http_body_util::Full;
 use prost::Message;
@@ -9,28 +9,21 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use super::question::Answer;
+use crate::grpc_frame::{PREFIX_BYTES, frame};
 
 /// The method that is called.
 pub(super) const PATH: &str = "/grpc.health.v1.Health/Check";
-
-/// What stands before each message: whether it is compressed, and its length.
-const PREFIX_BYTES: usize = 5;
 
 /// The call that asks about `service`.
 pub(super) fn request(uri: &str, service: &str) -> Result<http::Request<Full<Bytes>>, String> {
     let message = HealthCheckRequest {
         service: service.to_owned(),
-    }
-    .encode_to_vec();
-    let mut body = BytesMut::with_capacity(PREFIX_BYTES + message.len());
-    body.put_u8(0);
-    body.put_u32(u32::try_from(message.len()).map_err(|error| error.to_string())?);
-    body.put_slice(&message);
+    };
     http::Request::post(uri)
         .header(CONTENT_TYPE, "application/grpc")
         .header(TE, "trailers")
         .header(USER_AGENT, "raftserve-probe")
-        .body(Full::new(body.freeze()))
+        .body(Full::new(frame(&message)))
         .map_err(|error| format!("cannot ask for {PATH}: {error}"))
 }
 
