@@ -85,17 +85,27 @@ impl Home {
         if before.parse().ok() == Some(cluster) {
             return Ok(());
         }
-        // Over exactly what was read: what somebody else has written meanwhile is read again.
-        let data = json!({
-            "metadata": { "resourceVersion": found.metadata.resource_version },
-            "data": { CLUSTER: cluster.to_string(), FOUNDER: null },
-        });
-        let patch = Patch::Merge(&data);
-        call(self.records.patch(&name, &PatchParams::default(), &patch)).await?;
+        let data = json!({ CLUSTER: cluster.to_string(), FOUNDER: null });
+        self.change_record(found.metadata, data).await?;
         tracing::warn!(
             %cluster, before, name,
             "another cluster was written down here, and this one is now; if that other one is still wanted, stop this release"
         );
+        Ok(())
+    }
+
+    /// Changes entries of the record, over exactly what was read: of two that write at once, one fails and reads again.
+    pub(super) async fn change_record(
+        &self,
+        read: ObjectMeta,
+        data: serde_json::Value,
+    ) -> Result<(), CallError> {
+        let changed = json!({
+            "metadata": { "resourceVersion": read.resource_version },
+            "data": data,
+        });
+        let (name, patch) = (self.record_name(), Patch::Merge(&changed));
+        call(self.records.patch(&name, &PatchParams::default(), &patch)).await?;
         Ok(())
     }
 

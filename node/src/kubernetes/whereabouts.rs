@@ -3,7 +3,6 @@
 //! Replicas are looked for where the flags say. A peer with another namespace would find none, call all of them lost,
 //! make them anew there, and leave the old pods to nobody: so it is asked here first.
 
-use kube::api::{Patch, PatchParams};
 use raftserve_model::ClusterId;
 use serde_json::json;
 
@@ -47,13 +46,8 @@ impl Home {
             Some(known) if occupied => return Ok(Whereabouts::Elsewhere(known)),
             Some(_) | None => {}
         }
-        // With the revision: of two peers with different flags, one writes, and the other reads again.
-        let here = json!({
-            "metadata": { "resourceVersion": found.metadata.resource_version },
-            "data": { REPLICAS: namespace },
-        });
-        let patch = Patch::Merge(&here);
-        call(self.records.patch(&name, &PatchParams::default(), &patch)).await?;
+        self.change_record(found.metadata, json!({ REPLICAS: namespace }))
+            .await?;
         tracing::info!(namespace, "wrote down where replicas are");
         Ok(Whereabouts::Here)
     }
