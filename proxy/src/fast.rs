@@ -33,13 +33,13 @@ use crate::access_log::Record;
 use crate::connection::{Client, FIRST_REQUEST_WITHIN, Lent, is_blank};
 use crate::drain::{Phase, Watch};
 use crate::limit::Limit;
+use crate::prefixed::Prefixed;
 use crate::routes::ServiceRoute;
 use crate::trace;
 use crate::tracer::{Asked, Sampled, Trace, Tracer, TryId};
 use crate::view::ServiceView;
 use crate::worker::Worker;
 
-use crate::prefixed::Prefixed;
 use buffers::{Buffer, Size, Text};
 use exchange::End;
 use framing::Framing;

@@ -206,27 +206,20 @@ where
                 request.extensions_mut().insert(subject.clone());
                 let again = is_stream(&path).then(|| door.again(&path, request.headers()));
                 let answering = self.inner.call(request);
-                if let Some(again) = again {
-                    let told = is_told(needed);
-                    return Either::Right(
-                        answering
-                            .inspect(move |answer| {
-                                if told {
-                                    tell(&subject, &path, outcome(answer));
-                                }
-                            })
-                            .map(move |answer| {
-                                answer
-                                    .map(|it| it.map(|body| Body::new(Rechecked::new(body, again))))
-                            })
-                            .boxed(),
-                    );
-                }
-                if !is_told(needed) {
+                let is_told = is_told(needed);
+                if again.is_none() && !is_told {
                     return Either::Left(answering);
                 }
-                let told = move |answer: &Answer| tell(&subject, &path, outcome(answer));
-                Either::Right(answering.inspect(told).boxed())
+                let finished = move |answer: Answer| {
+                    if is_told {
+                        tell(&subject, &path, outcome(&answer));
+                    }
+                    let Some(again) = again else {
+                        return answer;
+                    };
+                    answer.map(|answer| answer.map(|body| Body::new(Rechecked::new(body, again))))
+                };
+                Either::Right(answering.map(finished).boxed())
             }
         }
     }

@@ -259,29 +259,24 @@ fn probed(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obse
     let (id, readiness) = (replica.id, &service.spec_of(replica.version).readiness);
     let failing_for = failing_for.unwrap_or_default();
     // Who makes it may know why it does not answer.
-    let told = observed.notes.get(&id);
+    let last = last.as_ref();
+    let last = last.map_err(|said| observed.notes.get(&id).unwrap_or(said).clone());
     match (last, &replica.phase) {
         (Ok(()), Phase::Ready) => {}
         (Ok(()), _) => plan.record(Change::Ready { replica: id }),
         (Err(said), Phase::Ready) => plan.record(Change::NotReady {
             replica: id,
-            reason: told.unwrap_or(said).clone(),
+            reason: said,
         }),
         (Err(said), Phase::NotReady { .. }) => {
             if failing_for >= readiness.failure_threshold {
-                plan.record(stop_now(
-                    id,
-                    StopReason::Probing(told.unwrap_or(said).clone()),
-                ));
+                plan.record(stop_now(id, StopReason::Probing(said)));
             }
         }
         (Err(said), _) => {
             let since = replica.started_at.unwrap_or(replica.created_at.log);
             if observed.now.since(since) > readiness.initial_delay {
-                plan.record(stop_now(
-                    id,
-                    StopReason::InitialDelay(told.unwrap_or(said).clone()),
-                ));
+                plan.record(stop_now(id, StopReason::InitialDelay(said)));
             }
         }
     }

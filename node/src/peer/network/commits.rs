@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use futures_util::stream::Fuse;
 use futures_util::{FutureExt, Stream, StreamExt};
 use openraft::raft::AppendEntriesRequest;
 use raftserve_store::raft::TypeConfig;
@@ -21,23 +22,22 @@ type Append = AppendEntriesRequest<TypeConfig>;
 
 /// The appends of `appends`, without those that carry nothing and are followed closely by one that does.
 pub(super) struct WithEntries<S> {
-    appends: S,
+    appends: Fuse<S>,
     /// One that carries nothing, until when it is kept.
     held: Option<(Append, Pin<Box<Sleep>>)>,
     /// When entries were sent last, and whether the ones before were close.
     sent: Option<Instant>,
     is_steady: bool,
-    is_ended: bool,
 }
 
-impl<S> WithEntries<S> {
+impl<S: Stream> WithEntries<S> {
     pub(super) fn new(appends: S) -> Self {
         Self {
-            appends,
+            // It is asked once more after its end, if that brings out what is held.
+            appends: appends.fuse(),
             held: None,
             sent: None,
             is_steady: false,
-            is_ended: false,
         }
     }
 
@@ -53,13 +53,9 @@ impl<S: Stream<Item = Append> + Unpin> Stream for WithEntries<S> {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Append>> {
         let this = self.get_mut();
-        if this.is_ended {
-            return Poll::Ready(None);
-        }
         // The newest says all that those before it did.
         while let Poll::Ready(next) = this.appends.poll_next_unpin(context) {
             let Some(append) = next else {
-                this.is_ended = true;
                 return Poll::Ready(this.held.take().map(|(append, _)| append));
             };
             if !append.entries.is_empty() {
