@@ -6,9 +6,9 @@
 //! (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020).
 
 use std::fmt::Debug;
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -93,6 +93,40 @@ pub trait DiskFile: Debug + Send + Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
+/// The log and the state hold the secrets of services: nobody else on the host may read them.
+pub(crate) const FILE_MODE: u32 = 0o600;
+
+/// As [`FILE_MODE`], of directories.
+const DIR_MODE: u32 = 0o700;
+
+/// Makes a directory that only its owner can look into, and its parents; it may exist.
+///
+/// # Errors
+/// As the operating system says.
+pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(DIR_MODE)
+        .create(path)
+}
+
+/// Takes from everybody but the owner what a directory made by an earlier release, or by hand, lets them
+/// do with it and with what is in it. What is not ours to change stays as it is, such as the root of a
+/// volume: that must not keep a peer from its data, and what it makes in there is its own.
+pub(crate) fn make_private(path: &Path) {
+    let Ok(found) = std::fs::symlink_metadata(path) else {
+        return;
+    };
+    let mode = found.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 && !found.is_symlink() {
+        let _ = std::fs::set_permissions(path, Permissions::from_mode(mode & !0o077));
+    }
+    if found.is_dir() {
+        let inside = std::fs::read_dir(path).into_iter().flatten().flatten();
+        inside.for_each(|entry| make_private(&entry.path()));
+    }
+}
+
 /// The operating system's files.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealDisk;
@@ -109,7 +143,7 @@ impl RealDisk {
 
 impl Disk for RealDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        std::fs::create_dir_all(path)
+        create_private_dir(path)
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
@@ -125,6 +159,7 @@ impl Disk for RealDisk {
             .read(true)
             .write(true)
             .create_new(true)
+            .mode(FILE_MODE)
             .open(path)?;
         Ok(Arc::new(RealFile(file)))
     }
@@ -144,6 +179,44 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
+    }
+}
+
+/// The operating system's files, of which nothing is changed: they may lie on a volume that cannot be written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReadOnlyDisk;
+
+fn only_read<T>() -> io::Result<T> {
+    Err(io::ErrorKind::ReadOnlyFilesystem.into())
+}
+
+impl Disk for ReadOnlyDisk {
+    fn create_dir(&self, _: &Path) -> io::Result<()> {
+        only_read()
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        RealDisk.list(dir)
+    }
+
+    fn create(&self, _: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        only_read()
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        RealDisk::open_to_read(path)
+    }
+
+    fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
+        only_read()
+    }
+
+    fn remove(&self, _: &Path) -> io::Result<()> {
+        only_read()
+    }
+
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        only_read()
     }
 }
 
@@ -206,4 +279,50 @@ pub fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = vec![0; size];
     file.read_at(0, &mut bytes)?;
     Ok(Some(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn nobody_else_reads_what_is_made() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("data/wal");
+        RealDisk.create_dir(&dir).unwrap();
+        RealDisk.create(&dir.join("1.wal")).unwrap();
+        write_atomically(&RealDisk, &dir.join("NODE"), b"x").unwrap();
+        assert_eq!(
+            (mode(&dir), mode(&root.path().join("data"))),
+            (0o700, 0o700)
+        );
+        assert_eq!(
+            (mode(&dir.join("1.wal")), mode(&dir.join("NODE"))),
+            (0o600, 0o600)
+        );
+    }
+
+    #[test]
+    fn what_others_could_read_they_can_no_more_and_what_links_lead_to_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let (dir, foreign) = (root.path().join("data/wal"), root.path().join("foreign"));
+        std::fs::create_dir_all(&dir).unwrap();
+        let log = dir.join("1.wal");
+        for path in [&log, &foreign] {
+            std::fs::write(path, "secret").unwrap();
+            std::fs::set_permissions(path, Permissions::from_mode(0o664)).unwrap();
+        }
+        std::fs::set_permissions(&dir, Permissions::from_mode(0o2775)).unwrap();
+        std::os::unix::fs::symlink(&foreign, dir.join("link")).unwrap();
+        make_private(&root.path().join("data"));
+        assert_eq!(
+            (mode(&dir), mode(&log), mode(&foreign)),
+            (0o700, 0o600, 0o664)
+        );
+        make_private(&root.path().join("missing"));
+    }
 }

@@ -7,6 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -172,23 +173,45 @@ impl DirectoryLock {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(crate::disk::FILE_MODE)
             .open(&path)
             .map_err(io)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut holder = String::new();
-                file.read_to_string(&mut holder).map_err(io)?;
-                return Err(IdentityError::Locked {
-                    path: dir.to_owned(),
-                    holder: holder.trim().to_owned(),
-                });
-            }
-            Err(errno) => return Err(io(errno.into())),
-        }
+        Self::lock(dir, &mut file)?;
         file.set_len(0).map_err(io)?;
         writeln!(file, "{}", std::process::id()).map_err(io)?;
         Ok(Self { _file: file })
+    }
+
+    /// Takes it without putting this process's name into it.
+    fn take_to_read(dir: &Path) -> Result<Self, IdentityError> {
+        let path = dir.join(LOCK_FILE);
+        let mut file = File::open(&path).map_err(|source| IdentityError::Io {
+            what: "lock",
+            path,
+            source,
+        })?;
+        Self::lock(dir, &mut file)?;
+        Ok(Self { _file: file })
+    }
+
+    fn lock(dir: &Path, file: &mut File) -> Result<(), IdentityError> {
+        let io = |source| IdentityError::Io {
+            what: "lock",
+            path: dir.join(LOCK_FILE),
+            source,
+        };
+        match rustix::fs::flock(&*file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut holder = String::new();
+                file.read_to_string(&mut holder).map_err(io)?;
+                Err(IdentityError::Locked {
+                    path: dir.to_owned(),
+                    holder: holder.trim().to_owned(),
+                })
+            }
+            Err(errno) => Err(io(errno.into())),
+        }
     }
 }
 
@@ -201,6 +224,10 @@ struct NodeFile {
     node: Option<NodeId>,
     /// Whether the log was made: from then on, a log that is not there is a log that was lost.
     log_made: bool,
+    /// Whether the log was found to have lost entries that were acknowledged. Absent where it was not, so that such
+    /// a file has the bytes it always had.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    log_cut: bool,
 }
 
 impl NodeFile {
@@ -261,7 +288,38 @@ impl DataDir {
             source,
         })?;
         let lock = DirectoryLock::take(path)?;
-        Self::open_on(disk, path, lock)
+        let data_dir = Self::open_on(disk, path, lock)?;
+        crate::disk::make_private(path);
+        Ok(data_dir)
+    }
+
+    /// Opens the data directory of a peer that is down, of which nothing is to be changed. Blocks.
+    ///
+    /// # Errors
+    /// [`IdentityError`]; also where no peer ever ran.
+    pub(crate) fn open_to_read(path: &Path) -> Result<Self, IdentityError> {
+        let disk = crate::disk::ReadOnlyDisk;
+        let io = |source| IdentityError::Io {
+            what: "read",
+            path: path.to_owned(),
+            source,
+        };
+        if !path.join(FORMAT_FILE).exists() {
+            let names = disk.list(path).map_err(io)?;
+            return Err(IdentityError::Foreign {
+                path: path.to_owned(),
+                found: names.into_iter().next().unwrap_or_default(),
+            });
+        }
+        let lock = DirectoryLock::take_to_read(path)?;
+        Self::check_format(&disk, path)?;
+        let file = Self::read_or_make_node(&disk, path)?;
+        Ok(Self {
+            disk: Arc::new(disk),
+            path: path.to_owned(),
+            lock: Arc::new(lock),
+            file,
+        })
     }
 
     /// Whether a directory holds nothing but what file systems put into a fresh volume. Blocks.
@@ -363,6 +421,7 @@ impl DataDir {
             cluster: None,
             node: None,
             log_made: false,
+            log_cut: false,
         };
         write_atomically(disk, &node_path, file.encode().as_bytes()).map_err(io)?;
         Ok(file)
@@ -453,6 +512,22 @@ impl DataDir {
         self.file.log_made
     }
 
+    pub(crate) fn log_was_cut(&self) -> bool {
+        self.file.log_cut
+    }
+
+    /// Notes, for ever, that the log has lost entries which were acknowledged: with what is left of it the peer must
+    /// not vote. Blocks.
+    ///
+    /// # Errors
+    /// [`IdentityError::Io`].
+    pub fn note_log_cut(&mut self) -> Result<(), IdentityError> {
+        self.save(NodeFile {
+            log_cut: true,
+            ..self.file
+        })
+    }
+
     pub(crate) fn note_log_made(&mut self) -> Result<(), IdentityError> {
         self.save(NodeFile {
             log_made: true,
@@ -503,6 +578,7 @@ impl EmptyDir {
         if let Some(found) = kept()? {
             return Err(refuse(found));
         }
+        crate::disk::make_private(path);
         Ok(Self {
             nonce: random_nonce().map_err(io("draw a number for"))?,
             disk,
@@ -538,6 +614,7 @@ impl EmptyDir {
             cluster: Some(cluster),
             node: Some(node),
             log_made: true,
+            log_cut: false,
         };
         let format = format!("{FORMAT}\n");
         for (name, text) in [(NODE_FILE, file.encode()), (FORMAT_FILE, format)] {

@@ -1,6 +1,7 @@
 //! The one place where openraft's types meet ours: the log and the state machine as openraft wants them,
 //! its configuration, and conversions. Nothing of openraft is stored; see [`crate::entry`].
 
+pub mod acked;
 mod check;
 mod config;
 mod convert;

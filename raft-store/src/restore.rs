@@ -6,8 +6,8 @@
 //!
 //! - its id, so that neither takes a call from the other;
 //! - its voter's id and nonce, which were never used before: every id of the parent's is refused;
-//! - its log, which begins far after everything that the parent can ever have published ([`first_index`]), so
-//!   that who follows indexes never sees time go back;
+//! - its log, which begins after everything that the parent, and clusters that began with the same state before,
+//!   can have published ([`first_index`]), so that who follows indexes never sees time go back;
 //! - what [`State::lineage`] says, by which its controller knows whose the replicas are.
 //!
 //! A directory is filled first and becomes a data directory last, so that what a crash leaves is refused by
@@ -19,6 +19,7 @@ use std::sync::Arc;
 use raftserve_model::{ClusterId, LogIndex, NodeId};
 
 use crate::codec::{self, CodecError};
+use crate::disk::{Disk, RealDisk};
 use crate::entry::{AppliedMembership, LogId, Membership, Payload, PeerRecord, Vote};
 use crate::identity::{DataDir, EmptyDir, Identity, IdentityError};
 use crate::snapshot::{SnapshotError, SnapshotFile, SnapshotHead, Snapshots};
@@ -26,15 +27,15 @@ use crate::state::{Claim, Lineage, State};
 use crate::store::{OpenError, SNAPSHOT_DIR, Store, WAL_DIR};
 use crate::wal::{Failed, Wal, WalError, WalOptions};
 
-/// The least by which a new cluster's log is ahead of the state that it begins with.
+/// The least by which a new cluster's log is ahead of the state that it begins with, where that is ahead of the calendar.
 const INDEX_GAP_MIN: u64 = 1 << 32;
 
 /// Indexes that are set aside for each second of the calendar: more than any cluster writes on average, so that
-/// of two clusters that began with the same state the later one is ahead of all that the earlier published.
+/// no cluster which began by the calendar ever overtakes it.
 const INDEXES_PER_SECOND: u64 = 1 << 16;
 
-/// Where that calendar begins: 2025, in seconds since 1970.
-const CALENDAR_BEGINS: u64 = 1_735_689_600;
+/// Where that calendar begins: 2025, in milliseconds since 1970.
+const CALENDAR_BEGINS_MS: u64 = 1_735_689_600_000;
 
 /// Entries of a survivor's log that are read at a time.
 const READ_AHEAD: u64 = 1024;
@@ -153,8 +154,8 @@ pub struct Survivor {
 
 impl Survivor {
     /// Reads the data directory of a peer that is down. The whole log is applied, whether it is known to be
-    /// committed or not: an entry that was acknowledged need not be known to be so here. Nothing is changed but
-    /// what every start of a peer changes. Blocks.
+    /// committed or not: an entry that was acknowledged need not be known to be so here. Nothing is changed, so
+    /// that it may lie on a volume that cannot be written, and damage stays to be looked at. Blocks.
     ///
     /// # Errors
     /// [`RestoreError`]; in particular [`IdentityError::Locked`] while the peer runs.
@@ -162,22 +163,15 @@ impl Survivor {
         let no_member = || RestoreError::NoMember {
             path: path.to_owned(),
         };
-        // Opening makes a directory where there is none.
         if !path.is_dir() || DataDir::is_empty(path)? {
             return Err(no_member());
         }
-        let mut dir = DataDir::open(path)?;
+        let dir = DataDir::open_to_read(path)?;
         let Identity::Member { cluster, node, .. } = dir.identity() else {
             return Err(no_member());
         };
-        let store = Store {
-            checkpoint: false,
-            ..Store::default()
-        };
-        let opened = store.open(&mut dir).map_err(RestoreError::Open)?;
-        let applied = opened.reader.load();
-        let (head, state) = replay(&opened.wal, applied.head(), (*applied.state).clone())?;
-        opened.wal.close();
+        let (wal, applied) = Store::default().read(&dir).map_err(RestoreError::Open)?;
+        let (head, state) = replay(&wal, applied.head(), (*applied.state).clone())?;
         let mut parent = Parent::new(path, head, state)?;
         parent.cluster = cluster;
         Ok(Self { node, parent, dir })
@@ -236,8 +230,8 @@ pub struct Beginning {
     pub cluster: ClusterId,
     /// Whose the parent's replicas are.
     pub claim: Claim,
-    /// The time, in seconds since 1970.
-    pub unix_seconds: u64,
+    /// The time, in milliseconds since 1970.
+    pub unix_ms: u64,
     /// `host:port` at which its first peer will be reached; it announces its present one when it starts.
     pub address: String,
 }
@@ -253,12 +247,26 @@ pub struct Begun {
     pub index: LogIndex,
 }
 
-/// The index that a cluster's log begins after which begins with a state as of `last`, at `unix_seconds`.
+/// The index that a cluster's log begins after which begins at `unix_ms` with a state as of `last`, which was written
+/// at `written_ms`.
+///
+/// That is the calendar's, which is beyond all that clusters published which keep within it: the parent, and every
+/// child of the same state that began before. A state that was ahead of the calendar when it was written is moved on
+/// by a gap and by the calendar. Which of both holds depends on the state alone, and either goes on with the time: so
+/// of two clusters that begin with the same state the later is always ahead by what the earlier may have published.
 #[must_use]
-pub fn first_index(last: LogIndex, unix_seconds: u64) -> LogIndex {
-    let since = unix_seconds.saturating_sub(CALENDAR_BEGINS);
-    let calendar = since.saturating_mul(INDEXES_PER_SECOND);
-    LogIndex(calendar.max(last.0.saturating_add(INDEX_GAP_MIN)))
+pub fn first_index(last: LogIndex, written_ms: u64, unix_ms: u64) -> LogIndex {
+    let calendar = |unix_ms: u64| {
+        let since = unix_ms.saturating_sub(CALENDAR_BEGINS_MS);
+        since.saturating_mul(INDEXES_PER_SECOND) / 1_000
+    };
+    let now = calendar(unix_ms);
+    // A clock that is behind what was written must not take the log back.
+    if last.0 <= calendar(written_ms) && last.0 < now {
+        LogIndex(now)
+    } else {
+        LogIndex(last.0.saturating_add(INDEX_GAP_MIN).saturating_add(now))
+    }
 }
 
 /// Fills `target` with the data of the only voter of a new cluster that begins with `parent`'s state. Blocks; not
@@ -274,7 +282,8 @@ pub fn begin(
     beginning: &Beginning,
     target: EmptyDir,
 ) -> Result<Begun, RestoreError> {
-    let index = first_index(parent.last.index, beginning.unix_seconds);
+    let written = parent.state.wall_at(parent.state.now());
+    let index = first_index(parent.last.index, written.0, beginning.unix_ms);
     let node = NodeId(index.0);
     let last = LogId {
         term: parent.last.term + 1,
@@ -343,7 +352,7 @@ pub fn take_place(survivor: Survivor, made: &Path, aside: &Path) -> Result<(), R
     let exchange = rustix::fs::RenameFlags::EXCHANGE;
     rustix::fs::renameat_with(cwd, made, cwd, &place, exchange)
         .map_err(|errno| failed(errno.into()))?;
-    let disk = survivor.dir.disk();
+    let disk = RealDisk;
     let moved = disk.rename(made, aside);
     let parent = made.parent().unwrap_or(Path::new("/"));
     moved.and_then(|()| disk.sync_dir(parent)).map_err(failed)

@@ -65,7 +65,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Seeds that CI runs: what fits into half a minute.
-const SEEDS: u64 = 4;
+const SEEDS: u64 = 16;
 
 #[test]
 fn every_seed_keeps_what_must_always_hold_and_makes_progress_once_healed() {

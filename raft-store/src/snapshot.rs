@@ -38,6 +38,15 @@ const PARTIAL: &str = ".part";
 /// Bytes copied at a time.
 const COPY_BYTES: usize = 256 << 10;
 
+/// What becomes of files that are no snapshot to keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Others {
+    /// They are removed, and damaged ones put aside.
+    Clear,
+    /// They stay as they are.
+    Leave,
+}
+
 /// What a snapshot says about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct SnapshotHead {
@@ -91,14 +100,17 @@ pub enum SnapshotError {
     },
     /// Written by a newer release.
     #[error(
-        "snapshot {} has format {found}, and this release reads {}: run a release that reads format {found}",
-        .path.display(), formats::SNAPSHOT
+        "snapshot {} has format {found}, encoding {codec}, and this release reads format {}, encoding {}: run the release that \
+         wrote it, or a later one",
+        .path.display(), formats::SNAPSHOT, formats::SNAPSHOT_CODEC
     )]
     Format {
         /// The file.
         path: PathBuf,
         /// The version found.
         found: u16,
+        /// The version of its records' encoding.
+        codec: u8,
     },
     /// A record has no encoding, or is none.
     #[error("snapshot {} holds something that is not a record", .path.display())]
@@ -283,20 +295,53 @@ impl Snapshots {
         // A process that was killed may have given a file its name and not made that durable; the log must not
         // be purged because of a snapshot that a power cut takes away.
         disk.sync_dir(dir).map_err(io("sync", dir))?;
+        let kept = Self::kept_in(&*disk, dir, Others::Clear)?;
+        Ok(Self {
+            disk,
+            dir: dir.to_owned(),
+            kept: Mutex::new(kept),
+            turn: Mutex::new(()),
+            sequence: Mutex::new(0),
+        })
+    }
+
+    /// The newest intact snapshot in `dir`, of which nothing is changed. Blocks.
+    pub(crate) fn newest_in(
+        disk: &dyn Disk,
+        dir: &Path,
+    ) -> Result<Option<Snapshot>, SnapshotError> {
+        let kept = Self::kept_in(disk, dir, Others::Leave)?;
+        Ok(kept.into_iter().next())
+    }
+
+    /// The newest intact snapshots in `dir`.
+    fn kept_in(
+        disk: &dyn Disk,
+        dir: &Path,
+        others: Others,
+    ) -> Result<Vec<Snapshot>, SnapshotError> {
+        let io = |what, path: &Path| {
+            let path = path.to_owned();
+            move |source| SnapshotError::Io { what, path, source }
+        };
         let mut names = disk.list(dir).map_err(io("list", dir))?;
         names.sort_unstable();
         let mut kept = Vec::new();
         for name in names.iter().rev() {
             let path = dir.join(name);
             if name.ends_with(TEMPORARY) {
-                disk.remove(&path).map_err(io("remove", &path))?;
+                if others == Others::Clear {
+                    disk.remove(&path).map_err(io("remove", &path))?;
+                }
                 continue;
             }
             if !name.ends_with(SUFFIX) {
                 continue;
             }
             if kept.len() == KEPT {
-                disk.remove(&path).map_err(io("remove", &path))?;
+                if others == Others::Clear {
+                    disk.remove(&path).map_err(io("remove", &path))?;
+                }
                 continue;
             }
             let file = SnapshotFile {
@@ -305,6 +350,9 @@ impl Snapshots {
             };
             match file.verify() {
                 Ok(head) => kept.push(Snapshot { head, file }),
+                Err(error @ SnapshotError::Corrupt { .. }) if others == Others::Leave => {
+                    tracing::error!(%error, "passed over");
+                }
                 Err(error @ SnapshotError::Corrupt { .. }) => {
                     let aside = dir.join(format!("{name}.damaged"));
                     tracing::error!(%error, "put aside as {}", aside.display());
@@ -313,13 +361,7 @@ impl Snapshots {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Self {
-            disk,
-            dir: dir.to_owned(),
-            kept: Mutex::new(kept),
-            turn: Mutex::new(()),
-            sequence: Mutex::new(0),
-        })
+        Ok(kept)
     }
 
     fn kept(&self) -> MutexGuard<'_, Vec<Snapshot>> {

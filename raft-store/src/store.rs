@@ -12,9 +12,9 @@ use crate::formats::SUPPORTED;
 use crate::identity::DataDir;
 pub use crate::identity::DirectoryLock;
 use crate::raft::{Applied, LogStore, SnapshotTrigger, StateMachine, StateReader};
-use crate::snapshot::{SnapshotError, Snapshots};
+use crate::snapshot::{Snapshot, SnapshotError, Snapshots};
 use crate::state::State;
-use crate::wal::{Wal, WalError, WalOptions, Writer};
+use crate::wal::{Known, Wal, WalError, WalOptions, Writer};
 
 pub(crate) const WAL_DIR: &str = "wal";
 pub(crate) const SNAPSHOT_DIR: &str = "snap";
@@ -48,11 +48,21 @@ pub enum OpenError {
     Unsupported(#[source] Unsupported),
     /// There was a log once.
     #[error(
-        "the log of {} is gone: its votes and entries are lost. Put back the directory `{WAL_DIR}` from a copy made while the \
-         peer was stopped; or remove the data directory, so that the peer joins again under a new id",
+        "the log of {} is gone: its votes and entries are lost. Put back the directory `{WAL_DIR}` from a copy made since the \
+         peer ran last; or remove the data directory, so that the peer joins again under a new id",
         .path.display()
     )]
     LogLost {
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// Another peer found that the log had lost entries.
+    #[error(
+        "the log of {} lost entries that this peer had acknowledged, as its leader found: with what is left it must not vote. \
+         Remove the data directory, so that the peer joins again under a new id",
+        .path.display()
+    )]
+    LogCut {
         /// The data directory.
         path: PathBuf,
     },
@@ -129,6 +139,11 @@ impl Store {
 
     /// A store whose log writes nothing yet: [`Wal::start`] starts the writer.
     pub(crate) fn open_idle(&self, dir: &mut DataDir) -> Result<(Opened, Writer), OpenError> {
+        if dir.log_was_cut() {
+            return Err(OpenError::LogCut {
+                path: dir.path().to_owned(),
+            });
+        }
         let disk = Arc::clone(dir.disk());
         let (wal_dir, snapshot_dir) = (dir.path().join(WAL_DIR), dir.path().join(SNAPSHOT_DIR));
         let io = |path: &Path| {
@@ -146,8 +161,8 @@ impl Store {
         }
         let snapshots = Snapshots::open(Arc::clone(&disk), &snapshot_dir);
         let snapshots = Arc::new(snapshots.map_err(OpenError::Snapshot)?);
-        let (wal, writer) =
-            Wal::open_idle(Arc::clone(&disk), &wal_dir, self.wal).map_err(OpenError::Wal)?;
+        let opened = Wal::open_idle(Arc::clone(&disk), &wal_dir, self.wal, known(dir));
+        let (wal, writer) = opened.map_err(OpenError::Wal)?;
         let wal = wal.holding(Arc::clone(dir.lock()));
         if !dir.log_was_made() {
             dir.note_log_made()?;
@@ -157,15 +172,21 @@ impl Store {
         let saved = place.take().map_err(OpenError::Checkpoint)?;
         let place = self.checkpoint.then_some(place);
         let saved = saved.filter(|saved| place.is_some() && is_newest(saved, &wal, &snapshots));
+        if let Some(purged) = gap(&wal, snapshots.current().and_then(|it| it.head.last))
+            && saved.is_some()
+        {
+            tracing::error!(
+                "no intact snapshot of {} reaches entry {purged}, after which its log begins: they were removed, or damaged. \
+                 The state saved at the last stop is the only copy, and is used; a snapshot is taken at once. If this peer \
+                 crashes before, remove its data directory, so that it joins again under a new id",
+                dir.path().display()
+            );
+        }
         let applied = match &saved {
             Some(saved) => saved.applied.clone(),
-            None => restore(dir.path(), &wal, &snapshots)?,
+            None => restore(dir.path(), &wal, snapshots.current())?,
         };
-        // A cluster has a version from its first entry on.
-        if applied.state.cluster().is_some() {
-            let supported = self.supports.check(applied.state.version());
-            supported.map_err(OpenError::Unsupported)?;
-        }
+        self.check_version(&applied)?;
         let machine = StateMachine::new(applied, Arc::clone(&snapshots)).supporting(self.supports);
         let reader = machine.reader();
         let lock = Arc::clone(dir.lock());
@@ -180,6 +201,49 @@ impl Store {
             snapshots,
         };
         Ok((opened, writer))
+    }
+
+    /// The log of a peer that is down, and the state of its newest snapshot. Nothing is changed, and a log that was
+    /// found to have lost entries is read too: it may be all that is left. Blocks.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub(crate) fn read(&self, dir: &DataDir) -> Result<(Wal, Applied), OpenError> {
+        let disk = &**dir.disk();
+        let (wal_dir, snapshot_dir) = (dir.path().join(WAL_DIR), dir.path().join(SNAPSHOT_DIR));
+        let names = disk.list(&wal_dir).map_err(|source| OpenError::Io {
+            path: wal_dir.clone(),
+            source,
+        })?;
+        if dir.log_was_made() && !holds_log(&names) {
+            return Err(OpenError::LogLost {
+                path: dir.path().to_owned(),
+            });
+        }
+        let newest = Snapshots::newest_in(disk, &snapshot_dir).map_err(OpenError::Snapshot)?;
+        let wal = Wal::open_to_read(disk, &wal_dir, self.wal, known(dir));
+        let wal = wal.map_err(OpenError::Wal)?;
+        let applied = restore(dir.path(), &wal, newest)?;
+        self.check_version(&applied)?;
+        Ok((wal, applied))
+    }
+
+    /// A cluster has a version from its first entry on.
+    fn check_version(&self, applied: &Applied) -> Result<(), OpenError> {
+        if applied.state.cluster().is_none() {
+            return Ok(());
+        }
+        let supported = self.supports.check(applied.state.version());
+        supported.map_err(OpenError::Unsupported)
+    }
+}
+
+/// What is known of the log in `dir`: opening writes a group and syncs it before the log is noted as made.
+fn known(dir: &DataDir) -> Known {
+    if dir.log_was_made() {
+        Known::Synced
+    } else {
+        Known::Nothing
     }
 }
 
@@ -200,13 +264,21 @@ fn holds(wal: &Wal, id: LogId) -> bool {
     entries.is_ok_and(|entries| entries.first().is_some_and(|entry| entry.id == id))
 }
 
+/// The entry that the log begins after, if the newest snapshot, which ends with `last`, does not reach it.
+fn gap(wal: &Wal, last: Option<LogId>) -> Option<LogId> {
+    let purged = wal.purged()?;
+    last.is_none_or(|last| last.index < purged.index)
+        .then_some(purged)
+}
+
 /// The state of the newest snapshot, which the log must continue.
-pub(crate) fn restore(dir: &Path, wal: &Wal, snapshots: &Snapshots) -> Result<Applied, OpenError> {
-    let current = snapshots.current();
+pub(crate) fn restore(
+    dir: &Path,
+    wal: &Wal,
+    current: Option<Snapshot>,
+) -> Result<Applied, OpenError> {
     let last = current.as_ref().and_then(|it| it.head.last);
-    if let Some(purged) = wal.purged()
-        && last.is_none_or(|last| last.index < purged.index)
-    {
+    if let Some(purged) = gap(wal, last) {
         return Err(OpenError::Gap {
             path: dir.to_owned(),
             purged,

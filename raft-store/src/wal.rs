@@ -41,8 +41,9 @@ pub use format::EncodedEntry;
 use format::Header;
 use queue::{Done, GROUP_BYTES_MAX, Item, Shared, lock};
 pub use reading::Found;
+pub(crate) use recovery::Known;
 pub use recovery::TornTail;
-use recovery::{Recovery, Segment};
+use recovery::{Recovery, Remains, Segment};
 pub use stall::Stall;
 pub use view::OutOfOrder;
 pub(crate) use writer::Writer;
@@ -123,7 +124,7 @@ impl Wal {
     /// # Errors
     /// See [`WalError`]. Nothing is changed then, except that a torn end may have been cut off.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: WalOptions) -> Result<Self, WalError> {
-        let (wal, writer) = Self::open_idle(disk, dir, options)?;
+        let (wal, writer) = Self::open_idle(disk, dir, options, Known::Nothing)?;
         wal.start(writer, options.stall)?;
         Ok(wal)
     }
@@ -148,8 +149,9 @@ impl Wal {
         disk: Arc<dyn Disk>,
         dir: &Path,
         options: WalOptions,
+        known: Known,
     ) -> Result<(Self, Writer), WalError> {
-        let recovery = Recovery::run(&*disk, dir, &options)?;
+        let recovery = Recovery::run(&*disk, dir, &options, known, Remains::Cut)?;
         let torn = recovery.torn.clone();
         if let Some(torn) = &torn {
             tracing::warn!(
@@ -160,14 +162,29 @@ impl Wal {
         let mut writer = Writer::resume(disk, dir, options.segment_size, recovery)?;
         writer.write_marks()?;
         let shared = Arc::clone(&writer.shared);
-        let wal = Self {
+        Ok((Self::over(shared, torn), writer))
+    }
+
+    /// A log that is only read, and stays as it is to the byte, its torn end included. Blocks.
+    pub(crate) fn open_to_read(
+        disk: &dyn Disk,
+        dir: &Path,
+        options: WalOptions,
+        known: Known,
+    ) -> Result<Self, WalError> {
+        let recovery = Recovery::run(disk, dir, &options, known, Remains::Keep)?;
+        let shared = Arc::new(Shared::new(recovery.view));
+        Ok(Self::over(shared, recovery.torn))
+    }
+
+    fn over(shared: Arc<Shared>, torn: Option<TornTail>) -> Self {
+        Self {
             shared,
             room: Arc::new(Semaphore::new(QUEUE_MAX)),
             threads: Mutex::default(),
             torn,
             lock: Mutex::new(None),
-        };
-        Ok((wal, writer))
+        }
     }
 
     /// The log, which now holds the lock on its directory until it is closed.

@@ -148,7 +148,7 @@ impl Writer {
             Some(records) => records,
             empty => {
                 let dir = self.place.state_dir(self.generation);
-                std::fs::create_dir_all(&dir).map_err(StateStoreError::io("make", &dir))?;
+                crate::disk::create_private_dir(&dir).map_err(StateStoreError::io("make", &dir))?;
                 empty.insert(Records::empty(self.place.backend.open(&dir)?))
             }
         };

@@ -263,6 +263,9 @@ struct Inner {
     faulted: bool,
     off: bool,
     file_syncs: u64,
+    /// How many reads there are before one that fails, once; and which file that was of.
+    read_fault: Option<u64>,
+    unread: Option<usize>,
     hook: Option<Hook>,
 }
 
@@ -322,6 +325,20 @@ impl Inner {
         Ok(course)
     }
 
+    /// Counts a read of a file's bytes, length or name.
+    fn read(&mut self, file: usize) -> io::Result<()> {
+        match self.read_fault {
+            Some(0) => {
+                (self.read_fault, self.unread) = (None, Some(file));
+                Err(io::Error::other("injected error of a read"))
+            }
+            ref left => {
+                self.read_fault = left.map(|left| left - 1);
+                Ok(())
+            }
+        }
+    }
+
     /// Lets whoever looks on see the disk as it is now.
     fn look(&mut self) {
         if let Some(hook) = &mut self.hook {
@@ -371,6 +388,20 @@ impl SimulatedDisk {
     /// Fails at the operation numbered `at`, from 1 since the disk was made.
     pub(crate) fn fail_at(&self, at: u64, fault: Fault) {
         self.inner().fault = Some((at, fault));
+    }
+
+    /// Fails one read after `reads` more, once.
+    pub(crate) fn fail_read_after(&self, reads: u64) {
+        self.inner().read_fault = Some(reads);
+    }
+
+    /// The file of which a read failed.
+    pub(crate) fn unread(&self) -> Option<PathBuf> {
+        let inner = self.inner();
+        let unread = Node::File(inner.unread?);
+        let mut names = inner.image.names.iter();
+        let (path, _) = names.find(|(_, node)| **node == unread)?;
+        Some(path.clone())
     }
 
     /// Calls `hook` in the middle of every operation that changes something: when a change is made and not
@@ -476,7 +507,10 @@ impl Disk for SimulatedDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let file = self.inner().file(path)?;
+        let mut inner = self.inner();
+        let file = inner.file(path)?;
+        inner.read(file)?;
+        drop(inner);
         Ok(self.handle(file))
     }
 
@@ -522,11 +556,14 @@ struct SimulatedFile {
 
 impl DiskFile for SimulatedFile {
     fn size(&self) -> io::Result<u64> {
-        Ok(self.disk.inner().image.files[self.file].current.len() as u64)
+        let mut inner = self.disk.inner();
+        inner.read(self.file)?;
+        Ok(inner.image.files[self.file].current.len() as u64)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let inner = self.disk.inner();
+        let mut inner = self.disk.inner();
+        inner.read(self.file)?;
         let bytes = &inner.image.files[self.file].current;
         let start = offset as usize;
         let found = bytes.get(start..start + buffer.len());

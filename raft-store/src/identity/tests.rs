@@ -23,6 +23,24 @@ fn a_new_directory_is_pristine_and_keeps_its_nonce() {
 }
 
 #[test]
+fn a_directory_that_others_could_read_is_theirs_no_more() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    let node = path.join(NODE_FILE);
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let open_to_all = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    drop(DataDir::open(&path).unwrap());
+    assert_eq!((mode(&path), mode(&node)), (0o700, 0o600));
+    open_to_all(&path, 0o755);
+    open_to_all(&node, 0o644);
+    drop(DataDir::open(&path).unwrap());
+    assert_eq!((mode(&path), mode(&node)), (0o700, 0o600));
+}
+
+#[test]
 fn a_member_stays_what_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let mut data = DataDir::open(dir.path()).unwrap();
@@ -120,6 +138,7 @@ fn the_node_file_has_the_bytes_it_always_had() {
         cluster: Some(CLUSTER),
         node: Some(NodeId(2)),
         log_made: true,
+        log_cut: false,
     };
     let text = "{\"nonce\":1,\"cluster\":\"07070707070707070707070707070707\",\"node\":2,\"log_made\":true}\n\
                 crc32c 00000000\n";

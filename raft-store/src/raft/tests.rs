@@ -5,19 +5,23 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::alias::{SnapshotOf, VoteOf};
+use futures_util::stream;
+use openraft::alias::{EntryOf, SnapshotOf, VoteOf};
+use openraft::entry::RaftEntry;
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
 };
+use openraft::storage::RaftStateMachine;
 use openraft::testing::log::{StoreBuilder, Suite};
-use openraft::{Config, OptionalSend, Raft, StorageError};
+use openraft::{Config, EntryPayload, OptionalSend, Raft, RaftSnapshotBuilder, StorageError};
 use raftserve_model::{LogIndex, LogTime};
 
 use super::*;
 use crate::checkpoint::Checkpoint;
 use crate::command::{Action, Request};
+use crate::entry::LogId;
 use crate::identity::DataDir;
 use crate::snapshot::SnapshotFile;
 use crate::state::KvCondition;
@@ -157,6 +161,14 @@ impl Alone {
     }
 }
 
+fn put_key() -> Action {
+    Action::Request(Request::PutKey {
+        key: "a".parse().unwrap(),
+        value: Arc::from(*b"1"),
+        condition: KvCondition::Any,
+    })
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn news_are_of_all_but_keys() {
     let dir = tempfile::tempdir().unwrap();
@@ -164,21 +176,53 @@ async fn news_are_of_all_but_keys() {
     let news = alone.reader.news();
     let opened = alone.write(1).await;
     assert_eq!(*news.borrow(), opened);
-    let put = Action::Request(Request::PutKey {
-        key: "a".parse().unwrap(),
-        value: Arc::from(*b"1"),
-        condition: KvCondition::Any,
-    });
     for _ in 0..3 {
-        let command = Command::at(LogTime::default(), put.clone());
+        let command = Command::at(LogTime::default(), put_key());
         let written = alone.raft.client_write(command).await.unwrap();
         assert!(alone.reader.applied().borrow().0 >= written.log_id.index);
         assert_eq!(*news.borrow(), opened, "keys are no news");
     }
     let opened = alone.write(1).await;
     assert_eq!(*news.borrow(), opened);
+    let joined = alone
+        .raft
+        .add_learner(NodeId(2), PeerRecord::default(), false);
+    let joined = joined.await.unwrap();
+    assert_eq!(news.borrow().0, joined.log_id.index, "members are news");
     alone.raft.shutdown().await.unwrap();
     alone.checkpoint.stop().unwrap();
+}
+
+/// Of a cluster of one in its first term.
+fn entry(index: u64, action: Action) -> EntryOf<TypeConfig> {
+    let id = LogId {
+        index: LogIndex(index),
+        ..LogId::default()
+    };
+    let command = Command::at(LogTime::default(), action);
+    EntryOf::<TypeConfig>::new(log_id_to(id), EntryPayload::Normal(command))
+}
+
+#[tokio::test]
+async fn news_are_told_of_a_key_that_comes_with_them_and_of_a_snapshot() {
+    let (_from, _, mut machine) = RealStore.build().await.unwrap();
+    let news = machine.reader().news();
+    let entries = [Action::OpenClient, put_key()];
+    let entries = (1..)
+        .zip(entries)
+        .map(|(at, action)| Ok((entry(at, action), None)));
+    machine.apply(stream::iter(entries)).await.unwrap();
+    assert_eq!(*news.borrow(), LogIndex(2));
+
+    let mut builder = machine.get_snapshot_builder().await;
+    let built = builder.build_snapshot().await.unwrap();
+    let (_to, _, mut behind) = RealStore.build().await.unwrap();
+    let news = behind.reader().news();
+    behind
+        .install_snapshot(&built.meta, built.snapshot)
+        .await
+        .unwrap();
+    assert_eq!(*news.borrow(), LogIndex(2), "whatever is in a snapshot");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -36,9 +36,20 @@ impl SnapshotTrigger {
         }
     }
 
+    /// Whether the log begins after the newest snapshot ends, as where files were removed by hand: the state in memory is
+    /// the only copy of what was before, and a start after a crash would have nothing to go on from.
+    #[must_use]
+    pub fn is_overdue(&self) -> bool {
+        let newest = self.snapshots.current().and_then(|it| it.head.last);
+        self.wal.purged() > newest
+    }
+
     /// Whether a snapshot should be taken now.
     #[must_use]
     pub fn is_due(&self) -> bool {
+        if self.is_overdue() {
+            return true;
+        }
         let newest = self.snapshots.current().and_then(|it| it.head.last);
         let written = self.wal.bytes_written();
         let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);

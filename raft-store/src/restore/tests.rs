@@ -8,14 +8,16 @@ use crate::state::{Phase, REPLICA_NUMBERS_SKIPPED};
 
 const PARENT: ClusterId = ClusterId([1; 16]);
 const CHILD: ClusterId = ClusterId([2; 16]);
-/// In November 2026.
-const NOW: u64 = 1_795_000_000;
+/// In November 2026, in milliseconds.
+const NOW: u64 = 1_795_000_000_000;
+const SECOND: u64 = 1_000;
+const DAY: u64 = 24 * 3600 * SECOND;
 
 fn beginning(claim: Claim) -> Beginning {
     Beginning {
         cluster: CHILD,
         claim,
-        unix_seconds: NOW,
+        unix_ms: NOW,
         address: "127.0.0.1:7001".to_owned(),
     }
 }
@@ -103,17 +105,47 @@ fn opened(path: &Path) -> crate::store::Opened {
 
 #[test]
 fn a_new_log_begins_after_everything_that_was_published() {
-    let from = |last, seconds| first_index(LogIndex(last), seconds).0;
+    let from = |last, written, now| first_index(LogIndex(last), written, now).0;
     // However old the state is, and however fast its cluster went on writing.
-    assert!(from(8, NOW) > 8 + 60 * 24 * 3600 * 10_000);
-    // The same state taken again later begins after all that the first child published meanwhile.
-    assert!(from(8, NOW + 3600) >= from(8, NOW) + 3600 * INDEXES_PER_SECOND);
+    assert!(from(8, NOW - 60 * DAY, NOW) > 8 + 60 * 24 * 3600 * 10_000);
     // A clock that is far behind, or a log that is far ahead.
-    assert_eq!(from(8, 0), 8 + INDEX_GAP_MIN);
-    let ahead = from(8, NOW) + 5;
-    assert_eq!(from(ahead, NOW), ahead + INDEX_GAP_MIN);
+    assert_eq!(from(8, NOW, 0), 8 + INDEX_GAP_MIN);
+    let ahead = from(8, NOW, NOW) + 5;
+    assert!(from(ahead, NOW, NOW) >= ahead + INDEX_GAP_MIN);
     // Numbers that JSON carries exactly, for centuries.
-    assert!(from(8, NOW + 500 * 365 * 24 * 3600) < 1 << 53);
+    assert!(from(8, NOW, NOW + 500 * 365 * DAY) < 1 << 53);
+}
+
+/// Of a cluster of old, of one that was itself begun minutes before, of one that is ahead of the calendar, and of one
+/// whose clock went wrong.
+#[test]
+fn two_logs_that_begin_with_the_same_state_never_overlap() {
+    let begun = first_index(LogIndex(8), NOW - DAY, NOW).0;
+    let minute = 60 * SECOND;
+    let states = [
+        (8, NOW - DAY),
+        (begun + 171, NOW + minute),
+        (begun + (1 << 33), NOW + minute),
+        (begun + 171, 0),
+    ];
+    let pauses = [20, SECOND, minute, DAY, 365 * DAY];
+    for (last, written) in states {
+        for pause in pauses {
+            let mut now = NOW + 5 * minute;
+            let mut former = first_index(LogIndex(last), written, now).0;
+            for _ in 0..3 {
+                now += pause;
+                let next = first_index(LogIndex(last), written, now).0;
+                let published = pause * INDEXES_PER_SECOND / 1_000 - 1;
+                assert!(next >= former + published, "{last} {written} {pause}");
+                former = next;
+            }
+        }
+    }
+    // An older state after a newer one, which turned out to be of no use.
+    let newer = first_index(LogIndex(begun + 10_000_000), NOW + DAY, NOW + 2 * DAY);
+    let older = first_index(LogIndex(begun + 171), NOW + minute, NOW + 2 * DAY + minute);
+    assert!(older.0 > newer.0 + 60 * 10_000);
 }
 
 #[test]
@@ -283,6 +315,47 @@ async fn a_survivor_is_read_with_all_of_its_log() {
     assert_eq!(survivor.parent.last, id(8));
     assert_eq!(survivor.parent.membership, members);
     assert_eq!(survivor.parent.state.digest(), parent().state.digest());
+}
+
+/// Every file beneath `dir`, and what is in it.
+fn contents(dir: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = std::collections::BTreeMap::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => dirs.push(path),
+                false => drop(found.insert(path.clone(), std::fs::read(path).unwrap())),
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn reading_a_survivor_changes_nothing_not_even_what_is_damaged() {
+    let (dir, begun) = begun(Claim::TakeOver);
+    drop(opened(dir.path()));
+    let file = |name: &str| dir.path().join(name);
+    let flip = |path: PathBuf| {
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    };
+    flip(file("wal/00000001.wal"));
+    std::fs::write(file("snap/7.tmp"), "half").unwrap();
+    std::fs::write(file("snap/99999999999999999999-1-1.snap"), "damaged").unwrap();
+    std::fs::write(file("CHECKPOINT"), "a marker").unwrap();
+    std::fs::write(file("LOCK"), "1234\n").unwrap();
+    let before = contents(dir.path());
+    let survivor = Survivor::read(dir.path()).unwrap();
+    assert_eq!(survivor.node, begun.node);
+    assert_eq!(survivor.parent.last.index, begun.index);
+    let busy = DataDir::open(dir.path()).unwrap_err();
+    assert!(matches!(busy, IdentityError::Locked { .. }), "{busy}");
+    drop(survivor);
+    assert!(contents(dir.path()) == before);
 }
 
 #[test]

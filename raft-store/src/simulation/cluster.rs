@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use openraft::alias::WatchReceiverOf;
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::Fatal;
 use openraft::{Config, Raft, RaftMetrics, ServerState};
 use raftserve_model::NodeId;
 
@@ -21,7 +22,10 @@ use crate::disk::simulated::{Fault, SimulatedDisk};
 use crate::raft::{LogStore, StateMachine, StateReader};
 use crate::snapshot::Snapshots;
 use crate::store;
-use crate::wal::{Wal, WalOptions, Writer};
+use crate::wal::{Known, Wal, WalOptions, Writer};
+
+/// Where a log begins.
+const FIRST_SEGMENT: &str = "/wal/00000001.wal";
 
 /// A peer that runs.
 #[derive(Clone)]
@@ -62,6 +66,11 @@ impl Running {
         self.wal.purged().map(|id| id.index.0)
     }
 
+    /// Whether its log has nothing left to write.
+    pub(super) fn is_idle(&self) -> bool {
+        !self.wal.has_work()
+    }
+
     pub(super) fn term(&self) -> u64 {
         self.metrics.borrow_watched().current_term
     }
@@ -93,6 +102,8 @@ struct Peer {
     starting: bool,
     lives: u64,
     slow_disk: bool,
+    /// Whether its disk fails soon, or has failed, in this life.
+    disk_breaks: bool,
     /// It is never started again.
     retired: bool,
 }
@@ -154,6 +165,11 @@ impl Cluster {
         change(&mut self.inner().weather);
     }
 
+    /// How many entries of the log stay that a snapshot covers.
+    pub(super) fn logs_kept(&self) -> u64 {
+        self.inner().setting.config.max_in_snapshot_log_to_keep
+    }
+
     pub(super) fn nodes(&self) -> Vec<NodeId> {
         self.inner().peers.keys().copied().collect()
     }
@@ -184,6 +200,7 @@ impl Cluster {
             starting: false,
             lives: 0,
             slow_disk: false,
+            disk_breaks: false,
             retired: false,
         };
         self.inner().peers.insert(node, peer);
@@ -210,6 +227,7 @@ impl Cluster {
         let network = Network {
             me: node,
             cluster: self.clone(),
+            acked: Arc::default(),
         };
         let config = Arc::new(setting.config);
         let raft = Raft::new(node, config, network, log, machine);
@@ -273,9 +291,9 @@ impl Cluster {
         };
         let snapshots = Snapshots::open(Arc::clone(&disk), Path::new("/snap"));
         let snapshots = Arc::new(snapshots.map_err(|error| said(&error))?);
-        let opened = Wal::open_idle(disk, Path::new("/wal"), setting.wal);
+        let opened = Wal::open_idle(disk, Path::new("/wal"), setting.wal, Known::Nothing);
         let (wal, writer) = opened.map_err(|error| said(&error))?;
-        let applied = store::restore(Path::new("/"), &wal, &snapshots);
+        let applied = store::restore(Path::new("/"), &wal, snapshots.current());
         let applied = applied.map_err(|error| said(&error))?;
         let wal = Arc::new(wal);
         let entries = wal
@@ -323,9 +341,25 @@ impl Cluster {
             End::Kill => peer.disk.image().after_kill(),
             End::PowerCut => runtime::draw(|random| peer.disk.after_power_cut(random)),
         };
+        peer.disk_breaks = false;
         drop(inner);
         runtime::note(format_args!("peer {node} ends by {end:?}"));
         runtime::kill(running.process);
+    }
+
+    /// The bytes of a peer's log, which lies in its first segment.
+    pub(super) fn log_bytes(&self, node: NodeId) -> usize {
+        self.inner().peers[&node]
+            .disk
+            .bytes(Path::new(FIRST_SEGMENT))
+            .len()
+    }
+
+    /// Takes the end of a peer's log away, synced or not, as a disk does that lies or an old copy of it. It is down.
+    pub(super) fn lose_writes(&self, node: NodeId, keep_bytes: usize) {
+        let disk = self.inner().peers[&node].disk.clone();
+        disk.damage(Path::new(FIRST_SEGMENT), |bytes| bytes.truncate(keep_bytes));
+        self.observe(|observer| observer.lost_writes(node));
     }
 
     /// Ends a peer for good.
@@ -338,9 +372,10 @@ impl Cluster {
 
     /// Lets a peer's disk fail soon, for good.
     pub(super) fn break_disk(&self, node: NodeId) {
-        if let Some(peer) = self.inner().peers.get(&node)
+        if let Some(peer) = self.inner().peers.get_mut(&node)
             && peer.running.is_some()
         {
+            peer.disk_breaks = true;
             let soon = peer.disk.operations() + 1 + runtime::draw(|random| random.below(10));
             let faults = [Fault::Error, Fault::LostSync, Fault::Full];
             let fault = faults[runtime::draw(|random| random.below(3)) as usize];
@@ -367,15 +402,20 @@ impl Cluster {
         }
     }
 
-    /// Looks at a peer after a step of it. Returns it if its log has failed, so that its process must end.
+    /// Looks at a peer after a step of it. Returns it if its disk has failed it, in the log or in a snapshot, so that its
+    /// process must end.
     pub(super) fn look(&self, process: Process) -> Option<NodeId> {
         let inner = self.inner();
-        let running = inner.peers.iter().find_map(|(node, peer)| {
+        let found = inner.peers.iter().find_map(|(node, peer)| {
             let running = peer.running.as_ref()?;
-            (running.process == process).then_some((*node, running))
+            (running.process == process).then_some((*node, running, peer.disk_breaks))
         });
-        let (node, running) = running?;
-        if running.wal.watch_failure().borrow().is_some() {
+        let (node, running, breaks) = found?;
+        let failed = matches!(
+            running.metrics.borrow_watched().running_state,
+            Err(Fatal::StorageError(_))
+        );
+        if running.wal.watch_failure().borrow().is_some() || (failed && breaks) {
             return Some(node);
         }
         if running.wal.has_work() && !running.writing.swap(true, Ordering::Relaxed) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use openraft::ChangeMembers;
 use raftserve_model::NodeId;
 
-use super::cluster::{Cluster, End};
+use super::cluster::{Cluster, End, Running};
 use super::runtime::{self, Process};
 use crate::disk::simulated::Random;
 use crate::raft::PeerRecord;
@@ -121,7 +121,12 @@ fn make(cluster: &Cluster, trouble: Trouble) {
         }
         Trouble::Storm => storm(cluster),
         Trouble::TransferLeader => {
-            if let Some((_, leader)) = cluster.leader() {
+            // To other voters alone, as the product does: openraft's leader takes no more writes until somebody else leads,
+            // and nobody else ever does if its target may not.
+            let may_lead = |(leader, it): &(NodeId, Running)| {
+                *leader != node && it.members().0.contains(&node)
+            };
+            if let Some((_, leader)) = cluster.leader().filter(may_lead) {
                 let process = leader.process;
                 runtime::spawn_in(process, async move {
                     // It may fail for many reasons, and nothing may come of that.
@@ -133,9 +138,13 @@ fn make(cluster: &Cluster, trouble: Trouble) {
         Trouble::Snapshot => take_snapshot(cluster, node),
         Trouble::Purge => {
             if let Some(running) = cluster.running(node) {
+                // As far as by itself: openraft asserts that what it has in mind to purge grows, and it does not if it is
+                // told of more than it would keep. The product tells it nothing.
+                let last = running.snapshots.current().and_then(|it| it.head.last);
+                let last = last.map_or(0, |it| it.index.0);
+                let upto = last.saturating_sub(cluster.logs_kept());
                 runtime::spawn_in(running.process, async move {
-                    let applied = running.reader.applied().borrow().0;
-                    let _ = running.raft.trigger().purge_log(applied).await;
+                    let _ = running.raft.trigger().purge_log(upto).await;
                 });
             }
         }

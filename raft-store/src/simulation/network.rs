@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, VoteOf};
@@ -21,7 +22,8 @@ use tokio::sync::mpsc;
 use super::SimulatedTypes;
 use super::cluster::{Cluster, Running};
 use super::runtime::{self, Process, SimulatedRuntime};
-use crate::raft::{PeerRecord, decode_entry, encode_entry};
+use crate::raft::acked::{Acked, Cut, lacks};
+use crate::raft::{PeerRecord, decode_entry, encode_entry, log_id_from, vote_from};
 use crate::snapshot::SnapshotFile;
 
 /// Clients, as the far end of a link.
@@ -144,6 +146,7 @@ where
 pub(super) struct Network {
     pub(super) me: NodeId,
     pub(super) cluster: Cluster,
+    pub(super) acked: Arc<Acked>,
 }
 
 impl RaftNetworkFactory<SimulatedTypes> for Network {
@@ -154,6 +157,7 @@ impl RaftNetworkFactory<SimulatedTypes> for Network {
             me: self.me,
             target,
             cluster: self.cluster.clone(),
+            acked: Arc::clone(&self.acked),
         }
     }
 }
@@ -163,6 +167,7 @@ pub(super) struct Link {
     me: NodeId,
     target: NodeId,
     cluster: Cluster,
+    acked: Arc<Acked>,
 }
 
 /// An append as it is sent.
@@ -204,6 +209,20 @@ impl Link {
     }
 }
 
+impl Link {
+    /// The other end has lost what it acknowledged, and is asked whether it finds so itself.
+    async fn found_cut(&self, cut: Cut) {
+        let handle = |running: Running, cut: Cut| async move {
+            let lacks = move |state: &_| lacks::<SimulatedTypes>(state, cut.vote, cut.missing);
+            running.raft.with_raft_state(lacks).await.ok()
+        };
+        let agrees = self.call(RPCTypes::AppendEntries, APPEND_DEADLINE, cut, handle);
+        let agrees = agrees.await.ok();
+        self.cluster
+            .observe(|observer| observer.found_cut(self.target, cut, agrees));
+    }
+}
+
 impl RaftNetworkV2<SimulatedTypes> for Link {
     type SnapshotData = SnapshotFile;
 
@@ -222,6 +241,9 @@ impl RaftNetworkV2<SimulatedTypes> for Link {
             entries.truncate(entries.len() / 2);
             cut_after = entries.last().map(|entry| entry.log_id);
         }
+        let previous = request.prev_log_id.as_ref().map(log_id_from);
+        let (vote, count) = (vote_from(&request.vote), entries.len() as u64);
+        let booked = self.acked.sending(self.target, vote, previous, count);
         let sent = SentAppend {
             vote: request.vote,
             previous: request.prev_log_id,
@@ -239,7 +261,12 @@ impl RaftNetworkV2<SimulatedTypes> for Link {
             running.raft.append_entries(request).await.ok()
         };
         let answered = self.call(RPCTypes::AppendEntries, APPEND_DEADLINE, sent, handle);
-        Ok(match (answered.await?, cut_after) {
+        let answered = answered.await?;
+        if let Some(cut) = self.acked.answered(&booked, &answered) {
+            self.found_cut(cut).await;
+            return Err(Unreachable::new(&io::Error::other("its log was cut")).into());
+        }
+        Ok(match (answered, cut_after) {
             (AppendEntriesResponse::Success, Some(sent)) => {
                 AppendEntriesResponse::PartialSuccess(Some(sent))
             }

@@ -12,6 +12,7 @@ use raftserve_model::{LogIndex, NodeId};
 use crate::codec;
 use crate::command::Outcome;
 use crate::entry::{LogId, Payload, Vote};
+use crate::raft::acked::Cut;
 use crate::raft::{TypeConfig, log_id_from, membership_from};
 use crate::state::State;
 
@@ -33,6 +34,8 @@ struct Peer {
     /// The highest vote that it was told is durable.
     vote: Vote,
     leads: Option<Leadership>,
+    /// Whether its disk once lost what was synced.
+    lost_writes: bool,
 }
 
 impl Peer {
@@ -82,6 +85,8 @@ pub(super) struct Counts {
     pub(super) kills: u64,
     pub(super) power_cuts: u64,
     pub(super) disk_errors: u64,
+    pub(super) found_cut: u64,
+    pub(super) agreed_cut: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -96,6 +101,8 @@ impl std::ops::AddAssign for Counts {
         self.kills += other.kills;
         self.power_cuts += other.power_cuts;
         self.disk_errors += other.disk_errors;
+        self.found_cut += other.found_cut;
+        self.agreed_cut += other.agreed_cut;
     }
 }
 
@@ -138,9 +145,10 @@ impl Observer {
         applied: Option<LogId>,
     ) {
         let peer = self.peer(node);
-        let (log, before, vote) = (
+        let (log, before, lost_writes, vote) = (
             log.map(|id| (id.index.0, id)).collect(),
             peer.vote,
+            peer.lost_writes,
             vote.unwrap_or_default(),
         );
         *peer = Peer {
@@ -149,6 +157,7 @@ impl Observer {
             applied,
             vote: before.max(vote),
             leads: None,
+            lost_writes,
         };
         self.must(vote >= before, || {
             format!("the vote of peer {node} went back from {before:?} to {vote:?}")
@@ -311,6 +320,26 @@ impl Observer {
                 "leader completeness: peer {node} leads under {leadership:?} without {missing:?}"
             )
         });
+    }
+
+    /// A leader holds `node` for one that lost what it acknowledged, and perhaps that finds so too. Unless its disk lied,
+    /// that is wrong.
+    pub(super) fn found_cut(&mut self, node: NodeId, cut: Cut, agrees: Option<bool>) {
+        self.counts.found_cut += 1;
+        let lied = self.peer(node).lost_writes;
+        self.must(lied, || {
+            format!(
+                "peer {node} is taken for one that lost entries: {cut:?}; it agrees: {agrees:?}"
+            )
+        });
+        if agrees == Some(true) {
+            self.counts.agreed_cut += 1;
+        }
+    }
+
+    /// The disk of a peer has lost what was synced.
+    pub(super) fn lost_writes(&mut self, node: NodeId) {
+        self.peer(node).lost_writes = true;
     }
 
     /// A client was told what its write did.

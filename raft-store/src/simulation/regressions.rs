@@ -188,6 +188,42 @@ fn purging_never_overtakes_applying_where_snapshots_never_end() {
     }
 }
 
+/// openraft keeps counting a follower where it was that lost synced entries, and in a debug build the leader panics.
+/// Here its leader finds it out, and the follower agrees; that nobody else is ever taken for such a one is checked in
+/// every run.
+#[test]
+fn a_follower_that_lost_acknowledged_entries_is_found_out() {
+    for seed in 0..3 {
+        let mut plan = quiet(seed);
+        plan.setting.wal.segment_size = 64 << 10;
+        plan.setting.config.max_in_snapshot_log_to_keep = 1000;
+        let outcome = run(&plan, |cluster| async move {
+            found(&cluster, 3).await?;
+            let (first, leading) = leader(&cluster)?;
+            write(&leading, 3).await?;
+            let follower = cluster.nodes().into_iter().find(|node| *node != first);
+            let follower = follower.ok_or("another peer")?;
+            let holds = |wanted: Option<u64>| {
+                let running = cluster.running(follower);
+                running.is_some_and(|it| it.last_log() >= wanted && it.is_idle())
+            };
+            let wanted = leading.last_log();
+            within(SOON, "what was written, at the follower", || holds(wanted)).await?;
+            let before = cluster.log_bytes(follower);
+            write(&leading, 3).await?;
+            let wanted = leading.last_log();
+            within(SOON, "what was written, at the follower", || holds(wanted)).await?;
+            runtime::sleep(Duration::from_millis(200)).await;
+            cluster.stop(follower, End::Kill);
+            cluster.lose_writes(follower, before);
+            cluster.start(follower).await;
+            let agreed = || cluster.observe(|observer| observer.counts.agreed_cut > 0);
+            within(SOON, "the leader's finding it out", agreed).await
+        });
+        outcome.unwrap_or_else(|failure| panic!("{failure}"));
+    }
+}
+
 async fn overtaken(cluster: Cluster) -> Result<(), String> {
     found(&cluster, 3).await?;
     let (first, leading) = leader(&cluster)?;

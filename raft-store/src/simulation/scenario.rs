@@ -131,7 +131,7 @@ where
 /// After each step.
 fn look(cluster: &Cluster, process: Process) {
     if let Some(failed) = cluster.look(process) {
-        runtime::note(format_args!("the log of peer {failed} has failed"));
+        runtime::note(format_args!("the disk of peer {failed} has failed it"));
         cluster.observe(|it| it.counts.disk_errors += 1);
         nemesis::end_and_return(cluster, failed, End::PowerCut);
     }

@@ -140,11 +140,15 @@ impl<'a> Blocks<'a> {
         if fixed[..8] != MAGIC {
             return Err(blocks.corrupt("it is not a snapshot"));
         }
-        let format = u16::from_le_bytes([fixed[8], fixed[9]]);
-        if (format, fixed[10]) != (FORMAT, CODEC) {
+        let (format, codec) = (u16::from_le_bytes([fixed[8], fixed[9]]), fixed[10]);
+        if (format, codec) != (FORMAT, CODEC) {
+            if blocks.was_written_as_ours(&fixed)? {
+                return Err(blocks.corrupt("its head is damaged"));
+            }
             return Err(SnapshotError::Format {
                 path: file.path.clone(),
                 found: format,
+                codec,
             });
         }
         let head = blocks.read(u32_at(&fixed, 12) as usize)?;
@@ -153,6 +157,26 @@ impl<'a> Blocks<'a> {
         }
         blocks.head = codec::decode(&head).map_err(|source| blocks.codec(source))?;
         Ok(blocks)
+    }
+
+    /// Whether the sum of all bytes fits once the versions in the head are those of this release: then they were, and
+    /// have changed. A file of another release is left for that one.
+    fn was_written_as_ours(&self, fixed: &[u8]) -> Result<bool, SnapshotError> {
+        let mut mended = fixed.to_vec();
+        mended[8..10].copy_from_slice(&FORMAT.to_le_bytes());
+        mended[10] = CODEC;
+        let mut crc = crc32c(&mended);
+        let end = self.size.saturating_sub(CHECKSUM_AT);
+        let mut at = self.offset;
+        while at < end {
+            let length = usize::try_from(end - at).unwrap_or(BLOCK_SIZE);
+            let bytes = self.file.read(at, length.min(BLOCK_SIZE));
+            let bytes = bytes.map_err(self.file.io("read"))?;
+            crc = crc32c_append(crc, &bytes);
+            at += bytes.len() as u64;
+        }
+        let sum = self.file.checksum().map_err(self.file.io("read"))?;
+        Ok(sum == crc)
     }
 
     pub(super) fn head(&self) -> &SnapshotHead {

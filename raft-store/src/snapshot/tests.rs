@@ -70,6 +70,41 @@ fn damage_at_any_byte_is_refused_and_the_older_one_is_taken() {
 }
 
 #[test]
+fn one_whose_head_is_damaged_is_put_aside_and_one_of_another_release_is_left() {
+    let pair = || {
+        let disk = SimulatedDisk::default();
+        let snapshots = open(&disk);
+        build(&snapshots, 3);
+        let newest = build(&snapshots, 5);
+        (disk, newest.file.path().to_owned())
+    };
+    for at in 0..80 {
+        let (disk, newest) = pair();
+        disk.damage(&newest, |bytes| bytes[at] ^= 2);
+        assert_eq!(open(&disk).current().unwrap().head, head(3), "byte {at}");
+        let mut names = disk.list(Path::new(DIR)).unwrap().into_iter();
+        assert!(names.any(|name| name.ends_with(".damaged")), "byte {at}");
+    }
+    for at in [8, 10] {
+        let (disk, newest) = pair();
+        disk.damage(&newest, |bytes| {
+            bytes[at] += 1;
+            let sum_at = bytes.len() - CHECKSUM_AT as usize;
+            let sum = crc32c::crc32c(&bytes[..sum_at]);
+            bytes[sum_at..sum_at + 4].copy_from_slice(&sum.to_le_bytes());
+        });
+        let refused = Snapshots::open(Arc::new(disk.clone()), Path::new(DIR)).map(drop);
+        assert!(matches!(refused, Err(SnapshotError::Format { .. })));
+        assert!(
+            disk.list(Path::new(DIR))
+                .unwrap()
+                .iter()
+                .all(|it| it.ends_with(SUFFIX))
+        );
+    }
+}
+
+#[test]
 fn two_are_kept_and_the_log_is_needed_from_the_older() {
     let disk = SimulatedDisk::default();
     let snapshots = open(&disk);

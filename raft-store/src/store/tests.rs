@@ -135,6 +135,39 @@ async fn a_peer_whose_log_is_gone_does_not_start_with_an_empty_one() {
 }
 
 #[tokio::test]
+async fn a_first_segment_that_was_emptied_or_shortened_is_no_fresh_log() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()).unwrap());
+    let segment = dir.path().join(WAL_DIR).join("00000001.wal");
+    let first_group = std::fs::metadata(&segment).unwrap().len();
+    let mut opened = open(dir.path()).unwrap();
+    let entries = (0..=3).map(entry);
+    opened.log.blocking_append(entries).await.unwrap();
+    drop(opened);
+    let whole = std::fs::read(&segment).unwrap();
+    for length in 0..first_group {
+        let cut = &whole[..usize::try_from(length).unwrap()];
+        std::fs::write(&segment, cut).unwrap();
+        let error = open(dir.path()).map(drop).unwrap_err();
+        let OpenError::Wal(WalError::Corrupt { path, .. }) = error else {
+            panic!("{length} bytes: {error}");
+        };
+        assert_eq!(path, segment);
+        assert_eq!(std::fs::read(&segment).unwrap(), cut, "nothing is repaired");
+    }
+    std::fs::write(&segment, whole).unwrap();
+    assert_eq!(open(dir.path()).unwrap().wal.range(), 0..4);
+}
+
+#[test]
+fn a_peer_whose_log_was_found_cut_never_starts_again() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()).unwrap());
+    DataDir::open(dir.path()).unwrap().note_log_cut().unwrap();
+    assert!(matches!(open(dir.path()), Err(OpenError::LogCut { .. })));
+}
+
+#[tokio::test]
 async fn a_log_that_no_snapshot_reaches_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let mut opened = open(dir.path()).unwrap();
@@ -226,4 +259,36 @@ async fn a_saved_state_that_the_log_does_not_hold_is_not_used() {
     apply(&mut opened, 0..=20).await;
     stop(opened);
     assert_eq!(open(dir.path()).unwrap().reader.last(), None);
+}
+
+#[tokio::test]
+async fn a_saved_state_that_is_the_only_copy_is_used_and_a_snapshot_is_overdue_then() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = open(dir.path()).unwrap();
+    let log = opened.log.blocking_append((0..=30).map(entry));
+    log.await.unwrap();
+    for upto in [10, 20] {
+        apply(&mut opened, upto - 10..=upto - 1).await;
+        let mut builder = opened.machine.get_snapshot_builder().await;
+        builder.build_snapshot().await.unwrap();
+        opened.log.purge(log_id_to(id(upto - 1))).await.unwrap();
+    }
+    apply(&mut opened, 20..=25).await;
+    assert!(!opened.trigger.is_overdue() && !opened.trigger.is_due());
+    stop(opened);
+    std::fs::remove_dir_all(dir.path().join(SNAPSHOT_DIR)).unwrap();
+
+    let mut opened = open(dir.path()).unwrap();
+    assert_eq!(opened.reader.last(), Some(id(25)));
+    assert!(opened.trigger.is_overdue() && opened.trigger.is_due());
+    let mut builder = opened.machine.get_snapshot_builder().await;
+    builder.build_snapshot().await.unwrap();
+    assert!(!opened.trigger.is_overdue() && !opened.trigger.is_due());
+    drop(opened);
+    // Not a clean stop: the snapshot is what there is.
+    let opened = open(dir.path()).unwrap();
+    assert_eq!(opened.reader.last(), Some(id(25)));
+    drop(opened);
+    std::fs::remove_dir_all(dir.path().join(SNAPSHOT_DIR)).unwrap();
+    assert!(matches!(open(dir.path()), Err(OpenError::Gap { .. })));
 }

@@ -22,8 +22,8 @@ pub enum WalError {
     },
     /// Data that was durable has changed.
     #[error(
-        "log segment {} is corrupt at byte {offset}: {what}. Put back the file from a copy made while the peer \
-         was stopped; or remove this peer's data directory, so that it joins again under a new id",
+        "log segment {} is corrupt at byte {offset}: {what}. Put back the file from a copy made since the peer \
+         ran last; or remove this peer's data directory, so that it joins again under a new id",
         .path.display()
     )]
     Corrupt {
@@ -38,7 +38,7 @@ pub enum WalError {
     },
     /// A segment is not there.
     #[error(
-        "log segment {} is missing. Put it back from a copy made while the peer was stopped; or remove this \
+        "log segment {} is missing. Put it back from a copy made since the peer ran last; or remove this \
          peer's data directory, so that it joins again under a new id",
         .path.display()
     )]

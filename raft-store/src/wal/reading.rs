@@ -68,7 +68,11 @@ fn read_run(run: &Run, entries: &mut Vec<EncodedEntry>) -> io::Result<()> {
     let start = first.offset();
     let length = usize::try_from(last.end() - start).map_err(io::Error::other)?;
     let mut bytes = vec![0; length];
-    run.file.read_at(start, &mut bytes)?;
+    run.file.read_at(start, &mut bytes).map_err(|error| {
+        let (index, segment) = (run.first, first.segment());
+        let place = format!("entry {index} in log segment {segment} at byte {start}: {error}");
+        io::Error::new(error.kind(), place)
+    })?;
     let bytes = Bytes::from(bytes);
     for (index, place) in (run.first..).zip(&run.places) {
         let damaged = || {

@@ -3,8 +3,9 @@
 //! Group n + 1 is written only after group n was synced. So damage can be a torn write only in the last
 //! group of the last segment: no intact record of a later group may follow it. Then the group's rest is
 //! cut off, whatever of it survived further on, since unsynced pages reach the disk in any order. Any
-//! other damage hits data that was synced: the log is refused. Damage of synced records at the very
-//! end of the log cannot be told from a torn write by one peer alone.
+//! other damage hits data that was synced: the log is refused, and so is one that holds no group though one
+//! is known to have been synced. Damage of synced records at the very end of the log cannot be told from a
+//! torn write by one peer alone.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -53,9 +54,29 @@ pub(super) struct Segment {
     sealed: bool,
 }
 
+/// What is known of a log before it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// Nothing: a crash may have cut short its making.
+    Nothing,
+    /// A group of it was synced, so that a log without any is a log that was lost.
+    Synced,
+}
+
+/// What becomes of the remains of a write that a crash cut short. They are passed over in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Remains {
+    /// They go, since the log is written on.
+    Cut,
+    /// They stay: the log is only read.
+    Keep,
+}
+
 /// Where reading has come to.
 #[derive(Debug)]
 pub(super) struct Recovery {
+    known: Known,
+    remains: Remains,
     pub(super) view: View,
     /// By number. The last may be sealed; none in a new log.
     pub(super) segments: Vec<Segment>,
@@ -74,9 +95,17 @@ pub(super) fn segment_path(dir: &Path, number: u64) -> PathBuf {
 }
 
 impl Recovery {
-    /// Reads the log in `dir`, cutting off a torn tail.
-    pub(super) fn run(disk: &dyn Disk, dir: &Path, options: &WalOptions) -> Result<Self, WalError> {
+    /// Reads the log in `dir`, without its torn tail.
+    pub(super) fn run(
+        disk: &dyn Disk,
+        dir: &Path,
+        options: &WalOptions,
+        known: Known,
+        remains: Remains,
+    ) -> Result<Self, WalError> {
         let mut recovery = Self {
+            known,
+            remains,
             view: View::new(options.cache_max),
             segments: Vec::new(),
             group: 0,
@@ -102,13 +131,16 @@ impl Recovery {
 
     /// Takes the next segment.
     fn join(&mut self, disk: &dyn Disk, mut scan: Scan, is_last: bool) -> Result<(), WalError> {
+        let holds_too_little = self.must_hold_a_group(scan.number) && !scan.read_any;
         match scan.stop.take() {
+            None if holds_too_little => {
+                let what = "the segment ends before its first group does, which was synced";
+                Err(WalError::corrupt(&scan.path, scan.size, what))
+            }
             None => self.attach(scan, is_last),
             Some(Stop::Header) => {
                 // The header is synced before the first record is written.
-                let unborn = is_last
-                    && scan.size <= HEADER_LEN as u64
-                    && (scan.number == 1 || !self.segments.is_empty());
+                let unborn = is_last && scan.size <= HEADER_LEN as u64 && !holds_too_little;
                 if unborn {
                     return self.drop_unborn(disk, &scan.path, scan.size);
                 }
@@ -121,10 +153,7 @@ impl Recovery {
                 later_group,
             }) => {
                 self.check_link(&scan)?;
-                // Earlier segments are removed only once a group of a later one is synced.
-                let must_hold_a_group = self.segments.is_empty() && scan.number > 1;
-                let holds_none = must_hold_a_group && !scan.read_any;
-                if !is_last || holds_none || later_group {
+                if !is_last || holds_too_little || later_group {
                     return Err(WalError::corrupt(&scan.path, at, what));
                 }
                 self.cut(&mut scan, at)?;
@@ -132,6 +161,12 @@ impl Recovery {
             }
             Some(Stop::Refused(refused)) => Err(refused),
         }
+    }
+
+    /// Whether a group of the next segment is known to have been synced. Earlier segments are removed only once
+    /// one of a later is.
+    fn must_hold_a_group(&self, number: u64) -> bool {
+        self.segments.is_empty() && (number > 1 || self.known == Known::Synced)
     }
 
     /// Whether a segment continues the one before it.
@@ -155,8 +190,10 @@ impl Recovery {
 
     /// Removes a segment whose creation a crash cut short.
     fn drop_unborn(&mut self, disk: &dyn Disk, path: &Path, size: u64) -> Result<(), WalError> {
-        disk.remove(path)
-            .map_err(|source| WalError::io("remove", path, source))?;
+        if self.remains == Remains::Cut {
+            disk.remove(path)
+                .map_err(|source| WalError::io("remove", path, source))?;
+        }
         self.torn = Some(TornTail {
             path: path.to_owned(),
             offset: 0,
@@ -168,8 +205,10 @@ impl Recovery {
     /// Cuts a torn write off.
     fn cut(&mut self, scan: &mut Scan, at: u64) -> Result<(), WalError> {
         let io = |source| WalError::io("cut the torn end off", &scan.path, source);
-        scan.file.set_size(at).map_err(io)?;
-        scan.file.sync().map_err(io)?;
+        if self.remains == Remains::Cut {
+            scan.file.set_size(at).map_err(io)?;
+            scan.file.sync().map_err(io)?;
+        }
         self.torn = Some(TornTail {
             path: scan.path.clone(),
             offset: at,

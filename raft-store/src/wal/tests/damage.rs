@@ -285,3 +285,31 @@ fn what_a_failed_sync_left_in_memory_is_on_disk_before_anything_follows_it() {
         assert_eq!(log.wal.last(), Some(acknowledged), "seed {seed}");
     }
 }
+
+/// In a segment that takes several reads, wherever the one is that fails.
+#[test]
+fn a_read_that_fails_is_no_torn_tail() {
+    let disk = SimulatedDisk::default();
+    let mut log = Stepped::open_with(&disk, WalOptions::default()).unwrap();
+    for index in 0..12 {
+        log.append(vec![entry(id(1, index), &[0x55; 60 << 10])], drop);
+        log.writer.step();
+    }
+    drop(log);
+    let (settled, whole) = (disk.image(), disk.bytes(&segment(1)));
+    for reads in 0.. {
+        let disk = settled.after_kill();
+        disk.fail_read_after(reads);
+        let opened = Stepped::open_with(&disk, WalOptions::default());
+        if disk.unread().is_none() {
+            assert!(reads > 4, "only {reads} reads");
+            opened.map(drop).unwrap();
+            break;
+        }
+        let Err(WalError::Io { path, .. }) = opened.map(drop) else {
+            panic!("read {reads} was passed over");
+        };
+        assert_eq!(path, segment(1), "read {reads}");
+        assert_eq!(disk.bytes(&segment(1)), whole, "read {reads}");
+    }
+}
