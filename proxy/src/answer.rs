@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::body::ResponseBody;
 use crate::grpc::{self, Code};
+use crate::headers::{Field, Seen};
 use crate::routes::{RouteTable, ServiceRoute};
 
 /// How many services a 404 names at most: enough to see a typing error, little enough to send.
@@ -22,8 +23,9 @@ pub(crate) enum Dialect {
 }
 
 impl Dialect {
-    pub(crate) fn of(headers: &HeaderMap) -> Self {
-        match grpc::is_grpc(headers) {
+    /// That of a request with these fields, which were `seen`.
+    pub(crate) fn of(headers: &HeaderMap, seen: Seen) -> Self {
+        match seen.has(Field::ContentType) && grpc::is_grpc(headers) {
             true => Self::Grpc,
             false => Self::Http,
         }
@@ -53,6 +55,8 @@ pub(crate) enum Refusal {
     Broke,
     /// The replica stayed silent for too long.
     Silent,
+    /// The client stopped sending its request before that was whole.
+    ClientSilent,
     /// The request's whole time ran out before its answer began.
     Overdue,
     /// The session's replica, or its binding, was not to be had in time, and no other may serve it.
@@ -67,6 +71,7 @@ impl Refusal {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            Self::ClientSilent => StatusCode::REQUEST_TIMEOUT,
             Self::Starting | Self::NoneReady | Self::Session(_) | Self::SessionRefused(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -88,7 +93,7 @@ impl Refusal {
             | Self::ConnectTimeout
             | Self::Broke
             | Self::Session(_) => Code::Unavailable,
-            Self::Silent | Self::Overdue => Code::DeadlineExceeded,
+            Self::Silent | Self::ClientSilent | Self::Overdue => Code::DeadlineExceeded,
             Self::TooLarge | Self::SessionRefused(_) => Code::ResourceExhausted,
         }
     }
@@ -106,6 +111,7 @@ impl Refusal {
             Self::ConnectTimeout => "replica_connect_timeout",
             Self::Broke => "replica_broke_off",
             Self::Silent => "replica_timeout",
+            Self::ClientSilent => "request_body_timeout",
             Self::Overdue => "request_timeout",
             Self::Session(_) => "session_unavailable",
             Self::SessionRefused(_) => "session_refused",
@@ -144,6 +150,9 @@ impl Refusal {
                 format!("a replica of service {name} closed the connection before it answered")
             }
             Self::Silent => format!("a replica of service {name} did not answer in time"),
+            Self::ClientSilent => {
+                "no answer began, and the rest of the request did not come in time".to_owned()
+            }
             Self::Overdue => format!("the time that service {name} allows a request ran out"),
             Self::Session(why) => {
                 format!("this session of service {name} cannot be served now: {why}")
@@ -166,7 +175,10 @@ impl Refusal {
         let body = json!({ "error": self.code(), "message": self.message(service) });
         let mut response = json_response(self.status(), &body);
         let headers = response.headers_mut();
-        if matches!(self, Self::BadRequest(_) | Self::TooLarge) {
+        if matches!(
+            self,
+            Self::BadRequest(_) | Self::TooLarge | Self::ClientSilent
+        ) {
             // What follows it may not be a request, or is not worth reading. HTTP/2 knows where each ends, and
             // drops the field.
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -189,6 +201,7 @@ impl Refusal {
             | Self::ConnectTimeout
             | Self::Broke
             | Self::Silent
+            | Self::ClientSilent
             | Self::Overdue => {}
         }
         response

@@ -43,13 +43,17 @@ pub(crate) enum BodyError {
 pub(crate) enum ResponseBody {
     /// Made here.
     Whole(Full<Bytes>),
-    /// A replica's.
-    Streamed(Streamed),
+    /// A replica's. Boxed, since it passes through many hands.
+    Streamed(Box<Streamed>),
 }
 
 impl ResponseBody {
     pub(crate) fn whole(bytes: Bytes) -> Self {
         Self::Whole(Full::new(bytes))
+    }
+
+    pub(crate) fn streamed(body: Streamed) -> Self {
+        Self::Streamed(Box::new(body))
     }
 }
 
@@ -121,15 +125,24 @@ pub(crate) struct Streamed {
     /// `None` once the answer has ended. Dropped, with the connection, if it is cut short.
     held: Option<Held>,
     patience: Patience,
+    /// When its head came, until it is looked at again: what is there then came with the head.
+    came: Option<Instant>,
 }
 
 impl Streamed {
-    pub(crate) fn new(inner: Received, held: Held, patience: Patience, ending: Ending) -> Self {
+    /// The body after a head that came at `now`.
+    pub(crate) fn new(
+        inner: Received,
+        (held, now): (Held, Instant),
+        patience: Patience,
+        ending: Ending,
+    ) -> Self {
         let mut body = Self {
             inner,
             ending,
             held: Some(held),
             patience,
+            came: Some(now),
         };
         body.finish_at_end();
         body
@@ -149,8 +162,10 @@ impl Streamed {
                 running,
                 checkout,
             } = held;
-            checkout.give_back();
-            drop((in_flight, running));
+            let now = self.came.unwrap_or_else(Instant::now);
+            checkout.give_back(now);
+            drop(in_flight);
+            running.end(now);
         }
     }
 
@@ -158,12 +173,19 @@ impl Streamed {
     fn cut(&mut self, mut error: BodyError) -> Result<Frame<Bytes>, BodyError> {
         if let Some(mut held) = self.held.take() {
             held.running.broke_off();
-            if held.checkout.fault() == Some(Fault::TooLarge) {
+            let fault = held.checkout.fault();
+            if fault == Some(Fault::TooLarge) {
                 error = BodyError::TooLarge; // The replica's answer ended because the request did.
             }
-            match error {
-                BodyError::Upstream(_) | BodyError::Silent(_) => held.checkout.upstream.failed(),
-                BodyError::Overdue | BodyError::TooLarge => {}
+            let is_asked = held.checkout.upload().is_some_and(Upload::is_wanted);
+            let failed = match error {
+                BodyError::Upstream(_) => fault.is_none(),
+                // One that still waits for its client may well be silent.
+                BodyError::Silent(_) => !is_asked,
+                BodyError::Overdue | BodyError::TooLarge => false,
+            };
+            if failed {
+                held.checkout.upstream.failed();
             }
             held.checkout.cut();
         }
@@ -196,6 +218,7 @@ impl Streamed {
                     held.running.sent(data.len());
                 }
                 self.finish_at_end();
+                self.came = None;
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
@@ -206,7 +229,9 @@ impl Streamed {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                let error = ready!(self.patience.poll(cx));
+                self.came = None;
+                let upload = self.held.as_ref().and_then(|held| held.checkout.upload());
+                let error = ready!(self.patience.poll(cx, upload.and_then(Upload::last)));
                 Poll::Ready(Some(self.cut(error)))
             }
         }
@@ -216,6 +241,7 @@ impl Streamed {
 impl Drop for Streamed {
     /// The server stops polling after the last byte of a body whose length it knows.
     fn drop(&mut self) {
+        self.inner.look_again();
         self.finish_at_end();
     }
 }
@@ -251,10 +277,11 @@ impl Patience {
         self.end.is_some_and(|end| Instant::now() >= end)
     }
 
-    /// Ready once the present silence has lasted its most, or the request.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+    /// Ready once the present silence has lasted its most, or the request. A replica that `took` a part of the request
+    /// then was busy with that.
+    fn poll(&mut self, cx: &mut Context<'_>, took: Option<Instant>) -> Poll<BodyError> {
         let since = *self.silent_since.get_or_insert_with(Instant::now);
-        let silent = since + self.silence_max;
+        let silent = took.map_or(since, |took| took.max(since)) + self.silence_max;
         let end = self.end.map_or(silent, |end| end.min(silent));
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
         loop {
@@ -283,13 +310,29 @@ mod tests {
         let mut silence = Patience::new(limit, None);
         let start = Instant::now();
         for _ in 0..5 {
-            let wait = poll_fn(|cx| silence.poll(cx));
+            let wait = poll_fn(|cx| silence.poll(cx, None));
             let waited = tokio::time::timeout(Duration::from_secs(6), wait).await;
             assert!(waited.is_err(), "six seconds are not ten");
             silence.heard();
         }
-        poll_fn(|cx| silence.poll(cx)).await;
+        poll_fn(|cx| silence.poll(cx, None)).await;
         assert_eq!(start.elapsed(), Duration::from_secs(40));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_no_silence_while_the_request_is_taken() {
+        let limit = Duration::from_secs(10);
+        let mut silence = Patience::new(limit, None);
+        let start = Instant::now();
+        for _ in 0..7 {
+            let took = Instant::now();
+            let wait = poll_fn(|cx| silence.poll(cx, Some(took)));
+            let waited = tokio::time::timeout(Duration::from_secs(6), wait).await;
+            assert!(waited.is_err(), "six seconds are not ten");
+        }
+        let took = Instant::now();
+        poll_fn(|cx| silence.poll(cx, Some(took))).await;
+        assert_eq!(start.elapsed(), Duration::from_secs(52));
     }
 
     #[tokio::test(start_paused = true)]
@@ -298,7 +341,7 @@ mod tests {
         let end = start + Duration::from_secs(3);
         let mut patience = Patience::new(Duration::from_secs(10), Some(end));
         assert!(!patience.is_over());
-        let over = poll_fn(|cx| patience.poll(cx)).await;
+        let over = poll_fn(|cx| patience.poll(cx, None)).await;
         assert!(matches!(over, BodyError::Overdue), "{over}");
         assert_eq!(start.elapsed(), Duration::from_secs(3));
         assert!(patience.is_over(), "even if the replica never pauses");

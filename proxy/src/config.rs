@@ -37,10 +37,14 @@ pub struct ProxyConfig {
     /// The most unused connections that one worker keeps to one replica. More only cost memory: it
     /// bounds what stays after a burst, not how many may be in use.
     pub upstream_idle_max: usize,
-    /// How long data sent to a replica may stay unacknowledged, or untaken, before its connection is
-    /// given up (`TCP_USER_TIMEOUT`).
+    /// How long the host of a replica may leave what it was sent unacknowledged, or probes of a silent connection
+    /// unanswered, before its connections are given up. Longer than the pause of a machine that moves to another host.
+    pub host_silence: Duration,
+    /// The same where more was sent than a replica may have room for: one that is busy takes it later
+    /// (`TCP_USER_TIMEOUT`).
     pub tcp_user_timeout: Duration,
-    /// The same for clients. Longer: a client may well pause for a while before it reads on.
+    /// The same for clients, and for the windows of their streams. Longer: a client may well pause for a while before it
+    /// reads on.
     pub client_user_timeout: Duration,
     /// The most client connections at once, over all workers. Beyond it the kernel's queue holds
     /// new ones back. Keep it below half of the limit of open files: each may need an upstream.
@@ -83,6 +87,7 @@ impl Default for ProxyConfig {
             session_wait: Duration::from_secs(5),
             upstream_idle: Duration::from_secs(4),
             upstream_idle_max: 256,
+            host_silence: Duration::from_secs(15),
             tcp_user_timeout: Duration::from_secs(60),
             client_user_timeout: Duration::from_secs(120),
             connections_max: 20_000,

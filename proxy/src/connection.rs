@@ -80,6 +80,8 @@ pub(crate) struct Unsent {
     pub(crate) why: Refusal,
     /// Whether the replica may have got it: another try is then within the budget only.
     pub(crate) sent: bool,
+    /// Whether that was over a connection which had been kept.
+    pub(crate) kept: bool,
     /// Its spans so far, if they are to be told.
     pub(crate) trace: Option<Rc<Trace>>,
 }

@@ -15,7 +15,7 @@ mod date;
 mod exchange;
 mod framing;
 #[cfg(test)]
-mod fuzz;
+pub(crate) mod fuzz;
 mod request;
 mod transfer;
 
@@ -75,7 +75,7 @@ struct Outgoing {
     framing: Framing,
     to_head: bool,
     close: bool,
-    /// Whether it may be sent to another replica after it was sent to one.
+    /// Whether it may be sent again after it was sent.
     again: bool,
     began: Instant,
     /// What the access log will say of it.
@@ -231,10 +231,7 @@ impl Connection {
             return None; // The general path counts, and refuses.
         }
         let retries = &service.route.traffic.retries;
-        let again = retries.after_sent
-            && retries.max > 0
-            && service.ready_count() > 1
-            && plain.is_idempotent();
+        let again = retries.after_sent && retries.max > 0 && plain.is_idempotent();
         if again && !plain.framing.is_done() {
             return None; // Only the general path keeps a body that may have to be sent again.
         }

@@ -25,7 +25,7 @@ use crate::connection::Client;
 use crate::drain::Phase;
 use crate::grpc;
 use crate::hash_key;
-use crate::headers::{Seen, end_hop};
+use crate::headers::{Field, Seen, end_hop};
 use crate::load::InFlight;
 use crate::metrics::count_shared;
 use crate::routes::ServiceRoute;
@@ -41,7 +41,7 @@ use terms::Terms;
 
 /// A replica's answer, and what its request holds there.
 struct Sent {
-    response: Response<Received>,
+    response: Box<Response<Received>>,
     in_flight: InFlight,
     checkout: Checkout,
     /// On how many replicas the request was tried.
@@ -59,7 +59,7 @@ impl Sent {
     /// Does without the answer. The connection is kept if that has no body.
     fn discard(self) {
         if self.response.body().is_end_stream() {
-            self.checkout.give_back();
+            self.checkout.give_back(Instant::now());
         }
     }
 }
@@ -79,7 +79,10 @@ pub(crate) fn serve(
     let begun = begin(&worker, &client, request, now);
     async move {
         let mut response = match begun {
-            Ok(begun) => begun.carry(&worker, &client).await,
+            Ok(mut begun) => {
+                let outcome = begun.send(&worker, &client).await;
+                begun.finish(&worker, outcome)
+            }
             Err(refused) => *refused,
         };
         let stays = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -99,12 +102,18 @@ pub(crate) fn serve(
 }
 
 /// A request of a service, ready to be sent.
+///
+/// Boxed, and lent to what is awaited: what each await holds by itself is copied from one to the next.
 struct Begun {
     service: Rc<ServiceView>,
+    start: Instant,
     /// The index of the rule that it meets.
     rule: Option<usize>,
     hash: Option<u64>,
-    prepared: Prepared,
+    /// `None` once it was sent.
+    request: Option<Box<Request<UploadBody>>>,
+    upgrade: Option<OnUpgrade>,
+    session: Option<SessionKey>,
     dialect: Dialect,
     ending: Ending,
     /// When its answer must have ended.
@@ -118,14 +127,15 @@ fn begin(
     client: &Rc<Client>,
     mut request: Request<Received>,
     now: Instant,
-) -> Result<Begun, Box<Response<ResponseBody>>> {
-    let dialect = Dialect::of(request.headers());
+) -> Result<Box<Begun>, Box<Response<ResponseBody>>> {
+    let mut seen = Seen::of(request.headers());
+    let dialect = Dialect::of(request.headers(), seen);
     let refused = |refusal: Refusal| Box::new(refusal.answer(None, dialect));
     if request.method() == Method::CONNECT {
         return Err(refused(Refusal::Connect));
     }
     let view = worker.view();
-    let host = prepare::host(&request).map_err(|why| refused(Refusal::BadRequest(why)))?;
+    let host = prepare::host(&request, seen).map_err(|why| refused(Refusal::BadRequest(why)))?;
     let path = request.uri().path();
     let Some(found) = view.table.resolve(host, path, client.listener) else {
         count_shared(&worker.shared.metrics.unrouted);
@@ -147,10 +157,11 @@ fn begin(
     drop(view); // A long answer must not keep an old table alive.
     if let Some(begun) = context {
         trace::replace(request.headers_mut(), &begun);
+        seen = seen.with(Field::Traceparent);
     }
     let mut running = Running::start(&service.counters, Some(client), now, (told, traced));
     let call_end = match dialect {
-        Dialect::Grpc => grpc::deadline(&mut request, now),
+        Dialect::Grpc => grpc::deadline(&request, now),
         Dialect::Http => None,
     };
     let terms = Terms::of(&service.route, rule, None);
@@ -158,9 +169,18 @@ fn begin(
         (Some(service), Some(call)) => Some(service.min(call)),
         (service, call) => service.or(call),
     };
+    if let (Dialect::Grpc, Some(end)) = (dialect, end) {
+        grpc::set_deadline(&mut request, end);
+    }
     let ending = Ending::of(&request, dialect);
     let hash = service.hash(&request, client);
-    let prepared = match prepare(&service, rule, client, request, prefix_len) {
+    let prepared = match prepare(
+        &service,
+        (rule, dialect),
+        client,
+        (request, seen),
+        prefix_len,
+    ) {
         Ok(prepared) => prepared,
         Err(refusal) => {
             running.refused(refusal.status(), refusal.code());
@@ -170,23 +190,31 @@ fn begin(
     if let Some(record) = running.record() {
         record.trace = trace::of(prepared.request.headers());
     }
-    Ok(Begun {
+    let Prepared {
+        request,
+        upgrade,
+        key,
+    } = prepared;
+    Ok(Box::new(Begun {
         service,
+        start: now,
         rule,
         hash,
-        prepared,
+        request: Some(request),
+        upgrade,
+        session: key,
         dialect,
         ending,
         end,
         running,
-    })
+    }))
 }
 
 fn prepare(
     service: &ServiceView,
-    rule: Option<usize>,
+    (rule, dialect): (Option<usize>, Dialect),
     client: &Client,
-    request: Request<Received>,
+    (request, seen): (Request<Received>, Seen),
     prefix_len: usize,
 ) -> Result<Prepared, Refusal> {
     let bytes_max = service.route.traffic.request_body_bytes_max;
@@ -194,43 +222,83 @@ fn prepare(
         return Err(Refusal::TooLarge);
     }
     let met = service.met(rule);
-    prepare::outgoing(request, client, &service.route, prefix_len, met).map_err(Refusal::BadRequest)
+    let wire = prepare::wire(&service.route, dialect);
+    prepare::outgoing(
+        (request, seen),
+        client,
+        &service.route,
+        wire,
+        prefix_len,
+        met,
+    )
+    .map_err(Refusal::BadRequest)
 }
 
 impl Begun {
-    /// Has it answered.
-    async fn carry(self, worker: &Rc<Worker>, client: &Client) -> Response<ResponseBody> {
+    /// Has a replica answer it, within its time.
+    async fn send(&mut self, worker: &Rc<Worker>, client: &Client) -> Result<Sent, Refusal> {
+        let request = self.request.take().expect("it is sent once");
+        let terms = Terms::of(&self.service.route, self.rule, self.running.trace());
+        let sent = pin!(self.dispatch(worker, client, &terms, request));
+        match self.end {
+            None => sent.await,
+            // Boxed, as is all that only some requests come to: each would pay for the room.
+            Some(end) => Box::pin(timeout_at(end, sent))
+                .await
+                .unwrap_or(Err(Refusal::Overdue)),
+        }
+    }
+
+    /// Sends it to the replica of its session, or to one that the policy picks by its key.
+    async fn dispatch(
+        &self,
+        worker: &Rc<Worker>,
+        client: &Client,
+        terms: &Terms<'_>,
+        request: Box<Request<UploadBody>>,
+    ) -> Result<Sent, Refusal> {
+        let service = &self.service;
+        let mut now = Some(self.start);
+        if let Some(key) = self.session {
+            let sent = affinity::send(worker, service, *terms, key, request);
+            return Box::pin(sent).await;
+        }
+        let hash = match service.key_in_body() {
+            Some(pointer) => {
+                now = None; // It waits for the body.
+                let found = hash_key::of_body(pointer, request.body(), terms.idle());
+                Box::pin(found).await.or(self.hash)
+            }
+            None => self.hash,
+        };
+        let choice = service.choose(terms.rule, hash);
+        let earlier = client.unsent.take();
+        balance::send(worker, service, (choice, now), terms, request, earlier).await
+    }
+
+    /// The answer that came of it.
+    #[expect(clippy::boxed_local, reason = "it would be copied to be taken apart")]
+    fn finish(
+        self: Box<Self>,
+        worker: &Worker,
+        outcome: Result<Sent, Refusal>,
+    ) -> Response<ResponseBody> {
         let Self {
             service,
             rule,
-            hash,
-            prepared,
+            upgrade,
             dialect,
             ending,
             end,
             mut running,
-        } = self;
-        let Prepared {
-            request,
-            upgrade,
-            key,
-        } = prepared;
-        let terms = Terms::of(&service.route, rule, running.trace());
-        let outcome = {
-            let sent = pin!(send(worker, client, &service, terms, (key, hash), request));
-            match end {
-                None => sent.await,
-                // Boxed, as is all that only some requests come to: each would pay for the room.
-                Some(end) => Box::pin(timeout_at(end, sent))
-                    .await
-                    .unwrap_or(Err(Refusal::Overdue)),
-            }
-        };
+            ..
+        } = *self;
         match outcome {
             Ok(sent) => {
+                let idle = Terms::of(&service.route, rule, None).idle();
                 let answer = Answer {
                     ending,
-                    patience: Patience::new(terms.idle(), end),
+                    patience: Patience::new(idle, end),
                     running,
                 };
                 finish(worker, &service.route, sent, upgrade, answer)
@@ -279,30 +347,6 @@ fn traced(
     (Some(trace), begun)
 }
 
-/// Sends a request to the replica of its session, or to one that the policy picks by its key.
-async fn send(
-    worker: &Rc<Worker>,
-    client: &Client,
-    service: &Rc<ServiceView>,
-    terms: Terms<'_>,
-    (session, hash): (Option<SessionKey>, Option<u64>),
-    request: Box<Request<UploadBody>>,
-) -> Result<Sent, Refusal> {
-    if let Some(key) = session {
-        return Box::pin(affinity::send(worker, service, terms, key, request)).await;
-    }
-    let hash = match service.key_in_body() {
-        Some(pointer) => {
-            let found = hash_key::of_body(pointer, request.body(), terms.idle());
-            Box::pin(found).await.or(hash)
-        }
-        None => hash,
-    };
-    let choice = service.choose(terms.rule, hash);
-    let earlier = client.unsent.take();
-    balance::send(worker, service, choice, terms, request, earlier).await
-}
-
 /// Turns a replica's answer into ours.
 fn finish(
     worker: &Worker,
@@ -322,6 +366,7 @@ fn finish(
         patience,
         mut running,
     } = answer;
+    let now = Instant::now();
     let seen = Seen::of(response.headers());
     let hop = end_hop(response.headers_mut(), seen);
     if hop.chunked {
@@ -334,8 +379,13 @@ fn finish(
             running.refused(refusal.status(), refusal.code());
             return refusal.answer(Some(route), Dialect::Http);
         };
-        running.answered_by(&checkout.upstream, StatusCode::SWITCHING_PROTOCOLS, tries);
-        let replica = hyper::upgrade::on(&mut response);
+        running.answered_by(
+            &checkout.upstream,
+            StatusCode::SWITCHING_PROTOCOLS,
+            tries,
+            now,
+        );
+        let replica = hyper::upgrade::on(&mut *response);
         let held = (in_flight, running);
         worker.spawn(tunnel::run(client, replica, held));
         let headers = response.headers_mut();
@@ -343,13 +393,13 @@ fn finish(
         headers.insert(UPGRADE, protocol);
         return response.map(|_| ResponseBody::whole(bytes::Bytes::new()));
     }
-    running.answered_by(&checkout.upstream, response.status(), tries);
+    running.answered_by(&checkout.upstream, response.status(), tries, now);
     let held = Held {
         in_flight,
         running,
         checkout,
     };
-    response.map(|body| ResponseBody::Streamed(Streamed::new(body, held, patience, ending)))
+    response.map(|body| ResponseBody::streamed(Streamed::new(body, (held, now), patience, ending)))
 }
 
 #[cfg(test)]
@@ -363,6 +413,6 @@ mod tests {
     #[test]
     fn a_request_on_its_way_is_small() {
         let bytes = size_of_future(serve);
-        assert!(bytes <= 2304, "{bytes} bytes");
+        assert!(bytes <= 1408, "{bytes} bytes");
     }
 }

@@ -44,11 +44,14 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
 #[derive(Clone, Copy, Debug)]
 struct Deadline(Instant);
 
-/// When a call that came at `now` must have ended, if it says so. Whoever sends it on tells what is left.
-pub(crate) fn deadline<B>(request: &mut Request<B>, now: Instant) -> Option<Instant> {
-    let end = now.checked_add(timeout(request.headers())?)?;
+/// When a call that came at `now` must have ended, if it says so.
+pub(crate) fn deadline<B>(request: &Request<B>, now: Instant) -> Option<Instant> {
+    now.checked_add(timeout(request.headers())?)
+}
+
+/// Has whoever sends the call on tell what is left until then.
+pub(crate) fn set_deadline<B>(request: &mut Request<B>, end: Instant) {
     request.extensions_mut().insert(Deadline(end));
-    Some(end)
 }
 
 /// Leaves of what is attached to a request only its deadline.

@@ -11,6 +11,9 @@
 //! It also knows whether a client is still amid a request when its connection is closed, and then lingers; and tells
 //! [`Turns`] what it sees.
 
+#[cfg(test)]
+mod fuzz;
+
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -308,6 +311,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::time::{Instant, timeout};
+
     use super::*;
 
     /// Where the head ends that is refused, however the bytes are cut into reads.
@@ -351,5 +357,41 @@ mod tests {
         }
         let twice = "POST / HTTP/1.1\r\ncontent-length: 3\r\ncontent-length: 3\r\n";
         assert_eq!(refused(twice), Some(twice.len() - 1));
+    }
+
+    /// A guard that has read this, and its client.
+    async fn after(text: &str) -> (DuplexStream, Guard<DuplexStream>) {
+        let (mut client, ours) = duplex(1 << 10);
+        let mut guard = Guard::new(ours, Arc::default());
+        client.write_all(text.as_bytes()).await.expect("room");
+        let mut read = vec![0; text.len()];
+        guard.read_exact(&mut read).await.expect("it was sent");
+        (client, guard)
+    }
+
+    /// How long it takes to close.
+    async fn closes_after(guard: &mut Guard<DuplexStream>) -> Duration {
+        let begun = Instant::now();
+        let closed = timeout(LINGER * 10, guard.shutdown()).await;
+        closed.expect("some time").expect("its client is there");
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_is_still_sending_is_listened_to_for_a_while_and_no_other() {
+        let half = "POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\nhalf";
+        let (mut client, mut guard) = after(half).await;
+        let sends = async {
+            let sent = client.write_all(&[0; 1 << 20]).await;
+            sent.expect("somebody reads");
+        };
+        assert_eq!(tokio::join!(closes_after(&mut guard), sends).0, LINGER);
+        let (client, mut guard) = after(half).await;
+        drop(client);
+        assert_eq!(closes_after(&mut guard).await, Duration::ZERO);
+        for whole in ["", "GET / HTTP/1.1\r\n\r\n"] {
+            let (_client, mut guard) = after(whole).await;
+            assert_eq!(closes_after(&mut guard).await, Duration::ZERO, "{whole}");
+        }
     }
 }

@@ -7,7 +7,8 @@
 //!
 //! What holds:
 //! * A request that is not idempotent is sent at most once. Any request of which nothing was sent is tried on
-//!   another replica, an idempotent one also after it was sent, within a budget, and none twice on the same.
+//!   another replica, an idempotent one also after it was sent, within a budget; none twice on the same, except once where a
+//!   kept connection ended and there is no other.
 //! * A session's request goes to the replica that [`Sessions::lookup`] named after the last wait
 //!   before it was sent, or nowhere.
 //! * The in-flight count of a replica rises and falls exactly once per request, however it ends.

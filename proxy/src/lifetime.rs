@@ -61,6 +61,8 @@ impl Lifetime {
 pub(crate) struct Retirement {
     timer: Pin<Box<Sleep>>,
     told: bool,
+    /// Whether nothing ran when it was looked at last.
+    quiet: bool,
 }
 
 /// What a connection is to do.
@@ -78,10 +80,12 @@ impl Retirement {
         Self {
             timer: Box::pin(sleep_until(due)),
             told: false,
+            quiet: false,
         }
     }
 
-    /// Ready when there is something to do: to finish, and if that takes long, to cut.
+    /// Ready when there is something to do: to finish, and if that takes long, to cut. Without a grace it may take as
+    /// long as its requests do. What is there without any has a client that takes nothing.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -92,26 +96,26 @@ impl Retirement {
         loop {
             ready!(self.timer.as_mut().poll(cx));
             let now = Instant::now();
-            let due = lifetime.due(now, busy(), config);
+            let busy = busy();
+            let due = lifetime.due(now, busy, config);
             if self.told {
-                return Poll::Ready(Due::Cut);
+                if config.connection_age_grace.is_some() || self.quiet && !busy {
+                    return Poll::Ready(Due::Cut);
+                }
+                self.quiet = !busy;
+                self.timer.as_mut().reset(now + config.http2_idle);
             } else if due > now {
                 self.timer.as_mut().reset(due);
             } else {
                 self.told = true;
-                match config.connection_age_grace {
-                    Some(grace) => self.timer.as_mut().reset(now + grace),
-                    // It may take as long as its requests do. Ten years are never, and no overflow.
-                    None => self.timer.as_mut().reset(now + NEVER),
-                }
+                let wait = config.connection_age_grace.unwrap_or(config.http2_idle);
+                self.timer.as_mut().reset(now + wait);
                 let _ = self.timer.as_mut().poll(cx);
                 return Poll::Ready(Due::Finish);
             }
         }
     }
 }
-
-const NEVER: std::time::Duration = std::time::Duration::from_secs(10 * 365 * 86_400);
 
 #[cfg(test)]
 mod tests {
@@ -141,7 +145,7 @@ mod tests {
         let mut ageless = config();
         ageless.connection_age = None;
         let lifetime = Lifetime::begin(now, &ageless, 0);
-        assert!(!lifetime.is_over(now + NEVER));
+        assert!(!lifetime.is_over(now + Duration::from_secs(10 * 365 * 86_400)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -160,6 +164,20 @@ mod tests {
             assert_eq!(begin.elapsed(), Duration::from_secs(seconds + 50));
         }
         assert_eq!(start.elapsed(), Duration::from_secs(1200));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_grace_requests_run_on_and_nothing_else_does() {
+        let mut config = config();
+        config.connection_age_grace = None;
+        let start = Instant::now();
+        let lifetime = Lifetime::begin(start, &config, JITTER_PERCENT);
+        let mut retirement = Retirement::new(&lifetime, &config);
+        let due = poll_fn(|cx| retirement.poll(cx, &lifetime, || true, &config)).await;
+        assert_eq!((due, start.elapsed().as_secs()), (Due::Finish, 1000));
+        let runs = || start.elapsed() < Duration::from_secs(10_050);
+        let due = poll_fn(|cx| retirement.poll(cx, &lifetime, runs, &config)).await;
+        assert_eq!((due, start.elapsed().as_secs()), (Due::Cut, 10_200));
     }
 
     #[tokio::test(start_paused = true)]

@@ -162,6 +162,11 @@ impl PeerLoads {
             .retain(|_, gauge| Arc::strong_count(gauge) > 1);
     }
 
+    /// Whether there is no replica that a load could be about.
+    pub fn is_empty(&self) -> bool {
+        self.lock().gauges.is_empty()
+    }
+
     /// This peer's own requests in flight, by replica; replicas without any are left out.
     pub fn own(&self) -> Vec<(ReplicaId, u32)> {
         let inner = self.lock();
@@ -211,10 +216,12 @@ mod tests {
     #[test]
     fn own_requests_count_until_dropped() {
         let loads = PeerLoads::default();
+        assert!(loads.is_empty());
         let gauge = loads.gauge(replica(1));
         let first = InFlight::start(&gauge);
         let second = InFlight::start(&gauge);
         assert_eq!(loads.own(), [(replica(1), 2)]);
+        assert!(!loads.is_empty());
         drop(first);
         assert_eq!(gauge.total(), 1);
         drop(second);

@@ -227,11 +227,11 @@ impl RouteTable {
     }
 }
 
-/// `NAME` of a path that starts with `/NAME/`.
+/// `NAME` of a path that is `/NAME` or starts with `/NAME/`.
 fn first_segment(path: &str) -> Option<&[u8]> {
     let rest = path.as_bytes().strip_prefix(b"/")?;
-    let end = rest.iter().position(|&byte| byte == b'/')?;
-    Some(&rest[..end])
+    let end = rest.iter().position(|&byte| byte == b'/');
+    Some(&rest[..end.unwrap_or(rest.len())])
 }
 
 /// Where the control path publishes a new table, and the workers read the present one.
@@ -334,8 +334,9 @@ mod tests {
         let table = table(&["chat", "embed"]);
         assert_eq!(found(&table, "localhost", "/embed/v1"), Some((2, 6)));
         assert_eq!(found(&table, "localhost", "/embed/"), Some((2, 6)));
+        assert_eq!(found(&table, "localhost", "/embed"), Some((2, 6)));
         for path in [
-            "/embed", "/embedx/", "/Embed/", "//embed/", "embed/", "*", "/",
+            "/embedx", "/embedx/", "/Embed/", "//embed/", "embed/", "embed", "*", "/",
         ] {
             assert_eq!(found(&table, "localhost", path), None, "{path}");
         }
@@ -346,6 +347,7 @@ mod tests {
         let table = table(&["chat"]);
         assert_eq!(found(&table, "10.1.2.3:8080", "/x"), Some((1, 0)));
         assert_eq!(found(&table, "other.host", "/chat/x"), Some((1, 5)));
+        assert_eq!(found(&table, "other.host", "/chat"), Some((1, 5)));
         assert_eq!(found(&RouteTable::default(), "chat", "/"), None);
     }
 

@@ -3,7 +3,6 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use http::StatusCode;
 use tokio::time::Instant;
@@ -19,6 +18,8 @@ use crate::upstream::Upstream;
 pub(crate) struct Running {
     counters: Arc<Counters>,
     start: Instant,
+    /// When its answer has ended, if that is known.
+    end: Option<Instant>,
     /// Those of the version that answers.
     latencies: Option<Arc<Latencies>>,
     told: Option<Box<Record>>,
@@ -38,6 +39,7 @@ impl Running {
         Self {
             counters: Arc::clone(counters),
             start,
+            end: None,
             latencies: None,
             told,
             traced,
@@ -55,9 +57,15 @@ impl Running {
         self.traced.as_deref()
     }
 
-    /// A replica's answer has begun.
-    pub(crate) fn answered_by(&mut self, upstream: &Upstream, status: StatusCode, tries: usize) {
-        let passed = self.start.elapsed();
+    /// A replica's answer has begun at `now`.
+    pub(crate) fn answered_by(
+        &mut self,
+        upstream: &Upstream,
+        status: StatusCode,
+        tries: usize,
+        now: Instant,
+    ) {
+        let passed = now.saturating_duration_since(self.start);
         let latencies = upstream.latencies();
         latencies.first_byte.observe(passed);
         self.latencies = Some(latencies);
@@ -93,6 +101,11 @@ impl Running {
         }
     }
 
+    /// Its answer has ended, whole, at `now`.
+    pub(crate) fn end(mut self, now: Instant) {
+        self.end = Some(now);
+    }
+
     /// Its last try has failed, for this reason.
     pub(crate) fn try_failed(&self, error: &'static str) {
         if let Some(trace) = &self.traced {
@@ -125,8 +138,11 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         count(&self.counters.ended);
-        let mut passed = None::<Duration>;
-        let mut passed = || *passed.get_or_insert_with(|| self.start.elapsed());
+        let mut end = self.end;
+        let mut passed = || {
+            let end = *end.get_or_insert_with(Instant::now);
+            end.saturating_duration_since(self.start)
+        };
         if let Some(latencies) = &self.latencies {
             latencies.total.observe(passed());
         }

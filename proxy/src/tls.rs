@@ -34,6 +34,16 @@ pub struct TlsListen {
     pub require_client_certificate: bool,
 }
 
+impl TlsListen {
+    /// Reads the files, for whoever is to know that they can be used before anything else is begun.
+    ///
+    /// # Errors
+    /// They hold no usable certificate, or one that does not fit its key.
+    pub fn check(&self) -> Result<(), TlsError> {
+        Tls::start(self.clone()).map(drop)
+    }
+}
+
 /// What the handshakes of all workers use.
 pub(crate) struct Tls(Reloaded<Files>);
 

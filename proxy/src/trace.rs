@@ -118,21 +118,29 @@ pub(crate) fn ids(mut random: [u8; 24]) -> ([u8; 16], [u8; 8]) {
 
 /// The text of a trace context.
 pub(crate) fn line(trace_id: [u8; 16], span_id: [u8; 8], sampled: bool) -> [u8; 55] {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-    // Two plain loops: each request has one of these.
-    let mut put = |at: usize, byte: u8| {
-        text[at] = HEX[usize::from(byte >> 4)];
-        text[at + 1] = HEX[usize::from(byte & 15)];
-    };
-    for (index, byte) in trace_id.into_iter().enumerate() {
-        put(3 + 2 * index, byte);
+    let (trace_id, span_id) = (trace_id.as_chunks().0, span_id.as_chunks().0);
+    for (text, id) in text[3..35].as_chunks_mut().0.iter_mut().zip(trace_id) {
+        *text = hexadecimal(*id);
     }
-    for (index, byte) in span_id.into_iter().enumerate() {
-        put(36 + 2 * index, byte);
+    for (text, id) in text[36..52].as_chunks_mut().0.iter_mut().zip(span_id) {
+        *text = hexadecimal(*id);
     }
     text[54] = b'0' + u8::from(sampled);
     text
+}
+
+/// The digits of four bytes, all at once: each request has six of these.
+fn hexadecimal(bytes: [u8; 4]) -> [u8; 8] {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    // A digit's value into each byte, then its letter.
+    let mut digits = u64::from(u32::from_be_bytes(bytes));
+    digits = (digits | digits << 16) & 0x0000_ffff_0000_ffff;
+    digits = (digits | digits << 8) & 0x00ff_00ff_00ff_00ff;
+    digits = (digits | digits << 4) & 0x0f0f_0f0f_0f0f_0f0f;
+    let letters = (digits + 6 * ONES) >> 4 & ONES;
+    let text = digits + u64::from(b'0') * ONES + u64::from(b'a' - b'9' - 1) * letters;
+    text.to_be_bytes()
 }
 
 /// Whether a `traceparent` is one. Version 00 is exactly 55 bytes; a later one may go on after a
@@ -180,6 +188,15 @@ mod tests {
         let later = format!("cc{}-more", &GOOD[2..].replace("-01", "-0b"));
         assert!(Parent::read(later.as_bytes()).is_some_and(|parent| parent.sampled));
         assert_eq!(Parent::read(&GOOD.as_bytes()[1..]), None);
+    }
+
+    #[test]
+    fn every_byte_has_its_two_digits() {
+        for byte in 0..=u8::MAX {
+            let digits = hexadecimal([byte, !byte, 0, 255]);
+            let expected = format!("{byte:02x}{:02x}00ff", !byte);
+            assert_eq!(digits, expected.as_bytes());
+        }
     }
 
     fn ensured(lines: &[&str]) -> HeaderMap {

@@ -5,7 +5,9 @@ mod exchange;
 mod http2;
 mod plain;
 mod reach;
+mod socket;
 mod trust;
+mod vigil;
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -39,6 +41,7 @@ use exchange::{Unanswered, over_http1, over_http2};
 
 pub(crate) use dial::Dialer;
 pub use reach::ReplicaDialer;
+pub(crate) use vigil::{FITS_BYTES, lengthen, shorten};
 
 /// What a request that broke off counts as having taken, at least.
 const FAILED_TOOK: Duration = Duration::from_secs(1);
@@ -243,15 +246,20 @@ impl Upstream {
     }
 
     /// Takes an open connection that has room for a request, if there is one.
-    pub(crate) fn checkout(self: &Rc<Self>, wire: Wire, config: &ProxyConfig) -> Option<Checkout> {
+    pub(crate) fn checkout(
+        self: &Rc<Self>,
+        wire: Wire,
+        config: &ProxyConfig,
+        now: Instant,
+    ) -> Option<Checkout> {
         let link = match wire {
-            Wire::Http1 => Link::Http1(self.unused(config)?),
+            Wire::Http1 => Link::Http1(self.unused(config, now)?),
             Wire::Http2 => Link::Http2(self.http2.checkout()?),
         };
         Some(self.checked_out(link, config))
     }
 
-    fn unused(&self, config: &ProxyConfig) -> Option<http1::SendRequest<UploadBody>> {
+    fn unused(&self, config: &ProxyConfig, now: Instant) -> Option<http1::SendRequest<UploadBody>> {
         let mut idle = self.idle.borrow_mut();
         let mut at = idle.len();
         while at > 0 {
@@ -259,7 +267,7 @@ impl Upstream {
             let sender = &idle[at].sender;
             if sender.is_closed() {
                 idle.remove(at);
-            } else if idle[at].since.elapsed() >= config.upstream_idle {
+            } else if now.saturating_duration_since(idle[at].since) >= config.upstream_idle {
                 // All before it are older.
                 idle.drain(..=at);
                 break;
@@ -384,21 +392,21 @@ enum Link {
 }
 
 impl Checkout {
-    /// Sends the request and waits for the head of its answer. The wait may last for `silence_max`
-    /// from when the last of the body was taken.
+    /// Sends the request, which it `began` to do just now, and waits for the head of its answer. The wait may last for
+    /// `silence_max` from when the last of the body was taken.
     pub(crate) async fn exchange(
         &mut self,
         mut request: Box<Request<UploadBody>>,
+        began: Instant,
         silence_max: Duration,
-    ) -> Result<Response<Received>, ExchangeError> {
-        let began = Instant::now();
+    ) -> Result<Box<Response<Received>>, ExchangeError> {
         grpc::tell_deadline(&mut request, began);
         let upload = request.body().upload();
         let mut exchange = pin!(match &mut self.link {
-            Link::Http1(sender) => Either::Left(over_http1(sender, *request)),
+            Link::Http1(sender) => Either::Left(over_http1(sender, request)),
             // Boxed, so that requests over HTTP/1 have no room for it.
             Link::Http2(stream) => {
-                Either::Right(Box::pin(over_http2(stream, *request, upload.clone())))
+                Either::Right(Box::pin(over_http2(stream, request, upload.clone())))
             }
         });
         let sent = || upload.last().map_or(began, |last| last.max(began));
@@ -432,6 +440,8 @@ impl Checkout {
                     .fault()
                     .map_or(ExchangeError::Broke, ExchangeError::Client))
             }
+            // Nobody answers what has not come.
+            None if upload.is_wanted() => Err(ExchangeError::Client(Fault::Stalled)),
             None => {
                 self.upstream.saw(sent(), false);
                 Err(ExchangeError::Silent)
@@ -444,6 +454,11 @@ impl Checkout {
         self.upload.as_ref().and_then(Upload::fault)
     }
 
+    /// The request that was sent, as far as it has a body.
+    pub(crate) fn upload(&self) -> Option<&Upload> {
+        self.upload.as_ref()
+    }
+
     /// Ends the request where it is: neither side gets more of it.
     pub(crate) fn cut(self) {
         if let Some(upload) = &self.upload {
@@ -451,8 +466,8 @@ impl Checkout {
         }
     }
 
-    /// Keeps the connection for another request, if it is open and there is room.
-    pub(crate) fn give_back(self) {
+    /// Keeps the connection, unused since `now`, for another request, if it is open and there is room.
+    pub(crate) fn give_back(self, now: Instant) {
         let Self {
             upstream,
             link,
@@ -464,8 +479,7 @@ impl Checkout {
         };
         let mut idle = upstream.idle.borrow_mut();
         if !sender.is_closed() && idle.len() < idle_max {
-            let since = Instant::now();
-            idle.push(Idle { sender, since });
+            idle.push(Idle { sender, since: now });
         }
     }
 }

@@ -8,7 +8,8 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
-use support::{Hand, Rig, Seen, http2_client, log, recorder, service, soon};
+use std::time::Instant;
+use support::{Hand, LINGER, Rig, Seen, http2_client, log, recorder, service, soon};
 use tokio::net::TcpListener;
 
 const MOST: u64 = 10;
@@ -55,6 +56,7 @@ async fn a_body_of_unknown_length_is_refused_once_it_is_too_large() {
     assert_eq!(answer[0], "http/1.1 200 ok");
     // The client goes on sending long after the answer, and gets it all the same.
     let too_large = format!("{head}5\r\n01234\r\n6\r\n56789a\r\n");
+    let begun = Instant::now();
     client.send(&too_large).await;
     let more = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
     for _ in 0..16 {
@@ -62,6 +64,9 @@ async fn a_body_of_unknown_length_is_refused_once_it_is_too_large() {
     }
     let answer = client.head().await;
     assert_eq!(answer[0], "http/1.1 413 payload too large");
+    client.rest().await;
+    client.cut().await;
+    assert!(begun.elapsed() >= LINGER, "{:?}", begun.elapsed());
     rig.idle().await;
     let seen = bodies(&log);
     assert_eq!(seen[0], "0123456789");

@@ -61,9 +61,7 @@ async fn an_old_http_2_connection_gets_goaway_and_its_streams_finish() {
     let rig = rig(config, address);
     let (mut sender, mut connection) = http2_client(&rig).await;
     let answer = tokio::spawn(sender.send_request(request()));
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     replica.head().await;
     // Longer than the connection's age.
     let early = tokio::time::timeout(Duration::from_millis(500), &mut connection).await;
@@ -86,9 +84,7 @@ async fn streams_beyond_the_grace_of_an_old_connection_are_cut() {
     let rig = rig(config, address);
     let (mut sender, connection) = http2_client(&rig).await;
     let answer = tokio::spawn(sender.send_request(request()));
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     replica.head().await;
     soon("the cut", answer)
         .await
@@ -107,9 +103,7 @@ async fn an_unused_http_2_connection_ends_and_one_with_a_stream_does_not() {
     let rig = rig(config, address);
     let (mut busy, busy_connection) = http2_client(&rig).await;
     let answer = tokio::spawn(busy.send_request(request()));
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     replica.head().await;
     replica
         .send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no")

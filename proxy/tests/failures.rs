@@ -121,9 +121,7 @@ async fn an_answer_before_the_end_of_the_request_reaches_the_client() {
     client
         .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 1000000\r\n\r\nstart")
         .await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     replica.head().await;
     let answer =
         "HTTP/1.1 413 Payload Too Large\r\nconnection: close\r\ncontent-length: 3\r\n\r\nbig";
@@ -257,9 +255,7 @@ async fn in_flight_counts_return_to_zero_whatever_ends_the_request() {
     client
         .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\nhalf")
         .await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     replica.head().await;
     drop(client);
     rig.idle().await;
@@ -307,9 +303,7 @@ async fn least_load_looks_at_the_whole_cluster() {
     report([0, 1, 1]);
     let mut client = Hand::connect(rig.address).await;
     client.send(GET).await;
-    let mut held = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut held = support::accept(&mut connections).await;
     held.head().await;
     for _ in 0..5 {
         report([0, 0, 1]);
@@ -330,5 +324,90 @@ async fn least_load_looks_at_the_whole_cluster() {
     held.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
         .await;
     client.head().await;
+    rig.idle().await;
+}
+
+/// Nobody but the client is to blame, whether the answer has begun or not: else a few clients could have every replica
+/// left out.
+#[tokio::test]
+async fn a_client_that_stops_sending_is_told_so_and_its_replica_is_not_blamed() {
+    let (address, mut connections) = by_hand().await;
+    let mut svc = service(1, "svc", &[address]);
+    svc.stream_timeout = Duration::from_millis(300);
+    svc.traffic.ejection.consecutive_errors = 1;
+    let rig = Rig::new([svc]);
+    for begun in [false, true] {
+        let mut client = Hand::connect(rig.address).await;
+        client
+            .send("PUT / HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\nhalf")
+            .await;
+        let mut replica = soon("a request", connections.recv())
+            .await
+            .expect("it listens");
+        replica.head().await;
+        replica.exactly(4).await;
+        if begun {
+            replica
+                .send("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")
+                .await;
+            assert_eq!(client.head().await[0], "http/1.1 200 ok");
+            assert_eq!(client.rest().await, "half");
+        } else {
+            assert_eq!(client.head().await[0], "http/1.1 408 request timeout");
+            let rest = client.rest().await;
+            assert!(rest.contains("request_body_timeout"), "{rest}");
+        }
+        assert_eq!(replica.rest().await, "", "the replica is told");
+    }
+    // One that breaks its own request off while it is answered.
+    let mut client = Hand::connect(rig.address).await;
+    client
+        .send("POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n")
+        .await;
+    let mut replica = support::accept(&mut connections).await;
+    replica.head().await;
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")
+        .await;
+    client.head().await;
+    client.send("no chunk\r\n").await;
+    client.rest().await;
+    rig.idle().await;
+    assert_eq!(rig.metric("ejections_total"), 0);
+}
+
+#[tokio::test]
+async fn a_host_that_is_gone_holds_a_request_no_longer_than_a_host_may_be_silent() {
+    let mut config = support::config();
+    config.host_silence = Duration::from_secs(1);
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::with(
+        config,
+        [service(1, "svc", &[address])],
+        std::sync::Arc::new(raftserve_proxy::NoSessions),
+    );
+    for acknowledged in [true, false] {
+        let mut client = Hand::connect(rig.address).await;
+        client.send(GET).await;
+        let mut replica = soon("a request", connections.recv())
+            .await
+            .expect("it listens");
+        replica.head().await;
+        if !acknowledged {
+            // Over a connection that was good when it was kept.
+            replica
+                .send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                .await;
+            client.head().await;
+            replica.vanish();
+            // What may not be sent again.
+            client
+                .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n")
+                .await;
+        }
+        replica.vanish();
+        let head = client.head().await;
+        assert_eq!(head[0], "http/1.1 502 bad gateway", "{acknowledged}");
+    }
     rig.idle().await;
 }

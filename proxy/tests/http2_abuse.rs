@@ -3,8 +3,13 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::Response;
+use http_body_util::Full;
+use raftserve_proxy::NoSessions;
 use support::{Hand, LIMIT, Rig, get, log, recorder, resident_bytes, service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -164,6 +169,32 @@ async fn whoever_floods_loses_its_connection_and_nobody_else() {
     }
     assert_eq!(get(rig.address, "svc", "/").await.0, 200);
     rig.idle().await;
+}
+
+/// It may answer pings for as long as it likes: it holds a place at the replica meanwhile.
+#[tokio::test]
+async fn a_stream_whose_client_never_takes_its_answer_ends() {
+    let address =
+        support::upstream(|_| async { Response::new(Full::new(Bytes::from(vec![0; 64 << 10]))) });
+    let mut config = support::config();
+    config.client_user_timeout = Duration::from_secs(1);
+    let services = [service(1, "svc", &[address.await])];
+    let rig = Rig::with(config, services, Arc::new(NoSessions));
+    let mut client = Hand::connect(rig.address).await;
+    client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    let no_window = [0, 4, 0, 0, 0, 0];
+    client.send(frame(SETTINGS, 0, 0, &no_window)).await;
+    let block = fields(&REQUEST);
+    client
+        .send(frame(HEADERS, END_STREAM | END_HEADERS, 1, &block))
+        .await;
+    let reset = await_frame(&mut client, RST_STREAM, 1).await;
+    const CANCEL: [u8; 4] = [0, 0, 0, 8];
+    assert_eq!(reset.as_deref(), Some(&CANCEL[..]));
+    rig.idle().await;
+    // The connection is good for what is taken.
+    client.send(frame(PING, 0, 0, &[1; 8])).await;
+    assert!(await_frame(&mut client, PING, 0).await.is_some());
 }
 
 #[tokio::test]

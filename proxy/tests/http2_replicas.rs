@@ -14,6 +14,7 @@ use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use raftserve_model::spec::UpstreamProtocol;
 use support::{Hand, Rig, http2_client, log, recorder, service, soon, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
@@ -359,6 +360,55 @@ async fn a_replica_that_goes_away_gets_what_it_did_not_act_on_again_on_a_new_con
     rig.idle().await;
 }
 
+/// A replica that says, at the first call, that it goes away and has acted on none.
+async fn goes_away(listener: TcpListener) {
+    const HEAD_BYTES: usize = 9;
+    const HEADERS: u8 = 1;
+    let (mut stream, _) = listener.accept().await.expect("it listens");
+    // Who comes later is refused.
+    drop(listener);
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    stream.write_all(&settings).await.expect("the proxy reads");
+    let mut preface = [0; 24];
+    stream.read_exact(&mut preface).await.expect("a preface");
+    loop {
+        let mut head = [0; HEAD_BYTES];
+        stream.read_exact(&mut head).await.expect("a frame");
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        stream.read_exact(&mut payload).await.expect("a frame");
+        if head[3] == HEADERS {
+            break;
+        }
+    }
+    let goaway = [[0, 0, 8, 7, 0, 0, 0, 0, 0].as_slice(), &[0; 8]].concat();
+    stream.write_all(&goaway).await.expect("the proxy reads");
+    // Until the proxy closes, too.
+    let _ = stream.read_to_end(&mut Vec::new()).await;
+}
+
+#[tokio::test]
+async fn a_call_that_was_sent_to_a_replica_about_to_go_away_is_sent_to_another_one() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+    let listener = listener.expect("a free port");
+    let mut other = Replica::start(100).await;
+    let addresses = [listener.local_addr().expect("bound"), other.address];
+    let rig = Rig::new([service(1, "svc", &addresses)]);
+    let mut leaving = tokio::spawn(goes_away(listener));
+    let mut sender = http2_client(&rig).await.0;
+    // Whichever is chosen first.
+    while !leaving.is_finished() {
+        let answer = tokio::spawn(sender.send_request(call("hello")));
+        echo(other.call().await).await;
+        let answer = soon("an answer", answer).await.expect("no panic");
+        let whole = answer.expect("an answer").into_body().collect();
+        let whole = soon("a body", whole).await.expect("a body");
+        assert_eq!(whole.to_bytes(), "hello");
+    }
+    (&mut leaving).await.expect("it was called");
+    rig.idle().await;
+}
+
 #[tokio::test]
 async fn a_call_that_cannot_be_served_ends_with_a_status_of_grpc() {
     let nowhere = support::nowhere();
@@ -462,4 +512,74 @@ async fn a_call_s_deadline_is_told_on_and_kept() {
     let reset = soon("word of it", std::future::poll_fn(|cx| down.poll_reset(cx))).await;
     assert_eq!(reset.expect("a reset"), Reason::CANCEL);
     rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_service_that_allows_less_time_than_a_call_tells_its_replica_so() {
+    let mut replica = Replica::start(100).await;
+    let mut svc = service(1, "svc", &[replica.address]);
+    svc.traffic.timeouts.total = Some(std::time::Duration::from_secs(15));
+    let rig = Rig::new([svc]);
+    let mut sender = http2_client(&rig).await.0;
+    for (asked, most) in [(None, 15), (Some("60S"), 15), (Some("5S"), 5)] {
+        let mut request = call("x");
+        if let Some(text) = asked {
+            let value = http::HeaderValue::from_static(text);
+            request.headers_mut().insert("grpc-timeout", value);
+        }
+        let answer = tokio::spawn(sender.send_request(request));
+        let call = replica.call().await;
+        let told = call.0.headers()["grpc-timeout"].to_str().expect("text");
+        let left = told.strip_suffix('u').expect("microseconds");
+        let left: u64 = left.parse().expect("a number");
+        assert!((1..=most * 1_000_000).contains(&left), "{asked:?}: {told}");
+        echo(call).await;
+        soon("an answer", answer)
+            .await
+            .expect("no panic")
+            .expect("an answer");
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_is_gone_ends_its_calls_and_gets_no_more_over_that_connection() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+    let listener = listener.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let mut config = support::config();
+    config.host_silence = std::time::Duration::from_secs(1);
+    let services = [service(1, "svc", &[address])];
+    let rig = Rig::with(config, services, Arc::new(raftserve_proxy::NoSessions));
+    let mut sender = http2_client(&rig).await.0;
+    let asked = tokio::spawn(sender.send_request(call("one")));
+    let (stream, _) = soon("a connection", listener.accept())
+        .await
+        .expect("it comes");
+    // The same socket twice: one for its library, the other to take its host away.
+    let stream = stream.into_std().expect("a socket");
+    let socket = stream.try_clone().expect("a socket");
+    let stream = TcpStream::from_std(stream).expect("a socket");
+    let socket = TcpStream::from_std(socket).expect("a socket");
+    let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
+    let accepted = soon("a call", connection.accept()).await;
+    let _call = accepted.expect("a call").expect("a call");
+    let run = tokio::spawn(async move { while connection.accept().await.is_some() {} });
+    support::vanish(&socket);
+    let answer = soon("an answer", asked).await.expect("no panic");
+    let answer = answer.expect("an answer");
+    assert_eq!(answer.headers()["grpc-status"], "14");
+    run.abort();
+    // The next one comes over a new connection.
+    let asked = tokio::spawn(sender.send_request(call("two")));
+    let (stream, _) = soon("a connection", listener.accept())
+        .await
+        .expect("it comes");
+    let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
+    let accepted = soon("a call", connection.accept()).await;
+    let call = accepted.expect("a call").expect("a call");
+    let run = tokio::spawn(async move { while connection.accept().await.is_some() {} });
+    echo(call).await;
+    let answer = soon("an answer", asked).await.expect("no panic");
+    assert_eq!(answer.expect("an answer").status(), StatusCode::OK);
+    run.abort();
 }

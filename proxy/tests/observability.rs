@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
 use raftserve_proxy::{AccessLog, NoSessions, Tracer};
-use support::{Hand, Rig, by_hand, config, log, nowhere, recorder, service, soon, until};
+use support::{Hand, Rig, accept, by_hand, config, log, nowhere, recorder, service, soon, until};
 
 /// A sink whose bytes a test can read.
 #[derive(Clone, Default)]
@@ -52,9 +52,7 @@ async fn each_request_is_told_once_its_answer_has_ended() {
     client
         .send("POST /v1/x HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n")
         .await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = accept(&mut connections).await;
     let head = replica.head().await;
     replica
         .send("HTTP/1.1 201 Created\r\ncontent-length: 4\r\n\r\nab")
@@ -94,6 +92,29 @@ async fn each_request_is_told_once_its_answer_has_ended() {
     assert!(line["duration_ms"].as_f64() >= line["first_byte_ms"].as_f64());
 }
 
+#[tokio::test]
+async fn an_answer_ends_with_its_last_byte_not_with_its_head() {
+    for [first, last] in [["", "abcd"], ["ab", "cd"]] {
+        let (address, mut connections) = by_hand().await;
+        let (rig, lines) = logged([service(1, "svc", &[address])]);
+        let mut client = Hand::connect(rig.address).await;
+        client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+        let mut replica = accept(&mut connections).await;
+        replica.head().await;
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n{first}");
+        replica.send(answer).await;
+        client.head().await;
+        replica.send(last).await;
+        client.exactly(4).await;
+        until("a line", || !lines.text().is_empty()).await;
+        let line = &lines.all()[0];
+        assert!(
+            line["duration_ms"].as_f64() > line["first_byte_ms"].as_f64(),
+            "{line}"
+        );
+    }
+}
+
 /// SkyServe logs every header of every request.
 #[tokio::test]
 async fn the_access_log_holds_no_secret() {
@@ -119,17 +140,7 @@ async fn what_fails_is_told_with_its_reason() {
     until("a line", || lines.all().len() == 1).await;
     assert_eq!(lines.all()[0]["refusal"], "replica_unreachable");
     assert_eq!(lines.all()[0]["replica"], serde_json::Value::Null);
-    let mut client = Hand::connect(rig.address).await;
-    client.send("GET / HTTP/1.1\r\nhost: cut\r\n\r\n").await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
-    replica.head().await;
-    replica
-        .send("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nab")
-        .await;
-    drop(replica);
-    client.rest().await;
+    support::broken_off(&rig, "cut", &mut connections).await;
     until("a line", || lines.all().len() == 2).await;
     assert_eq!(lines.all()[1]["broke_off"], true);
     assert_eq!(lines.all()[1]["bytes"], 2);

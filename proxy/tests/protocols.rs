@@ -5,7 +5,7 @@ mod support;
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
-use support::{Hand, Rig, by_hand, http2_client, log, recorder, service, soon};
+use support::{Hand, Rig, accept, by_hand, http2_client, log, recorder, service, soon};
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
@@ -13,12 +13,6 @@ use tokio::sync::mpsc;
 async fn rig() -> (Rig, mpsc::Receiver<Hand>) {
     let (address, connections) = by_hand().await;
     (Rig::new([service(1, "svc", &[address])]), connections)
-}
-
-async fn accept(connections: &mut mpsc::Receiver<Hand>) -> Hand {
-    soon("a connection", connections.recv())
-        .await
-        .expect("it listens")
 }
 
 fn has(head: &[String], line: &str) -> bool {
@@ -313,6 +307,25 @@ async fn an_answer_with_trailers_reaches_an_http_2_client_as_it_streams() {
     let mut expected = HeaderMap::new();
     expected.insert("grpc-status", "0".parse().expect("a value"));
     assert_eq!(last.into_trailers().expect("trailers"), expected);
+}
+
+#[tokio::test]
+async fn a_head_that_has_begun_gets_all_of_its_time() {
+    let mut quick = support::config();
+    quick.header_timeout = std::time::Duration::from_millis(300);
+    let within = quick.header_timeout;
+    let services = [service(1, "svc", &[recorder("one", &log()).await])];
+    let rig = Rig::with(
+        quick,
+        services,
+        std::sync::Arc::new(raftserve_proxy::NoSessions),
+    );
+    let mut client = Hand::connect(rig.address).await;
+    let begun = std::time::Instant::now();
+    let ahead = "GET / HTTP/1.1\r\nhost: h\r\n\r\nGET / HT";
+    assert_eq!(client.ask(ahead).await.1, "one");
+    client.rest().await;
+    assert!(begun.elapsed() >= within, "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

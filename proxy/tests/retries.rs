@@ -205,6 +205,46 @@ async fn with_no_other_replica_the_answer_is_passed_on() {
     );
 }
 
+/// The replica closed it as unused, just when the request was on its way.
+#[tokio::test]
+async fn a_request_lost_with_a_kept_connection_is_sent_to_the_only_replica_over_a_new_one() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    let mut next = async || {
+        let connection = soon("a connection", connections.recv());
+        let mut replica = connection.await.expect("it listens");
+        replica.head().await;
+        replica
+    };
+    let mut client = Hand::connect(rig.address).await;
+    client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+    let mut replica = next().await;
+    replica.send(answer).await;
+    client.head().await;
+    for method in ["GET", "DELETE"] {
+        let request = format!("{method} / HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n");
+        client.send(&request).await;
+        replica.head().await;
+        drop(replica);
+        replica = next().await;
+        replica.send(answer).await;
+        assert_eq!(client.head().await[0], "http/1.1 200 ok", "{method}");
+    }
+    client
+        .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n")
+        .await;
+    replica.head().await;
+    drop(replica);
+    assert_eq!(client.head().await[0], "http/1.1 502 bad gateway");
+    // A new one that ends so is the replica's failure.
+    let mut client = Hand::connect(rig.address).await;
+    client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+    drop(next().await);
+    assert_eq!(client.head().await[0], "http/1.1 502 bad gateway");
+    assert_eq!(rig.metric("retries_total"), 2);
+}
+
 /// Two replicas, the first of which takes requests and says nothing; its connections.
 async fn silent_and_good() -> (ServiceRoute, tokio::sync::mpsc::Receiver<Hand>) {
     let (silent, connections) = by_hand().await;
@@ -216,6 +256,8 @@ async fn silent_and_good() -> (ServiceRoute, tokio::sync::mpsc::Receiver<Hand>) 
 async fn a_try_without_an_answer_is_given_up_for_another_one() {
     let (mut svc, mut silent) = silent_and_good().await;
     svc.traffic.retries.per_try_timeout = Some(Duration::from_millis(50));
+    // Else a worker that happens to get most of these requests leaves it out, and maybe gets all that follow.
+    svc.traffic.ejection.consecutive_errors = 0;
     let rig = Rig::new([svc.clone()]);
     for _ in 0..6 {
         assert_eq!(get(rig.address, "h", "/").await.0, 200);
@@ -237,6 +279,31 @@ async fn a_try_without_an_answer_is_given_up_for_another_one() {
     let silent = statuses.iter().filter(|&status| status == "504").count();
     assert!(silent >= 1, "{statuses:?}");
     assert!(start.elapsed() >= Duration::from_millis(400));
+}
+
+#[tokio::test]
+async fn a_try_is_not_given_up_while_its_client_is_sending() {
+    let (one, mut connections) = by_hand().await;
+    let mut svc = service(1, "svc", &[one, one]);
+    svc.traffic.retries.per_try_timeout = Some(Duration::from_millis(700));
+    let rig = Rig::new([svc]);
+    let mut client = Hand::connect(rig.address).await;
+    client
+        .send("PUT / HTTP/1.1\r\nhost: h\r\ncontent-length: 10\r\n\r\n")
+        .await;
+    let mut replica = soon("a try", connections.recv()).await.expect("it listens");
+    replica.head().await;
+    let mut pace = tokio::time::interval(Duration::from_millis(150));
+    for _ in 0..10 {
+        pace.tick().await;
+        client.send("x").await;
+        replica.exactly(1).await;
+    }
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        .await;
+    assert_eq!(client.head().await[0], "http/1.1 200 ok");
+    assert_eq!(rig.metric("retries_total"), 0);
 }
 
 #[tokio::test]
@@ -301,9 +368,7 @@ async fn the_whole_time_of_a_request_bounds_it_at_each_stage() {
     // Within an answer that never ends and never pauses.
     let mut client = Hand::connect(rig.address).await;
     client.send(get).await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     replica.head().await;
     let endless = tokio::spawn(async move {
         use tokio::io::AsyncWriteExt;

@@ -50,6 +50,35 @@ async fn host_prefix_and_sole_service_are_told_apart() {
 }
 
 #[tokio::test]
+async fn a_services_name_alone_is_its_root_whatever_the_method() {
+    let log = log();
+    let (chat, embed) = (recorder("chat", &log).await, recorder("embed", &log).await);
+    let rig = Rig::new([service(1, "chat", &[chat]), service(2, "embed", &[embed])]);
+    for (method, target, root) in [
+        ("GET", "/embed", "/"),
+        ("POST", "/embed", "/"),
+        ("PUT", "/embed?a=/b", "/?a=/b"),
+        ("POST", "/embed/", "/"),
+    ] {
+        let request = Request::builder()
+            .method(method)
+            .uri(target)
+            .header("host", "h");
+        let request = request.body(Full::from("body")).expect("a good request");
+        let response = ask(rig.address, request).await;
+        assert_eq!(text(response).await, "embed", "{method} {target}");
+        let seen = log.lock().expect("no panic").pop().expect("seen");
+        assert_eq!(
+            (seen.method.as_str(), &seen.body[..]),
+            (method, &b"body"[..])
+        );
+        assert_eq!(seen.target, root, "{method} {target}");
+        assert_eq!(seen.headers["x-forwarded-prefix"], "/embed");
+    }
+    assert_eq!(get(rig.address, "h", "/embedx").await.0, 404);
+}
+
+#[tokio::test]
 async fn a_proxy_that_knows_nothing_yet_denies_nothing() {
     let rig = Rig::new([]);
     rig.routes.publish(RouteTable::default());
@@ -65,7 +94,7 @@ async fn a_proxy_that_knows_nothing_yet_denies_nothing() {
 async fn path_bytes_and_methods_arrive_as_sent() {
     let log = log();
     let rig = Rig::new([service(1, "svc", &[recorder("svc", &log).await])]);
-    for target in ["/a%2Fb/%2e%2E/;c=%zz?q=%26&r=a+b", "//x", "/docs", "/svc"] {
+    for target in ["/a%2Fb/%2e%2E/;c=%zz?q=%26&r=a+b", "//x", "/docs", "/svcs"] {
         assert_eq!(get(rig.address, "h", target).await.0, 200, "{target}");
         assert_eq!(
             log.lock().expect("no panic").pop().expect("seen").target,

@@ -5,7 +5,7 @@ mod support;
 
 use std::time::Duration;
 
-use support::{Hand, LIMIT, Rig, by_hand, log, recorder, service, soon};
+use support::{Hand, LIMIT, LINGER, Rig, by_hand, log, recorder, service, soon};
 use tokio::io::AsyncReadExt;
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -27,9 +27,7 @@ async fn a_plain_request_takes_it_and_keeps_its_spelling() {
     client
         .send("GET /a?b HTTP/1.1\r\nHOST: h\r\nX-MiXeD: YeS\r\n\r\n")
         .await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     let head = raw_head(&mut replica).await;
     // The HTTP library writes all names in lower case.
     assert!(
@@ -118,9 +116,7 @@ async fn interim_answers_are_not_taken_for_the_answer() {
     let rig = Rig::new([service(1, "svc", &[address])]);
     let mut client = Hand::connect(rig.address).await;
     client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     replica.head().await;
     replica
         .send(format!(
@@ -157,9 +153,7 @@ async fn a_long_head_of_an_answer_is_passed_whole() {
     let rig = Rig::new([service(1, "svc", &[address])]);
     let mut client = Hand::connect(rig.address).await;
     client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     replica.head().await;
     let long = "v".repeat(60_000);
     replica
@@ -179,10 +173,9 @@ async fn a_client_that_is_still_sending_gets_its_answer_and_then_the_end() {
     client
         .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 1000000\r\n\r\nstart")
         .await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     replica.head().await;
+    let begun = std::time::Instant::now();
     replica
         .send("HTTP/1.1 413 Payload Too Large\r\ncontent-length: 3\r\n\r\nbig")
         .await;
@@ -191,6 +184,8 @@ async fn a_client_that_is_still_sending_gets_its_answer_and_then_the_end() {
     client.send("x".repeat(100_000)).await;
     assert_eq!(client.exactly(3).await, "big");
     assert_eq!(client.rest().await, "");
+    client.cut().await;
+    assert!(begun.elapsed() >= LINGER, "{:?}", begun.elapsed());
     replica.rest().await;
     rig.idle().await;
 }
@@ -203,9 +198,7 @@ async fn a_malformed_chunk_ends_the_request_on_both_sides() {
     client
         .send("POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n")
         .await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     replica.head().await;
     assert_eq!(replica.exactly(8).await, "3\r\none\r\n");
     client.send("1\nx\n0\n\n").await;
@@ -215,9 +208,7 @@ async fn a_malformed_chunk_ends_the_request_on_both_sides() {
     // The replica's: the client must not take what it got for whole.
     let mut client = Hand::connect(rig.address).await;
     client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     replica.head().await;
     replica
         .send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n")

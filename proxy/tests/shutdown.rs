@@ -2,9 +2,10 @@
 
 mod support;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Request;
@@ -86,9 +87,7 @@ async fn a_proxy_that_serves_nothing_stops_at_once() {
 async fn running_stream(rig: &Rig, connections: &mut mpsc::Receiver<Hand>) -> (Hand, Hand) {
     let mut client = Hand::connect(rig.address).await;
     client.send(GET).await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(connections).await;
     replica.head().await;
     replica
         .send("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\none")
@@ -157,13 +156,8 @@ async fn idle_connections_are_told_before_they_are_closed() {
     soon("the replica", replica).await.expect("no panic");
 }
 
-#[tokio::test]
-async fn a_connection_accepted_at_the_last_moment_gets_its_first_answer() {
-    let (address, mut connections) = by_hand().await;
-    let rig = Rig::new([service(1, "svc", &[address])]);
-    let mut client = Hand::connect(rig.address).await;
-    let address = rig.address;
-    let stopped = tokio::spawn(rig.proxy.shutdown(LIMIT));
+/// Waits until nobody listens there.
+async fn closed(address: SocketAddr) {
     // Not told by a connect: one that meets the closing listener waits for a second.
     // A refused bind never waits, so it must let the others run by itself.
     let closed = async {
@@ -172,10 +166,31 @@ async fn a_connection_accepted_at_the_last_moment_gets_its_first_answer() {
         }
     };
     soon("a closed port", closed).await;
+}
+
+#[tokio::test]
+async fn ports_stay_open_while_clients_may_not_have_heard() {
+    let linger = Duration::from_millis(300);
+    let services = [service(1, "svc", &[support::nowhere()])];
+    let rig = Rig::with(lingering(linger), services, Arc::new(NoSessions));
+    let address = rig.address;
+    let begun = Instant::now();
+    let stopped = tokio::spawn(rig.proxy.shutdown(LIMIT));
+    closed(address).await;
+    assert!(begun.elapsed() >= linger, "{:?}", begun.elapsed());
+    soon("the stop", stopped).await.expect("no panic");
+}
+
+#[tokio::test]
+async fn a_connection_accepted_at_the_last_moment_gets_its_first_answer() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let mut client = Hand::connect(rig.address).await;
+    let address = rig.address;
+    let stopped = tokio::spawn(rig.proxy.shutdown(LIMIT));
+    closed(address).await;
     client.send(GET).await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     replica.head().await;
     replica
         .send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
@@ -193,9 +208,7 @@ async fn http_2_streams_finish_after_goaway() {
     let (mut sender, connection) = http2_client(&rig).await;
     let request = Request::get("http://svc/").body(Full::<Bytes>::default());
     let answer = tokio::spawn(sender.send_request(request.expect("a good request")));
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     replica.head().await;
     let stopped = tokio::spawn(rig.proxy.shutdown(LIMIT));
     let address = rig.address;

@@ -21,9 +21,7 @@ async fn each_chunk_of_an_answer_arrives_before_the_next_is_sent() {
     let rig = Rig::new([service(1, "svc", &[address])]);
     let mut client = Hand::connect(rig.address).await;
     client.send("GET /events HTTP/1.1\r\nhost: h\r\n\r\n").await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     replica.head().await;
     replica
         .send("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
@@ -52,9 +50,7 @@ async fn each_chunk_of_a_request_arrives_before_the_next_is_sent() {
     client
         .send("GET / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n")
         .await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     let head = replica.head().await;
     assert!(
         head.contains(&"transfer-encoding: chunked".to_owned()),
@@ -77,9 +73,7 @@ async fn a_replica_that_leaves_the_routes_keeps_its_running_streams() {
     let rig = Rig::new([svc.clone()]);
     let mut client = Hand::connect(rig.address).await;
     client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     replica.head().await;
     replica
         .send("HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\none")
@@ -113,9 +107,7 @@ async fn a_request_sent_ahead_does_not_hold_the_answer_before_it_back() {
     client
         .send("GET /1 HTTP/1.1\r\nhost: h\r\n\r\nGET /2 HTTP/1.1\r\nhost: h\r\n\r\n")
         .await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     assert_eq!(replica.head().await[0], "get /1 http/1.1");
     replica
         .send("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\none")
@@ -170,9 +162,7 @@ async fn a_client_that_does_not_read_holds_the_replica_back() {
     let rig = Rig::new([service(1, "svc", &[address])]);
     let mut client = Hand::connect(rig.address).await;
     client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     replica.head().await;
     replica
         .send(format!(
@@ -198,9 +188,7 @@ async fn a_replica_that_does_not_read_holds_the_client_back() {
             "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: {LARGE}\r\n\r\n"
         ))
         .await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     replica.head().await;
     let written = Arc::new(AtomicUsize::new(0));
     write_until_stalled(&mut client, &written).await;
@@ -215,6 +203,34 @@ async fn a_replica_that_does_not_read_holds_the_client_back() {
 }
 
 #[tokio::test]
+async fn a_replica_that_takes_nothing_for_longer_than_a_host_may_be_silent_is_waited_for() {
+    let mut config = support::config();
+    config.host_silence = Duration::from_secs(1);
+    let (address, mut connections) = by_hand().await;
+    let services = [service(1, "svc", &[address])];
+    let rig = Rig::with(config, services, Arc::new(raftserve_proxy::NoSessions));
+    let mut client = Hand::connect(rig.address).await;
+    client
+        .send(format!(
+            "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: {LARGE}\r\n\r\n"
+        ))
+        .await;
+    let mut replica = support::accept(&mut connections).await;
+    replica.head().await;
+    let written = Arc::new(AtomicUsize::new(0));
+    write_until_stalled(&mut client, &written).await;
+    // Three times as long, in which the connection must not end.
+    let ended = tokio::time::timeout(Duration::from_secs(3), client.head());
+    assert!(ended.await.is_err(), "it was given up");
+    tokio::join!(write_rest(&mut client, &written), read_all(&mut replica));
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        .await;
+    client.head().await;
+    assert_eq!(client.exactly(2).await, "ok");
+}
+
+#[tokio::test]
 async fn a_slow_upload_may_outlast_the_stream_timeout() {
     let (address, mut connections) = by_hand().await;
     let mut slow = service(1, "svc", &[address]);
@@ -224,9 +240,7 @@ async fn a_slow_upload_may_outlast_the_stream_timeout() {
     client
         .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 10\r\n\r\n")
         .await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
+    let mut replica = support::accept(&mut connections).await;
     replica.head().await;
     let mut pace = tokio::time::interval(Duration::from_millis(200));
     for _ in 0..10 {
@@ -238,4 +252,31 @@ async fn a_slow_upload_may_outlast_the_stream_timeout() {
         .send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
         .await;
     assert_eq!(client.head().await[0], "http/1.1 200 ok");
+}
+
+/// As a call of gRPC whose replica has sent its head, and answers once it has heard all.
+#[tokio::test]
+async fn a_slow_upload_may_outlast_the_longest_silence_of_its_answer() {
+    let (address, mut connections) = by_hand().await;
+    let mut slow = service(1, "svc", &[address]);
+    slow.stream_timeout = Duration::from_millis(1_500);
+    let rig = Rig::new([slow]);
+    let mut client = Hand::connect(rig.address).await;
+    client
+        .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 15\r\n\r\n")
+        .await;
+    let mut replica = support::accept(&mut connections).await;
+    replica.head().await;
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no")
+        .await;
+    client.head().await;
+    let mut pace = tokio::time::interval(Duration::from_millis(200));
+    for _ in 0..15 {
+        pace.tick().await;
+        client.send("x").await;
+        replica.exactly(1).await;
+    }
+    replica.send("k").await;
+    assert_eq!(client.exactly(2).await, "ok");
 }

@@ -198,17 +198,7 @@ async fn what_fails_says_why() {
     assert_eq!(spans.status.map(|status| status.as_u16()), Some(502));
     assert_eq!(spans.error, Some("replica_unreachable"));
     assert_eq!(spans.tries[0].error, Some("replica_unreachable"));
-    let mut client = Hand::connect(rig.address).await;
-    client.send("GET / HTTP/1.1\r\nhost: cut\r\n\r\n").await;
-    let mut replica = soon("a request", connections.recv())
-        .await
-        .expect("it listens");
-    replica.head().await;
-    replica
-        .send("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nab")
-        .await;
-    drop(replica);
-    client.rest().await;
+    support::broken_off(&rig, "cut", &mut connections).await;
     let spans = next(&mut traces).await;
     assert_eq!(spans.error, Some("answer_broke_off"));
     assert_eq!(spans.tries[0].error, Some("answer_broke_off"));

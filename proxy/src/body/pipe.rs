@@ -3,10 +3,14 @@
 use std::error::Error;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
 use http_body::Body;
+use tokio::time::Instant;
+
+use crate::limit::Limit;
 
 /// How many bytes of a body go without asking the receiver for room: a message as most are, which then takes one step.
 /// What the receiver does not take waits here, so all streams of a connection together may make us hold 1 MiB so.
@@ -21,26 +25,36 @@ pub(crate) struct Pipe<B> {
     waits: Option<(Bytes, bool)>,
     /// How many bytes may still go without asking.
     unasked: usize,
+    /// How long a receiver may leave no room, if not for ever.
+    patience: Option<Duration>,
+    /// The end of that, once there was no room; armed anew only when it fires.
+    limit: Option<Limit>,
+    stalled: bool,
 }
 
 impl<B> Pipe<B>
 where
     B: Body<Data = Bytes, Error: Error + 'static> + Unpin,
 {
-    pub(crate) fn new(body: B, out: SendStream<Bytes>) -> Self {
+    pub(crate) fn new(body: B, out: SendStream<Bytes>, patience: Option<Duration>) -> Self {
         Self {
             body,
             out,
             waits: None,
             unasked: UNASKED_MAX,
+            patience,
+            limit: None,
+            stalled: false,
         }
     }
 
-    /// Ready once all was handed over, or the stream has ended before. A body that breaks off resets it.
+    /// Ready once all was handed over, or the stream has ended before. A body that breaks off resets it, and so does a
+    /// receiver that leaves no room for too long: else it would hold for ever what the body holds.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if self.waits.is_some() {
-                ready!(self.poll_room(cx));
+            if self.waits.is_some() && !ready!(self.poll_room(cx)) {
+                self.out.send_reset(Reason::CANCEL);
+                return Poll::Ready(());
             }
             if let Some((data, last)) = self.waits.take()
                 && (self.out.send_data(data, last).is_err() || last)
@@ -87,14 +101,34 @@ where
         }
     }
 
-    /// Ready once there is room, or never will be: sending then fails.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready once there is room, or never will be: sending then fails. `false` if there was none for too long.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         while self.out.capacity() == 0 {
-            if !matches!(ready!(self.out.poll_capacity(cx)), Some(Ok(_))) {
-                break;
+            match self.out.poll_capacity(cx) {
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(_) => break,
+                Poll::Pending => return self.poll_patience(cx).map(|()| false),
             }
         }
-        Poll::Ready(())
+        self.stalled = false;
+        Poll::Ready(true)
+    }
+
+    /// Ready once there was no room for too long.
+    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(patience) = self.patience else {
+            return Poll::Pending;
+        };
+        if !std::mem::replace(&mut self.stalled, true) {
+            let end = Instant::now() + patience;
+            match &mut self.limit {
+                Some(limit) => limit.set(end),
+                None => self.limit = Some(Limit::new(end)),
+            }
+        }
+        self.limit
+            .as_mut()
+            .map_or(Poll::Pending, |limit| limit.poll(cx))
     }
 }
 
@@ -121,9 +155,13 @@ mod tests {
     use http_body::Frame;
     use http_body_util::BodyExt;
     use tokio::io::duplex;
+    use tokio::time::timeout;
 
     use super::super::{Received, Stream};
     use super::*;
+
+    /// Far above what anything here takes.
+    const LIMIT: Duration = Duration::from_secs(20);
 
     type Breaks = fn() -> Box<dyn Error + Send + Sync>;
 
@@ -171,7 +209,7 @@ mod tests {
             let accepted = connection.accept().await.expect("a request comes");
             let (_request, mut respond) = accepted.expect("it is a good one");
             let out = respond.send_response(Response::new(()), false);
-            let mut pipe = Pipe::new(body, out.expect("the client waits"));
+            let mut pipe = Pipe::new(body, out.expect("the client waits"), None);
             let mut piped = false;
             poll_fn(|cx| {
                 let closed = connection.poll_closed(cx).map(drop);
@@ -198,7 +236,8 @@ mod tests {
             closed.expect("it ends well");
             read
         };
-        tokio::join!(serve, call).1
+        let both = async { tokio::join!(serve, call).1 };
+        timeout(LIMIT, both).await.expect("in time")
     }
 
     #[tokio::test]
@@ -228,8 +267,9 @@ mod tests {
     #[tokio::test]
     async fn a_receiver_that_does_not_read_stops_the_sender() {
         let taken = Cell::new(0);
+        // Many times what may be taken.
         let parts = Parts {
-            left: usize::MAX,
+            left: 1 << 10,
             bytes: 1 << 10,
             taken: &taken,
             breaks: None,

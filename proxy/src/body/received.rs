@@ -47,8 +47,10 @@ pub(crate) struct Stream {
     owed: u32,
     /// Whether all data was taken: only trailers may follow.
     data_ended: bool,
-    /// Whether nothing follows. Asking the library takes a lock.
+    /// Whether nothing follows, as far as was asked.
     ended: Cell<bool>,
+    /// Whether the library was asked since a part was last taken. That takes a lock.
+    asked: Cell<bool>,
 }
 
 impl Stream {
@@ -62,11 +64,13 @@ impl Stream {
             owed: 0,
             data_ended: false,
             ended: Cell::new(ended),
+            asked: Cell::new(true),
         }
     }
 
+    /// Whether nothing follows. What ends without a further part may still be found only by asking for one.
     fn is_ended(&self) -> bool {
-        if !self.ended.get() {
+        if !self.ended.get() && !self.asked.replace(true) {
             self.ended.set(self.frames.is_end_stream());
         }
         self.ended.get()
@@ -98,6 +102,7 @@ impl Stream {
             match ready!(self.frames.poll_data(cx)) {
                 Some(Ok(data)) => {
                     self.took(data.len());
+                    self.asked.set(false);
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Some(Err(error)) => return Poll::Ready(broke_off(error)),
@@ -128,6 +133,13 @@ fn length(headers: &HeaderMap) -> Option<u64> {
 }
 
 impl Received {
+    /// Has it find out anew whether it has ended.
+    pub(crate) fn look_again(&self) {
+        if let Self::Http2(body) = self {
+            body.asked.set(false);
+        }
+    }
+
     /// A client's request.
     pub(crate) fn request(body: Incoming, mut taking: Taking) -> Self {
         if body.is_end_stream() {

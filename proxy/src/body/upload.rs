@@ -40,6 +40,8 @@ pub(crate) enum Fault {
     Broken,
     /// There is more of it than there may be.
     TooLarge,
+    /// The rest of it does not come.
+    Stalled,
 }
 
 /// The body that a replica gets. The latest one made of a [`Source`] is the only one that reads from it.
@@ -69,6 +71,8 @@ pub(crate) struct Source {
     peeking: Cell<bool>,
     /// Whoever waits for the client's next part.
     reader: RefCell<Option<Waker>>,
+    /// Whether it is the client's turn: all that came was taken, and more was asked for.
+    wanted: Cell<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -91,6 +95,11 @@ impl Upload {
     /// When the client last sent a part that the replica took.
     pub(crate) fn last(&self) -> Option<Instant> {
         self.0.as_ref().map(|source| source.last.get())
+    }
+
+    /// Whether the replica has taken all that the client sent, and waits for the rest.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.0.as_ref().is_some_and(|source| source.wanted.get())
     }
 
     /// Whether the request has no body.
@@ -157,6 +166,7 @@ impl UploadBody {
             fault: Cell::new(None),
             peeking: Cell::new(false),
             reader: RefCell::default(),
+            wanted: Cell::new(false),
         };
         Self {
             source: Some(Rc::new(source)),
@@ -252,6 +262,7 @@ impl Source {
             return Poll::Ready(Some(Err(UploadError::Cut))); // Its end would look like a whole body's.
         }
         let polled = Pin::new(&mut *self.incoming.borrow_mut()).poll_frame(cx);
+        self.wanted.set(polled.is_pending());
         if polled.is_pending() {
             *self.reader.borrow_mut() = Some(cx.waker().clone());
         }

@@ -26,7 +26,7 @@ use crate::connection::Unsent;
 use crate::drain::Phase;
 use crate::load::InFlight;
 use crate::running::Running;
-use crate::upstream::{ConnectError, Upstream};
+use crate::upstream::{ConnectError, Upstream, shorten};
 use crate::view::ServiceView;
 
 use download::{Download, Ended};
@@ -56,6 +56,8 @@ struct Sent {
     framing: Framing,
     /// `false` if the replica stopped reading. It may still have answered.
     intact: bool,
+    /// Whether the connection was a kept one.
+    kept: bool,
 }
 
 /// What a request holds until its answer has ended.
@@ -84,18 +86,23 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
         taken,
         framing,
         intact,
+        kept,
     } = sent;
     connection.take(taken, again);
     let close = close || connection.client.lifetime.is_over(began);
     let mut held = Some(held);
     let uploaded = Cell::new(intact && framing.is_done());
     let progress = Cell::new(Instant::now());
+    let (wanted, long) = (Cell::new(false), Cell::new(false));
     let upload = Upload {
         buffers: &connection.worker.buffers,
         framing,
         ahead: &mut connection.buffer,
         uploaded: &uploaded,
         progress: &progress,
+        wanted: &wanted,
+        long: &long,
+        config: &connection.worker.shared.config,
         intact,
     };
     let download = Download {
@@ -104,6 +111,7 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
         upstream: &upstream,
         limit: &mut connection.limit,
         progress: &progress,
+        wanted: &wanted,
         held: &mut held,
         to_head,
         close,
@@ -122,7 +130,11 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
     let closes = match ended {
         Ended::Whole { keeps, closes } => {
             if keeps && uploaded.get() {
-                upstream.give_back_plain(stream, &connection.worker.shared.config);
+                let config = &connection.worker.shared.config;
+                if long.get() {
+                    shorten(&stream, config);
+                }
+                upstream.give_back_plain(stream, config);
             }
             closes
         }
@@ -135,6 +147,7 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
             if connection.put_back() {
                 connection.client.unsent.replace(Some(Unsent {
                     replica: upstream.replica,
+                    kept: kept && why == Refusal::Broke,
                     why,
                     sent: true,
                     trace: running.and_then(Running::abandon),
@@ -176,7 +189,7 @@ async fn send(connection: &Connection, outgoing: &mut Outgoing) -> Option<Sent> 
     if let Some((trace, id)) = traced {
         trace.tries(*id, &upstream);
     }
-    let sent = |upstream, stream, in_flight, intact| {
+    let sent = |upstream, (stream, kept), in_flight, intact| {
         let trace = traced.take().map(|(trace, _)| trace);
         let percent = service.route.traffic.retries.budget_percent;
         service.budget.borrow_mut().deposit(began, percent);
@@ -190,18 +203,19 @@ async fn send(connection: &Connection, outgoing: &mut Outgoing) -> Option<Sent> 
             taken,
             framing,
             intact,
+            kept,
         }
     };
     if let Some(mut stream) = upstream.checkout_plain(config) {
         match write_all(&mut stream, pieces).await {
             Err(0) => upstream.clear(), // It was closed unused, and the others likely too.
-            result => return Some(sent(upstream, stream, in_flight, result.is_ok())),
+            result => return Some(sent(upstream, (stream, true), in_flight, result.is_ok())),
         }
     }
     let why = match upstream.open_plain(config).await {
         Ok(mut stream) => match write_all(&mut stream, pieces).await {
             Err(0) => Refusal::Unreachable,
-            result => return Some(sent(upstream, stream, in_flight, result.is_ok())),
+            result => return Some(sent(upstream, (stream, false), in_flight, result.is_ok())),
         },
         Err(ConnectError::Timeout(_)) => Refusal::ConnectTimeout,
         Err(ConnectError::Failed(_) | ConnectError::Handshake(_)) => Refusal::Unreachable,
@@ -215,6 +229,7 @@ async fn send(connection: &Connection, outgoing: &mut Outgoing) -> Option<Sent> 
         replica: upstream.replica,
         why,
         sent: false,
+        kept: false,
         trace,
     }));
     None

@@ -1,5 +1,5 @@
 //! The parsers of the short path against mutated input: whatever they take for plain must be so to
-//! any reader.
+//! any reader. Other parsers are fuzzed beside them, by the same mutations.
 //!
 //! `just fuzz 10000000` runs so many inputs; `RAFTSERVE_FUZZ_SEED=n` begins at another seed. Each
 //! input comes from a number of its own, which a failure names.
@@ -64,7 +64,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Runs a property on inputs made from these.
-fn each(seeds: &[&str], property: impl Fn(&[u8], &mut StdRng)) {
+pub(crate) fn each(seeds: &[&str], property: impl Fn(&[u8], &mut StdRng)) {
     let first = number("RAFTSERVE_FUZZ_SEED").unwrap_or(0);
     let inputs = number("RAFTSERVE_FUZZ_INPUTS").unwrap_or(INPUTS);
     for seed in first..first + inputs {
@@ -195,7 +195,7 @@ fn an_answer_is_passed_on_with_one_framing() {
 }
 
 /// A whole chunked body's length, read line by line. `None` if it is none or not whole.
-fn reference(body: &[u8]) -> Option<usize> {
+pub(crate) fn chunked_len(body: &[u8]) -> Option<usize> {
     fn line(rest: &[u8]) -> Option<(&[u8], &[u8])> {
         let end = rest.windows(2).position(|bytes| bytes == b"\r\n")?;
         let (line, rest) = (&rest[..end], &rest[end + 2..]);
@@ -255,6 +255,6 @@ fn a_chunked_body_ends_where_a_second_reader_says_however_it_is_cut() {
             rest = later;
         }
         let ended = (result.is_ok() && framing.is_done()).then_some(used);
-        assert_eq!(ended, reference(input));
+        assert_eq!(ended, chunked_len(input));
     });
 }

@@ -181,7 +181,8 @@ impl<'h, 'b> PlainRequest<'h, 'b> {
 
     /// Whether [`Self::write`] can say it all.
     pub(super) fn fits(&self, way: &Way<'_>) -> bool {
-        way.prefix_len == 0 || !self.seen.forwarded_prefix
+        let rest = || self.target.as_bytes().get(way.prefix_len);
+        way.prefix_len == 0 || (!self.seen.forwarded_prefix && rest() == Some(&b'/'))
     }
 
     /// The caller's trace context, and what other tracing systems add to it, if each is there once.
@@ -319,8 +320,6 @@ impl Field {
     }
 }
 
-/// Whether a target is a path with or without a query, of characters that may stand there (RFC 3986,
-/// 3.3 and 3.4; brackets are tolerated, as the general path does).
 /// The trace context in a head that was written.
 pub(super) fn trace_of(text: &[u8]) -> Option<HeaderValue> {
     const NAME: &[u8] = b"traceparent:";
@@ -332,6 +331,8 @@ pub(super) fn trace_of(text: &[u8]) -> Option<HeaderValue> {
     HeaderValue::from_bytes(line[NAME.len()..].trim_ascii()).ok()
 }
 
+/// Whether a target is a path with or without a query, of characters that may stand there (RFC 3986,
+/// 3.3 and 3.4; brackets are tolerated, as the general path does).
 fn is_origin_form(target: &str) -> bool {
     target.starts_with('/')
         && target.bytes().all(|byte| {

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::{Request, Response, StatusCode};
+use http::{Request, StatusCode};
 use raftserve_model::SessionKey;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -38,7 +38,7 @@ pub(super) async fn send(
     key: SessionKey,
     request: Box<Request<UploadBody>>,
 ) -> Result<Sent, Refusal> {
-    deposit(service, &terms);
+    deposit(service, &terms, Instant::now());
     let mut session = Session {
         worker,
         service,
@@ -160,7 +160,8 @@ impl Session<'_> {
             return Ok(Outcome::Wait(request));
         };
         let in_flight = upstream.begin();
-        let pooled = upstream.checkout(Wire::of(&request), config);
+        let now = Instant::now();
+        let pooled = upstream.checkout(Wire::of(&request), config, now);
         if pooled.is_none() && self.refused_lately(bound, &upstream) {
             return Ok(Outcome::Wait(request));
         }
@@ -179,12 +180,14 @@ impl Session<'_> {
             },
         };
         if fresh && self.lookup() != Lookup::Bound(bound) {
-            checkout.give_back();
+            checkout.give_back(Instant::now());
             return Ok(Outcome::LookAgain(request));
         }
-        let outcome = exchange(&mut checkout, request, self.terms.first_byte()).await;
+        let began = if fresh { Instant::now() } else { now };
+        let silence_max = self.terms.first_byte();
+        let outcome = exchange(&mut checkout, request, began, silence_max).await;
         let outcome = outcome.map_err(|error| (refusal(&error), error));
-        let known = outcome.as_ref().map(Response::status);
+        let known = outcome.as_ref().map(|response| response.status());
         end(traced, known.map_err(|(why, _)| why));
         match outcome {
             Ok(response) => Ok(Outcome::Sent(Box::new(Sent {

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use http::{Request, Response};
+use tokio::time::Instant;
 
 use super::{Sent, Terms};
 use crate::answer::Refusal;
@@ -18,14 +19,18 @@ pub(super) enum Failure {
     /// Nothing was sent: here is the request again.
     NotSent(Box<Request<UploadBody>>, Refusal),
     /// The request was sent, or may have been.
-    Sent(Refusal),
+    Sent {
+        why: Refusal,
+        /// Its connection was a kept one, which ended without an answer: the replica may have closed it as unused.
+        kept: bool,
+    },
     /// The client broke its request off.
     Client(Refusal),
 }
 
 impl Failure {
     fn code(&self) -> &'static str {
-        let (Self::NotSent(_, why) | Self::Sent(why) | Self::Client(why)) = self;
+        let (Self::NotSent(_, why) | Self::Sent { why, .. } | Self::Client(why)) = self;
         why.code()
     }
 }
@@ -36,18 +41,18 @@ pub(super) async fn attempt(
     service: &ServiceView,
     upstream: Rc<Upstream>,
     request: Box<Request<UploadBody>>,
-    terms: Terms<'_>,
+    (terms, now): (&Terms<'_>, Instant),
 ) -> Result<Sent, Failure> {
     let silence_max = terms.first_byte();
     match terms.trace {
-        None => send(worker, service, upstream, request, silence_max).await,
+        None => send(worker, service, upstream, request, (silence_max, now)).await,
         Some(trace) => {
             Box::pin(send_traced(
                 worker,
                 service,
                 upstream,
                 request,
-                (trace, silence_max),
+                (trace, silence_max, now),
             ))
             .await
         }
@@ -60,10 +65,10 @@ async fn send_traced(
     service: &ServiceView,
     upstream: Rc<Upstream>,
     mut request: Box<Request<UploadBody>>,
-    (trace, silence_max): (&Trace, Duration),
+    (trace, silence_max, now): (&Trace, Duration, Instant),
 ) -> Result<Sent, Failure> {
     let traced = Try::begin(trace, &upstream, request.headers_mut());
-    let outcome = send(worker, service, upstream, request, silence_max).await;
+    let outcome = send(worker, service, upstream, request, (silence_max, now)).await;
     traced.end(match &outcome {
         Ok(sent) => Ok(sent.response.status()),
         Err(failure) => Err(failure.code()),
@@ -71,18 +76,18 @@ async fn send_traced(
     outcome
 }
 
-/// Sends a request to `upstream`, whose answer must begin within `silence_max`.
+/// Sends a request to `upstream` at `now`, whose answer must begin within `silence_max`.
 async fn send(
     worker: &Worker,
     service: &ServiceView,
     upstream: Rc<Upstream>,
     mut request: Box<Request<UploadBody>>,
-    silence_max: Duration,
+    (silence_max, now): (Duration, Instant),
 ) -> Result<Sent, Failure> {
     let config = &worker.shared.config;
     let in_flight = upstream.begin();
-    if let Some(mut checkout) = upstream.checkout(Wire::of(&request), config) {
-        match exchange(&mut checkout, request, silence_max).await {
+    if let Some(mut checkout) = upstream.checkout(Wire::of(&request), config, now) {
+        match exchange(&mut checkout, request, now, silence_max).await {
             Ok(response) => {
                 return Ok(Sent {
                     response,
@@ -97,7 +102,7 @@ async fn send(
                 upstream.clear();
                 request = unsent;
             }
-            Err(error) => return Err(failure(error)),
+            Err(error) => return Err(failure(error, true)),
         }
     }
     let connect = Box::pin(upstream.connect(Wire::of(&request), config));
@@ -112,7 +117,7 @@ async fn send(
             return Err(Failure::NotSent(request, why));
         }
     };
-    match exchange(&mut checkout, request, silence_max).await {
+    match exchange(&mut checkout, request, Instant::now(), silence_max).await {
         Ok(response) => Ok(Sent {
             response,
             in_flight,
@@ -123,18 +128,19 @@ async fn send(
             if matches!(error, ExchangeError::NotSent(_)) {
                 worker.connect_failed(service, &upstream);
             }
-            Err(failure(error))
+            Err(failure(error, false))
         }
     }
 }
 
-/// Sends the request, waits for the head of its answer, and holds what comes of it for or against the replica.
+/// Sends the request at `began`, waits for the head of its answer, and holds what comes of it for or against the replica.
 pub(super) async fn exchange(
     checkout: &mut Checkout,
     request: Box<Request<UploadBody>>,
+    began: Instant,
     silence_max: Duration,
-) -> Result<Response<Received>, ExchangeError> {
-    let outcome = checkout.exchange(request, silence_max).await;
+) -> Result<Box<Response<Received>>, ExchangeError> {
+    let outcome = checkout.exchange(request, began, silence_max).await;
     match &outcome {
         Ok(response) => checkout.upstream.answered(response.status()),
         Err(ExchangeError::Broke | ExchangeError::Silent) => checkout.upstream.failed(),
@@ -143,12 +149,14 @@ pub(super) async fn exchange(
     outcome
 }
 
-fn failure(error: ExchangeError) -> Failure {
+/// The failure of a try over a connection that was `kept` for it, or is new.
+fn failure(error: ExchangeError, kept: bool) -> Failure {
     let why = refusal(&error);
     match error {
         ExchangeError::NotSent(unsent) => Failure::NotSent(unsent, why),
         ExchangeError::Client(_) => Failure::Client(why),
-        ExchangeError::Broke | ExchangeError::Silent => Failure::Sent(why),
+        ExchangeError::Broke => Failure::Sent { why, kept },
+        ExchangeError::Silent => Failure::Sent { why, kept: false },
     }
 }
 
@@ -160,6 +168,7 @@ pub(super) fn refusal(error: &ExchangeError) -> Refusal {
         ExchangeError::Client(Fault::Broken) => {
             Refusal::BadRequest("the request's body broke off, or breaks the protocol")
         }
+        ExchangeError::Client(Fault::Stalled) => Refusal::ClientSilent,
         ExchangeError::Broke => Refusal::Broke,
         ExchangeError::Silent => Refusal::Silent,
     }

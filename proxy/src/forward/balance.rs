@@ -1,10 +1,13 @@
 //! A request that no session binds: any ready replica may answer it.
 //!
-//! When it is tried again, always on a replica not tried before:
+//! When it is tried again, on a replica not tried before:
 //! * nothing of it was sent: in any case;
 //! * its connection broke, or it was silent, before an answer began: if it is idempotent and the replica may be
 //!   sent all of it again, within the budget;
 //! * it was answered with a status that its settings name: if it is safe, within the budget.
+//!
+//! Where there is no other replica, the one whose kept connection ended without an answer gets it once more, over a new
+//! connection: it may have closed the kept one as unused, just when the request was on its way (RFC 9112, 9.3.1).
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -12,7 +15,7 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use http::{Request, StatusCode};
 use raftserve_model::ReplicaId;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::attempt::{Failure, attempt};
 use super::spare::{Spare, deposit, withdraw};
@@ -28,54 +31,65 @@ use crate::worker::Worker;
 
 /// Sends the request to a replica that the policy picks, or to several, one after the other. An `earlier` try
 /// counts as the first.
-pub(super) async fn send<'a>(
+pub(super) fn send<'a>(
     worker: &'a Rc<Worker>,
     service: &Rc<ServiceView>,
-    choice: Choice<'a>,
-    terms: Terms<'a>,
+    (choice, now): (Choice<'a>, Option<Instant>),
+    terms: &'a Terms<'a>,
     mut request: Box<Request<UploadBody>>,
     earlier: Option<Unsent>,
-) -> Result<Sent, Refusal> {
-    let service = wait::for_ready(worker, service, &request).await?;
-    // What was sent already has been counted then.
-    if !earlier.as_ref().is_some_and(|earlier| earlier.sent) {
-        deposit(&service, &terms);
-    }
-    let spare = spare(&request, &terms, &service);
+) -> impl Future<Output = Result<Sent, Refusal>> + use<'a> {
     let mut way = Way {
         worker,
-        service,
+        service: Rc::clone(service),
         choice,
         terms,
-        spare,
+        now,
+        spare: None,
         tried: Vec::new(),
+        anew: false,
     };
-    let mut upstream = way.first(earlier)?;
-    loop {
-        way.tried.push(upstream.replica);
-        let (next, unsent) = match way.attempt(&upstream, request).await {
-            Ok(sent) => match way.next_after(sent.response.status()) {
-                None => {
-                    let tries = way.tried.len();
-                    return Ok(Sent { tries, ..sent });
+    // A block, since the arguments of an async function are kept beside what is made of them.
+    async move {
+        if !wait::is_ready(&way.service) {
+            way.now = None;
+            // Boxed, as is all that only some requests come to.
+            way.service = Box::pin(wait::for_ready(worker, &way.service, &request)).await?;
+        }
+        // What was sent already has been counted then.
+        if !earlier.as_ref().is_some_and(|earlier| earlier.sent) {
+            deposit(&way.service, terms, way.now());
+        }
+        way.spare = spare(&request, terms);
+        let mut upstream = way.first(earlier)?;
+        loop {
+            let (next, unsent) = match way.attempt(&upstream, request).await {
+                Ok(sent) => match way.next_after(upstream.replica, sent.response.status()) {
+                    None => {
+                        let tries = way.tries(upstream.replica);
+                        return Ok(Sent { tries, ..sent });
+                    }
+                    Some(next) => {
+                        sent.discard();
+                        (next, None)
+                    }
+                },
+                Err(Failure::NotSent(unsent, why)) => {
+                    let next = way.next(upstream.replica).ok_or(why)?;
+                    (next, Some(unsent))
                 }
-                Some(next) => {
-                    sent.discard();
-                    (next, None)
+                Err(Failure::Sent { why, kept }) => {
+                    let next = way.next_within_budget(upstream.replica, kept);
+                    (next.ok_or(why)?, None)
                 }
-            },
-            Err(Failure::NotSent(unsent, why)) => {
-                let next = way.next().ok_or(why)?;
-                (next, Some(unsent))
-            }
-            Err(Failure::Sent(why)) => (way.next_within_budget().ok_or(why)?, None),
-            Err(Failure::Client(why)) => return Err(why),
-        };
-        upstream = next;
-        request = match unsent {
-            Some(unsent) => unsent,
-            None => way.again().ok_or(Refusal::Broke)?,
-        };
+                Err(Failure::Client(why)) => return Err(why),
+            };
+            upstream = next;
+            request = match unsent {
+                Some(unsent) => unsent,
+                None => way.again().ok_or(Refusal::Broke)?,
+            };
+        }
     }
 }
 
@@ -84,38 +98,47 @@ struct Way<'a> {
     worker: &'a Rc<Worker>,
     service: Rc<ServiceView>,
     choice: Choice<'a>,
-    terms: Terms<'a>,
+    terms: &'a Terms<'a>,
+    /// The time, until something is waited for: so the clock is looked at once.
+    now: Option<Instant>,
     spare: Option<Box<Spare>>,
+    /// Where it was tried before the present try.
     tried: Vec<ReplicaId>,
+    /// Whether one of them got it once more, over a new connection.
+    anew: bool,
 }
 
-/// The request, kept to be sent again. `None` if it must not be, or there is nowhere else to send it.
-fn spare(
-    request: &Request<UploadBody>,
-    terms: &Terms<'_>,
-    service: &ServiceView,
-) -> Option<Box<Spare>> {
+/// The request, kept to be sent again. `None` if it must not be.
+fn spare(request: &Request<UploadBody>, terms: &Terms<'_>) -> Option<Box<Spare>> {
     let method = request.method();
     let retries = terms.retries;
     let wanted = retries.after_sent && method.is_idempotent()
         || method.is_safe() && (!retries.statuses.is_empty() || retries.hedge_after.is_some());
-    let somewhere = retries.max > 0 && service.ready_count() >= 2;
-    (wanted && somewhere).then(|| Spare::of(request))
+    (wanted && retries.max > 0).then(|| Spare::of(request))
 }
 
 impl Way<'_> {
+    fn now(&self) -> Instant {
+        self.now.unwrap_or_else(Instant::now)
+    }
+
     /// Where it goes first, or after an earlier try.
     fn first(&mut self, earlier: Option<Unsent>) -> Result<Rc<Upstream>, Refusal> {
         let Some(earlier) = earlier else {
             let first = self.service.pick(self.choice, &[]);
             return first.cloned().ok_or(Refusal::NoneReady);
         };
-        self.tried.push(earlier.replica);
         let next = match earlier.sent {
-            true => self.next_within_budget(),
-            false => self.next(),
+            true => self.next_within_budget(earlier.replica, earlier.kept),
+            false => self.next(earlier.replica),
         };
         next.ok_or(earlier.why)
+    }
+
+    /// How often it was tried, this time among them.
+    fn tries(&self, replica: ReplicaId) -> usize {
+        let others = self.tried.len() + usize::from(!self.tried.contains(&replica));
+        others + usize::from(self.anew)
     }
 
     /// One try, or two beside each other. A try that lasts long is given up only for another one.
@@ -127,8 +150,9 @@ impl Way<'_> {
         let hedged = self.hedge_after();
         match hedged.or_else(|| self.per_try_timeout()) {
             None => {
+                let now = self.now.take().unwrap_or_else(Instant::now);
                 let (service, upstream) = (&self.service, Rc::clone(upstream));
-                attempt(self.worker, service, upstream, request, self.terms).await
+                attempt(self.worker, service, upstream, request, (self.terms, now)).await
             }
             Some(patience) => Box::pin(self.attempt_twice(upstream, request, patience)).await,
         }
@@ -144,22 +168,37 @@ impl Way<'_> {
         let (worker, service) = (self.worker, Rc::clone(&self.service));
         let terms = self.terms;
         let hedged = self.hedge_after();
+        let now = self.now.take().unwrap_or_else(Instant::now);
+        let upload = request.body().upload();
         let mut first = Box::pin(attempt(
             worker,
             &service,
             Rc::clone(upstream),
             request,
-            terms,
+            (terms, now),
         ));
-        if let Ok(ended) = timeout(patience, &mut first).await {
-            return ended;
+        let mut end = now + patience;
+        loop {
+            if let Ok(ended) = timeout_at(end, &mut first).await {
+                return ended;
+            }
+            // It runs from the last of the body.
+            let last = match upload.is_wanted() {
+                true => Some(Instant::now()),
+                false => upload.last(),
+            };
+            match last.map(|last| last + patience) {
+                Some(later) if later > end => end = later,
+                _ => break,
+            }
         }
-        let next = self.next_within_budget();
+        let next = self.next_within_budget(upstream.replica, false);
         let Some((next, request)) = next.and_then(|next| Some((next, self.again()?))) else {
             return first.await;
         };
         self.tried.push(next.replica);
-        let second = Box::pin(attempt(worker, &service, next, request, terms));
+        let now = Instant::now();
+        let second = Box::pin(attempt(worker, &service, next, request, (terms, now)));
         if hedged.is_none() {
             drop(first);
             upstream.failed();
@@ -176,7 +215,7 @@ impl Way<'_> {
     fn hedge_after(&self) -> Option<Duration> {
         let spare = self.spare.as_ref()?;
         let after = self.terms.retries.hedge_after?;
-        (self.tried.len() == 1 && spare.method().is_safe() && spare.has_no_body()).then_some(after)
+        (self.tried.is_empty() && spare.method().is_safe() && spare.has_no_body()).then_some(after)
     }
 
     fn per_try_timeout(&self) -> Option<Duration> {
@@ -184,39 +223,62 @@ impl Way<'_> {
         self.terms.retries.per_try_timeout
     }
 
-    /// Another replica for a request of which nothing was sent.
-    fn next(&mut self) -> Option<Rc<Upstream>> {
-        let next = self.untried()?;
+    /// Another replica than this for a request of which nothing was sent.
+    fn next(&mut self, tried: ReplicaId) -> Option<Rc<Upstream>> {
+        let next = self.untried(tried)?;
         count(&self.service.counters.retries);
         Some(next)
     }
 
-    /// Another replica for a request that was sent, if it may be sent again.
-    fn next_within_budget(&mut self) -> Option<Rc<Upstream>> {
+    /// Another replica than this for a request that was sent, if it may be sent again; or else the same one, if the request
+    /// was lost with a connection that was kept.
+    fn next_within_budget(&mut self, tried: ReplicaId, kept: bool) -> Option<Rc<Upstream>> {
         let spare = self.spare.as_ref()?;
         if !self.terms.retries.after_sent && !spare.method().is_safe() || !spare.is_kept() {
             return None;
         }
-        let next = self.untried()?;
-        withdraw(&self.service, &self.terms).then_some(next)
+        let next = match self.untried(tried) {
+            None if kept => self.once_more(tried)?,
+            next => next?,
+        };
+        withdraw(&self.service, self.terms).then_some(next)
     }
 
-    /// Another replica for a request that was answered with this status.
-    fn next_after(&mut self, status: StatusCode) -> Option<Rc<Upstream>> {
+    /// The same replica, which has no kept connection any more.
+    fn once_more(&mut self, tried: ReplicaId) -> Option<Rc<Upstream>> {
+        if std::mem::replace(&mut self.anew, true) || self.is_last() {
+            return None;
+        }
+        let upstream = Rc::clone(self.service.replica(tried)?);
+        upstream.clear();
+        Some(upstream)
+    }
+
+    /// Whether it was tried as often as it may be.
+    fn is_last(&self) -> bool {
+        u32::try_from(self.tried.len()).unwrap_or(u32::MAX) > self.terms.retries.max
+    }
+
+    /// Another replica than this for a request that it answered with this status.
+    fn next_after(&mut self, tried: ReplicaId, status: StatusCode) -> Option<Rc<Upstream>> {
         let retried = self.terms.retries.statuses.contains(&status.as_u16());
         let safe = self
             .spare
             .as_ref()
             .is_some_and(|spare| spare.method().is_safe());
         if retried && safe {
-            self.next_within_budget()
+            self.next_within_budget(tried, false)
         } else {
             None
         }
     }
 
-    fn untried(&mut self) -> Option<Rc<Upstream>> {
-        if u32::try_from(self.tried.len()).unwrap_or(u32::MAX) > self.terms.retries.max {
+    /// Another replica than this, and than all that were tried before.
+    fn untried(&mut self, tried: ReplicaId) -> Option<Rc<Upstream>> {
+        if !self.tried.contains(&tried) {
+            self.tried.push(tried);
+        }
+        if self.is_last() {
             return None;
         }
         // The routes may have changed while the last try was waiting.

@@ -10,9 +10,10 @@ use hyper::upgrade::OnUpgrade;
 use raftserve_model::SessionKey;
 use raftserve_model::spec::{RouteRule, UpstreamProtocol};
 
+use crate::answer::Dialect;
 use crate::body::{Received, UploadBody};
 use crate::connection::Client;
-use crate::grpc::{self, is_grpc};
+use crate::grpc;
 use crate::headers::{
     Field, Forwarded, Seen, begin_request_hop, end_hop, is_plainly_framed, set_certificate,
 };
@@ -36,11 +37,14 @@ pub(super) struct Prepared {
 ///
 /// # Errors
 /// It has none or several, which two readers might tell differently.
-pub(super) fn host(request: &Request<Received>) -> Result<&str, &'static str> {
-    let mut lines = request.headers().get_all(HOST).iter();
-    let line = lines.next();
-    if lines.next().is_some() {
-        return Err("the request has several Host fields");
+pub(super) fn host(request: &Request<Received>, seen: Seen) -> Result<&str, &'static str> {
+    let mut line = None;
+    if seen.has(Field::Host) {
+        let mut lines = request.headers().get_all(HOST).iter();
+        line = lines.next();
+        if lines.next().is_some() {
+            return Err("the request has several Host fields");
+        }
     }
     if let Some(authority) = request.uri().authority() {
         let authority = authority.as_str();
@@ -58,23 +62,22 @@ pub(super) fn host(request: &Request<Received>) -> Result<&str, &'static str> {
     }
 }
 
-/// Makes the request that a replica of `route` gets.
+/// Makes the request that a replica of `route` gets. Its fields were `seen`.
 ///
 /// # Errors
 /// The rest of the path is no path.
 pub(super) fn outgoing(
-    mut request: Request<Received>,
+    (mut request, seen): (Request<Received>, Seen),
     client: &Client,
     route: &ServiceRoute,
+    wire: Wire,
     prefix_len: usize,
     rule: Option<&RouteRule>,
 ) -> Result<Prepared, &'static str> {
-    let seen = Seen::of(request.headers());
     if seen.has(Field::TransferEncoding) && !is_plainly_framed(request.headers()) {
         return Err("the body's transfer coding is not chunked alone");
     }
     let hop = end_hop(request.headers_mut(), seen);
-    let wire = wire(route, request.headers());
     let upgrade = begin_request_hop(request.headers_mut(), seen, &hop, wire)
         .then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
@@ -82,6 +85,7 @@ pub(super) fn outgoing(
         join_cookies(&mut parts.headers);
     }
     let host = match parts.uri.authority() {
+        None if !seen.has(Field::Host) => None,
         None => parts.headers.get(HOST).cloned(),
         Some(authority) => {
             let host = HeaderValue::from_str(authority.as_str());
@@ -103,14 +107,16 @@ pub(super) fn outgoing(
     if hop.chunked {
         parts.headers.remove(CONTENT_LENGTH); // Chunks decide (RFC 9112, 6.3); two claims could disagree.
     }
-    let target = target(&parts.uri, prefix_len, rule)?;
     match wire {
         Wire::Http1 => {
             chunk(&mut parts.headers, &body);
-            parts.uri = Uri::from(target);
+            if !is_target(&parts.uri, prefix_len, rule) {
+                parts.uri = Uri::from(target(&parts.uri, prefix_len, rule)?);
+            }
             parts.version = Version::HTTP_11;
         }
         Wire::Http2 => {
+            let target = target(&parts.uri, prefix_len, rule)?;
             let authority = parts.uri.authority().cloned();
             parts.uri = absolute(&mut parts.headers, seen, authority, target, route)?;
             parts.version = Version::HTTP_2;
@@ -127,7 +133,14 @@ pub(super) fn outgoing(
     })
 }
 
-/// Path and query alone, byte for byte, without the first `prefix_len` bytes, and as the rule rewrites them.
+/// Whether [`target`] would be the same: it is path and query alone, and nothing is taken from it.
+fn is_target(uri: &Uri, prefix_len: usize, rule: Option<&RouteRule>) -> bool {
+    let kept = prefix_len == 0 && rule.is_none_or(|rule| rule.rewrite_prefix.is_none());
+    kept && uri.authority().is_none() && uri.scheme().is_none()
+}
+
+/// Path and query alone, byte for byte, without the first `prefix_len` bytes, and as the rule rewrites them. Of `/NAME`
+/// alone, `/` is left.
 fn target(
     uri: &Uri,
     prefix_len: usize,
@@ -139,18 +152,25 @@ fn target(
         (Some(whole), None) if prefix_len == 0 => whole.clone(),
         (whole, rewrites) => {
             let whole = whole.map_or("/", PathAndQuery::as_str);
-            let kept = &whole[prefix_len..];
-            let kept = rewrites.map_or(Cow::Borrowed(kept), |rule| rules::rewrite(rule, kept));
-            kept.parse()
+            let kept = match &whole[prefix_len..] {
+                rest if prefix_len > 0 && !rest.starts_with('/') => Cow::Owned(format!("/{rest}")),
+                rest => Cow::Borrowed(rest),
+            };
+            let target = match rewrites {
+                Some(rule) => rules::rewrite(rule, &kept),
+                None => Cow::Borrowed(&*kept),
+            };
+            target
+                .parse()
                 .map_err(|_| "what follows the service's name is no path")?
         }
     })
 }
 
 /// What a service's replicas are spoken to in.
-fn wire(route: &ServiceRoute, headers: &HeaderMap) -> Wire {
+pub(super) fn wire(route: &ServiceRoute, dialect: Dialect) -> Wire {
     match route.traffic.upstream.protocol {
-        UpstreamProtocol::Auto if is_grpc(headers) => Wire::Http2,
+        UpstreamProtocol::Auto if dialect == Dialect::Grpc => Wire::Http2,
         UpstreamProtocol::Auto | UpstreamProtocol::Http1 => Wire::Http1,
         UpstreamProtocol::Http2 => Wire::Http2,
     }

@@ -53,10 +53,10 @@ impl Spare {
     }
 }
 
-/// Counts a request for the budget of retries.
-pub(super) fn deposit(service: &ServiceView, terms: &Terms<'_>) {
+/// Counts a request that came at `now` for the budget of retries.
+pub(super) fn deposit(service: &ServiceView, terms: &Terms<'_>, now: Instant) {
     let mut budget = service.budget.borrow_mut();
-    budget.deposit(Instant::now(), terms.retries.budget_percent);
+    budget.deposit(now, terms.retries.budget_percent);
 }
 
 /// Whether a request that was sent may be sent again within the budget. If so, it is counted.

@@ -10,21 +10,15 @@ use crate::body::UploadBody;
 use crate::view::ServiceView;
 use crate::worker::Worker;
 
-/// The request's service once it has a ready replica. While others wait, a request waits behind them.
+/// Whether a request need not wait. While others do, it waits behind them.
+pub(super) fn is_ready(service: &ServiceView) -> bool {
+    service.ready_count() > 0 && service.queue.is_empty()
+}
+
+/// The request's service once it has a ready replica.
 ///
 /// Dropped, as when the client leaves, it leaves the line.
 pub(super) async fn for_ready(
-    worker: &Rc<Worker>,
-    service: &Rc<ServiceView>,
-    request: &Request<UploadBody>,
-) -> Result<Rc<ServiceView>, Refusal> {
-    if service.ready_count() > 0 && service.queue.is_empty() {
-        return Ok(Rc::clone(service));
-    }
-    Box::pin(line_up(worker, service, request)).await
-}
-
-async fn line_up(
     worker: &Rc<Worker>,
     service: &Rc<ServiceView>,
     request: &Request<UploadBody>,
@@ -37,7 +31,7 @@ async fn line_up(
         let Some(now) = worker.view().service(service.route.id).cloned() else {
             return Err(Refusal::NoneReady);
         };
-        if now.ready_count() > 0 && now.queue.is_empty() {
+        if is_ready(&now) {
             return Ok(now);
         }
         if settings.requests == 0 {

@@ -2,10 +2,11 @@
 
 use http::HeaderMap;
 
-/// A field that a proxy looks at, and that most messages do not have.
+/// A field that a proxy looks at, and that many messages do not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Field {
     Connection,
+    ContentType,
     Expect,
     Host,
     ForwardedClientCert,
@@ -30,6 +31,11 @@ impl Seen {
         Self(fields.fold(0, |seen, field| seen | 1 << field as u16))
     }
 
+    /// With a field that was put in since.
+    pub(crate) fn with(self, field: Field) -> Self {
+        Self(self.0 | 1 << field as u16)
+    }
+
     pub(crate) fn has(self, field: Field) -> bool {
         self.0 & 1 << field as u16 != 0
     }
@@ -40,6 +46,7 @@ impl Field {
     fn of(name: &str) -> Option<Self> {
         Some(match name {
             "connection" => Self::Connection,
+            "content-type" => Self::ContentType,
             "expect" => Self::Expect,
             "host" => Self::Host,
             "x-forwarded-client-cert" => Self::ForwardedClientCert,
@@ -66,6 +73,7 @@ mod tests {
     fn every_field_is_seen_whatever_else_is_there() {
         let names = [
             ("connection", Field::Connection),
+            ("content-type", Field::ContentType),
             ("expect", Field::Expect),
             ("host", Field::Host),
             ("x-forwarded-client-cert", Field::ForwardedClientCert),

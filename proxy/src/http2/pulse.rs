@@ -46,8 +46,8 @@ impl Pulse {
         }
     }
 
-    /// Ready once nothing was heard for too long. Nobody is asked while it does not `matter`.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, matters: impl Fn() -> bool) -> Poll<()> {
+    /// Ready once nothing was heard for too long.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if self.asked.is_some() && self.pings.poll_pong(cx).is_ready() {
                 self.asked = None;
@@ -59,7 +59,6 @@ impl Pulse {
                 // It lives, even if its answer is late.
                 Some(_) => heard + self.within,
                 None if heard + self.silence > now => heard + self.silence,
-                None if !matters() => now + self.silence,
                 None => {
                     let sent = self.pings.send_ping(Ping::opaque());
                     self.asked = sent.is_ok().then_some(now);
@@ -133,7 +132,7 @@ mod tests {
     type Server = server::Connection<DuplexStream, Bytes>;
 
     /// Runs a connection until its pulse is over, and says how long that took.
-    async fn until_over(matters: bool, serve: impl AsyncFn(Server)) -> Duration {
+    async fn until_over(serve: impl AsyncFn(Server)) -> Duration {
         let (ours, theirs) = duplex(1 << 10);
         let ours = Heard::new(ours);
         let heard = ours.at();
@@ -148,7 +147,7 @@ mod tests {
             let _ = serve.as_mut().poll(cx);
             let done = connection.as_mut().poll(cx);
             assert!(done.is_pending(), "{done:?}");
-            pulse.poll(cx, || matters)
+            pulse.poll(cx)
         })
         .await;
         begin.elapsed()
@@ -156,34 +155,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_does_not_answer_is_given_up() {
-        let took = until_over(true, async |server| {
+        let over = until_over(async |server| {
             std::future::pending::<()>().await;
             drop(server);
         });
-        let took = took.await;
+        let took = timeout((SILENCE + WITHIN) * 20, over).await;
+        let took = took.expect("some time");
         assert!(took >= SILENCE + WITHIN, "{took:?}");
         assert!(took < SILENCE + WITHIN + Duration::from_secs(1), "{took:?}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_answers_is_not() {
-        let alive = until_over(
-            true,
-            async |mut server| {
-                while server.accept().await.is_some() {}
-            },
-        );
+        let alive = until_over(async |mut server| while server.accept().await.is_some() {});
         let over = timeout((SILENCE + WITHIN) * 20, alive).await;
-        assert!(over.is_err(), "after {over:?}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn nobody_is_asked_while_it_does_not_matter() {
-        let idle = until_over(false, async |server| {
-            std::future::pending::<()>().await;
-            drop(server);
-        });
-        let over = timeout((SILENCE + WITHIN) * 20, idle).await;
         assert!(over.is_err(), "after {over:?}");
     }
 }

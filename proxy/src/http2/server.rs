@@ -75,7 +75,7 @@ where
                 };
                 begin_stream(&worker, &client, request, respond);
             }
-            let over = |pulse: &mut Pulse| pulse.poll(cx, || true).is_ready();
+            let over = |pulse: &mut Pulse| pulse.poll(cx).is_ready();
             if pulse.take_if(over).is_some() {
                 connection.abrupt_shutdown(Reason::NO_ERROR);
                 continue;
@@ -141,13 +141,14 @@ async fn answer(
     complete(&mut head.headers, length, || {
         worker.date.field(Instant::now())
     });
+    let patience = worker.shared.config.client_user_timeout;
     drop(worker);
     let Ok(out) = respond.send_response(Response::from_parts(head, ()), last) else {
         respond.send_reset(Reason::INTERNAL_ERROR);
         return;
     };
     if !last {
-        let mut pipe = Pipe::new(body, out);
+        let mut pipe = Pipe::new(body, out, Some(patience));
         poll_fn(|cx| pipe.poll(cx)).await;
     }
 }

@@ -109,21 +109,9 @@ impl Preference {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use raftserve_model::ServiceId;
 
+    use super::super::tests::{key, replicas};
     use super::*;
-
-    fn replicas(numbers: impl IntoIterator<Item = u32>) -> Vec<ReplicaId> {
-        let service = ServiceId(7);
-        numbers
-            .into_iter()
-            .map(|number| ReplicaId { service, number })
-            .collect()
-    }
-
-    fn key(n: u64) -> u64 {
-        hash(0, &n.to_le_bytes())
-    }
 
     fn shares(table: &Maglev) -> Vec<usize> {
         let mut shares = vec![0; table.count];

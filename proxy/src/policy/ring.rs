@@ -105,21 +105,9 @@ impl Ring {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use raftserve_model::ServiceId;
 
+    use super::super::tests::{key, replicas};
     use super::*;
-
-    fn replicas(numbers: impl IntoIterator<Item = u32>) -> Vec<ReplicaId> {
-        let service = ServiceId(7);
-        numbers
-            .into_iter()
-            .map(|number| ReplicaId { service, number })
-            .collect()
-    }
-
-    fn key(n: u64) -> u64 {
-        hash(0, &n.to_le_bytes())
-    }
 
     fn idle(ring: &Ring, key: u64) -> usize {
         ring.pick(key, |_| 0, |_| true).expect("not empty")

@@ -1,8 +1,23 @@
 use std::collections::HashMap;
 
 use proptest::prelude::*;
+use raftserve_model::{ReplicaId, ServiceId};
 
 use super::*;
+
+/// Endpoints of one service.
+pub(super) fn replicas(numbers: impl IntoIterator<Item = u32>) -> Vec<ReplicaId> {
+    let service = ServiceId(7);
+    numbers
+        .into_iter()
+        .map(|number| ReplicaId { service, number })
+        .collect()
+}
+
+/// The hash of some key.
+pub(super) fn key(n: u64) -> u64 {
+    hash(0, &n.to_le_bytes())
+}
 
 #[test]
 fn round_robin_takes_each_in_turn() {

@@ -1,25 +1,17 @@
 //! Opening connections to replicas: TCP, and TLS where a service asks for it.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use raftserve_model::spec::UpstreamSettings;
-use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::client::TlsStream;
 
+use super::socket::Socket;
 use super::trust::Trust;
-use super::{ConnectError, Wire};
+use super::{ConnectError, Wire, vigil};
 use crate::config::ProxyConfig;
-
-/// How long an unused TCP connection stays unprobed: a tunnel to a dead host is found within minutes.
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 
 /// How the replicas of a service are connected to.
 #[derive(Debug)]
@@ -58,10 +50,10 @@ impl Dialer {
         let opened = timeout(limit, async {
             let stream = tcp(address, config).await?;
             match &self.trust {
-                None => Ok(Socket::Clear(stream)),
+                None => Ok(Socket::clear(stream, config)),
                 Some(Ok(trust)) => {
                     let stream = trust.connect(stream, address, wire).await?;
-                    Ok(Socket::Tls(Box::new(stream)))
+                    Ok(Socket::tls(stream, config))
                 }
                 Some(Err(error)) => Err(io::Error::new(error.kind(), error.to_string())),
             }
@@ -93,73 +85,6 @@ async fn tcp(address: SocketAddr, config: &ProxyConfig) -> io::Result<TcpStream>
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
     stream.set_nodelay(true)?;
-    let socket = SockRef::from(&stream);
-    socket.set_tcp_user_timeout(Some(config.tcp_user_timeout))?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_AFTER))?;
+    vigil::begin(&stream, config)?;
     Ok(stream)
-}
-
-/// A connection to a replica.
-#[derive(Debug)]
-pub(super) enum Socket {
-    Clear(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Clear(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Clear(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Clear(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Clear(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Clear(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Clear(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-        }
-    }
 }

@@ -17,14 +17,17 @@ pub(super) enum Unanswered {
     Sent,
 }
 
+/// What came of a request. Boxed, since it passes through many hands.
+pub(super) type Outcome = Result<Box<Response<Received>>, Unanswered>;
+
 /// The request is handed over at once: what is awaited has no room for it.
 pub(super) fn over_http1(
     sender: &mut http1::SendRequest<UploadBody>,
-    request: Request<UploadBody>,
-) -> impl Future<Output = Result<Response<Received>, Unanswered>> + use<> {
-    let answer = sender.try_send_request(request);
+    request: Box<Request<UploadBody>>,
+) -> impl Future<Output = Outcome> + use<> {
+    let answer = sender.try_send_request(*request);
     answer.map(|answer| match answer {
-        Ok(answer) => Ok(answer.map(Received::Http1)),
+        Ok(answer) => Ok(Box::new(answer.map(Received::Http1))),
         Err(mut error) => Err(match error.take_message() {
             Some(request) => Unanswered::NotSent(Box::new(request)),
             None => Unanswered::Sent,
@@ -35,9 +38,9 @@ pub(super) fn over_http1(
 /// Only HTTP/2 tells of a request that was sent and not acted on, so a copy of the head is kept until it is answered.
 pub(super) async fn over_http2(
     stream: &http2::Stream,
-    request: Request<UploadBody>,
+    request: Box<Request<UploadBody>>,
     upload: Upload,
-) -> Result<Response<Received>, Unanswered> {
+) -> Outcome {
     let (head, body) = request.into_parts();
     let copy = head.clone();
     let not_sent = |body| {
@@ -48,7 +51,8 @@ pub(super) async fn over_http2(
         Ok(call) => call,
         Err(body) => return Err(not_sent(body)),
     };
-    poll_fn(|cx| call.poll(cx)).await.map_err(|error| {
+    let answer = poll_fn(|cx| call.poll(cx).map_ok(Box::new)).await;
+    answer.map_err(|error| {
         let again = is_unprocessed(&error).then(|| upload.again()).flatten();
         again.map_or(Unanswered::Sent, not_sent)
     })

@@ -21,11 +21,11 @@ use tokio::sync::watch;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
-use super::dial::{Dialer, Socket};
+use super::dial::Dialer;
+use super::socket::Socket;
 use super::{ConnectError, Wire};
 use crate::body::UploadBody;
 use crate::config::ProxyConfig;
-use crate::http2::{Heard, Pulse};
 
 pub(super) use call::Call;
 
@@ -46,11 +46,6 @@ const SEND_BUFFER: usize = 64 << 10;
 
 /// The largest head of an answer, as a list of fields.
 const HEAD_BYTES_MAX: u32 = 16 << 10;
-
-/// After how much silence, with requests running, a replica is asked for a sign of life, and how long that
-/// may take.
-const PING_AFTER: Duration = Duration::from_secs(20);
-const PING_WITHIN: Duration = Duration::from_secs(10);
 
 /// How many requests the replica allows at once before it has said so: no number that one would choose.
 const UNTOLD: usize = 99_991;
@@ -227,21 +222,16 @@ async fn open(
     config: &ProxyConfig,
 ) -> Result<Rc<Connection>, ConnectError> {
     let stream = dialer.open(address, Wire::Http2, config).await?;
-    let stream = Heard::new(stream);
-    let heard = stream.at();
-    let (sender, mut connection) = builder()
+    let (sender, connection) = builder()
         .handshake(stream)
         .await
         .map_err(|error| ConnectError::Handshake(Arc::new(error)))?;
-    let pulse = connection
-        .ping_pong()
-        .map(|pings| Pulse::new(pings, heard, PING_AFTER, PING_WITHIN));
     let state = Rc::new(State {
         streams: Cell::new(0),
         streams_max: Cell::new(UNTOLD),
         ended: Cell::new(false),
     });
-    tokio::task::spawn_local(drive(connection, pulse, Rc::clone(&state)));
+    tokio::task::spawn_local(drive(connection, Rc::clone(&state)));
     // A request beyond what the replica allows would wait for one before it to end, so its word is awaited.
     for look in 0..LOOKS_MAX {
         if state.streams_max.get() != UNTOLD || state.ended.get() {
@@ -271,25 +261,15 @@ fn builder() -> Builder {
     builder
 }
 
-/// Runs a connection to its end, which is told to the requests on it. One that is silent while requests run is over.
-async fn drive(
-    connection: h2::client::Connection<Heard<Socket>, Bytes>,
-    mut pulse: Option<Pulse>,
-    state: Rc<State>,
-) {
+/// Runs a connection to its end, which is told to the requests on it.
+async fn drive(connection: h2::client::Connection<Socket, Bytes>, state: Rc<State>) {
     let mut connection = pin!(connection);
     poll_fn(|cx| {
         let done = connection.as_mut().poll(cx);
         state
             .streams_max
             .set(connection.max_concurrent_send_streams());
-        if done.is_ready() {
-            return Poll::Ready(());
-        }
-        let runs = || state.streams.get() > 0;
-        pulse
-            .as_mut()
-            .map_or(Poll::Pending, |pulse| pulse.poll(cx, runs))
+        done.map(drop)
     })
     .await;
     state.ended.set(true);

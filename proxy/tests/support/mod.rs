@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,6 +37,9 @@ use tokio::sync::{mpsc, watch};
 /// The longest that anything in these tests is waited for: far above what it takes, so that only a
 /// hang reaches it.
 pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// How long the proxy reads on from a client that is still sending when it was answered.
+pub const LINGER: Duration = Duration::from_secs(1);
 
 /// Awaits something that must come.
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -275,6 +279,27 @@ pub async fn by_hand() -> (SocketAddr, mpsc::Receiver<Hand>) {
     (address, receiver)
 }
 
+/// The next connection to an upstream that is spoken to by hand.
+pub async fn accept(connections: &mut mpsc::Receiver<Hand>) -> Hand {
+    let accepted = soon("a connection", connections.recv()).await;
+    accepted.expect("it listens")
+}
+
+/// A request for `host` whose replica breaks its answer off after two bytes.
+pub async fn broken_off(rig: &Rig, host: &str, connections: &mut mpsc::Receiver<Hand>) {
+    let mut client = Hand::connect(rig.address).await;
+    client
+        .send(format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n"))
+        .await;
+    let mut replica = accept(connections).await;
+    replica.head().await;
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nab")
+        .await;
+    drop(replica);
+    client.rest().await;
+}
+
 /// An address at which nobody listens, and nobody else in this process or beside it will by chance:
 /// its port stays taken, by a socket that does not listen and lets another one do so.
 pub fn nowhere() -> SocketAddr {
@@ -336,6 +361,20 @@ impl Hand {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Goes on sending, to whoever may still read, until the connection is closed.
+    pub async fn cut(&self) {
+        let is_closed = || match self.0.get_ref().try_write(b"x") {
+            Ok(_) => false,
+            Err(error) => error.kind() != ErrorKind::WouldBlock,
+        };
+        until("the end of a connection", is_closed).await;
+    }
+
+    /// From now on nothing that comes from the other side is even acknowledged, as if this host were gone.
+    pub fn vanish(&self) {
+        vanish(self.0.get_ref());
+    }
+
     /// One request and the head and body (by its length) of its answer.
     pub async fn ask(&mut self, request: &str) -> (Vec<String>, String) {
         self.send(request).await;
@@ -347,6 +386,14 @@ impl Hand {
         let body = self.exactly(length).await;
         (head, body)
     }
+}
+
+/// Has the kernel drop all that comes on a connection.
+pub fn vanish(stream: &TcpStream) {
+    const RETURN: u16 = 0x06;
+    let drop_all = [socket2::SockFilter::new(RETURN, 0, 0, 0)];
+    let attached = socket2::SockRef::from(stream).attach_filter(&drop_all);
+    attached.expect("the kernel takes the filter");
 }
 
 /// A GET on a connection of its own: status and body.

@@ -29,6 +29,8 @@ pub(super) struct Download<'a> {
     pub(super) limit: &'a mut Limit,
     /// When a part of the request was last sent.
     pub(super) progress: &'a Cell<Instant>,
+    /// Whether the replica waits for more of the request.
+    pub(super) wanted: &'a Cell<bool>,
     /// Let go of once the last of the answer is read, however slowly the client takes it.
     pub(super) held: &'a mut Option<Held>,
     pub(super) to_head: bool,
@@ -64,6 +66,8 @@ impl Download<'_> {
         let mut text = self.worker.buffers.text();
         let (mut buffer, answer) = match self.head(replica, &mut text).await {
             Ok(head) => head,
+            // Nobody answers what has not come.
+            Err(Refusal::ClientSilent) => return Ended::Refused(Refusal::ClientSilent),
             Err(refusal) => {
                 self.upstream.saw(self.progress.get(), false);
                 self.upstream.failed();
@@ -78,14 +82,17 @@ impl Download<'_> {
         };
         self.upstream.saw(self.progress.get(), true);
         self.upstream.answered(answer.status);
+        let now = Instant::now();
         if let Some((_, running)) = self.held {
-            running.answered_by(self.upstream, answer.status, 1);
+            running.answered_by(self.upstream, answer.status, 1, now);
         }
         self.sent(count);
         let mut keeps = answer.keeps;
         if framing.is_done() {
             keeps &= count == buffer.filled().len();
-            *self.held = None;
+            if let Some((_, running)) = self.held.take() {
+                running.end(now);
+            }
         }
         let closes = self.close || self.worker.drain.phase() != Phase::Serving;
         let date = self.worker.date.at(self.progress.get());
@@ -141,6 +148,7 @@ impl Download<'_> {
                 Err(Stop::End) => return Err(Refusal::Broke),
                 // A part of the request may have been sent meanwhile.
                 Err(Stop::Silent) if self.progress.get() > since => {}
+                Err(Stop::Silent) if self.wanted.get() => return Err(Refusal::ClientSilent),
                 Err(Stop::Silent) => return Err(Refusal::Silent),
             }
         }
@@ -157,8 +165,15 @@ impl Download<'_> {
         let mut at_end = true;
         let mut size = Size::of_rest(framing.rest());
         while !framing.is_done() {
-            let mut slot = None;
-            match self.read(replica, &mut slot, size, None).await {
+            let (mut slot, mut since) = (None, None);
+            let read = loop {
+                match self.read(replica, &mut slot, size, since).await {
+                    // It was busy with the request meanwhile.
+                    Err(Stop::Silent) if self.took_lately() => since = Some(self.progress.get()),
+                    read => break read,
+                }
+            };
+            match read {
                 Ok(()) => {}
                 Err(Stop::End) if framing == Framing::UntilClose => {
                     *self.held = None;
@@ -166,6 +181,11 @@ impl Download<'_> {
                         .await
                         .map(|()| false)
                         .map_err(|_| ());
+                }
+                Err(Stop::Silent) if self.wanted.get() => {
+                    // One that still waits for its client may well be silent.
+                    self.told_broken();
+                    return Err(());
                 }
                 Err(Stop::End | Stop::Silent) => {
                     self.broke_off();
@@ -193,6 +213,11 @@ impl Download<'_> {
         Ok(at_end)
     }
 
+    /// Whether the replica took a part of the request within the longest silence.
+    fn took_lately(&self) -> bool {
+        self.progress.get().elapsed() < self.service.route.stream_timeout
+    }
+
     /// So much of the answer goes to the client.
     fn sent(&mut self, count: usize) {
         if let Some((_, running)) = self.held {
@@ -203,6 +228,11 @@ impl Download<'_> {
     /// The replica broke its answer off.
     fn broke_off(&mut self) {
         self.upstream.failed();
+        self.told_broken();
+    }
+
+    /// The answer ends before its end.
+    fn told_broken(&mut self) {
         if let Some((_, running)) = self.held {
             running.broke_off();
         }

@@ -8,9 +8,11 @@ use std::rc::Rc;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
+use crate::config::ProxyConfig;
 use crate::fast::buffers::{Buffer, Buffers, Size};
 use crate::fast::framing::Framing;
 use crate::fast::transfer::{poll_read, read, write_all};
+use crate::upstream::{FITS_BYTES, lengthen};
 
 /// A request whose head was sent.
 pub(super) struct Upload<'a> {
@@ -22,6 +24,11 @@ pub(super) struct Upload<'a> {
     pub(super) uploaded: &'a Cell<bool>,
     /// When a part of it was last sent.
     pub(super) progress: &'a Cell<Instant>,
+    /// Whether the replica has all that the client sent, and not the whole request.
+    pub(super) wanted: &'a Cell<bool>,
+    /// Set once the replica is sent more than it may have room for.
+    pub(super) long: &'a Cell<bool>,
+    pub(super) config: &'a ProxyConfig,
     pub(super) intact: bool,
 }
 
@@ -60,10 +67,16 @@ impl Upload<'_> {
 
     async fn pass(&mut self, client: &mut ReadHalf<'_>, replica: &mut WriteHalf<'_>) -> Passed {
         let mut size = Size::of_rest(self.framing.rest());
+        if !self.framing.is_within(FITS_BYTES) {
+            lengthen(replica.as_ref(), self.config);
+            self.long.set(true);
+        }
         while !self.framing.is_done() {
+            self.wanted.set(true);
             let Ok(Some(mut buffer)) = read(client, self.buffers, size).await else {
                 return Passed::ClientGone;
             };
+            self.wanted.set(false);
             if buffer.is_full() {
                 size = Size::Large;
             }

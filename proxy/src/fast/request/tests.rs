@@ -109,6 +109,12 @@ fn what_is_not_plain_is_left_to_the_general_path() {
     assert_eq!(forwarded(&with(fields.trim_end()), 0), "other");
     let prefix = "GET /svc/ HTTP/1.1\r\nhost: h\r\nx-forwarded-prefix: /outer\r\n\r\n";
     assert_eq!(forwarded(prefix, 4), "other");
+    for nothing_left in [
+        "GET /svc HTTP/1.1\r\nhost: h\r\n\r\n",
+        "GET /svc?q HTTP/1.1\r\nhost: h\r\n\r\n",
+    ] {
+        assert_eq!(forwarded(nothing_left, 4), "other");
+    }
     assert_eq!(forwarded("GET / HTTP/1.1\r\nhost", 0), "partial");
     assert_eq!(forwarded("", 0), "partial");
 }

@@ -39,7 +39,7 @@ impl Call {
         let Ok((answer, out)) = sender.send_request(head, ends) else {
             return Err(body);
         };
-        let upload = (!ends).then(|| Pipe::new(body, out));
+        let upload = (!ends).then(|| Pipe::new(body, out, None));
         Ok(Self { answer, upload })
     }
 
