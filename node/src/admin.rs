@@ -31,7 +31,8 @@ mod services;
 mod sessions;
 mod shared;
 mod snapshots;
-mod validate;
+mod told;
+pub(crate) mod validate;
 mod view;
 
 pub use door::Denials;

@@ -27,6 +27,7 @@ mod login_args;
 mod logs;
 mod output;
 pub(crate) mod paint;
+mod presence;
 mod probe;
 mod progress;
 mod prompt;

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use raftserve_model::{ClusterId, ClusterVersion, LogIndex, LogTime, NodeId};
+use raftserve_model::{ClusterId, ClusterVersion, LogIndex, LogTime, NodeId, ReplicaId, ServiceId};
 use raftserve_store::command::Action;
 use raftserve_store::entry::LogId;
 use raftserve_store::snapshot::{SnapshotError, SnapshotFile};
@@ -16,7 +16,8 @@ use tokio::time::Instant;
 
 use crate::peer::core::Core;
 use crate::peer::pace::paced;
-use crate::peer::{Announcement, Compared, FinalizeError, MemberHealth, Release};
+use crate::peer::wire::RemarksRequest;
+use crate::peer::{Announcement, Compared, FinalizeError, MemberHealth, Release, Remarks};
 
 const STOPPED: &str = "this peer is stopping";
 
@@ -355,6 +356,28 @@ impl Consensus {
         self.on_raft(move |core| async move { core.promote_member(node, until).await })
             .await
             .unwrap_or_else(|| Err(ManageError::stopped()))
+    }
+
+    /// Says what this peer's controller sees now, in the place of what it saw before; nothing once it reigns no more.
+    pub fn remark(&self, seen: Remarks) {
+        self.core.remarks.set(seen);
+    }
+
+    /// What the leader's controller sees of some services and replicas, as far as that can be had at once. May be asked of
+    /// any peer.
+    pub async fn remarks(&self, services: Vec<ServiceId>, replicas: Vec<ReplicaId>) -> Remarks {
+        let asked = RemarksRequest { services, replicas };
+        let known = *self.core.leadership.borrow();
+        match known.leader {
+            _ if asked == RemarksRequest::default() => Remarks::default(),
+            Some(leader) if leader == self.node_id() => self.core.remarks.of(&asked),
+            Some(leader) => {
+                let told =
+                    self.on_raft(move |core| async move { core.remarks_of(leader, asked).await });
+                told.await.unwrap_or_default()
+            }
+            None => Remarks::default(),
+        }
     }
 
     /// Whether the session fence waits for `node`, so that it may be given a lease.

@@ -7,8 +7,10 @@
 //! the log demands, record what came of it.
 
 mod effects;
+pub(crate) mod one_host;
 pub mod plan;
 mod probe;
+mod remarks;
 mod sessions;
 mod upstreams;
 
@@ -23,8 +25,9 @@ use raftserve_store::{Outcome, State};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::consensus::{Consensus, Leadership, MemberView, ProposeError};
+use crate::consensus::{Consensus, Leadership, ProposeError};
 use crate::kubernetes::ApiServer;
+use crate::peer::Remarks;
 use crate::provider::{Provider, ProviderError, ReplicaState, port};
 use crate::share::Share;
 use effects::Effects;
@@ -105,6 +108,7 @@ impl Controller {
                 end = self.reign() => end,
             };
             self.share.end_reign();
+            self.consensus.remark(Remarks::default());
             tracing::info!(reason = %chain(&end), "control ends");
             tokio::time::sleep(RESTART_PAUSE).await;
         }
@@ -155,6 +159,8 @@ struct Reign<'a> {
     planned_from: LogIndex,
     /// Whether the parent's replicas were made ours in this reign.
     taken_over: bool,
+    /// Whether it was told in this reign that replicas may be elsewhere.
+    told_elsewhere: bool,
 }
 
 impl<'a> Reign<'a> {
@@ -175,6 +181,7 @@ impl<'a> Reign<'a> {
             provider_changes: controller.provider.changes(),
             planned_from: LogIndex(0),
             taken_over: false,
+            told_elsewhere: false,
         }
     }
 
@@ -199,7 +206,11 @@ impl<'a> Reign<'a> {
         self.planned_from = state.plan_changed();
         self.probes.follow(&state);
         self.upstreams.follow(&state);
-        let observed = self.observed(&state);
+        let not_shared = self.not_shared();
+        let observed = self.observed(&state, not_shared.as_deref());
+        self.controller
+            .consensus
+            .remark(remarks::remarks(&state, &observed));
         let plan = plan(&state, &observed);
         let wake_after = self.wake_after(&state, &plan);
         self.effects.start(&state, &plan.effects);
@@ -297,7 +308,21 @@ impl<'a> Reign<'a> {
         Ok(())
     }
 
-    fn observed(&self, state: &State) -> Observed {
+    /// Why this peer may not see every replica.
+    fn not_shared(&mut self) -> Option<String> {
+        let controller = self.controller;
+        let said = one_host::not_shared(&controller.consensus, controller.provider.as_ref());
+        if let Some(reason) = said.as_ref().filter(|_| !self.told_elsewhere) {
+            self.told_elsewhere = true;
+            tracing::warn!(
+                reason,
+                "cannot see all replicas: those that are not found here are left alone"
+            );
+        }
+        said
+    }
+
+    fn observed(&self, state: &State, not_shared: Option<&str>) -> Observed {
         let members = self.controller.consensus.members();
         let drained = state
             .replicas()
@@ -310,14 +335,16 @@ impl<'a> Reign<'a> {
             .map(|replica| replica.id)
             .collect();
         let mut launch_failures = self.effects.launch_failures();
-        if let Some(said) = self.host_not_shared(&members) {
+        if let Some(said) = not_shared {
             let unstarted = state
                 .replicas()
                 .filter(|replica| matches!(replica.phase, Phase::Pending));
-            launch_failures.extend(unstarted.map(|replica| (replica.id, said.clone())));
+            launch_failures.extend(unstarted.map(|replica| (replica.id, said.to_owned())));
         }
         Observed {
+            ports_lost: self.ports_lost(state),
             exists: self.exists.clone(),
+            elsewhere: not_shared.is_some(),
             notes: self.controller.provider.notes(),
             probes: self.probes.views(),
             drained,
@@ -325,28 +352,23 @@ impl<'a> Reign<'a> {
             stop_failures: self.effects.stop_failures(),
             stopped: self.effects.stopped(),
             upstreams: self.upstreams.found(),
+            upstream_troubles: self.upstreams.troubles(),
             now: self.controller.consensus.log_now(),
         }
     }
 
-    /// Why processes of this host cannot be replicas: another leader could not see them. A peer that
-    /// was not heard yet says nothing against it.
-    fn host_not_shared(&self, members: &[MemberView]) -> Option<String> {
+    /// A port is found free and bound a moment later, by the replica; another process may be first.
+    fn ports_lost(&self, state: &State) -> BTreeSet<ReplicaId> {
         if !self.controller.provider.shares_host() {
-            return None;
+            return BTreeSet::new();
         }
-        let host = |id| {
-            let said = self.controller.consensus.peer_info(id);
-            said.map(|said| said.host)
-        };
-        let own = host(self.controller.consensus.node_id());
-        let elsewhere = members
-            .iter()
-            .find(|member| host(member.id).is_some_and(|other| Some(other) != own))?;
-        Some(format!(
-            "the process provider needs all peers on one host with one --replica-root, and peer {} at {} has another",
-            elsewhere.id, elsewhere.address
-        ))
+        let ended = self.exists.iter();
+        let ended = ended.filter(|(_, exists)| matches!(exists, ReplicaState::Exited(_)));
+        let replicas = ended.filter_map(|(id, _)| state.replica(*id));
+        let lost = replicas.filter(|it| it.is_live() && it.first_ready_at.is_none());
+        lost.filter(|replica| port::is_held(replica.port))
+            .map(|replica| replica.id)
+            .collect()
     }
 
     fn wake_after(&self, state: &State, plan: &Plan) -> Duration {

@@ -20,6 +20,7 @@ pub mod departure;
 pub mod endpoints;
 pub mod founding;
 pub mod scaling;
+pub mod watching;
 pub mod whereabouts;
 
 /// The longest that connecting to the API server may take.
@@ -43,6 +44,20 @@ impl ApiServer {
     pub async fn client(&self) -> Result<Client, kube::Error> {
         let client = self.0.get_or_try_init(connect).await?;
         Ok(client.clone())
+    }
+
+    /// Whether there is an API server to call. Calls nobody.
+    ///
+    /// # Errors
+    /// If neither a service account nor a kubeconfig tells.
+    pub async fn is_known(&self) -> Result<(), kube::Error> {
+        match self.0.initialized() {
+            true => Ok(()),
+            false => Config::infer()
+                .await
+                .map(drop)
+                .map_err(kube::Error::InferConfig),
+        }
     }
 }
 

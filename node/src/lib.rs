@@ -13,6 +13,7 @@ pub mod consensus;
 pub mod controller;
 pub mod dev;
 mod grpc_frame;
+mod grpc_health;
 pub mod kubernetes;
 pub mod node;
 pub mod ops;

@@ -35,7 +35,7 @@ use crate::bindings::Bindings;
 use crate::cli::node_args::{LogFormat, LogLevel, NodeArgs};
 use crate::clock;
 use crate::config::NodeConfig;
-use crate::consensus::Consensus;
+use crate::consensus::{Consensus, Leadership};
 use crate::controller::Controller;
 use crate::kubernetes::{ApiServer, Home};
 use crate::ops::{self, Readiness, Report};
@@ -51,6 +51,9 @@ use crate::share::{Loads, Share, Suspects};
 
 /// Why a peer stops that the cluster has removed.
 const REMOVED: &str = "the cluster has removed this peer";
+
+/// The exit code of a peer that the cluster has removed: to start it again helps nobody before its directory is empty.
+pub(crate) const REMOVED_EXIT: u8 = 6;
 
 /// How long requests may finish when this peer is told to stop.
 const DRAIN_GRACE: Duration = Duration::from_secs(30);
@@ -117,9 +120,20 @@ pub fn main(args: NodeArgs) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("raftserve node: {error:#}");
-            ExitCode::FAILURE
+            match is_removed(&error) {
+                true => ExitCode::from(REMOVED_EXIT),
+                false => ExitCode::FAILURE,
+            }
         }
     }
+}
+
+fn is_removed(error: &anyhow::Error) -> bool {
+    let found = match error.downcast_ref() {
+        Some(StartError::Bootstrap(why)) => Some(why),
+        _ => error.downcast_ref(),
+    };
+    matches!(found, Some(BootstrapError::Removed { .. }))
 }
 
 fn threads(name: &str, count: usize) -> anyhow::Result<tokio::runtime::Runtime> {
@@ -177,6 +191,10 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
         )),
         None => None,
     };
+    if let Some(tls) = &config.tls {
+        tls.check().context("cannot use --tls-dir")?;
+    }
+    let access_log = config.access_log.as_deref().map(access_log).transpose()?;
     let ports = Ports::bind(&config).await?;
     let mut stop = Stop::listen()?;
     let readiness = Arc::new(Readiness::default());
@@ -254,7 +272,12 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
         ended_badly,
     };
     let provider = provider(&config, &peer, &api, home.clone()).await?;
-    let parts = Parts::start(&config, &peer, incarnation, provider, api, &vital)?;
+    let beneath = Beneath {
+        provider,
+        api,
+        access_log,
+    };
+    let parts = Parts::start(&config, &peer, incarnation, beneath, &vital)?;
     let denials = Arc::new(Denials::default());
     let _ = report.set(Arc::new(Metrics {
         consensus: peer.consensus(),
@@ -285,7 +308,9 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
             consensus: peer.consensus(),
             ready: readiness.watch(),
             service_port_base: config.service_port_base,
+            service_ports: parts.proxy.ports(),
             advertise_host: config.advertise_host.clone(),
+            api: parts.api.clone(),
             provider: Arc::clone(&parts.provider),
             certificates: certificates.clone(),
             credentials: credentials.clone(),
@@ -381,10 +406,18 @@ async fn stop_gently(peer: &Peer, parts: Parts, shutdown: &CancellationToken, ta
     }
 }
 
+/// What the parts on top of the log are given.
+struct Beneath {
+    provider: Arc<dyn Provider>,
+    api: ApiServer,
+    access_log: Option<AccessLog>,
+}
+
 /// What runs on top of the log.
 struct Parts {
     share: Arc<Share>,
     proxy: Proxy,
+    api: ApiServer,
     provider: Arc<dyn Provider>,
     catch_up: watch::Sender<bool>,
     reflected: watch::Receiver<LogIndex>,
@@ -395,10 +428,14 @@ impl Parts {
         config: &NodeConfig,
         peer: &Peer,
         incarnation: Incarnation,
-        provider: Arc<dyn Provider>,
-        api: ApiServer,
+        beneath: Beneath,
         vital: &Vital,
     ) -> anyhow::Result<Self> {
+        let Beneath {
+            provider,
+            api,
+            access_log,
+        } = beneath;
         let consensus = peer.consensus();
         let loads = Arc::new(Loads::default());
         let (reflect, reflected) = watch::channel(LogIndex(0));
@@ -443,7 +480,7 @@ impl Parts {
                 http1_path: config.http1_path,
                 connection_age: Some(config.connection_age),
                 connection_age_grace: config.connection_age_grace,
-                access_log: config.access_log.as_deref().map(access_log).transpose()?,
+                access_log,
                 tracer,
                 tls: config.tls.clone(),
                 ..ProxyConfig::default()
@@ -459,7 +496,7 @@ impl Parts {
         let controller = Arc::new(Controller {
             consensus,
             provider: Arc::clone(&provider),
-            api,
+            api: api.clone(),
             namespace: config.kubernetes_namespace.clone(),
             share: Arc::clone(&share),
             incarnation,
@@ -469,6 +506,7 @@ impl Parts {
         Ok(Self {
             share,
             proxy,
+            api,
             provider,
             catch_up,
             reflected,
@@ -577,11 +615,19 @@ async fn become_ready(
             }
             Err(error) => {
                 tracing::info!(%error, "not ready yet");
-                // Another leader is the likeliest cure.
-                let _ = tokio::time::timeout(CATCH_UP_TRY, leadership.changed()).await;
+                if !another_leader(&mut leadership).await {
+                    return;
+                }
             }
         }
     }
+}
+
+/// Waits for another leader, the likeliest cure for one that cannot be followed, though not for ever. False once the
+/// peer has stopped, and there will be none.
+async fn another_leader(leadership: &mut watch::Receiver<Leadership>) -> bool {
+    let changed = tokio::time::timeout(CATCH_UP_TRY, leadership.changed()).await;
+    !matches!(changed, Ok(Err(_)))
 }
 
 /// What asks this process to stop.
@@ -716,5 +762,20 @@ impl Report for Metrics {
             );
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_stops_before_it_was_ready_waits_for_no_leader() {
+        let (leads, mut leadership) = watch::channel(Leadership::default());
+        assert!(another_leader(&mut leadership).await, "none comes in time");
+        leads.send_replace(Leadership::default());
+        assert!(another_leader(&mut leadership).await);
+        drop(leads);
+        assert!(!another_leader(&mut leadership).await);
     }
 }

@@ -13,6 +13,7 @@ use raftserve_model::{ClusterId, Incarnation, NodeId, VersionRange};
 use raftserve_store::checkpoint::Checkpoint;
 use raftserve_store::command::Action;
 use raftserve_store::identity::{DataDir, IdentityError};
+use raftserve_store::raft::acked::Acked;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -27,28 +28,31 @@ mod directory;
 mod exchange;
 mod leadership;
 mod links;
+mod lives;
 mod locate;
 mod network;
 pub(crate) mod pace;
 mod plan_file;
 mod port;
 mod proposals;
+mod remarks;
 mod rounds;
 mod rpc;
 mod server;
 mod snapshots;
 mod steward;
 mod store;
-mod wire;
+pub(crate) mod wire;
 
 pub use self::core::{FinalizeError, Release};
 pub use agreement::Compared;
 pub use bootstrap::{BootstrapError, Claim, Founding};
 pub use exchange::ExchangeHandler;
 pub use steward::MembershipPolicy;
+pub(crate) use steward::TRAILING_MAX;
 pub use steward::plan::Vote;
 pub use store::{OpenError, Profile};
-pub use wire::{Announcement, MemberHealth};
+pub use wire::{Announcement, MemberHealth, Remarks};
 
 use self::agreement::Agreement;
 use self::bootstrap::{Cradle, Wish};
@@ -58,10 +62,11 @@ use self::dial::Dialer;
 use self::directory::{Caller, Directory};
 use self::exchange::Slot;
 use self::leadership::{Confirmation, Follower};
-use self::links::Links;
+use self::links::{Links, Voice, frame};
 use self::network::Network;
 use self::network::snapshot::Inbox;
 use self::proposals::proposals;
+use self::remarks::Remarked;
 use self::rounds::rounds;
 use self::server::{Running, Server};
 use self::steward::HealthBook;
@@ -245,6 +250,7 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
     let wish = Wish {
         promotion: config.policy.promotion,
         supports: config.supports,
+        incarnation: config.incarnation,
     };
     let (names, join) = (config.peers.clone(), config.join.clone());
     let dialer = Dialer::new(config.certificates.clone());
@@ -268,6 +274,7 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
         core: Arc::clone(&core),
         exchange: exchange.clone(),
         snapshots: Arc::new(Inbox::new(snapshots, Arc::new(core.raft.clone()))),
+        dir: cradle.dir().clone(),
     });
     assert!(set.is_ok(), "a peer begins once");
     cradle.complete(&core.raft).await?;
@@ -388,15 +395,24 @@ async fn run_raft(
         target: me,
         node: me,
         nonce: identity.nonce,
+        life: None,
+    };
+    let announcement = announcement(config, &identity);
+    let (fatal, failed) = watch::channel(None);
+    let voice = Voice {
+        said: frame(&announcement),
+        fatal: fatal.clone(),
     };
     let links = Arc::new(Links::new(
         caller,
+        Some(voice),
         Dialer::new(config.certificates.clone()),
         Arc::clone(&directory),
         runtime.clone(),
     ));
     let raft_config = Arc::new(raft_config(config.profile));
-    let network = Network::new(me, Arc::clone(&links));
+    let acked = Arc::new(Acked::default());
+    let network = Network::new(me, Arc::clone(&links), Arc::clone(&acked));
     let raft = RaftHandle::new(
         me,
         Arc::clone(&raft_config),
@@ -407,7 +423,6 @@ async fn run_raft(
     .await
     .map_err(|error| StartError::Raft(error.to_string()))?;
     let (leadership, leads) = watch::channel(Leadership::default());
-    let (fatal, failed) = watch::channel(None);
     let patience = Duration::from_millis(2 * raft_config.election_timeout_max);
     let confirmation = Arc::new(Confirmation::new(patience));
     let follower = Follower {
@@ -422,7 +437,6 @@ async fn run_raft(
         reader: opened.reader.clone(),
     };
     tokio::spawn(follower.run());
-    let announcement = announcement(config, &identity);
     let clock = LogClock::new(me, opened.reader.last_stamp());
     let news = pace::paced(opened.reader.news());
     let (proposals, groups) = proposals(me);
@@ -438,6 +452,7 @@ async fn run_raft(
         reader: opened.reader,
         snapshots: opened.snapshots,
         links,
+        acked,
         directory,
         leadership: leads,
         confirmation,
@@ -448,6 +463,7 @@ async fn run_raft(
         fatal,
         policy: config.policy,
         health: HealthBook::default(),
+        remarks: Remarked::default(),
         removed: watch::Sender::new(false),
         news,
         proposals,

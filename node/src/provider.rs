@@ -23,7 +23,7 @@ pub mod run_dir;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -268,6 +268,11 @@ pub trait Provider: Send + Sync + 'static {
     /// Whether replicas run on the host that all peers have to share, where each needs a port of its own.
     fn shares_host(&self) -> bool {
         true
+    }
+
+    /// The directory that all peers have to share, if replicas run on one host.
+    fn shared_root(&self) -> Option<&Path> {
+        None
     }
 
     /// Creates the replica, or adopts the one that exists under this id. Returns once it is either

@@ -101,6 +101,10 @@ impl Loads {
         self.0.get_or_init(|| loads);
     }
 
+    fn is_empty(&self) -> bool {
+        self.0.get().is_none_or(|loads| loads.is_empty())
+    }
+
     fn own(&self) -> Vec<(ReplicaId, u32)> {
         self.0.get().map(|loads| loads.own()).unwrap_or_default()
     }
@@ -270,6 +274,10 @@ impl Share {
 }
 
 impl ExchangeHandler for Share {
+    fn has_news(&self) -> bool {
+        !self.loads.is_empty()
+    }
+
     fn outgoing(&self) -> Vec<u8> {
         self.renew_own_lease();
         let suspects = if self.leader.confirmed_at().is_some() {

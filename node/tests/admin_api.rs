@@ -6,11 +6,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::stream::{self, FuturesUnordered, StreamExt};
 use prost::Message;
 use raftserve_model::{Generation, Incarnation, ReplicaId, ServiceId, ServiceVersion, SessionKey};
 use raftserve_node::admin::errors::{Reason, violations};
 use raftserve_node::admin::v1::get_session_request::Session as Which;
 use raftserve_node::admin::v1::{self, IfExists};
+use raftserve_node::peer::Remarks;
 use raftserve_store::Outcome;
 use raftserve_store::command::{Action, Change};
 use tonic::Code;
@@ -91,11 +93,15 @@ async fn a_service_lives_from_apply_to_delete() {
 
     let update = v1::UpdateServiceRequest {
         name: "web".into(),
-        yaml: YAML.replace("replicas: 2", "replicas: 3"),
+        yaml: format!(
+            "name: other\n{}",
+            YAML.replace("replicas: 2", "replicas: 3")
+        ),
         ..v1::UpdateServiceRequest::default()
     };
     let updated = services.update(update.clone()).await.unwrap().into_inner();
     assert_eq!((updated.version, updated.wanted_replicas), (3, 3));
+    assert!(updated.warnings[0].contains("name: other"), "{updated:?}");
     let nowhere = v1::UpdateServiceRequest {
         name: "nowhere".into(),
         ..update
@@ -352,8 +358,8 @@ async fn a_watch_resumes_where_it_broke_off() {
     lab.stop().await;
 }
 
-/// One replica of the service, made ready as a controller would.
-async fn ready_replica(lab: &Lab, service: ServiceId) -> ReplicaId {
+/// One replica of the service, whose `run` has begun, and what follows, as a controller would write it.
+async fn started_replica(lab: &Lab, service: ServiceId, then: &[Change]) {
     let consensus = lab.consensus();
     let limit = Duration::from_secs(10);
     let start = Action::StartControl {
@@ -362,7 +368,7 @@ async fn ready_replica(lab: &Lab, service: ServiceId) -> ReplicaId {
     };
     let (index, _) = consensus.propose(start, limit).await.unwrap();
     let replica = ReplicaId { service, number: 1 };
-    let changes = vec![
+    let mut changes = vec![
         Change::Create {
             service,
             version: ServiceVersion(1),
@@ -373,15 +379,56 @@ async fn ready_replica(lab: &Lab, service: ServiceId) -> ReplicaId {
             replica,
             address: "127.0.0.1:20000".into(),
         },
-        Change::Ready { replica },
     ];
+    changes.extend_from_slice(then);
     let control = Action::Control {
         generation: Generation(index.0),
         changes,
     };
     let (_, outcome) = consensus.propose(control, limit).await.unwrap();
     assert_eq!(outcome, Outcome::Done);
+}
+
+/// The same, made ready.
+async fn ready_replica(lab: &Lab, service: ServiceId) -> ReplicaId {
+    let replica = ReplicaId { service, number: 1 };
+    started_replica(lab, service, &[Change::Ready { replica }]).await;
     replica
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_peer_tells_why_a_replica_that_starts_is_not_ready_as_the_leader_sees_it() {
+    let labs = Lab::start_many(3).await;
+    let applied = labs[0].services().apply(apply_request("web")).await;
+    let service = ServiceId(applied.unwrap().into_inner().service_id);
+    let replica = ReplicaId { service, number: 1 };
+    started_replica(&labs[0], service, &[]).await;
+    let leader = labs.iter().find(|lab| {
+        let leadership = *lab.consensus().leadership().borrow();
+        leadership.is_self
+    });
+    let leader = leader.unwrap().consensus();
+    for seen in ["answers 404", ""] {
+        let remark = |seen: &str| (replica, seen.to_owned());
+        leader.remark(Remarks {
+            replicas: Some(seen)
+                .filter(|it| !it.is_empty())
+                .map(remark)
+                .into_iter()
+                .collect(),
+            ..Remarks::default()
+        });
+        for lab in &labs {
+            let mut replicas = lab.replicas();
+            let listed = replicas.list(v1::ListReplicasRequest::default()).await;
+            let shown = listed.unwrap().into_inner().replicas;
+            assert_eq!(shown[0].status(), v1::ReplicaStatus::Starting);
+            assert_eq!(shown[0].reason, seen);
+        }
+    }
+    for lab in labs {
+        lab.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -566,7 +613,7 @@ async fn status_and_members_tell_of_the_cluster() {
         .into_inner();
     assert_eq!(members.members.len(), 1);
     let only = &members.members[0];
-    assert!(only.leader && only.voter && only.answering, "{only:?}");
+    assert!(only.leader && only.voter && only.asked, "{only:?}");
     let stranger = v1::TransferLeaderRequest { target: Some(9) };
     let refused = lab.cluster().transfer_leader(stranger).await.unwrap_err();
     assert_eq!(Reason::of(&refused), Some(Reason::NoSuchMember));
@@ -647,8 +694,11 @@ async fn a_call_of_a_single_key_that_is_broken_ends_as_any_broken_call_does() {
     let whole = bare::framed(&asked);
     let too_long = [&[0, 0, 2, 0, 0][..], &[0; 100_000]].concat();
     let compressed = [&[1], &whole[1..]].concat();
+    // As much as it says never comes.
+    let mut cut_short = whole.to_vec();
+    cut_short[4] += 1;
     let garbage = [0, 0, 0, 0, 2, 0xff, 0xff];
-    let broken: [(&str, bare::Header, Bytes, Code); 6] = [
+    let broken: [(&str, bare::Header, Bytes, Code); 7] = [
         ("nothing", None, Bytes::new(), Code::Internal),
         (
             "a half",
@@ -668,6 +718,7 @@ async fn a_call_of_a_single_key_that_is_broken_ends_as_any_broken_call_does() {
             compressed.into(),
             Code::Internal,
         ),
+        ("cut short", None, cut_short.into(), Code::Internal),
         ("too long", None, too_long.into(), Code::OutOfRange),
         (
             "compressed",
@@ -708,6 +759,55 @@ async fn a_call_of_a_single_key_may_come_in_pieces_and_answers_with_one_message(
     assert_eq!(status.code(), Code::Ok, "{status:?}");
     let answer = v1::GetKeyResponse::decode(answer.slice(5..)).unwrap();
     assert_eq!(answer.entry.unwrap().value, put.value);
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_of_keys_that_is_not_sent_whole_ends_when_its_caller_said() {
+    let lab = Lab::start().await;
+    let connection = bare::Connection::open(&lab).await;
+    // The last one is answered by tonic.
+    for method in ["Put", "Get", "Delete", "List"] {
+        let path = format!("/raftserve.v1.KeyValue/{method}");
+        let call = connection.call(&path, Some(("grpc-timeout", "50m")), stream::pending());
+        // Without a word of its caller it may take 15 s.
+        let ended = tokio::time::timeout(Duration::from_secs(10), call).await;
+        let (_, status) = ended.expect("in time");
+        assert_eq!(status.code(), Code::Cancelled, "{method}: {status:?}");
+    }
+    lab.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_calls_of_keys_there_are_so_many_at_once_and_no_more() {
+    let lab = Lab::start().await;
+    const AT_ONCE: usize = 1_024;
+    const EACH: usize = 64;
+    let connections = (0..=AT_ONCE / EACH).map(|_| bare::Connection::open(&lab));
+    let connections = futures_util::future::join_all(connections).await;
+    let mut unfinished: FuturesUnordered<_> = connections
+        .iter()
+        .flat_map(|connection| std::iter::repeat_n(connection, EACH))
+        .map(|connection| connection.call("/raftserve.v1.KeyValue/Put", None, stream::pending()))
+        .collect();
+    for _ in 0..EACH {
+        let (_, status) = unfinished.next().await.unwrap();
+        let reason = Reason::of(&status);
+        assert_eq!(reason, Some(Reason::TooManyRequests), "{status:?}");
+    }
+    // The last one is answered by tonic.
+    for method in ["Get", "List"] {
+        let path = format!("/raftserve.v1.KeyValue/{method}");
+        let (_, status) = bare::call(&lab, &path, None, vec![Bytes::new()]).await;
+        let reason = Reason::of(&status);
+        assert_eq!(
+            reason,
+            Some(Reason::TooManyRequests),
+            "{method}: {status:?}"
+        );
+    }
+    drop(unfinished);
+    drop(connections);
     lab.stop().await;
 }
 

@@ -347,6 +347,39 @@ fn chaos_fails_no_request_and_moves_no_session() {
 }
 
 #[test]
+fn a_peer_that_was_removed_is_not_started_again() {
+    let _alone = alone();
+    let scratch = tempfile::tempdir().unwrap();
+    let data = scratch.path().join("data");
+    let args = ["--data-dir", data.to_str().unwrap()];
+    let mut dev = Dev::start(scratch.path(), &args);
+    let servers = dev.line("the admin ports", |line| {
+        let (_, servers) = line.split_once("up SERVICE.yaml --server ")?;
+        Some(servers.to_owned())
+    });
+    let removed = Command::new(env!("CARGO_BIN_EXE_raftserve"))
+        .args(["cluster", "remove", "3", "-y", "--server", &servers])
+        .output()
+        .unwrap();
+    assert!(removed.status.success(), "{removed:?}");
+    let said = "was removed from the cluster, and is not started again";
+    let told = |line: &str| line.contains(said).then_some(());
+    dev.line("its removal", told);
+    dev.signal(Signal::INT);
+    assert!(dev.ended().success(), "{}", dev.output());
+    assert!(!dev.output().contains("runs again"), "{}", dev.output());
+
+    // Nor is it waited for the next time.
+    let mut again = Dev::start(scratch.path(), &args);
+    again.line("its removal", told);
+    again.line("the admin ports", |line| {
+        line.contains("up SERVICE.yaml --server ").then_some(())
+    });
+    again.signal(Signal::INT);
+    assert!(again.ended().success(), "{}", again.output());
+}
+
+#[test]
 fn faulty_yaml_is_told_before_anything_is_made() {
     let scratch = tempfile::tempdir().unwrap();
     let yaml = scratch.path().join("web.yaml");

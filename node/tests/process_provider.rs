@@ -99,11 +99,22 @@ impl Host {
         self.dir(number).record().unwrap().unwrap()
     }
 
-    /// The replica's program, once it runs and can be counted.
+    /// The replica's program, once its shell runs and can be counted.
     async fn child(&self, number: u32) -> ProcessStamp {
         eventually("the program runs", async || {
             let child = self.record(number).child?;
             self.processes(number).contains(&child.pid).then_some(child)
+        })
+        .await
+    }
+
+    /// The process of [`SLEEPER`], once its shell has given way to it. In the `exec` between the two
+    /// it cannot be counted, and the shell forgets a deadly signal that comes just before.
+    async fn sleeper(&self, number: u32) -> ProcessStamp {
+        eventually("it sleeps", async || {
+            let child = self.child(number).await;
+            let arguments = std::fs::read(format!("/proc/{}/cmdline", child.pid)).ok()?;
+            arguments.starts_with(b"sleep").then_some(child)
         })
         .await
     }
@@ -250,7 +261,7 @@ async fn two_leaders_at_once_start_one_program() {
         );
         both.0.unwrap();
         both.1.unwrap();
-        let child = host.child(number).await;
+        let child = host.sleeper(number).await;
         one.ensure(launch(number, SLEEPER)).await.unwrap();
         assert_eq!(host.processes(number), [child.pid]);
         let running = ReplicaState::Running {
@@ -284,7 +295,7 @@ async fn exit_is_pushed_with_its_signal_and_never_started_again() {
     let host = Host::new();
     let provider = host.provider();
     provider.ensure(launch(1, SLEEPER)).await.unwrap();
-    signal(host.child(1).await.pid, Signal::SEGV);
+    signal(host.sleeper(1).await.pid, Signal::SEGV);
     let exit = ended(&provider, 1).await;
     assert_eq!(exit.end, End::Signal(11));
     assert!(exit.message.contains("SIGSEGV"), "{}", exit.message);
@@ -335,7 +346,7 @@ async fn missing_shim_binary_is_named() {
     assert!(error.to_string().contains("/no/such/raftserve"), "{error}");
     assert_eq!(state(&provider, 1).await, Some(ReplicaState::Prepared));
     host.provider().ensure(launch(1, SLEEPER)).await.unwrap();
-    host.child(1).await;
+    host.sleeper(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -503,7 +514,7 @@ async fn zombie_under_a_paused_shim_counts_as_dead_and_can_be_stopped() {
     let host = Host::new();
     let provider = host.provider();
     provider.ensure(launch(1, SLEEPER)).await.unwrap();
-    let child = host.child(1).await;
+    let child = host.sleeper(1).await;
     let shim = host.record(1).shim;
     signal(shim.pid, Signal::STOP);
     signal(child.pid, Signal::KILL);
@@ -542,7 +553,7 @@ async fn long_data_directory_works() {
     let host = Host::below(&deep);
     let provider = host.provider();
     provider.ensure(launch(1, SLEEPER)).await.unwrap();
-    host.child(1).await;
+    host.sleeper(1).await;
     provider.stop(&key(1), LONG).await.unwrap();
     host.assert_none_run(1);
     assert!(Path::new(&host.root).as_os_str().len() > 200);
@@ -683,7 +694,7 @@ async fn leader_killed_at_any_moment_doubles_nothing_and_leaves_nothing() {
     // The moments differ from run to run; this is for whoever tunes them.
     println!("{outcomes:?}");
     for number in &kept {
-        let child = host.child(*number).await;
+        let child = host.sleeper(*number).await;
         assert_eq!(host.processes(*number), [child.pid]);
     }
     for number in &stopped {

@@ -12,7 +12,7 @@ use super::proposer;
 use super::shared::Shared;
 use super::v1::{self, cluster_server::Cluster};
 use crate::consensus::{ManageError, MemberView};
-use crate::peer::{FinalizeError, MemberHealth, Release, Vote};
+use crate::peer::{FinalizeError, MemberHealth, Release, TRAILING_MAX, Vote};
 
 /// How long a status may look for a quorum before it says that there is none.
 const QUORUM_CHECK: Duration = Duration::from_millis(500);
@@ -46,20 +46,24 @@ fn proto_ms(ms: u64) -> Option<prost_types::Duration> {
     prost_types::Duration::try_from(Duration::from_millis(ms)).ok()
 }
 
-/// How many more voters may fall silent before there is no quorum.
+/// How many more voters may fall silent before there is no quorum of those that are not far behind.
 fn failure_tolerance(members: &[MemberHealth]) -> u32 {
     let voters = members.iter().filter(|member| member.voter);
-    let answering = voters.clone().filter(|member| member.answers).count();
+    let counts = |member: &&MemberHealth| {
+        let keeps_up = member.lag.is_some_and(|lag| lag < TRAILING_MAX);
+        member.answers && keeps_up
+    };
+    let counting = voters.clone().filter(counts).count();
     let quorum = voters.count() / 2 + 1;
-    u32::try_from(answering.saturating_sub(quorum)).unwrap_or(u32::MAX)
+    u32::try_from(counting.saturating_sub(quorum)).unwrap_or(u32::MAX)
 }
 
 /// See the module.
 pub(super) struct ClusterApi(pub(super) Arc<Shared>);
 
-fn member(member: MemberView, answering: NodeId) -> v1::Member {
+fn member(member: MemberView, asked: NodeId) -> v1::Member {
     v1::Member {
-        answering: member.id == answering,
+        asked: member.id == asked,
         id: member.id.0,
         peer_address: member.address,
         admin_address: member.admin_address.unwrap_or_default(),
@@ -80,6 +84,7 @@ fn vote(vote: Vote) -> v1::Vote {
         Vote::NeedsAnother => v1::Vote::NeedsAnother,
         Vote::ByHand => v1::Vote::ByHand,
         Vote::Leaving => v1::Vote::Leaving,
+        Vote::LogCut => v1::Vote::LogCut,
     }
 }
 
@@ -106,12 +111,16 @@ impl Cluster for ClusterApi {
         let consensus = &self.0.parts.consensus;
         let mut members = consensus.members();
         members.sort_by_key(|member| member.id);
-        let answering = consensus.node_id();
+        let asked = consensus.node_id();
+        let root = self.0.parts.provider.shared_root();
         Ok(Response::new(v1::MembersResponse {
             cluster_id: consensus.cluster_id().to_string(),
+            replica_root: root
+                .map(|root| root.display().to_string())
+                .unwrap_or_default(),
             members: members
                 .into_iter()
-                .map(|view| member(view, answering))
+                .map(|view| member(view, asked))
                 .collect(),
         }))
     }
@@ -153,6 +162,7 @@ impl Cluster for ClusterApi {
             releases: consensus.releases().into_iter().map(release).collect(),
             compared_index: compared.upto.0,
             differs_index: compared.differs.map_or(0, |(index, _)| index.0),
+            hindrance: self.0.hindrance().unwrap_or_default(),
             differs_peer: compared.differs.map_or(0, |(_, peer)| peer.0),
         }))
     }
@@ -275,5 +285,34 @@ impl Cluster for ClusterApi {
             log_index: index.0,
             peers: peers.collect(),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_voter_that_is_silent_or_far_behind_is_one_that_failed_already() {
+        let member = |answers, lag| MemberHealth {
+            node: NodeId(1),
+            voter: true,
+            answers,
+            matched: None,
+            lag,
+            healthy_for_ms: None,
+            silent_ms: None,
+            vote: Vote::Has,
+        };
+        let near = member(true, Some(TRAILING_MAX - 1));
+        let tolerance = |third| failure_tolerance(&[near, near, third]);
+        assert_eq!(tolerance(near), 1);
+        for third in [
+            member(false, Some(0)),
+            member(true, Some(TRAILING_MAX)),
+            member(true, None),
+        ] {
+            assert_eq!(tolerance(third), 0, "{third:?}");
+        }
     }
 }

@@ -18,6 +18,7 @@ use tonic::{Code, Status};
 
 use super::errors::Reason;
 use super::recheck::Rechecked;
+use super::told::{Teller, told};
 use crate::access::{
     Credentials, LoginSecret, Need, Realm, Role, Subject, Unknown, is_stream, needed,
 };
@@ -210,14 +211,20 @@ where
                 if again.is_none() && !is_told {
                     return Either::Left(answering);
                 }
+                if is_told && again.is_some() {
+                    tell_begun(&subject, &path);
+                }
+                let teller =
+                    is_told.then(|| Teller::new(move |outcome| tell(&subject, &path, outcome)));
                 let finished = move |answer: Answer| {
-                    if is_told {
-                        tell(&subject, &path, outcome(&answer));
+                    let mut answer = answer?;
+                    if let Some(again) = again {
+                        answer = answer.map(|body| Body::new(Rechecked::new(body, again)));
                     }
-                    let Some(again) = again else {
-                        return answer;
-                    };
-                    answer.map(|answer| answer.map(|body| Body::new(Rechecked::new(body, again))))
+                    Ok(match teller {
+                        Some(teller) => told(answer, teller),
+                        None => answer,
+                    })
                 };
                 Either::Right(answering.map(finished).boxed())
             }
@@ -230,13 +237,10 @@ pub(super) fn is_told(needed: Role) -> bool {
     needed != Role::Viewer
 }
 
-fn outcome(answer: &Answer) -> Code {
-    let answer = match answer {
-        Ok(answer) => answer,
-        Err(never) => match *never {},
-    };
-    let status = Status::from_header_map(answer.headers());
-    status.map_or(Code::Ok, |status| status.code())
+/// Tells who began what may last.
+fn tell_begun(subject: &Subject, call: &str) {
+    let Subject { name, role } = subject;
+    tracing::info!(target: "raftserve::audit", subject = name, %role, call, "begun");
 }
 
 /// Tells who did what, and what came of it. Changes of keys may be many a second, and are told to those who ask for it.

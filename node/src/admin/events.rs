@@ -135,7 +135,7 @@ impl Watch {
                 changed = applied.changed() => if changed.is_err() {
                     return Some(stopping());
                 },
-                () = sleep_until(self.bookmark_at) => {}
+                () = sleep_until(self.bookmark_at), if self.has_begun(upto) => {}
             }
         }
     }
@@ -157,7 +157,7 @@ impl Watch {
             }
         }
         self.after = self.after.max(upto);
-        if self.bookmark_at <= Instant::now() {
+        if self.has_begun(upto) && self.bookmark_at <= Instant::now() {
             self.send(v1::WatchEventsResponse {
                 log_index: self.after.0,
                 events: Vec::new(),
@@ -165,6 +165,11 @@ impl Watch {
             .await?;
         }
         Ok(())
+    }
+
+    /// Whether the log has come to where the watch begins. Of an index that it has yet to reach, nothing is complete.
+    fn has_begun(&self, upto: LogIndex) -> bool {
+        self.after <= upto
     }
 
     async fn send(&mut self, batch: v1::WatchEventsResponse) -> Result<(), Option<Status>> {

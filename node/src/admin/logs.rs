@@ -66,6 +66,11 @@ impl Logs for LogsApi {
                 .await
                 .map_err(|error| match state.replica(id) {
                     None => errors::no_such_replica(&service.name, asked.replica_id),
+                    Some(found)
+                        if !service.spec_of(found.launched_as).provider.makes_replicas() =>
+                    {
+                        nobodys(&replica)
+                    }
                     Some(_) => no_output(&replica, &error),
                 })?;
         let closing = self.0.closing.clone().cancelled_owned();
@@ -73,6 +78,20 @@ impl Logs for LogsApi {
             pieces(output, permit).take_until(closing).boxed(),
         ))
     }
+}
+
+/// Of a replica that is there without us.
+fn nobodys(replica: &ReplicaKey) -> Status {
+    let (number, name) = (replica.id.number, &replica.name);
+    Reason::NoOutput.status_with(
+        format!(
+            "replica {number} of service {name} is static: nobody here runs it, and its output is where it runs"
+        ),
+        [
+            ("service", name.to_string()),
+            ("replica", number.to_string()),
+        ],
+    )
 }
 
 fn no_output(replica: &ReplicaKey, error: &ProviderError) -> Status {

@@ -5,17 +5,19 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use raftserve_model::{ReplicaId, ServiceId};
+use raftserve_model::{ReplicaId, ServiceId, ServiceName};
 use raftserve_store::State;
 use raftserve_store::command::Request as Asked;
 use raftserve_store::state::{Phase, Replica};
 use tonic::{Request, Response, Status};
 
+use super::errors;
 use super::gate::admitted;
 use super::pages;
 use super::shared::{Shared, find, service_name};
 use super::v1::{self, replicas_server::Replicas};
 use super::view;
+use crate::peer::Remarks;
 
 /// See the module.
 pub(super) struct ReplicasApi(pub(super) Arc<Shared>);
@@ -42,10 +44,16 @@ impl FromStr for Place {
     }
 }
 
-/// What the provider has to say.
+/// What the provider and the leader have to say.
 struct Told {
     notes: BTreeMap<ReplicaId, String>,
     trouble: Option<String>,
+    remarks: Remarks,
+}
+
+/// Whether the leader knows more of it than the record tells.
+fn is_probed(replica: &Replica) -> bool {
+    matches!(replica.phase, Phase::Starting | Phase::NotReady { .. })
 }
 
 fn show(
@@ -61,8 +69,25 @@ fn show(
         let made = service.spec().provider.makes_replicas();
         told.trouble.as_ref().filter(|_| waits && made)
     };
-    let note = told.notes.get(&replica.id).or_else(hindered);
+    let remark = || told.remarks.replicas.get(&replica.id);
+    let note = told.notes.get(&replica.id).or_else(remark);
+    let note = note.or_else(hindered);
     Some(view::replica(service, replica, made_by, note))
+}
+
+/// Whether a replica is there, and nobody made it.
+fn is_nobodys(state: &State, name: &ServiceName, number: u32) -> bool {
+    let found = state.service_by_name(name).and_then(|service| {
+        let id = ReplicaId {
+            service: service.id,
+            number,
+        };
+        Some((service, state.replica(id)?))
+    });
+    found.is_some_and(|(service, replica)| {
+        let spec = service.spec_of(replica.launched_as);
+        replica.is_live() && !spec.provider.makes_replicas()
+    })
 }
 
 #[tonic::async_trait]
@@ -84,12 +109,16 @@ impl Replicas for ReplicasApi {
         });
         let (page, next_page_token) =
             pages::take(asked.page_size, replicas, |replica| Place(replica.id))?;
+        let probed = page.iter().filter(|replica| is_probed(replica));
+        let probed = probed.map(|replica| replica.id).collect();
+        let remarks = self.0.parts.consensus.remarks(Vec::new(), probed).await;
         let provider = &self.0.parts.provider;
         let (made_by, told) = (
             provider.name(),
             Told {
                 notes: provider.notes(),
                 trouble: provider.trouble(),
+                remarks,
             },
         );
         Ok(Response::new(v1::ListReplicasResponse {
@@ -107,8 +136,20 @@ impl Replicas for ReplicasApi {
         request: Request<v1::TerminateReplicaRequest>,
     ) -> Result<Response<v1::TerminateReplicaResponse>, Status> {
         let (asked, _held) = admitted(request);
+        let name = service_name("service_name", &asked.service_name)?;
+        let (state, _) = self.0.read(false).await?;
+        if is_nobodys(&state, &name, asked.replica_id) {
+            return Err(errors::invalid_request(
+                "replica_id",
+                format!(
+                    "replica {} of service {name} is static: nobody here runs it, so nobody here can stop it; stop it where \
+                     it runs, or leave its address out with an update",
+                    asked.replica_id
+                ),
+            ));
+        }
         let terminate = Asked::TerminateReplica {
-            name: service_name("service_name", &asked.service_name)?,
+            name,
             number: asked.replica_id,
             purge: asked.purge,
         };

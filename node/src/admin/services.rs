@@ -1,20 +1,23 @@
 //! The service `Services`.
 
+use std::collections::HashMap;
 use std::mem::take;
 use std::sync::Arc;
 
 use raftserve_model::ServiceName;
+use raftserve_model::spec::{Provider, StaticUpstreams};
 use raftserve_store::Outcome;
 use raftserve_store::command::{Precondition, Request as Asked};
 use tonic::{Request, Response, Status};
 
-use super::errors::{self, Reason};
+use super::errors::{self, Reason, Violation};
 use super::gate::admitted;
 use super::pages;
 use super::shared::{Shared, find, service_name};
 use super::v1::{self, services_server::Services};
 use super::validate::{self, Checked};
 use super::view;
+use crate::controller::chain;
 
 /// See the module.
 pub(super) struct ServicesApi(pub(super) Arc<Shared>);
@@ -27,6 +30,30 @@ struct Put {
 }
 
 impl ServicesApi {
+    /// Checks a YAML, and whether this peer could do as it says.
+    async fn check(
+        &self,
+        yaml: &str,
+        envs: HashMap<String, String>,
+        secrets: HashMap<String, String>,
+    ) -> Result<Checked, Status> {
+        let checked = validate::check(yaml, envs, secrets, self.0.parts.provider.name())?;
+        if let Provider::Static(StaticUpstreams::KubernetesService(_)) = checked.spec.provider
+            && let Err(error) = self.0.parts.api.is_known().await
+        {
+            return Err(errors::invalid_spec(&[Violation {
+                field: "_metadata.raftserve.provider.static.kubernetes_service".to_owned(),
+                line: None,
+                problem: format!(
+                    "needs peers that can ask a Kubernetes API, and this one knows none ({}): run the peers as pods, or \
+                     give each a kubeconfig (KUBECONFIG); or list addresses instead",
+                    chain(&error)
+                ),
+            }]));
+        }
+        Ok(checked)
+    }
+
     async fn put(
         &self,
         id: Option<v1::RequestId>,
@@ -87,7 +114,7 @@ impl Services for ServicesApi {
         let ports = self.0.ports(request.local_addr());
         let (mut asked, _held) = admitted(request);
         let (envs, secrets) = (take(&mut asked.envs), take(&mut asked.secrets));
-        let checked = validate::check(&asked.yaml, envs, secrets, self.0.parts.provider.name())?;
+        let checked = self.check(&asked.yaml, envs, secrets).await?;
         let name = validate::choose_name(&asked.name, checked.name.as_ref(), &asked.default_name)?;
         let precondition = match asked.if_exists() {
             v1::IfExists::Unspecified => Precondition::Absent,
@@ -127,7 +154,11 @@ impl Services for ServicesApi {
             return Err(errors::invalid_request("mode", problem));
         }
         let (envs, secrets) = (take(&mut asked.envs), take(&mut asked.secrets));
-        let checked = validate::check(&asked.yaml, envs, secrets, self.0.parts.provider.name())?;
+        let mut checked = self.check(&asked.yaml, envs, secrets).await?;
+        if let Some(own) = checked.name.as_ref().filter(|own| **own != name) {
+            let told = format!("the YAML says `name: {own}`, and it is {name} that is updated");
+            checked.warnings.push(told);
+        }
         let put = match asked.validate_only {
             true => self.rehearse(&name, Precondition::Present).await?,
             false => {
@@ -149,10 +180,11 @@ impl Services for ServicesApi {
         &self,
         request: Request<v1::GetServiceRequest>,
     ) -> Result<Response<v1::GetServiceResponse>, Status> {
-        let ports = self.0.ports(request.local_addr());
+        let mut ports = self.0.ports(request.local_addr());
         let (asked, _held) = admitted(request);
         let (state, index) = self.0.read(asked.stale).await?;
         let service = find(&state, "name", &asked.name)?;
+        ports.remarks = self.0.remarks(std::iter::once(service)).await;
         let shown = v1::Service {
             yaml: service.spec().source_masked(),
             ..view::service(&state, service, &ports)
@@ -167,7 +199,7 @@ impl Services for ServicesApi {
         &self,
         request: Request<v1::ListServicesRequest>,
     ) -> Result<Response<v1::ListServicesResponse>, Status> {
-        let ports = self.0.ports(request.local_addr());
+        let mut ports = self.0.ports(request.local_addr());
         let (asked, _held) = admitted(request);
         let after: Option<ServiceName> = pages::after(&asked.page_token)?;
         let (state, index) = self.0.read(asked.stale).await?;
@@ -180,6 +212,7 @@ impl Services for ServicesApi {
             pages::take(asked.page_size, services.into_iter(), |service| {
                 service.name.clone()
             })?;
+        ports.remarks = self.0.remarks(page.iter().copied()).await;
         let show = |service: &Arc<_>| view::service(&state, service, &ports);
         Ok(Response::new(v1::ListServicesResponse {
             services: page.into_iter().map(show).collect(),

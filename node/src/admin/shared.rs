@@ -1,10 +1,12 @@
 //! What all services of the admin API work on.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use raftserve_model::{LogIndex, ServiceName};
+use raftserve_model::{LogIndex, ServiceId, ServiceName};
+use raftserve_proxy::{PortState, PortStatus};
 use raftserve_store::State;
 use raftserve_store::state::Service;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -17,6 +19,8 @@ use super::proposer::Proposer;
 use super::view::ServicePorts;
 use crate::access::{Certificates, Credentials};
 use crate::consensus::Consensus;
+use crate::controller::one_host;
+use crate::kubernetes::ApiServer;
 use crate::provider::Provider;
 
 /// How long a linearizable read may take before the caller is told that there is no quorum.
@@ -37,8 +41,12 @@ pub struct AdminParts {
     pub ready: watch::Receiver<bool>,
     /// The port of the first service with a port of its own, on this peer.
     pub service_port_base: u16,
+    /// Which services' own ports this peer could open, and which not.
+    pub service_ports: watch::Receiver<Vec<PortStatus>>,
     /// The host to name in the URLs of services; the one that the caller reached if not given.
     pub advertise_host: Option<String>,
+    /// Where Kubernetes is asked for the endpoints of its Services.
+    pub api: ApiServer,
     /// Where replicas' output is read.
     pub provider: Arc<dyn Provider>,
     /// With which the port serves TLS; without, it serves none.
@@ -108,6 +116,13 @@ impl Shared {
         })
     }
 
+    /// What keeps this peer from seeing or making replicas at all.
+    pub(super) fn hindrance(&self) -> Option<String> {
+        let provider = self.parts.provider.as_ref();
+        let trouble = provider.trouble();
+        trouble.or_else(|| one_host::not_shared(&self.parts.consensus, provider))
+    }
+
     /// Where this peer's service ports are reached by a caller that reached it at `local`.
     pub(super) fn ports(&self, local: Option<SocketAddr>) -> ServicePorts {
         let reached = || local.map(|local| local.ip().to_string());
@@ -118,9 +133,36 @@ impl Shared {
                 .unwrap_or_else(|| "127.0.0.1".to_owned()),
             base: self.parts.service_port_base,
             provider: self.parts.provider.name(),
-            hindrance: self.parts.provider.trouble(),
+            hindrance: self.hindrance(),
+            refused: refused(&self.parts.service_ports.borrow()),
+            remarks: BTreeMap::new(),
         }
     }
+
+    /// What the leader says of those of `services` whose replicas are not made by us.
+    pub(super) async fn remarks(
+        &self,
+        services: impl Iterator<Item = &Arc<Service>>,
+    ) -> BTreeMap<ServiceId, String> {
+        let found = services.filter(|it| !it.spec().provider.makes_replicas());
+        let ids = found.map(|service| service.id).collect();
+        self.parts.consensus.remarks(ids, Vec::new()).await.services
+    }
+}
+
+/// Why services' own ports are not theirs at this peer. Somebody else may answer there.
+fn refused(ports: &[PortStatus]) -> BTreeMap<ServiceId, String> {
+    let reason = |status: &PortStatus| match &status.state {
+        PortState::Open => None,
+        PortState::Refused { reason } => Some((
+            status.service,
+            format!(
+                "its own port {} cannot be had at this peer: {reason}; free it, or choose another --service-port-base",
+                status.port
+            ),
+        )),
+    };
+    ports.iter().filter_map(reason).collect()
 }
 
 fn no_quorum(reason: &str) -> Status {

@@ -11,14 +11,16 @@ use super::errors::{self, Violation};
 use super::shared::service_name;
 
 /// A YAML in which nothing is wrong.
-pub(super) struct Checked {
+pub(crate) struct Checked {
     /// Its own `name`, if it has one.
-    pub(super) name: Option<ServiceName>,
-    pub(super) spec: Arc<ServiceSpec>,
-    pub(super) warnings: Vec<String>,
+    pub(crate) name: Option<ServiceName>,
+    /// What it asks for.
+    pub(crate) spec: Arc<ServiceSpec>,
+    /// What its writer may not have meant.
+    pub(crate) warnings: Vec<String>,
 }
 
-/// Checks a service YAML, with the variables that are given beside it.
+/// Checks a service YAML, with the variables that are given beside it, for peers that make replicas as `provider` does.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` with everything that is wrong.
@@ -28,6 +30,26 @@ pub(super) fn check(
     secrets: HashMap<String, String>,
     provider: &str,
 ) -> Result<Checked, Status> {
+    let checked = check_for_any(yaml, envs, secrets)?;
+    let misplaced = match provider {
+        "kubernetes" => Vec::new(),
+        _ => for_pods_only(&checked.spec),
+    };
+    match misplaced.is_empty() {
+        true => Ok(checked),
+        false => Err(errors::invalid_spec(&misplaced)),
+    }
+}
+
+/// The same without the peers: what only some of them could do is not refused.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` with everything that is wrong.
+pub(crate) fn check_for_any(
+    yaml: &str,
+    envs: HashMap<String, String>,
+    secrets: HashMap<String, String>,
+) -> Result<Checked, Status> {
     let options = ParseOptions {
         envs: envs.into_iter().collect(),
         secrets: secrets.into_iter().collect(),
@@ -36,13 +58,6 @@ pub(super) fn check(
         let violations: Vec<Violation> = errors.into_vec().into_iter().map(violation).collect();
         errors::invalid_spec(&violations)
     })?;
-    let misplaced = match provider {
-        "kubernetes" => Vec::new(),
-        _ => for_pods_only(&parsed.spec),
-    };
-    if !misplaced.is_empty() {
-        return Err(errors::invalid_spec(&misplaced));
-    }
     Ok(Checked {
         name: parsed.name,
         spec: Arc::new(parsed.spec),
@@ -52,6 +67,19 @@ pub(super) fn check(
 
 /// What only pods can have: refused by name where replicas are processes.
 fn for_pods_only(spec: &ServiceSpec) -> Vec<Violation> {
+    let violation = |field: &'static str| {
+        Violation {
+        field: field.to_owned(),
+        line: None,
+        problem: "is for replicas that are pods, and these peers make processes (--provider process); leave it out"
+            .to_owned(),
+    }
+    };
+    pod_fields(spec).map(violation).collect()
+}
+
+/// The fields that are set and that only pods can have.
+pub(crate) fn pod_fields(spec: &ServiceSpec) -> impl Iterator<Item = &'static str> {
     let placement = &spec.placement;
     let settings = [
         (placement.image.is_some(), "resources.image_id"),
@@ -65,15 +93,7 @@ fn for_pods_only(spec: &ServiceSpec) -> Vec<Violation> {
         ),
     ];
     let asked = settings.into_iter().filter(|(is_set, _)| *is_set);
-    asked
-        .map(|(_, field)| Violation {
-            field: field.to_owned(),
-            line: None,
-            problem: "is for replicas that are pods, and these peers make processes (--provider \
-                      process); leave it out"
-                .to_owned(),
-        })
-        .collect()
+    asked.map(|(_, field)| field)
 }
 
 fn violation(error: SpecError) -> Violation {
@@ -94,7 +114,7 @@ fn violation(error: SpecError) -> Violation {
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` if none is given, or the one chosen is not allowed.
-pub(super) fn choose_name(
+pub(crate) fn choose_name(
     asked: &str,
     own: Option<&ServiceName>,
     default: &str,

@@ -1,11 +1,11 @@
 //! The agreed state as the admin API shows it. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost_types::Timestamp;
 use raftserve_model::spec::{Provider, ServiceSpec, SessionKeySource, StaticUpstreams};
 use raftserve_model::status::{ReplicaStatus, ServiceStatus};
-use raftserve_model::{SessionKey, WallTime};
+use raftserve_model::{ServiceId, SessionKey, WallTime};
 use raftserve_store::State;
 use raftserve_store::state::{Event, EventKind, Replica, Service, Session};
 
@@ -22,9 +22,24 @@ pub(super) struct ServicePorts {
     pub(super) provider: &'static str,
     /// What keeps them from it.
     pub(super) hindrance: Option<String>,
+    /// Services whose own port is not theirs, and why.
+    pub(super) refused: BTreeMap<ServiceId, String>,
+    /// Why static services lack replicas, as far as the leader tells.
+    pub(super) remarks: BTreeMap<ServiceId, String>,
 }
 
 impl ServicePorts {
+    /// What keeps a service from being all that it was asked for.
+    fn hindrance(&self, service: &Service) -> Option<String> {
+        if let (true, Some(hindrance)) = (service.spec().provider.makes_replicas(), &self.hindrance)
+        {
+            return Some(format!("replicas cannot be made: {hindrance}"));
+        }
+        let found = [self.remarks.get(&service.id), self.refused.get(&service.id)];
+        let found: Vec<&str> = found.into_iter().flatten().map(String::as_str).collect();
+        (!found.is_empty()).then(|| found.join("; "))
+    }
+
     /// The URL of the service's own port, if it has one.
     pub(super) fn url(&self, service: &Service) -> Option<String> {
         let port = self.base.checked_add(service.port_slot?)?;
@@ -70,10 +85,7 @@ pub(super) fn service(state: &State, service: &Service, ports: &ServicePorts) ->
         requested_resources: resources(spec),
         provider: provider(&spec.provider, ports.provider).to_owned(),
         yaml: String::new(),
-        hindrance: match (spec.provider.makes_replicas(), &ports.hindrance) {
-            (true, Some(hindrance)) => hindrance.clone(),
-            _ => String::new(),
-        },
+        hindrance: ports.hindrance(service).unwrap_or_default(),
     }
 }
 

@@ -33,7 +33,8 @@ Exit codes:
   3  no such service, replica or file
   4  no peer answers, or the cluster has no quorum
   5  not done within --timeout
-  6  refused: it exists already, is going down, a limit is reached, or a credential is not enough
+  6  refused: it exists already, is going down, a limit is reached, or a credential is not enough; of a peer:
+     the cluster has removed it
   130  interrupted";
 
 /// Serves models and other HTTP services as SkyPilot's SkyServe does, from three equal peers.
@@ -198,6 +199,7 @@ Examples:
   raftserve up service.yaml                 named after `name:` in it, or after the file
   raftserve up service.yaml -n web -y       named web, without asking
   raftserve up - -n web < service.yaml      from standard input
+  raftserve up service.yaml --dry-run       check the YAML, without any peer
   raftserve up service.yaml --async -y && raftserve events web")]
 pub struct UpArgs {
     /// The service YAML, as SkyServe has it; `-` for standard input.
@@ -208,6 +210,9 @@ pub struct UpArgs {
     /// Do not ask.
     #[arg(short, long)]
     pub yes: bool,
+    /// Check the YAML and show what it asks for; no peer is needed, and none is asked.
+    #[arg(long)]
+    pub dry_run: bool,
     #[command(flatten)]
     pub variables: Variables,
     #[command(flatten)]
@@ -232,12 +237,15 @@ pub struct UpdateArgs {
     pub name: String,
     /// The whole new service YAML; `-` for standard input.
     pub yaml: PathBuf,
-    /// How replicas are replaced: rolling.
+    /// How replicas are replaced: rolling. SkyServe's blue_green is not built yet.
     #[arg(long, default_value = "rolling", value_parser = mode)]
     pub mode: String,
     /// Do not ask.
     #[arg(short, long)]
     pub yes: bool,
+    /// Check the YAML and show what it asks for; no peer is needed, and none is asked.
+    #[arg(long)]
+    pub dry_run: bool,
     #[command(flatten)]
     pub variables: Variables,
     #[command(flatten)]
@@ -251,7 +259,7 @@ pub struct UpdateArgs {
 fn mode(text: &str) -> Result<String, String> {
     match text {
         "rolling" => Ok(text.to_owned()),
-        "blue_green" => Err("blue_green is not built yet; use rolling".to_owned()),
+        "blue_green" | "blue-green" => Err(format!("{text} is not built yet; use rolling")),
         _ => Err("must be rolling".to_owned()),
     }
 }
@@ -265,7 +273,7 @@ Examples:
   curl \"$(raftserve status web --endpoint)\"
   raftserve status --output json | jq '.services[].name'
 
-VERSION is each version with a ready replica; REPLICAS is ready replicas of all that have not failed.")]
+VERSION is each version with a ready replica, and whether the newest is coming or failed if it has none; REPLICAS is ready replicas of all that have not failed.")]
 pub struct StatusArgs {
     /// Names of services, or patterns such as 'web-*'; all if none.
     pub names: Vec<String>,
@@ -438,6 +446,9 @@ with 1 if a peer differs or was not heard.")]
     Remove {
         /// Its id, as `cluster members` shows it.
         node: u64,
+        /// Do not ask.
+        #[arg(short, long)]
+        yes: bool,
         #[command(flatten)]
         output: Output,
         #[command(flatten)]
@@ -589,8 +600,10 @@ mod tests {
 
     #[test]
     fn what_is_not_built_is_refused_by_name() {
-        let text = refused(&["update", "web", "web.yaml", "--mode", "blue_green"]);
-        assert!(text.contains("blue_green is not built yet"), "{text}");
+        for mode in ["blue_green", "blue-green"] {
+            let text = refused(&["update", "web", "web.yaml", "--mode", mode]);
+            assert!(text.contains(&format!("{mode} is not built yet")), "{text}");
+        }
     }
 
     #[test]

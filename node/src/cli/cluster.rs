@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::args::{ClusterArgs, ClusterVerb, Format, Target};
+use super::confirm::confirm;
 use super::connect::Servers;
 use super::failure::Failure;
 use super::paint::{Paint, Tone};
@@ -10,6 +11,7 @@ use super::table::Table;
 use super::{output, recover, shape, snapshot};
 use crate::admin::v1;
 use crate::admin::v1::cluster_client::ClusterClient;
+use crate::peer::TRAILING_MAX;
 
 mod add;
 mod release;
@@ -31,9 +33,10 @@ pub(super) async fn run(args: ClusterArgs) -> Result<(), Failure> {
         ClusterVerb::Add(args) => add::run(args).await,
         ClusterVerb::Remove {
             node,
+            yes,
             output,
             target,
-        } => remove(node, output.output, &target).await,
+        } => remove(node, yes, output.output, &target).await,
         ClusterVerb::Promote {
             node,
             output,
@@ -137,7 +140,7 @@ fn members_text(members: &[v1::Member], paint: Paint) -> String {
     let mut table = Table::new(headings);
     for member in members {
         let plain = |text: String| (text, Tone::Plain);
-        let contact = match (member.answering, shape::last_contact_ms(member)) {
+        let contact = match (member.asked, shape::last_contact_ms(member)) {
             (true, _) => "this peer".to_owned(),
             (false, Some(ms)) => format!("{ms} ms ago"),
             (false, None) => "never".to_owned(),
@@ -248,15 +251,58 @@ fn health_text(found: &v1::HealthResponse, paint: Paint) -> String {
             plain(member.peer_address.clone()),
         ]);
     }
+    let cut = found
+        .members
+        .iter()
+        .filter(|it| it.vote() == v1::Vote::LogCut);
+    let cut: String = cut
+        .map(|member| {
+            format!(
+                "\nPeer {} lost log entries that it had acknowledged, and does not count. Remove its data directory and \
+                 start it again: it joins under a new id.\n",
+                member.id
+            )
+        })
+        .collect();
     format!(
-        "Healthy            {healthy}\nFailure tolerance  {}\n\n{}",
+        "Healthy            {healthy}\nFailure tolerance  {}\n\n{}{cut}",
         found.failure_tolerance,
         table.render(paint)
     )
 }
 
-async fn remove(node_id: u64, format: Format, target: &Target) -> Result<(), Failure> {
-    Servers::new(target)?
+/// How many more peers may be lost once one is removed; none if no quorum would be left.
+fn tolerance_without(node_id: u64, health: &v1::HealthResponse) -> Option<usize> {
+    let others = health.members.iter().filter(|it| it.id != node_id);
+    let voters = others.filter(|it| it.voter);
+    // As the leader counts them.
+    let counts = |it: &&v1::MemberHealth| it.up && it.lag.is_some_and(|lag| lag < TRAILING_MAX);
+    let counting = voters.clone().filter(counts).count();
+    counting.checked_sub(voters.count() / 2 + 1)
+}
+
+fn removal(node_id: u64, health: &v1::HealthResponse) -> String {
+    let now = health.failure_tolerance;
+    let left = match tolerance_without(node_id, health) {
+        Some(left) => format!("{now} more may be lost now, and {left} then"),
+        None => "no quorum would be left".to_owned(),
+    };
+    format!("Remove peer {node_id} for good? {left}.")
+}
+
+async fn remove(node_id: u64, yes: bool, format: Format, target: &Target) -> Result<(), Failure> {
+    let mut servers = Servers::new(target)?;
+    if !yes {
+        let health = servers
+            .ask(|channel| async move {
+                ClusterClient::new(channel)
+                    .health(v1::HealthRequest {})
+                    .await
+            })
+            .await?;
+        confirm(yes, &removal(node_id, &health), false)?;
+    }
+    servers
         .ask(|channel| async move {
             ClusterClient::new(channel)
                 .remove_member(v1::RemoveMemberRequest { node_id })
@@ -300,15 +346,41 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_removal_names_what_may_be_lost_then() {
+        let member = |id, up| v1::MemberHealth {
+            id,
+            up,
+            voter: id < 4,
+            lag: Some(0),
+            ..v1::MemberHealth::default()
+        };
+        let health = |ups: [bool; 4], failure_tolerance| v1::HealthResponse {
+            members: (1..).zip(ups).map(|(id, up)| member(id, up)).collect(),
+            failure_tolerance,
+            ..v1::HealthResponse::default()
+        };
+        let well = health([true; 4], 1);
+        let asked = "Remove peer 3 for good? 1 more may be lost now, and 0 then.";
+        assert_eq!(removal(3, &well), asked);
+        assert_eq!(tolerance_without(4, &well), Some(1), "a learner");
+        let ill = health([true, false, true, true], 0);
+        assert_eq!(tolerance_without(2, &ill), Some(0), "the silent one");
+        assert!(removal(3, &ill).ends_with("no quorum would be left."));
+        let mut behind = well;
+        behind.members[1].lag = Some(TRAILING_MAX);
+        assert_eq!(tolerance_without(3, &behind), None, "one is far behind");
+    }
+
+    #[test]
     fn members_are_told_apart() {
-        let member = |id, leader, answering| v1::Member {
+        let member = |id, leader, asked| v1::Member {
             id,
             leader,
-            answering,
-            up: answering,
+            asked,
+            up: asked,
             voter: true,
             peer_address: format!("127.0.0.1:{}", 7_000 + id),
-            last_contact: (!answering).then_some(prost_types::Duration {
+            last_contact: (!asked).then_some(prost_types::Duration {
                 seconds: 1,
                 nanos: 20_000_000,
             }),

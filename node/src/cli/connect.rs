@@ -13,7 +13,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::args::Target;
 use super::contexts::{Context, Contexts, Token};
-use super::failure::{Exit, Failure};
+use super::failure::{Exit, Failure, misfit};
 use super::kubectl::{self, Forward, Release};
 use super::tls::{self, Connector, Tls};
 use crate::admin::errors::Reason;
@@ -121,10 +121,12 @@ pub(super) fn resolve(target: &Target) -> Result<Reached, Failure> {
 /// may have been installed anew.
 fn find_peers(context: &mut Context, authorities_given: bool) -> Result<Option<Forward>, Failure> {
     let here = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT));
-    let is_here = TcpStream::connect_timeout(&here, CONNECT_TIMEOUT).is_ok();
-    let release = match is_here {
-        true => None,
-        false => kubectl::find()?,
+    let release = match found_here(here) {
+        Some(said) => {
+            eprintln!("{said}");
+            None
+        }
+        None => kubectl::find()?,
     };
     let Some(release) = release else {
         context.servers.push(here.to_string());
@@ -139,6 +141,12 @@ fn find_peers(context: &mut Context, authorities_given: bool) -> Result<Option<F
     }
     context.token = context.token.take().or(found.token);
     Ok(Some(forward))
+}
+
+/// What is said where somebody is here: it may be another cluster than the one that the user has in mind.
+fn found_here(here: SocketAddr) -> Option<String> {
+    let connected = TcpStream::connect_timeout(&here, CONNECT_TIMEOUT);
+    connected.ok().map(|_| format!("Asking {here}."))
 }
 
 /// Checks what would be kept as a context.
@@ -226,11 +234,14 @@ impl Servers {
                 let error = match self.link().await {
                     Ok(link) => match tokio::time::timeout(CALL_TIMEOUT, call(link)).await {
                         Ok(Ok(answer)) => return Ok(answer.into_inner()),
-                        Ok(Err(status)) if !is_unanswered(&status) => return Err(status),
-                        Ok(Err(status)) => {
-                            seen.broken = true;
-                            status
-                        }
+                        Ok(Err(status)) => match misfit(&status) {
+                            Some(misfit) => Status::unavailable(misfit),
+                            None if !is_unanswered(&status) => return Err(status),
+                            None => {
+                                seen.broken = true;
+                                status
+                            }
+                        },
                         Err(_) => Status::unavailable("no answer in time"),
                     },
                     Err(status) => status,
@@ -335,9 +346,13 @@ impl Unanswered {
         match self.last {
             Some(status) if Reason::of(&status).is_some() => status,
             Some(status) => Reason::Stopping.status(format!(
-                "no peer answers at {}: {}; name others with --server",
+                "no peer answers at {}: {}{}; name others with --server",
                 self.addresses.join(", "),
-                status.message()
+                status.message(),
+                match self.broken {
+                    true => " (connections broke: is that the port of --admin-addr?)",
+                    false => "",
+                }
             )),
             None => Status::unavailable("no peer is named"),
         }
@@ -437,7 +452,19 @@ fn peer(text: &str, context: &Context) -> Result<Peer, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
     use super::*;
+
+    #[test]
+    fn whoever_listens_here_is_asked_and_named() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let here = listener.local_addr().unwrap();
+        let said = found_here(here).unwrap();
+        assert_eq!(said, format!("Asking {here}."));
+        drop(listener);
+        assert_eq!(found_here(here), None);
+    }
 
     #[test]
     fn addresses_may_leave_out_the_port() {
@@ -487,6 +514,40 @@ mod tests {
         assert!(is_unanswered(&Status::unavailable("x")));
         for reason in [Reason::NoSuchService, Reason::Limit, Reason::Internal] {
             assert!(!is_unanswered(&reason.status("x")));
+        }
+    }
+
+    /// Somebody who answers whatever comes first with `answer`, and says no more. It reads on to the
+    /// end: who closes with bytes unread resets the connection, which may overtake the answer.
+    fn stranger(answer: &'static [u8]) -> SocketAddr {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let _ = stream.read(&mut [0; 64]).unwrap();
+                stream.write_all(answer).unwrap();
+                stream.shutdown(std::net::Shutdown::Write).unwrap();
+                let _ = std::io::copy(&mut stream, &mut std::io::sink());
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn who_speaks_something_else_is_told_so() {
+        // The alert of a server of TLS: protocol_version.
+        let tls = stranger(b"\x15\x03\x03\x00\x02\x02\x46");
+        let mute = stranger(b"");
+        for (address, named) in [(tls, "say https://"), (mute, "--admin-addr")] {
+            let target = Target {
+                server: vec![address.to_string()],
+                ..Target::default()
+            };
+            let mut servers = Servers::new(&target).unwrap();
+            let failure = servers.request_id().await.unwrap_err();
+            assert_eq!(failure.exit, Exit::Unavailable);
+            assert!(failure.message.contains(named), "{}", failure.message);
         }
     }
 

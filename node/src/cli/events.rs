@@ -5,9 +5,8 @@ use tonic::{Code, Response, Status, Streaming};
 use super::args::{EventsArgs, Format};
 use super::connect::{Link, Servers};
 use super::failure::{Exit, Failure};
-use super::fetch::services_client;
 use super::paint::{Paint, Tone, status_tone};
-use super::{output, shape};
+use super::{fetch, output, shape};
 use crate::admin::errors::Reason;
 use crate::admin::v1;
 use crate::admin::v1::events_client::EventsClient;
@@ -64,17 +63,7 @@ pub(super) async fn run(args: EventsArgs) -> Result<(), Failure> {
 /// # Errors
 /// The same, where nobody waits for it.
 async fn check_exists(servers: &mut Servers, name: &str, no_follow: bool) -> Result<(), Failure> {
-    let request = v1::GetServiceRequest {
-        name: name.to_owned(),
-        stale: true,
-    };
-    let found = servers
-        .ask(|channel| {
-            let request = request.clone();
-            async move { services_client(channel).get(request).await }
-        })
-        .await;
-    match found {
+    match fetch::service(servers, name).await {
         Err(missing) if missing.exit == Exit::NotFound && !no_follow => {
             eprintln!("{}; waiting for it to come", missing.message);
             Ok(())

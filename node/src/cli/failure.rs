@@ -63,6 +63,10 @@ impl Failure {
 
     /// What a peer answered to a request that carried a YAML.
     pub(super) fn of_sent(status: &Status, sent: Option<Sent<'_>>) -> Self {
+        if let Some(misfit) = misfit(status) {
+            let message = format!("whoever answered is no peer's admin port: {misfit}");
+            return Self::new(Exit::Unavailable, message);
+        }
         let exit = match status.code() {
             Code::InvalidArgument => Exit::Usage,
             Code::NotFound => Exit::NotFound,
@@ -105,6 +109,25 @@ impl Failure {
             let _ = writeln!(text, "{} {remedy}", paint.tone(Tone::Strong, "remedy:"));
         }
         text
+    }
+}
+
+/// What may be the matter where an answer is not one that a peer's admin port gives.
+pub(super) fn misfit(status: &Status) -> Option<&'static str> {
+    if Reason::of(status).is_some() {
+        return None;
+    }
+    match status.code() {
+        // Also what a 404 over HTTP/2 is to gRPC.
+        Code::Unimplemented => Some(
+            "it knows no such call: is that the port of --admin-addr (7000 by default), of a peer of this release?",
+        ),
+        // What broke a rule of HTTP/2; a connection that ends is another matter.
+        Code::Internal if status.message().contains("h2 protocol error") => Some(
+            "it speaks no HTTP/2: it may speak TLS, say https://; or is that not the port of --admin-addr (7000 by \
+             default)?",
+        ),
+        _ => None,
     }
 }
 
@@ -213,6 +236,19 @@ mod tests {
             "error: web.yaml is refused for 2 reasons\n\n  web.yaml:2: service.replicas: must be an \
              integer\n      2 |   replicas: two\n\n  web.yaml: run: is required\n"
         );
+    }
+
+    #[test]
+    fn an_answer_of_something_else_than_a_peer_is_told_from_that_of_a_peer() {
+        let tls = Status::internal("h2 protocol error: http2 error");
+        let peers = Status::unimplemented("");
+        for (status, named) in [(tls, "https://"), (peers, "--admin-addr")] {
+            let failure = Failure::of(&status);
+            assert_eq!(failure.exit, Exit::Unavailable);
+            assert!(failure.message.contains(named), "{}", failure.message);
+        }
+        assert_eq!(misfit(&Reason::Internal.status("h2 protocol error")), None);
+        assert_eq!(misfit(&Status::internal("x")), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Whole lists, page by page.
+//! What the CLI reads of services and replicas: one, or whole lists, page by page.
 
 use super::connect::{Link, Servers};
 use super::failure::{Exit, Failure};
@@ -18,6 +18,27 @@ pub(super) fn services_client(channel: Link) -> ServicesClient<Link> {
 /// A client of `Replicas`.
 pub(super) fn replicas_client(channel: Link) -> ReplicasClient<Link> {
     ReplicasClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+}
+
+/// A service as any peer knows it.
+///
+/// # Errors
+/// If there is none of that name, or nobody answers.
+pub(super) async fn service(
+    servers: &mut Servers,
+    name: &str,
+) -> Result<Option<v1::Service>, Failure> {
+    let request = v1::GetServiceRequest {
+        name: name.to_owned(),
+        stale: true,
+    };
+    let found = servers
+        .ask(|channel| {
+            let request = request.clone();
+            async move { services_client(channel).get(request).await }
+        })
+        .await?;
+    Ok(found.service)
 }
 
 /// Every service, by name.

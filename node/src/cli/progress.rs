@@ -18,7 +18,7 @@ use super::shape::replica_status;
 use crate::admin::v1;
 
 pub(super) use plan::Goal;
-use plan::{Verdict, judge, waiting_for};
+use plan::{Verdict, is_untouched, judge, waiting_for};
 
 /// How often the service is looked at. Reads are answered by the peer asked, from memory.
 const LOOK_EVERY: Duration = Duration::from_millis(300);
@@ -37,7 +37,7 @@ pub(super) async fn wait(
     timeout: Duration,
 ) -> Result<(), Failure> {
     let begun = Instant::now();
-    let mut display = Display::new(name);
+    let mut display = Display::new(name, goal);
     let mut before = false;
     loop {
         let now = look(servers, name, goal).await?;
@@ -70,18 +70,8 @@ async fn look(
     name: &str,
     goal: Goal,
 ) -> Result<Option<(v1::Service, Vec<v1::Replica>)>, Failure> {
-    let request = v1::GetServiceRequest {
-        name: name.to_owned(),
-        stale: true,
-    };
-    let found = servers
-        .ask(|channel| {
-            let request = request.clone();
-            async move { fetch::services_client(channel).get(request).await }
-        })
-        .await;
-    let service = match found {
-        Ok(found) => found.service,
+    let service = match fetch::service(servers, name).await {
+        Ok(found) => found,
         Err(failure) if failure.exit == Exit::NotFound => None,
         Err(failure) => return Err(failure),
     };
@@ -115,23 +105,31 @@ fn age(replica: &v1::Replica, now: SystemTime) -> Duration {
 /// What has been shown so far.
 struct Display<'a> {
     name: &'a str,
+    goal: Goal,
+    /// Whether nothing was looked at yet.
+    is_first: bool,
     paint: Paint,
     redraw: bool,
     /// The lines of the block on the terminal.
     drawn: usize,
     /// What was last said of each replica, where lines are printed.
     said: BTreeMap<u32, String>,
+    /// What was last said to hinder the service, there.
+    hindrance: String,
 }
 
 impl<'a> Display<'a> {
-    fn new(name: &'a str) -> Self {
+    fn new(name: &'a str, goal: Goal) -> Self {
         let stderr = std::io::stderr();
         Self {
             name,
+            goal,
+            is_first: true,
             paint: Paint::of(&stderr),
             redraw: stderr.is_terminal(),
             drawn: 0,
             said: BTreeMap::new(),
+            hindrance: String::new(),
         }
     }
 
@@ -141,7 +139,7 @@ impl<'a> Display<'a> {
         };
         let text = match self.redraw {
             true => self.block(service, replicas, elapsed, wall_clock()),
-            false => self.changes(replicas, elapsed),
+            false => self.changes(service, replicas, elapsed),
         };
         // Progress that cannot be shown is no reason to stop waiting.
         let _ = std::io::stderr().write_all(text.as_bytes());
@@ -166,6 +164,10 @@ impl<'a> Display<'a> {
             brief(elapsed)
         ));
         let mut lines = 1;
+        if !service.hindrance.is_empty() {
+            text.push_str(&format!("  {}\n", on_one_line(&service.hindrance)));
+            lines += 1;
+        }
         for replica in replicas.iter().rev().take(ROWS_MAX).rev() {
             let status = replica_status(replica);
             let padded = format!("{status:<20}");
@@ -184,8 +186,20 @@ impl<'a> Display<'a> {
         text
     }
 
-    fn changes(&mut self, replicas: &[v1::Replica], elapsed: Duration) -> String {
+    fn changes(
+        &mut self,
+        service: &v1::Service,
+        replicas: &[v1::Replica],
+        elapsed: Duration,
+    ) -> String {
         let mut text = String::new();
+        if service.hindrance != self.hindrance {
+            self.hindrance.clone_from(&service.hindrance);
+            if !self.hindrance.is_empty() {
+                let (name, said) = (self.name, on_one_line(&self.hindrance));
+                text.push_str(&format!("[{}] {name}: {said}\n", brief(elapsed)));
+            }
+        }
         for replica in replicas {
             let mut now = replica_status(replica).to_owned();
             let waiting = waiting_for(replica);
@@ -195,12 +209,20 @@ impl<'a> Display<'a> {
             }
             if self.said.get(&replica.id) != Some(&now) {
                 let (name, id) = (self.name, replica.id);
-                text.push_str(&format!("[{}] {name} replica {id} {now}\n", brief(elapsed)));
+                if !(self.is_first && is_untouched(self.goal, replica)) {
+                    text.push_str(&format!("[{}] {name} replica {id} {now}\n", brief(elapsed)));
+                }
                 self.said.insert(replica.id, now);
             }
         }
+        self.is_first = false;
         text
     }
+}
+
+/// A text of a peer's on a line that is redrawn.
+fn on_one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 #[cfg(test)]
@@ -218,10 +240,17 @@ mod tests {
     fn display(redraw: bool) -> Display<'static> {
         Display {
             name: "web",
+            goal: Goal::Ready {
+                service_id: 1,
+                version: 2,
+                wanted: 1,
+            },
+            is_first: true,
             paint: Paint::fixed(false),
             redraw,
             drawn: 0,
             said: BTreeMap::new(),
+            hindrance: String::new(),
         }
     }
 
@@ -229,16 +258,56 @@ mod tests {
     fn without_a_terminal_only_changes_are_printed() {
         let mut display = display(false);
         let starting = [replica(1, v1::ReplicaStatus::Starting)];
-        let first = display.changes(&starting, Duration::from_secs(2));
+        let service = v1::Service::default();
+        let first = display.changes(&service, &starting, Duration::from_secs(2));
         assert_eq!(
             first,
             "[2s] web replica 1 STARTING: waiting for its first good probe\n"
         );
-        assert_eq!(display.changes(&starting, Duration::from_secs(3)), "");
+        assert_eq!(
+            display.changes(&service, &starting, Duration::from_secs(3)),
+            ""
+        );
         let ready = [replica(1, v1::ReplicaStatus::Ready)];
         assert_eq!(
-            display.changes(&ready, Duration::from_secs(4)),
+            display.changes(&service, &ready, Duration::from_secs(4)),
             "[4s] web replica 1 READY\n"
+        );
+        let hindered = v1::Service {
+            hindrance: "x:80 cannot be resolved".to_owned(),
+            ..service
+        };
+        assert_eq!(
+            display.changes(&hindered, &ready, Duration::from_secs(5)),
+            "[5s] web: x:80 cannot be resolved\n"
+        );
+        assert_eq!(
+            display.changes(&hindered, &ready, Duration::from_secs(6)),
+            ""
+        );
+    }
+
+    #[test]
+    fn what_was_there_before_is_printed_once_it_changes() {
+        let mut display = display(false);
+        let service = v1::Service::default();
+        let old = |status| v1::Replica {
+            version: 1,
+            ..replica(1, status)
+        };
+        let new = v1::Replica {
+            version: 2,
+            ..replica(2, v1::ReplicaStatus::Pending)
+        };
+        let first = [old(v1::ReplicaStatus::Ready), new.clone()];
+        assert_eq!(
+            display.changes(&service, &first, Duration::ZERO),
+            "[0s] web replica 2 PENDING: waiting to be created\n"
+        );
+        let then = [old(v1::ReplicaStatus::ShuttingDown), new];
+        assert_eq!(
+            display.changes(&service, &then, Duration::from_secs(1)),
+            "[1s] web replica 1 SHUTTING_DOWN: waiting for its requests to end\n"
         );
     }
 

@@ -1,29 +1,27 @@
 //! `raftserve cluster recover`: from one survivor to a new cluster.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use futures_util::future::join_all;
-use raftserve_store::restore::{Survivor, take_place};
-use raftserve_store::state::Claim;
+use raftserve_model::NodeId;
+use raftserve_store::restore::{Parent, Survivor, take_place};
+use raftserve_store::state::{Claim, PeerStanding};
 use serde_json::json;
 
 use super::confirm::confirm;
 use super::failure::{Exit, Failure};
 use super::output;
+use super::presence::Presence;
 use super::snapshot::{away, begin_in, failure, table, tell};
 use super::snapshot_args::RecoverArgs;
-use crate::access::Certificates;
-use crate::peer::{self, Met};
 
 /// Runs the verb.
 pub(super) async fn run(args: RecoverArgs) -> Result<(), Failure> {
     let dir = args.data_dir.clone();
     let read = move || Survivor::read(&dir).map_err(|error| failure(&error));
     let survivor = away(read).await?;
-    let alive = answering(&survivor, args.cert_dir.as_deref()).await?;
+    let present = Presence::of(&survivor.parent, args.cert_dir.as_deref()).await?;
     if args.dry_run {
-        return show(&survivor, &alive, &args);
+        return show(&survivor, &present, &args);
     }
     let cluster = survivor.parent.cluster;
     if args.cluster_id != Some(cluster) {
@@ -36,18 +34,27 @@ pub(super) async fn run(args: RecoverArgs) -> Result<(), Failure> {
         )
         .remedy("make sure that this is the peer that you mean, and name its cluster"));
     }
-    if !alive.is_empty() {
+    must_be_a_member(&survivor)?;
+    if let Some(into) = &args.into {
+        must_lie_outside(survivor.path(), into)?;
+    }
+    if !present.own.is_empty() {
         return Err(Failure::new(
             Exit::Refused,
-            format!("not all other peers of cluster {cluster} are down: {} answers", alive.join(", ")),
+            format!("not all other peers of cluster {cluster} are down: {} answers", present.own.join(", ")),
         )
         .remedy(
             "if a majority can be started, start it: there is nothing to recover. Otherwise stop and empty those \
              that are left, but for the one whose last entry (--dry-run shows it) is the newest",
         ));
     }
+    present.must_not_be_succeeded(cluster, &args.unrelated_cluster)?;
+    let leaving = match is_leaving(&survivor) {
+        true => " It was to be removed, and may lack what came after that.",
+        false => "",
+    };
     let question = format!(
-        "Cluster {cluster} ends here, and a new one begins with what peer {} has, up to entry {}. What only its \
+        "Cluster {cluster} ends here, and a new one begins with what peer {} has, up to entry {}.{leaving} What only its \
          other peers had is lost, and they must never run again. Go ahead?",
         survivor.node, survivor.parent.last.index,
     );
@@ -55,8 +62,12 @@ pub(super) async fn run(args: RecoverArgs) -> Result<(), Failure> {
     away(move || recover(survivor, &args)).await
 }
 
-fn show(survivor: &Survivor, alive: &[String], args: &RecoverArgs) -> Result<(), Failure> {
+fn show(survivor: &Survivor, present: &Presence, args: &RecoverArgs) -> Result<(), Failure> {
     let state = &survivor.parent.state;
+    let others = present.others.iter();
+    let others: Vec<_> = others
+        .map(|(cluster, named)| format!("{named}, of cluster {cluster}"))
+        .collect();
     let value = json!({
         "data_dir": survivor.path().display().to_string(),
         "cluster_id": survivor.parent.cluster.to_string(),
@@ -64,7 +75,9 @@ fn show(survivor: &Survivor, alive: &[String], args: &RecoverArgs) -> Result<(),
         "last_term": survivor.parent.last.term,
         "last_index": survivor.parent.last.index.0,
         "members": members(survivor),
-        "answering": alive,
+        "leaving": is_leaving(survivor),
+        "answering": present.own,
+        "answering_of_others": others,
         "services": state.services().count(),
         "replicas": state.replicas().count(),
     });
@@ -78,39 +91,66 @@ fn members(survivor: &Survivor) -> Vec<String> {
         .collect()
 }
 
-/// The other members of the survivor's cluster that answer where its log says they are.
+/// That what is in the survivor's directory may go on as the cluster.
 ///
 /// # Errors
-/// If that cannot be known.
-async fn answering(survivor: &Survivor, cert_dir: Option<&Path>) -> Result<Vec<String>, Failure> {
-    let read = |directory: &Path| Certificates::read(directory.to_owned()).map(Arc::new);
-    let certificates = cert_dir
-        .map(read)
-        .transpose()
-        .map_err(|error| Failure::usage(format!("--cert-dir: {:#}", anyhow::Error::from(error))))?;
-    let cluster = survivor.parent.cluster;
-    let others = survivor.parent.membership.nodes.iter();
-    let others = others.filter(|(id, _)| **id != survivor.node);
-    let asked = others.map(
-        async |(_, record)| match peer::meet(&record.address, certificates.clone()).await {
-            Met::Member {
-                cluster: theirs,
-                node,
-            } if theirs == cluster => Ok(Some(format!("peer {node} at {}", record.address))),
-            // A peer that was emptied, or one of another cluster, has nothing of this one.
-            Met::Member { .. } | Met::Pristine | Met::Nobody => Ok(None),
-            Met::Unreadable => Err(Failure::new(
-                Exit::Refused,
-                format!(
-                    "somebody is at {}, where a peer of this cluster was, and does not answer without TLS",
-                    record.address
-                ),
-            )
-            .remedy("name the peers' certificates with --cert-dir")),
-        },
-    );
-    let answers: Result<Vec<_>, Failure> = join_all(asked).await.into_iter().collect();
-    Ok(answers?.into_iter().flatten().collect())
+/// It was no member any more, by its own log, which then lacks what came after.
+fn must_be_a_member(survivor: &Survivor) -> Result<(), Failure> {
+    let parent = &survivor.parent;
+    if !was_removed(parent, survivor.node) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::Refused,
+        format!(
+            "peer {} was removed from cluster {} before this: what is in {} is not all that the cluster had",
+            survivor.node,
+            parent.cluster,
+            survivor.path().display()
+        ),
+    )
+    .remedy(
+        "recover a peer that was a member to the end. If none is left: `raftserve cluster snapshot restore` takes a saved \
+         snapshot, or the newest in the directory's `snap`",
+    ))
+}
+
+fn was_removed(parent: &Parent, node: NodeId) -> bool {
+    let entry = parent.state.peer(node);
+    let is_removed = entry.is_some_and(|it| it.is_removed());
+    is_removed || !parent.membership.nodes.contains_key(&node)
+}
+
+/// Whether it was on its way out as far as its log tells: how that ended, the log need not have been told.
+fn is_leaving(survivor: &Survivor) -> bool {
+    let entry = survivor.parent.state.peer(survivor.node);
+    entry.is_some_and(|it| matches!(it.standing, PeerStanding::Leaving { .. }))
+}
+
+/// That `into` is no place within the survivor's own directory.
+///
+/// # Errors
+/// It is.
+fn must_lie_outside(survivor: &Path, into: &Path) -> Result<(), Failure> {
+    let absolute = std::path::absolute(into).unwrap_or_else(|_| into.to_owned());
+    // It need not be there yet.
+    let mut there = absolute.ancestors().filter_map(|it| it.canonicalize().ok());
+    let survivor_at = survivor.canonicalize();
+    let (Some(there), Ok(survivor_at)) = (there.next(), survivor_at) else {
+        return Ok(());
+    };
+    if !there.starts_with(&survivor_at) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::Refused,
+        format!(
+            "{} lies within the peer's own directory, {}",
+            into.display(),
+            survivor.display()
+        ),
+    )
+    .remedy("name a directory elsewhere"))
 }
 
 fn recover(survivor: Survivor, args: &RecoverArgs) -> Result<(), Failure> {
@@ -158,4 +198,56 @@ fn beside(place: &Path, ending: &str) -> PathBuf {
     let mut name = place.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{ending}"));
     place.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use raftserve_model::{ClusterId, LogIndex};
+    use raftserve_store::entry::{LogId, Membership, PeerRecord};
+    use raftserve_store::state::State;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_that_its_own_log_has_not_among_the_members_was_removed() {
+        let members = [1, 2].map(|node| (NodeId(node), PeerRecord::default()));
+        let parent = Parent {
+            cluster: ClusterId([1; 16]),
+            last: LogId {
+                term: 1,
+                node: NodeId(1),
+                index: LogIndex(312),
+            },
+            membership: Membership {
+                nodes: members.into(),
+                ..Membership::default()
+            },
+            state: State::default().into(),
+        };
+        assert!(!was_removed(&parent, NodeId(2)));
+        assert!(was_removed(&parent, NodeId(3)));
+    }
+
+    #[test]
+    fn a_directory_within_the_survivors_is_no_place_for_the_new_cluster() {
+        let folder = tempfile::tempdir().unwrap();
+        let survivor = folder.path().join("peer");
+        std::fs::create_dir(&survivor).unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&survivor, &link).unwrap();
+        for within in [
+            survivor.clone(),
+            survivor.join("new"),
+            survivor.join("new/er"),
+            link.join("new"),
+            survivor.join("../peer/new"),
+        ] {
+            let refused = must_lie_outside(&survivor, &within);
+            assert!(refused.is_err(), "{}", within.display());
+        }
+        for beside in [folder.path().join("new"), folder.path().join("peer.new/1")] {
+            let allowed = must_lie_outside(&survivor, &beside);
+            assert!(allowed.is_ok(), "{}", beside.display());
+        }
+    }
 }

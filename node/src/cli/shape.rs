@@ -95,8 +95,20 @@ pub(super) fn member(member: &v1::Member) -> Value {
         "admin_address": text(&member.admin_address),
         "matched_index": member.matched_index,
         "last_contact_ms": last_contact_ms(member),
-        "answering": member.answering,
+        "asked": member.asked,
     })
+}
+
+/// Whether nothing more will come of a replica.
+pub(super) fn is_failed(status: v1::ReplicaStatus) -> bool {
+    matches!(
+        status,
+        v1::ReplicaStatus::Failed
+            | v1::ReplicaStatus::FailedInitialDelay
+            | v1::ReplicaStatus::FailedProbing
+            | v1::ReplicaStatus::FailedProvision
+            | v1::ReplicaStatus::FailedCleanup
+    )
 }
 
 /// A member's part in the cluster.

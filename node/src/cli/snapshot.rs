@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::args::Format;
 use super::failure::{Exit, Failure};
 use super::output;
+use super::presence::Presence;
 use super::snapshot_args::{FileArgs, RestoreArgs, SnapshotArgs, SnapshotVerb, VerifyArgs};
 use crate::clock;
 
@@ -24,7 +25,7 @@ pub(super) async fn run(args: SnapshotArgs) -> Result<(), Failure> {
         SnapshotVerb::Save(args) => save::run(args).await,
         SnapshotVerb::Inspect(args) => away(move || inspect(&args)).await,
         SnapshotVerb::Verify(args) => away(move || verify(&args)).await,
-        SnapshotVerb::Restore(args) => away(move || restore(&args)).await,
+        SnapshotVerb::Restore(args) => restore(args).await,
     }
 }
 
@@ -105,7 +106,7 @@ fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     let parent = Parent::in_file(&args.file).map_err(|error| failure(&error))?;
     let (size, sha256) = file::sha256(&args.file)?;
     if let Some(wanted) = &args.sha256
-        && !wanted.trim().eq_ignore_ascii_case(&sha256)
+        && *wanted != sha256
     {
         return Err(Failure::new(
             Exit::Refused,
@@ -134,22 +135,43 @@ fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     })
 }
 
-fn restore(args: &RestoreArgs) -> Result<(), Failure> {
+async fn restore(args: RestoreArgs) -> Result<(), Failure> {
     let claim = match args.fork {
         true => Claim::Fork,
         false => Claim::TakeOver,
     };
     // What is wrong with the file is told before a directory is made.
-    let parent = Parent::in_file(&args.file).map_err(|error| failure(&error))?;
-    let begun = begin_in(&parent, claim, &args.data_dir, args.peer_addr.clone())?;
-    tell(
-        &parent,
-        begun,
-        claim,
-        &args.data_dir,
-        None,
-        args.output.output,
-    )
+    let file = args.file.clone();
+    let parent = away(move || Parent::in_file(&file).map_err(|error| failure(&error))).await?;
+    if claim == Claim::TakeOver {
+        must_be_gone(&parent, &args).await?;
+    }
+    away(move || {
+        let begun = begin_in(&parent, claim, &args.data_dir, args.peer_addr.clone())?;
+        let format = args.output.output;
+        tell(&parent, begun, claim, &args.data_dir, None, format)
+    })
+    .await
+}
+
+/// That the cluster which is to be taken over from does not run, nor what it may have become.
+///
+/// # Errors
+/// Who answers.
+async fn must_be_gone(parent: &Parent, args: &RestoreArgs) -> Result<(), Failure> {
+    let present = Presence::of(parent, args.cert_dir.as_deref()).await?;
+    if !present.own.is_empty() {
+        return Err(Failure::new(
+            Exit::Refused,
+            format!(
+                "cluster {} still runs: {} answers. Two clusters must never drive the same replicas",
+                parent.cluster,
+                present.own.join(", ")
+            ),
+        )
+        .remedy("stop all of its peers for good; or make a copy beside it with --fork"));
+    }
+    present.must_not_be_succeeded(parent.cluster, &args.unrelated_cluster)
 }
 
 /// Fills an empty directory with the beginning of a new cluster.
@@ -162,7 +184,7 @@ pub(super) fn begin_in(
     let beginning = Beginning {
         cluster: ClusterId(rand::random()),
         claim,
-        unix_seconds: clock::unix_ms() / 1_000,
+        unix_ms: clock::unix_ms(),
         address,
     };
     let target = EmptyDir::take(dir).map_err(|error| failure(&error.into()))?;

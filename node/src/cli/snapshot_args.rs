@@ -71,7 +71,7 @@ pub struct VerifyArgs {
     /// The file.
     pub file: PathBuf,
     /// What `save` printed: the file must be that one.
-    #[arg(long, value_name = "HEX")]
+    #[arg(long, value_name = "HEX", value_parser = sha256)]
     pub sha256: Option<String>,
     #[command(flatten)]
     pub output: Output,
@@ -90,8 +90,8 @@ The directory becomes the first peer of a new cluster, with an id of its own. St
 and, for --take-over, with the --replica-root that the former peers had; then start the other peers with empty
 data directories: they join it.
 
---take-over: the cluster that the snapshot is of is gone for good. Its replicas that still run are adopted as
-they are, by the same processes, with their sessions.
+--take-over: the cluster that the snapshot is of is gone for good; it is refused while a peer of it answers. Its
+replicas that still run are adopted as they are, by the same processes, with their sessions.
 --fork: that cluster goes on. Its replicas are not touched; each service starts replicas of its own, and
 sessions move to them."
 )]
@@ -111,6 +111,13 @@ pub struct RestoreArgs {
     /// starts.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7001")]
     pub peer_addr: String,
+    /// The certificates that the former peers spoke TLS with, as `raftserve node` is given them: to ask, for --take-over,
+    /// whether any of them is up.
+    #[arg(long, value_name = "DIR", env = "RAFTSERVE_CERT_DIR")]
+    pub cert_dir: Option<PathBuf>,
+    /// A cluster that answers where a peer of the lost one was, and has nothing to do with it. May be given more than once.
+    #[arg(long, value_name = "ID")]
+    pub unrelated_cluster: Vec<ClusterId>,
     #[command(flatten)]
     pub output: Output,
 }
@@ -145,6 +152,9 @@ pub struct RecoverArgs {
     /// peers whether they are up.
     #[arg(long, value_name = "DIR", env = "RAFTSERVE_CERT_DIR")]
     pub cert_dir: Option<PathBuf>,
+    /// A cluster that answers where a peer of the lost one was, and has nothing to do with it. May be given more than once.
+    #[arg(long, value_name = "ID")]
+    pub unrelated_cluster: Vec<ClusterId>,
     /// Only show what the peer has, and who answers.
     #[arg(long)]
     pub dry_run: bool,
@@ -153,4 +163,12 @@ pub struct RecoverArgs {
     pub yes: bool,
     #[command(flatten)]
     pub output: Output,
+}
+
+fn sha256(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    match text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err("a SHA-256 has 64 hexadecimal digits, as `save` prints them".to_owned()),
+    }
 }

@@ -30,6 +30,7 @@ impl Source {
         let cannot = |error: std::io::Error| {
             let exit = match error.kind() {
                 std::io::ErrorKind::NotFound => Exit::NotFound,
+                std::io::ErrorKind::IsADirectory => Exit::Usage,
                 _ => Exit::Failed,
             };
             Failure::new(exit, format!("cannot read {shown}: {error}"))
@@ -143,5 +144,7 @@ mod tests {
         let failure = Source::read(Path::new("/nowhere/web.yaml")).err().unwrap();
         assert_eq!(failure.exit, Exit::NotFound);
         assert!(failure.message.contains("/nowhere/web.yaml"));
+        let folder = Source::read(Path::new(".")).err().unwrap();
+        assert_eq!(folder.exit, Exit::Usage);
     }
 }

@@ -1,6 +1,6 @@
 //! `raftserve status`.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
@@ -109,10 +109,18 @@ impl View {
         if services.is_empty() {
             return "No services. `raftserve up YAML` brings one up.\n".to_owned();
         }
-        let mut text = format!("{}\n{}", title("Services"), self.services(services));
-        let hindrances: BTreeSet<&str> = services.iter().map(|it| &it.hindrance[..]).collect();
-        for hindrance in hindrances.into_iter().filter(|said| !said.is_empty()) {
-            text.push_str(&format!("\nReplicas cannot be made: {hindrance}\n"));
+        let mut text = format!(
+            "{}\n{}",
+            title("Services"),
+            self.services(services, replicas)
+        );
+        let mut hindered: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for service in services.iter().filter(|it| !it.hindrance.is_empty()) {
+            let names = hindered.entry(&service.hindrance).or_default();
+            names.push(&service.name);
+        }
+        for (hindrance, names) in hindered {
+            text.push_str(&format!("\n{}: {hindrance}\n", names.join(", ")));
         }
         text.push_str(&format!("\n{}\n", title("Service Replicas")));
         if replicas.is_empty() {
@@ -133,7 +141,7 @@ impl View {
         text
     }
 
-    fn services(&self, services: &[v1::Service]) -> String {
+    fn services(&self, services: &[v1::Service], replicas: &[&v1::Replica]) -> String {
         let mut headings = vec![
             "NAME", "VERSION", "UPTIME", "STATUS", "REPLICAS", "ENDPOINT",
         ];
@@ -147,23 +155,18 @@ impl View {
         }
         let mut table = Table::new(headings);
         for service in services {
-            table.row(self.service_row(service));
+            table.row(self.service_row(service, replicas));
         }
         table.render(self.paint)
     }
 
-    fn service_row(&self, service: &v1::Service) -> Vec<(String, Tone)> {
+    fn service_row(&self, service: &v1::Service, replicas: &[&v1::Replica]) -> Vec<(String, Tone)> {
         let plain = |text: String| (text, Tone::Plain);
         let status = shape::service_status(service);
-        let versions: Vec<String> = service
-            .active_versions
-            .iter()
-            .map(ToString::to_string)
-            .collect();
         let uptime = self.since(service.first_ready_at.as_ref());
         let mut row = vec![
             plain(service.name.clone()),
-            plain(versions.join(",")),
+            plain(versions(service, replicas)),
             plain(uptime.map(brief).unwrap_or_default()),
             (status.to_owned(), status_tone(status)),
             plain(format!(
@@ -235,6 +238,24 @@ impl View {
     }
 }
 
+/// Each version with a ready replica, and the newest if it is not among them: it is on its way, or has failed.
+fn versions(service: &v1::Service, replicas: &[&v1::Replica]) -> String {
+    let active = &service.active_versions;
+    let active: Vec<String> = active.iter().map(ToString::to_string).collect();
+    let text = active.join(",");
+    let newest = service.version;
+    if active.is_empty() || service.active_versions.contains(&newest) {
+        return text;
+    }
+    let mine = |it: &&&v1::Replica| it.service_id == service.id && it.version == newest;
+    let mut of_newest = replicas.iter().filter(mine).peekable();
+    let is_failed = of_newest.peek().is_some() && of_newest.all(|it| shape::is_failed(it.status()));
+    match is_failed {
+        true => format!("{text} ({newest} failed)"),
+        false => format!("{text} ({newest} coming)"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -297,13 +318,39 @@ mod tests {
     }
 
     #[test]
+    fn a_newest_version_that_does_not_serve_is_told() {
+        let shown = |replicas: &[(u32, v1::ReplicaStatus)]| {
+            let updated = v1::Service {
+                version: 3,
+                active_versions: vec![2],
+                ..web()
+            };
+            let replica = |(version, status): &(u32, v1::ReplicaStatus)| v1::Replica {
+                version: *version,
+                status: (*status).into(),
+                ..replica(1)
+            };
+            let replicas: Vec<_> = replicas.iter().map(replica).collect();
+            versions(&updated, &replicas.iter().collect::<Vec<_>>())
+        };
+        use v1::ReplicaStatus::{Failed, Ready, Starting};
+        assert_eq!(shown(&[(2, Ready), (3, Failed)]), "2 (3 failed)");
+        assert_eq!(
+            shown(&[(2, Ready), (3, Failed), (3, Starting)]),
+            "2 (3 coming)"
+        );
+        assert_eq!(shown(&[(2, Ready)]), "2 (3 coming)");
+        assert_eq!(versions(&web(), &[]), "1,2");
+    }
+
+    #[test]
     fn what_hinders_all_services_is_told_once() {
         let hindered = v1::Service {
-            hindrance: "the API server does not answer".into(),
+            hindrance: "replicas cannot be made: no answer".into(),
             ..web()
         };
         let text = view(false).text(&[hindered.clone(), hindered], &[]);
-        let told = "\nReplicas cannot be made: the API server does not answer\n";
+        let told = "\nweb, web: replicas cannot be made: no answer\n";
         assert_eq!(text.matches(told).count(), 1, "{text}");
         assert!(!view(false).text(&[web()], &[]).contains("cannot be made"));
     }

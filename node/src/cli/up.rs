@@ -1,22 +1,26 @@
 //! `raftserve up` and `raftserve update`: check first, ask, then change.
 
 use serde_json::json;
+use tonic::Status;
 
-use super::args::{UpArgs, UpdateArgs};
+use super::args::{Format, UpArgs, UpdateArgs};
 use super::confirm::confirm;
 use super::connect::Servers;
 use super::failure::Failure;
-use super::fetch::services_client;
+use super::fetch::{self, services_client};
 use super::kubectl::Release;
 use super::output;
 use super::progress::{self, Goal};
 use super::source::{Given, Source};
-use crate::admin::v1;
+use crate::admin::{v1, validate};
 
 /// Brings up a service.
 pub(super) async fn up(args: UpArgs) -> Result<(), Failure> {
     let source = Source::read(&args.yaml)?;
     let given = Given::read(&args.variables)?;
+    if args.dry_run {
+        return dry_run(&source, given, args.name.as_deref(), args.output.output);
+    }
     let mut servers = Servers::new(&args.target)?;
     let mut request = v1::ApplyServiceRequest {
         yaml: source.text.clone(),
@@ -51,6 +55,8 @@ pub(super) async fn up(args: UpArgs) -> Result<(), Failure> {
             wanted: put.wanted_replicas,
         };
         progress::wait(&mut servers, &put.name, goal, args.waiting.timeout).await?;
+        put.warnings
+            .extend(hindrance(&mut servers, &put.name).await?);
     }
     let value = json!({
         "name": put.name,
@@ -66,7 +72,11 @@ pub(super) async fn up(args: UpArgs) -> Result<(), Failure> {
             false => "is up",
         };
         match put.endpoint.as_str() {
-            "" => format!("Service {} {done}.\n", put.name),
+            "" => format!(
+                "Service {} {done}. It has no port of its own, as others have all: reach it at the proxy port of any peer, by \
+                 host name or under /{}/.\n",
+                put.name, put.name
+            ),
             url => format!("Service {} {done}.\nEndpoint: {url}\n", put.name),
         }
     })
@@ -76,6 +86,9 @@ pub(super) async fn up(args: UpArgs) -> Result<(), Failure> {
 pub(super) async fn update(args: UpdateArgs) -> Result<(), Failure> {
     let source = Source::read(&args.yaml)?;
     let given = Given::read(&args.variables)?;
+    if args.dry_run {
+        return dry_run(&source, given, Some(&args.name), args.output.output);
+    }
     let mut servers = Servers::new(&args.target)?;
     let mut request = v1::UpdateServiceRequest {
         name: args.name.clone(),
@@ -122,6 +135,42 @@ pub(super) async fn update(args: UpdateArgs) -> Result<(), Failure> {
     })
 }
 
+/// Checks a YAML as a peer would, and shows what it asks for.
+fn dry_run(
+    source: &Source,
+    given: Given,
+    name: Option<&str>,
+    format: Format,
+) -> Result<(), Failure> {
+    let refused = |status: Status| Failure::of_sent(&status, Some(source.sent()));
+    let checked = validate::check_for_any(&source.text, given.envs, given.secrets);
+    let mut checked = checked.map_err(refused)?;
+    let own = checked.name.as_ref();
+    let name = validate::choose_name(name.unwrap_or_default(), own, &source.default_name);
+    let name = name.map_err(refused)?;
+    let spec = &checked.spec;
+    let pods = validate::pod_fields(spec);
+    let pods = pods.map(|field| format!("{field} needs peers that run with --provider kubernetes"));
+    checked.warnings.extend(pods);
+    warn(&checked.warnings);
+    let wanted = spec.provider.makes_replicas().then_some(spec.replicas);
+    let policy = spec.policy.name();
+    let value = json!({
+        "name": name.to_string(),
+        "wanted_replicas": wanted,
+        "load_balancing_policy": policy,
+        "dry_run": true,
+        "warnings": checked.warnings,
+    });
+    output::print(format, &value, || {
+        let count = wanted.map_or("the replicas that are there".to_owned(), replicas);
+        format!(
+            "Nothing is wrong with {}: service {name} with {count}, policy {policy}. No peer was asked.\n",
+            source.path
+        )
+    })
+}
+
 async fn apply(
     servers: &mut Servers,
     source: &Source,
@@ -148,6 +197,15 @@ async fn put_version(
         })
         .await
         .map_err(|status| Failure::of_sent(&status, Some(source.sent())))
+}
+
+/// What is wrong with a service though it is up, such as a port that somebody else has. Said, and returned.
+async fn hindrance(servers: &mut Servers, name: &str) -> Result<Option<String>, Failure> {
+    let service = fetch::service(servers, name).await?;
+    let hindrance = service.map(|it| it.hindrance);
+    let hindrance = hindrance.filter(|said| !said.is_empty());
+    warn(hindrance.as_slice());
+    Ok(hindrance)
 }
 
 fn warn(warnings: &[String]) {

@@ -25,7 +25,7 @@ const SURGE: usize = 1;
 pub const CHANGES_MAX: usize = 128;
 
 /// How many replicas of a version may fail before any of it was ready until the version is given up.
-/// More than SkyServe's one, because a port may be taken by chance.
+/// More than SkyServe's one, because one may fail by chance.
 const NEVER_READY_MAX: usize = 3;
 
 /// A replica that lived this long in readiness did not fail at its start: it is replaced at once.
@@ -49,8 +49,11 @@ pub struct ProbeView {
 /// What the controller knows besides the log.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
-    /// What exists, by replica; what is absent here does not exist.
+    /// What exists, by replica; what is absent here does not exist, unless `elsewhere`.
     pub exists: BTreeMap<ReplicaId, ReplicaState>,
+    /// Whether replicas may exist where this peer cannot look: another peer has another host or root. Then
+    /// nothing follows from what is absent, and what is absent cannot be stopped from here.
+    pub elsewhere: bool,
     /// What the provider has to say of some.
     pub notes: BTreeMap<ReplicaId, String>,
     /// How probes went.
@@ -63,8 +66,12 @@ pub struct Observed {
     pub stop_failures: BTreeMap<ReplicaId, String>,
     /// Stops that succeeded in this reign: nothing of these exists.
     pub stopped: BTreeSet<ReplicaId>,
+    /// Replicas that ended before they were ever ready, and whose port somebody else has.
+    pub ports_lost: BTreeSet<ReplicaId>,
     /// Where the replicas of static services are, by service; one of which nothing was told yet is absent.
     pub upstreams: BTreeMap<ServiceId, BTreeSet<String>>,
+    /// Why those may not be all, by service.
+    pub upstream_troubles: BTreeMap<ServiceId, String>,
     /// The leader's clock.
     pub now: LogTime,
 }
@@ -144,6 +151,7 @@ fn advance(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obs
     let (id, exists) = (replica.id, observed.exists.get(&replica.id));
     match &replica.phase {
         Phase::Pending | Phase::Provisioning => match exists {
+            None if replica.phase == Phase::Provisioning && observed.elsewhere => {}
             // It was let run, so that it must not be made a second time.
             None if replica.phase == Phase::Provisioning => plan.record(stop_now(
                 id,
@@ -158,7 +166,9 @@ fn advance(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obs
                 replica: id,
                 address: address.clone(),
             }),
-            Some(ReplicaState::Exited(exit)) => plan.record(stop_now(id, ended(exit))),
+            Some(ReplicaState::Exited(exit)) => {
+                plan.record(stop_now(id, ended(replica, exit, observed)))
+            }
             Some(ReplicaState::Stopping | ReplicaState::Stopped) => {
                 plan.record(stop_now(id, stopped_by_another(id, observed)));
             }
@@ -167,10 +177,13 @@ fn advance(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obs
             Some(ReplicaState::Running { .. } | ReplicaState::SettingUp) => {
                 probed(plan, service, replica, observed);
             }
-            Some(ReplicaState::Exited(exit)) => plan.record(stop_now(id, ended(exit))),
+            Some(ReplicaState::Exited(exit)) => {
+                plan.record(stop_now(id, ended(replica, exit, observed)))
+            }
             Some(ReplicaState::Stopping | ReplicaState::Stopped) => {
                 plan.record(stop_now(id, stopped_by_another(id, observed)));
             }
+            None if observed.elsewhere => {}
             None | Some(ReplicaState::Prepared) => plan.record(stop_now(
                 id,
                 StopReason::Exited("nothing of it exists any more".to_owned()),
@@ -182,7 +195,7 @@ fn advance(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obs
             ..
         } => stopping(plan, replica, reason, *drain_until, observed),
         // Gone after all, say with its node: that is recorded by way of another stop.
-        Phase::CleanupFailed { reason, .. } if exists.is_none() => {
+        Phase::CleanupFailed { reason, .. } if exists.is_none() && !observed.elsewhere => {
             plan.record(stop_now(id, reason.clone()));
         }
         Phase::Failed { .. } | Phase::CleanupFailed { .. } => {}
@@ -213,6 +226,8 @@ fn stopping(
             replica: id,
             reason: said.clone(),
         });
+    } else if exists.is_none() && observed.elsewhere && !never_launched(replica, reason) {
+        // Who finds nothing would say that it is stopped. A leader that sees it stops it.
     } else if observed.now >= drain_until
         || observed.drained.contains(&id)
         || matches!(reason, StopReason::Exited(_))
@@ -223,6 +238,11 @@ fn stopping(
     } else {
         plan.wake(drain_until.since(observed.now));
     }
+}
+
+/// Whether a replica was refused before anything of it ran.
+fn never_launched(replica: &Replica, reason: &StopReason) -> bool {
+    replica.address.is_none() && matches!(reason, StopReason::Provision(_))
 }
 
 fn stop_now(replica: ReplicaId, reason: StopReason) -> Change {
@@ -238,7 +258,15 @@ fn stopped_by_another(id: ReplicaId, observed: &Observed) -> StopReason {
     StopReason::Exited(said.unwrap_or_else(|| "it was stopped by something else".to_owned()))
 }
 
-fn ended(exit: &Exit) -> StopReason {
+fn ended(replica: &Replica, exit: &Exit, observed: &Observed) -> StopReason {
+    if observed.ports_lost.contains(&replica.id) {
+        // No fault of the version's: the next one gets another port.
+        let port = replica.port;
+        return StopReason::Provision(format!(
+            "another process took its port {port} before it could: {}",
+            exit.message
+        ));
+    }
     match exit.step {
         Step::Setup => StopReason::Provision(exit.message.clone()),
         Step::Run => StopReason::Exited(exit.message.clone()),
@@ -282,10 +310,11 @@ fn probed(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obse
     }
 }
 
-/// Brings the number of replicas of the right version to what is wanted.
+/// Brings the number of replicas of the right version to what that version wants: a failed update
+/// does not change how many of the healthy one run, either.
 fn scale(plan: &mut Plan, service: &Service, replicas: &[&Replica], now: LogTime) {
-    let target = service.spec().replicas as usize;
     let wanted = version_to_run(service, replicas);
+    let target = service.spec_of(wanted).replicas as usize;
     let (mut new, mut other) = (Vec::new(), Vec::new());
     for replica in replicas.iter().filter(|replica| replica.is_live()) {
         if replica.version == wanted {
@@ -294,10 +323,15 @@ fn scale(plan: &mut Plan, service: &Service, replicas: &[&Replica], now: LogTime
             other.push(*replica);
         }
     }
+    let ready = new.iter().filter(|it| it.phase == Phase::Ready).count();
+    let held = match (target, ready) {
+        (1.., 0) => proven(service, &other),
+        _ => 0,
+    };
     let room = if other.is_empty() {
         target
     } else {
-        target + SURGE
+        target.max(held) + SURGE
     };
     let create = target
         .saturating_sub(new.len())
@@ -312,16 +346,26 @@ fn scale(plan: &mut Plan, service: &Service, replicas: &[&Replica], now: LogTime
             )),
         }
     }
-    let ready = new.iter().filter(|it| it.phase == Phase::Ready).count();
     let drain = service.spec().drain_timeout;
     surplus(plan, &mut new, target, &StopReason::ScaleDown, drain);
     surplus(
         plan,
         &mut other,
-        target.saturating_sub(ready),
+        target.saturating_sub(ready).max(held),
         &StopReason::Outdated,
         drain,
     );
+}
+
+/// How many of the replicas of other versions were ready once, and no more than such a version wanted:
+/// they stay until the first of the new version is ready, even if the new one wants fewer.
+fn proven(service: &Service, other: &[&Replica]) -> usize {
+    let proven = other.iter().filter(|it| it.first_ready_at.is_some());
+    let wanted = proven
+        .clone()
+        .map(|it| service.spec_of(it.version).replicas as usize)
+        .max();
+    proven.count().min(wanted.unwrap_or_default())
 }
 
 /// Stops what is beyond `keep`, in SkyServe's order: the least far along first, the older version

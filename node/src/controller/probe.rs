@@ -1,6 +1,5 @@
 //! Readiness probes: one task for each replica that runs, at the pace its service asks for.
 
-mod health;
 mod question;
 #[cfg(test)]
 mod tests;

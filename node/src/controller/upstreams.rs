@@ -21,24 +21,44 @@ const RESOLVE_INTERVAL: Duration = Duration::from_secs(2);
 /// The longest that one name may take.
 const RESOLVE_MAX: Duration = Duration::from_secs(5);
 
+/// What was found of one service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Told {
+    /// Where its replicas are; none before that was told once.
+    addresses: Option<BTreeSet<String>>,
+    /// Why that is not all, or not sure.
+    trouble: Option<String>,
+}
+
 /// What was found, shared with the tasks.
 #[derive(Default)]
 struct Found {
-    by_service: Mutex<BTreeMap<ServiceId, BTreeSet<String>>>,
+    by_service: Mutex<BTreeMap<ServiceId, Told>>,
     changed: Notify,
 }
 
 impl Found {
-    fn set(&self, service: ServiceId, addresses: BTreeSet<String>) {
+    /// Notes what was told of a service. Without addresses, those that were told last still hold.
+    fn set(
+        &self,
+        service: ServiceId,
+        addresses: Option<BTreeSet<String>>,
+        trouble: Option<String>,
+    ) {
         let mut all = self.all();
-        if all.get(&service) != Some(&addresses) {
-            all.insert(service, addresses);
+        let told = all.entry(service).or_default();
+        let now = Told {
+            addresses: addresses.or_else(|| told.addresses.clone()),
+            trouble,
+        };
+        if *told != now {
+            *told = now;
             drop(all);
             self.changed.notify_one();
         }
     }
 
-    fn all(&self) -> std::sync::MutexGuard<'_, BTreeMap<ServiceId, BTreeSet<String>>> {
+    fn all(&self) -> std::sync::MutexGuard<'_, BTreeMap<ServiceId, Told>> {
         self.by_service
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -90,7 +110,18 @@ impl Upstreams {
 
     /// What was told of each service last.
     pub(super) fn found(&self) -> BTreeMap<ServiceId, BTreeSet<String>> {
-        self.found.all().clone()
+        let all = self.found.all();
+        let told = all.iter();
+        told.filter_map(|(id, told)| Some((*id, told.addresses.clone()?)))
+            .collect()
+    }
+
+    /// Why replicas of some may be missing.
+    pub(super) fn troubles(&self) -> BTreeMap<ServiceId, String> {
+        let all = self.found.all();
+        let told = all.iter();
+        told.filter_map(|(id, told)| Some((*id, told.trouble.clone()?)))
+            .collect()
     }
 
     /// Waits until something else was found.
@@ -104,7 +135,7 @@ impl Upstreams {
             StaticUpstreams::Addresses(addresses) => tokio::spawn(resolve(id, addresses, found)),
             StaticUpstreams::KubernetesService(mut service) => {
                 service.namespace = service.namespace.or_else(|| self.namespace.clone());
-                let tell = move |addresses| found.set(id, addresses);
+                let tell = move |addresses, trouble| found.set(id, addresses, trouble);
                 tokio::spawn(endpoints::follow(self.api.clone(), service, tell))
             }
         };
@@ -120,6 +151,7 @@ async fn resolve(id: ServiceId, addresses: BTreeSet<String>, found: Arc<Found>) 
     let mut known: BTreeMap<&String, BTreeSet<String>> = BTreeMap::new();
     let literal = |text: &String| text.parse::<SocketAddr>().is_ok();
     loop {
+        let mut troubles = Vec::new();
         for text in &addresses {
             if literal(text) {
                 known.insert(text, BTreeSet::from([text.clone()]));
@@ -129,14 +161,14 @@ async fn resolve(id: ServiceId, addresses: BTreeSet<String>, found: Arc<Found>) 
                 Ok(Ok(resolved)) => {
                     known.insert(text, resolved.map(|address| address.to_string()).collect());
                 }
-                Ok(Err(error)) => tracing::debug!(%text, %error, "cannot be resolved"),
-                Err(_) => tracing::debug!(%text, "is not resolved in time"),
+                Ok(Err(error)) => troubles.push(format!("{text} cannot be resolved: {error}")),
+                Err(_) => troubles.push(format!("{text} is not resolved within {RESOLVE_MAX:?}")),
             }
         }
         // A name that was never resolved says nothing about the others.
-        if !known.is_empty() {
-            found.set(id, known.values().flatten().cloned().collect());
-        }
+        let told = (!known.is_empty()).then(|| known.values().flatten().cloned().collect());
+        let trouble = (!troubles.is_empty()).then(|| troubles.join("; "));
+        found.set(id, told, trouble);
         if addresses.iter().all(literal) {
             return;
         }

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::peer_process::{PeerLaunch, PeerProcess};
+use crate::node::REMOVED_EXIT;
 
 /// The pause before a peer that was killed on purpose is started again, so that its absence shows.
 const KILLED_PAUSE: Duration = Duration::from_secs(1);
@@ -44,6 +45,8 @@ pub(super) enum PeerPhase {
     Ended,
     /// It was stopped for good.
     Stopped,
+    /// The cluster has removed it.
+    Removed,
 }
 
 /// Something that happened to a peer.
@@ -72,6 +75,11 @@ pub(super) enum PeerNews {
         /// What it said last.
         last_words: Vec<String>,
     },
+    /// The cluster has removed it, so that it is not started again.
+    Removed {
+        /// Its number.
+        peer: u16,
+    },
     /// It did not stop when told to, and was killed.
     StopForced {
         /// Its number.
@@ -96,6 +104,10 @@ impl fmt::Display for PeerNews {
                     .iter()
                     .try_for_each(|line| write!(f, "\n    {line}"))
             }
+            Self::Removed { peer } => write!(
+                f,
+                "peer {peer} was removed from the cluster, and is not started again"
+            ),
             Self::StopForced { peer } => {
                 write!(f, "peer {peer} did not stop when told to, and was killed")
             }
@@ -183,7 +195,10 @@ impl Fleet {
                 () = hurry.cancelled(), if !self.hurry.is_cancelled() => self.hurry.cancel(),
                 Some(news) = self.news.recv() => match news {
                     PeerNews::StopForced { .. } => forced.push(news),
-                    PeerNews::Killed { .. } | PeerNews::Restarted { .. } | PeerNews::Ended { .. } => {}
+                    PeerNews::Killed { .. }
+                    | PeerNews::Restarted { .. }
+                    | PeerNews::Ended { .. }
+                    | PeerNews::Removed { .. } => {}
                 },
                 ended = self.keepers.join_next() => if ended.is_none() {
                     break;
@@ -222,15 +237,23 @@ enum Gone {
     Killed,
     ByItself(String),
     Stopped,
+    Removed,
 }
 
 impl Keeper {
     async fn run(mut self, mut process: PeerProcess) {
-        loop {
+        let end = loop {
             let since = Instant::now();
             let pid = process.pid().unwrap_or_default();
             let pause = match self.keep(&mut process).await {
-                Gone::Stopped => break,
+                Gone::Stopped => break PeerPhase::Stopped,
+                Gone::Removed => {
+                    self.tell(PeerNews::Removed {
+                        peer: self.launch.number,
+                    })
+                    .await;
+                    break PeerPhase::Removed;
+                }
                 Gone::Killed => {
                     self.phase.send_replace(PeerPhase::Killed);
                     self.tell(PeerNews::Killed {
@@ -244,10 +267,10 @@ impl Keeper {
             };
             match self.restart(pause).await {
                 Some(again) => process = again,
-                None => break,
+                None => break PeerPhase::Stopped,
             }
-        }
-        self.phase.send_replace(PeerPhase::Stopped);
+        };
+        self.phase.send_replace(end);
     }
 
     /// Watches over the process until it is gone.
@@ -262,10 +285,11 @@ impl Keeper {
                     }
                     return Gone::Stopped;
                 }
-                ended = process.wait() => return Gone::ByItself(match ended {
-                    Ok(status) => status.to_string(),
-                    Err(error) => error.to_string(),
-                }),
+                ended = process.wait() => return match ended {
+                    Ok(status) if status.code() == Some(i32::from(REMOVED_EXIT)) => Gone::Removed,
+                    Ok(status) => Gone::ByItself(status.to_string()),
+                    Err(error) => Gone::ByItself(error.to_string()),
+                },
                 Some(()) = self.kills.recv() => return match process.kill().await {
                     Ok(_) => Gone::Killed,
                     Err(error) => Gone::ByItself(error.to_string()),

@@ -79,7 +79,9 @@ fn peers(seen: &Observation, blocks: &[Block]) -> Vec<Line> {
         let (tone, state) = peer_state(peer);
         let pid = match peer.phase {
             PeerPhase::Running { pid } => pid.to_string(),
-            PeerPhase::Killed | PeerPhase::Ended | PeerPhase::Stopped => "-".to_owned(),
+            PeerPhase::Killed | PeerPhase::Ended | PeerPhase::Stopped | PeerPhase::Removed => {
+                "-".to_owned()
+            }
         };
         let role = match (leader == Some(peer.number), &peer.answer) {
             (true, _) => "leader",
@@ -111,6 +113,7 @@ fn peer_state(peer: &PeerSeen) -> (Tone, &'static str) {
         (PeerPhase::Killed, _) => (Tone::Bad, "killed"),
         (PeerPhase::Ended, _) => (Tone::Bad, "ended"),
         (PeerPhase::Stopped, _) => (Tone::Faint, "stopped"),
+        (PeerPhase::Removed, _) => (Tone::Faint, "removed"),
         (PeerPhase::Running { .. }, None) => (Tone::Busy, "starting"),
         (PeerPhase::Running { .. }, Some(answer)) => match (answer.ready, answer.quorum) {
             (false, _) => (Tone::Busy, "catching up"),

@@ -93,6 +93,15 @@ impl Observation {
         !self.peers.is_empty() && self.peers.iter().all(PeerSeen::is_ready)
     }
 
+    /// The same of those that the cluster has not removed.
+    pub(super) fn all_left_ready(&self) -> bool {
+        let left = || {
+            let all = self.peers.iter();
+            all.filter(|peer| peer.phase != PeerPhase::Removed)
+        };
+        left().next().is_some() && left().all(PeerSeen::is_ready)
+    }
+
     /// The URLs of the service's own port, one for each of the peers at `blocks`; none if it has no
     /// port of its own.
     pub(super) fn endpoints(&self, service: &v1::Service, blocks: &[Block]) -> Option<Vec<String>> {

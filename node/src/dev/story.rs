@@ -102,7 +102,7 @@ impl Story {
     }
 
     async fn await_peers(&mut self) -> Result<()> {
-        let up = |seen: &Observation| seen.all_ready() && seen.quorum();
+        let up = |seen: &Observation| seen.all_left_ready() && seen.quorum();
         let up = timeout(PEERS_PATIENCE, self.seen.wait_for(up))
             .await
             .map(|seen| seen.map(|_| ()));

@@ -10,16 +10,18 @@ use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::header::HOST;
-use http::{HeaderName, HeaderValue, Method, Request};
+use http::{HeaderName, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
-use raftserve_model::spec::{ServiceSpec, SessionKeySource};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use raftserve_model::spec::{ProbeKind, ServiceSpec, SessionKeySource};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use super::tally::{Requests, Tally};
+use crate::grpc_health;
 
 /// How many requests may be under way at once: enough that one slow answer does not stop the rest.
 const WORKERS: u32 = 10;
@@ -47,6 +49,8 @@ pub(super) struct Target {
     headers: Vec<(HeaderName, HeaderValue)>,
     body: Bytes,
     affinity: Option<SessionKeySource>,
+    /// Whose health is asked for by gRPC, if that is how the service is probed.
+    health_of: Option<String>,
 }
 
 impl Target {
@@ -66,13 +70,19 @@ impl Target {
             Some(_) => Method::POST,
             None => Method::GET,
         };
+        let (path, health_of) = match &probe.kind {
+            ProbeKind::Grpc { service } => (grpc_health::PATH, Some(service.clone())),
+            // Nothing but requests goes through the peers.
+            ProbeKind::Http | ProbeKind::Tcp => (probe.path.as_str(), None),
+        };
         Ok(Self {
             peers,
             method,
-            path: format!("{prefix}{}", probe.path),
+            path: format!("{prefix}{path}"),
             headers,
             body: Bytes::from(probe.post_data.clone().unwrap_or_default()),
             affinity: spec.affinity.as_ref().map(|affinity| affinity.key.clone()),
+            health_of,
         })
     }
 
@@ -82,6 +92,27 @@ impl Target {
     }
 
     fn request(&self, peer: usize, session: Option<&str>) -> Result<Request<Full<Bytes>>> {
+        let mut request = match &self.health_of {
+            None => self.plain(peer)?,
+            Some(service) => {
+                let uri = format!("http://{}{}", self.peers[peer], self.path);
+                grpc_health::request(&uri, service).map_err(|why| anyhow!(why))?
+            }
+        };
+        let headers = request.headers_mut();
+        match (&self.affinity, session) {
+            (Some(SessionKeySource::Header(name)), Some(key)) => {
+                headers.insert(name.parse::<HeaderName>()?, key.parse()?);
+            }
+            (Some(SessionKeySource::Cookie(name)), Some(key)) => {
+                headers.insert(http::header::COOKIE, format!("{name}={key}").parse()?);
+            }
+            (None, _) | (_, None) => {}
+        }
+        Ok(request)
+    }
+
+    fn plain(&self, peer: usize) -> Result<Request<Full<Bytes>>> {
         let mut request = Request::builder()
             .method(self.method.clone())
             .uri(&self.path)
@@ -89,19 +120,26 @@ impl Target {
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
-        match (&self.affinity, session) {
-            (Some(SessionKeySource::Header(name)), Some(key)) => {
-                request = request.header(name, key)
-            }
-            (Some(SessionKeySource::Cookie(name)), Some(key)) => {
-                request = request.header(http::header::COOKIE, format!("{name}={key}"));
-            }
-            (None, _) | (_, None) => {}
-        }
         if !self.body.is_empty() {
             request = request.header(http::header::CONTENT_TYPE, "application/json");
         }
         Ok(request.body(Full::new(self.body.clone()))?)
+    }
+
+    /// Whether an answer is a good one.
+    async fn judge(&self, answer: Response<Incoming>) -> Result<()> {
+        let (head, body) = answer.into_parts();
+        let body = body.collect().await?;
+        if let Some(service) = &self.health_of {
+            let trailers = body.trailers().cloned().unwrap_or_default();
+            let body = body.to_bytes();
+            return grpc_health::verdict(service, &head, &body, &trailers)
+                .map_err(|why| anyhow!(why));
+        }
+        if head.status.is_server_error() {
+            bail!("answered {}", head.status);
+        }
+        Ok(())
     }
 }
 
@@ -113,17 +151,59 @@ pub(super) fn session_value(number: u64) -> String {
 /// One peer as a client knows it: its connection is kept between requests.
 #[derive(Debug, Default)]
 struct Link {
-    sender: Option<SendRequest<Full<Bytes>>>,
+    sender: Option<Sender>,
+}
+
+/// A connection of one protocol or the other.
+#[derive(Debug)]
+enum Sender {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
+}
+
+impl Sender {
+    /// Connects to a peer. A call of gRPC needs HTTP/2.
+    async fn open(address: SocketAddr, http2: bool) -> Result<Self> {
+        let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
+            .await
+            .map_err(|_| anyhow!("it did not accept in {CONNECT_TIMEOUT:?}"))??;
+        stream.set_nodelay(true)?;
+        let stream = TokioIo::new(stream);
+        // A connection ends with its sender, or when the peer closes it, which the sender then tells.
+        if http2 {
+            let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await?;
+            tokio::spawn(connection);
+            Ok(Self::Http2(sender))
+        } else {
+            let (sender, connection) = http1::handshake(stream).await?;
+            tokio::spawn(connection);
+            Ok(Self::Http1(sender))
+        }
+    }
+
+    async fn is_usable(&mut self) -> bool {
+        match self {
+            Self::Http1(sender) => sender.ready().await.is_ok(),
+            Self::Http2(sender) => sender.ready().await.is_ok(),
+        }
+    }
+
+    async fn send(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
+        match self {
+            Self::Http1(sender) => sender.send_request(request).await,
+            Self::Http2(sender) => sender.send_request(request).await,
+        }
+    }
 }
 
 impl Link {
     /// Sends a request and reads the whole answer.
     ///
     /// # Errors
-    /// If it is not answered in time, or with a server error.
+    /// If it is not answered in time, or not well.
     async fn ask(&mut self, target: &Target, peer: usize, session: Option<&str>) -> Result<()> {
         let request = target.request(peer, session)?;
-        let asked = timeout(ANSWER_TIMEOUT, self.exchange(target.peers[peer], request)).await;
+        let asked = timeout(ANSWER_TIMEOUT, self.exchange(target, peer, request)).await;
         let outcome = asked.unwrap_or_else(|_| Err(anyhow!("no answer in {ANSWER_TIMEOUT:?}")));
         if outcome.is_err() {
             self.sender = None;
@@ -131,34 +211,25 @@ impl Link {
         outcome.with_context(|| format!("peer {}", peer + 1))
     }
 
-    async fn exchange(&mut self, address: SocketAddr, request: Request<Full<Bytes>>) -> Result<()> {
-        let sender = self.connected(address).await?;
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let mut body = response.into_body();
-        while let Some(frame) = body.frame().await {
-            frame?;
-        }
-        if status.is_server_error() {
-            bail!("answered {status}");
-        }
-        Ok(())
+    async fn exchange(
+        &mut self,
+        target: &Target,
+        peer: usize,
+        request: Request<Full<Bytes>>,
+    ) -> Result<()> {
+        let http2 = target.health_of.is_some();
+        let sender = self.connected(target.peers[peer], http2).await?;
+        let answer = sender.send(request).await?;
+        target.judge(answer).await
     }
 
-    async fn connected(&mut self, address: SocketAddr) -> Result<&mut SendRequest<Full<Bytes>>> {
+    async fn connected(&mut self, address: SocketAddr, http2: bool) -> Result<&mut Sender> {
         let usable = match &mut self.sender {
-            Some(sender) => sender.ready().await.is_ok(),
+            Some(sender) => sender.is_usable().await,
             None => false,
         };
         if !usable {
-            let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
-                .await
-                .map_err(|_| anyhow!("it did not accept in {CONNECT_TIMEOUT:?}"))??;
-            stream.set_nodelay(true)?;
-            let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-            // It ends with the sender, or when the peer closes it, which the sender then tells.
-            tokio::spawn(connection);
-            self.sender = Some(sender);
+            self.sender = Some(Sender::open(address, http2).await?);
         }
         Ok(self
             .sender
@@ -250,6 +321,7 @@ impl Turn {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
+    use raftserve_model::spec::ParseOptions;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -293,6 +365,7 @@ mod tests {
             headers: Vec::new(),
             body: Bytes::new(),
             affinity: None,
+            health_of: None,
         }
     }
 
@@ -322,5 +395,29 @@ mod tests {
                 assert!(why.contains("peer 1") && why.contains("peer 2: answered 503"), "{why}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_service_that_is_probed_by_grpc_is_asked_so() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        let serve = tonic::transport::Server::builder().add_service(health);
+        let serving = tokio::spawn(serve.serve_with_incoming(incoming));
+        let yaml = "service: {readiness_probe: {timeout_seconds: 10}}\nresources: {ports: 8080}\nrun: serve\n\
+                    _metadata: {raftserve: {readiness_probe: {grpc: {service: hello.Hello}}}}\n";
+        let spec = ServiceSpec::parse(yaml, ParseOptions::default()).unwrap();
+        let asked = Target::new(&spec.spec, vec![address], "").unwrap();
+        let why = ask_once(&asked, 0).await.unwrap_err();
+        assert!(format!("{why:#}").contains("knows no service"), "{why:#}");
+        let status = tonic_health::ServingStatus::Serving;
+        reporter.set_service_status("hello.Hello", status).await;
+        // Several over one connection.
+        let mut link = Link::default();
+        for _ in 0..3 {
+            link.ask(&asked, 0, None).await.unwrap();
+        }
+        serving.abort();
     }
 }

@@ -52,6 +52,33 @@ fn reachable(set: &str, members: &[MemberView]) -> BTreeMap<u32, bool> {
     reachable
 }
 
+/// The gates as they are to be now, as `look` finds them. One that has led, and was paused, finds all others silent: so
+/// nobody is found silent but by one that `leads` after having looked.
+async fn judged(
+    look: impl Fn() -> BTreeMap<u32, bool>,
+    leads: impl Future<Output = bool>,
+) -> Option<BTreeMap<u32, bool>> {
+    let looked = look();
+    if looked.values().all(|up| *up) {
+        return Some(looked);
+    }
+    // An answer may have come meanwhile.
+    leads.await.then(look)
+}
+
+/// Which of the gates `judged` are to be set now, and how each was set before, if it was: those that are otherwise in
+/// `done`, and those that were set [`REPEAT`] ago.
+fn due(
+    judged: BTreeMap<u32, bool>,
+    done: &BTreeMap<u32, (bool, Instant)>,
+) -> impl Iterator<Item = (u32, bool, Option<bool>)> {
+    judged.into_iter().filter_map(|(ordinal, up)| {
+        let before = done.get(&ordinal).copied();
+        let holds = before.is_some_and(|(was, at)| was == up && at.elapsed() < REPEAT);
+        (!holds).then_some((ordinal, up, before.map(|(was, _)| was)))
+    })
+}
+
 /// Waits until there was no leader for [`LEADERLESS`]; false if nobody tells any more.
 async fn leaderless(leadership: &mut watch::Receiver<Leadership>) -> bool {
     loop {
@@ -146,19 +173,6 @@ impl Home {
         }
     }
 
-    /// The gates as they are to be now. One that has led, and was paused, finds all others silent: so nobody is found
-    /// silent but by one that leads after having looked.
-    async fn judged(&self, consensus: &Consensus) -> Option<BTreeMap<u32, bool>> {
-        let looked = reachable(&self.set, &consensus.members());
-        if looked.values().all(|up| *up) {
-            return Some(looked);
-        }
-        consensus.read_barrier(CONFIRM_MAX).await.ok()?;
-        let leads = consensus.leadership().borrow().is_self;
-        // An answer may have come meanwhile.
-        leads.then(|| reachable(&self.set, &consensus.members()))
-    }
-
     /// Closes and opens the others' gates while this peer leads. Runs as long as the peer does.
     pub async fn keep_gates(self: Arc<Self>, consensus: Consensus) {
         let mut leadership = consensus.leadership();
@@ -171,14 +185,14 @@ impl Home {
             let mut done: BTreeMap<u32, (bool, Instant)> = BTreeMap::new();
             while leadership.borrow().is_self {
                 period.tick().await;
-                let judged = self.judged(&consensus).await.unwrap_or_default();
-                let changes = judged.into_iter().filter_map(|(ordinal, up)| {
-                    let before = done.get(&ordinal).copied();
-                    let holds = before.is_some_and(|(was, at)| was == up && at.elapsed() < REPEAT);
-                    (!holds).then_some((ordinal, up, before.map(|(was, _)| was)))
-                });
+                let look = || reachable(&self.set, &consensus.members());
+                let leads = async {
+                    consensus.read_barrier(CONFIRM_MAX).await.is_ok()
+                        && consensus.leadership().borrow().is_self
+                };
+                let judged = judged(look, leads).await.unwrap_or_default();
                 // All at once: where the API server is slow, the second dead peer need not wait for the first.
-                let setting = changes.map(async |(ordinal, up, before)| {
+                let setting = due(judged, &done).map(async |(ordinal, up, before)| {
                     let set = self.set(ordinal, up, before).await;
                     set.then_some((ordinal, (up, Instant::now())))
                 });
@@ -191,6 +205,9 @@ impl Home {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
+    use futures_util::FutureExt;
     use raftserve_model::NodeId;
 
     use super::super::scaling::tests::member;
@@ -208,8 +225,45 @@ mod tests {
         members[1].up = false;
         let all = BTreeMap::from([(0, true), (1, true)]);
         assert_eq!(reachable("rs", &members), all);
-        members[2].up = false;
+        members.swap(1, 2);
+        assert_eq!(reachable("rs", &members), all, "in either order");
+        members[1].up = false;
         assert!(!reachable("rs", &members)[&1]);
+    }
+
+    #[tokio::test]
+    async fn only_who_leads_after_having_looked_finds_a_peer_silent() {
+        let gates = |up| BTreeMap::from([(0, true), (1, up)]);
+        let unasked = judged(|| gates(true), std::future::pending()).now_or_never();
+        assert_eq!(unasked, Some(Some(gates(true))));
+        let led = judged(|| gates(false), async { false }).await;
+        assert_eq!(led, None, "a former leader judges nobody");
+        let answers = Cell::new(false);
+        let leads = async {
+            answers.set(true);
+            true
+        };
+        let meanwhile = judged(|| gates(answers.get()), leads).await;
+        assert_eq!(meanwhile, Some(gates(true)));
+        assert_eq!(
+            judged(|| gates(false), async { true }).await,
+            Some(gates(false))
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gate_is_set_when_it_changes_and_again_after_a_while() {
+        let judged = BTreeMap::from([(0, true), (1, false)]);
+        let due = |done: &BTreeMap<_, _>| due(judged.clone(), done).collect::<Vec<_>>();
+        let mut done = BTreeMap::new();
+        assert_eq!(due(&done), [(0, true, None), (1, false, None)]);
+        let now = Instant::now();
+        done.extend([(0, (true, now)), (1, (true, now))]);
+        assert_eq!(due(&done), [(1, false, Some(true))]);
+        done.insert(1, (false, now));
+        assert_eq!(due(&done), []);
+        tokio::time::advance(REPEAT).await;
+        assert_eq!(due(&done), [(0, true, Some(true)), (1, false, Some(false))]);
     }
 
     #[test]
@@ -245,7 +299,8 @@ mod tests {
         };
         let (lost, ()) = tokio::join!(
             async {
-                assert!(leaderless(&mut told).await);
+                let lost = timeout(LEADERLESS * 20, leaderless(&mut told)).await;
+                assert!(lost.expect("some time"));
                 began.elapsed()
             },
             telling

@@ -28,8 +28,13 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How long agreeing on a removal may take.
 const DECIDE_MAX: Duration = Duration::from_secs(2);
 
-/// Who of `members` is to leave. Members that are no pods of the set are none of its business.
-fn surplus(set: &str, wanted: Wanted, members: &[MemberView]) -> BTreeSet<NodeId> {
+/// Who of `members` is to be told to leave, and was not yet. Members that are no pods of the set are none of its business.
+fn surplus(
+    set: &str,
+    wanted: Wanted,
+    members: &[MemberView],
+    standing: impl Fn(NodeId) -> Option<PeerStanding>,
+) -> BTreeSet<NodeId> {
     let Wanted::Peers(count) = wanted else {
         return BTreeSet::new();
     };
@@ -37,7 +42,12 @@ fn surplus(set: &str, wanted: Wanted, members: &[MemberView]) -> BTreeSet<NodeId
         let ordinal = ordinal(set, &member.address);
         ordinal.is_some_and(|ordinal| ordinal >= count)
     };
-    members.iter().filter(beyond).map(|it| it.id).collect()
+    let stays = |member: &&MemberView| {
+        let standing = standing(member.id);
+        standing.is_none_or(|standing| matches!(standing, PeerStanding::Active(_)))
+    };
+    let surplus = members.iter().filter(beyond).filter(stays);
+    surplus.map(|it| it.id).collect()
 }
 
 impl Home {
@@ -63,13 +73,10 @@ impl Home {
                 return false;
             }
         };
-        let surplus = surplus(&self.set, wanted, &consensus.members());
+        let members = consensus.members();
         let state = consensus.state();
-        let staying = |node: &NodeId| {
-            let standing = state.peer(*node).map(|peer| peer.standing);
-            standing.is_none_or(|standing| matches!(standing, PeerStanding::Active(_)))
-        };
-        let surplus: BTreeSet<NodeId> = surplus.into_iter().filter(staying).collect();
+        let standing = |node| state.peer(node).map(|peer| peer.standing);
+        let surplus = surplus(&self.set, wanted, &members, standing);
         if surplus.is_empty() {
             return true;
         }
@@ -107,6 +114,8 @@ impl Home {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use raftserve_store::state::Promotion;
+
     use super::*;
 
     /// A voter that answers.
@@ -132,10 +141,27 @@ pub(super) mod tests {
             member(3, "rs-2.rs-peers:7001"),
             member(4, "elsewhere-9:7001"),
         ];
-        let leaving = |wanted| surplus("rs", wanted, &members);
+        let leaving = |wanted| surplus("rs", wanted, &members, |_| None);
         assert_eq!(leaving(Wanted::Peers(3)), [].into());
         assert_eq!(leaving(Wanted::Peers(2)), [NodeId(3)].into());
         assert_eq!(leaving(Wanted::Peers(1)), [NodeId(3), NodeId(40)].into());
         assert_eq!(leaving(Wanted::Stopped), [].into());
+    }
+
+    #[test]
+    fn who_was_told_to_leave_is_not_told_again() {
+        let members = [
+            member(1, "rs-0.rs-peers:7001"),
+            member(2, "rs-1.rs-peers:7001"),
+            member(3, "rs-2.rs-peers:7001"),
+            member(4, "rs-3.rs-peers:7001"),
+        ];
+        let standing = |node| match node {
+            NodeId(2) => Some(PeerStanding::Leaving { successor: None }),
+            NodeId(3) => Some(PeerStanding::Removed),
+            _ => Some(PeerStanding::Active(Promotion::Automatic)),
+        };
+        let leaving = surplus("rs", Wanted::Peers(1), &members, standing);
+        assert_eq!(leaving, [NodeId(4)].into());
     }
 }

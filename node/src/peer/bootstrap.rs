@@ -33,9 +33,10 @@ use tokio::time::timeout;
 
 use self::greeting::{Answer, Teller, knows_a_cluster, missing, strangers_only};
 use super::dial::Dialer;
+use super::lives::{are_two, copy_of};
 use super::plan_file::PlanFile;
 use super::store::{Identity, SharedDir};
-use super::wire::{AdoptReply, AdoptRequest, Announcement, HelloRequest, Plan};
+use super::wire::{AdoptReply, AdoptRequest, Announcement, HelloReply, HelloRequest, Plan};
 
 mod first;
 mod founding;
@@ -43,7 +44,7 @@ mod greeting;
 mod joining;
 
 pub use self::founding::{Claim, Founding};
-pub(crate) use self::greeting::greet;
+pub(crate) use self::greeting::{Unanswered, greet};
 
 /// How often the other peers are asked.
 const ROUND: Duration = Duration::from_millis(200);
@@ -102,6 +103,14 @@ pub enum BootstrapError {
         cluster: ClusterId,
         /// Its id.
         node: NodeId,
+    },
+    /// Another process runs on the directory of which this one has a copy.
+    #[error("data directory {} must not be used: {reason}", folder.display())]
+    Copy {
+        /// The data directory.
+        folder: PathBuf,
+        /// Which, and what to do.
+        reason: String,
     },
     /// Another bootstrap got half-way, and its first peer is not this directory.
     #[error(
@@ -168,6 +177,8 @@ pub(crate) struct Wish {
     pub(crate) promotion: Promotion,
     /// The cluster versions that its release can work in.
     pub(crate) supports: VersionRange,
+    /// This process's life.
+    pub(crate) incarnation: Incarnation,
 }
 
 /// What a peer knows before it runs: its directory, its name and those of the others.
@@ -330,25 +341,34 @@ impl Cradle {
     /// named answer, and all that do are of one cluster that is not this directory's. One that met its own
     /// cluster anywhere goes on, since a single wrong name must not keep it from serving.
     ///
-    /// Refuses one of a peer that was removed, too.
+    /// Refuses one of a peer that was removed, and a copy of one that runs, too.
     async fn check_company(&self, held: Identity) -> Result<(), BootstrapError> {
-        let mine = held.cluster;
+        let (folder, mine) = (self.folder.clone(), held.cluster);
+        let introduction = self.introduction(held);
         let hello = HelloRequest {
-            from: Some(self.introduction(held)),
+            from: Some(introduction.clone()),
         };
-        let answers = timeout(COMPANY, self.greet_company(&hello)).await;
-        let answers = answers.unwrap_or_default();
-        if answers.iter().any(|(_, removed)| *removed) {
+        let replies = self.greet_company(&hello, COMPANY).await;
+        if let Some(reason) = replies
+            .iter()
+            .find_map(|reply| runs_elsewhere(&introduction, reply))
+        {
+            return Err(BootstrapError::Copy { folder, reason });
+        }
+        let is_removed = |(_, reply): &(_, Result<HelloReply, _>)| {
+            reply.as_ref().is_ok_and(|reply| reply.removed)
+        };
+        if replies.iter().any(is_removed) {
             return Err(BootstrapError::Removed {
-                folder: self.folder.clone(),
+                folder,
                 cluster: mine,
                 node: held.node,
             });
         }
-        let answers: Vec<Answer> = answers.into_iter().map(|(answer, _)| answer).collect();
+        let answers: Vec<Answer> = replies.into_iter().map(standing).collect();
         match strangers_only(&answers, mine) {
             Some((name, theirs)) => Err(BootstrapError::AmongStrangers {
-                folder: self.folder.clone(),
+                folder,
                 mine,
                 name,
                 theirs,
@@ -385,18 +405,19 @@ impl Cradle {
 
     /// Asks every other named peer who it is, all at once.
     async fn greet_all(&self) -> Vec<Answer> {
-        let answers = self.greet_company(&HelloRequest { from: None }).await;
-        answers.into_iter().map(|(answer, _)| answer).collect()
+        let hello = HelloRequest { from: None };
+        let replies = self.greet_company(&hello, Duration::MAX).await;
+        replies.into_iter().map(standing).collect()
     }
 
-    /// The same, and whether it knows who asks to have been removed.
-    async fn greet_company(&self, hello: &HelloRequest) -> Vec<(Answer, bool)> {
+    /// The same with a greeting of one's own, and all that they reply; none is waited for any longer than `within`.
+    async fn greet_company(&self, hello: &HelloRequest, within: Duration) -> Vec<Reply> {
         let places = self.names.iter().chain(&self.join);
         let others = places.filter(|name| **name != self.mine);
         join_all(others.map(async |name| {
-            let reply = greet(&self.dialer, name, hello).await;
-            let removed = reply.as_ref().is_ok_and(|reply| reply.removed);
-            ((name.clone(), reply.map(|reply| reply.standing)), removed)
+            let reply = timeout(within, greet(&self.dialer, name, hello)).await;
+            let late = |_| Err(Unanswered::Other("it does not answer".to_owned()));
+            (name.clone(), reply.unwrap_or_else(late))
         }))
         .await
     }
@@ -407,13 +428,34 @@ impl Cradle {
             cluster: held.cluster,
             node: held.node,
             nonce: held.nonce,
-            incarnation: Incarnation(0),
+            incarnation: self.wish.incarnation,
             peer_address: self.mine.clone(),
             admin_address: String::new(),
             proxy_address: String::new(),
             host: String::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             supports: self.wish.supports,
+        }
+    }
+}
+
+/// What a peer replied, by its name.
+type Reply = (String, Result<HelloReply, Unanswered>);
+
+fn standing((name, reply): Reply) -> Answer {
+    let standing = reply.map(|reply| reply.standing);
+    (name, standing.map_err(|error| error.to_string()))
+}
+
+/// What a reply says about another process that speaks for the peer that asked.
+fn runs_elsewhere(mine: &Announcement, (_, reply): &Reply) -> Option<String> {
+    match reply {
+        Err(Unanswered::Copy(reason)) => Some(reason.clone()),
+        Err(Unanswered::Other(_)) => None,
+        Ok(reply) => {
+            let said = reply.announcement.as_ref();
+            let other = said.filter(|said| are_two(mine, said))?;
+            Some(copy_of(other).to_string())
         }
     }
 }

@@ -4,10 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bincode::Decode;
 use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError};
 use raftserve_model::{Incarnation, LogIndex, LogTime, NodeId};
 use raftserve_store::command::Action;
+use raftserve_store::raft::acked::Acked;
 use raftserve_store::{Command, Outcome};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -19,7 +21,9 @@ use super::directory::Directory;
 use super::leadership::Confirmation;
 use super::links::{CallError, Links, Purpose, frame, read};
 use super::proposals::Proposals;
+use super::remarks::Remarked;
 use super::rounds::{Rounds, Shared};
+use super::rpc::Frame;
 use super::steward::{HealthBook, MembershipPolicy};
 use super::store::{Identity, RaftHandle, Snapshots, StateReader};
 use super::wire::{
@@ -60,6 +64,8 @@ pub(crate) struct Core {
     pub(crate) reader: StateReader,
     pub(crate) snapshots: Arc<Snapshots>,
     pub(crate) links: Arc<Links>,
+    /// What followers have acknowledged to this peer as leader.
+    pub(crate) acked: Arc<Acked>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) leadership: watch::Receiver<Leadership>,
     pub(crate) confirmation: Arc<Confirmation>,
@@ -79,6 +85,8 @@ pub(crate) struct Core {
     pub(crate) policy: MembershipPolicy,
     /// How long the others have been fit.
     pub(crate) health: HealthBook,
+    /// What this peer's controller sees, while it reigns.
+    pub(crate) remarks: Remarked,
     /// Whether this peer was told that it is no member any more.
     pub(crate) removed: watch::Sender<bool>,
     /// Raft's own runtime: whatever waits on Raft or the transport runs there.
@@ -202,6 +210,20 @@ impl Core {
         }
     }
 
+    /// Asks the leader for what only it can do, and reads its answer.
+    async fn forward<A: Decode<()>>(
+        &self,
+        leader: NodeId,
+        method: Method,
+        within: Duration,
+        message: Frame,
+    ) -> Result<A, CallError> {
+        self.links
+            .call(leader, Purpose::Forwards, within, method, message)
+            .await
+            .and_then(|answer| read(leader, &answer))
+    }
+
     async fn propose_at(
         &self,
         leader: NodeId,
@@ -213,18 +235,8 @@ impl Core {
             action,
             within_ms: millis(within),
         });
-        let answer = self
-            .links
-            .call(
-                leader,
-                Purpose::Forwards,
-                within + ANSWER_GRACE,
-                Method::Propose,
-                message,
-            )
-            .await
-            .and_then(|answer| read(leader, &answer));
-        match answer {
+        let within = within + ANSWER_GRACE;
+        match self.forward(leader, Method::Propose, within, message).await {
             Ok(reply) => Ok(reply),
             // Neither reached the leader's log.
             Err(error @ (CallError::NotSent { .. } | CallError::Refused { .. })) => {
@@ -332,16 +344,8 @@ impl Core {
         let message = frame(&ReadIndexRequest {
             within_ms: millis(within),
         });
-        self.links
-            .call(
-                leader,
-                Purpose::Forwards,
-                within,
-                Method::ReadIndex,
-                message,
-            )
+        self.forward(leader, Method::ReadIndex, within, message)
             .await
-            .and_then(|answer| read(leader, &answer))
             .unwrap_or_else(|error| ReadIndexReply::Failed(error.to_string()))
     }
 
@@ -416,16 +420,8 @@ impl Core {
             target,
             within_ms: millis(within),
         });
-        self.links
-            .call(
-                leader,
-                Purpose::Forwards,
-                within + ANSWER_GRACE,
-                Method::MoveLeader,
-                message,
-            )
+        self.forward(leader, Method::MoveLeader, within + ANSWER_GRACE, message)
             .await
-            .and_then(|answer| read(leader, &answer))
             .unwrap_or_else(|error| MoveLeaderReply::Failed(error.to_string()))
     }
 

@@ -9,6 +9,7 @@ use raftserve_model::{ClusterId, Incarnation, LogIndex, NodeId};
 use raftserve_store::raft::PeerRecord;
 use raftserve_store::state::State;
 
+use super::lives::differ;
 use super::wire::Announcement;
 
 /// The members of the cluster as far as this peer's log tells.
@@ -99,6 +100,28 @@ pub(crate) enum Stranger {
         /// The cluster of both.
         cluster: ClusterId,
     },
+    /// It speaks for a peer that another process speaks for.
+    #[error(
+        "peer {caller} of cluster {cluster} runs at {address} already, and this process runs on a copy of its data \
+         directory: two that speak for one peer could vote twice. Remove the copy. To move a peer, stop it before its \
+         directory is copied; to add one, start it with an empty directory"
+    )]
+    Copy {
+        /// For whom both speak.
+        caller: NodeId,
+        /// The cluster of both.
+        cluster: ClusterId,
+        /// Where the other answers.
+        address: String,
+    },
+    /// Another process has begun to speak for the peer since this connection was made.
+    #[error("peer {caller} has announced itself from {address} since, in another life")]
+    Superseded {
+        /// For whom both speak.
+        caller: NodeId,
+        /// Where the other said it is.
+        address: String,
+    },
 }
 
 /// Who calls, and whom it means.
@@ -112,6 +135,8 @@ pub(crate) struct Caller {
     pub(crate) node: NodeId,
     /// Of its data directory.
     pub(crate) nonce: u64,
+    /// Its life, once it was announced on this connection and taken.
+    pub(crate) life: Option<Incarnation>,
 }
 
 #[derive(Debug, Default)]
@@ -199,7 +224,17 @@ impl Directory {
                 wanted: caller.target,
             });
         }
-        self.check_member(caller.node, caller.nonce)
+        self.check_member(caller.node, caller.nonce)?;
+        let contacts = self.contacts();
+        match (caller.life, contacts.announced.get(&caller.node)) {
+            (Some(life), Some(said)) if differ(life, said.incarnation) => {
+                Err(Stranger::Superseded {
+                    caller: caller.node,
+                    address: said.peer_address.clone(),
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_member(&self, caller: NodeId, nonce: u64) -> Result<(), Stranger> {
@@ -220,17 +255,27 @@ impl Directory {
         }
     }
 
-    /// Keeps what a peer says about itself, if it is one of the cluster's.
+    /// Checks who announces itself.
     ///
     /// # Errors
-    /// [`Stranger`] if it is not.
-    pub(crate) fn learn(&self, said: Announcement) -> Result<(), Stranger> {
+    /// [`Stranger`] if it is not one of the cluster's.
+    pub(crate) fn check(&self, said: &Announcement) -> Result<(), Stranger> {
         self.admit(Caller {
             cluster: said.cluster,
             target: self.me,
             node: said.node,
             nonce: said.nonce,
-        })?;
+            life: None,
+        })
+    }
+
+    /// Keeps what a peer says about itself, if it is one of the cluster's. Whether it has one life only was looked at
+    /// before ([`super::lives`]).
+    ///
+    /// # Errors
+    /// [`Stranger`] if it is not.
+    pub(super) fn learn(&self, said: Announcement) -> Result<(), Stranger> {
+        self.check(&said)?;
         let mut contacts = self.contacts();
         if said.node != self.me
             && contacts
@@ -308,6 +353,7 @@ mod tests {
             target: NodeId(1),
             node: NodeId(node),
             nonce,
+            life: None,
         }
     }
 
@@ -359,6 +405,24 @@ mod tests {
             Err(Stranger::Removed { .. })
         ));
         assert_eq!(directory.admit(caller(10, 33)), Ok(()));
+    }
+
+    #[test]
+    fn a_connection_of_a_former_life_is_heard_no_more() {
+        let directory = directory();
+        let of = |life| Caller {
+            life,
+            ..caller(2, 22)
+        };
+        // Nobody has announced itself; then one has, and connections of builds that do not say it go on.
+        assert_eq!(directory.admit(of(Some(Incarnation(5)))), Ok(()));
+        directory.learn(announcement(2, 22)).unwrap();
+        assert_eq!(directory.admit(of(Some(Incarnation(5)))), Ok(()));
+        assert_eq!(directory.admit(of(None)), Ok(()));
+        assert!(matches!(
+            directory.admit(of(Some(Incarnation(4)))),
+            Err(Stranger::Superseded { .. })
+        ));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use bincode::Encode;
 use bytes::Bytes;
 use raftserve_model::NodeId;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
@@ -157,6 +158,7 @@ pub(crate) mod handshake {
             target: NodeId(number(TARGET)?),
             node: NodeId(number(SENDER)?),
             nonce: number(NONCE)?,
+            life: None,
         })
     }
 }
@@ -173,9 +175,20 @@ struct Link<C> {
     connection: C,
 }
 
+/// What a process says on each new connection, and where it notes that it must not go on.
+#[derive(Debug)]
+pub(crate) struct Voice {
+    /// Its announcement.
+    pub(crate) said: Frame,
+    /// Why this peer ends, once it does.
+    pub(crate) fatal: watch::Sender<Option<String>>,
+}
+
 /// All connections of a peer.
 pub(crate) struct Links {
     me: Caller,
+    /// None only where a caller of an earlier build is meant, in tests.
+    voice: Option<Voice>,
     dialer: Dialer,
     directory: Arc<Directory>,
     runtime: Handle,
@@ -193,12 +206,14 @@ impl Links {
     /// in for each call.
     pub(crate) fn new(
         me: Caller,
+        voice: Option<Voice>,
         dialer: Dialer,
         directory: Arc<Directory>,
         runtime: Handle,
     ) -> Self {
         Self {
             me,
+            voice,
             dialer,
             directory,
             runtime,
@@ -233,8 +248,14 @@ impl Links {
             return Ok(link.connection.clone());
         }
         let caller = Caller { target, ..self.me };
-        let connection =
-            calls::connect(&self.runtime, self.dialer.clone(), address.clone(), caller);
+        let said = self.voice.as_ref().map(|voice| voice.said.clone());
+        let connection = calls::connect(
+            &self.runtime,
+            self.dialer.clone(),
+            address.clone(),
+            caller,
+            said,
+        );
         let link = Link {
             address,
             connection: connection.clone(),
@@ -313,8 +334,7 @@ impl Links {
             .map_err(|reason| CallFailure::NotSent(reason.into()))?;
         let connection = timeout_at(until, connecting)
             .await
-            .map_err(|_| CallFailure::NotSent("no connection in time".into()))?
-            .map_err(CallFailure::NotSent)?;
+            .map_err(|_| CallFailure::NotSent("no connection in time".into()))??;
         connection.call(method, message, until).await
     }
 
@@ -349,6 +369,7 @@ impl Links {
                 target,
                 reason: reason.to_string(),
             },
+            CallFailure::Refused(kind, reason) => self.refused(target, kind, reason.to_string()),
             CallFailure::Deadline => CallError::Deadline {
                 target,
                 waited: within,
@@ -359,10 +380,24 @@ impl Links {
             return Ok(frame);
         }
         let reason = String::from_utf8_lossy(&frame.head).into_owned();
-        Err(match RefusalKind::of(tag) {
-            RefusalKind::Stranger => CallError::Refused { target, reason },
+        Err(self.refused(target, RefusalKind::of(tag), reason))
+    }
+
+    fn refused(&self, target: NodeId, kind: RefusalKind, reason: String) -> CallError {
+        match kind {
             RefusalKind::Unavailable | RefusalKind::Damaged => CallError::Broken { target, reason },
-        })
+            RefusalKind::Stranger => CallError::Refused { target, reason },
+            RefusalKind::Copy => {
+                if let Some(voice) = &self.voice {
+                    voice.fatal.send_if_modified(|why| {
+                        let is_first = why.is_none();
+                        why.get_or_insert_with(|| reason.clone());
+                        is_first
+                    });
+                }
+                CallError::Refused { target, reason }
+            }
+        }
     }
 }
 

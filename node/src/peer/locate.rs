@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::interval;
 
-use super::bootstrap::greet;
+use super::bootstrap::{Unanswered, greet};
 use super::core::Core;
 use super::wire::HelloRequest;
 
@@ -68,13 +68,21 @@ async fn ask(
     )
     .await;
     let mut further = BTreeSet::new();
-    for said in answers.into_iter().flatten() {
+    for answer in answers {
+        let said = match answer {
+            Ok(said) => said,
+            Err(Unanswered::Copy(reason)) => {
+                core.end(reason);
+                continue;
+            }
+            Err(Unanswered::Other(_)) => continue,
+        };
         if said.removed {
             core.removed
                 .send_if_modified(|known| !std::mem::replace(known, true));
         }
         if let Some(said) = said.announcement
-            && let Err(stranger) = core.directory.learn(said)
+            && let Err(stranger) = core.meet(said).await
         {
             tracing::warn!(%stranger, "met a peer that does not belong here");
             continue;

@@ -21,13 +21,14 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, RPCTypes};
 use raftserve_model::NodeId;
-use raftserve_store::raft::{PeerRecord, TypeConfig};
+use raftserve_store::raft::acked::{Acked, Cut};
+use raftserve_store::raft::{PeerRecord, TypeConfig, log_id_from, vote_from};
 
 use super::calls::Method;
 use super::links::{CallError, Links, Purpose, frame, read};
 use super::rpc::Frame;
-use super::wire;
 use super::wire::raft::{AppendReply, PackedAppend, TransferReply, VoteReply};
+use super::wire::{self, LogCut};
 
 mod commits;
 pub(crate) mod snapshot;
@@ -47,19 +48,24 @@ const RETRY: [Duration; 3] = [
     Duration::from_millis(150),
 ];
 
+/// How long a peer may take to note that its log was cut: a small write. It is told again as long as it runs.
+const CUT_DEADLINE: Duration = Duration::from_secs(2);
+
 /// Makes openraft's clients.
 pub(crate) struct Network {
     me: NodeId,
     links: Arc<Links>,
+    acked: Arc<Acked>,
     outbox: Outbox,
 }
 
 impl Network {
-    /// Over these connections.
-    pub(crate) fn new(me: NodeId, links: Arc<Links>) -> Self {
+    /// Over these connections, noting in `acked` what followers acknowledge.
+    pub(crate) fn new(me: NodeId, links: Arc<Links>, acked: Arc<Acked>) -> Self {
         Self {
             me,
             links,
+            acked,
             outbox: Outbox::new(),
         }
     }
@@ -70,6 +76,7 @@ impl Network {
             target,
             appends,
             links: Arc::clone(&self.links),
+            acked: Arc::clone(&self.acked),
             outbox: self.outbox.clone(),
         }
     }
@@ -98,6 +105,8 @@ pub(crate) struct Wire {
     /// The connection that appends of this client go over.
     appends: Purpose,
     links: Arc<Links>,
+    /// What followers have acknowledged, to whichever client.
+    acked: Arc<Acked>,
     outbox: Outbox,
 }
 
@@ -153,6 +162,35 @@ impl Wire {
             .await?;
         Ok(read::<AppendReply>(self.target, &answer)?.into())
     }
+
+    /// Tells the follower what it has lost, so that it ends, for as long as it runs. One of a release that knows no such
+    /// call refuses it, and does not count all the same.
+    async fn tell(&self, cut: Cut) -> LogWasCut {
+        let node = self.target;
+        if cut.is_news {
+            tracing::error!(
+                peer = %node, acknowledged = cut.acked - 1, missing = %cut.missing,
+                "a peer lost log entries that it had acknowledged, by the loss of a write or an old copy of its disk; it \
+                 does not count any more, and is told to end. Remove its data directory and start it again: it joins \
+                 under a new id"
+            );
+        }
+        let told = frame(&LogCut::from(cut));
+        let told = self
+            .links
+            .call(node, Purpose::Votes, CUT_DEADLINE, Method::LogCut, told);
+        if let Err(error) = told.await {
+            tracing::debug!(%error, "not told that its log was cut");
+        }
+        LogWasCut { node }
+    }
+}
+
+/// Why a follower is sent nothing more.
+#[derive(Debug, thiserror::Error)]
+#[error("peer {node} lost entries that it had acknowledged, and must be wiped")]
+struct LogWasCut {
+    node: NodeId,
 }
 
 /// What comes of a stream of appends, as openraft has it.
@@ -177,11 +215,18 @@ impl RaftNetworkV2<TypeConfig> for Wire {
         request: AppendEntriesRequest<TypeConfig>,
         _: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let (vote, previous) = (vote_from(&request.vote), request.prev_log_id.as_ref());
+        let previous = previous.map(log_id_from);
         let packed = PackedAppend::new(request);
+        let count = packed.head.count();
+        let sent = self.acked.sending(self.target, vote, previous, count);
         let response = self
             .append_call(&packed)
             .await
             .map_err(|error| self.failed(RPCTypes::AppendEntries, &error))?;
+        if let Some(cut) = self.acked.answered(&sent, &response) {
+            return Err(Unreachable::new(&self.tell(cut).await).into());
+        }
         Ok(match (response, packed.cut_after) {
             (AppendEntriesResponse::Success, Some(sent)) => {
                 AppendEntriesResponse::PartialSuccess(Some(sent))

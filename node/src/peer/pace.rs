@@ -37,7 +37,7 @@ pub(crate) fn paced<T: Clone + PartialEq + Send + Sync + 'static>(
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::Instant;
+    use tokio::time::{Instant, timeout};
 
     use super::*;
 
@@ -55,7 +55,8 @@ mod tests {
         for value in 2..=100 {
             source.send(value).unwrap();
         }
-        paced.changed().await.unwrap();
+        let told = timeout(PAUSE * 10, paced.changed()).await;
+        told.expect("it is told").unwrap();
         assert_eq!(*paced.borrow_and_update(), 100);
         assert_eq!(begun.elapsed(), PAUSE);
         drop(source);

@@ -411,6 +411,49 @@ mod tests {
         assert_eq!(raft.sizes().await, [1]);
         tokio::time::advance(HOLD_MAX).await;
         assert_eq!(raft.sizes().await, [1, 1], "its callers are not waited for");
+        raft.answer(0, [applied(1)]).await;
+        let _third = raft.propose();
+        assert_eq!(raft.sizes().await, [1, 1]);
+        tokio::time::advance(HOLD_MAX).await;
+        assert_eq!(raft.sizes().await, [1, 1, 1], "nor once it is answered");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_late_does_not_tell_that_nobody_comes_back() {
+        let raft = Raft::start();
+        let _two = [raft.propose(), raft.propose()];
+        assert_eq!(raft.sizes().await, [2]);
+        raft.answer(0, [applied(1), applied(2)]).await;
+        raft.sizes().await;
+        sleep(COME_BACK_MAX * 2).await;
+        let _late = raft.propose();
+        assert_eq!(raft.sizes().await, [2, 1]);
+        let _next = raft.propose();
+        raft.sizes().await;
+        raft.answer(1, [applied(3)]).await;
+        assert_eq!(raft.sizes().await, [2, 1], "the late one is waited for");
+        let _late = raft.propose();
+        assert_eq!(raft.sizes().await, [2, 1, 2]);
+    }
+
+    #[test]
+    fn the_more_often_callers_stay_away_the_more_seldom_a_group_waits() {
+        fn waited_in_vain(company: &mut Company) -> u32 {
+            company.note(false);
+            let mut alone = 0;
+            while !company.is_expected() {
+                alone += 1;
+            }
+            alone
+        }
+        let mut company = Company::default();
+        assert!(company.is_expected());
+        for alone in [32, 64, 128, 256, 512, 1_024, 1_024] {
+            assert_eq!(waited_in_vain(&mut company), alone);
+        }
+        company.note(true);
+        assert!(company.is_expected(), "who comes is waited for again");
+        assert_eq!(waited_in_vain(&mut company), 32);
     }
 
     #[tokio::test(start_paused = true)]
@@ -437,26 +480,28 @@ mod tests {
         let raft = Raft::start();
         let held = raft.propose();
         raft.sizes().await;
-        let asked = [raft.propose(), raft.propose(), raft.propose()];
+        let asked = [(); 4].map(|()| raft.propose());
         raft.sizes().await;
         raft.answer(0, [applied(1)]).await;
         raft.sizes().await;
         sleep(COME_BACK_MAX).await;
         raft.sizes().await;
-        let elsewhere = openraft::errors::ForwardToLeader {
-            leader_id: Some(NodeId(2)),
-            ..openraft::errors::ForwardToLeader::empty()
+        let led_by = |leader| {
+            let elsewhere = openraft::errors::ForwardToLeader {
+                leader_id: Some(NodeId(leader)),
+                ..openraft::errors::ForwardToLeader::empty()
+            };
+            Ok(Err(ClientWriteError::ForwardToLeader(elsewhere)))
         };
-        let results = [
-            applied(3),
-            Ok(Err(ClientWriteError::ForwardToLeader(elsewhere))),
-            Err(Fatal::Stopped),
-        ];
+        // Who does not lead any more may not know that yet, and nobody is sent back to where it was.
+        let results = [applied(3), led_by(2), led_by(1), Err(Fatal::Stopped)];
         raft.answer(1, results).await;
-        let [first, second, third] = asked;
+        let [first, second, back, third] = asked;
         assert_eq!(index(&first.await.unwrap()), Some(3));
         let leader = Some(NodeId(2));
         assert_eq!(second.await.unwrap(), ProposeReply::NotLeader { leader });
+        let nobody = ProposeReply::NotLeader { leader: None };
+        assert_eq!(back.await.unwrap(), nobody);
         assert!(matches!(third.await.unwrap(), ProposeReply::Unknown(_)));
         drop(held);
     }

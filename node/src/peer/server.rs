@@ -5,7 +5,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bincode::Decode;
+use openraft::RaftState;
 use raftserve_model::NodeId;
+use raftserve_store::raft::{TypeConfig, acked, log_id_from, vote_from};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -20,10 +22,11 @@ use super::network::snapshot::Inbox;
 use super::rpc::Frame;
 use super::rpc::peer_server::Peer;
 use super::rpc::snapshot_transfer_server::SnapshotTransfer;
+use super::store::SharedDir;
 use super::wire::raft::{AppendHead, AppendReply, TransferReply, TransferRequest, VoteReply};
 use super::wire::{
-    self, AdoptRequest, Announcement, HelloReply, HelloRequest, JoinRequest, ManageRequest,
-    MoveLeaderRequest, ProposeRequest, ReadIndexRequest, Standing, raft,
+    self, AdoptRequest, Announcement, HelloReply, HelloRequest, JoinRequest, LogCut, ManageRequest,
+    MoveLeaderRequest, ProposeRequest, ReadIndexRequest, RemarksRequest, Standing, raft,
 };
 
 /// No forwarded call is worked on for longer, whatever it asks for: who sent it has long given up.
@@ -40,6 +43,41 @@ pub(crate) struct Running {
     pub(crate) exchange: Slot,
     /// Where snapshots are received.
     pub(crate) snapshots: Arc<Inbox>,
+    /// Where it is noted that the log was cut.
+    pub(crate) dir: SharedDir,
+}
+
+impl Running {
+    /// Ends this peer if its leader has found that its log lost entries, and it finds so itself: what is left of it must
+    /// not vote. Noted on disk first, so that the next start, and a leader that knows nothing of it, do not take it
+    /// for whole.
+    async fn end_if_cut(&self, caller: NodeId, told: LogCut) -> Result<(), Refusal> {
+        let core = &self.core;
+        let (vote, missing) = (
+            vote_from(&told.vote.into()),
+            log_id_from(&told.missing.into()),
+        );
+        let lacks = move |state: &RaftState<TypeConfig>| acked::lacks(state, vote, missing);
+        let lacks = core.raft.with_raft_state(lacks).await.map_err(stopped)?;
+        if !lacks || vote.node != caller {
+            tracing::warn!(peer = %caller, %missing, "said to have lost an entry, which is not so");
+            let reason = format!(
+                "peer {} holds entry {missing}, or follows another leader",
+                core.me()
+            );
+            return Err(refused(RefusalKind::Unavailable, reason));
+        }
+        let noted = self.dir.note_log_cut().await;
+        let noted = noted.map_or_else(|error| format!(" ({})", chain(&error)), |()| String::new());
+        let last = told.acked.saturating_sub(1);
+        core.end(format!(
+            "the log of this peer has lost entries: it had acknowledged them up to {last} to peer {}, and does not hold \
+             {missing} any more. A write of its disk was lost, or an old copy was put back{noted}. Remove its data \
+             directory and start it again: it joins under a new id, and loses nothing that the others have",
+            vote.node
+        ));
+        Ok(())
+    }
 }
 
 /// The peer service.
@@ -132,7 +170,11 @@ fn stopped(error: impl std::fmt::Display) -> Refusal {
 }
 
 fn stranger(stranger: &Stranger) -> Refusal {
-    refused(RefusalKind::Stranger, stranger)
+    let kind = match stranger {
+        Stranger::Copy { .. } => RefusalKind::Copy,
+        _ => RefusalKind::Stranger,
+    };
+    refused(kind, stranger)
 }
 
 fn read<T: Decode<()>>(message: &Frame) -> Result<T, Refusal> {
@@ -223,9 +265,17 @@ impl Server {
                 let until = until(asked.within_ms);
                 Ok(frame(&core.manage_here(asked.task, until).await))
             }
+            Method::LogCut => {
+                let told: LogCut = read(&message)?;
+                running.end_if_cut(caller, told).await.map(|()| frame(&()))
+            }
+            Method::Remarks => {
+                let asked: RemarksRequest = read(&message)?;
+                Ok(frame(&core.remarks.of(&asked)))
+            }
             Method::Announce => {
                 let said: Announcement = read(&message)?;
-                core.directory.learn(said).map_err(|who| stranger(&who))?;
+                core.meet(said).await.map_err(|who| stranger(&who))?;
                 Ok(frame(&core.announcement))
             }
         }
@@ -255,10 +305,13 @@ impl Peer for Server {
         let (mut removed, mut places) = (false, Vec::new());
         if let (Some(running), Some(said)) = (running, hello.from) {
             removed = running.core.knows_removed(&said);
-            let directory = &running.core.directory;
-            // A stranger's greeting is answered, so that it can tell that it is one.
-            if directory.learn(said).is_ok() {
-                places = directory.places();
+            match running.core.meet(said).await {
+                Ok(()) => places = running.core.directory.places(),
+                Err(copy @ Stranger::Copy { .. }) => {
+                    return Err(Status::already_exists(copy.to_string()));
+                }
+                // A stranger's greeting is answered, so that it can tell that it is one.
+                Err(_) => {}
             }
         }
         answer(&HelloReply {

@@ -24,9 +24,11 @@ pub(crate) async fn run(core: Arc<Core>, trigger: SnapshotTrigger) {
         if !trigger.is_due() {
             continue;
         }
-        let others = core.directory.others();
-        let before = others.iter().filter(|other| **other < core.me()).count();
-        sleep(STAGGER * u32::try_from(before).unwrap_or(u32::MAX)).await;
+        if !trigger.is_overdue() {
+            let others = core.directory.others();
+            let before = others.iter().filter(|other| **other < core.me()).count();
+            sleep(STAGGER * u32::try_from(before).unwrap_or(u32::MAX)).await;
+        }
         // A snapshot from the leader may have come in the meantime.
         if trigger.is_due()
             && let Err(error) = core.raft.trigger().snapshot().await

@@ -31,6 +31,10 @@ const PERIOD: Duration = Duration::from_millis(200);
 /// A member that has not answered for so long does not: peers exchange news twenty times a second.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(1);
 
+/// A voter that is further behind is none that a quorum can be made of soon, whether it answers or not. Far over what
+/// is under way at full load, and worked off within a second.
+pub(crate) const TRAILING_MAX: u64 = 8192;
+
 /// How long one step may take before it is looked at afresh.
 const STEP_MAX: Duration = Duration::from_secs(10);
 
@@ -65,27 +69,23 @@ impl Book {
         node: NodeId,
         heard: Option<Duration>,
         led: Duration,
-        caught_up: bool,
+        lag: Option<u64>,
     ) -> Condition {
         // A silence before this reign is not held against anybody.
         let silent = heard.map_or(led, |silent| silent.min(led));
         let answers = heard.is_some_and(|silent| silent <= SILENCE_MAX);
-        if answers && caught_up {
+        if answers && lag.is_some_and(|lag| lag < LAG_MAX) {
             self.steady.entry(node).or_insert_with(Instant::now);
         } else {
             self.steady.remove(&node);
         }
         Condition {
             answers,
+            keeps_up: lag.is_some_and(|lag| lag < TRAILING_MAX),
             steady: self.steady.get(&node).map(Instant::elapsed),
             silent,
         }
     }
-}
-
-/// Whether a log that is known to match the leader's up to `matched` has about all of it.
-fn is_caught_up(last: u64, matched: Option<u64>) -> bool {
-    matched.is_some_and(|matched| last.saturating_sub(matched) < LAG_MAX)
 }
 
 impl HealthBook {
@@ -158,12 +158,15 @@ impl Core {
             (said != record.address).then_some((*node, said))
         });
         let moved = moved.collect();
-        let conditions = self.conditions(&metrics, &members);
+        let is_cut = |node: &NodeId| self.acked.is_cut(*node, metrics.current_term);
+        let cut: BTreeSet<NodeId> = members.iter().copied().filter(is_cut).collect();
+        let conditions = self.conditions(&metrics, &members, &cut);
         View {
             me: self.me(),
             joint: configs.len() > 1,
             voters: configs.last().cloned().unwrap_or_default(),
             members,
+            cut,
             moved,
             conditions,
             lease_free: self.lease_free(&leaving),
@@ -177,6 +180,7 @@ impl Core {
         &self,
         metrics: &RaftMetrics<TypeConfig>,
         members: &BTreeSet<NodeId>,
+        cut: &BTreeSet<NodeId>,
     ) -> BTreeMap<NodeId, Condition> {
         let last = metrics.last_log_index.unwrap_or(0);
         let matched = |node: NodeId| {
@@ -189,9 +193,11 @@ impl Core {
             let others = members.iter().filter(|node| **node != self.me());
             others
                 .map(|node| {
+                    // One whose log was cut does not count, whatever it answers.
                     let heard = self.directory.last_answer(*node).map(|at| at.elapsed());
-                    let caught_up = is_caught_up(last, matched(*node));
-                    (*node, book.judge(*node, heard, led, caught_up))
+                    let heard = heard.filter(|_| !cut.contains(node));
+                    let lag = matched(*node).map(|matched| last.saturating_sub(matched));
+                    (*node, book.judge(*node, heard, led, lag))
                 })
                 .collect()
         })
@@ -329,31 +335,39 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_member_is_steady_only_as_long_as_it_answers_and_is_caught_up() {
         let mut book = Book::default();
-        let mut steady = |heard, caught_up| book.judge(NODE, heard, 60 * SECOND, caught_up).steady;
+        let mut steady = |heard, lag| book.judge(NODE, heard, 60 * SECOND, lag).steady;
         let just_now = Some(Duration::ZERO);
-        assert_eq!(steady(just_now, false), None, "it answers, and is behind");
-        assert_eq!(steady(just_now, true), Some(Duration::ZERO));
+        let (near, far) = (Some(LAG_MAX - 1), Some(LAG_MAX));
+        assert_eq!(steady(just_now, far), None, "it answers, and is behind");
+        assert_eq!(steady(just_now, near), Some(Duration::ZERO));
         tokio::time::advance(SECOND).await;
-        assert_eq!(steady(just_now, true), Some(SECOND));
-        for (heard, caught_up) in [(just_now, false), (Some(2 * SECOND), true), (None, true)] {
-            assert_eq!(steady(heard, caught_up), None, "{heard:?} {caught_up}");
+        assert_eq!(steady(just_now, near), Some(SECOND));
+        let unknown = None;
+        for (heard, lag) in [
+            (just_now, far),
+            (just_now, unknown),
+            (Some(2 * SECOND), near),
+            (None, near),
+        ] {
+            assert_eq!(steady(heard, lag), None, "{heard:?} {lag:?}");
             tokio::time::advance(SECOND).await;
-            assert_eq!(steady(just_now, true), Some(Duration::ZERO), "begun anew");
+            assert_eq!(steady(just_now, near), Some(Duration::ZERO), "begun anew");
         }
     }
 
     #[test]
-    fn nobody_is_caught_up_of_whom_the_leader_knows_nothing() {
-        assert!(!is_caught_up(0, None));
-        assert!(is_caught_up(LAG_MAX, Some(1)));
-        assert!(!is_caught_up(LAG_MAX, Some(0)));
+    fn a_member_keeps_up_as_long_as_it_is_not_far_behind() {
+        let mut book = Book::default();
+        let mut keeps_up = |lag| book.judge(NODE, Some(Duration::ZERO), SECOND, lag).keeps_up;
+        assert!(keeps_up(Some(TRAILING_MAX - 1)));
+        assert!(!keeps_up(Some(TRAILING_MAX)) && !keeps_up(None));
     }
 
     #[test]
     fn a_silence_before_the_reign_does_not_count() {
         let mut book = Book::default();
         let heard = Some(60 * SECOND);
-        assert_eq!(book.judge(NODE, heard, SECOND, true).silent, SECOND);
-        assert_eq!(book.judge(NODE, None, SECOND, true).silent, SECOND);
+        assert_eq!(book.judge(NODE, heard, SECOND, Some(0)).silent, SECOND);
+        assert_eq!(book.judge(NODE, None, SECOND, Some(0)).silent, SECOND);
     }
 }

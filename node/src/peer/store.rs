@@ -72,6 +72,11 @@ impl SharedDir {
             .await
     }
 
+    /// Notes that the log has lost entries, durably.
+    pub(crate) async fn note_log_cut(&self) -> Result<(), IdentityError> {
+        self.with(DataDir::note_log_cut).await
+    }
+
     /// Opens the log and the state.
     pub(crate) async fn open_store(&self, supports: VersionRange) -> Result<Opened, OpenError> {
         let store = Store {

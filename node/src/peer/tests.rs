@@ -22,6 +22,8 @@ use crate::consensus::ProposeError;
 
 mod appends;
 mod bootstrapping;
+mod copies;
+mod cut_log;
 mod divergence;
 mod encrypted;
 mod leading;
@@ -76,6 +78,27 @@ impl Place {
         held.listen(128).unwrap();
         held.into()
     }
+
+    /// A peer that knows of no other.
+    fn config_at(&self, listener: TcpListener) -> PeerConfig {
+        PeerConfig {
+            data_dir: self.folder.path().to_owned(),
+            listener,
+            peers: vec![self.address.clone()],
+            join: Vec::new(),
+            policy: POLICY,
+            address: self.address.clone(),
+            admin_address: "admin:7000".to_owned(),
+            proxy_address: "proxy:8080".to_owned(),
+            host: "host".to_owned(),
+            incarnation: Incarnation(rand::random()),
+            profile: Profile::Fast,
+            supports: SUPPORTED,
+            wall_clock: clock::wall_now,
+            certificates: None,
+            founding: None,
+        }
+    }
 }
 
 fn bind(address: SocketAddr) -> io::Result<Socket> {
@@ -102,25 +125,11 @@ impl Places {
 
     /// A peer that listens elsewhere than where it is to be found.
     fn config_at(&self, place: usize, listener: TcpListener) -> PeerConfig {
-        let Place {
-            folder, address, ..
-        } = &self.0[place];
         PeerConfig {
-            data_dir: folder.path().to_owned(),
-            listener,
             peers: self.names(),
-            join: Vec::new(),
-            policy: POLICY,
-            address: address.clone(),
             admin_address: format!("admin-{place}:7000"),
             proxy_address: format!("proxy-{place}:8080"),
-            host: "host".to_owned(),
-            incarnation: Incarnation(rand::random()),
-            profile: Profile::Fast,
-            supports: SUPPORTED,
-            wall_clock: clock::wall_now,
-            certificates: None,
-            founding: None,
+            ..self.0[place].config_at(listener)
         }
     }
 

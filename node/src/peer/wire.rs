@@ -2,14 +2,19 @@
 //! openraft's types nor gRPC decide the format. A frame's head is one version byte and a bincode
 //! body. Readers refuse versions they do not know; enums only ever gain variants at their end.
 
+use std::collections::BTreeMap;
+
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bincode::enc::write::SizeWriter;
 use bincode::{Decode, Encode};
 use bytes::Bytes;
-use raftserve_model::{ClusterId, ClusterVersion, Incarnation, NodeId, VersionRange};
+use raftserve_model::{
+    ClusterId, ClusterVersion, Incarnation, NodeId, ReplicaId, ServiceId, VersionRange,
+};
 use raftserve_store::command::Action;
 use raftserve_store::formats::PEER_MESSAGE;
-use raftserve_store::raft::{PeerRecord, StateCheck};
+use raftserve_store::raft::acked::Cut;
+use raftserve_store::raft::{PeerRecord, StateCheck, log_id_to, vote_to};
 use raftserve_store::state::Promotion;
 use raftserve_store::{Command, Outcome};
 
@@ -297,6 +302,40 @@ pub(crate) enum MoveLeaderReply {
     Moved(NodeId),
     NotLeader { leader: Option<NodeId> },
     Failed(String),
+}
+
+/// "You have lost `missing`: under my vote you had acknowledged all entries before `acked`."
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct LogCut {
+    pub(crate) vote: raft::Vote,
+    pub(crate) missing: raft::LogId,
+    pub(crate) acked: u64,
+}
+
+impl From<Cut> for LogCut {
+    fn from(cut: Cut) -> Self {
+        Self {
+            vote: vote_to(cut.vote).into(),
+            missing: log_id_to(cut.missing).into(),
+            acked: cut.acked,
+        }
+    }
+}
+
+/// Of what the leader's remarks are wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct RemarksRequest {
+    pub(crate) services: Vec<ServiceId>,
+    pub(crate) replicas: Vec<ReplicaId>,
+}
+
+/// What the leader's controller sees of services and replicas at the moment: why one is empty, or not ready yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Remarks {
+    /// Of services.
+    pub services: BTreeMap<ServiceId, String>,
+    /// Of replicas.
+    pub replicas: BTreeMap<ReplicaId, String>,
 }
 
 /// Heads an exchange; the body is the handlers' own.

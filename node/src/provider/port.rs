@@ -26,6 +26,12 @@ fn free_port_in(range: &RangeInclusive<u16>, in_use: &BTreeSet<u16>, seed: u64) 
         .find(|port| !in_use.contains(port) && can_be_bound(*port))
 }
 
+/// Whether somebody has the port. Nothing of a replica that has ended does.
+#[must_use]
+pub fn is_held(port: u16) -> bool {
+    !can_be_bound(port)
+}
+
 /// Whether a listener could have the port. Nothing is ever accepted on it, so no connection of ours
 /// is left behind to block it.
 fn can_be_bound(port: u16) -> bool {
@@ -36,6 +42,8 @@ fn can_be_bound(port: u16) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream;
+
     use super::*;
 
     #[test]
@@ -47,6 +55,20 @@ mod tests {
         assert_ne!(second, first);
         let third = free_port_after(24_000, &BTreeSet::from([second])).unwrap();
         assert!(third != first && third != second);
+    }
+
+    #[test]
+    fn a_port_is_held_while_somebody_listens_and_not_by_connections_that_are_over() {
+        let port = free_port_after(21_000, &BTreeSet::new()).unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+        assert!(is_held(port));
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        let (served, _) = listener.accept().unwrap();
+        // Who closes first keeps the port in TIME_WAIT.
+        drop(served);
+        drop(client);
+        drop(listener);
+        assert!(!is_held(port));
     }
 
     #[test]

@@ -105,6 +105,10 @@ impl Site {
 }
 
 impl Provider for ProcessProvider {
+    fn shared_root(&self) -> Option<&Path> {
+        self.site.directory.parent()
+    }
+
     fn ensure(&self, launch: ReplicaLaunch) -> BoxFuture<'_, Result<Launched, ProviderError>> {
         Box::pin(async {
             start::ensure(Arc::clone(&self.site), launch).await?;

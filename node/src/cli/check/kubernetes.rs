@@ -7,9 +7,9 @@ use super::super::kubectl::{self, Refused};
 use super::{CheckArgs, Line};
 use crate::clock;
 
-/// The oldest minor version of Kubernetes 1 that the chart is made for: volumes of a StatefulSet are kept or deleted as
-/// it says from here on.
-const MINOR_MIN: u32 = 27;
+/// The oldest minor version of Kubernetes 1 that the chart is made for: API servers of earlier ones refuse pods of replicas,
+/// since they do not know `preStop.sleep`.
+const MINOR_MIN: u32 = 30;
 
 /// How far a node's clock may be ahead, beside the way of its word to the API server and from there.
 const AHEAD_MAX_MS: i64 = 2_000;
@@ -30,6 +30,10 @@ const MADE: [&str; 9] = [
     "networkpolicies.networking.k8s.io",
 ];
 
+/// The one thing that the chart's Roles give to peers and the role `admin` of a namespace lacks. Nobody may make a Role of
+/// more than they have themselves.
+const GIVEN: [&str; 3] = ["patch", "pods", "--subresource=status"];
+
 /// The annotation of the storage class that is taken where none is named.
 const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 
@@ -39,11 +43,12 @@ pub(super) fn check(args: &CheckArgs) -> Vec<Line> {
         Ok(text) => version(&serde_json::from_str(&text).unwrap_or_default()),
         Err(refused) => return vec![unreached(refused)],
     };
-    let permissions = permissions(&args.namespace);
+    let permissions = permissions(&args.namespace, &|asked| may(asked, &args.namespace));
     let replicas = replicas(
         args.replica_namespace.as_deref(),
         &args.namespace,
-        &may_create,
+        &is_missing,
+        &|what, namespace| may(&["create", what], namespace),
     );
     let asked = |check, words: &[&str], read: &dyn Fn(&[Value]) -> Line| match kubectl::get(words) {
         Ok(found) => read(found["items"].as_array().map_or(&[][..], Vec::as_slice)),
@@ -112,30 +117,54 @@ fn version(answer: &Value) -> Line {
     }
 }
 
-fn permissions(namespace: &str) -> Line {
+fn permissions(namespace: &str, may: &dyn Fn(&[&str]) -> bool) -> Line {
     let missing: Vec<&str> = MADE
         .into_iter()
-        .filter(|what| !may_create(what, namespace))
+        .filter(|what| !may(&["create", what]))
         .collect();
-    match missing.is_empty() {
-        true => Line::good(
-            "permissions",
-            format!("all that the chart makes may be made in {namespace}"),
-        ),
-        false => Line::failed(
+    if !missing.is_empty() {
+        return Line::failed(
             "permissions",
             format!("you may not create {} in {namespace}", missing.join(", ")),
             "ask for the role `admin` in that namespace, or name another one with --namespace",
-        ),
+        );
+    }
+    if !may(&GIVEN) {
+        return Line::failed(
+            "permissions",
+            format!(
+                "you may not patch pods/status in {namespace}, and so not make a Role that lets the peers"
+            ),
+            "the role `admin` of a namespace does not have it: let an administrator of the cluster install, or make the \
+             Roles of `helm template` and say rbac.create: false",
+        );
+    }
+    Line::good(
+        "permissions",
+        format!("all that the chart makes may be made in {namespace}"),
+    )
+}
+
+fn may(asked: &[&str], namespace: &str) -> bool {
+    let words = [&["auth", "can-i"][..], asked, &["--namespace", namespace]];
+    kubectl::run(&words.concat()).is_ok()
+}
+
+/// Whether there is no such namespace, for sure: whoever may not look is not told so.
+fn is_missing(namespace: &str) -> bool {
+    match kubectl::run(&["get", "namespace", namespace, "--output", "name"]) {
+        Err(Refused::Said(said)) => said.contains("NotFound"),
+        Ok(_) | Err(Refused::NoProgram) => false,
     }
 }
 
-fn may_create(what: &str, namespace: &str) -> bool {
-    kubectl::run(&["auth", "can-i", "create", what, "--namespace", namespace]).is_ok()
-}
-
 /// Where replicas are to run. A pod reads whatever Secret of its namespace its maker names.
-fn replicas(meant: Option<&str>, peers: &str, may_create: &dyn Fn(&str, &str) -> bool) -> Line {
+fn replicas(
+    meant: Option<&str>,
+    peers: &str,
+    is_missing: &dyn Fn(&str) -> bool,
+    may_create: &dyn Fn(&str, &str) -> bool,
+) -> Line {
     let Some(namespace) = meant.filter(|meant| *meant != peers) else {
         return Line::warning(
             "replicas",
@@ -146,6 +175,14 @@ fn replicas(meant: Option<&str>, peers: &str, may_create: &dyn Fn(&str, &str) ->
              --replica-namespace NAME. Or let every operator be an admin",
         );
     };
+    // Whoever may do something in all namespaces may do it in one that is not there, too.
+    if is_missing(namespace) {
+        return Line::failed(
+            "replicas",
+            format!("there is no namespace {namespace}"),
+            format!("make it with `kubectl create namespace {namespace}`"),
+        );
+    }
     let asked = [
         "roles.rbac.authorization.k8s.io",
         "rolebindings.rbac.authorization.k8s.io",
@@ -159,9 +196,7 @@ fn replicas(meant: Option<&str>, peers: &str, may_create: &dyn Fn(&str, &str) ->
         false => Line::failed(
             "replicas",
             format!("you may not create {} in {namespace}", missing.join(", ")),
-            format!(
-                "make it with `kubectl create namespace {namespace}` if it is not there, or ask for the role `admin` in it"
-            ),
+            "ask for the role `admin` in it",
         ),
     }
 }
@@ -290,19 +325,39 @@ mod tests {
     }
 
     #[test]
+    fn who_may_not_make_the_objects_or_give_the_peers_their_role_is_told() {
+        let line =
+            |refused: &str| permissions("serving", &|asked| !asked.join(" ").contains(refused));
+        let all = line("nothing");
+        assert_eq!(all.verdict, Verdict::Good, "{all:?}");
+        let objects = line("create secrets");
+        assert_eq!(objects.verdict, Verdict::Failed);
+        assert_eq!(objects.seen, "you may not create secrets in serving");
+        // As the role `admin` of the namespace is.
+        let role = line("patch pods --subresource=status");
+        assert_eq!(role.verdict, Verdict::Failed);
+        assert!(role.seen.contains("pods/status in serving"), "{role:?}");
+        assert!(role.remedy.unwrap().contains("rbac.create"));
+    }
+
+    #[test]
     fn replicas_beside_the_peers_are_warned_of() {
         let all = |_: &str, _: &str| true;
+        let there = |_: &str| false;
         for beside in [None, Some("serving")] {
-            let line = replicas(beside, "serving", &all);
+            let line = replicas(beside, "serving", &there, &all);
             assert_eq!(line.verdict, Verdict::Warning);
             assert!(line.remedy.unwrap().contains("provider.namespace"));
         }
-        let apart = replicas(Some("models"), "serving", &all);
+        let apart = replicas(Some("models"), "serving", &there, &all);
         assert_eq!(apart.verdict, Verdict::Good, "{apart:?}");
-        let refused = replicas(Some("models"), "serving", &|what, namespace| {
+        let refused = replicas(Some("models"), "serving", &there, &|what, namespace| {
             namespace != "models" || !what.starts_with("roles.")
         });
         assert_eq!(refused.verdict, Verdict::Failed, "{refused:?}");
+        let missing = replicas(Some("models"), "serving", &|name| name == "models", &all);
+        assert_eq!(missing.verdict, Verdict::Failed, "{missing:?}");
+        assert!(missing.remedy.unwrap().contains("create namespace models"));
     }
 
     #[test]
@@ -312,9 +367,16 @@ mod tests {
             version(&answer).verdict
         };
         assert_eq!(of("33"), Verdict::Good);
-        assert_eq!(of("27+"), Verdict::Good);
-        assert_eq!(of("26"), Verdict::Failed);
+        assert_eq!(of("30+"), Verdict::Good);
+        assert_eq!(of("29"), Verdict::Failed);
         assert_eq!(of(""), Verdict::Failed);
+    }
+
+    #[test]
+    fn the_chart_asks_for_the_same_version() {
+        let chart = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../chart/Chart.yaml"));
+        let asked = format!("kubeVersion: \">=1.{MINOR_MIN}.0-0\"\n");
+        assert!(chart.contains(&asked), "{asked}");
     }
 
     #[test]

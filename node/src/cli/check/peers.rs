@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::super::connect::Servers;
+use super::super::fetch;
 use super::{CheckArgs, Line};
 use crate::admin::v1;
 use crate::admin::v1::cluster_client::ClusterClient;
@@ -28,6 +29,10 @@ pub(super) async fn check(args: &CheckArgs) -> Vec<Line> {
         ),
     )];
     lines.push(quorum(&status));
+    lines.extend(hindered(&status));
+    // Who may not list them is told of the rest all the same.
+    let services = fetch::services(&mut servers, true).await;
+    lines.extend(hindrances(&services.unwrap_or_default()));
     let asked =
         servers.ask(async |link| ClusterClient::new(link).health(v1::HealthRequest {}).await);
     match asked.await {
@@ -64,6 +69,43 @@ fn quorum(status: &v1::StatusResponse) -> Line {
             "start the peers that are down; if most are lost for good, see docs/runbooks/lost-majority.md",
         ),
     }
+}
+
+/// How a service's hindrance begins that is the same for all.
+const OF_ALL: &str = "replicas cannot be made";
+
+/// Only where it is so: a peer of an earlier release does not say.
+fn hindered(status: &v1::StatusResponse) -> Option<Line> {
+    (!status.hindrance.is_empty()).then(|| {
+        Line::failed(
+            "replicas",
+            format!("cannot be made or seen: {}", status.hindrance),
+            "until that is mended, what runs is left alone, and what ends is not replaced",
+        )
+    })
+}
+
+/// One line for each service with a hindrance of its own: not what keeps the peer from all replicas.
+fn hindrances(services: &[v1::Service]) -> Vec<Line> {
+    let own = services
+        .iter()
+        .filter(|it| !it.hindrance.is_empty() && !it.hindrance.starts_with(OF_ALL));
+    own.map(|service| {
+        let seen = format!("{}: {}", service.name, service.hindrance);
+        match service.hindrance.contains("its own port") {
+            true => Line::warning(
+                "service port",
+                seen,
+                "requests to that port may reach somebody else; the shared port serves the service all the same",
+            ),
+            false => Line::warning(
+                "static service",
+                seen,
+                "mend the name, or what it names; it is looked for again and again",
+            ),
+        }
+    })
+    .collect()
 }
 
 fn members(health: &v1::HealthResponse) -> Line {
@@ -133,6 +175,46 @@ mod tests {
             failure_tolerance,
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn what_keeps_peers_from_replicas_is_told() {
+        let mut status = v1::StatusResponse::default();
+        assert_eq!(hindered(&status), None);
+        status.hindrance = "peer 4 at h4:7001 has another".to_owned();
+        let line = hindered(&status).unwrap();
+        assert!(line.seen.contains("peer 4"), "{line:?}");
+        assert_eq!(line.verdict, Verdict::Failed);
+    }
+
+    #[test]
+    fn what_hinders_one_service_is_told_with_it() {
+        let service = |name: &str, hindrance: &str| v1::Service {
+            name: name.to_owned(),
+            hindrance: hindrance.to_owned(),
+            ..v1::Service::default()
+        };
+        let refused = service(
+            "web",
+            "its own port 30002 cannot be had at this peer: in use",
+        );
+        let others = [service("a", ""), service("b", "replicas cannot be made: x")];
+        assert_eq!(hindrances(&others), []);
+        let lines = hindrances(&[refused]);
+        assert_eq!((lines.len(), lines[0].verdict), (1, Verdict::Warning));
+        assert!(
+            lines[0].seen.contains("web: its own port 30002"),
+            "{lines:?}"
+        );
+        let empty = service(
+            "outside",
+            "nosuch.invalid:80 cannot be resolved: no such name",
+        );
+        let lines = hindrances(&[empty]);
+        assert_eq!(
+            (lines[0].check, lines[0].verdict),
+            ("static service", Verdict::Warning)
+        );
     }
 
     #[test]

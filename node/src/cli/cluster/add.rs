@@ -32,7 +32,7 @@ pub(super) async fn run(args: AddArgs) -> Result<(), Failure> {
                 .await
         })
         .await?;
-    let argv = command::join_command(&known.members, &args)?;
+    let argv = command::join_command(&known, &args)?;
     let command = command::shell(&argv);
     let value = |peer: Value| json!({ "command": command, "argv": argv, "peer": peer });
     let format = args.output.output;

@@ -1,5 +1,6 @@
 //! When waiting is over, and what each replica waits for. Pure.
 
+use super::super::shape::is_failed;
 use crate::admin::v1::{self, ReplicaStatus};
 
 /// How many replicas of a version may fail, none of it ever having been ready, before it is taken for
@@ -106,15 +107,11 @@ fn stuck(replicas: &[v1::Replica]) -> Verdict {
     }
 }
 
-fn is_failed(status: ReplicaStatus) -> bool {
-    matches!(
-        status,
-        ReplicaStatus::Failed
-            | ReplicaStatus::FailedInitialDelay
-            | ReplicaStatus::FailedProbing
-            | ReplicaStatus::FailedProvision
-            | ReplicaStatus::FailedCleanup
-    )
+/// Whether it was there already, as it is, before anything was asked for: nothing that is waited for.
+pub(super) fn is_untouched(goal: Goal, replica: &v1::Replica) -> bool {
+    let status = replica.status();
+    let is_wanted = matches!(goal, Goal::Ready { version, .. } if replica.version == version);
+    !is_wanted && (status == ReplicaStatus::Ready || is_failed(status))
 }
 
 /// What a replica waits for, with the reason if there is one; empty if for nothing.

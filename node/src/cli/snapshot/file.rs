@@ -1,8 +1,9 @@
 //! A file that appears under its name only once it is whole, and sums of files.
 
 use std::fmt::Write as _;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -27,7 +28,12 @@ impl Draft {
         let mut path = name.as_os_str().to_owned();
         path.push(format!(".{}.part", std::process::id()));
         let path = PathBuf::from(path);
-        let file = File::create_new(&path)?;
+        // It holds the secrets of services.
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?;
         Ok(Self {
             path,
             name: name.to_owned(),
@@ -110,6 +116,8 @@ pub(super) fn sha256(path: &Path) -> Result<(u64, String), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -127,6 +135,8 @@ mod tests {
         draft.append(b"bc").unwrap();
         let sum = draft.sha256();
         draft.finish().unwrap();
+        let mode = std::fs::metadata(&name).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "nobody else reads it");
         assert_eq!(sha256(&name).unwrap(), (3, sum.clone()));
         // FIPS 180-2, B.1.
         assert!(sum.starts_with("ba7816bf8f01cfea"), "{sum}");

@@ -47,12 +47,15 @@ pub(super) async fn run(args: SaveArgs) -> Result<(), Failure> {
     });
     output::print(args.output.output, &value, || {
         format!(
-            "Saved cluster {} as of entry {} to {}: {} bytes, {} services\nsha256 {sha256}\n",
+            "Saved cluster {} as of entry {} to {}: {} bytes, {}\nsha256 {sha256}\n",
             header.cluster_id,
             header.index,
             args.file.display(),
             header.size,
-            parent.state.services().count(),
+            match parent.state.services().count() {
+                1 => "1 service".to_owned(),
+                many => format!("{many} services"),
+            },
         )
     })
 }

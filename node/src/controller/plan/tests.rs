@@ -327,6 +327,128 @@ fn a_rolling_update_runs_one_extra_and_drains_an_old_one_for_each_that_is_ready(
     assert_eq!(versions, [2, 2, 2]);
 }
 
+/// The versions of those that are ready, by number.
+fn ready_versions(world: &World) -> Vec<u32> {
+    let ready = world.state.replicas().filter(|it| it.phase == Phase::Ready);
+    ready.map(|it| it.version.0).collect()
+}
+
+#[test]
+fn an_update_to_fewer_replicas_drains_none_before_a_new_one_is_ready() {
+    for fewer in [1, 3] {
+        let mut world = World::new();
+        world.put("serve", 4);
+        world.settle();
+        world.probe_all_ok();
+        world.settle();
+        world.put("serve otherwise", fewer);
+        world.settle();
+        assert_eq!(ready_versions(&world), [1, 1, 1, 1]);
+        let starting = world.replicas().pop().unwrap();
+        assert_eq!(starting, (5, ReplicaStatus::Starting), "the surge");
+        for _ in 0..4 {
+            world.probe_all_ok();
+            world.settle();
+            assert!(ready_versions(&world).len() >= fewer as usize);
+            world.pass(30);
+            world.settle();
+        }
+        assert_eq!(ready_versions(&world), vec![2; fewer as usize]);
+    }
+}
+
+#[test]
+fn an_update_to_fewer_replicas_that_fails_leaves_as_many_of_the_healthy_version_as_there_were() {
+    let mut world = World::new();
+    world.put("serve", 4);
+    world.settle();
+    world.probe_all_ok();
+    world.settle();
+    world.put("fail", 1);
+    for number in 5..8 {
+        world.settle();
+        world.exit(number);
+        world.settle();
+        world.pass(61);
+        world.settle();
+        assert_eq!(ready_versions(&world), [1, 1, 1, 1]);
+    }
+    world.exit(1);
+    world.settle();
+    world.probe_all_ok();
+    world.settle();
+    assert_eq!(ready_versions(&world), [1, 1, 1, 1], "and heals them");
+}
+
+#[test]
+fn an_update_to_no_replicas_waits_for_none() {
+    let mut world = World::new();
+    world.put("serve", 2);
+    world.settle();
+    world.probe_all_ok();
+    world.settle();
+    world.put("serve otherwise", 0);
+    world.settle();
+    assert!(ready_versions(&world).is_empty());
+}
+
+#[test]
+fn what_is_absent_says_nothing_where_replicas_may_be_elsewhere() {
+    use ReplicaStatus::{Failed, FailedProvision, Ready, ShuttingDown, Starting};
+    let mut world = World::new();
+    world.put("serve", 3);
+    world.settle();
+    world.probe_all_ok();
+    world.settle();
+    let seen = std::mem::take(&mut world.observed.exists);
+    world.observed.elsewhere = true;
+    world.request(Request::TerminateReplica {
+        name: "svc".parse().unwrap(),
+        number: 3,
+        purge: false,
+    });
+    world.pass(31);
+    let blind = plan(&world.state, &world.observed);
+    assert!(blind.effects.is_empty(), "{blind:?}");
+    let creates = |plan: &Plan| {
+        let mut intents = plan.intents.iter();
+        intents.all(|intent| matches!(intent, Intent::Create(..)))
+    };
+    assert!(creates(&blind), "{blind:?}");
+    // One that is wanted now is refused, and is gone for all that is known.
+    world.write(&blind);
+    let made = world.id(4);
+    world.observed.launch_failures.insert(made, "no".into());
+    for _ in 0..4 {
+        world.round();
+    }
+    let refused = (4, FailedProvision);
+    let before = [(1, Ready), (2, Ready), (3, ShuttingDown), refused];
+    assert_eq!(world.replicas()[..4], before);
+    // What is seen holds as ever; and so does all for a leader that sees it all.
+    world
+        .observed
+        .exists
+        .insert(world.id(1), seen[&world.id(1)].clone());
+    world.exit(1);
+    world.round();
+    assert_ne!(world.replicas()[0], (1, Ready), "an end that was seen");
+    world.observed.exists.extend(seen.into_iter().skip(1));
+    world.observed.elsewhere = false;
+    world.observed.launch_failures.clear();
+    world.settle();
+    let after = world.replicas();
+    assert!(
+        after.contains(&(1, Failed)) && after.contains(&(2, Ready)),
+        "{after:?}"
+    );
+    assert!(!after.contains(&(3, ShuttingDown)), "{after:?}");
+    assert!(
+        after.iter().any(|(_, status)| *status == Starting),
+        "{after:?}"
+    );
+}
+
 #[test]
 fn draining_ends_with_the_last_request_or_the_time() {
     let mut world = World::new();
@@ -426,6 +548,34 @@ fn a_version_that_never_starts_is_given_up_and_the_old_one_healed() {
     world.put("mended", 2);
     world.settle();
     assert_eq!(live(&world), [1, 1, 3], "the next update goes on");
+}
+
+#[test]
+fn a_port_that_another_process_took_does_not_count_against_the_version() {
+    let last = |lost: bool| {
+        let mut world = World::new();
+        world.put("serve", 1);
+        for number in 1..=5 {
+            world.settle();
+            if !world.state.replicas().any(|it| it.id.number == number) {
+                return number - 1;
+            }
+            world.exit(number);
+            if lost {
+                let id = world.id(number);
+                world.observed.ports_lost.insert(id);
+            }
+            world.settle();
+            world.pass(61);
+        }
+        let first = world.state.replica(world.id(5)).unwrap();
+        assert_eq!(first.status(), ReplicaStatus::FailedProvision);
+        let port = first.port;
+        let said = first.reason().unwrap();
+        assert!(said.contains(&format!("took its port {port}")), "{said}");
+        5
+    };
+    assert_eq!((last(false), last(true)), (3, 5));
 }
 
 #[test]

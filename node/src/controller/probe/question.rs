@@ -21,7 +21,7 @@ use raftserve_proxy::ReplicaDialer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::health;
+use crate::grpc_health as health;
 
 /// The most redirects followed, within the replica's own address.
 const REDIRECTS_MAX: usize = 5;
@@ -88,7 +88,12 @@ impl Question {
             ProbeKind::Http => self.ask_http().await,
             ProbeKind::Grpc { service } => {
                 let request = health::request(&self.uri(health::PATH), service)?;
-                health::verdict(service, &self.send(request, true).await?)
+                let Answer {
+                    head,
+                    body,
+                    trailers,
+                } = self.send(request, true).await?;
+                health::verdict(service, &head, &body, &trailers)
             }
             ProbeKind::Tcp => self.open(self.speaks_http2()).await.map(drop),
         }

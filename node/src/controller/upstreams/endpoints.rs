@@ -4,33 +4,38 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::Api;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::Event;
 use raftserve_model::spec::KubernetesService;
 
 use crate::controller::chain;
 use crate::kubernetes::ApiServer;
+use crate::kubernetes::watching::{Heard, Watching};
 
 /// The pause before credentials are looked for again, where there are none.
 const NO_CLIENT_PAUSE: Duration = Duration::from_secs(10);
 
-/// How long one watch lasts, in seconds. A connection that died without a word is noticed after it.
-const WATCH_SECS: u32 = 60;
-
-/// Tells the addresses now and whenever they change, for ever. While the API server is away, nothing is told.
+/// Tells the addresses now and whenever they change, for ever, and why there are none. While the API server is away, the
+/// addresses that were told last stay.
 pub(super) async fn follow(
     api: ApiServer,
     service: KubernetesService,
-    tell: impl Fn(BTreeSet<String>),
+    tell: impl Fn(Option<BTreeSet<String>>, Option<String>),
 ) {
     let client = loop {
         match api.client().await {
             Ok(client) => break client,
             Err(error) => {
-                tracing::warn!(service = service.name, error = %chain(&error), "no Kubernetes to ask for endpoints");
+                let error = chain(&error);
+                tracing::warn!(service = service.name, %error, "no Kubernetes to ask for endpoints");
+                tell(
+                    None,
+                    Some(format!(
+                        "the leader knows no Kubernetes to ask for the endpoints of {}: {error}",
+                        service.name
+                    )),
+                );
                 tokio::time::sleep(NO_CLIENT_PAUSE).await;
             }
         }
@@ -38,40 +43,64 @@ pub(super) async fn follow(
     let namespace = service.namespace.as_deref();
     let namespace = namespace.unwrap_or(client.default_namespace()).to_owned();
     let slices: Api<EndpointSlice> = Api::namespaced(client, &namespace);
-    let config = watcher::Config::default()
-        .labels(&format!("kubernetes.io/service-name={}", service.name))
-        .timeout(WATCH_SECS);
-    let events = watcher(slices, config).default_backoff();
-    let mut events = std::pin::pin!(events);
+    let labels = format!("kubernetes.io/service-name={}", service.name);
+    let mut watching = Watching::begin(slices, &labels);
     let mut known = Slices::new();
     let mut troubled = false;
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(Event::Init) => known.clear(),
-            Ok(Event::InitApply(slice)) => note(&mut known, &slice, service.port.as_deref()),
-            Ok(Event::InitDone) => tell(union(&known)),
-            Ok(Event::Apply(slice)) => {
+    let tell_known = |known: &Slices| {
+        let addresses = union(known);
+        let trouble = addresses
+            .is_empty()
+            .then(|| nothing(&service, &namespace, known));
+        tell(Some(addresses), trouble);
+    };
+    while let Some(heard) = watching.next().await {
+        match heard {
+            Heard::Event(Event::Init) => {
+                // Told before anybody is asked: what was in the way still may be.
+                known.clear();
+                continue;
+            }
+            Heard::Event(Event::InitApply(slice)) => {
                 note(&mut known, &slice, service.port.as_deref());
-                tell(union(&known));
             }
-            Ok(Event::Delete(slice)) => {
+            Heard::Event(Event::InitDone) | Heard::Recovered => tell_known(&known),
+            Heard::Event(Event::Apply(slice)) => {
+                note(&mut known, &slice, service.port.as_deref());
+                tell_known(&known);
+            }
+            Heard::Event(Event::Delete(slice)) => {
                 known.remove(slice.metadata.name.as_deref().unwrap_or_default());
-                tell(union(&known));
+                tell_known(&known);
             }
-            Err(error) => {
+            Heard::Failed(error) => {
+                let said = format!(
+                    "cannot watch the endpoints of {} in {namespace}: {}; those told last stay; the peers' service \
+                     account needs list and watch on endpointslices.discovery.k8s.io there",
+                    service.name,
+                    chain(&error)
+                );
                 if !troubled {
-                    let (service, error) = (&service.name, chain(&error));
-                    tracing::warn!(
-                        service, namespace, %error,
-                        "cannot watch endpoints, and go on with those told last; this peer's service account needs \
-                         list and watch on endpointslices.discovery.k8s.io there"
-                    );
+                    tracing::warn!("{said}");
                 }
+                tell(None, Some(said));
                 troubled = true;
                 continue;
             }
         }
         troubled = false;
+    }
+}
+
+/// Why there is no address.
+fn nothing(service: &KubernetesService, namespace: &str, known: &Slices) -> String {
+    let name = format!("Kubernetes Service {} in {namespace}", service.name);
+    if known.is_empty() {
+        return format!("{name} has no endpoints, or is not there");
+    }
+    match &service.port {
+        Some(port) => format!("{name} has no ready endpoints with port {port}"),
+        None => format!("{name} has no ready endpoints"),
     }
 }
 

@@ -159,7 +159,7 @@ impl Cradle {
         let node = NodeId(u64::try_from(place).expect("there are few peers") + 1);
         let standing = match greet(&self.dialer, &name, &HelloRequest { from: None }).await {
             Ok(reply) => reply.standing,
-            Err(reason) => return Ok(Some(reason)),
+            Err(reason) => return Ok(Some(reason.to_string())),
         };
         let nonce = match standing {
             Standing::Pristine { nonce } => nonce,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use raftserve_model::ClusterId;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
-use tonic::{Response, Status};
+use tonic::{Code, Response, Status};
 
 use super::BootstrapError;
 use crate::peer::dial::Dialer;
@@ -90,19 +90,42 @@ pub(super) fn missing(answers: &[Answer]) -> String {
     }
 }
 
+/// Why a greeting was not answered.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unanswered {
+    /// Another process speaks for the peer that greets.
+    #[error("{0}")]
+    Copy(String),
+    /// Anything else, in words.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl From<Unanswered> for String {
+    fn from(unanswered: Unanswered) -> Self {
+        unanswered.to_string()
+    }
+}
+
 /// Asks whoever is at `address` who it is.
 ///
 /// # Errors
-/// What went wrong, in words.
+/// [`Unanswered`].
 pub(crate) async fn greet(
     dialer: &Dialer,
     address: &str,
     hello: &HelloRequest,
-) -> Result<HelloReply, String> {
-    let mut client = client(dialer.connect(address).map_err(|error| error.to_string())?);
-    let answer = timeout(ANSWER, client.hello(frame(hello))).await;
-    let answer = read_answer(answer)?;
-    wire::decode(&answer.head).map_err(|error| error.to_string())
+) -> Result<HelloReply, Unanswered> {
+    let channel = dialer.connect(address);
+    let channel = channel.map_err(|error| Unanswered::Other(error.to_string()))?;
+    let answer = timeout(ANSWER, client(channel).hello(frame(hello))).await;
+    if let Ok(Err(status)) = &answer
+        && status.code() == Code::AlreadyExists
+    {
+        return Err(Unanswered::Copy(status.message().to_owned()));
+    }
+    let answer = read_answer(answer).map_err(Unanswered::Other)?;
+    wire::decode(&answer.head).map_err(|error| Unanswered::Other(error.to_string()))
 }
 
 /// How long an admission may take: it needs a quorum, and a look back at who asks.

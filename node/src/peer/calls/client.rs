@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
@@ -12,35 +13,64 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::format::{Introduction, Method, Reader, Received, begin, fits, write};
+use super::format::{Introduction, Method, Reader, Received, RefusalKind, begin, fits, write};
 use crate::access::certificates::Protocol;
 use crate::access::{ReadSide, WriteSide};
 use crate::peer::dial::{CONNECT_TIMEOUT, Dialer};
 use crate::peer::directory::Caller;
+use crate::peer::lives::LOOK;
 use crate::peer::rpc::Frame;
 use crate::peer::wire;
 
+/// How long an announcement may take: the receiver looks for a former life of the caller.
+const ANNOUNCE_WITHIN: Duration = LOOK.saturating_add(Duration::from_secs(1));
+
 /// A connection in the making, or made: whoever needs it awaits it.
-pub(crate) type Connecting = Shared<BoxFuture<'static, Result<Arc<Connection>, Arc<str>>>>;
+pub(crate) type Connecting = Shared<BoxFuture<'static, Result<Arc<Connection>, CallFailure>>>;
 
 /// Begins to connect to `address` on `runtime`. Goes on even if nobody awaits it, so that the patience of one call
-/// does not decide whether there is ever a connection.
+/// does not decide whether there is ever a connection. There is none before the peer has taken `said`, by which the
+/// caller announces itself, if it does.
 pub(crate) fn connect(
     runtime: &Handle,
     dialer: Dialer,
     address: String,
     caller: Caller,
+    said: Option<Frame>,
 ) -> Connecting {
     let made = async move {
-        match timeout(CONNECT_TIMEOUT, dial(&dialer, &address, caller)).await {
-            Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(error)) => Err(format!("cannot connect: {error}").into()),
-            Err(_) => Err(format!("no connection within {CONNECT_TIMEOUT:?}").into()),
+        let failed = |reason: String| CallFailure::NotSent(reason.into());
+        let dialled = timeout(CONNECT_TIMEOUT, dial(&dialer, &address, caller)).await;
+        let connection = dialled
+            .map_err(|_| failed(format!("no connection within {CONNECT_TIMEOUT:?}")))?
+            .map_err(|error| failed(format!("cannot connect: {error}")))?;
+        if let Some(said) = said {
+            announce(&connection, &said).await?;
         }
+        Ok(connection)
     };
     let made = made.boxed().shared();
     runtime.spawn(made.clone());
     made
+}
+
+async fn announce(connection: &Connection, said: &Frame) -> Result<(), CallFailure> {
+    let until = Instant::now() + ANNOUNCE_WITHIN;
+    let Received { tag, frame, .. } = match connection.call(Method::Announce, said, until).await {
+        Ok(received) => received,
+        // Nothing but the announcement can have been seen.
+        Err(CallFailure::Broken(reason)) => return Err(CallFailure::NotSent(reason)),
+        Err(CallFailure::Deadline) => {
+            let reason = "no answer to the announcement in time";
+            return Err(CallFailure::NotSent(reason.into()));
+        }
+        Err(failure) => return Err(failure),
+    };
+    if tag == 0 {
+        return Ok(());
+    }
+    let reason = String::from_utf8_lossy(&frame.head).into();
+    Err(CallFailure::Refused(RefusalKind::of(tag), reason))
 }
 
 async fn dial(dialer: &Dialer, address: &str, caller: Caller) -> io::Result<Arc<Connection>> {
@@ -121,10 +151,12 @@ impl Drop for Connection {
 }
 
 /// Why there is no answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum CallFailure {
     /// Not a byte of the call was sent.
     NotSent(Arc<str>),
+    /// Nor was there, since the peer did not take the caller's announcement.
+    Refused(RefusalKind, Arc<str>),
     /// The connection ended, and the peer may have seen the call.
     Broken(Arc<str>),
     /// No answer in time; the peer may have seen the call.

@@ -31,7 +31,7 @@ const JOIN_BYTES_MAX: usize = 64 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Method {
-    /// The sender's addresses and life; answered with the receiver's.
+    /// The sender's addresses and life; answered with the receiver's. The first call of a connection.
     Announce = 1,
     /// Raft: log replication and heartbeats.
     Append = 2,
@@ -51,10 +51,14 @@ pub(crate) enum Method {
     Manage = 9,
     /// Small news, many times a second.
     Exchange = 10,
+    /// The leader has seen that the receiver's log lost entries.
+    LogCut = 11,
+    /// What the leader's controller sees of services and replicas.
+    Remarks = 12,
 }
 
 impl Method {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 12] = [
         Self::Announce,
         Self::Append,
         Self::Vote,
@@ -65,6 +69,8 @@ impl Method {
         Self::MoveLeader,
         Self::Manage,
         Self::Exchange,
+        Self::LogCut,
+        Self::Remarks,
     ];
 
     /// The method of a call, or none if this release does not know it.
@@ -92,6 +98,8 @@ pub(crate) enum RefusalKind {
     Stranger = 2,
     /// The call does not decode, or its method is not known.
     Damaged = 3,
+    /// The caller speaks for a peer that another process speaks for.
+    Copy = 4,
 }
 
 impl RefusalKind {
@@ -100,6 +108,7 @@ impl RefusalKind {
         match number {
             2 => Self::Stranger,
             3 => Self::Damaged,
+            4 => Self::Copy,
             _ => Self::Unavailable,
         }
     }
@@ -121,6 +130,7 @@ impl From<Caller> for Introduction {
             target,
             node,
             nonce,
+            life: _,
         } = caller;
         Self {
             cluster,
@@ -144,6 +154,7 @@ impl From<Introduction> for Caller {
             target,
             node,
             nonce,
+            life: None,
         }
     }
 }

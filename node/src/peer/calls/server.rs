@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use raftserve_model::Incarnation;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use super::format::{Introduction, Method, Reader, Received, Refusal, RefusalKind, fits, write};
 use crate::peer::directory::Caller;
 use crate::peer::rpc::Frame;
-use crate::peer::wire;
+use crate::peer::wire::{self, Announcement};
 
 /// Calls that one connection may have under way: as many proposals as Raft queues. More wait in the connection.
 const CALLS_MAX: usize = 4096;
@@ -35,14 +36,17 @@ where
 {
     let mut from = Reader::new(from);
     let begun = timeout(BEGIN_WITHIN, begin(&mut from)).await;
-    let (caller, first) = begun.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let (mut caller, first) = begun.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     let answer = Arc::new(answer);
     let mut under_way = FuturesUnordered::new();
     let mut first = Some(first);
     loop {
         tokio::select! {
             biased;
-            Some((number, answered)) = under_way.next() => {
+            Some((number, announced, answered)) = under_way.next() => {
+                if let (Some(life), Ok(_)) = (announced, &answered) {
+                    caller.life = Some(life);
+                }
                 if respond(&mut to, number, answered).await? {
                     return Ok(());
                 }
@@ -54,6 +58,7 @@ where
                 };
                 let answer = Arc::clone(&answer);
                 under_way.push(async move {
+                    let announced = life_in(tag, &frame);
                     let answered = match Method::of(tag) {
                         Some(method) => answer(caller, method, frame).await,
                         None => Err(Refusal {
@@ -61,11 +66,18 @@ where
                             reason: format!("this release knows no call {tag}"),
                         }),
                     };
-                    (number, answered)
+                    (number, announced, answered)
                 });
             }
         }
     }
+}
+
+/// The life that a call announces, if it does.
+fn life_in(tag: u8, frame: &Frame) -> Option<Incarnation> {
+    (Method::of(tag) == Some(Method::Announce)).then_some(())?;
+    let said: Announcement = wire::decode(&frame.head).ok()?;
+    Some(said.incarnation)
 }
 
 /// Who calls, and its first call, which follows at once: who never calls holds no connection.
@@ -109,5 +121,5 @@ async fn respond<W: AsyncWrite + Unpin>(
         Err(refusal) => refused(refusal),
     };
     write(to, number, tag, &frame, &mut false).await?;
-    Ok(tag == RefusalKind::Stranger as u8)
+    Ok([RefusalKind::Stranger as u8, RefusalKind::Copy as u8].contains(&tag))
 }

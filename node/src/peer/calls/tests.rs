@@ -22,6 +22,7 @@ fn caller() -> Caller {
         target: NodeId(2),
         node: NodeId(1),
         nonce: 9,
+        life: None,
     }
 }
 
@@ -68,9 +69,15 @@ async fn echo(gate: std::sync::Arc<Semaphore>) -> String {
 }
 
 async fn connected(address: String) -> std::sync::Arc<Connection> {
-    connect(&Handle::current(), Dialer::default(), address, caller())
-        .await
-        .unwrap()
+    connect(
+        &Handle::current(),
+        Dialer::default(),
+        address,
+        caller(),
+        None,
+    )
+    .await
+    .unwrap()
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use super::{ANSWER_GRACE, Core, Obstacle, millis, pause};
 use crate::consensus::ManageError;
 use crate::peer::bootstrap::greet;
 use crate::peer::calls::Method;
-use crate::peer::links::{Purpose, frame, read};
+use crate::peer::links::frame;
 use crate::peer::wire::{
     HelloRequest, JoinReply, JoinRequest, ManageReply, ManageRequest, ManageTask, MemberHealth,
     ProposeReply, Standing,
@@ -201,16 +201,8 @@ impl Core {
             task,
             within_ms: millis(within),
         });
-        self.links
-            .call(
-                leader,
-                Purpose::Forwards,
-                within + ANSWER_GRACE,
-                Method::Manage,
-                message,
-            )
+        self.forward(leader, Method::Manage, within + ANSWER_GRACE, message)
             .await
-            .and_then(|answer| read(leader, &answer))
             .unwrap_or_else(|error| ManageReply::Failed(error.to_string()))
     }
 

@@ -29,6 +29,8 @@ struct Candidate {
     matched: Option<u64>,
     /// How long ago it last answered.
     silence: Option<Duration>,
+    /// Whether it lost entries that it had acknowledged.
+    is_cut: bool,
     /// Whether it is to go, so that it would have to hand over in turn.
     leaving: bool,
     /// Whether it runs another release than the leader, as some do only while a cluster is upgraded: those that do
@@ -45,6 +47,12 @@ fn choose(target: Option<NodeId>, last: u64, candidates: &[Candidate]) -> Result
             .is_none_or(|silence| silence > SILENCE_MAX)
         {
             return Err(format!("peer {} does not answer", candidate.node));
+        }
+        if candidate.is_cut {
+            return Err(format!(
+                "peer {} lost part of its log, and must be wiped",
+                candidate.node
+            ));
         }
         if candidate.matched.is_none() || lag >= LAG_MAX {
             return Err(format!(
@@ -120,6 +128,7 @@ impl Core {
                     use openraft::Instant as _;
                     at.elapsed()
                 }),
+                is_cut: self.acked.is_cut(node, metrics.current_term),
                 leaving: leaving(node),
                 updated: updated(node),
             })
@@ -163,6 +172,7 @@ mod tests {
             node: NodeId(node),
             matched: Some(matched),
             silence: Some(Duration::from_millis(silent_ms)),
+            is_cut: false,
             leaving: false,
             updated: false,
         }
@@ -197,5 +207,15 @@ mod tests {
             assert!(refusal.contains(word), "{refusal}");
         }
         assert!(choose(None, 1000, &candidates).is_err());
+    }
+
+    #[test]
+    fn a_target_that_lost_part_of_its_log_is_refused_where_it_was_once() {
+        let mut cut = candidate(2, 1000, 10);
+        cut.is_cut = true;
+        let refusal = choose(Some(NodeId(2)), 1000, &[cut]).unwrap_err();
+        assert!(refusal.contains("lost part of its log"), "{refusal}");
+        let candidates = [cut, candidate(3, 990, 10)];
+        assert_eq!(choose(None, 1000, &candidates), Ok(NodeId(3)));
     }
 }

@@ -146,6 +146,19 @@ mod tests {
         assert_eq!(leader.next().await, (Some(3), Duration::ZERO));
         // Nothing comes any more: the last commit is told all the same.
         assert_eq!(leader.next().await, (Some(4), CLOSE));
+        // Nor is it a steady load any more.
+        leader.appends.try_send(append(4, 5, false)).unwrap();
+        assert_eq!(leader.next().await, (Some(5), Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_entries_have_told_is_not_told_again() {
+        let mut leader = Leader::steady().await;
+        leader.appends.try_send(append(3, 3, false)).unwrap();
+        leader.appends.try_send(append(3, 3, true)).unwrap();
+        assert_eq!(leader.next().await, (Some(3), Duration::ZERO));
+        leader.appends = mpsc::channel(1).0;
+        assert_eq!(leader.next().await, (None, Duration::ZERO));
     }
 
     #[tokio::test(start_paused = true)]
@@ -153,7 +166,7 @@ mod tests {
         let mut leader = Leader::steady().await;
         let appends = leader.appends.clone();
         tokio::spawn(async move {
-            for commit in 3.. {
+            for commit in 3..50 {
                 if appends.send(append(3, commit, false)).await.is_err() {
                     return;
                 }

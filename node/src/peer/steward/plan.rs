@@ -14,6 +14,8 @@ use raftserve_store::state::{PeerEntry, PeerStanding, Promotion};
 pub(crate) struct Condition {
     /// Whether it answers.
     pub(crate) answers: bool,
+    /// Whether its log is not far behind.
+    pub(crate) keeps_up: bool,
     /// For how long it has answered and been caught up, without a break.
     pub(crate) steady: Option<Duration>,
     /// For how long it has been silent.
@@ -31,6 +33,8 @@ pub(crate) struct View {
     pub(crate) voters: BTreeSet<NodeId>,
     /// Voters and learners.
     pub(crate) members: BTreeSet<NodeId>,
+    /// Members that lost entries which they had acknowledged.
+    pub(crate) cut: BTreeSet<NodeId>,
     /// What is on record.
     pub(crate) peers: Vec<Arc<PeerEntry>>,
     /// Members that say they are elsewhere than the membership has them, and where.
@@ -58,6 +62,8 @@ pub enum Vote {
     ByHand,
     /// It is to go.
     Leaving,
+    /// It lost log entries that it had acknowledged, and must be wiped: whether it votes or not, it does not count.
+    LogCut,
 }
 
 /// One change.
@@ -94,6 +100,12 @@ impl View {
         node == self.me || self.conditions.get(&node).is_some_and(|it| it.answers)
     }
 
+    /// Whether a quorum can be made of `node` now.
+    fn counts(&self, node: NodeId) -> bool {
+        let condition = self.conditions.get(&node);
+        node == self.me || condition.is_some_and(|it| it.answers && it.keeps_up)
+    }
+
     fn is_ready(&self, node: NodeId) -> bool {
         let steady = self.conditions.get(&node).and_then(|it| it.steady);
         steady.is_some_and(|steady| steady >= self.promote_after)
@@ -103,7 +115,7 @@ impl View {
         self.members.contains(&node) && !self.voters.contains(&node)
     }
 
-    /// Whether the cluster still has a quorum of answering voters without `node`.
+    /// Whether the cluster still has a quorum of voters that answer and keep up without `node`.
     ///
     /// # Errors
     /// Why it has not.
@@ -111,7 +123,7 @@ impl View {
         self.may_lose_all(&[node].into())
     }
 
-    /// Whether the cluster still has a quorum of answering voters without all of `nodes`.
+    /// Whether the cluster still has a quorum of voters that answer and keep up without all of `nodes`.
     ///
     /// # Errors
     /// Why it has not.
@@ -121,7 +133,7 @@ impl View {
         }
         let rest = self.voters.difference(nodes);
         let (count, live) = rest.fold((0, 0), |(count, live), voter| {
-            (count + 1, live + usize::from(self.answers(*voter)))
+            (count + 1, live + usize::from(self.counts(*voter)))
         });
         if count == 0 {
             let names: Vec<String> = nodes.iter().map(|node| format!("peer {node}")).collect();
@@ -132,7 +144,8 @@ impl View {
         }
         if live < majority(count) {
             return Err(format!(
-                "of the {count} voters that would be left {live} answer, and {} must: bring the others back first",
+                "of the {count} voters that would be left {live} answer and are not far behind, and {} must: bring the \
+                 others back first",
                 majority(count)
             ));
         }
@@ -239,6 +252,7 @@ impl View {
         let standing = on_record(node).map(|peer| peer.standing);
         match standing {
             Some(PeerStanding::Leaving { .. } | PeerStanding::Removed) => Vote::Leaving,
+            _ if self.cut.contains(&node) => Vote::LogCut,
             _ if self.voters.contains(&node) => Vote::Has,
             _ if self.succeeds(node) => Vote::Due,
             Some(PeerStanding::Active(Promotion::Ordered)) => Vote::Due,
@@ -350,6 +364,7 @@ mod tests {
             .collect();
         let fit = Condition {
             answers: true,
+            keeps_up: true,
             steady: Some(STEADY),
             silent: Duration::ZERO,
         };
@@ -368,6 +383,7 @@ mod tests {
     fn silence(view: &mut View, node: u64, silent: Duration) {
         let silent = Condition {
             answers: false,
+            keeps_up: false,
             steady: None,
             silent,
         };
@@ -401,6 +417,7 @@ mod tests {
         for steady in [None, Some(STEADY - Duration::from_millis(1))] {
             let condition = Condition {
                 answers: true,
+                keeps_up: true,
                 steady,
                 silent: Duration::ZERO,
             };
@@ -474,7 +491,20 @@ mod tests {
         assert_eq!(view.may_lose(NodeId(2)), Ok(()));
         silence(&mut view, 3, STEADY);
         let refused = view.may_lose(NodeId(2)).unwrap_err();
-        assert!(refused.contains("1 answer, and 2 must"), "{refused}");
+        assert!(
+            refused.contains("1 answer") && refused.contains("2 must"),
+            "{refused}"
+        );
+        assert_eq!(view.may_lose(NodeId(3)), Ok(()));
+        let behind = Condition {
+            answers: true,
+            ..Condition::default()
+        };
+        view.conditions.insert(NodeId(3), behind);
+        assert!(
+            view.may_lose(NodeId(2)).is_err(),
+            "it answers, and is far behind"
+        );
         assert_eq!(view.may_lose(NodeId(3)), Ok(()));
         view.voters = ids([1]);
         assert!(view.may_lose(NodeId(1)).is_err());

@@ -22,6 +22,7 @@ async fn an_append_above_one_message_is_answered_for_what_was_sent() {
         target: NodeId(1),
         node: NodeId(1),
         nonce: 1,
+        life: None,
     };
     let record = PeerRecord {
         nonce: 2,
@@ -34,11 +35,12 @@ async fn an_append_above_one_message_is_answered_for_what_was_sent() {
     });
     let links = Arc::new(Links::new(
         me,
+        None,
         Dialer::default(),
         directory,
         Handle::current(),
     ));
-    let mut network = Network::new(NodeId(1), links);
+    let mut network = Network::new(NodeId(1), links, Arc::default());
     let mut wire = network.new_client(NodeId(2), &record).await;
 
     let vote = Vote::new_committed(1, NodeId(1));

@@ -166,6 +166,7 @@ async fn an_identity_is_taken_once_and_from_the_right_plan_only() {
     let wish = Wish {
         promotion: POLICY.promotion,
         supports: SUPPORTED,
+        incarnation: Incarnation(1),
     };
     let mine = places.0[1].address.clone();
     let cradle = Cradle::new(
@@ -251,6 +252,26 @@ async fn a_cluster_is_founded_only_where_the_memory_knows_of_none() {
                 stop_all(living(peers)).await;
             }
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_cluster_that_starts_again_without_one_directory_is_the_same_one() {
+    // The first-named peer founded it, and must not found another.
+    for lost in [0, 2] {
+        let mut places = Places::new(3);
+        let peers = places.start_all().await;
+        let cluster = peers[0].cluster_id();
+        open_client(&peers[0]).await;
+        stop_all(living(peers)).await;
+
+        places.0[lost].folder = tempfile::tempdir().unwrap();
+        let peers = places.start_all().await;
+        for peer in &peers {
+            assert_eq!(peer.cluster_id(), cluster);
+        }
+        assert_eq!(clients_seen_by(&peers[lost]).await, 1);
+        stop_all(living(peers)).await;
     }
 }
 

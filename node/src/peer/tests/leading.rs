@@ -1,4 +1,8 @@
+use std::sync::Arc;
+
 use raftserve_model::LogIndex;
+use raftserve_store::command::Request;
+use raftserve_store::state::KvCondition;
 
 use super::*;
 
@@ -152,6 +156,9 @@ async fn leadership_is_handed_over_at_the_request_of_any_peer() {
 async fn peers_learn_where_the_others_are_and_exchange_news() {
     struct Echo(tokio::sync::mpsc::Sender<(NodeId, Vec<u8>)>);
     impl ExchangeHandler for Echo {
+        fn has_news(&self) -> bool {
+            true
+        }
         fn outgoing(&self) -> Vec<u8> {
             b"ping".to_vec()
         }
@@ -301,4 +308,41 @@ async fn more_than_one_message_of_entries_reaches_a_peer_that_was_away() {
     peers[away] = Some(places.start(away).await);
     assert_eq!(clients_seen_by(peers[away].as_ref().unwrap()).await, 1);
     stop_all(peers).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_written_wakes_nobody_who_looks_at_other_things() {
+    let places = Places::new(1);
+    let peer = places.start(0).await;
+    named(&peer).await;
+    let consensus = peer.consensus();
+    let mut told_of_keys = 0;
+    // It may be told with an entry that is applied together with it, such as one of the clock: hardly every time.
+    const TIMES: u32 = 5;
+    for _ in 0..TIMES {
+        let mut news = consensus.news();
+        news.mark_unchanged();
+        let mut told = Vec::new();
+        let follow = async {
+            while news.changed().await.is_ok() {
+                told.push(*news.borrow_and_update());
+            }
+        };
+        let write = async {
+            let put = Action::Request(Request::PutKey {
+                key: "a".parse().unwrap(),
+                value: Arc::from(*b"1"),
+                condition: KvCondition::Any,
+            });
+            let (key, _) = consensus.propose(put, PATIENCE).await.unwrap();
+            open_client(&peer).await;
+            key
+        };
+        tokio::select! {
+            key = write => told_of_keys += u32::from(told.contains(&key)),
+            () = follow => panic!("the peer has stopped"),
+        }
+    }
+    assert!(told_of_keys < TIMES, "each key is told");
+    peer.stop().await;
 }

@@ -19,7 +19,13 @@ async fn call_as(
         )]
         .into(),
     });
-    let links = Links::new(caller, Dialer::default(), directory, Handle::current());
+    let links = Links::new(
+        caller,
+        None,
+        Dialer::default(),
+        directory,
+        Handle::current(),
+    );
     let vote = openraft::raft::VoteRequest::new(openraft::Vote::new(1000, caller.node), None);
     let message = links::frame(&raft_wire::VoteRequest::from(vote));
     links
@@ -47,6 +53,7 @@ async fn strangers_are_refused_by_name() {
         target: NodeId(1),
         node: NodeId(1),
         nonce: 1,
+        life: None,
     };
 
     let theirs = ClusterId([9; 16]);
@@ -90,6 +97,7 @@ async fn a_peer_that_nobody_listens_for_was_certainly_not_reached() {
         target: NodeId(1),
         node: NodeId(2),
         nonce: 1,
+        life: None,
     };
     let error = call_as(caller, &address, PATIENCE).await.unwrap_err();
     assert!(matches!(error, links::CallError::NotSent { .. }), "{error}");
@@ -105,6 +113,7 @@ async fn a_peer_that_says_nothing_is_given_up_in_time() {
         target: NodeId(1),
         node: NodeId(2),
         nonce: 1,
+        life: None,
     };
     let patience = Duration::from_millis(100);
     let error = call_as(caller, &address, patience).await.unwrap_err();

@@ -79,7 +79,9 @@ impl Port {
             consensus: peer.consensus(),
             ready: watch::channel(true).1,
             service_port_base: 30_001,
+            service_ports: watch::channel(Vec::new()).1,
             advertise_host: None,
+            api: Default::default(),
             provider: Arc::new(Nothing),
             certificates: None,
             credentials: None,
@@ -204,6 +206,37 @@ async fn a_watch_that_lost_its_leader_goes_on_at_another_peer_without_gap_or_rep
         port.closing.cancel();
     }
     stop_all(peers).await;
+}
+
+/// Whatever a stream says it is complete up to was applied.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_from_an_index_to_come_is_told_nothing_before_it_has() {
+    let places = Places::new(1);
+    let peer = places.start(0).await;
+    let port = Port::open(&peer).await;
+    let first = event(&peer, 0).await.unwrap();
+    let from = first + 50;
+    let mut stream = port.watch(from).await.unwrap();
+    let consensus = peer.consensus();
+    let reading = tokio::spawn(async move {
+        let batch = stream.message().await.unwrap().unwrap();
+        (batch, consensus.applied().borrow().0)
+    });
+    for at in 1..=60 {
+        event(&peer, at).await.unwrap();
+    }
+    let (batch, applied) = within(reading).await.unwrap();
+    assert!(
+        batch.log_index <= applied,
+        "complete up to {} with {applied} applied",
+        batch.log_index
+    );
+    assert!(
+        batch.log_index + 1 >= from,
+        "an event that was not asked for"
+    );
+    port.closing.cancel();
+    peer.stop().await;
 }
 
 /// Stands before a peer's port, and can be cut.

@@ -166,6 +166,13 @@ pub(crate) struct AppendHead {
     count: u32,
 }
 
+impl AppendHead {
+    /// How many entries follow.
+    pub(crate) fn count(&self) -> u64 {
+        u64::from(self.count)
+    }
+}
+
 /// An append that is ready to be sent.
 pub(crate) struct PackedAppend {
     /// What goes first.

@@ -2,39 +2,38 @@
 
 use std::sync::Arc;
 
-use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::Event;
 use tokio_util::sync::CancellationToken;
 
 use super::{Site, labels, remedy};
-
-/// How long one watch lasts, in seconds. A connection that died without a word is noticed after it.
-const WATCH_SECS: u32 = 60;
+use crate::kubernetes::watching::{Heard, Watching};
 
 /// Feeds the cache until `cancelled`.
 pub(super) async fn run(site: Arc<Site>, cancelled: CancellationToken) {
-    let config = watcher::Config::default()
-        .labels(&labels::selector(site.cluster))
-        .timeout(WATCH_SECS);
-    let events = watcher(site.pods(), config).default_backoff();
-    let mut events = std::pin::pin!(events);
+    let mut watching = Watching::begin(site.pods(), &labels::selector(site.cluster));
     loop {
-        let event = tokio::select! {
+        let heard = tokio::select! {
             () = cancelled.cancelled() => return,
-            event = events.next() => event,
+            heard = watching.next() => heard,
         };
-        match event {
-            Some(Ok(event)) => note(&site, event).await,
-            Some(Err(error)) => {
+        match heard {
+            Some(Heard::Event(event)) => note(&site, event).await,
+            Some(Heard::Failed(error)) => {
                 let said = remedy::of_watch(&error, &site.namespace);
                 if site.cache.suffers(Some(said.clone())) {
                     tracing::warn!(namespace = site.namespace, "cannot watch pods: {said}");
                 }
             }
+            Some(Heard::Recovered) => recovered(&site),
             None => return,
         }
+    }
+}
+
+fn recovered(site: &Site) {
+    if site.cache.suffers(None) {
+        tracing::info!(namespace = site.namespace, "pods are watched again");
     }
 }
 
@@ -45,9 +44,7 @@ async fn note(site: &Site, event: Event<Pod>) {
         Event::InitDone => site.cache.list_ends(),
         Event::Apply(pod) => {
             site.cache.note(pod);
-            if site.cache.suffers(None) {
-                tracing::info!(namespace = site.namespace, "pods are watched again");
-            }
+            recovered(site);
         }
         Event::Delete(pod) => {
             if let Some(by) = site.taken(&pod).await {

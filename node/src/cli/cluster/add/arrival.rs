@@ -67,9 +67,10 @@ impl Lookout {
                 lag: member.lag,
             },
             v1::Vote::Due => Stage::VoteDue { id },
-            v1::Vote::NeedsAnother | v1::Vote::ByHand | v1::Vote::Unspecified => {
-                Stage::Arrived(member.clone())
-            }
+            v1::Vote::NeedsAnother
+            | v1::Vote::ByHand
+            | v1::Vote::LogCut
+            | v1::Vote::Unspecified => Stage::Arrived(member.clone()),
         }
     }
 }

@@ -53,7 +53,11 @@ fn free(members: &[v1::Member]) -> Result<SocketAddr, Failure> {
 ///
 /// # Errors
 /// If there is no address for the new peer.
-pub(super) fn join_command(members: &[v1::Member], args: &AddArgs) -> Result<Vec<String>, Failure> {
+pub(super) fn join_command(
+    known: &v1::MembersResponse,
+    args: &AddArgs,
+) -> Result<Vec<String>, Failure> {
+    let members = &known.members;
     let address = match args.peer_addr {
         Some(address) => address,
         None => free(members)?,
@@ -102,6 +106,10 @@ pub(super) fn join_command(members: &[v1::Member], args: &AddArgs) -> Result<Vec
         if let Some(directory) = directory {
             argv.extend([flag.to_owned(), directory.display().to_string()]);
         }
+    }
+    // Where it would lead without it, it would find no replica.
+    if !known.replica_root.is_empty() {
+        argv.extend(["--replica-root".to_owned(), known.replica_root.clone()]);
     }
     if args.learner {
         argv.push("--learner".to_owned());
@@ -158,7 +166,12 @@ mod tests {
 
     fn asked(members: &[v1::Member], flags: &[&str]) -> Result<Vec<String>, Failure> {
         let words = ["add"].iter().chain(flags);
-        join_command(members, &Add::try_parse_from(words).unwrap().args)
+        let known = v1::MembersResponse {
+            members: members.to_vec(),
+            replica_root: "/srv/replicas".to_owned(),
+            ..v1::MembersResponse::default()
+        };
+        join_command(&known, &Add::try_parse_from(words).unwrap().args)
     }
 
     #[test]
@@ -168,7 +181,7 @@ mod tests {
             shell(&argv),
             "raftserve node --data-dir /var/lib/raftserve/7301 --join 127.0.0.1:7001,127.0.0.1:7201 --peer-addr \
              127.0.0.1:7301 --admin-addr 127.0.0.1:7300 --ops-addr 127.0.0.1:7302 --proxy-addr 0.0.0.0:8380 \
-             --service-port-base 30301"
+             --service-port-base 30301 --replica-root /srv/replicas"
         );
         let flags = [
             "--peer-addr",
@@ -179,7 +192,11 @@ mod tests {
         ];
         let argv = asked(&members(), &flags).unwrap();
         let text = shell(&argv);
-        for part in ["--data-dir 'a b' ", " [::1]:42514 ", " 65515 --learner"] {
+        for part in [
+            "--data-dir 'a b' ",
+            " [::1]:42514 ",
+            " 65515 --replica-root /srv/replicas --learner",
+        ] {
             assert!(text.contains(part), "{part:?}: {text}");
         }
     }
@@ -203,6 +220,7 @@ mod tests {
             let node = Node::try_parse_from(&argv[1..]).unwrap();
             let config = NodeConfig::try_from(node.args).unwrap();
             assert_eq!(config.join, ["127.0.0.1:7001", "127.0.0.1:7201"]);
+            assert_eq!(config.replica_root, PathBuf::from("/srv/replicas"));
         }
     }
 

@@ -254,6 +254,7 @@ impl Sender {
             target: TARGET,
             node: NodeId(1),
             nonce: 1,
+            life: None,
         };
         let directory = Arc::new(Directory::new(caller.cluster, caller.node));
         let record = PeerRecord {
@@ -267,7 +268,13 @@ impl Sender {
         Self {
             _dir: dir,
             snapshots,
-            links: Links::new(caller, Dialer::default(), directory, Handle::current()),
+            links: Links::new(
+                caller,
+                None,
+                Dialer::default(),
+                directory,
+                Handle::current(),
+            ),
             outbox: Outbox::new(),
         }
     }

@@ -88,6 +88,58 @@ fn what_holds_a_pod_up_is_told_with_a_remedy() {
 }
 
 #[test]
+fn each_reason_to_wait_has_its_state_and_its_remedy() {
+    let pod_of = |kind: &str, reason: &str| {
+        let waiting = json!({"waiting": {"reason": reason, "message": "said so"}});
+        with(json!({"phase": "Pending", kind: container(waiting)}))
+    };
+    // Whatever container it is that waits: the replica's, one beside it, or one before it.
+    for kind in ["containerStatuses", "initContainerStatuses"] {
+        for (reason, words) in [
+            ("ImageInspectError", "check resources.image_id"),
+            ("RegistryUnavailable", "check resources.image_id"),
+            ("CrashLoopBackOff", "ends again and again"),
+            ("CreateContainerConfigError", "correct pod_config"),
+            ("CreateContainerError", "correct pod_config"),
+            ("RunContainerError", "correct pod_config"),
+        ] {
+            let seen = pod_of(kind, reason);
+            assert_eq!(seen.state, ReplicaState::SettingUp, "{reason}");
+            let note = seen.note.unwrap();
+            assert!(note.contains(words) && note.contains("said so"), "{note}");
+        }
+        // With these, no later try will be better.
+        for (reason, words) in [
+            ("InvalidImageName", "correct resources.image_id"),
+            ("ErrImageNeverPull", "imagePullPolicy is Never"),
+        ] {
+            let exit = exit_of(pod_of(kind, reason));
+            assert_eq!((exit.step, exit.end), (Step::Setup, End::NotStarted));
+            assert!(exit.message.contains(words), "{}", exit.message);
+        }
+        for usual in ["ContainerCreating", "PodInitializing"] {
+            assert_eq!(pod_of(kind, usual), Seen::plain(ReplicaState::SettingUp));
+        }
+    }
+}
+
+#[test]
+fn a_container_before_the_replica_that_fails_is_told_by_its_name() {
+    let mut inits = container(json!({
+        "terminated": {"exitCode": 3, "message": "downloading\nno such model\n"},
+    }));
+    inits[0]["name"] = "fetch".into();
+    let exit = exit_of(with(
+        json!({"phase": "Failed", "initContainerStatuses": inits}),
+    ));
+    assert_eq!((exit.step, exit.end), (Step::Setup, End::NotStarted));
+    assert_eq!(
+        exit.message,
+        "its init container fetch exited with code 3: no such model"
+    );
+}
+
+#[test]
 fn an_end_tells_its_step_and_its_last_words() {
     let ended = |terminated: Value| {
         exit_of(with(json!({
@@ -119,19 +171,36 @@ fn what_takes_a_pod_away_is_told() {
     })));
     assert_eq!(evicted.end, End::Lost);
     assert!(evicted.message.contains("low on resource"));
+    for (reason, words) in [
+        ("NodeShutdown", "its node was shut down"),
+        ("OutOfcpu", "its node refused the pod (OutOfcpu)"),
+        ("OutOfpods", "its pod failed (OutOfpods)"),
+    ] {
+        let status = json!({"phase": "Failed", "reason": reason, "message": "said so"});
+        let exit = exit_of(with(status));
+        assert_eq!(exit.end, End::Lost);
+        assert!(exit.message.starts_with(words), "{}", exit.message);
+    }
     let preempted = exit_of(with(json!({"phase": "Failed", "conditions": [
         {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "x"}
     ]})));
     assert!(preempted.message.contains("higher priority"));
-    let deleted = shown(
-        json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}),
-        json!({}),
-        json!({"phase": "Running", "podIP": "10.0.0.7", "conditions": [
-            {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": "y"}
-        ], "containerStatuses": container(json!({"running": {}}))}),
-    );
-    assert_eq!(deleted.state, ReplicaState::Stopping);
-    assert!(deleted.note.unwrap().contains("node is lost"));
+    for (reason, words) in [
+        ("DeletionByTaintManager", "its node is lost"),
+        ("EvictionByEvictionAPI", "its node is drained"),
+        ("DeletionByPodGC", "its pod was disrupted (DeletionByPodGC)"),
+    ] {
+        let deleted = shown(
+            json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}),
+            json!({}),
+            json!({"phase": "Running", "podIP": "10.0.0.7", "conditions": [
+                {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": "y"}
+            ], "containerStatuses": container(json!({"running": {}}))}),
+        );
+        assert_eq!(deleted.state, ReplicaState::Stopping);
+        let note = deleted.note.unwrap();
+        assert!(note.starts_with(words), "{note}");
+    }
 }
 
 #[test]

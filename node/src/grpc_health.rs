@@ -2,20 +2,20 @@
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, TE, USER_AGENT};
+use http::{HeaderMap, response};
 use http_body_util::Full;
 use prost::Message;
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use super::question::Answer;
 use crate::grpc_frame::{PREFIX_BYTES, frame};
 
 /// The method that is called.
-pub(super) const PATH: &str = "/grpc.health.v1.Health/Check";
+pub(crate) const PATH: &str = "/grpc.health.v1.Health/Check";
 
 /// The call that asks about `service`.
-pub(super) fn request(uri: &str, service: &str) -> Result<http::Request<Full<Bytes>>, String> {
+pub(crate) fn request(uri: &str, service: &str) -> Result<http::Request<Full<Bytes>>, String> {
     let message = HealthCheckRequest {
         service: service.to_owned(),
     };
@@ -28,11 +28,16 @@ pub(super) fn request(uri: &str, service: &str) -> Result<http::Request<Full<Byt
 }
 
 /// Whether the answer says `SERVING`; if not, what it says and what to do.
-pub(super) fn verdict(service: &str, answer: &Answer) -> Result<(), String> {
-    let status = answer.head.status.as_u16();
+pub(crate) fn verdict(
+    service: &str,
+    head: &response::Parts,
+    body: &[u8],
+    trailers: &HeaderMap,
+) -> Result<(), String> {
+    let status = head.status.as_u16();
     // Without a message, gRPC's status is in the head.
-    let said = answer.trailers.get("grpc-status");
-    let Some(said) = said.or_else(|| answer.head.headers.get("grpc-status")) else {
+    let said = trailers.get("grpc-status");
+    let Some(said) = said.or_else(|| head.headers.get("grpc-status")) else {
         return Err(format!(
             "{PATH} answered {status} without a grpc-status: no gRPC"
         ));
@@ -42,7 +47,7 @@ pub(super) fn verdict(service: &str, answer: &Answer) -> Result<(), String> {
         service => format!(" of {service}"),
     };
     match Code::from_bytes(said.as_bytes()) {
-        Code::Ok => match status_in(&answer.body) {
+        Code::Ok => match status_in(body) {
             Some(ServingStatus::Serving) => Ok(()),
             Some(other) => Err(format!("{PATH} answered {}{about}", other.as_str_name())),
             None => Err(format!(

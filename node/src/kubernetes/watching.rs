@@ -1,0 +1,188 @@
+//! A watch that also tells when it works again.
+//!
+//! kube's watcher tells of each try that fails, and of each object. That a try has succeeded, and nothing has changed since,
+//! it does not tell: who has said that the API server is away would say so until something changes.
+
+use std::fmt::Debug;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use kube::Resource;
+use kube::api::Api;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::{self, DefaultBackoff, Event, watcher};
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout_at};
+
+use super::ANSWER_MAX;
+
+/// How much later than it should a failure may be told, on a busy machine.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// How long one watch lasts, in seconds. A connection that died without a word is noticed after it.
+const WATCH_SECS: u32 = 60;
+
+/// What is heard of a watch.
+#[derive(Debug)]
+pub enum Heard<K> {
+    /// As the watcher tells it.
+    Event(Event<K>),
+    /// A try failed; there will be others.
+    Failed(watcher::Error),
+    /// The try after that has not failed: objects are as they were told.
+    Recovered,
+}
+
+/// Objects of one kind, watched for as long as somebody asks for the next event.
+pub struct Watching<K> {
+    events: Pin<Box<dyn Stream<Item = watcher::Result<Event<K>>> + Send>>,
+    pause: Arc<AtomicU64>,
+    /// Whether a list is under way, whose end is told by itself.
+    listing: bool,
+    /// When a try must have succeeded, if none fails before.
+    recovers_at: Option<Instant>,
+}
+
+impl<K> Watching<K>
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    /// Those that bear `labels`. Calls nobody yet.
+    #[must_use]
+    pub fn begin(api: Api<K>, labels: &str) -> Self {
+        let config = watcher::Config::default()
+            .labels(labels)
+            .timeout(WATCH_SECS);
+        let pause = Arc::<AtomicU64>::default();
+        let pauses = Pauses {
+            pauses: DefaultBackoff::default(),
+            last_ms: Arc::clone(&pause),
+        };
+        Self {
+            events: watcher(api, config).backoff(pauses).boxed(),
+            pause,
+            listing: true,
+            recovers_at: None,
+        }
+    }
+
+    /// What is heard next; none if there will be nothing any more. May be given up at any time, and loses nothing by it.
+    pub async fn next(&mut self) -> Option<Heard<K>> {
+        let next = self.events.next();
+        let heard = match self.recovers_at.filter(|_| !self.listing) {
+            None => next.await,
+            Some(at) => match timeout_at(at, next).await {
+                Ok(heard) => heard,
+                Err(_) => {
+                    self.recovers_at = None;
+                    return Some(Heard::Recovered);
+                }
+            },
+        };
+        Some(match heard? {
+            Ok(event) => {
+                // That a list begins is told before anybody is asked for it.
+                self.listing = match event {
+                    Event::Init | Event::InitApply(_) => true,
+                    Event::InitDone | Event::Apply(_) | Event::Delete(_) => false,
+                };
+                if !self.listing {
+                    self.recovers_at = None;
+                }
+                Heard::Event(event)
+            }
+            Err(error) => {
+                let pause = Duration::from_millis(self.pause.load(Ordering::Relaxed));
+                self.recovers_at = Some(Instant::now() + pause + ANSWER_MAX + MARGIN);
+                Heard::Failed(error)
+            }
+        })
+    }
+}
+
+/// The pauses that kube makes between tries, of which the last is remembered.
+struct Pauses {
+    pauses: DefaultBackoff,
+    last_ms: Arc<AtomicU64>,
+}
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = self.pauses.next()?;
+        let ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        self.last_ms.store(ms, Ordering::Relaxed);
+        Some(pause)
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.pauses.reset();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use bytes::Bytes;
+    use http_body_util::combinators::UnsyncBoxBody;
+    use http_body_util::{BodyExt, Full, StreamBody};
+    use hyper::body::Frame;
+    use k8s_openapi::api::core::v1::Pod;
+    use kube::Client;
+    use kube::client::Body;
+    use serde_json::json;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// An API server that lists nothing, refuses so many watches, and then has nothing to tell.
+    fn refusing(watches: u64) -> Client {
+        let asked = AtomicU64::new(0);
+        let service = tower::service_fn(move |request: http::Request<Body>| {
+            let query = request.uri().query().unwrap_or_default();
+            let is_watch = query.contains("watch=true");
+            let refused = is_watch && asked.fetch_add(1, Ordering::Relaxed) < watches;
+            let list = json!({
+                "apiVersion": "v1", "kind": "PodList", "metadata": { "resourceVersion": "1" }, "items": [],
+            });
+            let (code, body): (_, UnsyncBoxBody<Bytes, Infallible>) = match (is_watch, refused) {
+                (_, true) => (503, Full::from("{}").boxed_unsync()),
+                (true, _) => {
+                    let silence = futures_util::stream::pending::<Result<Frame<Bytes>, _>>();
+                    (200, StreamBody::new(silence).boxed_unsync())
+                }
+                (false, _) => (200, Full::from(list.to_string()).boxed_unsync()),
+            };
+            let answer = http::Response::builder().status(code).body(body);
+            std::future::ready(answer)
+        });
+        Client::new(service, "ns")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_a_watch_works_again_is_told_once_although_nothing_changes() {
+        let pods: Api<Pod> = Api::namespaced(refusing(5), "ns");
+        let mut watching = Watching::begin(pods, "a=b");
+        let mut heard = async || watching.next().await.unwrap();
+        assert!(matches!(heard().await, Heard::Event(Event::Init)));
+        assert!(matches!(heard().await, Heard::Event(Event::InitDone)));
+        for failure in 0..5 {
+            let next = heard().await;
+            assert!(matches!(next, Heard::Failed(_)), "{failure}: {next:?}");
+        }
+        let last = Instant::now();
+        assert!(matches!(heard().await, Heard::Recovered));
+        // The longest pause, doubled by chance, and an answer.
+        assert!(last.elapsed() <= Duration::from_secs(60) + ANSWER_MAX + MARGIN);
+        let more = timeout(Duration::from_secs(600), heard()).await;
+        assert!(more.is_err(), "{more:?}");
+    }
+}
