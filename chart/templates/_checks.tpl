@@ -22,10 +22,23 @@
 {{- if and (ne .Values.service.type "LoadBalancer") (or .Values.service.loadBalancerClass .Values.service.loadBalancerSourceRanges) }}
 {{- fail "service.loadBalancerClass and service.loadBalancerSourceRanges need service.type LoadBalancer" }}
 {{- end }}
-{{- $port := int .Values.service.port }}
 {{- $base := int .Values.service.portBase }}
-{{- if and (ge $port $base) (lt $port (add $base .Values.service.portCount | int)) }}
-{{- fail (printf "service.port %d is among the services' own ports, %d to %d: choose another service.port or service.portBase" $port $base (sub (add $base .Values.service.portCount) 1)) }}
+{{- $ports := dict "service.port" .Values.service.port }}
+{{- if .Values.tls.existingSecret }}
+{{- $_ := set $ports "tls.port" .Values.tls.port }}
+{{- end }}
+{{- range $value, $port := $ports }}
+{{- if and (ge (int $port) $base) (lt (int $port) (add $base $.Values.service.portCount | int)) }}
+{{- fail (printf "%s %d is among the services' own ports, %d to %d: choose another %s or service.portBase" $value (int $port) $base (sub (add $base $.Values.service.portCount) 1) $value) }}
+{{- end }}
+{{- end }}
+{{- if and .Values.tls.existingSecret (eq (int .Values.tls.port) (int .Values.service.port)) }}
+{{- fail (printf "tls.port and service.port are both %d: choose another for one of them" (int .Values.tls.port)) }}
+{{- end }}
+{{- range $port := list 7000 7001 7002 8080 8443 }}
+{{- if and (ge $port $base) (lt $port (add $base 20 | int)) }}
+{{- fail (printf "service.portBase %d: services would have ports %d to %d of their own, and peers have %d for themselves: choose another service.portBase" $base $base (add $base 19) $port) }}
+{{- end }}
 {{- end }}
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) }}
 {{- fail "httpRoute.enabled needs httpRoute.parentRefs: name the Gateway that the route belongs to" }}
