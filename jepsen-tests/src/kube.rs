@@ -30,11 +30,17 @@ pub const DISRUPTIVE_VARIABLE: &str = "RAFTSERVE_TEST_DISRUPTIVE";
 /// Names the program that kills nodes: `PROGRAM node kill N` and `PROGRAM node up N`, as kube-lab has them.
 pub const LAB_VARIABLE: &str = "RAFTSERVE_TEST_LAB";
 
+/// Set to `1` where what a failed case has made is to stay, to be looked at. Others then go on beside its pods.
+pub const KEEP_VARIABLE: &str = "RAFTSERVE_TEST_KEEP";
+
 /// Names how many requests a case is to see, instead of the short form's.
 pub const REQUESTS_VARIABLE: &str = "RAFTSERVE_TEST_REQUESTS";
 
 /// How long a command may take. What waits for the cluster says so itself, and waits less.
 const COMMAND_TIME_MAX: Duration = Duration::from_secs(300);
+
+/// How often a node is told to be killed, until it is.
+const KILL_TRIES: u32 = 5;
 
 #[expect(
     clippy::disallowed_methods,
@@ -51,11 +57,31 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Kills (`kill`) or starts (`up`) a node.
+    /// Kills a node. The program gives up where a process that it is about to kill ends just then; what is left is for the
+    /// next try.
     ///
     /// # Errors
     /// If it cannot be done.
-    pub async fn node(&self, verb: &str, number: &str) -> anyhow::Result<()> {
+    pub async fn kill(&self, number: &str) -> anyhow::Result<()> {
+        let mut tries = KILL_TRIES;
+        loop {
+            tries -= 1;
+            match self.node("kill", number).await {
+                Err(error) if tries > 0 => eprintln!("{error:#}; once more"),
+                ended => return ended,
+            }
+        }
+    }
+
+    /// Starts a node.
+    ///
+    /// # Errors
+    /// If it cannot be done.
+    pub async fn start(&self, number: &str) -> anyhow::Result<()> {
+        self.node("up", number).await
+    }
+
+    async fn node(&self, verb: &str, number: &str) -> anyhow::Result<()> {
         // What starts a node lives on and would hold pipes open.
         let mut command = Command::new(&self.program);
         command
@@ -82,6 +108,7 @@ pub struct Kube {
     pub lab: Option<Lab>,
     /// How many requests a case is to see.
     pub requests: usize,
+    keep: bool,
 }
 
 impl Kube {
@@ -106,6 +133,7 @@ impl Kube {
                 Some(count) => count.parse().context(REQUESTS_VARIABLE)?,
                 None => 6_000,
             },
+            keep: variable(KEEP_VARIABLE).is_some_and(|value| value == "1"),
         };
         kube.kubectl(&["version"]).await?;
         kube.helm(&["version"]).await?;
@@ -169,8 +197,7 @@ impl Kube {
         &self.config
     }
 
-    /// A namespace that is empty and new, for the test `name`, and lets in only pods that pass Pod Security `restricted`. It
-    /// stays when the test fails, to be looked at.
+    /// A namespace that is empty and new, for the test `name`, and lets in only pods that pass Pod Security `restricted`.
     ///
     /// # Errors
     /// If it cannot be had.
@@ -374,12 +401,36 @@ impl Namespace {
             .collect())
     }
 
-    /// Ends what is here.
+    /// What follows a failure, once it has been described: [`Self::delete`], unless all is to stay.
+    pub async fn give_up(&self) {
+        if self.kube.keep {
+            return;
+        }
+        if let Err(error) = self.clone().delete().await {
+            eprintln!("{}: {error:#}", self.name);
+        }
+    }
+
+    /// Tells what is here to end, at once, and does not wait for it: whoever asks for the same namespace again does.
     ///
     /// # Errors
-    /// If it does not go.
+    /// If it cannot be told.
     pub async fn delete(self) -> anyhow::Result<()> {
-        let args = ["delete", "namespace", &self.name, "--wait"];
+        // Peers that are told to go with all that they know the cluster by take their whole grace.
+        let ends: [&[&str]; 2] = [
+            &["delete", "statefulsets", "--all", "--cascade=orphan"],
+            &[
+                "delete",
+                "pods",
+                "--all",
+                "--grace-period=1",
+                "--wait=false",
+            ],
+        ];
+        for end in ends {
+            self.kubectl(end).await?;
+        }
+        let args = ["delete", "namespace", &self.name, "--wait=false"];
         self.kube.kubectl(&args).await.map(drop)
     }
 }

@@ -4,8 +4,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The pause between two looks at a condition: short beside an election, long beside what a look costs.
+/// The pause between two looks at a condition, at least: short beside an election.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// The same, at most: nobody looks that rarely but where a look itself takes as long.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// How many times as long as a look the pause after it is, so that looking costs little beside what is looked at.
+const PAUSE_OF_LOOK: u32 = 3;
 
 /// Looks at a condition until it holds, and returns what it found.
 ///
@@ -20,15 +26,17 @@ pub async fn until<T>(
     let deadline = Instant::now() + limit;
     let mut last = anyhow::anyhow!("no look at it ever ended");
     loop {
+        let began = Instant::now();
         match tokio::time::timeout_at(deadline, look()).await {
             Ok(Ok(found)) => return Ok(found),
             Ok(Err(not_yet)) => last = not_yet,
             Err(_) => {}
         }
-        if Instant::now() + PAUSE >= deadline {
+        let pause = (began.elapsed() * PAUSE_OF_LOOK).clamp(PAUSE, PAUSE_MAX);
+        if Instant::now() + pause >= deadline {
             return Err(last.context(format!("waited {limit:?} for {what}")));
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -49,6 +57,21 @@ mod tests {
             Ok(looks)
         });
         assert_eq!(found.await.unwrap(), 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_long_to_look_at_is_looked_at_less_often() {
+        for (look, looks) in [(10, 22..=25), (100, 3..=3), (200, 2..=2)] {
+            let mut done = 0;
+            let never = until("nothing", Duration::from_secs(1), async || {
+                tokio::time::sleep(Duration::from_millis(look)).await;
+                done += 1;
+                anyhow::ensure!(done < 0, "not yet");
+                Ok(())
+            });
+            assert!(never.await.is_err());
+            assert!(looks.contains(&done), "{done} of {look} ms each");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,6 +3,8 @@
 //!
 //! `RAFTSERVE_WRITE_GOLDEN=1` writes what is rendered now, to be reviewed as a diff.
 
+mod schema;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -132,12 +134,74 @@ fn lint_finds_nothing() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What `helm install` would say at its end. Asks no cluster.
+fn notes(values: &Path) -> anyhow::Result<String> {
+    let install = [
+        "install",
+        "serve",
+        "--namespace",
+        "serving",
+        "--dry-run=client",
+    ];
+    let output = helm(&install, values)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}: {said}", values.display());
+    let text = String::from_utf8_lossy(&output.stdout);
+    let (_, notes) = text.split_once("NOTES:").context("no notes")?;
+    Ok(notes.to_owned())
+}
+
 #[test]
-fn the_table_of_values_is_whole() -> anyhow::Result<()> {
+fn the_notes_tell_three_steps_and_how_to_be_let_in() -> anyhow::Result<()> {
+    if !have_helm() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let tokens = folder.path().join("tokens.json");
+    let hash = "0123456789abcdef".repeat(4);
+    fs::write(
+        &tokens,
+        format!(r#"{{"auth": {{"tokens": ["ci:admin:{hash}"]}}}}"#),
+    )?;
+    for values in files("values")?.iter().chain([&tokens]) {
+        let notes = notes(values)?;
+        let given = fs::read_to_string(values)?;
+        let has = |value: &str| given.contains(value);
+        let way = match has("authCredentials") || has("auth:") {
+            _ if *values == tokens => "--token-stdin",
+            true => "raftserve-ca.crt\n     raftserve cluster status",
+            false => "admin-token",
+        };
+        for words in [
+            "\n1. Wait",
+            "helm test serve --namespace serving",
+            "\n2. Reach",
+            way,
+            "\n3. Bring",
+        ] {
+            ensure!(
+                notes.contains(words),
+                "no {words:?} for {}: {notes}",
+                values.display()
+            );
+        }
+        ensure!(
+            notes.contains("--tls-server-name") == has("certificates:"),
+            "{}: {notes}",
+            values.display()
+        );
+        for gap in ["<no value>", "<nil>", "%!"] {
+            ensure!(!notes.contains(gap), "{}: {notes}", values.display());
+        }
+    }
+    Ok(())
+}
+
+/// The values by their paths, and their defaults as they stand.
+fn defaults() -> anyhow::Result<Vec<(String, String)>> {
     let values = fs::read_to_string(chart().join("values.yaml"))?;
-    let readme = fs::read_to_string(chart().join("README.md"))?;
     let mut path: Vec<&str> = Vec::new();
-    let mut count = 0;
+    let mut all = Vec::new();
     for line in values.lines() {
         let key = line.trim_start();
         let Some((name, default)) = key.split_once(':').filter(|_| !key.starts_with('#')) else {
@@ -146,12 +210,29 @@ fn the_table_of_values_is_whole() -> anyhow::Result<()> {
         path.truncate((line.len() - key.len()) / 2);
         path.push(name);
         if !default.is_empty() {
-            let row = format!("| `{}` | `{}` | ", path.join("."), default.trim());
-            ensure!(readme.contains(&row), "chart/README.md lacks {row}");
-            count += 1;
+            all.push((path.join("."), default.trim().to_owned()));
         }
     }
-    ensure!(count > 50, "{count} values");
+    ensure!(all.len() > 50, "{} values", all.len());
+    Ok(all)
+}
+
+#[test]
+fn the_table_of_values_is_whole() -> anyhow::Result<()> {
+    let readme = fs::read_to_string(chart().join("README.md"))?;
+    let values = defaults()?;
+    for (path, default) in &values {
+        let row = format!("| `{path}` | `{default}` | ");
+        ensure!(readme.contains(&row), "chart/README.md lacks {row}");
+    }
+    let (_, table) = readme.split_once("## Values").context("no table")?;
+    let rows = table.lines().filter(|line| line.starts_with("| `"));
+    let count = rows.count();
+    ensure!(
+        count == values.len(),
+        "chart/README.md has {count} rows for {} values",
+        values.len()
+    );
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 //! nothing acknowledged is lost or done twice, reads are never stale, and the peers that are well go on.
 
 mod adding;
+mod copied_volume;
 mod damaged_log;
 mod failing_disk;
 mod full_disk;

@@ -56,6 +56,9 @@ pub(crate) async fn agreed(
     Ok(())
 }
 
+/// By which whoever keeps peers running is told that there is no use in starting this one again.
+const REMOVED_EXIT: i32 = 6;
+
 /// Starts a peer that may not come back, and waits until it has ended and said so.
 pub(crate) async fn refused(cluster: &mut Cluster, peer: usize, id: u64) -> anyhow::Result<()> {
     let before = cluster.peer(peer).log_text().len();
@@ -71,7 +74,10 @@ pub(crate) async fn told_to_go(
     before: usize,
 ) -> anyhow::Result<()> {
     let status = cluster.peer_mut(peer).ended(PATIENCE).await?;
-    ensure!(status.code() == Some(1), "peer {peer} ended with {status}");
+    ensure!(
+        status.code() == Some(REMOVED_EXIT),
+        "peer {peer} ended with {status}"
+    );
     let log = cluster.peer(peer).log_text().split_off(before);
     let last = log.lines().last().unwrap_or_default();
     cluster.note(&format!("peer {peer} ended: {last}"));

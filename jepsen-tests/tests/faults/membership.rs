@@ -22,7 +22,9 @@ async fn remove(cluster: &mut Cluster, peer: usize, asked: usize) -> anyhow::Res
     cluster.note(&format!("removing peer {peer}, asked of peer {asked}"));
     let before = cluster.peer(peer).log_text().len();
     let cli = cluster.cli(asked);
-    let answer = cli.json(&["cluster", "remove", &id.to_string()]).await?;
+    let answer = cli
+        .json(&["cluster", "remove", &id.to_string(), "-y"])
+        .await?;
     ensure!(answer["removed"] == id, "{answer}");
     told_to_go(cluster, peer, id, before).await
 }

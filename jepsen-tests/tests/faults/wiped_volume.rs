@@ -1,6 +1,7 @@
 //! A peer loses its volume, comes back with an empty one, and later the old one turns up.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::ensure;
 use jepsen_tests::cluster::{Cluster, PATIENCE};
@@ -8,6 +9,9 @@ use jepsen_tests::peer::Company;
 
 use crate::members::{agreed, eager, refused};
 use crate::stage::{self, SOME, TEST_TIME_MAX};
+
+/// How long a peer may take to give up what will not be: it waits for half a minute for those that may only be slow.
+const GIVEN_UP: Duration = Duration::from_secs(60);
 
 /// Kills a peer, puts its data directory aside, and starts it with the flags it always had. Returns where the
 /// directory is now.
@@ -65,6 +69,43 @@ async fn a_wiped_peer_takes_its_place_under_a_new_id_and_its_old_volume_stays_ou
         running.progress(SOME).await?;
         let admins: Vec<_> = (0..3).map(|peer| cluster.admin(peer)).collect();
         stage::check_at(&cluster, running, &admins).await?;
+        cluster.pass();
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_most_volumes_lost_nobody_founds_another_cluster_and_what_recovers_it_is_told()
+-> anyhow::Result<()> {
+    stage::run(TEST_TIME_MAX, async {
+        let mut cluster = Cluster::start().await?;
+        let old = cluster.cluster_id()?.to_owned();
+        cluster.kill_all()?;
+        // The first-named one, which founded it, is among them.
+        let lost = [0, 1];
+        for peer in lost {
+            let folder = cluster.peer(peer).setup.data_dir.clone();
+            std::fs::rename(&folder, cluster.path(&format!("volume-{peer}")))?;
+        }
+        for peer in 0..3 {
+            cluster.peer_mut(peer).start()?;
+        }
+        for peer in lost {
+            let status = cluster.peer_mut(peer).ended(GIVEN_UP).await?;
+            ensure!(!status.success(), "peer {peer} ended with {status}");
+            let log = cluster.peer(peer).log_text();
+            let last = log.lines().last().unwrap_or_default();
+            for words in ["2 of the 3 peers", "no quorum", "cluster recover"] {
+                ensure!(last.contains(words), "nothing of {words:?}: {last}");
+            }
+        }
+        // The one that is left waits for them, and is what it was.
+        let status = cluster.admin(2).status().await?;
+        ensure!(
+            status.cluster_id == old && !status.quorum,
+            "{old} is another one: {status:?}"
+        );
         cluster.pass();
         Ok(())
     })

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use jepsen_tests::kube::Pod;
+use jepsen_tests::steady::Steady;
 
 use crate::stage::{RATE, Release, on_release};
 
@@ -28,9 +29,19 @@ const KILLS_MIN: u32 = 5;
 /// even a refusal.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-fn direct(pods: &[Pod]) -> Vec<SocketAddr> {
+/// Where the peers themselves take requests.
+pub(crate) fn direct(pods: &[Pod]) -> Vec<SocketAddr> {
     let addresses = pods.iter().filter_map(|pod| pod.address);
     addresses.map(|it| SocketAddr::new(it, PROXY)).collect()
+}
+
+/// The same load, from clients that make a connection for each request and know when to try another peer.
+pub(crate) fn retrying(load: Steady) -> Steady {
+    Steady {
+        patience: PATIENCE,
+        keep: false,
+        ..load
+    }
 }
 
 /// Kills a peer as `kubectl` can: without a word, and at once.
@@ -82,10 +93,7 @@ async fn a_killed_peer_costs_nothing_that_one_retry_elsewhere_does_not_mend() ->
     on_release("kill", &[], async |release| {
         let served = release.serve().await?;
         let through_service = release.load(served.requests(0)).await?;
-        let mut at_peers = served.requests(1);
-        at_peers.patience = PATIENCE;
-        at_peers.keep = false;
-        let at_peers = at_peers.start(direct(&release.pods().await?));
+        let at_peers = retrying(served.requests(1)).start(direct(&release.pods().await?));
         let (mut round, mut kills) = (0, Vec::new());
         while at_peers.progress().done < release.kube.requests * 2 || round < KILLS_MIN {
             let due = PERIOD * (round + 1);

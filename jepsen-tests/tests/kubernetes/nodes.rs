@@ -1,5 +1,5 @@
 //! A node that loses its power: its pods say nothing, its kubelet neither, and until Kubernetes notices, a third of all
-//! connections would go there. The leader takes the peer out of the endpoints long before.
+//! connections would go there. The leader takes the peer out of the endpoints long before, and replaces its replicas.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,7 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use jepsen_tests::kube::Lab;
 use jepsen_tests::source_ports::SourcePorts;
+use jepsen_tests::steady::Tally;
 
+use crate::kills::{direct, retrying};
+use crate::served::{PODS, Served};
 use crate::stage::{RATE, RELEASE, Release, on_release, peers_only};
 
 /// How long after its death requests may still be sent to a peer.
@@ -17,32 +20,64 @@ const WINDOW_MAX: Duration = Duration::from_secs(2);
 /// How long is looked on: beyond the time after which Kubernetes itself notices.
 const LOOK_ON: Duration = Duration::from_secs(25);
 
+/// With fewer requests than that asked for, two nodes die, and not all.
+const EACH_NODE: usize = 20_000;
+
+/// A service that is alone answers everything; beside this one, peers themselves answer what is for no service.
+const ANOTHER_SERVICE: &str = r#"
+name: another
+service: {readiness_probe: {path: /}}
+_metadata: {raftserve: {provider: {static: {addresses: ["127.0.0.1:9"]}}}}
+"#;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dead_node_gets_no_requests_after_two_seconds() -> anyhow::Result<()> {
+async fn a_dead_node_gets_no_requests_after_two_seconds_and_its_replicas_are_replaced()
+-> anyhow::Result<()> {
     on_release("node", &[], async |release| {
         let Some(lab) = release.kube.lab.clone().filter(|_| release.kube.disruptive) else {
             eprintln!("skipped: nobody says how nodes are killed here");
             return Ok(());
         };
+        let served = release.serve().await?;
+        served.admin().await?.apply(ANOTHER_SERVICE).await?;
         // A node's memory of connections to the dead one is not the Service.
         let ports = Arc::new(SourcePorts::default());
-        // The leader's first; then each of those that have not been killed.
-        let mut victims = vec![release.leader().await?.node];
         let nodes = release.kube.nodes().await?.into_iter();
-        let others = nodes
-            .map(|(name, _)| name)
-            .filter(|name| *name != victims[0]);
-        victims.extend(others.collect::<Vec<_>>());
-        for victim in victims {
-            kill(&release, &lab, &victim, &ports).await?;
+        let mut left: Vec<String> = nodes.map(|(name, _)| name).collect();
+        let mut replaced = 0;
+        let kills = match release.kube.requests < EACH_NODE {
+            true => 2,
+            false => left.len(),
+        };
+        for round in 0..kills {
+            let replicas = release.namespace.pods(PODS).await?;
+            let carries = |node: &String| {
+                let there = replicas.iter().filter(|it| it.node == *node && !it.going);
+                there.count()
+            };
+            // The leader's first; then one that carries a replica, if there is one that has not died yet.
+            let victim = match round {
+                0 => release.leader().await?.node,
+                _ => {
+                    let most = left.iter().max_by_key(|node| carries(node));
+                    most.context("no node")?.clone()
+                }
+            };
+            left.retain(|node| *node != victim);
+            let lost = carries(&victim);
+            eprintln!("{victim} is killed, with {lost} replicas");
+            kill(&release, &served, &lab, &victim, &ports).await?;
+            replaced += lost;
         }
-        Ok(())
+        ensure!(replaced > 0, "no dead node carried a replica");
+        served.finish(replaced).await
     })
     .await
 }
 
 async fn kill(
     release: &Release,
+    served: &Served,
     lab: &Lab,
     victim: &str,
     ports: &Arc<SourcePorts>,
@@ -59,19 +94,38 @@ async fn kill(
     load.keep = false;
     load.ports = Some(Arc::clone(ports));
     let load = load.start(entrances);
+    let at_peers = retrying(served.requests(1)).start(direct(&release.pods().await?));
     load.reaches(|progress| progress.done >= RATE as usize)
         .await;
     let before = load.progress().elapsed;
-    lab.node("kill", number).await?;
+    if let Err(error) = lab.kill(number).await {
+        lab.start(number).await?;
+        return Err(error);
+    }
     let killed = load.progress().elapsed;
+    // Where replicas die with a peer, a request may have met both, one after the other. By now, clients have learned that the
+    // peer is gone.
+    let alive = release.pods().await?;
+    let alive = alive.into_iter().filter(|pod| pod.node != victim);
+    at_peers.aim(direct(&alive.collect::<Vec<_>>()));
     load.reaches(|progress| progress.elapsed >= killed + LOOK_ON)
         .await;
-    let looked_on = load.finish(0).await;
+    // With as many pods as there were, or Kubernetes has not told yet that the node is dead.
+    let replaced = served.await_replaced(victim).await;
+    eprintln!("replaced {:?} after", load.progress().elapsed - killed);
+    let (through_service, at_peers) = (load.finish(0).await, at_peers.finish(0).await);
     // Whatever came of it, others need the node.
-    lab.node("up", number).await?;
-    let tally = looked_on?;
+    lab.start(number).await?;
     release.await_ready(3).await?;
+    replaced?;
+    window(victim, &through_service?, before, killed)?;
+    let at_peers = at_peers?;
+    eprintln!("{victim} killed, at the peers: {}", at_peers.line());
+    at_peers.all_good()
+}
 
+/// Looks at what a dead peer has cost those who ask the Service.
+fn window(victim: &str, tally: &Tally, before: Duration, killed: Duration) -> anyhow::Result<()> {
     let sent = tally.missed.iter().map(|missed| missed.at);
     // The peer dies at some point while the node is killed.
     let first = sent.clone().min().context("no request met the dead node")?;

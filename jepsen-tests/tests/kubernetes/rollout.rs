@@ -67,6 +67,8 @@ async fn drain(release: &Release, served: &Served, node: &str) -> anyhow::Result
             "--ignore-daemonsets",
             "--delete-emptydir-data",
             "--timeout=120s",
+            // What earlier cases have left to end by itself.
+            "--skip-wait-for-delete-timeout=1",
         ];
         release.kube.kubectl(&[&drain, selector].concat()).await?;
     }

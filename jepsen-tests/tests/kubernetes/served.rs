@@ -27,7 +27,8 @@ pub(crate) const PODS: &str = "raftserve.io/service=steady";
 /// The port of a peer's admin API.
 const ADMIN: u16 = 7_000;
 
-/// A replica answers with its number. It passes Pod Security `restricted`, as everything in the tests' namespaces must.
+/// A replica answers with its number, in one piece: who dies between the head of an answer and its end has begun what no proxy
+/// may begin anew. It passes Pod Security `restricted`, as everything in the tests' namespaces must.
 const SERVICE: &str = r#"
 name: steady
 service:
@@ -49,6 +50,7 @@ run: |
   class Handler(http.server.BaseHTTPRequestHandler):
       protocol_version = "HTTP/1.1"
       disable_nagle_algorithm = True
+      wbufsize = 65536
       def do_GET(self):
           body = os.environ["SKYPILOT_SERVE_REPLICA_ID"].encode()
           self.send_response(200)
@@ -99,7 +101,11 @@ impl Release {
             credential: self.credential(&folder).await?,
             _folder: Arc::new(folder),
         };
-        served.admin().await?.apply(SERVICE).await?;
+        // As a client would, which is told to try again where the cluster could not agree in time.
+        wait::until("the service's start", PATIENCE, async || {
+            Ok(served.admin().await?.apply(SERVICE).await?)
+        })
+        .await?;
         served.await_ready().await?;
         Ok(served)
     }
@@ -119,10 +125,17 @@ impl Served {
         Ok(self.admin_at(address.context("no peer is ready")?))
     }
 
+    /// What the peers say of its replicas.
+    async fn replicas(&self) -> anyhow::Result<Vec<v1::Replica>> {
+        let mut all = self.admin().await?.replicas().await?;
+        all.retain(|replica| replica.service_name == NAME);
+        Ok(all)
+    }
+
     /// Waits until the peers say that every replica is ready, and there are no others that stand.
     pub(crate) async fn await_ready(&self) -> anyhow::Result<BTreeSet<u32>> {
         wait::until("ready replicas", PATIENCE, async || {
-            let all = self.admin().await?.replicas().await?;
+            let all = self.replicas().await?;
             let told = |status| {
                 let those = all.iter().filter(move |it| it.status() == status);
                 those.map(|it| it.id).collect::<BTreeSet<u32>>()
@@ -134,6 +147,25 @@ impl Served {
                 "{all:?}"
             );
             Ok(ready)
+        })
+        .await
+    }
+
+    /// Waits until all replicas that are ready are elsewhere than on `node`. What was there is not gone before the node says
+    /// so.
+    pub(crate) async fn await_replaced(&self, node: &str) -> anyhow::Result<()> {
+        wait::until("replicas on other nodes", PATIENCE, async || {
+            let pods = self.release.namespace.pods(PODS).await?;
+            let well = pods.iter().filter(|pod| pod.ready && pod.node != node);
+            let all = self.replicas().await?;
+            let ready = all
+                .iter()
+                .filter(|it| it.status() == v1::ReplicaStatus::Ready);
+            ensure!(
+                well.count() == REPLICAS && ready.count() == REPLICAS,
+                "{all:?}, {pods:?}"
+            );
+            Ok(())
         })
         .await
     }
@@ -157,8 +189,13 @@ impl Served {
     /// nothing is left.
     pub(crate) async fn finish(self, replaced: usize) -> anyhow::Result<()> {
         let ready = self.await_ready().await?;
-        let pods = self.release.namespace.pods(PODS).await?;
-        ensure!(pods.len() == ready.len(), "{ready:?}, and pods: {pods:?}");
+        // The node of one that is told to stop may have been away.
+        wait::until("no other pods", PATIENCE, async || {
+            let pods = self.release.namespace.pods(PODS).await?;
+            ensure!(pods.len() == ready.len(), "{ready:?}, and pods: {pods:?}");
+            Ok(())
+        })
+        .await?;
         let seen = self.seen()?;
         ensure!(seen.most <= REPLICAS, "too many at one time: {seen:?}");
         ensure!(

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use futures_util::future::join_all;
@@ -48,6 +48,7 @@ where
         return Ok(());
     };
     let _machine = MACHINE.get_or_init(Mutex::default).lock().await;
+    let began = Instant::now();
     let namespace = kube.namespace(name).await?;
     let release = Release {
         kube,
@@ -55,16 +56,17 @@ where
     };
     let played = async {
         release.install(settings).await?;
+        eprintln!("{name}: installed in {:.1?}", began.elapsed());
         case(release.clone()).await
     };
     let played = tokio::time::timeout(CASE_MAX, played).await;
-    if let Err(error) = played
-        .with_context(|| format!("the case did not end in {CASE_MAX:?}"))
-        .and_then(|played| played)
-    {
+    let played = played.with_context(|| format!("the case did not end in {CASE_MAX:?}"));
+    if let Err(error) = played.and_then(|played| played) {
         release.describe().await;
+        namespace.give_up().await;
         return Err(error);
     }
+    eprintln!("{name}: played in {:.1?}", began.elapsed());
     namespace.delete().await
 }
 

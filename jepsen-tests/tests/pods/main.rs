@@ -1,8 +1,8 @@
 //! Replicas as pods of a real Kubernetes cluster, made by peers that run outside of it.
 //!
 //! Runs only where `RAFTSERVE_TEST_KUBECONFIG` names a cluster whose pods this host reaches and whose nodes have or can
-//! pull `docker.io/library/python:3.11-slim`; each test has a namespace of its own. The tests share the cluster and go
-//! one after the other: `cargo test -p jepsen-tests --test pods -- --test-threads=1`.
+//! pull `docker.io/library/python:3.11-slim`; each test has a namespace of its own. Run by `.ci/kubernetes`, one
+//! at a time.
 
 mod away;
 mod endpoints;

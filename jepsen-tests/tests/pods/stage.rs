@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use jepsen_tests::admin::v1;
@@ -22,7 +22,12 @@ pub(crate) async fn on_namespace(
         return Ok(());
     };
     let namespace = kube.open_namespace(&format!("pods-{name}")).await?;
-    case(&namespace).await?;
+    let began = Instant::now();
+    if let Err(error) = case(&namespace).await {
+        namespace.give_up().await;
+        return Err(error);
+    }
+    eprintln!("pods-{name}: played in {:.1?}", began.elapsed());
     namespace.delete().await
 }
 

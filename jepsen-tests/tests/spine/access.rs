@@ -183,7 +183,7 @@ async fn each_role_may_do_what_it_may_and_no_more() -> anyhow::Result<()> {
 
         // Which takes until the peer's lease is over: longer than a call may take here.
         let id = cluster.node_id(2)?;
-        let remove = ["cluster", "remove", &id.to_string()];
+        let remove = ["cluster", "remove", &id.to_string(), "-y"];
         let removed = cluster.cli(1).json(&remove).await?;
         ensure!(removed["removed"] == id, "{removed}");
         ensure!(
@@ -336,7 +336,7 @@ async fn the_command_line_logs_in_and_keeps_what_it_got_to_itself() -> anyhow::R
             let ran = run(&args).await?;
             ensure!(ran.code == Some(0), "{args:?}: {ran:?}");
         }
-        let ran = run(&["cluster", "remove", "1"]).await?;
+        let ran = run(&["cluster", "remove", "1", "-y"]).await?;
         ensure!(
             ran.code == Some(6) && ran.stderr.contains("needs the role admin"),
             "{ran:?}"

@@ -133,6 +133,33 @@ async fn a_bad_yaml_is_refused_by_name_and_nothing_changes() -> anyhow::Result<(
     .await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_yaml_is_checked_without_any_peer() -> anyhow::Result<()> {
+    stage::run(Share::Half, async {
+        // None of its peers is started.
+        let cluster = Cluster::prepare(&Options::default())?;
+        let cli = cluster.cli(0);
+        let path = cluster.path("bad.yaml");
+        let file = path.to_str().context("a path in UTF-8")?;
+        for verb in [&["up", file, "--dry-run"][..], &["update", "web", file, "--dry-run"]] {
+            for bad in &BAD_YAMLS {
+                fs::write(&path, bad.yaml)?;
+                let ran = cli.run(verb).await?;
+                check_refusal(&ran, EXIT_USAGE, bad.names).context(bad.yaml)?;
+            }
+            let good = "name: web\nservice: {replicas: 2}\nresources: {ports: 8080, use_spot: yes}\nrun: x 8080\n";
+            fs::write(&path, good)?;
+            let ran = cli.run(verb).await?;
+            ensure!(ran.code == Some(0), "{ran:?}");
+            ensure!(ran.stdout.contains("service web with 2 replicas"), "{ran:?}");
+            ensure!(ran.stderr.contains("resources.use_spot needs"), "{ran:?}");
+        }
+        cluster.pass();
+        Ok(())
+    })
+    .await
+}
+
 /// Starts a peer that cannot begin, and checks that it ends soon, with a failure, having named `names`.
 async fn check_no_start(cluster: &mut Cluster, peer: usize, names: &[&str]) -> anyhow::Result<()> {
     let log = &cluster.peer(peer).setup.log;
@@ -179,6 +206,31 @@ async fn a_taken_port_is_named_and_leaves_the_peer_startable() -> anyhow::Result
         check_starts(&mut cluster, 0).await?;
         let stopped = cluster.peer_mut(0).stop(PATIENCE).await?;
         ensure!(stopped.success(), "SIGTERM: {stopped}");
+        cluster.pass();
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_cannot_be_used_are_refused_before_anything_is_begun() -> anyhow::Result<()> {
+    stage::run(Share::Half, async {
+        let options = Options {
+            peers: 1,
+            ..Options::default()
+        };
+        let mut cluster = Cluster::prepare(&options)?;
+        for (flag, path) in [
+            ("--tls-dir", "/no/such/certificates"),
+            ("--access-log", "/no/such/folder/access.log"),
+        ] {
+            cluster.peer_mut(0).setup.flags = vec![flag.to_owned(), path.to_owned()];
+            check_no_start(&mut cluster, 0, &[path]).await?;
+            let directory = &cluster.peer(0).setup.data_dir;
+            ensure!(!directory.join("NODE").exists(), "{flag}: a peer began");
+        }
+        cluster.peer_mut(0).setup.flags.clear();
+        check_starts(&mut cluster, 0).await?;
         cluster.pass();
         Ok(())
     })

@@ -31,7 +31,7 @@ case "$*" in
     exec sleep 600 ;;
   *"version --output json"*) echo '{"serverVersion": {"gitVersion": "v1.33.1", "minor": "33"}}' ;;
   *"auth can-i create secrets"*) exit 1 ;;
-  *"auth can-i create"*) echo yes ;;
+  *"auth can-i"*) echo yes ;;
   *"get --output json storageclasses"*) echo '{"items": []}' ;;
   *) echo "Error from server (Forbidden): $*" >&2; exit 1 ;;
 esac

@@ -22,3 +22,4 @@ mod sessions;
 mod stage;
 mod steps;
 mod traffic;
+mod upstreams;

@@ -88,6 +88,17 @@ async fn one_survivor_goes_on_with_everything_it_has() -> anyhow::Result<()> {
         visit(&cluster, &chat, &keys).await?;
         counters.check_single_starts()?;
 
+        // Nobody recovers the same cluster a second time while the first recovery goes on.
+        let second = cluster.peer(1).setup.data_dir.clone();
+        let second = second.to_str().context("text")?;
+        let again = ["cluster", "recover", "--data-dir", second];
+        let again = [&again[..], &["--cluster-id", &former, "--yes"]].concat();
+        let anew = cluster.cluster_id()?.to_owned();
+        refused(
+            &cli.offline(&again).await?,
+            &["may be what", &anew, "--unrelated-cluster"],
+        )?;
+
         // A lost peer that turns up again is refused by name.
         cluster.peer_mut(1).start()?;
         let end = cluster.peer_mut(1).ended(END).await?;

@@ -67,8 +67,13 @@ async fn a_take_over_adopts_replicas_and_sessions_as_they_are() -> anyhow::Resul
         ensure!(saved["cluster_id"] == former.as_str(), "{saved}");
         let seen = cluster.admin(1).status().await?.applied_index;
 
-        cluster.kill_all()?;
         let restore = ["cluster", "snapshot", "restore", text(&file)?, "--data-dir"];
+        let early = cli
+            .offline(&[&restore[..], &[text(&dir)?, "--take-over"]].concat())
+            .await?;
+        refused(&early, 6, &["still runs", &former, "--fork"])?;
+        ensure!(!dir.exists(), "a refused restore has made a directory");
+        cluster.kill_all()?;
         let restored = cli
             .offline_json(&[&restore[..], &[text(&dir)?, "--take-over"]].concat())
             .await?;
@@ -171,6 +176,25 @@ async fn a_fork_runs_beside_its_parent_and_touches_nothing_of_it() -> anyhow::Re
     .await
 }
 
+/// CRC-32C, as it is defined: bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let shift = |crc: u32| (crc >> 1) ^ ((crc & 1) * 0x82f6_3b78);
+    let sum = bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| shift(crc))
+    });
+    !sum
+}
+
+/// A snapshot that is whole, and of a format to come.
+fn of_a_later_format(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes[8] = 200;
+    // The sum of all bytes before it; eight end the file.
+    let at = bytes.len() - 12;
+    let sum = crc32c(&bytes[..at]);
+    bytes[at..at + 4].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_snapshots_and_places_are_refused_with_what_to_do() -> anyhow::Result<()> {
     stage::run(Share::Half, async {
@@ -205,7 +229,9 @@ async fn bad_snapshots_and_places_are_refused_with_what_to_do() -> anyhow::Resul
             whole.code == Some(0) && whole.stdout.contains("is whole"),
             "{whole:?}"
         );
-        let other = of_file("verify", &good, &["--sha256", "00ff"]).await?;
+        let none = of_file("verify", &good, &["--sha256", "00ff"]).await?;
+        ensure!(none.code == Some(2), "{none:?}");
+        let other = of_file("verify", &good, &["--sha256", &"0f".repeat(32)]).await?;
         refused(&other, 6, &["not that one", "remedy"])?;
         ensure!(saved["size"] == inspected["size"], "{saved} {inspected}");
 
@@ -221,9 +247,11 @@ async fn bad_snapshots_and_places_are_refused_with_what_to_do() -> anyhow::Resul
         flipped[bytes.len() / 2] ^= 1;
         std::fs::write(&damaged, flipped)?;
         std::fs::write(&foreign, "this is a letter to a friend, and no snapshot")?;
-        let mut later = bytes.clone();
-        later[8] = 200;
-        std::fs::write(&newer, later)?;
+        std::fs::write(&newer, of_a_later_format(bytes.clone()))?;
+        let headless = cluster.path("headless");
+        let mut flipped = bytes.clone();
+        flipped[8] ^= 2;
+        std::fs::write(&headless, flipped)?;
         let target = cluster.path("target");
         for verb in ["inspect", "verify", "restore"] {
             let more = match verb {
@@ -233,6 +261,7 @@ async fn bad_snapshots_and_places_are_refused_with_what_to_do() -> anyhow::Resul
             for (file, words) in [
                 (&truncated, ["truncated", "another copy"]),
                 (&damaged, ["damaged", "another copy"]),
+                (&headless, ["its head is damaged", "another copy"]),
                 (&foreign, ["not a snapshot", "another copy"]),
                 (&newer, ["format 200", "release that wrote it"]),
             ] {

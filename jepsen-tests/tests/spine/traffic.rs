@@ -53,6 +53,31 @@ async fn two_thousand_requests_over_three_peers_are_all_answered() -> anyhow::Re
     .await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_port_that_somebody_else_has_is_told() -> anyhow::Result<()> {
+    stage::run(Share::Half, async {
+        let cluster = Cluster::start().await?;
+        let port = cluster.peer(0).setup.ports.service_base;
+        let _foreign = std::net::TcpListener::bind(("127.0.0.1", port))?;
+        let yaml = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/http_service.yaml");
+        let yaml = yaml.to_str().context("a path in UTF-8")?;
+        let up = ["up", yaml, "-n", NAME, "-y", "--timeout", "60s"];
+        let ran = cluster.cli(0).run(&up).await?;
+        let said = format!("its own port {port} cannot be had at this peer");
+        ensure!(ran.code == Some(0) && ran.stderr.contains(&said), "{ran:?}");
+        let checked = cluster.cli(0).run(&["check"]).await?;
+        ensure!(checked.stdout.contains(&said), "{checked:?}");
+        let elsewhere = cluster.admin(1).service(NAME).await?;
+        ensure!(
+            elsewhere.is_some_and(|it| it.hindrance.is_empty()),
+            "peer 1 has its port"
+        );
+        cluster.pass();
+        Ok(())
+    })
+    .await
+}
+
 /// By prefix, and at the service's own port, as `status --endpoint` prints it on each peer.
 async fn every_address_answers(cluster: &Cluster) -> anyhow::Result<()> {
     for peer in 0..3 {

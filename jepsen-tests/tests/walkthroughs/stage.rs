@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use jepsen_tests::kube::{Kube, Namespace, Pod, chart};
@@ -33,7 +33,7 @@ const WALK_MAX: Duration = Duration::from_secs(600);
 const COMMAND_TIME_MAX: Duration = Duration::from_secs(180);
 
 /// The ops port of a pod.
-const OPS: u16 = 7002;
+pub(crate) const OPS: u16 = 7002;
 
 /// One walk-through at a time: they share the nodes, and one of them a port of all nodes.
 static MACHINE: OnceLock<Mutex<()>> = OnceLock::new();
@@ -48,18 +48,30 @@ pub(crate) async fn walk(
     name: &str,
     case: impl AsyncFnOnce(&Walk) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    walk_as(name, name, case).await
+}
+
+/// The same, in a namespace that is not named for the example.
+pub(crate) async fn walk_as(
+    name: &str,
+    example: &str,
+    case: impl AsyncFnOnce(&Walk) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let Some(kube) = Kube::named().await? else {
         return Ok(());
     };
     let _machine = MACHINE.get_or_init(Mutex::default).lock().await;
+    let began = Instant::now();
     let home = Arc::new(tempfile::tempdir()?);
-    let walk = Walk::begin(&kube, name, &format!("walk-{name}"), home).await?;
+    let walk = Walk::begin(&kube, example, &format!("walk-{name}"), home).await?;
     let walked = tokio::time::timeout(WALK_MAX, case(&walk)).await;
     let walked = walked.with_context(|| format!("it did not end in {WALK_MAX:?}"));
     if let Err(error) = walked.and_then(|walked| walked) {
         walk.describe().await;
+        walk.namespace.give_up().await;
         return Err(error);
     }
+    eprintln!("{name}: walked in {:.1?}", began.elapsed());
     walk.namespace.delete().await
 }
 

@@ -6,9 +6,11 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use jepsen_tests::kube::chart;
 
-use crate::stage::{RELEASE, Walk, walk};
+use crate::stage::{RELEASE, Walk, walk_as};
 
 const VERSION: &str = "0.0.9";
+
+const SERVICE: &str = "sky-lb-ha";
 
 /// This chart as it was before it remembered what the values said of the number of peers, under a version of its own.
 fn earlier_chart(folder: &Path) -> anyhow::Result<()> {
@@ -65,8 +67,9 @@ impl Walk {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_release_of_an_earlier_chart_is_upgraded_with_what_is_in_it() -> anyhow::Result<()> {
-    walk("ha-load-balancer", async |walk| {
+async fn a_release_of_an_earlier_chart_goes_over_to_this_one_and_back_with_what_is_in_it()
+-> anyhow::Result<()> {
+    walk_as("upgrade", "ha-load-balancer", async |walk| {
         let folder = tempfile::tempdir()?;
         let earlier = folder.path().join("raftserve");
         earlier_chart(&earlier)?;
@@ -74,29 +77,45 @@ async fn a_release_of_an_earlier_chart_is_upgraded_with_what_is_in_it() -> anyho
         walk.await_peers(3).await?;
         ensure!(walk.chart_in_use().await?.ends_with(VERSION));
         let service = walk.file("http_server.yaml")?;
-        walk.raftserve(&["up", "-n", "sky-lb-ha", &service, "-y"])
+        walk.raftserve(&["up", "-n", SERVICE, &service, "-y"])
             .await?;
         walk.raftserve(&["kv", "put", "config/limit", "20"]).await?;
-        let before = walk.replicas("sky-lb-ha").await?;
-        let load = walk.load(50, "/sky-lb-ha/").await?;
+        let replicas = walk.replicas(SERVICE).await?;
+        let load = walk.load(50, &format!("/{SERVICE}/")).await?;
+        let kept = async |peers: usize| {
+            walk.roll_out(peers).await?;
+            let now = walk.replicas(SERVICE).await?;
+            ensure!(now == replicas, "{now:?} instead of {replicas:?}");
+            let value = walk.raftserve(&["kv", "get", "config/limit"]).await?;
+            ensure!(value.contains("20"), "{value}");
+            Ok(())
+        };
 
         walk.helm("upgrade", &["podAnnotations.touched=once"])
             .await?;
-        walk.roll_out(3).await?;
+        kept(3).await?;
         ensure!(!walk.chart_in_use().await?.ends_with(VERSION));
-        ensure!(walk.replicas("sky-lb-ha").await? == before, "{before:?}");
-        let kept = walk.raftserve(&["kv", "get", "config/limit"]).await?;
-        ensure!(kept.contains("20"), "{kept}");
+        eprintln!("upgraded after {:.1?}", load.elapsed());
+
+        walk.namespace.helm(&["rollback", RELEASE, "1"]).await?;
+        kept(3).await?;
+        ensure!(walk.chart_in_use().await?.ends_with(VERSION));
+        eprintln!("rolled back after {:.1?}", load.elapsed());
+
+        // No pod is another one for this, so nobody is rolled.
+        let peers = walk.peers().await?;
+        walk.helm("upgrade", &[]).await?;
+        kept(3).await?;
+        ensure!(walk.peers().await? == peers, "{peers:?}");
+        let said = walk.raftserve(&["cluster", "finalize", "-y"]).await?;
+        ensure!(said.contains("The cluster is at version"), "{said}");
 
         // Scaled by another tool, the number stays what it is.
         walk.kubectl(&["scale", "statefulset", RELEASE, "--replicas=5"])
             .await?;
         walk.await_peers(5).await?;
-        walk.helm("upgrade", &["podAnnotations.touched=twice"])
-            .await?;
-        walk.roll_out(5).await?;
-        let kept = walk.raftserve(&["kv", "get", "config/limit"]).await?;
-        ensure!(kept.contains("20"), "{kept}");
+        walk.helm("upgrade", &[]).await?;
+        kept(5).await?;
 
         let tally = load.finish(1_000).await?;
         eprintln!("upgrade from an earlier chart: {}", tally.line());

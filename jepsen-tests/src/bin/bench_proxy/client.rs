@@ -13,6 +13,10 @@ use crate::upstream::{PARTS, now};
 const STREAMS: usize = 200;
 const ROUNDS: usize = 2;
 
+/// The pause between the starts of two streams: so spread over three of their parts' pauses, they are at work one after the
+/// other and not all at once.
+const START_PAUSE: Duration = Duration::from_micros(150);
+
 /// How long connections idle before their memory is looked at.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -40,7 +44,13 @@ pub(crate) fn sse(words: &[String]) -> anyhow::Result<()> {
     let mut delays = block_on(async {
         let mut delays = Vec::with_capacity(STREAMS * ROUNDS * PARTS);
         for _ in 0..ROUNDS {
-            let streams: Vec<_> = (0..STREAMS).map(|_| tokio::spawn(stream(port))).collect();
+            let mut streams = Vec::with_capacity(STREAMS);
+            for _ in 0..STREAMS {
+                streams.push(tokio::spawn(stream(port)));
+                tokio::task::yield_now().await;
+                // Shorter than what the runtime's timer can tell apart, and nothing else waits yet.
+                std::thread::sleep(START_PAUSE);
+            }
             for stream in streams {
                 let stream = timeout(STREAM_MAX, stream)
                     .await

@@ -102,6 +102,9 @@ fn main() -> anyhow::Result<()> {
             }
         }
         report.print(scenario);
+        if let Some(note) = scenario.direct()? {
+            println!("  without a proxy: {note}");
+        }
     }
     drop(replicas);
     Ok(())

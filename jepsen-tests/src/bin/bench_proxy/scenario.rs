@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 use jepsen_tests::usage::Usage;
 
-use crate::peers::{PROXY_PORT, Peer, Running, message};
+use crate::peers::{HTTP1_PORTS, PROXY_PORT, Peer, Running, message};
 
 /// How many connections idle at once: enough that what the first ones share does not count.
 const IDLE_CONNECTIONS: u32 = 5_000;
@@ -165,15 +165,25 @@ impl Scenario {
                     format!("{:.0}/s, {failed} failed", count / seconds as f64),
                 ))
             }
-            Self::Sse => {
-                let own = std::env::current_exe().context("this program has a path")?;
-                let own = own.display().to_string();
-                let said = output(&[own, "sse".into(), PROXY_PORT.to_string()])?;
-                let (count, note) = said.trim().split_once(' ').context("no parts came")?;
-                Ok((count.parse().context("no count")?, note.to_owned()))
-            }
+            Self::Sse => streams(PROXY_PORT),
         }
     }
+
+    /// How it goes without any proxy, where that tells what of a figure is the load's own.
+    pub(crate) fn direct(self) -> anyhow::Result<Option<String>> {
+        match self {
+            Self::Sse => streams(HTTP1_PORTS[0]).map(|(_, note)| Some(note)),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Takes streams from a port: how many parts came, and how long they were on their way.
+fn streams(port: u16) -> anyhow::Result<(f64, String)> {
+    let own = std::env::current_exe().context("this program has a path")?;
+    let said = output(&[own.display().to_string(), "sse".into(), port.to_string()])?;
+    let (count, note) = said.trim().split_once(' ').context("no parts came")?;
+    Ok((count.parse().context("no count")?, note.to_owned()))
 }
 
 /// How much memory each connection that idles adds.

@@ -1,0 +1,204 @@
+//! The schema of the values: helm refuses what breaks any of its rules, and names the place; and it knows each value and no
+//! other.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use anyhow::{Context, ensure};
+use serde_json::{Map, Value, json};
+
+use crate::{chart, defaults, have_helm, render};
+
+/// A text that no pattern and no enumeration of the schema takes.
+const NONSENSE: &str = "?!";
+
+/// What is not for the schema to say: helm's own, and what the API server checks.
+const FREE: [&str; 3] = ["global", "resources", "affinity"];
+
+fn schema() -> anyhow::Result<Value> {
+    let text = fs::read_to_string(chart().join("values.schema.json"))?;
+    Ok(serde_json::from_str(&text)?)
+}
+
+/// A rule of the schema broken: the path of the value, a value that does it, and what helm says of it.
+struct Broken {
+    path: Vec<String>,
+    value: Value,
+    said: String,
+}
+
+/// Each rule that `schema`, of the value at `path`, has for values that are no tables: helm keeps tables in place of others
+/// by itself.
+fn broken(schema: &Value, path: &[String], all: &mut Vec<Broken>) {
+    let place = format!("at '/{}'", path.join("/"));
+    let mut add = |value: Value, said: String| {
+        let path = path.to_vec();
+        all.push(Broken { path, value, said });
+    };
+    let told = |what: &str| format!("{place}: {what}");
+    let types = match &schema["type"] {
+        Value::Array(types) => types.iter().filter_map(Value::as_str).collect(),
+        other => other.as_str().into_iter().collect::<Vec<_>>(),
+    };
+    match types.first() {
+        Some(&"string") => add(json!(7), told("got number")),
+        Some(&"integer") => {
+            add(json!(1.5), told("got number"));
+            add(json!(NONSENSE), told("got string"));
+        }
+        Some(&("boolean" | "array")) => add(json!(NONSENSE), told("got string")),
+        _ => {}
+    }
+    if schema["enum"].is_array() {
+        add(json!(NONSENSE), told("value must be"));
+    }
+    if schema["pattern"].is_string() {
+        add(json!(NONSENSE), told("'?!' does not match pattern"));
+    }
+    if schema["minLength"].is_u64() {
+        add(json!(""), told("minLength"));
+    }
+    if let Some(most) = schema["maxLength"].as_u64() {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        add(json!("a".repeat(most + 1)), told("maxLength"));
+    }
+    if let Some(least) = schema["minimum"].as_i64() {
+        add(json!(least - 1), told("minimum"));
+    }
+    if let Some(most) = schema["maximum"].as_i64() {
+        add(json!(most + 1), told("maximum"));
+    }
+    if schema["minItems"].is_u64() {
+        add(json!([]), told("minItems"));
+    }
+    let mut items = Vec::new();
+    if schema["items"]["type"] == "object" {
+        add(json!([NONSENSE]), format!("at '/{}/0'", path.join("/")));
+    } else if schema["items"].is_object() {
+        broken(
+            &schema["items"],
+            &[path, &["0".to_owned()]].concat(),
+            &mut items,
+        );
+    }
+    all.extend(items.into_iter().map(|item| Broken {
+        path: path.to_vec(),
+        value: json!([item.value]),
+        ..item
+    }));
+}
+
+/// All rules of a table and of what is in it.
+fn broken_within(schema: &Value, path: &[String], all: &mut Vec<Broken>) -> anyhow::Result<()> {
+    let name = path.join(".");
+    match &schema["additionalProperties"] {
+        Value::Bool(false) => {
+            let place = path.iter().map(|part| format!("/{part}"));
+            let place: String = place.collect();
+            all.push(Broken {
+                path: [path, &["nobodyKnows".to_owned()]].concat(),
+                value: json!(1),
+                said: format!("at '{place}': additional properties 'nobodyKnows' not allowed"),
+            });
+        }
+        Value::Object(_) => broken(
+            &schema["additionalProperties"],
+            &[path, &["key".to_owned()]].concat(),
+            all,
+        ),
+        _ => ensure!(FREE.contains(&name.as_str()), "{name} takes anything"),
+    }
+    let none = Map::new();
+    for (key, of) in schema["properties"].as_object().unwrap_or(&none) {
+        let path = [path, std::slice::from_ref(key)].concat();
+        match of["type"] == "object" {
+            true => broken_within(of, &path, all)?,
+            false => broken(of, &path, all),
+        }
+    }
+    Ok(())
+}
+
+/// Puts a value at its path.
+fn put(values: &mut Value, path: &[String], value: Value) {
+    let mut place = values;
+    for part in path {
+        place = &mut place[part.as_str()];
+    }
+    *place = value;
+}
+
+#[test]
+fn each_rule_of_the_schema_refuses_what_breaks_it() -> anyhow::Result<()> {
+    if !have_helm() {
+        return Ok(());
+    }
+    let mut left = Vec::new();
+    broken_within(&schema()?, &[], &mut left)?;
+    ensure!(left.len() > 150, "{} rules", left.len());
+    left.push(Broken {
+        path: vec!["replicas".to_owned()],
+        value: Value::Null,
+        said: "at '': missing property 'replicas'".to_owned(),
+    });
+    let folder = tempfile::tempdir()?;
+    // Helm tells all at once: as many as are of different values are asked for together.
+    while !left.is_empty() {
+        let (mut values, mut seen, mut now) = (json!({}), BTreeSet::new(), Vec::new());
+        let mut later = Vec::new();
+        for broken in left {
+            if seen.insert(broken.path.clone()) {
+                put(&mut values, &broken.path, broken.value.clone());
+                now.push(broken);
+            } else {
+                later.push(broken);
+            }
+        }
+        let file = folder.path().join("values.json");
+        fs::write(&file, values.to_string())?;
+        let output = render(&file)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        for broken in now {
+            ensure!(
+                said.contains(&broken.said),
+                "{} as {} is not refused with {:?}: {said}",
+                broken.path.join("."),
+                broken.value,
+                broken.said
+            );
+        }
+        left = later;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_schema_knows_each_value_and_no_other() -> anyhow::Result<()> {
+    fn leaves(schema: &Value, path: &str, all: &mut BTreeSet<String>) {
+        match schema["properties"].as_object() {
+            Some(properties) => {
+                for (key, of) in properties {
+                    let path = match path {
+                        "" => key.clone(),
+                        path => format!("{path}.{key}"),
+                    };
+                    leaves(of, &path, all);
+                }
+            }
+            None => drop(all.insert(path.to_owned())),
+        }
+    }
+    let mut known = BTreeSet::new();
+    leaves(&schema()?, "", &mut known);
+    known.retain(|path| path != "global");
+    let values = defaults()?.into_iter().map(|(path, _)| {
+        let within = path
+            .split_once('.')
+            .filter(|(first, _)| FREE.contains(first));
+        within.map_or(path.clone(), |(first, _)| first.to_owned())
+    });
+    let values: BTreeSet<String> = values.collect();
+    let differ: Vec<_> = known.symmetric_difference(&values).collect();
+    ensure!(differ.is_empty(), "in one of both: {differ:?}");
+    values.first().context("no values").map(drop)
+}
