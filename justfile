@@ -72,7 +72,7 @@ bench-state *ARGS:
 # Gives each parser of the proxy so many mutated inputs, from SEED on.
 fuzz INPUTS="5000000" SEED="0":
     RAFTSERVE_FUZZ_INPUTS={{ INPUTS }} RAFTSERVE_FUZZ_SEED={{ SEED }} cargo test --locked -p raftserve-proxy --lib \
-        --config profile.test.package.raftserve-proxy.opt-level=2 fast::fuzz -- --nocapture
+        --config profile.test.package.raftserve-proxy.opt-level=2 fuzz:: -- --nocapture
 
 # Measures the data plane beside HAProxy, nginx and Envoy, as far as they are installed: --rounds N, --scenarios h1,sse.
 bench-proxy *ARGS:
@@ -93,6 +93,11 @@ test-kube *ARGS:
 test-kube-full *ARGS:
     cargo build --release --locked -p raftserve-node
     RAFTSERVE_BIN=target/release/raftserve RAFTSERVE_TEST_REQUESTS=60000 KUBERNETES_MINUTES=120 .ci/kubernetes {{ ARGS }}
+
+# Prints how fast a release on Kubernetes is installed and mended, and what peers use there. Takes 15 minutes.
+bench-kube:
+    cargo build --release --locked -p raftserve-node
+    RAFTSERVE_BIN=target/release/raftserve KUBERNETES_MINUTES=60 .ci/kubernetes --ignored figures
 
 # Builds the documentation.
 doc:
