@@ -3,7 +3,6 @@
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::ops::Range;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use raftserve_store::Outcome;
@@ -52,8 +51,8 @@ const PORTS: Range<u16> = 22_000..32_000;
 struct Place {
     folder: TempDir,
     address: String,
-    /// Bound until the peer is started there for the first time; nobody listens, so whoever calls is refused.
-    held: Mutex<Option<Socket>>,
+    /// Keeps the port from other places, also while no peer is there. Nobody listens on it, so whoever calls then is refused.
+    _held: Socket,
 }
 
 impl Place {
@@ -62,21 +61,18 @@ impl Place {
             (0..PORTS.len()).map(|_| SocketAddr::from(([127, 0, 0, 1], rand::random_range(PORTS))));
         let held = tried.find_map(|address| Some((address, bind(address).ok()?)));
         let (address, held) = held.expect("a free port");
+        // Not before it is bound: two that reuse a port may both have it, as long as neither listens.
+        held.set_reuse_address(true).unwrap();
         Self {
             folder: tempfile::tempdir().unwrap(),
             address: address.to_string(),
-            held: Mutex::new(Some(held)),
+            _held: held,
         }
     }
 
     fn listener(&self) -> TcpListener {
-        let Some(held) = self.held.lock().unwrap().take() else {
-            return TcpListener::bind(&self.address).unwrap();
-        };
-        // Not before: two that reuse a port may both have it, as long as neither listens.
-        held.set_reuse_address(true).unwrap();
-        held.listen(128).unwrap();
-        held.into()
+        // The standard library lets it reuse the address.
+        TcpListener::bind(&self.address).unwrap()
     }
 
     /// A peer that knows of no other.

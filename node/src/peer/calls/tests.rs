@@ -135,11 +135,14 @@ async fn a_call_that_is_given_up_harms_no_other() {
 
 #[tokio::test]
 async fn a_frame_that_is_given_up_half_way_ends_the_connection() {
-    // Takes the connection, and nothing from it.
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // Takes the connection, and nothing from it. The system holds some megabytes on its way: less than is sent.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(1 << 16).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let connection = connected(address).await;
-    let large = message(b"", vec![0; wire::MESSAGE_BYTES_MAX / 2]);
+    let large = message(b"", vec![0; wire::MESSAGE_BYTES_MAX]);
     let soon = Instant::now() + Duration::from_millis(50);
     let given_up = connection.call(Method::Append, &large, soon).await;
     assert!(

@@ -42,17 +42,18 @@ struct Candidate {
 fn choose(target: Option<NodeId>, last: u64, candidates: &[Candidate]) -> Result<NodeId, String> {
     let fit = |candidate: &Candidate| {
         let lag = last.saturating_sub(candidate.matched.unwrap_or(0));
-        if candidate
-            .silence
-            .is_none_or(|silence| silence > SILENCE_MAX)
-        {
-            return Err(format!("peer {} does not answer", candidate.node));
-        }
+        // Before its silence: it answers nothing that a leader sends, and will not.
         if candidate.is_cut {
             return Err(format!(
                 "peer {} lost part of its log, and must be wiped",
                 candidate.node
             ));
+        }
+        if candidate
+            .silence
+            .is_none_or(|silence| silence > SILENCE_MAX)
+        {
+            return Err(format!("peer {} does not answer", candidate.node));
         }
         if candidate.matched.is_none() || lag >= LAG_MAX {
             return Err(format!(
@@ -213,8 +214,12 @@ mod tests {
     fn a_target_that_lost_part_of_its_log_is_refused_where_it_was_once() {
         let mut cut = candidate(2, 1000, 10);
         cut.is_cut = true;
-        let refusal = choose(Some(NodeId(2)), 1000, &[cut]).unwrap_err();
-        assert!(refusal.contains("lost part of its log"), "{refusal}");
+        // In its later silence, too.
+        for silence in [cut.silence, Some(Duration::from_secs(60)), None] {
+            let refusal = choose(Some(NodeId(2)), 1000, &[Candidate { silence, ..cut }]);
+            let refusal = refusal.unwrap_err();
+            assert!(refusal.contains("lost part of its log"), "{refusal}");
+        }
         let candidates = [cut, candidate(3, 990, 10)];
         assert_eq!(choose(None, 1000, &candidates), Ok(NodeId(3)));
     }
