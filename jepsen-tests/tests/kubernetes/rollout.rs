@@ -21,6 +21,7 @@ async fn an_upgrade_of_all_peers_fails_no_request() -> anyhow::Result<()> {
             ensure!(new.restarts == 0, "{new:?}");
         }
         ensure!(release.cluster().await? == cluster, "another cluster");
+        release.namespace.helm(&["test", RELEASE]).await?;
         let tally = load.finish(release.kube.requests).await?;
         eprintln!("helm upgrade: {}", tally.line());
         tally.all_good()?;

@@ -62,7 +62,10 @@ async fn another_kubernetes_cluster_with_the_same_volumes_serves_the_same() -> a
                 .await?;
         }
 
-        let found = lost.elsewhere("lost-cluster", "walk-found-cluster").await?;
+        // Neither the release's name nor its namespace is what it was.
+        let found = lost
+            .elsewhere("lost-cluster", "walk-found-cluster", "raftserve-again")
+            .await?;
         let same = format!("storage.volumeNames={{{}}}", volumes.join(","));
         found.install(3, &[&credentials, &same]).await?;
         ensure!(found.volumes().await? == volumes);

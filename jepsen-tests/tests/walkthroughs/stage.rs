@@ -17,7 +17,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::sync::Mutex;
 
-/// The release's name in all walk-throughs, and that of its StatefulSet and client Service.
+/// The release's name, and that of its StatefulSet and client Service, but where a walk-through says otherwise.
 pub(crate) const RELEASE: &str = "raftserve";
 
 /// The peers' pods.
@@ -79,6 +79,8 @@ pub(crate) async fn walk_as(
 #[derive(Debug)]
 pub(crate) struct Walk {
     pub(crate) namespace: Namespace,
+    /// The release's name.
+    release: String,
     folder: PathBuf,
     program: PathBuf,
     /// With the reader's settings.
@@ -99,16 +101,24 @@ impl Walk {
         Ok(Self {
             config: namespace.context(home.path()).await?,
             namespace,
+            release: RELEASE.to_owned(),
             folder: examples().join(example),
             program: binary::raftserve()?,
             home,
         })
     }
 
-    /// The same reader, with another namespace.
-    pub(crate) async fn elsewhere(&self, example: &str, name: &str) -> anyhow::Result<Self> {
+    /// The same reader, with another namespace and a release of another name.
+    pub(crate) async fn elsewhere(
+        &self,
+        example: &str,
+        name: &str,
+        release: &str,
+    ) -> anyhow::Result<Self> {
         let home = Arc::clone(&self.home);
-        Self::begin(self.namespace.kube(), example, name, home).await
+        let mut walk = Self::begin(self.namespace.kube(), example, name, home).await?;
+        release.clone_into(&mut walk.release);
+        Ok(walk)
     }
 
     /// A file of the example.
@@ -118,7 +128,7 @@ impl Walk {
         path.to_str().map(str::to_owned).context("a path in UTF-8")
     }
 
-    /// `helm VERB raftserve ./chart --values values.yaml`, with the image under test.
+    /// `helm VERB RELEASE ./chart --values values.yaml`, with the image under test.
     pub(crate) async fn helm(&self, verb: &str, settings: &[&str]) -> anyhow::Result<()> {
         self.helm_of(&chart(), verb, settings).await
     }
@@ -138,7 +148,7 @@ impl Walk {
         let values = self.file("values.yaml")?;
         let repository = format!("image.repository={repository}");
         let tag = format!("image.tag={tag}");
-        let mut arguments = vec![verb, RELEASE, &chart, "--values", &values];
+        let mut arguments = vec![verb, &self.release, &chart, "--values", &values];
         for setting in [&repository[..], &tag].iter().chain(settings) {
             arguments.extend(["--set", setting]);
         }
@@ -267,7 +277,7 @@ impl Walk {
 
     /// A steady load on a path, through the port for all services on every node.
     pub(crate) async fn load(&self, rate: u32, path: &str) -> anyhow::Result<Running> {
-        let entrances = self.namespace.entrances(RELEASE, "http").await?;
+        let entrances = self.namespace.entrances(&self.release, "http").await?;
         let load = Steady {
             rate,
             path: path.to_owned(),
