@@ -661,6 +661,11 @@ async fn without_a_quorum_every_call_is_answered_within_two_seconds() {
         begun.elapsed()
     );
     assert_eq!(Reason::of(&status), Some(Reason::NoQuorum));
+    let said = status.message();
+    assert!(
+        said.starts_with("the service cannot be told: "),
+        "a read that failed: {said}"
+    );
     lab.services().get(get(true)).await.unwrap();
     let status = lab
         .cluster()

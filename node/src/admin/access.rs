@@ -54,7 +54,12 @@ pub(super) async fn realm(shared: &Shared, door: &Door) -> Result<Realm, Status>
         Err(status) => return Err(status),
     }
     // Whatever the log took first, and not what was drawn here.
-    let (state, _) = shared.read(false).await?;
+    let (state, _) = shared
+        .read(
+            false,
+            "the login secret cannot be read, so nobody was logged in",
+        )
+        .await?;
     let secret = state
         .key(SECRET_KEY)
         .map(|entry| LoginSecret::read(&entry.value));

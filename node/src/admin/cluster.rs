@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 use super::errors::Reason;
 use super::gate::admitted;
 use super::proposer;
-use super::shared::Shared;
+use super::shared::{Shared, no_quorum};
 use super::v1::{self, cluster_server::Cluster};
 use crate::consensus::{ManageError, MemberView};
 use crate::peer::{FinalizeError, MemberHealth, Release, TRAILING_MAX, Vote};
@@ -217,7 +217,8 @@ impl Cluster for ClusterApi {
         let (v1::HealthRequest {}, _held) = admitted(request);
         let consensus = &self.0.parts.consensus;
         let members = consensus.member_health(HEALTH_BUDGET).await;
-        let members = members.map_err(|error| Reason::NoQuorum.status(error.to_string()))?;
+        let members = members
+            .map_err(|error| no_quorum("the peers' health cannot be told", &error.to_string()))?;
         let leader = consensus.leadership().borrow().leader;
         let known = consensus.members();
         let shown = |health: &MemberHealth| {

@@ -112,7 +112,7 @@ impl KeyValue for KeyValueApi {
     ) -> Result<Response<v1::GetKeyResponse>, Status> {
         let (asked, _held) = admitted(request);
         let key = key(&asked.key)?;
-        let (state, index) = self.0.read(asked.stale).await?;
+        let (state, index) = self.0.read(asked.stale, "the key cannot be told").await?;
         let entry = state.key(&asked.key).ok_or_else(|| {
             Reason::NoSuchKey.status_with(
                 format!("there is no key {key}"),
@@ -150,7 +150,7 @@ impl KeyValue for KeyValueApi {
         let (asked, _held) = admitted(request);
         let after: Option<KvKey> = pages::after(&asked.page_token)?;
         let after = after.as_ref().map(KvKey::as_str);
-        let (state, index) = self.0.read(asked.stale).await?;
+        let (state, index) = self.0.read(asked.stale, "the keys cannot be told").await?;
         let is_open = |(key, _): &(&KvKey, _)| !key.as_str().starts_with(RESERVED);
         let entries = state.keys_with(&asked.prefix, after).filter(is_open);
         let reserved = state.keys_with(RESERVED, None).count();

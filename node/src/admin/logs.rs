@@ -44,7 +44,7 @@ impl Logs for LogsApi {
         let permit = self.0.admit_stream()?;
         // Stale: a replica that this peer has heard of has its logs, and logs are wanted most when
         // there is no quorum.
-        let (state, _) = self.0.read(true).await?;
+        let state = self.0.parts.consensus.state();
         let service = find(&state, "service_name", &asked.service_name)?;
         let id = ReplicaId {
             service: service.id,

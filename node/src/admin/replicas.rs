@@ -98,7 +98,10 @@ impl Replicas for ReplicasApi {
     ) -> Result<Response<v1::ListReplicasResponse>, Status> {
         let (asked, _held) = admitted(request);
         let after: Option<Place> = pages::after(&asked.page_token)?;
-        let (state, index) = self.0.read(asked.stale).await?;
+        let (state, index) = self
+            .0
+            .read(asked.stale, "the replicas cannot be told")
+            .await?;
         let of = match asked.service_name.as_str() {
             "" => None,
             name => Some(find(&state, "service_name", name)?.id),
@@ -137,7 +140,13 @@ impl Replicas for ReplicasApi {
     ) -> Result<Response<v1::TerminateReplicaResponse>, Status> {
         let (asked, _held) = admitted(request);
         let name = service_name("service_name", &asked.service_name)?;
-        let (state, _) = self.0.read(false).await?;
+        let (state, _) = self
+            .0
+            .read(
+                false,
+                "what the replica is cannot be told, so it was not stopped",
+            )
+            .await?;
         if is_nobodys(&state, &name, asked.replica_id) {
             return Err(errors::invalid_request(
                 "replica_id",

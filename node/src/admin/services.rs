@@ -84,7 +84,13 @@ impl ServicesApi {
         name: &ServiceName,
         precondition: Precondition,
     ) -> Result<Put, Status> {
-        let (state, _) = self.0.read(false).await?;
+        let (state, _) = self
+            .0
+            .read(
+                false,
+                "what services there are cannot be told, so none was changed",
+            )
+            .await?;
         let found = state.service_by_name(name);
         if found.is_some_and(|service| service.going_down.is_some()) {
             let refusal = raftserve_store::command::Refusal::ServiceGoingDown(name.clone());
@@ -182,7 +188,10 @@ impl Services for ServicesApi {
     ) -> Result<Response<v1::GetServiceResponse>, Status> {
         let mut ports = self.0.ports(request.local_addr());
         let (asked, _held) = admitted(request);
-        let (state, index) = self.0.read(asked.stale).await?;
+        let (state, index) = self
+            .0
+            .read(asked.stale, "the service cannot be told")
+            .await?;
         let service = find(&state, "name", &asked.name)?;
         ports.remarks = self.0.remarks(std::iter::once(service)).await;
         let shown = v1::Service {
@@ -202,7 +211,10 @@ impl Services for ServicesApi {
         let mut ports = self.0.ports(request.local_addr());
         let (asked, _held) = admitted(request);
         let after: Option<ServiceName> = pages::after(&asked.page_token)?;
-        let (state, index) = self.0.read(asked.stale).await?;
+        let (state, index) = self
+            .0
+            .read(asked.stale, "the services cannot be told")
+            .await?;
         let mut services: Vec<_> = state
             .services()
             .filter(|service| after.as_ref().is_none_or(|after| service.name > *after))

@@ -63,7 +63,10 @@ impl Sessions for SessionsApi {
     ) -> Result<Response<v1::ListSessionsResponse>, Status> {
         let (asked, _held) = admitted(request);
         let after: Option<Hex> = pages::after(&asked.page_token)?;
-        let (state, index) = self.0.read(asked.stale).await?;
+        let (state, index) = self
+            .0
+            .read(asked.stale, "the sessions cannot be told")
+            .await?;
         let service = find(&state, "service_name", &asked.service_name)?;
         require_affinity(service)?;
         let sessions = state.sessions_of(service.id, after.map(|after| after.0));
@@ -84,7 +87,10 @@ impl Sessions for SessionsApi {
         request: Request<v1::GetSessionRequest>,
     ) -> Result<Response<v1::GetSessionResponse>, Status> {
         let (asked, _held) = admitted(request);
-        let (state, index) = self.0.read(asked.stale).await?;
+        let (state, index) = self
+            .0
+            .read(asked.stale, "the session cannot be told")
+            .await?;
         let service = find(&state, "service_name", &asked.service_name)?;
         require_affinity(service)?;
         let key = match asked.session {

@@ -76,11 +76,16 @@ impl Shared {
         }
     }
 
-    /// A state to answer a read from, and an index that it reflects.
+    /// A state to answer a read from, and an index that it reflects. `otherwise` says what cannot be
+    /// told or done without.
     ///
     /// # Errors
     /// `UNAVAILABLE` if the read is not to be stale and no leader confirmed it in time.
-    pub(super) async fn read(&self, stale: bool) -> Result<(Arc<State>, LogIndex), Status> {
+    pub(super) async fn read(
+        &self,
+        stale: bool,
+        otherwise: &str,
+    ) -> Result<(Arc<State>, LogIndex), Status> {
         let consensus = &self.parts.consensus;
         let confirmed = if stale {
             LogIndex(0)
@@ -88,8 +93,8 @@ impl Shared {
             let barrier = consensus.read_barrier(READ_BUDGET);
             tokio::time::timeout(READ_BUDGET, barrier)
                 .await
-                .map_err(|_| no_quorum("no answer in time"))?
-                .map_err(|error| no_quorum(&error.reason))?
+                .map_err(|_| no_quorum(otherwise, "no quorum answered in time"))?
+                .map_err(|error| no_quorum(otherwise, &error.reason))?
         };
         // The index first: the state is then at least as new as it says.
         let applied = *consensus.applied().borrow();
@@ -165,9 +170,11 @@ fn refused(ports: &[PortStatus]) -> BTreeMap<ServiceId, String> {
     ports.iter().filter_map(reason).collect()
 }
 
-fn no_quorum(reason: &str) -> Status {
+/// A read that no quorum confirmed: `otherwise` says what cannot be told or done without it.
+pub(super) fn no_quorum(otherwise: &str, reason: &str) -> Status {
     Reason::NoQuorum.status(format!(
-        "no quorum answered in time, and nothing was changed: {reason}"
+        "{otherwise}: {reason}; try again, also on another peer: another leader is elected within a second \
+         where a majority of the peers is up"
     ))
 }
 

@@ -88,7 +88,7 @@ impl Snapshots for SnapshotsApi {
 fn refusal(error: &ExportError) -> Status {
     match error {
         ExportError::NoQuorum(error) => Reason::NoQuorum.status(format!(
-            "no quorum answered in time, so a snapshot might lack what was acknowledged: {}",
+            "no snapshot was saved, since it might lack what was acknowledged: {}; try again, also on another peer",
             error.reason
         )),
         ExportError::Snapshot(error) => {
