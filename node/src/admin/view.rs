@@ -9,7 +9,7 @@ use raftserve_model::{ServiceId, SessionKey, WallTime};
 use raftserve_store::State;
 use raftserve_store::state::{Event, EventKind, Replica, Service, Session};
 
-use super::v1;
+use super::v1::{self, HindranceKind};
 
 /// Where this peer's service ports are reached.
 #[derive(Clone, Debug)]
@@ -29,15 +29,22 @@ pub(super) struct ServicePorts {
 }
 
 impl ServicePorts {
-    /// What keeps a service from being all that it was asked for.
-    fn hindrance(&self, service: &Service) -> Option<String> {
+    /// What keeps a service from being all that it was asked for. Without replicas, nothing else counts.
+    fn hindrances(&self, service: &Service) -> Vec<v1::Hindrance> {
+        let of_kind = |kind: HindranceKind, text: String| v1::Hindrance {
+            kind: kind.into(),
+            text,
+        };
         if let (true, Some(hindrance)) = (service.spec().provider.makes_replicas(), &self.hindrance)
         {
-            return Some(format!("replicas cannot be made: {hindrance}"));
+            let text = format!("replicas cannot be made: {hindrance}");
+            return vec![of_kind(HindranceKind::Replicas, text)];
         }
-        let found = [self.remarks.get(&service.id), self.refused.get(&service.id)];
-        let found: Vec<&str> = found.into_iter().flatten().map(String::as_str).collect();
-        (!found.is_empty()).then(|| found.join("; "))
+        let addresses = self.remarks.get(&service.id).cloned();
+        let port = self.refused.get(&service.id).cloned();
+        let addresses = addresses.map(|text| of_kind(HindranceKind::Addresses, text));
+        let port = port.map(|text| of_kind(HindranceKind::ServicePort, text));
+        addresses.into_iter().chain(port).collect()
     }
 
     /// The URL of the service's own port, if it has one.
@@ -54,6 +61,8 @@ impl ServicePorts {
 /// A service without its YAML.
 pub(super) fn service(state: &State, service: &Service, ports: &ServicePorts) -> v1::Service {
     let spec = service.spec();
+    let hindrances = ports.hindrances(service);
+    let texts: Vec<&str> = hindrances.iter().map(|it| it.text.as_str()).collect();
     let mut active_versions = BTreeSet::new();
     let (mut ready, mut live) = (0, 0);
     for replica in state.replicas_of(service.id) {
@@ -85,7 +94,8 @@ pub(super) fn service(state: &State, service: &Service, ports: &ServicePorts) ->
         requested_resources: resources(spec),
         provider: provider(&spec.provider, ports.provider).to_owned(),
         yaml: String::new(),
-        hindrance: ports.hindrance(service).unwrap_or_default(),
+        hindrance: texts.join("; "),
+        hindrances,
     }
 }
 

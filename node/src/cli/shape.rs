@@ -50,12 +50,19 @@ pub(super) fn service(service: &v1::Service, replicas: &[&v1::Replica]) -> Value
         "first_ready_at": time(service.first_ready_at.as_ref()),
         "endpoint": text(&service.endpoint),
         "hindrance": text(&service.hindrance),
+        "hindrances": service.hindrances.iter().map(hindrance).collect::<Vec<_>>(),
         "load_balancing_policy": service.load_balancing_policy,
         "session_affinity": text(&service.session_affinity),
         "requested_resources": text(&service.requested_resources),
         "provider": service.provider,
         "replicas": replicas.iter().map(|one| replica(one)).collect::<Vec<_>>(),
     })
+}
+
+fn hindrance(hindrance: &v1::Hindrance) -> Value {
+    let kind = hindrance.kind().as_str_name();
+    let kind = kind.strip_prefix("HINDRANCE_KIND_").unwrap_or(kind);
+    json!({ "kind": kind.to_lowercase(), "text": hindrance.text })
 }
 
 pub(super) fn replica(replica: &v1::Replica) -> Value {

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use super::super::connect::Servers;
 use super::super::fetch;
 use super::{CheckArgs, Line};
-use crate::admin::v1;
 use crate::admin::v1::cluster_client::ClusterClient;
+use crate::admin::v1::{self, HindranceKind};
 
 /// The checks of a running cluster, as far as they can be made.
 pub(super) async fn check(args: &CheckArgs) -> Vec<Line> {
@@ -71,9 +71,6 @@ fn quorum(status: &v1::StatusResponse) -> Line {
     }
 }
 
-/// How a service's hindrance begins that is the same for all.
-const OF_ALL: &str = "replicas cannot be made";
-
 /// Only where it is so: a peer of an earlier release does not say.
 fn hindered(status: &v1::StatusResponse) -> Option<Line> {
     (!status.hindrance.is_empty()).then(|| {
@@ -85,27 +82,48 @@ fn hindered(status: &v1::StatusResponse) -> Option<Line> {
     })
 }
 
-/// One line for each service with a hindrance of its own: not what keeps the peer from all replicas.
+/// One line for each hindrance of one service: not for what keeps the peer from all replicas.
 fn hindrances(services: &[v1::Service]) -> Vec<Line> {
-    let own = services
-        .iter()
-        .filter(|it| !it.hindrance.is_empty() && !it.hindrance.starts_with(OF_ALL));
-    own.map(|service| {
-        let seen = format!("{}: {}", service.name, service.hindrance);
-        match service.hindrance.contains("its own port") {
-            true => Line::warning(
-                "service port",
-                seen,
-                "requests to that port may reach somebody else; the shared port serves the service all the same",
-            ),
-            false => Line::warning(
-                "static service",
-                seen,
-                "mend the name, or what it names; it is looked for again and again",
-            ),
-        }
-    })
-    .collect()
+    services.iter().flat_map(of_service).collect()
+}
+
+fn of_service(service: &v1::Service) -> Vec<Line> {
+    let untyped = v1::Hindrance {
+        text: service.hindrance.clone(),
+        ..v1::Hindrance::default()
+    };
+    let found = match (service.hindrances.as_slice(), service.hindrance.as_str()) {
+        ([], "") => &[],
+        // A peer of an earlier release.
+        ([], _) => std::slice::from_ref(&untyped),
+        (typed, _) => typed,
+    };
+    let lines = found.iter().filter_map(|it| hindrance(&service.name, it));
+    lines.collect()
+}
+
+/// None for what is told once, for all services.
+fn hindrance(service: &str, hindrance: &v1::Hindrance) -> Option<Line> {
+    let (check, remedy) = match hindrance.kind() {
+        HindranceKind::Replicas => return None,
+        HindranceKind::ServicePort => (
+            "service port",
+            "requests to that port may reach somebody else; the shared port serves the service all the same",
+        ),
+        HindranceKind::Addresses => (
+            "static service",
+            "mend the name, or what it names; it is looked for again and again",
+        ),
+        HindranceKind::Unspecified => (
+            "service",
+            "the peer that says so is of another release than this program, which cannot tell more",
+        ),
+    };
+    Some(Line::warning(
+        check,
+        format!("{service}: {}", hindrance.text),
+        remedy,
+    ))
 }
 
 fn members(health: &v1::HealthResponse) -> Line {
@@ -189,31 +207,50 @@ mod tests {
 
     #[test]
     fn what_hinders_one_service_is_told_with_it() {
-        let service = |name: &str, hindrance: &str| v1::Service {
-            name: name.to_owned(),
-            hindrance: hindrance.to_owned(),
-            ..v1::Service::default()
+        let service = |name: &str, found: &[(HindranceKind, &str)]| {
+            let hindrances = found.iter().map(|(kind, text)| v1::Hindrance {
+                kind: (*kind).into(),
+                text: (*text).to_owned(),
+            });
+            let texts: Vec<&str> = found.iter().map(|(_, text)| *text).collect();
+            v1::Service {
+                name: name.to_owned(),
+                hindrance: texts.join("; "),
+                hindrances: hindrances.collect(),
+                ..v1::Service::default()
+            }
         };
-        let refused = service(
-            "web",
-            "its own port 30002 cannot be had at this peer: in use",
-        );
-        let others = [service("a", ""), service("b", "replicas cannot be made: x")];
+        let others = [
+            service("a", &[]),
+            service("b", &[(HindranceKind::Replicas, "all")]),
+        ];
         assert_eq!(hindrances(&others), []);
-        let lines = hindrances(&[refused]);
-        assert_eq!((lines.len(), lines[0].verdict), (1, Verdict::Warning));
-        assert!(
-            lines[0].seen.contains("web: its own port 30002"),
-            "{lines:?}"
+        let both = service(
+            "web",
+            &[
+                (HindranceKind::Addresses, "one"),
+                (HindranceKind::ServicePort, "two"),
+            ],
         );
-        let empty = service(
-            "outside",
-            "nosuch.invalid:80 cannot be resolved: no such name",
-        );
-        let lines = hindrances(&[empty]);
+        let told = |lines: &[Line]| -> Vec<(&'static str, String)> {
+            assert!(lines.iter().all(|it| it.verdict == Verdict::Warning));
+            lines.iter().map(|it| (it.check, it.seen.clone())).collect()
+        };
         assert_eq!(
-            (lines[0].check, lines[0].verdict),
-            ("static service", Verdict::Warning)
+            told(&hindrances(&[both.clone()])),
+            [
+                ("static service", "web: one".to_owned()),
+                ("service port", "web: two".to_owned())
+            ]
+        );
+        let earlier = v1::Service {
+            hindrances: Vec::new(),
+            ..both
+        };
+        assert_eq!(
+            told(&hindrances(&[earlier])),
+            [("service", "web: one; two".to_owned())],
+            "a peer that tells no kinds"
         );
     }
 
