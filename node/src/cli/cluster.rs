@@ -1,6 +1,6 @@
 //! `raftserve cluster`.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::args::{ClusterArgs, ClusterVerb, Format, Target};
 use super::confirm::confirm;
@@ -290,18 +290,39 @@ fn removal(node_id: u64, health: &v1::HealthResponse) -> String {
     format!("Remove peer {node_id} for good? {left}.")
 }
 
+/// What a removal did. How many may be lost is as of just before it.
+fn removed_value(node_id: u64, before: &v1::HealthResponse) -> Value {
+    json!({
+        "removed": node_id,
+        "failure_tolerance_before": before.failure_tolerance,
+        "failure_tolerance": tolerance_without(node_id, before),
+    })
+}
+
+fn removed_text(node_id: u64, before: &v1::HealthResponse) -> String {
+    let left = match tolerance_without(node_id, before) {
+        Some(left) => format!(
+            "{} more could be lost before, and {left} now.",
+            before.failure_tolerance
+        ),
+        // The leader counts again, and may have seen more of them by then.
+        None => "`raftserve cluster health` shows how many more may be lost now.".to_owned(),
+    };
+    format!(
+        "Peer {node_id} is removed. {left} Empty its data directory before it is started again.\n"
+    )
+}
+
 async fn remove(node_id: u64, yes: bool, format: Format, target: &Target) -> Result<(), Failure> {
     let mut servers = Servers::new(target)?;
-    if !yes {
-        let health = servers
-            .ask(|channel| async move {
-                ClusterClient::new(channel)
-                    .health(v1::HealthRequest {})
-                    .await
-            })
-            .await?;
-        confirm(yes, &removal(node_id, &health), false)?;
-    }
+    let before = servers
+        .ask(|channel| async move {
+            ClusterClient::new(channel)
+                .health(v1::HealthRequest {})
+                .await
+        })
+        .await?;
+    confirm(yes, &removal(node_id, &before), false)?;
     servers
         .ask(|channel| async move {
             ClusterClient::new(channel)
@@ -309,8 +330,8 @@ async fn remove(node_id: u64, yes: bool, format: Format, target: &Target) -> Res
                 .await
         })
         .await?;
-    output::print(format, &json!({ "removed": node_id }), || {
-        format!("Peer {node_id} is removed. Empty its data directory before it is started again.\n")
+    output::print(format, &removed_value(node_id, &before), || {
+        removed_text(node_id, &before)
     })
 }
 
@@ -362,10 +383,16 @@ mod tests {
         let well = health([true; 4], 1);
         let asked = "Remove peer 3 for good? 1 more may be lost now, and 0 then.";
         assert_eq!(removal(3, &well), asked);
+        let done = removed_value(3, &well);
+        assert_eq!(done["failure_tolerance_before"], 1, "{done}");
+        assert_eq!(done["failure_tolerance"], 0, "{done}");
+        let said = removed_text(3, &well);
+        assert!(said.contains("1 more could be lost before, and 0 now."));
         assert_eq!(tolerance_without(4, &well), Some(1), "a learner");
         let ill = health([true, false, true, true], 0);
         assert_eq!(tolerance_without(2, &ill), Some(0), "the silent one");
         assert!(removal(3, &ill).ends_with("no quorum would be left."));
+        assert!(removed_text(3, &ill).contains("cluster health"));
         let mut behind = well;
         behind.members[1].lag = Some(TRAILING_MAX);
         assert_eq!(tolerance_without(3, &behind), None, "one is far behind");
