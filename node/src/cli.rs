@@ -51,18 +51,27 @@ use clap::{CommandFactory, Parser};
 
 use args::{Cli, Verb};
 pub use args::{Program, command};
+pub use failure::ErrorForm;
 use failure::Failure;
 
 /// Parses the command line. Prints help, or what is wrong with it, and exits where that is all there
 /// is to do.
 #[must_use]
-pub fn parse() -> Program {
-    Cli::parse().program
+pub fn parse(errors: ErrorForm) -> Program {
+    match (Cli::try_parse(), errors) {
+        (Ok(cli), _) => cli.program,
+        (Err(error), ErrorForm::Json) if error.use_stderr() => {
+            let _ = Failure::unparsed(&error).report(errors);
+            std::process::exit(error.exit_code())
+        }
+        (Err(error), _) => error.exit(),
+    }
 }
 
-/// Runs a verb to its end. Ctrl-C ends it as it ends any program; what was agreed before goes on.
+/// Runs a verb to its end. Ctrl-C ends it as it ends any program; what was agreed before goes on, and
+/// a verb that waits for it says so.
 #[must_use]
-pub fn run(verb: Verb) -> ExitCode {
+pub fn run(verb: Verb, errors: ErrorForm) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -72,7 +81,7 @@ pub fn run(verb: Verb) -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => failure.report(errors),
     }
 }
 

@@ -30,8 +30,9 @@ pub fn main() -> ExitCode {
     if let Some(exit) = shim::dispatch(std::env::args_os().skip(1)) {
         return exit;
     }
-    match cli::parse() {
-        cli::Program::Client(verb) => cli::run(*verb),
+    let errors = cli::ErrorForm::asked(std::env::args_os());
+    match cli::parse(errors) {
+        cli::Program::Client(verb) => cli::run(*verb, errors),
         cli::Program::Node(args) => node::main(*args),
         cli::Program::Dev(args) => dev::run(args),
     }

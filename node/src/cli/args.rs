@@ -35,7 +35,10 @@ Exit codes:
   5  not done within --timeout
   6  refused: it exists already, is going down, a limit is reached, or a credential is not enough; of a peer:
      the cluster has removed it
-  130  interrupted";
+  130  interrupted
+
+With --output json, the last line of stderr is then a JSON object: `error` with message, kind, reason, exit_code,
+remedy, and violations, each with field, line and problem.";
 
 /// Serves models and other HTTP services as SkyPilot's SkyServe does, from three equal peers.
 #[derive(Debug, Parser)]

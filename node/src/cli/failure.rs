@@ -1,8 +1,11 @@
-//! How a verb fails: one clear message, what to do about it, and an exit code for scripts.
+//! How a verb fails: one clear message, what to do about it, and an exit code for scripts. Where JSON
+//! was asked for, the same as one JSON object on the last line of standard error.
 
+use std::ffi::OsString;
 use std::fmt::Write;
 use std::process::ExitCode;
 
+use serde_json::{Value, json};
 use tonic::{Code, Status};
 
 use super::paint::{Paint, Tone};
@@ -17,6 +20,46 @@ pub(super) enum Exit {
     Unavailable = 4,
     Timeout = 5,
     Refused = 6,
+    Interrupted = 130,
+}
+
+impl Exit {
+    /// What kind of failure it is, in JSON.
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Usage => "usage",
+            Self::NotFound => "not_found",
+            Self::Unavailable => "unavailable",
+            Self::Timeout => "timeout",
+            Self::Refused => "refused",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+/// How failures are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorForm {
+    /// For people.
+    Text,
+    /// One JSON object on one line.
+    Json,
+}
+
+impl ErrorForm {
+    /// What the command line asks for, whether or not it can be understood otherwise.
+    #[must_use]
+    pub fn asked(words: impl IntoIterator<Item = OsString>) -> Self {
+        let mut before = OsString::new();
+        for word in words.into_iter().take_while(|word| word != "--") {
+            if word == "--output=json" || (before == "--output" && word == "json") {
+                return Self::Json;
+            }
+            before = word;
+        }
+        Self::Text
+    }
 }
 
 /// Why a verb ended without success.
@@ -25,6 +68,12 @@ pub(super) struct Failure {
     pub(super) exit: Exit,
     pub(super) message: String,
     pub(super) remedy: Option<String>,
+    /// The peer's reason, if a peer answered.
+    pub(super) reason: Option<Reason>,
+    /// What is wrong with what was sent, one by one.
+    violations: Vec<Violation>,
+    /// The same as people read it, with the lines that it is about. Empty where the message says it all.
+    excerpts: String,
 }
 
 /// A YAML that was sent, so that an error can show the line it is about.
@@ -40,6 +89,9 @@ impl Failure {
             exit,
             message: message.into(),
             remedy: None,
+            reason: None,
+            violations: Vec::new(),
+            excerpts: String::new(),
         }
     }
 
@@ -80,9 +132,14 @@ impl Failure {
             | Code::Unauthenticated => Exit::Refused,
             _ => Exit::Failed,
         };
-        let found = violations(status);
-        let message = match (Reason::of(status), sent) {
-            (Some(Reason::InvalidSpec), Some(sent)) if !found.is_empty() => excerpts(&found, sent),
+        let violations = violations(status);
+        let reason = Reason::of(status);
+        let mut excerpts = String::new();
+        let message = match (reason, sent) {
+            (Some(Reason::InvalidSpec), Some(sent)) if !violations.is_empty() => {
+                excerpts = excerpts_of(&violations, sent);
+                headline(violations.len(), sent)
+            }
             (Some(_), _) => status.message().to_owned(),
             (None, _) => format!(
                 "the peer answered {:?}: {}",
@@ -90,21 +147,68 @@ impl Failure {
                 status.message()
             ),
         };
-        let failure = Self::new(exit, message);
-        match Reason::of(status).and_then(remedy) {
-            Some(remedy) => failure.remedy(remedy),
-            None => failure,
+        Self {
+            remedy: reason.and_then(remedy).map(str::to_owned),
+            reason,
+            violations,
+            excerpts,
+            ..Self::new(exit, message)
+        }
+    }
+
+    /// That the command line was not understood.
+    pub(super) fn unparsed(error: &clap::Error) -> Self {
+        let text = error.render().to_string();
+        let text = text.strip_prefix("error: ").unwrap_or(&text);
+        let (message, _) = text.split_once("\n\nUsage:").unwrap_or((text, ""));
+        Self::usage(message.trim()).remedy("`--help` shows what is understood")
+    }
+
+    /// The same, where what failed is a login with a password.
+    pub(super) fn of_password(self) -> Self {
+        match self.reason {
+            Some(Reason::BadCredential) => self.remedy(
+                "`raftserve login` asks for it again; whoever runs the peers sets another by the line that `htpasswd -nB -C \
+                 10 USER` prints, in the file htpasswd of their --credentials-dir (docs/access.md)",
+            ),
+            _ => self,
         }
     }
 
     /// Prints the failure and gives the program's exit code.
-    pub(super) fn report(&self) -> ExitCode {
-        eprint!("{}", self.text(Paint::of(&std::io::stderr())));
+    pub(super) fn report(&self, form: ErrorForm) -> ExitCode {
+        match form {
+            ErrorForm::Text => eprint!("{}", self.text(Paint::of(&std::io::stderr()))),
+            ErrorForm::Json => eprintln!("{}", self.value()),
+        }
         ExitCode::from(self.exit as u8)
     }
 
+    fn value(&self) -> Value {
+        let violation = |violation: &Violation| {
+            json!({
+                "field": violation.field,
+                "line": violation.line,
+                "problem": violation.problem,
+            })
+        };
+        json!({ "error": {
+            "message": self.message,
+            "kind": self.exit.kind(),
+            "reason": self.reason.map(Reason::as_str),
+            "exit_code": self.exit as u8,
+            "remedy": self.remedy,
+            "violations": self.violations.iter().map(violation).collect::<Vec<_>>(),
+        }})
+    }
+
     fn text(&self, paint: Paint) -> String {
-        let mut text = format!("{} {}\n", paint.tone(Tone::Bad, "error:"), self.message);
+        let mut text = format!(
+            "{} {}{}\n",
+            paint.tone(Tone::Bad, "error:"),
+            self.message,
+            self.excerpts
+        );
         if let Some(remedy) = &self.remedy {
             let _ = writeln!(text, "{} {remedy}", paint.tone(Tone::Strong, "remedy:"));
         }
@@ -151,10 +255,14 @@ fn remedy(reason: Reason) -> Option<&'static str> {
         Reason::Compacted => Some("leave --from out to begin at the oldest event that is kept"),
         Reason::OutcomeUnknown => Some("look with `raftserve status` before you try again"),
         Reason::NotProposed | Reason::NoQuorum => Some(
-            "`raftserve cluster status` shows what the peer sees; `status --stale` works without a quorum",
+            "`raftserve cluster status` shows what the peer sees; `status` and `kv get` answer without a quorum with --stale",
         ),
-        Reason::NoCredential | Reason::BadCredential | Reason::CredentialExpired => Some(
+        Reason::NoCredential | Reason::CredentialExpired => Some(
             "`raftserve login` gets a credential; RAFTSERVE_TOKEN gives one for a single command",
+        ),
+        Reason::BadCredential => Some(
+            "`raftserve login` gets another; who is known stands in the files htpasswd and tokens of the peers' \
+             --credentials-dir (docs/access.md)",
         ),
         Reason::RoleTooLow => {
             Some("ask for another role, or log in as another user with `raftserve login`")
@@ -180,12 +288,16 @@ fn remedy(reason: Reason) -> Option<&'static str> {
     }
 }
 
-/// Each violation with the line that it is about.
-fn excerpts(violations: &[Violation], sent: Sent<'_>) -> String {
-    let mut text = match violations.len() {
+fn headline(violations: usize, sent: Sent<'_>) -> String {
+    match violations {
         1 => format!("{} is refused", sent.path),
         many => format!("{} is refused for {many} reasons", sent.path),
-    };
+    }
+}
+
+/// Each violation with the line that it is about.
+fn excerpts_of(violations: &[Violation], sent: Sent<'_>) -> String {
+    let mut text = String::new();
     for violation in violations {
         let field = match violation.field.as_str() {
             "" => String::new(),
@@ -236,6 +348,78 @@ mod tests {
             "error: web.yaml is refused for 2 reasons\n\n  web.yaml:2: service.replicas: must be an \
              integer\n      2 |   replicas: two\n\n  web.yaml: run: is required\n"
         );
+    }
+
+    #[test]
+    fn json_tells_all_that_the_text_tells() {
+        let wrong = Violation {
+            field: "service.replicas".into(),
+            line: Some(2),
+            problem: "must be an integer".into(),
+        };
+        let sent = Sent {
+            path: "web.yaml",
+            text: "service:\n  replicas: two\n",
+        };
+        let failure = Failure::of_sent(&invalid_spec(&[wrong]), Some(sent));
+        assert_eq!(
+            failure.value(),
+            json!({ "error": {
+                "message": "web.yaml is refused",
+                "kind": "usage",
+                "reason": "INVALID_SPEC",
+                "exit_code": 2,
+                "remedy": null,
+                "violations": [
+                    { "field": "service.replicas", "line": 2, "problem": "must be an integer" },
+                ],
+            }})
+        );
+        let own = Failure::failed("x\ny").remedy("z");
+        assert_eq!(own.value()["error"]["reason"], Value::Null);
+        assert_eq!(own.value()["error"]["remedy"], "z");
+        assert_eq!(own.value().to_string().lines().count(), 1);
+    }
+
+    #[test]
+    fn json_is_printed_where_it_is_asked_for() {
+        let asked = |line: &str| ErrorForm::asked(line.split(' ').map(OsString::from));
+        for line in [
+            "raftserve status --output json",
+            "raftserve --nonsense up x.yaml --output=json",
+        ] {
+            assert_eq!(asked(line), ErrorForm::Json, "{line}");
+        }
+        for line in [
+            "raftserve status",
+            "raftserve status --output yaml json",
+            "raftserve kv put a -- --output json",
+        ] {
+            assert_eq!(asked(line), ErrorForm::Text, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_command_line_that_is_not_understood_is_told_without_its_usage() {
+        let command = clap::Command::new("x").arg(clap::arg!(--yes));
+        let error = command.try_get_matches_from(["x", "--no"]).unwrap_err();
+        let failure = Failure::unparsed(&error);
+        assert!(failure.message.starts_with("unexpected argument '--no'"));
+        assert!(!failure.message.contains("Usage"), "{failure:?}");
+        assert_eq!(failure.exit, Exit::Usage);
+    }
+
+    #[test]
+    fn a_wrong_password_is_told_where_passwords_are_set() {
+        let wrong = || Failure::of(&Reason::BadCredential.status("x"));
+        let remedy = |failure: Failure| failure.remedy.unwrap_or_default();
+        let of_password = remedy(wrong().of_password());
+        for named in ["raftserve login", "htpasswd -nB", "--credentials-dir"] {
+            assert!(of_password.contains(named), "{of_password}");
+        }
+        assert!(remedy(wrong()).contains("htpasswd and tokens"));
+        let other = Failure::of(&Reason::NeedsPurge.status("x")).of_password();
+        assert_eq!(remedy(other), "add --purge");
     }
 
     #[test]

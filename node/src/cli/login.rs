@@ -97,7 +97,8 @@ async fn with_password(
             let request = request.clone();
             async move { AccessClient::new(link).login(request).await }
         })
-        .await?;
+        .await
+        .map_err(Failure::of_password)?;
     let token = Token {
         token: login.token,
         name: login.name,
