@@ -67,7 +67,8 @@ pub(super) async fn down(args: DownArgs) -> Result<(), Failure> {
         let goal = Goal::Gone {
             service_id: service.id,
         };
-        progress::wait(&mut servers, &service.name, goal, args.waiting.timeout).await?;
+        let waiting = progress::wait(&mut servers, &service.name, goal, args.waiting.timeout);
+        progress::until_interrupted(&service.name, goal, waiting).await?;
     }
     print(&args, format!("Down: {listed}\n"), &names)
 }

@@ -4,6 +4,7 @@
 mod plan;
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, SystemTime};
 
@@ -26,6 +27,69 @@ const LOOK_EVERY: Duration = Duration::from_millis(300);
 /// The most replicas shown in the redrawn block, so that it fits a terminal.
 const ROWS_MAX: usize = 15;
 
+/// Does `work` towards `goal`, until Ctrl-C.
+///
+/// # Errors
+/// Those of `work`; on Ctrl-C, one that says what becomes of the service.
+pub(super) async fn until_interrupted<T>(
+    name: &str,
+    goal: Goal,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    unless(tokio::signal::ctrl_c(), name, goal, work).await
+}
+
+async fn unless<T>(
+    interrupted: impl Future<Output = std::io::Result<()>>,
+    name: &str,
+    goal: Goal,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        Ok(()) = interrupted => {
+            let message = format!("interrupted while waiting for service {name}");
+            Err(Failure::new(Exit::Interrupted, message).remedy(goes_on(name, goal)))
+        }
+        done = work => done,
+    }
+}
+
+/// What becomes of a service that nobody waits for any more.
+fn goes_on(name: &str, goal: Goal) -> String {
+    match goal {
+        Goal::Ready { .. } => format!("the service stays, and goes on coming up: {}", next(name)),
+        Goal::Gone { .. } => {
+            format!("it goes on going down: `raftserve status {name} -v` shows how far it is")
+        }
+    }
+}
+
+/// What becomes of a service whose replicas failed.
+fn tried_on(name: &str, goal: Goal) -> String {
+    let fate = match goal {
+        Goal::Ready { version: 1, .. } => "the service stays, and goes on being tried",
+        Goal::Ready { .. } => {
+            "the service stays: with the version before, if that was ever ready, and else this one goes on being tried"
+        }
+        Goal::Gone { .. } => {
+            return format!(
+                "the service stays, since its replica may still run: `raftserve down {name} --purge` forgets both"
+            );
+        }
+    };
+    let logs = format!("`raftserve logs {name} REPLICA_ID` shows what a replica said");
+    format!("{fate}; {logs}, {}", next(name))
+}
+
+/// What can be done about a service, in words of the command line.
+fn next(name: &str) -> String {
+    format!(
+        "`raftserve status {name} -v` shows how far it is, `raftserve update {name} YAML` gives it another version, \
+         `raftserve down {name}` takes it down"
+    )
+}
+
 /// Waits until the service `name` has reached `goal`.
 ///
 /// # Errors
@@ -40,28 +104,38 @@ pub(super) async fn wait(
     let mut display = Display::new(name, goal);
     let mut before = false;
     loop {
-        let now = look(servers, name, goal).await?;
+        let now = look(servers, name, goal)
+            .await
+            .map_err(|failure| unseen(failure, name, goal))?;
         display.show(&now, begun.elapsed());
         match judge(goal, now.as_ref(), before) {
             Verdict::Reached => return Ok(()),
             Verdict::Lost(why) => {
-                return Err(
-                    Failure::failed(format!("service {name}: {why}")).remedy(format!(
-                        "`raftserve logs {name} REPLICA_ID` shows what a replica said; \
-                     `raftserve events {name}` what happened"
-                    )),
-                );
+                let remedy = format!("`raftserve events {name}` shows what happened");
+                return Err(Failure::failed(format!("service {name}: {why}")).remedy(remedy));
+            }
+            Verdict::Failing(why) => {
+                let failure = Failure::failed(format!("service {name}: {why}"));
+                return Err(failure.remedy(tried_on(name, goal)));
             }
             Verdict::Waiting => before |= now.is_some(),
         }
         if begun.elapsed() >= timeout {
             let message = format!("service {name} is not there after {}", brief(timeout));
-            return Err(Failure::new(Exit::Timeout, message).remedy(format!(
-                "it goes on: `raftserve status {name} -v` shows how far it is"
-            )));
+            return Err(Failure::new(Exit::Timeout, message).remedy(goes_on(name, goal)));
         }
         sleep_until(Instant::now() + LOOK_EVERY).await;
     }
+}
+
+/// That nobody tells any more how far the service is.
+fn unseen(failure: Failure, name: &str, goal: Goal) -> Failure {
+    let on = goes_on(name, goal);
+    let remedy = match &failure.remedy {
+        Some(remedy) => format!("{remedy}; {on}"),
+        None => on,
+    };
+    failure.remedy(remedy)
 }
 
 /// The service and its replicas as they are; none if it is not there.
@@ -252,6 +326,43 @@ mod tests {
             said: BTreeMap::new(),
             hindrance: String::new(),
         }
+    }
+
+    #[tokio::test]
+    async fn who_stops_waiting_is_told_what_goes_on() {
+        let goal = display(false).goal;
+        let gone = Goal::Gone { service_id: 1 };
+        for (goal, named) in [
+            (goal, &["stays", "status web", "update web", "down web"][..]),
+            (gone, &["going down", "status web"]),
+        ] {
+            let interrupt = std::future::ready(Ok(()));
+            let work = std::future::pending::<Result<(), Failure>>();
+            let failure = unless(interrupt, "web", goal, work).await.unwrap_err();
+            assert_eq!(failure.exit, Exit::Interrupted);
+            let remedy = failure.remedy.unwrap();
+            assert!(named.iter().all(|it| remedy.contains(it)), "{remedy}");
+        }
+        let none = std::future::pending();
+        let done = unless(none, "web", goal, async { Ok(7) }).await;
+        assert_eq!(done.unwrap(), 7);
+    }
+
+    #[test]
+    fn what_becomes_of_a_failing_service_depends_on_whether_it_has_another_version() {
+        let of = |version| {
+            let goal = Goal::Ready {
+                service_id: 1,
+                version,
+                wanted: 1,
+            };
+            tried_on("web", goal)
+        };
+        assert!(of(1).starts_with("the service stays, and goes on being tried; "));
+        assert!(of(2).contains("with the version before"), "{}", of(2));
+        let silent = Failure::new(Exit::Unavailable, "x").remedy("y");
+        let remedy = unseen(silent, "web", display(false).goal).remedy.unwrap();
+        assert!(remedy.starts_with("y; the service stays"), "{remedy}");
     }
 
     #[test]

@@ -54,9 +54,12 @@ pub(super) async fn up(args: UpArgs) -> Result<(), Failure> {
             version: put.version,
             wanted: put.wanted_replicas,
         };
-        progress::wait(&mut servers, &put.name, goal, args.waiting.timeout).await?;
-        put.warnings
-            .extend(hindrance(&mut servers, &put.name).await?);
+        let waiting = async {
+            progress::wait(&mut servers, &put.name, goal, args.waiting.timeout).await?;
+            hindrance(&mut servers, &put.name).await
+        };
+        let hindrance = progress::until_interrupted(&put.name, goal, waiting).await?;
+        put.warnings.extend(hindrance);
     }
     let value = json!({
         "name": put.name,
@@ -117,7 +120,8 @@ pub(super) async fn update(args: UpdateArgs) -> Result<(), Failure> {
             version: put.version,
             wanted: put.wanted_replicas,
         };
-        progress::wait(&mut servers, &put.name, goal, args.waiting.timeout).await?;
+        let waiting = progress::wait(&mut servers, &put.name, goal, args.waiting.timeout);
+        progress::until_interrupted(&put.name, goal, waiting).await?;
     }
     let value = json!({
         "name": put.name,

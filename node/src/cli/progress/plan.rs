@@ -33,8 +33,10 @@ impl Goal {
 pub(super) enum Verdict {
     Waiting,
     Reached,
-    /// It will not get there.
+    /// It will not get there: somebody has asked for something else.
     Lost(String),
+    /// It will hardly get there by itself.
+    Failing(String),
 }
 
 /// Judges what is seen; `now` is none if the service is not there. `before` says whether it was there.
@@ -86,7 +88,7 @@ fn coming_up(version: u32, wanted: u32, replicas: &[v1::Replica]) -> Verdict {
         return Verdict::Reached;
     }
     match failures.last() {
-        Some(last) if failures.len() >= FAILURES_MAX && !was_ready => Verdict::Lost(format!(
+        Some(last) if failures.len() >= FAILURES_MAX && !was_ready => Verdict::Failing(format!(
             "{} replicas of version {version} have failed and none was ever ready; the last: {}",
             failures.len(),
             last.reason
@@ -99,8 +101,8 @@ fn stuck(replicas: &[v1::Replica]) -> Verdict {
     let cannot_stop = |replica: &&v1::Replica| replica.status() == ReplicaStatus::FailedCleanup;
     let all_else_gone = replicas.iter().all(|replica| is_failed(replica.status()));
     match replicas.iter().find(cannot_stop) {
-        Some(replica) if all_else_gone => Verdict::Lost(format!(
-            "replica {} could not be stopped: {}; `raftserve down --purge` forgets it",
+        Some(replica) if all_else_gone => Verdict::Failing(format!(
+            "replica {} could not be stopped: {}",
             replica.id, replica.reason
         )),
         _ => Verdict::Waiting,
@@ -184,7 +186,7 @@ mod tests {
             verdict(&[(2, Failed), (2, Failed), (2, Starting)]),
             Verdict::Waiting
         );
-        let Verdict::Lost(why) = verdict(&[(2, Failed), (2, Failed), (2, Failed)]) else {
+        let Verdict::Failing(why) = verdict(&[(2, Failed), (2, Failed), (2, Failed)]) else {
             panic!("not given up");
         };
         assert!(why.contains("the last: why"), "{why}");
@@ -213,6 +215,9 @@ mod tests {
             verdict(&[(2, FailedCleanup), (2, ShuttingDown)]),
             Verdict::Waiting
         );
-        assert!(matches!(verdict(&[(2, FailedCleanup)]), Verdict::Lost(_)));
+        assert!(matches!(
+            verdict(&[(2, FailedCleanup)]),
+            Verdict::Failing(_)
+        ));
     }
 }
