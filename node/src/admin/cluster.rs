@@ -42,6 +42,14 @@ fn unmanaged(node: NodeId, error: &ManageError) -> Status {
     }
 }
 
+fn no_health(error: &ManageError) -> Status {
+    let reason = match error {
+        ManageError::NotDone { reason } | ManageError::Refused { reason } => reason.clone(),
+        ManageError::NoSuchPeer => error.to_string(),
+    };
+    no_quorum("the peers' health cannot be told", &reason)
+}
+
 fn proto_ms(ms: u64) -> Option<prost_types::Duration> {
     prost_types::Duration::try_from(Duration::from_millis(ms)).ok()
 }
@@ -217,8 +225,7 @@ impl Cluster for ClusterApi {
         let (v1::HealthRequest {}, _held) = admitted(request);
         let consensus = &self.0.parts.consensus;
         let members = consensus.member_health(HEALTH_BUDGET).await;
-        let members = members
-            .map_err(|error| no_quorum("the peers' health cannot be told", &error.to_string()))?;
+        let members = members.map_err(|error| no_health(&error))?;
         let leader = consensus.leadership().borrow().leader;
         let known = consensus.members();
         let shown = |health: &MemberHealth| {

@@ -321,7 +321,8 @@ async fn remove(node_id: u64, yes: bool, format: Format, target: &Target) -> Res
                 .health(v1::HealthRequest {})
                 .await
         })
-        .await?;
+        .await
+        .map_err(|failure| failure.after(&format!("peer {node_id} is not removed")))?;
     confirm(yes, &removal(node_id, &before), false)?;
     servers
         .ask(|channel| async move {

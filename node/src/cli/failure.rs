@@ -108,6 +108,14 @@ impl Failure {
         self
     }
 
+    /// The same, said after what did not come about for it.
+    pub(super) fn after(self, undone: &str) -> Self {
+        Self {
+            message: format!("{undone}: {}", self.message),
+            ..self
+        }
+    }
+
     /// What a peer answered, without a YAML.
     pub(super) fn of(status: &Status) -> Self {
         Self::of_sent(status, None)
