@@ -24,6 +24,7 @@ mod kubectl;
 mod kv;
 mod login;
 mod login_args;
+mod logout;
 mod logs;
 mod output;
 pub(crate) mod paint;
@@ -98,6 +99,7 @@ async fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Kv(args) => kv::run(args).await,
         Verb::Check(args) => check::run(args).await,
         Verb::Login(args) => login::run(args).await,
+        Verb::Logout(args) => logout::run(args),
         Verb::Context(args) => context::run(args),
         Verb::Probe(args) => probe::run(args).await,
         Verb::Completions { shell } => {

@@ -356,6 +356,23 @@ async fn the_command_line_logs_in_and_keeps_what_it_got_to_itself() -> anyhow::R
         );
         let ran = run(&["context", "use", "prod"]).await?;
         ensure!(ran.code == Some(0), "{ran:?}");
+        let ran = run(&["logout"]).await?;
+        ensure!(
+            ran.code == Some(0) && ran.stdout.starts_with("Logged out of context prod"),
+            "{ran:?}"
+        );
+        let ran = run(&["status", "--output", "json"]).await?;
+        let told: serde_json::Value = serde_json::from_str(&ran.stderr)?;
+        ensure!(
+            ran.code == Some(6) && told["error"]["reason"] == "NO_CREDENTIAL",
+            "{ran:?}"
+        );
+        fs::write(&input, "another\n")?;
+        let ran = run(&["login", "--user", "ann", "--password-stdin"]).await?;
+        ensure!(
+            ran.code == Some(6) && ran.stderr.contains("htpasswd"),
+            "{ran:?}"
+        );
         let ran = run(&["context", "remove", "root"]).await?;
         ensure!(ran.code == Some(0), "{ran:?}");
         let ran = run(&["status", "--context", "root"]).await?;

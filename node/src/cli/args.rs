@@ -10,7 +10,7 @@ use super::check_args::CheckArgs;
 use super::contexts::ConfigHome;
 use super::dev_args::DevArgs;
 use super::durations;
-use super::login_args::{ContextArgs, LoginArgs};
+use super::login_args::{ContextArgs, LoginArgs, LogoutArgs};
 use super::node_args::NodeArgs;
 use super::probe::ProbeArgs;
 use super::snapshot_args::{RecoverArgs, SnapshotArgs};
@@ -110,6 +110,8 @@ pub enum Verb {
     Check(CheckArgs),
     /// Get a credential for a cluster, and keep it.
     Login(LoginArgs),
+    /// Forget the credential that a login has kept.
+    Logout(LogoutArgs),
     /// Show, choose, add and remove named clusters.
     Context(ContextArgs),
     /// Ask URLs until each answers with 200; for health checks in containers.

@@ -86,7 +86,10 @@ pub(super) fn resolve(target: &Target) -> Result<Reached, Failure> {
     let (kept, name) = match (&target.context, target.server.is_empty()) {
         (Some(name), _) => (Some(contexts.named(name)?), Some(name.clone())),
         (None, true) => (contexts.current(), contexts.current.clone()),
-        (None, false) => (contexts.of_servers(&target.server), None),
+        (None, false) => {
+            let found = contexts.of_servers(&target.server);
+            (found.map(|(_, context)| context), None)
+        }
     };
     let mut context = kept.cloned().unwrap_or_default();
     if !target.server.is_empty() {

@@ -159,13 +159,14 @@ impl Contexts {
     }
 
     /// The context that has all these servers, so that what was given for them is sent to no others.
-    pub(super) fn of_servers(&self, servers: &[String]) -> Option<&Context> {
-        let mut all = self.contexts.values();
-        all.find(|context| {
-            servers
-                .iter()
-                .all(|server| context.servers.contains(server))
-        })
+    /// With its name.
+    pub(super) fn of_servers(&self, servers: &[String]) -> Option<(&str, &Context)> {
+        let mut all = self.contexts.iter();
+        let found = all.find(|(_, context)| {
+            let mut servers = servers.iter();
+            servers.all(|server| context.servers.contains(server))
+        });
+        found.map(|(name, context)| (name.as_str(), context))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The flags of `raftserve login` and `raftserve context`.
+//! The flags of `raftserve login`, `raftserve logout` and `raftserve context`.
 
 use std::path::PathBuf;
 
@@ -33,6 +33,22 @@ pub struct LoginArgs {
     /// The name for the context; by default the one in use, or the first server's host.
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+    #[command(flatten)]
+    pub target: Target,
+}
+
+/// Forget a credential.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  raftserve logout                      of the context in use
+  raftserve logout --context prod
+
+The context stays, so that `raftserve login` needs no more than a password. No peer is asked, and none is told: a token is
+good until it ends, or until the user's line in the peers' file htpasswd changes.")]
+pub struct LogoutArgs {
+    #[command(flatten)]
+    pub output: Output,
     #[command(flatten)]
     pub target: Target,
 }
