@@ -28,7 +28,7 @@ mod traffic;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -117,8 +117,29 @@ async fn run_in_home(args: DevArgs, file: Option<ServiceFile>) -> Result<()> {
     };
     let mut screen = Screen::stdout();
     let ended = run_cluster(&home, args.chaos, file, &mut screen, &mut signals).await;
+    let farewell = farewell(home.keep(), home.path(), &program());
     let closed = home.close();
-    ended.and(closed)
+    let ended = ended.and(closed);
+    if ended.is_ok() {
+        // Whether anybody reads it decides nothing any more.
+        let _ = screen.say(&farewell);
+    }
+    ended
+}
+
+/// What is left once all is stopped, and how to go on with it.
+fn farewell(keep: Keep, home: &Path, program: &Path) -> String {
+    let (home, program) = (home.display(), program.display());
+    let stopped = "stopped: the peers, and every replica that they ran";
+    match keep {
+        Keep::Remove => format!(
+            "{stopped}; nothing stays, {home} is removed\n`{program} dev` starts afresh; with --data-dir DIR the data stays"
+        ),
+        Keep::Stay => format!(
+            "{stopped}; the data stays in {home}\n`{program} dev --data-dir {home}` goes on with it; remove the directory to \
+             forget it"
+        ),
+    }
 }
 
 /// Starts everything, and sees to it that nothing is left of it afterwards.
@@ -392,5 +413,20 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = self.hang_up.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_told_what_stays_and_how_to_go_on() {
+        let said = |keep| farewell(keep, Path::new("/data"), Path::new("raftserve"));
+        let kept = said(Keep::Stay);
+        assert!(kept.contains("the data stays in /data"), "{kept}");
+        assert!(kept.contains("`raftserve dev --data-dir /data`"), "{kept}");
+        let removed = said(Keep::Remove);
+        assert!(removed.contains("/data is removed"), "{removed}");
     }
 }

@@ -309,7 +309,9 @@ fn sigkill_leaves_nothing_running_and_the_next_run_resumes() {
     }
     again.signal(Signal::TERM);
     let status = again.ended();
-    assert!(status.success(), "{status}\n{}", again.output());
+    let output = again.output();
+    assert!(status.success(), "{status}\n{output}");
+    assert!(output.contains("the data stays in"), "{output}");
     assert!(home.join("peer-1").exists());
     assert_eq!(marked(&marks), [0; 0]);
 }

@@ -17,9 +17,12 @@ impl Line {
         Self(vec![(tone, text.into())])
     }
 
-    /// The line, cut to `width` characters, so that it stays one line on the terminal.
+    /// The line, cut to `width` characters, so that it stays one line on the terminal. An ellipsis
+    /// marks the cut.
     pub(super) fn render(&self, width: usize, colours: bool) -> String {
-        let mut room = width;
+        let length: usize = self.0.iter().map(|(_, piece)| piece.chars().count()).sum();
+        let is_cut = length > width;
+        let mut room = width.saturating_sub(usize::from(is_cut));
         let mut text = String::new();
         for (tone, piece) in &self.0 {
             let piece: String = piece.chars().take(room).collect();
@@ -28,6 +31,12 @@ impl Line {
                 Some(code) => text.push_str(&format!("\x1b[{code}m{piece}\x1b[0m")),
                 None => text.push_str(&piece),
             }
+            if room == 0 {
+                break;
+            }
+        }
+        if is_cut {
+            text.push('…');
         }
         text
     }
@@ -214,8 +223,9 @@ mod tests {
             (Tone::Plain, "ab·".to_owned()),
             (Tone::Bad, "cdef".to_owned()),
         ]);
-        assert_eq!(line.render(5, false), "ab·cd");
-        assert_eq!(line.render(5, true), "ab·\x1b[31mcd\x1b[0m");
-        assert_eq!(line.render(2, false), "ab");
+        assert_eq!(line.render(7, false), "ab·cdef");
+        assert_eq!(line.render(6, false), "ab·cd…");
+        assert_eq!(line.render(6, true), "ab·\x1b[31mcd\x1b[0m…");
+        assert_eq!(line.render(2, false), "a…");
     }
 }
