@@ -366,6 +366,9 @@ pub(super) fn instead(path: &str) -> Option<&'static str> {
             "put the files into the image (resources.image_id), fetch them in setup, from a bucket too, or on Kubernetes mount \
              a claim by volumes, or a ConfigMap by config.kubernetes.pod_config",
         ),
+        "service.replica_policy.target_qps_per_replica" => {
+            Some("write replicas: N in the place of replica_policy, for a fixed number of replicas")
+        }
         _ => None,
     }
 }

@@ -120,10 +120,13 @@ fn fixed_count(reader: &mut Reader, policy: &Field<'_>) -> u32 {
         );
     } else if most > least && !fields.given("target_qps_per_replica") {
         let problem = format!(
-            "min_replicas {least} and max_replicas {most} differ, and there is no \
-             target_qps_per_replica to scale by"
+            "max_replicas {most} is above min_replicas {least}, but raftserve does not scale yet: it \
+             runs a fixed number of replicas"
         );
-        let remedy = "autoscaling is not supported yet: set both to the same number";
+        let remedy = format!(
+            "write replicas: {most} in the place of replica_policy, or whatever fixed number serves \
+             the load at its highest"
+        );
         reader.fault(&field.path, field.node.mark, problem, remedy);
     }
     least

@@ -274,6 +274,18 @@ fn fields_that_are_not_built_are_told_apart_from_unknown_ones() {
 }
 
 #[test]
+fn who_asks_for_scaling_is_told_to_write_a_fixed_number() {
+    for policy in [
+        "{min_replicas: 1, max_replicas: 3}",
+        "{min_replicas: 1, max_replicas: 3, target_qps_per_replica: 2}",
+    ] {
+        let yaml = minimal(&format!("{{replica_policy: {policy}}}"), "");
+        let told = refuse(&yaml).remove(0);
+        assert!(told.contains("write replicas: "), "{told}");
+    }
+}
+
+#[test]
 fn the_top_level_is_checked() {
     for more in [
         "name: a-b.c_d",
@@ -510,9 +522,9 @@ run: [serve]
             "line 9, service.readiness-probe: unknown field; did you mean readiness_probe?",
             "line 11, service.replica_policy: replicas and replica_policy contradict each other; \
              keep one of them",
-            "line 12, service.replica_policy.max_replicas: min_replicas 1 and max_replicas 3 differ, \
-             and there is no target_qps_per_replica to scale by; autoscaling is not supported yet: \
-             set both to the same number",
+            "line 12, service.replica_policy.max_replicas: max_replicas 3 is above min_replicas 1, but \
+             raftserve does not scale yet: it runs a fixed number of replicas; write replicas: 3 in \
+             the place of replica_policy, or whatever fixed number serves the load at its highest",
             "line 13, service.load_balancing_policy: there is no policy \"random\"; allowed are \
              round_robin, least_load and instance_aware_least_load",
             "line 14, service.ports: port 9000 is not among resources.ports; write resources: \
