@@ -139,9 +139,10 @@ pub enum HomeError {
     },
     /// There is nothing to connect with.
     #[error(
-        "--stateful-set needs the Kubernetes API: run in a pod with a service account, or set KUBECONFIG"
+        "--stateful-set needs the Kubernetes API: run in a pod with a service account, or set KUBECONFIG ({0})"
     )]
-    NoApi(#[from] kube::Error),
+    // No source: the error tells its causes itself.
+    NoApi(kube::Error),
 }
 
 impl HomeError {
@@ -207,7 +208,8 @@ impl Home {
         if ordinal(&set, address).is_none() {
             return Err(HomeError::no_pod(set, address));
         }
-        Self::with(set, address, api.client().await?)
+        let client = api.client().await.map_err(HomeError::NoApi)?;
+        Self::with(set, address, client)
     }
 
     /// As [`Self::of`], by this client.

@@ -195,6 +195,10 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
         tls.check().context("cannot use --tls-dir")?;
     }
     let access_log = config.access_log.as_deref().map(access_log).transpose()?;
+    let api = ApiServer::default();
+    if config.kubernetes.is_some() {
+        api.is_known().await.map_err(|error| no_cluster(&error))?;
+    }
     let ports = Ports::bind(&config).await?;
     let mut stop = Stop::listen()?;
     let readiness = Arc::new(Readiness::default());
@@ -228,7 +232,6 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
             .as_str()
             .to_owned(),
     };
-    let api = ApiServer::default();
     let home = match config.stateful_set.clone() {
         Some(set) => Some(Arc::new(Home::of(set, &config.peer_address, &api).await?)),
         None => None,
@@ -514,6 +517,14 @@ impl Parts {
     }
 }
 
+/// What to do where there is no Kubernetes cluster to be found. The error tells its causes itself.
+fn no_cluster(error: &kube::Error) -> anyhow::Error {
+    anyhow::anyhow!(
+        "--provider kubernetes finds no cluster: run in a pod with a service account, or set KUBECONFIG; with --provider \
+         process replicas are processes on this host ({error})"
+    )
+}
+
 /// Who makes replicas, as configured.
 async fn provider(
     config: &NodeConfig,
@@ -524,9 +535,7 @@ async fn provider(
     if let Some(settings) = &config.kubernetes {
         let settings = settings.clone();
         let provider = KubernetesProvider::new(settings, peer.cluster_id(), api, home).await;
-        let provider = provider.context(
-            "--provider kubernetes finds no cluster: run in a pod with a service account, or set KUBECONFIG",
-        )?;
+        let provider = provider.map_err(|error| no_cluster(&error))?;
         return Ok(Arc::new(provider));
     }
     let root = &config.replica_root;

@@ -229,6 +229,17 @@ async fn files_that_cannot_be_used_are_refused_before_anything_is_begun() -> any
             let directory = &cluster.peer(0).setup.data_dir;
             ensure!(!directory.join("NODE").exists(), "{flag}: a peer began");
         }
+        let nowhere = "/no/such/kubeconfig";
+        let setup = &mut cluster.peer_mut(0).setup;
+        setup.flags = ["--provider", "kubernetes"].map(str::to_owned).into();
+        setup.environment = vec![("KUBECONFIG".into(), nowhere.into())];
+        let (data, log) = (setup.data_dir.clone(), setup.log.clone());
+        check_no_start(&mut cluster, 0, &["set KUBECONFIG"]).await?;
+        let said = fs::read_to_string(log)?;
+        ensure!(said.matches(nowhere).count() == 1, "{said}");
+        ensure!(!data.join("NODE").exists(), "a peer began: {said}");
+        cluster.peer_mut(0).setup.environment.clear();
+
         cluster.peer_mut(0).setup.flags.clear();
         check_starts(&mut cluster, 0).await?;
         cluster.pass();

@@ -17,7 +17,6 @@ use super::shared::{Shared, find, service_name};
 use super::v1::{self, services_server::Services};
 use super::validate::{self, Checked};
 use super::view;
-use crate::controller::chain;
 
 /// See the module.
 pub(super) struct ServicesApi(pub(super) Arc<Shared>);
@@ -44,10 +43,10 @@ impl ServicesApi {
             return Err(errors::invalid_spec(&[Violation {
                 field: "_metadata.raftserve.provider.static.kubernetes_service".to_owned(),
                 line: None,
+                // The error tells its causes itself.
                 problem: format!(
-                    "needs peers that can ask a Kubernetes API, and this one knows none ({}): run the peers as pods, or \
-                     give each a kubeconfig (KUBECONFIG); or list addresses instead",
-                    chain(&error)
+                    "needs peers that can ask a Kubernetes API, and this one knows none ({error}): run the peers as pods, \
+                     or give each a kubeconfig (KUBECONFIG); or list addresses instead"
                 ),
             }]));
         }
