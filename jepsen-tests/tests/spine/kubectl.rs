@@ -157,6 +157,16 @@ async fn the_release_in_the_kubernetes_cluster_is_found_and_no_port_stays_forwar
             lines[1]["check"] == "quorum" && lines[1]["verdict"] == "ok",
             "{lines}"
         );
+        let verdict = |check: &str| {
+            let lines = lines.as_array()?;
+            Some(&lines.iter().find(|line| line["check"] == check)?["verdict"])
+        };
+        ensure!(
+            verdict("kubernetes") == Some(&json!("ok")),
+            "the cluster that peers live in is looked at: {lines}"
+        );
+        ensure!(verdict("clock") == Some(&json!("warning")), "{lines}");
+        ensure!(verdict("storage").is_none(), "{lines}");
         kubectl.ended().await?;
 
         // However the program ends, so does what it started.

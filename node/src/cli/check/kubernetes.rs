@@ -1,4 +1,4 @@
-//! What is asked of a Kubernetes cluster before the chart is installed.
+//! What is asked of a Kubernetes cluster before the chart is installed, and what of it still counts afterwards.
 
 use prost_types::Timestamp;
 use serde_json::Value;
@@ -39,8 +39,8 @@ const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 
 /// The checks, as far as they can be made.
 pub(super) fn check(args: &CheckArgs) -> Vec<Line> {
-    let version = match kubectl::run(&["version", "--output", "json"]) {
-        Ok(text) => version(&serde_json::from_str(&text).unwrap_or_default()),
+    let version = match asked_version() {
+        Ok(line) => line,
         Err(refused) => return vec![unreached(refused)],
     };
     let permissions = permissions(&args.namespace, &|asked| may(asked, &args.namespace));
@@ -50,7 +50,30 @@ pub(super) fn check(args: &CheckArgs) -> Vec<Line> {
         &is_missing,
         &|what, namespace| may(&["create", what], namespace),
     );
-    let asked = |check, words: &[&str], read: &dyn Fn(&[Value]) -> Line| match kubectl::get(words) {
+    let storage = asked("storage", &["storageclasses"], &|items| {
+        storage(items, args.storage_class.as_deref())
+    });
+    let mut lines = vec![version, permissions, replicas, storage];
+    lines.extend(surroundings());
+    lines
+}
+
+/// The checks that still count once the chart is installed. Volumes are bound by then, and what peers may do, they
+/// tell themselves.
+pub(super) fn check_installed() -> Vec<Line> {
+    let version = asked_version().unwrap_or_else(unreached);
+    let mut lines = vec![version];
+    lines.extend(surroundings());
+    lines
+}
+
+fn asked_version() -> Result<Line, Refused> {
+    let text = kubectl::run(&["version", "--output", "json"])?;
+    Ok(version(&serde_json::from_str(&text).unwrap_or_default()))
+}
+
+fn asked(check: &'static str, words: &[&str], read: &dyn Fn(&[Value]) -> Line) -> Line {
+    match kubectl::get(words) {
         Ok(found) => read(found["items"].as_array().map_or(&[][..], Vec::as_slice)),
         Err(Refused::NoProgram) => unreached(Refused::NoProgram),
         Err(Refused::Said(said)) => Line::warning(
@@ -58,7 +81,11 @@ pub(super) fn check(args: &CheckArgs) -> Vec<Line> {
             format!("cannot tell: {said}"),
             "ask somebody who may look",
         ),
-    };
+    }
+}
+
+/// What peers live on, whatever they are.
+fn surroundings() -> [Line; 3] {
     let dns_of = [
         "endpointslices",
         "--namespace",
@@ -67,13 +94,7 @@ pub(super) fn check(args: &CheckArgs) -> Vec<Line> {
         "kubernetes.io/service-name=kube-dns",
     ];
     let now = i64::try_from(clock::unix_ms()).unwrap_or(i64::MAX);
-    vec![
-        version,
-        permissions,
-        replicas,
-        asked("storage", &["storageclasses"], &|items| {
-            storage(items, args.storage_class.as_deref())
-        }),
+    [
         asked("dns", &dns_of, &dns),
         asked("nodes", &["nodes"], &nodes),
         asked(

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::super::connect::Servers;
 use super::super::fetch;
-use super::{CheckArgs, Line};
+use super::{CheckArgs, Line, kubernetes};
 use crate::admin::v1::cluster_client::ClusterClient;
 use crate::admin::v1::{self, HindranceKind};
 
@@ -46,6 +46,9 @@ pub(super) async fn check(args: &CheckArgs) -> Vec<Line> {
             failure.message,
             "`raftserve cluster members` shows what the peer that answers knows of the others",
         )),
+    }
+    if servers.release().is_some() {
+        lines.extend(kubernetes::check_installed());
     }
     lines
 }
