@@ -240,7 +240,7 @@ mod tests {
             lines.iter().map(|it| (it.check, it.seen.clone())).collect()
         };
         assert_eq!(
-            told(&hindrances(&[both.clone()])),
+            told(&hindrances(std::slice::from_ref(&both))),
             [
                 ("static service", "web: one".to_owned()),
                 ("service port", "web: two".to_owned())
