@@ -55,6 +55,19 @@ async fn without_a_quorum_writes_are_refused_soon_and_traffic_flows() -> anyhow:
         let ran = cli.run(&["update", "web", file, "-y", "--async"]).await?;
         ensure!(ran.code == Some(EXIT_UNAVAILABLE), "{ran:?}");
         ensure!(ran.stderr.contains("error:"), "{ran:?}");
+        let read = cli.run(&["status", "web", "--output", "json"]).await?;
+        let told: serde_json::Value = serde_json::from_str(&read.stderr)?;
+        ensure!(
+            read.code == Some(EXIT_UNAVAILABLE)
+                && told["error"]["exit_code"] == EXIT_UNAVAILABLE
+                && told["error"]["reason"] == "NO_QUORUM",
+            "{read:?}"
+        );
+        let message = told["error"]["message"].as_str().unwrap_or_default();
+        ensure!(
+            message.contains("cannot be told") && !message.contains("changed"),
+            "a read changes nothing: {message}"
+        );
         let stale = cli.json(&["status", "web", "--stale"]).await?;
         ensure!(stale["services"][0]["name"] == "web", "{stale}");
         let status = cli.json(&["cluster", "status"]).await?;

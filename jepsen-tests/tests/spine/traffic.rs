@@ -66,7 +66,8 @@ async fn a_service_port_that_somebody_else_has_is_told() -> anyhow::Result<()> {
         let said = format!("its own port {port} cannot be had at this peer");
         ensure!(ran.code == Some(0) && ran.stderr.contains(&said), "{ran:?}");
         let checked = cluster.cli(0).run(&["check"]).await?;
-        ensure!(checked.stdout.contains(&said), "{checked:?}");
+        let line = format!("service port  {NAME}: {said}");
+        ensure!(checked.stdout.contains(&line), "{checked:?}");
         let elsewhere = cluster.admin(1).service(NAME).await?;
         ensure!(
             elsewhere.is_some_and(|it| it.hindrance.is_empty()),

@@ -3,6 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, ensure};
+use jepsen_tests::admin::v1;
 use jepsen_tests::cluster::{Cluster, Options};
 use jepsen_tests::wait;
 
@@ -23,8 +24,14 @@ async fn why_a_static_service_is_empty_is_told_by_every_peer() -> anyhow::Result
         wait::until("the reason", SETTLE, async || {
             for peer in 0..cluster.size() {
                 let found = cluster.admin(peer).service("outside").await?;
-                let said = found.context("no service")?.hindrance;
+                let found = found.context("no service")?;
+                let said = &found.hindrance;
                 ensure!(said.contains("nosuch.invalid:80"), "peer {peer}: {said:?}");
+                let kinds: Vec<_> = found.hindrances.iter().map(|it| it.kind()).collect();
+                ensure!(
+                    kinds == [v1::HindranceKind::Addresses],
+                    "peer {peer}: {found:?}"
+                );
             }
             Ok(())
         })
