@@ -3,15 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bincode::de::{BorrowDecoder, Decoder};
-use bincode::enc::Encoder;
-use bincode::error::{DecodeError, EncodeError};
-use bincode::{BorrowDecode, Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 pub mod fields;
 
 mod error;
+mod file_mounts;
 mod other_probe;
 mod parse;
 mod placement;
@@ -23,6 +20,7 @@ mod render;
 mod resources;
 mod scalar;
 mod service;
+mod stored;
 mod substitute;
 mod task;
 #[cfg(test)]
@@ -32,10 +30,15 @@ mod upstreams;
 mod yaml;
 
 pub use error::{SpecError, SpecErrors};
+pub use file_mounts::{
+    Destination, FILE_MODE, FILE_PATH_BYTES_MAX, FILES_BYTES_MAX, FILES_MAX, FileMount,
+    LocalSource, MountContent, MountedFile, SentFile,
+};
 pub use parse::{ParseOptions, Parsed};
 pub use placement::{Accelerators, Placement};
 pub use render::MASK;
 pub use service::REPLICAS_MAX;
+pub use stored::SPEC_DOCUMENT_BYTES_MAX;
 pub use traffic::{
     Ejection, HashKey, Queue, Retries, RouteRule, Timeouts, Traffic, UpstreamProtocol,
     UpstreamSettings, UpstreamTls, UpstreamTrust,
@@ -80,9 +83,9 @@ mod millis {
 /// A checked service specification.
 ///
 /// Stored as a JSON document inside the log's own frame, so that fields can be added with a default
-/// and older documents still decode.
+/// and older documents still decode. Files, if there are any, follow the document.
 ///
-/// Its `Debug` form is that of [`ServiceSpec::render`], with secrets masked.
+/// Its `Debug` form is that of [`ServiceSpec::render`], with secrets masked and no file's contents.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceSpec {
     /// The YAML as the user wrote it. It may hold secrets: show [`ServiceSpec::source_masked`].
@@ -127,6 +130,9 @@ pub struct ServiceSpec {
     /// so have the bytes that they had before it.
     #[serde(default, skip_serializing_if = "Traffic::is_default")]
     pub traffic: Traffic,
+    /// Files that each replica finds. They may be secrets, and are kept in the clear in the log and its snapshots.
+    #[serde(skip)]
+    pub file_mounts: Vec<FileMount>,
 }
 
 impl ServiceSpec {
@@ -143,10 +149,19 @@ impl ServiceSpec {
             secrets,
             resources,
             placement,
+            file_mounts,
             ..
         } = self;
         (
-            provider, port, setup, run, envs, secrets, resources, placement,
+            provider,
+            port,
+            setup,
+            run,
+            envs,
+            secrets,
+            resources,
+            placement,
+            file_mounts,
         ) == (
             &other.provider,
             &other.port,
@@ -156,6 +171,7 @@ impl ServiceSpec {
             &other.secrets,
             &other.resources,
             &other.placement,
+            &other.file_mounts,
         )
     }
 }
@@ -341,31 +357,4 @@ pub enum WithoutQuorum {
     Refuse,
     /// Serve from the last agreed binding: a partition may then see old and new at once.
     ServeStale,
-}
-
-/// The largest stored document of a specification, in bytes: what the YAML may be, doubled.
-pub const SPEC_DOCUMENT_BYTES_MAX: usize = 2 << 20;
-
-impl Encode for ServiceSpec {
-    fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
-        let document = serde_json::to_vec(self)
-            .map_err(|error| EncodeError::OtherString(error.to_string()))?;
-        document.encode(encoder)
-    }
-}
-
-impl<Context> Decode<Context> for ServiceSpec {
-    fn decode<D: Decoder<Context = Context>>(decoder: &mut D) -> Result<Self, DecodeError> {
-        let document = Vec::<u8>::decode(decoder)?;
-        serde_json::from_slice(&document)
-            .map_err(|error| DecodeError::OtherString(error.to_string()))
-    }
-}
-
-impl<'de, Context> BorrowDecode<'de, Context> for ServiceSpec {
-    fn borrow_decode<D: BorrowDecoder<'de, Context = Context>>(
-        decoder: &mut D,
-    ) -> Result<Self, DecodeError> {
-        Self::decode(decoder)
-    }
 }

@@ -15,6 +15,7 @@ pub mod dev;
 mod grpc_frame;
 mod grpc_health;
 pub mod kubernetes;
+mod local_files;
 pub mod node;
 pub mod ops;
 pub mod otlp;

@@ -19,6 +19,7 @@ pub mod proc_table;
 pub mod process;
 pub mod record;
 pub mod run_dir;
+pub mod run_files;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,7 +30,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use raftserve_model::spec::Placement;
+use raftserve_model::spec::{FileMount, Placement};
 use raftserve_model::{ClusterId, ReplicaId, ServiceId, ServiceName, ServiceVersion};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -89,6 +90,8 @@ pub struct ReplicaLaunch {
     pub resources: BTreeMap<String, String>,
     /// What it runs in.
     pub placement: Placement,
+    /// Files that it finds before `setup` begins.
+    pub file_mounts: Vec<FileMount>,
     /// How long it may take from SIGTERM to its exit where it is stopped without a grace given.
     pub stop_grace: Duration,
     /// A unix socket whose end of file stops the replica; the launch fails if it cannot be reached.

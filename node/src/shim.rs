@@ -28,7 +28,7 @@ use tokio::net::{UnixListener, UnixStream};
 use crate::provider::proc_table::{self, Also, ProcessStamp};
 use crate::provider::record::{LaunchDocument, Phase, Record};
 use crate::provider::run_dir::{RunDir, RunLock, SocketPath};
-use crate::provider::{End, Exit, Step};
+use crate::provider::{End, Exit, Step, run_files};
 
 /// The hidden subcommand that keeps a replica.
 pub const REPLICA_SHIM: &str = "replica-shim";
@@ -140,6 +140,14 @@ fn keep(dir: &RunDir, lifeline: Option<PathBuf>) -> io::Result<ShimExit> {
         bury(dir, &lock, &launch, former)?;
         return Ok(ShimExit::Ended);
     }
+    if launch.has_files {
+        run_files::place(dir, &lock).map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("cannot put file_mounts in place: {error}"),
+            )
+        })?;
+    }
     // One thread: the program is started from the main thread, since the kernel takes the death of
     // the thread that started it for the death of its parent.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -164,6 +172,7 @@ fn keep(dir: &RunDir, lifeline: Option<PathBuf>) -> io::Result<ShimExit> {
             dir.write_record(&lock, &not_begun(record))?;
             return Ok(ShimExit::Tombstoned);
         }
+        run_files::discard(dir)?;
         detach_stdout()?;
         let dir = dir.clone();
         let kept = Kept {

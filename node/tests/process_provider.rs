@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use raftserve_model::spec::{Destination, FileMount, MountContent, MountedFile};
 use raftserve_model::{ClusterId, ReplicaId, ServiceId, ServiceVersion};
 use raftserve_node::provider::proc_table::{self, Also, ProcessStamp};
 use raftserve_node::provider::process::ProcessProvider;
@@ -160,6 +161,7 @@ fn launch(number: u32, run: &str) -> ReplicaLaunch {
         secrets: BTreeMap::new(),
         resources: BTreeMap::new(),
         placement: raftserve_model::spec::Placement::default(),
+        file_mounts: Vec::new(),
         port: 20_000,
         stop_grace: LONG,
         lifeline: None,
@@ -249,6 +251,53 @@ const FOLLOW: LogQuery = LogQuery {
     follow: true,
     tail: None,
 };
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_are_there_before_setup_and_go_with_the_replica() {
+    let host = Host::new();
+    let provider = host.provider();
+    let mount = |destination, mode, text: &str| FileMount {
+        destination,
+        content: MountContent::File(MountedFile {
+            mode,
+            bytes: text.as_bytes().into(),
+        }),
+    };
+    let files = ReplicaLaunch {
+        setup: Some("./bin/greet".to_owned()),
+        file_mounts: vec![
+            mount(Destination::Home(".name".to_owned()), 0o600, "you"),
+            mount(
+                Destination::Working("bin/greet".to_owned()),
+                0o755,
+                "#!/bin/sh\necho hello $(cat ~/.name)\n",
+            ),
+        ],
+        ..launch(1, "cd / && ls -l ~/.name && exec sleep 1000")
+    };
+    // Started by one that has the files, and by one that died before its program began.
+    let nobody = ProcessProvider::with_executable(&host.root, host.cluster, "/no/binary".into());
+    nobody.unwrap().ensure(files.clone()).await.unwrap_err();
+    assert!(host.dir(1).path().join("files.bin").exists());
+    provider.ensure(files.clone()).await.unwrap();
+    host.sleeper(1).await;
+    let said = output(&provider, 1, LogQuery::default()).await;
+    let work = host.dir(1).work();
+    assert!(said.contains("hello you"), "{said}");
+    assert!(said.contains("-rw-------"), "{said}");
+    assert!(
+        said.contains(&work.join(".name").display().to_string()),
+        "{said}"
+    );
+    assert!(!host.dir(1).path().join("files.bin").exists());
+
+    // A second creation is none, and changes no file that the program may have changed.
+    std::fs::write(work.join(".name"), "me").unwrap();
+    provider.ensure(files).await.unwrap();
+    assert_eq!(std::fs::read(work.join(".name")).unwrap(), b"me");
+    provider.stop(&key(1), LONG).await.unwrap();
+    assert!(!work.exists());
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_leaders_at_once_start_one_program() {

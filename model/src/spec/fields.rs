@@ -49,7 +49,7 @@ pub const TASK: Section = Section {
         ("_metadata", Built),
         ("pool", NotBuilt),
         ("workdir", NotBuilt),
-        ("file_mounts", NotBuilt),
+        ("file_mounts", Built),
         ("file_mounts_mapping", NotBuilt),
         ("volumes", Built),
         ("volume_mounts", NotBuilt),
@@ -362,9 +362,12 @@ pub const SECTIONS: &[Section] = &[
 /// What to do in place of a field that is not built, where there is something.
 pub(super) fn instead(path: &str) -> Option<&'static str> {
     match path {
-        "workdir" | "file_mounts" | "file_mounts_mapping" | "volume_mounts" => Some(
-            "put the files into the image (resources.image_id), fetch them in setup, from a bucket too, or on Kubernetes mount \
-             a claim by volumes, or a ConfigMap by config.kubernetes.pod_config",
+        "workdir" => Some(
+            "name what is needed of it in file_mounts, put it into the image (resources.image_id), or fetch it in setup",
+        ),
+        "file_mounts" | "file_mounts_mapping" | "volume_mounts" => Some(
+            "name small local files in file_mounts, put the others into the image (resources.image_id), fetch them in setup, from \
+             a bucket too, or on Kubernetes mount a claim by volumes, or a ConfigMap by config.kubernetes.pod_config",
         ),
         "service.replica_policy.target_qps_per_replica" => {
             Some("write replicas: N in the place of replica_policy, for a fixed number of replicas")

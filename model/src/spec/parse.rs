@@ -6,7 +6,9 @@ use crate::ServiceName;
 
 use super::error::{Mark, SpecErrors};
 use super::reader::Reader;
-use super::{SPEC_DOCUMENT_BYTES_MAX, ServiceSpec, port, task, yaml};
+use super::{
+    LocalSource, SPEC_DOCUMENT_BYTES_MAX, SentFile, ServiceSpec, port, stored, task, yaml,
+};
 
 /// What is given beside the YAML.
 #[derive(Clone, Default)]
@@ -15,6 +17,9 @@ pub struct ParseOptions {
     pub envs: BTreeMap<String, String>,
     /// Values that are added to `secrets`, or replace those in it.
     pub secrets: BTreeMap<String, String>,
+    /// The files that came along, which have to be those that `file_mounts` names. None where only the YAML is
+    /// looked at: the specification is then without files.
+    pub files: Option<Vec<SentFile>>,
 }
 
 /// A specification, and what came with it.
@@ -24,6 +29,8 @@ pub struct Parsed {
     pub name: Option<ServiceName>,
     /// What the service is asked to be.
     pub spec: ServiceSpec,
+    /// What `file_mounts` names on the machine of whoever sends the YAML.
+    pub local_sources: Vec<LocalSource>,
     /// What is legal and probably not meant; one sentence each.
     pub warnings: Vec<String>,
 }
@@ -81,7 +88,7 @@ const EMPTY_REMEDY: &str = "a service needs at least service, resources.ports an
 
 /// The stored form of a text is longer than its source where it has to be escaped.
 fn check_document_size(reader: &mut Reader, spec: &ServiceSpec) {
-    let bytes = match serde_json::to_vec(spec) {
+    let bytes = match stored::document(spec) {
         Ok(document) => document.len(),
         Err(error) => {
             let problem = format!("cannot be stored: {error}");

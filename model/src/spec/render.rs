@@ -15,7 +15,7 @@ pub const MASK: &str = "***";
 
 impl ServiceSpec {
     /// The effective specification as a service YAML would say it, every default written out. Without
-    /// secrets, it parses to the same specification.
+    /// secrets and files, it parses to the same specification. Of a file it has path, size and mode.
     ///
     /// Each secret is [`MASK`], also where it was put in place inside `service`.
     #[must_use]
@@ -46,6 +46,9 @@ impl ServiceSpec {
         }
         if !self.placement.volumes.is_empty() {
             document["volumes"] = json!(self.placement.volumes);
+        }
+        if !self.file_mounts.is_empty() {
+            document["file_mounts"] = self.render_files();
         }
         if let Some(pod_config) = &self.placement.pod_config {
             document["config"] = json!({ "kubernetes": { "pod_config": pod_config } });
@@ -104,6 +107,16 @@ impl ServiceSpec {
             }
         }
         masked
+    }
+
+    fn render_files(&self) -> Value {
+        let mut files = Map::new();
+        for mount in &self.file_mounts {
+            for (path, file) in mount.files() {
+                files.insert(self.mask(&mount.path_of(path)), format!("{file:?}").into());
+            }
+        }
+        files.into()
     }
 
     fn render_probe(&self) -> Value {

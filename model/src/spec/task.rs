@@ -1,6 +1,7 @@
 //! The document's top level: name, environment, commands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem::take;
 
 use crate::ServiceName;
 
@@ -11,7 +12,7 @@ use super::raftserve::{self, Settings};
 use super::reader::{Field, Fields, Reader};
 use super::substitute::Substitution;
 use super::yaml::{Node, Value};
-use super::{ServiceSpec, placement, port, resources, scalar, service};
+use super::{ServiceSpec, file_mounts, placement, port, resources, scalar, service};
 
 /// The longest command, in bytes, once a port of five digits is put in place, and the longest
 /// environment variable: Linux takes strings of 128 KiB (`MAX_ARG_STRLEN`) into a process, and some
@@ -34,7 +35,8 @@ pub(super) fn read(
         reader.fault("", root.mark, problem, remedy);
         return None;
     }
-    let (envs, secrets) = environment(reader, &root, options);
+    let files = options.files;
+    let (envs, secrets) = environment(reader, &root, options.envs, options.secrets);
     substitute(reader, &mut root, &envs, &secrets);
 
     let fields = reader.section(&root, &TASK)?;
@@ -58,6 +60,10 @@ pub(super) fn read(
     num_nodes(reader, &fields);
     let mut resources = resources::read(reader, &fields);
     placement::read_task(reader, &fields, &mut resources.placement);
+    let local_sources = file_mounts::read(reader, &fields, made, &resources.placement);
+    let file_mounts = files
+        .map(|files| file_mounts::attach(reader, &local_sources, files))
+        .unwrap_or_default();
     let service = service::read(reader, &fields, &resources, made, probe_kind);
     let (port, run) = match made {
         true => (service.port?, run?),
@@ -81,11 +87,13 @@ pub(super) fn read(
         drain_timeout,
         stop_grace,
         traffic,
+        file_mounts,
     };
     check_commands(reader, &fields, &spec);
     Some(Parsed {
         name,
         spec,
+        local_sources,
         warnings: Vec::new(),
     })
 }
@@ -188,9 +196,14 @@ fn num_nodes(reader: &mut Reader, fields: &Fields<'_>) {
 
 type Variables = BTreeMap<String, String>;
 
-fn environment(reader: &mut Reader, root: &Node, options: ParseOptions) -> (Variables, Variables) {
-    let envs = variables(reader, root, "envs", "--env", options.envs);
-    let secrets = variables(reader, root, "secrets", "--secret", options.secrets);
+fn environment(
+    reader: &mut Reader,
+    root: &Node,
+    envs: Variables,
+    secrets: Variables,
+) -> (Variables, Variables) {
+    let envs = variables(reader, root, "envs", "--env", envs);
+    let secrets = variables(reader, root, "secrets", "--secret", secrets);
     let bytes: usize = envs
         .iter()
         .chain(&secrets)
@@ -299,26 +312,27 @@ fn check_variable(reader: &mut Reader, path: &str, mark: Mark, name: &str, value
     }
 }
 
-/// Puts variables in place inside `service`; where SkyServe also does so is not built.
+/// Puts variables in place where SkyServe does so, as far as it is built.
 fn substitute(reader: &mut Reader, root: &mut Node, envs: &Variables, secrets: &Variables) {
     let Value::Map(entries) = &mut root.value else {
         return;
     };
-    let Some(service) = entries.iter_mut().find(|entry| entry.key == "service") else {
-        return;
-    };
     let mut substitution = Substitution::new(envs, secrets);
-    let done: Result<(), SpecError> = substitution.apply("service", &mut service.value);
-    if let Err(error) = done {
-        reader.errors.push(error);
+    for section in ["service", "file_mounts"] {
+        let Some(entry) = entries.iter_mut().find(|entry| entry.key == section) else {
+            continue;
+        };
+        let done: Result<(), SpecError> = substitution.apply(section, &mut entry.value);
+        if let Err(error) = done {
+            reader.errors.push(error);
+        }
+        warn_of_unknown(reader, section, &take(&mut substitution.unknown));
     }
-    warn_of_unknown(reader, &substitution);
 }
 
-fn warn_of_unknown(reader: &mut Reader, substitution: &Substitution<'_>) {
+fn warn_of_unknown(reader: &mut Reader, section: &str, unknown: &BTreeSet<String>) {
     /// Enough to see what is wrong.
     const SHOWN: usize = 5;
-    let unknown = &substitution.unknown;
     if unknown.is_empty() {
         return;
     }
@@ -331,7 +345,7 @@ fn warn_of_unknown(reader: &mut Reader, substitution: &Substitution<'_>) {
         names.push(format!("{} more", unknown.len() - SHOWN));
     }
     reader.warnings.push(format!(
-        "service names {}, which neither envs nor secrets define: left as it is",
+        "{section} names {}, which neither envs nor secrets define: left as it is",
         names.join(", ")
     ));
 }

@@ -7,6 +7,7 @@ use super::*;
 
 mod arbitrary;
 mod documents;
+mod files;
 mod manual;
 mod placement;
 mod probes;
@@ -167,6 +168,7 @@ fn options_add_to_the_environment_and_replace_what_it_has() {
     let options = ParseOptions {
         envs: texts(&[("A", "a"), ("B", "b")]),
         secrets: texts(&[("S", "s")]),
+        files: None,
     };
     let spec = ServiceSpec::parse(&yaml, options).expect("whole").spec;
     assert_eq!(spec.readiness.path, "/a/b");
@@ -176,6 +178,7 @@ fn options_add_to_the_environment_and_replace_what_it_has() {
     let options = ParseOptions {
         envs: texts(&[("not a name", "a"), ("A", "")]),
         secrets: texts(&[("S", "s")]),
+        files: None,
     };
     let errors = ServiceSpec::parse(&yaml, options).expect_err("a bad name");
     assert_eq!(

@@ -1,6 +1,5 @@
 //! The service `Services`.
 
-use std::collections::HashMap;
 use std::mem::take;
 use std::sync::Arc;
 
@@ -15,7 +14,7 @@ use super::gate::admitted;
 use super::pages;
 use super::shared::{Shared, find, service_name};
 use super::v1::{self, services_server::Services};
-use super::validate::{self, Checked};
+use super::validate::{self, Beside, Checked};
 use super::view;
 
 /// See the module.
@@ -30,13 +29,8 @@ struct Put {
 
 impl ServicesApi {
     /// Checks a YAML, and whether this peer could do as it says.
-    async fn check(
-        &self,
-        yaml: &str,
-        envs: HashMap<String, String>,
-        secrets: HashMap<String, String>,
-    ) -> Result<Checked, Status> {
-        let checked = validate::check(yaml, envs, secrets, self.0.parts.provider.name())?;
+    async fn check(&self, yaml: &str, beside: Beside) -> Result<Checked, Status> {
+        let checked = validate::check(yaml, beside, self.0.parts.provider.name())?;
         if let Provider::Static(StaticUpstreams::KubernetesService(_)) = checked.spec.provider
             && let Err(error) = self.0.parts.api.is_known().await
         {
@@ -118,8 +112,12 @@ impl Services for ServicesApi {
     ) -> Result<Response<v1::ApplyServiceResponse>, Status> {
         let ports = self.0.ports(request.local_addr());
         let (mut asked, _held) = admitted(request);
-        let (envs, secrets) = (take(&mut asked.envs), take(&mut asked.secrets));
-        let checked = self.check(&asked.yaml, envs, secrets).await?;
+        let beside = Beside {
+            envs: take(&mut asked.envs),
+            secrets: take(&mut asked.secrets),
+            files: take(&mut asked.files),
+        };
+        let checked = self.check(&asked.yaml, beside).await?;
         let name = validate::choose_name(&asked.name, checked.name.as_ref(), &asked.default_name)?;
         let precondition = match asked.if_exists() {
             v1::IfExists::Unspecified => Precondition::Absent,
@@ -158,8 +156,12 @@ impl Services for ServicesApi {
             let problem = "must be UPDATE_MODE_ROLLING: no other mode is built yet";
             return Err(errors::invalid_request("mode", problem));
         }
-        let (envs, secrets) = (take(&mut asked.envs), take(&mut asked.secrets));
-        let mut checked = self.check(&asked.yaml, envs, secrets).await?;
+        let beside = Beside {
+            envs: take(&mut asked.envs),
+            secrets: take(&mut asked.secrets),
+            files: take(&mut asked.files),
+        };
+        let mut checked = self.check(&asked.yaml, beside).await?;
         if let Some(own) = checked.name.as_ref().filter(|own| **own != name) {
             let told = format!("the YAML says `name: {own}`, and it is {name} that is updated");
             checked.warnings.push(told);

@@ -4,11 +4,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use raftserve_model::ServiceName;
-use raftserve_model::spec::{ParseOptions, ServiceSpec, SpecError};
+use raftserve_model::spec::{
+    Destination, MountedFile, ParseOptions, SentFile, ServiceSpec, SpecError,
+};
 use tonic::Status;
 
 use super::errors::{self, Violation};
 use super::shared::service_name;
+use super::v1;
 
 /// A YAML in which nothing is wrong.
 pub(crate) struct Checked {
@@ -20,20 +23,26 @@ pub(crate) struct Checked {
     pub(crate) warnings: Vec<String>,
 }
 
-/// Checks a service YAML, with the variables that are given beside it, for peers that make replicas as `provider` does.
+/// What is given beside a YAML.
+#[derive(Default)]
+pub(crate) struct Beside {
+    /// Variables that are added to its `envs`, or replace those in it.
+    pub(crate) envs: HashMap<String, String>,
+    /// Values that are added to its `secrets`, or replace those in it.
+    pub(crate) secrets: HashMap<String, String>,
+    /// The files that it names.
+    pub(crate) files: Vec<v1::MountedFile>,
+}
+
+/// Checks a service YAML, with what is given beside it, for peers that make replicas as `provider` does.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` with everything that is wrong.
-pub(super) fn check(
-    yaml: &str,
-    envs: HashMap<String, String>,
-    secrets: HashMap<String, String>,
-    provider: &str,
-) -> Result<Checked, Status> {
-    let checked = check_for_any(yaml, envs, secrets)?;
+pub(super) fn check(yaml: &str, beside: Beside, provider: &str) -> Result<Checked, Status> {
+    let checked = check_for_any(yaml, beside)?;
     let misplaced = match provider {
         "kubernetes" => Vec::new(),
-        _ => for_pods_only(&checked.spec),
+        _ => not_for_processes(&checked.spec),
     };
     match misplaced.is_empty() {
         true => Ok(checked),
@@ -45,14 +54,11 @@ pub(super) fn check(
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` with everything that is wrong.
-pub(crate) fn check_for_any(
-    yaml: &str,
-    envs: HashMap<String, String>,
-    secrets: HashMap<String, String>,
-) -> Result<Checked, Status> {
+pub(crate) fn check_for_any(yaml: &str, beside: Beside) -> Result<Checked, Status> {
     let options = ParseOptions {
-        envs: envs.into_iter().collect(),
-        secrets: secrets.into_iter().collect(),
+        envs: beside.envs.into_iter().collect(),
+        secrets: beside.secrets.into_iter().collect(),
+        files: Some(beside.files.into_iter().map(sent).collect()),
     };
     let parsed = ServiceSpec::parse(yaml, options).map_err(|errors| {
         let violations: Vec<Violation> = errors.into_vec().into_iter().map(violation).collect();
@@ -65,21 +71,48 @@ pub(crate) fn check_for_any(
     })
 }
 
-/// What only pods can have: refused by name where replicas are processes.
-fn for_pods_only(spec: &ServiceSpec) -> Vec<Violation> {
-    let violation = |field: &'static str| {
-        Violation {
-        field: field.to_owned(),
-        line: None,
-        problem: "is for replicas that are pods, and these peers make processes (--provider process); leave it out"
-            .to_owned(),
+fn sent(file: v1::MountedFile) -> SentFile {
+    SentFile {
+        mount: file.mount,
+        path: file.path,
+        file: MountedFile {
+            mode: file.mode,
+            bytes: Arc::from(&file.contents[..]),
+        },
     }
+}
+
+/// What replicas that are processes cannot have: refused by name.
+fn not_for_processes(spec: &ServiceSpec) -> Vec<Violation> {
+    let violation = |field: String, problem: &str| Violation {
+        field,
+        line: None,
+        problem: problem.to_owned(),
     };
-    pod_fields(spec).map(violation).collect()
+    let of_pods = pod_fields(spec).map(|field| {
+        let problem = match field.starts_with("file_mounts.") {
+            true => {
+                "is a place on the host that all replicas and others share, as these peers make processes (--provider \
+                 process); put it below ~/, or give a path without a slash in front for the working directory"
+            }
+            false => {
+                "is for replicas that are pods, and these peers make processes (--provider process); leave it out"
+            }
+        };
+        violation(field, problem)
+    });
+    of_pods.chain(other_homes(spec).map(|field| {
+        violation(
+            field,
+            "would be another home than the one below which file_mounts puts files (~/), which is the working directory of a \
+             replica that is a process; leave it out, or leave ~/ out of file_mounts",
+        )
+    }))
+    .collect()
 }
 
 /// The fields that are set and that only pods can have.
-pub(crate) fn pod_fields(spec: &ServiceSpec) -> impl Iterator<Item = &'static str> {
+pub(crate) fn pod_fields(spec: &ServiceSpec) -> impl Iterator<Item = String> {
     let placement = &spec.placement;
     let settings = [
         (placement.image.is_some(), "resources.image_id"),
@@ -93,7 +126,25 @@ pub(crate) fn pod_fields(spec: &ServiceSpec) -> impl Iterator<Item = &'static st
         ),
     ];
     let asked = settings.into_iter().filter(|(is_set, _)| *is_set);
-    asked.map(|(_, field)| field)
+    let anywhere = spec
+        .file_mounts
+        .iter()
+        .map(|mount| &mount.destination)
+        .filter(|destination| matches!(destination, Destination::Absolute(_)))
+        .map(|destination| format!("file_mounts.{destination}"));
+    asked.map(|(_, field)| field.to_owned()).chain(anywhere)
+}
+
+/// Where a home is set although files are put below that of a replica.
+fn other_homes(spec: &ServiceSpec) -> impl Iterator<Item = String> {
+    let at_home = spec
+        .file_mounts
+        .iter()
+        .any(|mount| matches!(mount.destination, Destination::Home(_)));
+    [("envs.HOME", &spec.envs), ("secrets.HOME", &spec.secrets)]
+        .into_iter()
+        .filter(move |(_, variables)| at_home && variables.contains_key("HOME"))
+        .map(|(field, _)| field.to_owned())
 }
 
 fn violation(error: SpecError) -> Violation {
@@ -139,7 +190,7 @@ mod tests {
     fn what_is_wrong_is_refused_by_name_and_line() {
         let yaml = "service: {}\nresources: {ports: 8080}\nrun: serve 8080\n\
                     _metadata: {raftserve: {traffic: {request_body_bytes_max: many}}}\n";
-        let Err(refused) = check(yaml, HashMap::new(), HashMap::new(), "process") else {
+        let Err(refused) = check(yaml, Beside::default(), "process") else {
             panic!("it is taken");
         };
         assert_eq!(refused.code(), Code::InvalidArgument);
@@ -153,12 +204,63 @@ mod tests {
             let yaml = format!(
                 "service: {{}}\nresources: {{ports: 8080, {field}: {value}}}\nrun: serve 8080\n"
             );
-            let check_by = |provider| check(&yaml, HashMap::new(), HashMap::new(), provider);
+            let check_by = |provider| check(&yaml, Beside::default(), provider);
             assert!(check_by("kubernetes").is_ok());
             let Err(refused) = check_by("process") else {
                 panic!("{field} is taken");
             };
             assert!(refused.message().contains(field), "{}", refused.message());
+        }
+    }
+
+    #[test]
+    fn processes_get_files_in_their_own_directory_only() {
+        let check_by = |destination: &str, more: &str, provider: &str| {
+            let yaml = format!(
+                "service: {{}}\nresources: {{ports: 8080}}\nrun: serve 8080\nfile_mounts: {{{destination}: x}}\n{more}"
+            );
+            let file = v1::MountedFile {
+                mount: destination.to_owned(),
+                contents: "hush".into(),
+                ..v1::MountedFile::default()
+            };
+            let files = vec![file];
+            check(
+                &yaml,
+                Beside {
+                    files,
+                    ..Beside::default()
+                },
+                provider,
+            )
+        };
+        for (destination, more, said) in [
+            (
+                "/etc/app",
+                "",
+                "file_mounts./etc/app: is a place on the host",
+            ),
+            (
+                "~/app",
+                "envs: {HOME: /x}",
+                "envs.HOME: would be another home",
+            ),
+            (
+                "~/app",
+                "secrets: {HOME: /x}",
+                "secrets.HOME: would be another home",
+            ),
+        ] {
+            assert!(check_by(destination, more, "kubernetes").is_ok());
+            let Err(refused) = check_by(destination, more, "process") else {
+                panic!("{destination} is taken");
+            };
+            assert!(refused.message().contains(said), "{}", refused.message());
+            assert!(!refused.message().contains("hush"));
+        }
+        for (destination, more) in [("~/app", ""), ("app", "envs: {HOME: /x}")] {
+            let spec = check_by(destination, more, "process").ok().unwrap().spec;
+            assert_eq!(spec.file_mounts.len(), 1);
         }
     }
 

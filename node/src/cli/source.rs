@@ -4,8 +4,12 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
 
+use raftserve_model::spec::{ParseOptions, ServiceSpec};
+
 use super::args::Variables;
 use super::failure::{Exit, Failure, Sent};
+use crate::admin::validate::Beside;
+use crate::local_files;
 
 /// The most bytes read: what a peer accepts, so that a wrong file is not read for minutes.
 const YAML_BYTES_MAX: u64 = 1 << 20;
@@ -104,19 +108,33 @@ pub(super) fn variables(flag: &str, given: &[String]) -> Result<HashMap<String, 
         .collect()
 }
 
-/// Both kinds of variables.
-pub(super) struct Given {
-    pub(super) envs: HashMap<String, String>,
-    pub(super) secrets: HashMap<String, String>,
-}
-
-impl Given {
-    pub(super) fn read(given: &Variables) -> Result<Self, Failure> {
-        Ok(Self {
-            envs: variables("--env", &given.envs)?,
-            secrets: variables("--secret", &given.secrets)?,
-        })
-    }
+/// What is given beside `source`: variables, and the files of this machine that it names.
+///
+/// Where something is wrong with the YAML no file is read: it is refused for that by whoever checks all of it.
+pub(super) fn given(variables_given: &Variables, source: &Source) -> Result<Beside, Failure> {
+    let envs = variables("--env", &variables_given.envs)?;
+    let secrets = variables("--secret", &variables_given.secrets)?;
+    let options = ParseOptions {
+        envs: envs.clone().into_iter().collect(),
+        secrets: secrets.clone().into_iter().collect(),
+        files: None,
+    };
+    let files = match ServiceSpec::parse(&source.text, options) {
+        Ok(parsed) => local_files::read(&parsed.local_sources).map_err(|error| {
+            let exit = match error.is_absent {
+                true => Exit::NotFound,
+                false => Exit::Usage,
+            };
+            let said = format!("{}: {}: {}", source.path, error.field, error.problem);
+            Failure::new(exit, said).remedy(error.remedy)
+        })?,
+        Err(_) => Vec::new(),
+    };
+    Ok(Beside {
+        envs,
+        secrets,
+        files,
+    })
 }
 
 #[cfg(test)]

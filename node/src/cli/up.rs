@@ -1,5 +1,6 @@
 //! `raftserve up` and `raftserve update`: check first, ask, then change.
 
+use raftserve_model::spec::{FileMount, ServiceSpec};
 use serde_json::json;
 use tonic::Status;
 
@@ -10,14 +11,17 @@ use super::failure::Failure;
 use super::fetch::{self, services_client};
 use super::kubectl::Release;
 use super::output;
+use super::paint::{Paint, Tone};
 use super::progress::{self, Goal};
-use super::source::{Given, Source};
-use crate::admin::{v1, validate};
+use super::source::{self, Source};
+use super::table::Table;
+use crate::admin::v1;
+use crate::admin::validate::{self, Beside};
 
 /// Brings up a service.
 pub(super) async fn up(args: UpArgs) -> Result<(), Failure> {
     let source = Source::read(&args.yaml)?;
-    let given = Given::read(&args.variables)?;
+    let given = source::given(&args.variables, &source)?;
     if args.dry_run {
         return dry_run(&source, given, args.name.as_deref(), args.output.output);
     }
@@ -31,6 +35,7 @@ pub(super) async fn up(args: UpArgs) -> Result<(), Failure> {
         request_id: None,
         envs: given.envs,
         secrets: given.secrets,
+        files: given.files,
     };
     let planned = apply(&mut servers, &source, &request).await?;
     warn(&planned.warnings);
@@ -88,7 +93,7 @@ pub(super) async fn up(args: UpArgs) -> Result<(), Failure> {
 /// Gives a service a new version.
 pub(super) async fn update(args: UpdateArgs) -> Result<(), Failure> {
     let source = Source::read(&args.yaml)?;
-    let given = Given::read(&args.variables)?;
+    let given = source::given(&args.variables, &source)?;
     if args.dry_run {
         return dry_run(&source, given, Some(&args.name), args.output.output);
     }
@@ -101,6 +106,7 @@ pub(super) async fn update(args: UpdateArgs) -> Result<(), Failure> {
         request_id: None,
         envs: given.envs,
         secrets: given.secrets,
+        files: given.files,
     };
     let planned = put_version(&mut servers, &source, &request).await?;
     warn(&planned.warnings);
@@ -142,12 +148,12 @@ pub(super) async fn update(args: UpdateArgs) -> Result<(), Failure> {
 /// Checks a YAML as a peer would, and shows what it asks for.
 fn dry_run(
     source: &Source,
-    given: Given,
+    given: Beside,
     name: Option<&str>,
     format: Format,
 ) -> Result<(), Failure> {
     let refused = |status: Status| Failure::of_sent(&status, Some(source.sent()));
-    let checked = validate::check_for_any(&source.text, given.envs, given.secrets);
+    let checked = validate::check_for_any(&source.text, given);
     let mut checked = checked.map_err(refused)?;
     let own = checked.name.as_ref();
     let name = validate::choose_name(name.unwrap_or_default(), own, &source.default_name);
@@ -163,16 +169,46 @@ fn dry_run(
         "name": name.to_string(),
         "wanted_replicas": wanted,
         "load_balancing_policy": policy,
+        "files": files(spec),
         "dry_run": true,
         "warnings": checked.warnings,
     });
     output::print(format, &value, || {
         let count = wanted.map_or("the replicas that are there".to_owned(), replicas);
-        format!(
+        let mut shown = format!(
             "Nothing is wrong with {}: service {name} with {count}, policy {policy}. No peer was asked.\n",
             source.path
-        )
+        );
+        let mut sent = Table::new(["FILE", "BYTES", "MODE"]);
+        for file in files(spec) {
+            let cells = [file.path, file.bytes.to_string(), file.mode];
+            sent.row(cells.map(|cell| (cell, Tone::Plain)));
+        }
+        if !spec.file_mounts.is_empty() {
+            shown.push_str(&sent.render(Paint::of(&std::io::stdout())));
+        }
+        shown
     })
+}
+
+/// A file that would be sent.
+#[derive(serde::Serialize)]
+struct ShownFile {
+    path: String,
+    bytes: usize,
+    mode: String,
+}
+
+fn files(spec: &ServiceSpec) -> Vec<ShownFile> {
+    let of_mount = |mount: &FileMount| -> Vec<ShownFile> {
+        let shown = mount.files().map(|(path, file)| ShownFile {
+            path: mount.path_of(path),
+            bytes: file.bytes.len(),
+            mode: format!("{:03o}", file.mode),
+        });
+        shown.collect()
+    };
+    spec.file_mounts.iter().flat_map(of_mount).collect()
 }
 
 async fn apply(

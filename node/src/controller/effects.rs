@@ -197,6 +197,7 @@ impl Effects {
             port: replica.port,
             resources: spec.resources.clone(),
             placement: spec.placement.clone(),
+            file_mounts: spec.file_mounts.clone(),
             stop_grace: spec.stop_grace,
             lifeline: self.lifeline.clone(),
         };

@@ -178,6 +178,7 @@ pub(super) async fn apply(
         yaml: file.yaml.clone(),
         name: file.name.to_string(),
         if_exists: if_exists.into(),
+        files: file.files.clone(),
         request_id: Some(v1::RequestId {
             client_id,
             sequence: 1,

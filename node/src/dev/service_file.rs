@@ -7,6 +7,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use raftserve_model::ServiceName;
 use raftserve_model::spec::{ParseOptions, SPEC_SOURCE_BYTES_MAX, ServiceSpec};
 
+use crate::admin::v1;
+use crate::local_files;
+
 /// A service YAML without faults.
 #[derive(Clone, Debug)]
 pub(super) struct ServiceFile {
@@ -14,6 +17,8 @@ pub(super) struct ServiceFile {
     pub(super) name: ServiceName,
     /// The file's text.
     pub(super) yaml: String,
+    /// The files that it names.
+    pub(super) files: Vec<v1::MountedFile>,
 }
 
 impl ServiceFile {
@@ -39,7 +44,8 @@ impl ServiceFile {
             (None, Some(name)) => name,
             (None, None) => stem(path)?,
         };
-        Ok(Self { name, yaml })
+        let files = local_files::read(&parsed.local_sources).with_context(|| shown.to_string())?;
+        Ok(Self { name, yaml, files })
     }
 }
 
@@ -87,6 +93,12 @@ mod tests {
         let stem = fault("9 lives.yaml", PLAIN, None);
         assert!(stem.contains("-n"), "{stem}");
         assert!(fault("web.yaml", PLAIN, Some("no/name")).contains("no/name"));
+        let mounts = format!("{PLAIN}file_mounts: {{a: /no/such}}\n");
+        let unsent = fault("web.yaml", &mounts, None);
+        assert!(
+            unsent.contains("file_mounts.a: cannot read /no/such"),
+            "{unsent}"
+        );
         let absent = ServiceFile::read(Path::new("/no/such.yaml"), None).unwrap_err();
         assert!(format!("{absent:#}").contains("/no/such.yaml"));
     }

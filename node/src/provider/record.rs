@@ -33,6 +33,12 @@ pub struct LaunchDocument {
     pub port: u16,
     /// The grace where it is stopped without one given.
     pub stop_grace_ms: u64,
+    /// Files are kept beside this, to be put into the working directory.
+    #[serde(default)]
+    pub has_files: bool,
+    /// The home of its program is the working directory, and not that of the peer's user.
+    #[serde(default)]
+    pub has_own_home: bool,
 }
 
 /// What is happening: written by the shim that holds the lock, whenever it changes. Its existence

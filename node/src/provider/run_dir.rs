@@ -4,6 +4,7 @@
 //! ```text
 //! ROOT/CLUSTER/NAME-SERVICE-NUMBER/
 //!   launch.json    what to run; written whole before the first shim is started
+//!   files.bin      what is put into work/ before the program starts, if anything; gone once it was
 //!   run.lock       locked by the shim for as long as it lives: whoever holds it is the replica
 //!   record.json    what is happening; written whole by the shim
 //!   control.sock   where the shim listens
@@ -267,7 +268,7 @@ impl RunDir {
     }
 }
 
-fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+pub(super) fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
@@ -285,9 +286,13 @@ fn read_document<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     }
 }
 
-/// Writes a document so that readers see the old one or the new one, whole. Not synced: everything
-/// that it speaks of dies with the host's power too, and the boot id tells.
 fn write_document(path: &Path, document: &impl Serialize) -> io::Result<()> {
+    write_whole(path, &serde_json::to_vec(document)?)
+}
+
+/// Writes a file so that readers see the old one or the new one, whole. Not synced: everything
+/// that it speaks of dies with the host's power too, and the boot id tells.
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     static UNIQUE: AtomicU64 = AtomicU64::new(0);
     let temporary = path.with_extension(format!(
         "tmp-{}-{}",
@@ -296,7 +301,7 @@ fn write_document(path: &Path, document: &impl Serialize) -> io::Result<()> {
     ));
     let write = || {
         let mut file = File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec(document)?)?;
+        file.write_all(bytes)?;
         fs::rename(&temporary, path)
     };
     write().inspect_err(|_| {

@@ -57,6 +57,9 @@ pub(super) fn spawn(
     for name in own_variables() {
         command.env_remove(name);
     }
+    if launch.has_own_home {
+        command.env("HOME", dir.work());
+    }
     command
         .envs(&launch.envs)
         .env("SKYPILOT_SERVE_REPLICA_ID", launch.number.to_string())

@@ -258,5 +258,6 @@ fn spec(of: usize, sequence: u32) -> Arc<ServiceSpec> {
         drain_timeout: Duration::from_secs(30),
         stop_grace: Duration::from_secs(10),
         traffic: Traffic::default(),
+        file_mounts: Vec::new(),
     })
 }

@@ -43,6 +43,7 @@ fn spec(run: &str, replicas: u32) -> ServiceSpec {
         drain_timeout: Duration::from_secs(30),
         stop_grace: Duration::from_secs(10),
         traffic: Traffic::default(),
+        file_mounts: Vec::new(),
     }
 }
 

@@ -50,6 +50,7 @@ fn launch() -> ReplicaLaunch {
         port: 8080,
         resources: BTreeMap::new(),
         placement: Placement::default(),
+        file_mounts: Vec::new(),
         stop_grace: Duration::ZERO,
         lifeline: None,
     }

@@ -16,6 +16,7 @@ use super::{Site, blocking, io_error};
 use crate::provider::proc_table;
 use crate::provider::record::{LaunchDocument, Phase};
 use crate::provider::run_dir::RunDir;
+use crate::provider::run_files;
 use crate::provider::{ProviderError, ReplicaKey, ReplicaLaunch};
 use crate::shim::{READY, REPLICA_SHIM, ShimExit};
 
@@ -82,12 +83,18 @@ async fn prepare(site: &Site, dir: &RunDir, launch: ReplicaLaunch) -> Result<(),
         envs: launch.envs.into_iter().chain(launch.secrets).collect(),
         port: launch.port,
         stop_grace_ms: u64::try_from(launch.stop_grace.as_millis()).unwrap_or(u64::MAX),
+        has_files: !launch.file_mounts.is_empty(),
+        has_own_home: run_files::has_own_home(&launch.file_mounts),
     };
+    let mounts = launch.file_mounts;
     let target = dir.clone();
     let stopped = blocking(move || {
         target.create()?;
         if target.is_stopped()? {
             return Ok(true);
+        }
+        if document.has_files && target.launch()?.is_none() {
+            run_files::keep(&target, &mounts)?;
         }
         target.write_launch_once(&document)?;
         Ok(false)

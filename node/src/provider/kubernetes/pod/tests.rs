@@ -26,6 +26,7 @@ fn launch() -> ReplicaLaunch {
         port: 8080,
         resources: BTreeMap::new(),
         placement: Placement::default(),
+        file_mounts: Vec::new(),
         stop_grace: Duration::from_millis(9_500),
         lifeline: None,
     }
