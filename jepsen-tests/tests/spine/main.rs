@@ -7,6 +7,7 @@
 mod access;
 mod bad_input;
 mod durability;
+mod files;
 mod idle;
 mod kubectl;
 mod leader_loss;

@@ -7,6 +7,7 @@
 
 mod cache;
 mod create;
+mod files;
 mod labels;
 mod logs;
 mod merge;

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 
-use super::{Site, labels, pod, remedy, status};
+use super::{Site, files, labels, pod, remedy, status};
 use crate::provider::{Hold, Launched, ProviderError, ReplicaLaunch};
 
 /// How often a name that is taken and free again in turn is tried, before the caller has to try anew.
@@ -71,7 +71,12 @@ async fn adopt(
         return Ok(Launched::Started);
     }
     if !launch.secrets.is_empty() {
-        put_secret(site, &secret, (name, &uid), launch).await?;
+        let document = pod::secret(&secret, (name, &uid), site.cluster, launch);
+        put_secret(site, &document, launch).await?;
+    }
+    if !launch.file_mounts.is_empty() {
+        let document = files::secret(&secret, (name, &uid), site.cluster, &launch.file_mounts);
+        put_secret(site, &document, launch).await?;
     }
     Ok(Launched::Held(Hold {
         replica: launch.replica.clone(),
@@ -80,15 +85,13 @@ async fn adopt(
     }))
 }
 
-/// The name was drawn for this very pod: if there is one, whoever else adopts the pod has made it.
+/// Its name was drawn for this very pod: if there is one, whoever else adopts the pod has made it.
 async fn put_secret(
     site: &Site,
-    name: &str,
-    pod: (&str, &str),
+    document: &Value,
     launch: &ReplicaLaunch,
 ) -> Result<(), ProviderError> {
-    let document = pod::secret(name, pod, site.cluster, launch);
-    match post::<Secret>(site, "secrets", &document).await {
+    match post::<Secret>(site, "secrets", document).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
         Err(error) => Err(refused(site, launch, "create a secret", &error)),

@@ -20,7 +20,7 @@ pub(super) const VERSION: &str = "raftserve.io/version";
 pub(super) const REPLICA: &str = "raftserve.io/replica";
 /// An annotation: where the replica listens.
 pub(super) const PORT: &str = "raftserve.io/port";
-/// An annotation: the Secret with the replica's secrets.
+/// An annotation: the Secret with the replica's secrets, after which that with its files is named.
 pub(super) const SECRET: &str = "raftserve.io/secret";
 /// The scheduling gate behind which a pod is created.
 pub(super) const GATE: &str = "raftserve.io/agreed";

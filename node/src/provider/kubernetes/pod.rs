@@ -3,7 +3,7 @@
 use raftserve_model::ClusterId;
 use serde_json::{Map, Value, json};
 
-use super::{labels, merge, quantity};
+use super::{files, labels, merge, quantity};
 use crate::provider::ReplicaLaunch;
 
 /// How long, in seconds, a pod that is being deleted goes on before it is told to stop: what it takes until every
@@ -13,7 +13,8 @@ pub(super) const PRE_STOP_SECS: u64 = 2;
 /// Where `setup` leaves word that it is done.
 const STATE_DIR: &str = "/run/raftserve";
 
-/// Runs `$1`, if there is any, and then `$2`, each by the best shell there is. As the first process of its container it
+/// Runs `$1`, if there is any, and then `$2`, each by the best shell there is, once the files in `$3`, if that is given,
+/// are [in place](files::PLACE). As the first process of its container it
 /// hands SIGTERM to all others, and waits for what it started. Where it is not the first of all processes that it sees,
 /// which may then be those of other containers or of the whole node, it tells its own group only.
 const SCRIPT: &str = r#"sh=/bin/sh; [ -x /bin/bash ] && sh=/bin/bash
@@ -23,6 +24,7 @@ step() {
   "$sh" -c "$1" & child=$!
   while :; do wait "$child"; code=$?; kill -0 "$child" 2>/dev/null || return "$code"; done
 }
+[ -z "$3" ] || said=$(place "$3") || { echo "$said" >&2; echo "$said" >/dev/termination-log; exit 1; }
 if [ -n "$1" ]; then
   step "$1" || { echo "setup exited with code $code" >/dev/termination-log; exit "$code"; }
   : >/run/raftserve/set-up
@@ -31,7 +33,8 @@ fi
 step "$2"
 exit "$code""#;
 
-/// The pod of a replica, behind its gate. Its secrets are to be in the Secret `secret`.
+/// The pod of a replica, behind its gate. Its secrets are to be in the Secret `secret`, and its files in one that is named
+/// after that.
 pub(super) fn pod(
     name: &str,
     secret: &str,
@@ -51,7 +54,7 @@ pub(super) fn pod(
             "topologySpreadConstraints": [spread(cluster, launch)],
         },
     });
-    place(&mut pod["spec"], launch);
+    place(&mut pod["spec"], secret, launch);
     for (label, value) in &launch.placement.labels {
         pod["metadata"]["labels"][label] = value.clone().into();
     }
@@ -61,7 +64,7 @@ pub(super) fn pod(
         merge::merge(pod, over, labels::CONTAINER);
     }
     claim(&mut pod, name, cluster, launch);
-    if !launch.secrets.is_empty() {
+    if !launch.secrets.is_empty() || !launch.file_mounts.is_empty() {
         pod["metadata"]["annotations"][labels::SECRET] = secret.into();
     }
     pod
@@ -74,6 +77,18 @@ pub(super) fn grace_secs(grace: std::time::Duration) -> u64 {
 
 fn container(secret: &str, launch: &ReplicaLaunch, default_image: &str) -> Value {
     let setup = launch.setup.as_deref().unwrap_or_default();
+    let mut command = vec![
+        "/bin/sh".to_owned(),
+        "-c".to_owned(),
+        literal(SCRIPT),
+        "raftserve".to_owned(),
+        literal(setup),
+        literal(&launch.run),
+    ];
+    if files::are_to_copy(&launch.file_mounts) {
+        command[2] = literal(&[files::PLACE, SCRIPT].concat());
+        command.push(files::TO_COPY_DIR.to_owned());
+    }
     let mut env: Vec<Value> = launch
         .envs
         .iter()
@@ -85,7 +100,7 @@ fn container(secret: &str, launch: &ReplicaLaunch, default_image: &str) -> Value
     let mut container = json!({
         "name": labels::CONTAINER,
         "image": launch.placement.image.as_deref().unwrap_or(default_image),
-        "command": ["/bin/sh", "-c", literal(SCRIPT), "raftserve", literal(setup), literal(&launch.run)],
+        "command": command,
         "env": env,
         "ports": [{ "name": "serve", "containerPort": launch.port }],
         "lifecycle": { "preStop": { "sleep": { "seconds": PRE_STOP_SECS } } },
@@ -135,7 +150,7 @@ fn spread(cluster: ClusterId, launch: &ReplicaLaunch) -> Value {
 }
 
 /// Volumes, and what nodes it may run on.
-fn place(spec: &mut Value, launch: &ReplicaLaunch) {
+fn place(spec: &mut Value, secret: &str, launch: &ReplicaLaunch) {
     let placement = &launch.placement;
     let mut volumes = vec![json!({ "name": "raftserve", "emptyDir": { "sizeLimit": "1Mi" } })];
     let mut mounts = spec["containers"][0]["volumeMounts"].take();
@@ -144,6 +159,12 @@ fn place(spec: &mut Value, launch: &ReplicaLaunch) {
         volumes.push(json!({ "name": name, "persistentVolumeClaim": { "claimName": claim } }));
         if let Value::Array(mounts) = &mut mounts {
             mounts.push(json!({ "name": name, "mountPath": path }));
+        }
+    }
+    if !launch.file_mounts.is_empty() {
+        volumes.push(files::volume(secret, &launch.file_mounts));
+        if let Value::Array(mounts) = &mut mounts {
+            mounts.extend(files::volume_mounts(&launch.file_mounts));
         }
     }
     spec["volumes"] = volumes.into();
@@ -263,10 +284,10 @@ fn claim(pod: &mut Value, name: &str, cluster: ClusterId, launch: &ReplicaLaunch
     }
 }
 
-/// The Secret `name` with the replica's secrets; it goes when the pod does, which is this one.
+/// The Secret `name` with the replica's secrets.
 pub(super) fn secret(
     name: &str,
-    (pod, uid): (&str, &str),
+    of_pod: (&str, &str),
     cluster: ClusterId,
     launch: &ReplicaLaunch,
 ) -> Value {
@@ -275,6 +296,13 @@ pub(super) fn secret(
         .iter()
         .map(|(name, value)| (name.clone(), value.clone().into()))
         .collect();
+    let mut secret = owned_secret(name, of_pod, cluster);
+    secret["stringData"] = data.into();
+    secret
+}
+
+/// A Secret without anything in it, which goes when the pod does, which is this one.
+pub(super) fn owned_secret(name: &str, (pod, uid): (&str, &str), cluster: ClusterId) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Secret",
@@ -284,7 +312,6 @@ pub(super) fn secret(
             "ownerReferences": [{ "apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid }],
         },
         "immutable": true,
-        "stringData": data,
     })
 }
 

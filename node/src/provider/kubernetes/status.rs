@@ -154,7 +154,9 @@ fn exit(ended: &ContainerStateTerminated) -> Seen {
         None => End::Code(code),
     };
     let last = last_line(ended.message.as_deref().unwrap_or_default());
-    let setup = last.starts_with("setup exited with code");
+    let setup = ["setup exited with code", "file_mounts."]
+        .iter()
+        .any(|begin| last.starts_with(begin));
     match ended.reason.as_deref() {
         Some("OOMKilled") => Seen::exited(
             Step::Run,

@@ -2,7 +2,7 @@
 
 mod api;
 
-use raftserve_model::spec::Placement;
+use raftserve_model::spec::{Destination, FileMount, MountContent, MountedFile, Placement};
 use raftserve_model::{ReplicaId, ServiceId, ServiceVersion};
 
 use self::api::Api;
@@ -308,4 +308,35 @@ async fn secrets_are_made_once_for_each_pod_and_never_read() {
     let anew = api.pod(&name()).unwrap();
     assert_ne!(&anew["metadata"]["annotations"][labels::SECRET], secret);
     assert_eq!(api.count(), 3);
+}
+
+#[tokio::test]
+async fn files_are_in_a_secret_of_their_own_that_is_made_again_where_a_leader_died_before_it() {
+    let api = Api::default();
+    let site = site(&api, OURS);
+    let mut launch = launch();
+    launch.file_mounts.push(FileMount {
+        destination: Destination::Absolute("/etc/x".to_owned()),
+        content: MountContent::File(MountedFile {
+            mode: 0o644,
+            bytes: b"hush".as_slice().into(),
+        }),
+    });
+    api.forbid_kind("secrets");
+    let refused = create::ensure(&site, launch.clone()).await.unwrap_err();
+    assert!(matches!(refused, ProviderError::Create { .. }), "{refused}");
+    assert!(!refused.to_string().contains("hush"), "{refused}");
+    assert_eq!(api.count(), 1, "the pod, which waits behind its gate");
+    api.allow_kind("secrets");
+    create::ensure(&site, launch.clone()).await.unwrap();
+    create::ensure(&site, launch).await.unwrap();
+    assert_eq!(api.count(), 2, "a pod and one Secret");
+    let pod = api.pod(&name()).unwrap();
+    let secret = &pod["spec"]["volumes"][1]["secret"]["secretName"];
+    let made = api.object("secrets", secret.as_str().unwrap());
+    assert_eq!(made["data"]["file-0"], "aHVzaA==");
+    assert_eq!(
+        made["metadata"]["ownerReferences"][0]["uid"],
+        pod["metadata"]["uid"]
+    );
 }

@@ -2,7 +2,9 @@ use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
-use raftserve_model::spec::{Accelerators, Placement};
+use raftserve_model::spec::{
+    Accelerators, Destination, FileMount, MountContent, MountedFile, Placement,
+};
 use raftserve_model::{ReplicaId, ServiceId, ServiceVersion};
 use rustix::process::{Signal, kill_process, kill_process_group};
 
@@ -106,6 +108,66 @@ fn all_that_is_asked_for_is_in_the_pod() {
     assert_eq!(secret["metadata"]["name"], "svc-secret");
     assert_eq!(secret["stringData"], json!({"A": "hush"}));
     assert_eq!(secret["metadata"]["ownerReferences"][0]["uid"], "uid-1");
+}
+
+#[test]
+fn files_are_mounted_and_stand_nowhere_in_the_pod() {
+    let mount = |destination| FileMount {
+        destination,
+        content: MountContent::File(MountedFile {
+            mode: 0o600,
+            bytes: b"hush".as_slice().into(),
+        }),
+    };
+    let mut launch = launch();
+    launch.file_mounts = vec![mount(Destination::Absolute("/etc/x".to_owned()))];
+    let pod = made(&launch);
+    let spec = &pod["spec"];
+    assert_eq!(
+        spec["volumes"][1]["secret"]["secretName"],
+        "svc-secret-files"
+    );
+    assert_eq!(
+        spec["containers"][0]["volumeMounts"][1]["mountPath"],
+        "/etc/x"
+    );
+    assert_eq!(pod["metadata"]["annotations"][labels::SECRET], "svc-secret");
+    let command = |pod: &Value| pod["spec"]["containers"][0]["command"].clone();
+    assert_eq!(command(&pod), command(&made(&self::launch())));
+
+    launch
+        .file_mounts
+        .push(mount(Destination::Home("x".to_owned())));
+    let pod = made(&launch);
+    let told = command(&pod);
+    assert_eq!(told[6], "/run/raftserve-files");
+    assert_eq!(told[2], literal(&format!("{}{SCRIPT}", files::PLACE)));
+    assert!(!pod.to_string().contains("hush"));
+}
+
+#[test]
+fn files_that_cannot_be_put_in_place_end_the_replica_before_it_begins() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("manifest"), "no-such\n600\nx/y\n").unwrap();
+    let script = format!("{}{SCRIPT}", files::PLACE).replace("/dev/termination-log", "\"$OUT\"");
+    let out = dir.path().join("out");
+    let ended = std::process::Command::new("/bin/sh")
+        .args(["-c", &script, "raftserve", "", "echo it runs"])
+        .arg(dir.path())
+        .env("OUT", &out)
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    assert_eq!(
+        (ended.status.code(), &ended.stdout[..]),
+        (Some(1), &b""[..])
+    );
+    let said = std::fs::read_to_string(out).unwrap();
+    assert!(
+        said.starts_with("file_mounts.x/y cannot be put in place"),
+        "{said}"
+    );
+    assert_eq!(said, String::from_utf8(ended.stderr).unwrap());
 }
 
 #[test]

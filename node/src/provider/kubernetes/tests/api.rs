@@ -83,6 +83,11 @@ impl Api {
         state.forbidden.insert(kind.to_owned());
     }
 
+    /// Lets everybody do again what [`Self::forbid_kind`] refused.
+    pub(super) fn allow_kind(&self, kind: &str) {
+        self.0.lock().unwrap().forbidden.remove(kind);
+    }
+
     /// Refuses from now on whatever concerns a kind, but for making one.
     pub(super) fn forbid_reading(&self, kind: &str) {
         for verb in ["GET", "PATCH", "DELETE"] {
