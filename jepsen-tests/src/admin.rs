@@ -136,8 +136,21 @@ impl Admin {
     /// # Errors
     /// As the peer answers.
     pub async fn apply(&self, yaml: &str) -> Result<v1::ApplyServiceResponse, Status> {
+        self.apply_with(yaml, Vec::new()).await
+    }
+
+    /// Creates a service with files that its YAML names.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn apply_with(
+        &self,
+        yaml: &str,
+        files: Vec<v1::MountedFile>,
+    ) -> Result<v1::ApplyServiceResponse, Status> {
         let request = v1::ApplyServiceRequest {
             yaml: yaml.to_owned(),
+            files,
             ..Default::default()
         };
         let mut client = ServicesClient::new(self.channel.clone());

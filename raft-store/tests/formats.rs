@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bincode::{Decode, Encode};
+use raftserve_model::spec::{MountedFile, ParseOptions, SentFile, ServiceSpec};
 use raftserve_model::{
     ClusterId, ClusterVersion, Generation, Incarnation, LogIndex, LogTime, NodeId, ReplicaId,
     ServiceId, ServiceVersion, SessionKey, WallTime,
@@ -51,7 +52,7 @@ fn frame<T: Encode + Decode<()> + PartialEq + Debug>(name: &str, value: &T) {
 const YAML: &str = "service:\n  readiness_probe: /\n  replicas: 2\nresources:\n  ports: 8080\nrun: x\n_metadata:\n  raftserve:\n    session_affinity: {header: x-session}\n";
 
 fn history() -> Vec<(&'static str, Action)> {
-    let spec = raftserve_model::spec::ServiceSpec::parse(YAML, Default::default());
+    let spec = ServiceSpec::parse(YAML, ParseOptions::default());
     let replica = ReplicaId {
         service: ServiceId(3),
         number: 1,
@@ -261,6 +262,45 @@ fn records_of_the_state_have_the_bytes_they_always_had() {
     let back = State::from_records(records).unwrap();
     assert_eq!(back.digest(), state().digest());
     same_as("digest", state().digest().to_string().as_bytes());
+}
+
+#[test]
+fn a_specification_with_files_has_the_bytes_it_always_had() {
+    let yaml = format!("{YAML}file_mounts: {{~/.ssh/id: id, conf: conf, /etc/x: x}}\n");
+    let sent = |mount: &str, path: &str, mode, bytes: &[u8]| SentFile {
+        mount: mount.to_owned(),
+        path: path.to_owned(),
+        file: MountedFile {
+            mode,
+            bytes: bytes.into(),
+        },
+    };
+    let files = vec![
+        sent("~/.ssh/id", "", 0o600, &[0, 1, 255]),
+        sent("conf", "a/b", 0o755, b"#!"),
+        sent("conf", "c", 0, b""),
+        sent("/etc/x", "", 0o644, b"x"),
+    ];
+    let options = ParseOptions {
+        files: Some(files),
+        ..ParseOptions::default()
+    };
+    let spec = ServiceSpec::parse(&yaml, options).unwrap().spec;
+    assert_eq!(spec.file_mounts.len(), 3);
+    let command = Command {
+        now: LogTime(1_000),
+        wall: WallTime(1_790_000_000_001),
+        action: Action::Request(Request::PutService {
+            name: "web".parse().unwrap(),
+            spec: Arc::new(spec),
+            precondition: Precondition::Absent,
+        }),
+    };
+    let mut state = State::default();
+    state.apply(LogIndex(1), &command);
+    frame("files/put-service", &Payload::Command(command));
+    let is_spec = |record: &Record| matches!(record, Record::Spec { .. });
+    frame("files/record", &state.records().find(is_spec).unwrap());
 }
 
 #[test]

@@ -25,7 +25,7 @@ const NAME: &str = "steady";
 pub(crate) const PODS: &str = "raftserve.io/service=steady";
 
 /// The port of a peer's admin API.
-const ADMIN: u16 = 7_000;
+pub(crate) const ADMIN: u16 = 7_000;
 
 /// A replica answers with its number, in one piece: who dies between the head of an answer and its end has begun what no proxy
 /// may begin anew. It passes Pod Security `restricted`, as everything in the tests' namespaces must.
@@ -76,7 +76,7 @@ pub(crate) struct Served {
 
 impl Release {
     /// What was made at install for an administrator.
-    async fn credential(&self, folder: &TempDir) -> anyhow::Result<Credential> {
+    pub(crate) async fn credential(&self, folder: &TempDir) -> anyhow::Result<Credential> {
         let secret = async |secret: &str, key: &str| {
             let name = format!("{RELEASE}-{secret}");
             let template = format!("go-template={{{{index .data \"{key}\" | base64decode}}}}");

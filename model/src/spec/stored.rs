@@ -15,7 +15,7 @@ use super::{FileMount, ServiceSpec};
 /// The largest stored document of a specification, in bytes, with the files that follow it: what the YAML may be, doubled.
 pub const SPEC_DOCUMENT_BYTES_MAX: usize = 2 << 20;
 
-/// What stands between the document and the files.
+/// What stands between the document and the files; files in another layout would follow another byte.
 const FILES_FOLLOW: u8 = 0;
 
 /// Bounded, so that no length in it claims more than there can be.
