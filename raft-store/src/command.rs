@@ -224,6 +224,39 @@ pub enum Request {
         /// What must hold before.
         condition: KvCondition,
     },
+    /// As [`Self::PutService`], of a specification with files. A command of its own, so that a build from before files,
+    /// which cannot read the specification, knows it for one of a later release and ends.
+    PutServiceWithFiles {
+        /// Its name.
+        name: ServiceName,
+        /// The checked specification.
+        spec: Arc<ServiceSpec>,
+        /// What must hold before.
+        precondition: Precondition,
+    },
+}
+
+impl Request {
+    /// Creates a service, or gives an existing one a new version.
+    #[must_use]
+    pub fn put_service(
+        name: ServiceName,
+        spec: Arc<ServiceSpec>,
+        precondition: Precondition,
+    ) -> Self {
+        match spec.file_mounts.is_empty() {
+            true => Self::PutService {
+                name,
+                spec,
+                precondition,
+            },
+            false => Self::PutServiceWithFiles {
+                name,
+                spec,
+                precondition,
+            },
+        }
+    }
 }
 
 /// What must hold for a service before it is put.

@@ -290,11 +290,11 @@ fn a_specification_with_files_has_the_bytes_it_always_had() {
     let command = Command {
         now: LogTime(1_000),
         wall: WallTime(1_790_000_000_001),
-        action: Action::Request(Request::PutService {
-            name: "web".parse().unwrap(),
-            spec: Arc::new(spec),
-            precondition: Precondition::Absent,
-        }),
+        action: Action::Request(Request::put_service(
+            "web".parse().unwrap(),
+            Arc::new(spec),
+            Precondition::Absent,
+        )),
     };
     let mut state = State::default();
     state.apply(LogIndex(1), &command);

@@ -1,8 +1,8 @@
 //! A specification as the log, snapshots and checkpoints hold it.
 //!
 //! It is a JSON document in a byte string. Where there are files, a NUL byte follows it, which no JSON document holds, and
-//! then the files in bincode: as bytes, where JSON would take a third more for them. A build from before file mounts cannot
-//! read such a document, and ends, as it has to: with the document alone it would make another state of it.
+//! then the files in bincode: as bytes, where JSON would take a third more for them. A build from before file mounts refuses
+//! such a document, as it has to: with the document alone it would make another state of it.
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bincode::de::{BorrowDecoder, Decoder};

@@ -54,11 +54,7 @@ impl ServicesApi {
         checked: &Checked,
         precondition: Precondition,
     ) -> Result<Put, Status> {
-        let request = Asked::PutService {
-            name: name.clone(),
-            spec: Arc::clone(&checked.spec),
-            precondition,
-        };
+        let request = Asked::put_service(name.clone(), Arc::clone(&checked.spec), precondition);
         let (index, outcome) = self.0.proposer.execute(id, request).await?;
         self.0.catch_up(index).await;
         match outcome {

@@ -51,6 +51,11 @@ impl State {
                 name,
                 spec,
                 precondition,
+            }
+            | Request::PutServiceWithFiles {
+                name,
+                spec,
+                precondition,
             } => self.put_service(index, name, spec, *precondition),
             Request::DeleteService { name, purge } => self.delete_service(index, name, *purge),
             Request::TerminateReplica {
