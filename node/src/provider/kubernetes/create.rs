@@ -85,7 +85,8 @@ async fn adopt(
     }))
 }
 
-/// Its name was drawn for this very pod: if there is one, whoever else adopts the pod has made it.
+/// Its name was drawn for this very pod: if there is one, whoever else adopts the pod has made it. A conflict that is about
+/// something else, such as a quota that others count against at the same time, has made none.
 async fn put_secret(
     site: &Site,
     document: &Value,
@@ -93,7 +94,7 @@ async fn put_secret(
 ) -> Result<(), ProviderError> {
     match post::<Secret>(site, "secrets", document).await {
         Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
         Err(error) => Err(refused(site, launch, "create a secret", &error)),
     }
 }

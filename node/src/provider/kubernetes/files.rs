@@ -7,11 +7,12 @@
 use std::fmt::Write;
 
 use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Pod;
 use raftserve_model::ClusterId;
 use raftserve_model::spec::{Destination, FileMount, MountedFile};
 use serde_json::{Map, Value, json};
 
-use super::pod;
+use super::{labels, pod};
 
 /// Where the container finds what it is to copy, and the manifest of it.
 pub(super) const TO_COPY_DIR: &str = "/run/raftserve-files";
@@ -25,22 +26,37 @@ const MANIFEST: &str = "manifest";
 /// The directory of the volume with what is to be copied.
 const TO_COPY: &str = "copy";
 
-/// How the shell of the container puts files where only it knows: `place DIRECTORY` says why if it cannot. The manifest has
+/// How the shell of the container puts files where only it knows: `place DIRECTORY` says why, in one line, if it cannot. The manifest has
 /// three lines for each file: its name beside the manifest, its mode and its destination.
 pub(super) const PLACE: &str = r#"put() {
   case $3 in "~/"*) to=${HOME%/}/${3#"~/"};; *) to=./$3;; esac
   if [ -d "$to" ]; then echo "there is a directory"; return 1; fi
-  mkdir -p "${to%/*}" && rm -f "$to" && (umask 077; cp "$1" "$to") && chmod "$2" "$to"
+  mkdir -p "${to%/*}/" && rm -f "$to" && (umask 077; cp "$1" "$to") && chmod "$2" "$to"
 }
 place() {
   while IFS= read -r key && IFS= read -r mode && IFS= read -r path; do
     said=$(put "$1/$key" "$mode" "$path" 2>&1) || {
-      echo "file_mounts.$path cannot be put in place (HOME is $HOME, and it starts in $PWD): $said"
+      said=$(set -f; set -- $said; printf %s "$*")
+      printf '%s\n' "file_mounts.$path cannot be put in place (HOME is $HOME, and it starts in $PWD): $said"
       return 1
     }
   done <"$1/manifest"
 }
 "#;
+
+/// Whether `line` is what [`PLACE`] says of a file, and not of the replica's own output.
+pub(super) fn is_of_place(line: &str) -> bool {
+    line.starts_with("file_mounts.") && line.contains(" cannot be put in place (HOME is ")
+}
+
+/// Whether the kubelet mounts files for the replica, over what its image has there.
+pub(super) fn are_mounted(pod: &Pod) -> bool {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let mut mounts = containers
+        .filter(|it| it.name == labels::CONTAINER)
+        .flat_map(|it| it.volume_mounts.iter().flatten());
+    mounts.any(|it| it.name == VOLUME && it.mount_path != TO_COPY_DIR)
+}
 
 /// Whether the container has something to copy.
 pub(super) fn are_to_copy(mounts: &[FileMount]) -> bool {

@@ -24,7 +24,11 @@ step() {
   "$sh" -c "$1" & child=$!
   while :; do wait "$child"; code=$?; kill -0 "$child" 2>/dev/null || return "$code"; done
 }
-[ -z "$3" ] || said=$(place "$3") || { echo "$said" >&2; echo "$said" >/dev/termination-log; exit 1; }
+if [ -n "$3" ]; then
+  said=$(place "$3"); code=$?
+  [ -z "$told" ] || exit 143
+  [ "$code" = 0 ] || { printf '%s\n' "$said" >&2; printf '%s\n' "$said" >/dev/termination-log; exit 1; }
+fi
 if [ -n "$1" ]; then
   step "$1" || { echo "setup exited with code $code" >/dev/termination-log; exit "$code"; }
   : >/run/raftserve/set-up

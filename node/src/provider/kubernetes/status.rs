@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
 
-use super::labels;
+use super::{files, labels};
 use crate::provider::{End, Exit, ReplicaState, Step};
 
 /// The longest that one reason may be.
@@ -52,7 +52,7 @@ pub(super) fn seen(pod: &Pod) -> Seen {
     }
     let container = container_of(status);
     let ended = container.and_then(|it| it.state.as_ref()?.terminated.as_ref());
-    if let Some(over) = over(status, ended) {
+    if let Some(over) = over(pod, status, ended) {
         return over;
     }
     if gated(pod) {
@@ -115,7 +115,7 @@ fn lost_node(pod: &Pod, status: &PodStatus) -> Option<String> {
 }
 
 /// The end of a pod that will do nothing more.
-fn over(status: &PodStatus, ended: Option<&ContainerStateTerminated>) -> Option<Seen> {
+fn over(pod: &Pod, status: &PodStatus, ended: Option<&ContainerStateTerminated>) -> Option<Seen> {
     let failed = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
     if failed && let Some(reason) = status.reason.as_deref() {
         let message = quote(status.message.as_ref());
@@ -137,7 +137,7 @@ fn over(status: &PodStatus, ended: Option<&ContainerStateTerminated>) -> Option<
         return Some(Seen::exited(Step::Run, End::Lost, disruption));
     }
     if let Some(ended) = ended {
-        return Some(exit(ended));
+        return Some(exit(ended, pod));
     }
     failed.then(|| {
         let told = init_failure(status).unwrap_or_else(|| {
@@ -147,16 +147,14 @@ fn over(status: &PodStatus, ended: Option<&ContainerStateTerminated>) -> Option<
     })
 }
 
-fn exit(ended: &ContainerStateTerminated) -> Seen {
+fn exit(ended: &ContainerStateTerminated, pod: &Pod) -> Seen {
     let code = ended.exit_code;
     let end = match ended.signal {
         Some(signal) => End::Signal(signal),
         None => End::Code(code),
     };
     let last = last_line(ended.message.as_deref().unwrap_or_default());
-    let setup = ["setup exited with code", "file_mounts."]
-        .iter()
-        .any(|begin| last.starts_with(begin));
+    let setup = last.starts_with("setup exited with code") || files::is_of_place(last);
     match ended.reason.as_deref() {
         Some("OOMKilled") => Seen::exited(
             Step::Run,
@@ -167,7 +165,15 @@ fn exit(ended: &ContainerStateTerminated) -> Seen {
         Some(reason @ ("ContainerCannotRun" | "StartError")) => Seen::exited(
             Step::Setup,
             End::NotStarted,
-            format!("its container cannot be started ({reason}): {last}; the image needs /bin/sh"),
+            format!(
+                "its container cannot be started ({reason}): {}; the image needs /bin/sh{}",
+                quote(Some(&last.to_owned())),
+                match files::are_mounted(pod) {
+                    true =>
+                        ", and a destination of file_mounts that is a file must be no directory in it, nor the other way round",
+                    false => "",
+                }
+            ),
         ),
         _ if setup => Seen::exited(Step::Setup, end, last),
         _ if last.is_empty() => {

@@ -310,10 +310,7 @@ async fn secrets_are_made_once_for_each_pod_and_never_read() {
     assert_eq!(api.count(), 3);
 }
 
-#[tokio::test]
-async fn files_are_in_a_secret_of_their_own_that_is_made_again_where_a_leader_died_before_it() {
-    let api = Api::default();
-    let site = site(&api, OURS);
+fn with_a_file() -> ReplicaLaunch {
     let mut launch = launch();
     launch.file_mounts.push(FileMount {
         destination: Destination::Absolute("/etc/x".to_owned()),
@@ -322,10 +319,20 @@ async fn files_are_in_a_secret_of_their_own_that_is_made_again_where_a_leader_di
             bytes: b"hush".as_slice().into(),
         }),
     });
+    launch
+}
+
+#[tokio::test]
+async fn files_are_in_a_secret_of_their_own_that_is_made_again_where_a_leader_died_before_it() {
+    let api = Api::default();
+    let site = site(&api, OURS);
+    let launch = with_a_file();
     api.forbid_kind("secrets");
     let refused = create::ensure(&site, launch.clone()).await.unwrap_err();
     assert!(matches!(refused, ProviderError::Create { .. }), "{refused}");
-    assert!(!refused.to_string().contains("hush"), "{refused}");
+    for secret in ["hush", "aHVzaA"] {
+        assert!(!refused.to_string().contains(secret), "{refused}");
+    }
     assert_eq!(api.count(), 1, "the pod, which waits behind its gate");
     api.allow_kind("secrets");
     create::ensure(&site, launch.clone()).await.unwrap();
@@ -339,4 +346,27 @@ async fn files_are_in_a_secret_of_their_own_that_is_made_again_where_a_leader_di
         made["metadata"]["ownerReferences"][0]["uid"],
         pod["metadata"]["uid"]
     );
+}
+
+#[tokio::test]
+async fn a_conflict_that_made_no_secret_keeps_the_gate_closed_until_there_is_one() {
+    let api = Api::default();
+    let site = site(&api, OURS);
+    let mut with_a_secret = launch();
+    with_a_secret.secrets.insert("A".to_owned(), "x".to_owned());
+    for launch in [with_a_secret, with_a_file()] {
+        api.contend("secrets", true);
+        let refused = create::ensure(&site, launch.clone()).await.unwrap_err();
+        assert!(
+            matches!(refused, ProviderError::Unavailable { .. }),
+            "{refused}"
+        );
+        assert_eq!(api.count(), 1, "the pod, which waits behind its gate");
+        api.contend("secrets", false);
+        create::ensure(&site, launch.clone()).await.unwrap();
+        let again = create::ensure(&site, launch).await.unwrap();
+        assert!(matches!(again, Launched::Held(_)));
+        assert_eq!(api.count(), 2, "a pod and one Secret");
+        api.clear();
+    }
 }

@@ -159,6 +159,46 @@ fn the_container_copies_what_goes_to_its_home_and_working_directory() {
     );
 }
 
+/// What the shell would do as [`PLACE`] has it, where `stubs` stand for the programs that change something.
+fn place_by(stubs: &str, home: &str, destination: Destination) -> Output {
+    let root = tempfile::tempdir().unwrap();
+    lay_out(root.path(), &[one(destination, 0o600, "x")]);
+    let script = format!("{stubs}\n{PLACE}\nplace \"$1\"");
+    let output = Command::new("/bin/sh")
+        .args(["-c", &script, "raftserve"])
+        .arg(root.path().join(TO_COPY))
+        .env("HOME", home)
+        .current_dir(root.path())
+        .output();
+    output.unwrap()
+}
+
+#[test]
+fn a_home_that_is_the_root_directory_takes_files() {
+    // Each says what it would do, and the last fails, so that it is told.
+    let stubs = r#"mkdir() { [ -d "$2" ] && echo "in $2"; }
+        rm() { :; }
+        cp() { echo "to $2"; }
+        chmod() { echo "of $2"; return 1; }"#;
+    for home in ["/", ""] {
+        let destination = Destination::Home("raftserve-test".to_owned());
+        let placed = place_by(stubs, home, destination);
+        let said = String::from_utf8(placed.stdout).unwrap();
+        let steps = "in / to /raftserve-test of /raftserve-test\n";
+        assert!(said.ends_with(steps), "{said}");
+    }
+}
+
+#[test]
+fn why_a_file_cannot_be_put_in_place_is_one_line_as_it_was_said() {
+    let stubs = r#"mkdir() { printf '%s\n' 'a  *' 'b\nc'; return 1; }"#;
+    let refused = place_by(stubs, "/", Destination::Working("x".to_owned()));
+    assert!(!refused.status.success());
+    let said = String::from_utf8(refused.stdout).unwrap();
+    assert!(said.ends_with("): a * b\\nc\n"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
 #[test]
 fn the_secret_is_the_pods_and_the_largest_fits_in_what_kubernetes_takes() {
     use raftserve_model::spec::{FILE_PATH_BYTES_MAX, FILES_BYTES_MAX, FILES_MAX};

@@ -95,7 +95,9 @@ fn all_that_is_asked_for_is_in_the_pod() {
     assert_eq!(terms.as_array().unwrap().len(), 2 * SPOT.len());
     assert_eq!(pod["spec"]["tolerations"].as_array().unwrap().len(), 5);
     // A secret takes the place of an environment variable, and stands nowhere in the pod.
-    assert!(!pod.to_string().contains("hush"));
+    for secret in ["hush", "aHVzaA"] {
+        assert!(!pod.to_string().contains(secret), "{pod}");
+    }
     let env = container["env"].as_array().unwrap();
     assert!(env.iter().all(|it| it["name"] != "A"));
     let secret = secret(
@@ -259,3 +261,22 @@ fn where_it_is_not_the_first_process_only_its_own_group_is_told_to_stop() {
     let code = ended.and_then(|ended| ended.code());
     assert_eq!((said().as_str(), code), ("ready\ntold\n", Some(7)));
 }
+
+#[test]
+fn a_replica_that_is_told_to_stop_while_its_files_are_put_in_place_ends_without_setup() {
+    for place_ends_by in [0, 1] {
+        // The shell is told while `place` is at work, and looks when that has ended.
+        let place = format!(
+            "place() {{ command kill -TERM $$; echo why; return {place_ends_by}; }}\n{NO_KILL}{SCRIPT}"
+        );
+        let ended = std::process::Command::new("/bin/sh")
+            .args(["-c", &place, "raftserve", "echo sets up", "echo runs", "x"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8(ended.stdout).unwrap();
+        assert_eq!((ended.status.code(), said.as_str()), (Some(143), ""));
+    }
+}
+
+/// Of the script, which is not to tell whoever runs the tests.
+const NO_KILL: &str = "kill() { :; }\n";

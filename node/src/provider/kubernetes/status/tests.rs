@@ -162,6 +162,36 @@ fn an_end_tells_its_step_and_its_last_words() {
     assert_eq!(done.message, "run exited with code 0");
     let refused = ended(json!({"exitCode": 128, "reason": "StartError", "message": "no /bin/sh"}));
     assert_eq!((refused.step, refused.end), (Step::Setup, End::NotStarted));
+    let place = "file_mounts.~/x cannot be put in place (HOME is /, and it starts in /): no";
+    let place = ended(json!({"exitCode": 1, "message": place}));
+    assert_eq!(place.step, Step::Setup);
+    let own = ended(json!({"exitCode": 1, "message": "file_mounts.x is not what I expected"}));
+    assert_eq!(own.step, Step::Run);
+}
+
+#[test]
+fn a_container_that_cannot_start_is_told_of_the_files_that_are_mounted_over_its_image() {
+    let long = "not a directory ".repeat(40);
+    for reason in ["StartError", "ContainerCannotRun"] {
+        let told = |container: &str, path: &str| {
+            let mounts = json!([{"name": "raftserve-files", "mountPath": path}]);
+            let spec = json!({"containers": [{"name": container, "volumeMounts": mounts}]});
+            let terminated = json!({"exitCode": 128, "reason": reason, "message": long});
+            let status = json!({
+                "phase": "Failed", "containerStatuses": self::container(json!({"terminated": terminated})),
+            });
+            exit_of(shown(json!({}), spec, status)).message
+        };
+        let with = told(labels::CONTAINER, "/etc/app");
+        let said = "the image needs /bin/sh, and a destination of file_mounts";
+        assert!(with.contains(said) && with.ends_with("way round"), "{with}");
+        for without in [
+            told("other", "/etc/app"),
+            told(labels::CONTAINER, "/run/raftserve-files"),
+        ] {
+            assert!(without.ends_with("/bin/sh"), "{without}");
+        }
+    }
 }
 
 #[test]

@@ -28,6 +28,8 @@ struct State {
     meddler: Option<Meddler>,
     /// Methods and kinds that nobody may use.
     forbidden: BTreeSet<String>,
+    /// What is not made, as a quota that others use at the same time cannot be counted.
+    contended: BTreeSet<String>,
 }
 
 /// The server, which all its clients share.
@@ -60,6 +62,11 @@ impl Api {
         self.object("configmaps", name)["data"].clone()
     }
 
+    /// Takes all objects away.
+    pub(super) fn clear(&self) {
+        self.0.lock().unwrap().objects.clear();
+    }
+
     /// Takes a pod away.
     pub(super) fn remove(&self, name: &str) {
         let mut state = self.0.lock().unwrap();
@@ -86,6 +93,15 @@ impl Api {
     /// Lets everybody do again what [`Self::forbid_kind`] refused.
     pub(super) fn allow_kind(&self, kind: &str) {
         self.0.lock().unwrap().forbidden.remove(kind);
+    }
+
+    /// Makes none of a kind, or makes them again, as somebody else changes its quota or not.
+    pub(super) fn contend(&self, kind: &str, is_contended: bool) {
+        let contended = &mut self.0.lock().unwrap().contended;
+        match is_contended {
+            true => contended.insert(kind.to_owned()),
+            false => contended.remove(kind),
+        };
     }
 
     /// Refuses from now on whatever concerns a kind, but for making one.
@@ -121,7 +137,15 @@ impl State {
         let own = body["metadata"]["name"].as_str().unwrap_or_default();
         let key = format!("{kind}/{}", if name.is_empty() { own } else { name });
         match (method.as_str(), name) {
-            ("POST", "") if self.objects.contains_key(&key) => status(409, "already exists"),
+            ("POST", "") if self.contended.contains(kind) => status(
+                409,
+                "Operation cannot be fulfilled on resourcequotas \"small\"",
+            ),
+            ("POST", "") if self.objects.contains_key(&key) => {
+                let (code, mut status) = status(409, "already exists");
+                status["reason"] = "AlreadyExists".into();
+                (code, status)
+            }
             ("POST", "") => (201, self.put(&key, body.clone(), true)),
             ("GET", "") => (200, self.list(kind, query)),
             (verb, _) => match self.objects.get(&key).cloned() {
