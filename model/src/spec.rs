@@ -31,8 +31,8 @@ mod yaml;
 
 pub use error::{SpecError, SpecErrors};
 pub use file_mounts::{
-    Destination, FILE_MODE, FILE_PATH_BYTES_MAX, FILES_BYTES_MAX, FILES_MAX, FileMount,
-    LocalSource, MountContent, MountedFile, SentFile,
+    Destination, FILE_MODE, FILE_PATH_BYTES_MAX, FILES_BYTES_MAX, FILES_MAX, FILES_TOO_MUCH_REMEDY,
+    FileMount, LocalSource, MountContent, MountedFile, SentFile,
 };
 pub use parse::{ParseOptions, Parsed};
 pub use placement::{Accelerators, Placement};

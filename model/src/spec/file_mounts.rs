@@ -13,8 +13,8 @@ use super::{Placement, fields};
 
 mod sent;
 
-pub use sent::SentFile;
 pub(super) use sent::attach;
+pub use sent::{FILES_TOO_MUCH_REMEDY, SentFile};
 
 /// The most bytes that all files of a service have together. A Kubernetes Secret takes 1 MiB, of which some is left for
 /// the paths; and all of it is in every peer's memory and log.
@@ -140,6 +140,11 @@ impl Destination {
         }
         let destination = made(path);
         match &destination {
+            // As text it would be another destination.
+            Self::Working(path) if path.starts_with('~') => Err((
+                "begins with ~ within the working directory",
+                "rename it, or write ~/… for the replica's home",
+            )),
             Self::Absolute(path) if RESERVED.iter().any(|taken| overlap(path, taken)) => Err((
                 "is, or has in it, what belongs to the kernel or to raftserve",
                 "choose another path",
@@ -216,6 +221,14 @@ impl LocalSource {
     #[must_use]
     pub fn field(&self) -> String {
         field_of(&self.destination)
+    }
+
+    /// The line in the YAML, from 1, if it is known.
+    #[must_use]
+    pub fn line(&self) -> Option<usize> {
+        usize::try_from(self.mark.line)
+            .ok()
+            .filter(|line| *line > 0)
     }
 }
 

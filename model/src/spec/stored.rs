@@ -12,8 +12,9 @@ use bincode::{BorrowDecode, Decode, Encode};
 
 use super::{FileMount, ServiceSpec};
 
-/// The largest stored document of a specification, in bytes, with the files that follow it: what the YAML may be, doubled.
-pub const SPEC_DOCUMENT_BYTES_MAX: usize = 2 << 20;
+/// The largest stored document of a specification, in bytes, with the files that follow it: with the name and the precondition
+/// of its command it is at most 2 MiB, which is what a peer hands to the leader.
+pub const SPEC_DOCUMENT_BYTES_MAX: usize = (2 << 20) - (4 << 10);
 
 /// What stands between the document and the files; files in another layout would follow another byte.
 const FILES_FOLLOW: u8 = 0;

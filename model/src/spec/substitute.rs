@@ -107,6 +107,12 @@ impl<'v> Substitution<'v> {
     }
 }
 
+/// The names of the variables in `text`.
+pub(super) fn names(text: &str) -> impl Iterator<Item = &str> {
+    text.match_indices('$')
+        .filter_map(|(at, _)| Some(variable_name(&text[at..])?.0))
+}
+
 /// The name in a text that starts with `$NAME` or `${NAME}`, and the length of the whole reference.
 fn variable_name(text: &str) -> Option<(&str, usize)> {
     let body = text.strip_prefix('$')?;

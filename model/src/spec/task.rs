@@ -12,7 +12,7 @@ use super::raftserve::{self, Settings};
 use super::reader::{Field, Fields, Reader};
 use super::substitute::Substitution;
 use super::yaml::{Node, Value};
-use super::{ServiceSpec, file_mounts, placement, port, resources, scalar, service};
+use super::{ServiceSpec, file_mounts, placement, port, resources, scalar, service, substitute};
 
 /// The longest command, in bytes, once a port of five digits is put in place, and the longest
 /// environment variable: Linux takes strings of 128 KiB (`MAX_ARG_STRLEN`) into a process, and some
@@ -61,15 +61,12 @@ pub(super) fn read(
     let mut resources = resources::read(reader, &fields);
     placement::read_task(reader, &fields, &mut resources.placement);
     let local_sources = file_mounts::read(reader, &fields, made, &resources.placement);
-    let file_mounts = files
-        .map(|files| file_mounts::attach(reader, &local_sources, files))
-        .unwrap_or_default();
     let service = service::read(reader, &fields, &resources, made, probe_kind);
     let (port, run) = match made {
         true => (service.port?, run?),
         false => (service.port.unwrap_or_default(), run.unwrap_or_default()),
     };
-    let spec = ServiceSpec {
+    let mut spec = ServiceSpec {
         source: source.to_owned(),
         replicas: service.replicas,
         readiness: service.readiness,
@@ -87,9 +84,13 @@ pub(super) fn read(
         drain_timeout,
         stop_grace,
         traffic,
-        file_mounts,
+        file_mounts: Vec::new(),
     };
     check_commands(reader, &fields, &spec);
+    // Whoever sends a faulty YAML may well have sent no files.
+    if let Some(files) = files.filter(|_| reader.errors.is_empty()) {
+        spec.file_mounts = file_mounts::attach(reader, &local_sources, files);
+    }
     Some(Parsed {
         name,
         spec,
@@ -322,12 +323,35 @@ fn substitute(reader: &mut Reader, root: &mut Node, envs: &Variables, secrets: &
         let Some(entry) = entries.iter_mut().find(|entry| entry.key == section) else {
             continue;
         };
+        if section == "file_mounts" {
+            refuse_secret_destinations(reader, &mut entry.value, secrets);
+        }
         let done: Result<(), SpecError> = substitution.apply(section, &mut entry.value);
         if let Err(error) = done {
             reader.errors.push(error);
         }
         warn_of_unknown(reader, section, &take(&mut substitution.unknown));
     }
+}
+
+/// Takes out the destinations that name secrets: where files are put is shown to everybody.
+fn refuse_secret_destinations(reader: &mut Reader, mounts: &mut Node, secrets: &Variables) {
+    let Value::Map(entries) = &mut mounts.value else {
+        return;
+    };
+    entries.retain(|entry| {
+        let named = substitute::names(&entry.key).find(|name| secrets.contains_key(*name));
+        let Some(name) = named else {
+            return true;
+        };
+        reader.fault(
+            &format!("file_mounts.{}", entry.key),
+            entry.mark,
+            format!("the destination names the secret {name}, and destinations are shown"),
+            "name a variable of envs",
+        );
+        false
+    });
 }
 
 fn warn_of_unknown(reader: &mut Reader, section: &str, unknown: &BTreeSet<String>) {

@@ -20,7 +20,8 @@ pub struct SentFile {
     pub file: MountedFile,
 }
 
-/// The mounts that `sources` and the files sent for them make.
+/// The mounts that `sources` and the files sent for them make, by destination: their order in the YAML is none of replicas'
+/// business.
 pub(crate) fn attach(
     reader: &mut Reader,
     sources: &[LocalSource],
@@ -43,7 +44,7 @@ pub(crate) fn attach(
             }
         }
     }
-    sources
+    let mut mounts: Vec<FileMount> = sources
         .iter()
         .filter_map(|source| {
             let files = by_mount.remove(&source.destination);
@@ -52,7 +53,9 @@ pub(crate) fn attach(
                 content: faults.content(source, files)?,
             })
         })
-        .collect()
+        .collect();
+    mounts.sort_by(|one, other| one.destination.cmp(&other.destination));
+    mounts
 }
 
 struct Faults<'r> {
@@ -81,7 +84,7 @@ impl Faults<'_> {
         } else {
             return true;
         };
-        let remedy = TOO_MUCH_REMEDY;
+        let remedy = FILES_TOO_MUCH_REMEDY;
         self.reader
             .fault("file_mounts", Mark::default(), problem, remedy);
         false
@@ -174,5 +177,5 @@ impl Faults<'_> {
 }
 
 /// What to do with more than can be sent.
-pub(super) const TOO_MUCH_REMEDY: &str = "they go through the log of all peers: put large files into the image \
+pub const FILES_TOO_MUCH_REMEDY: &str = "they go through the log of all peers: put large files into the image \
     (resources.image_id) or a volume, or download them in setup";

@@ -140,6 +140,85 @@ fn what_was_not_sent_as_the_yaml_names_it_is_refused_by_name() {
 }
 
 #[test]
+fn files_that_lack_are_no_fault_where_the_yaml_has_another() {
+    let mounts = "file_mounts: {a: a, b: b}\n";
+    let told = refused(mounts, Vec::new());
+    assert_eq!(told.matches("no file was sent").count(), 2, "{told}");
+    for fault in ["num_nodes: 2\n", "service_account: x\n"] {
+        let told = refused(&format!("{mounts}{fault}"), Vec::new());
+        assert!(!told.contains("no file was sent"), "{told}");
+    }
+    // The last that is looked at.
+    let long = format!("{mounts}setup: {}\n", "x".repeat(128 << 10));
+    let told = refused(&long, Vec::new());
+    assert!(!told.contains("no file was sent"), "{told}");
+}
+
+#[test]
+fn the_order_in_the_yaml_makes_no_other_specification() {
+    let one = with_files("file_mounts:\n  /c: c\n  ~/b: b\n  a: a\n", three());
+    let other = with_files("file_mounts:\n  a: a\n  /c: c\n  ~/b: b\n", three());
+    let (one, other) = (one.unwrap().spec, other.unwrap().spec);
+    assert!(one.runs_the_same(&other));
+    assert_eq!(one.file_mounts.len(), 3);
+}
+
+fn three() -> Vec<SentFile> {
+    ["/c", "a", "~/b"]
+        .map(|to| sent(to, "", 0o644, to))
+        .to_vec()
+}
+
+#[test]
+fn destinations_read_back_as_they_are_written() {
+    for text in [
+        "a",
+        "./a",
+        "a~",
+        "a/~",
+        "a/./~b//c",
+        "~/a",
+        "~/~",
+        "~/~/b",
+        "~//a/.",
+        "/a",
+        "//a",
+        "/./~/a",
+        ".//a",
+        "~/./~x",
+    ] {
+        let read = Destination::parse(text).unwrap();
+        assert_eq!(Destination::parse(&read.to_string()), Ok(read), "{text}");
+    }
+    for text in ["./~/a", ".//~", "././~root/x"] {
+        let (problem, _) = Destination::parse(text).unwrap_err();
+        assert!(problem.contains("begins with ~"), "{text}: {problem}");
+    }
+}
+
+#[test]
+fn destinations_name_no_secrets() {
+    let with = |mount: &str| {
+        minimal(
+            "{}",
+            &format!("envs: {{WHERE: conf}}\nsecrets: {{KEY: hush}}\nfile_mounts: {{{mount}}}\n"),
+        )
+    };
+    for mount in ["$KEY: x", "'a/${KEY}/b': x", "$WHERE/$KEY: $KEY"] {
+        let told = refuse(&with(mount));
+        let said = "the destination names the secret KEY";
+        assert!(told.len() == 1 && told[0].contains(said), "{told:?}");
+        assert!(!told[0].contains("hush"), "{told:?}");
+    }
+    let taken = accept(&with("$WHERE/$OTHER: $KEY"));
+    let source = &taken.local_sources[0];
+    assert_eq!(
+        (source.destination.to_string(), source.source.as_str()),
+        ("conf/$OTHER".to_owned(), "hush")
+    );
+}
+
+#[test]
 fn all_files_have_768_kib_together_and_no_more() {
     let mounts = "file_mounts: {a: a, b: b}";
     let sized = |bytes: usize| {
@@ -297,6 +376,7 @@ fn contents_are_shown_nowhere() {
     let shown = format!("{spec:?} {:?} {}", spec.file_mounts, spec.source_masked());
     assert!(!shown.contains("hush"), "{shown}");
     assert!(!shown.contains("104, 117, 115, 104"), "{shown}");
+    assert!(!shown.contains("aHVzaCwgaHVza"), "{shown}");
     assert_eq!(
         spec.render()["file_mounts"],
         serde_json::json!({
