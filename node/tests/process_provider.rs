@@ -277,12 +277,18 @@ async fn files_are_there_before_setup_and_go_with_the_replica() {
     };
     // Started by one that has the files, and by one that died before its program began.
     let nobody = ProcessProvider::with_executable(&host.root, host.cluster, "/no/binary".into());
-    nobody.unwrap().ensure(files.clone()).await.unwrap_err();
+    let nobody = nobody.unwrap();
+    nobody.ensure(files.clone()).await.unwrap_err();
     assert!(host.dir(1).path().join("files.bin").exists());
     provider.ensure(files.clone()).await.unwrap();
     host.sleeper(1).await;
-    let said = output(&provider, 1, LogQuery::default()).await;
     let work = host.dir(1).work();
+    // What was written is kept a moment later.
+    let said = eventually("the program's output", async || {
+        let said = output(&provider, 1, LogQuery::default()).await;
+        said.contains(".name").then_some(said)
+    })
+    .await;
     assert!(said.contains("hello you"), "{said}");
     assert!(said.contains("-rw-------"), "{said}");
     assert!(
@@ -293,10 +299,22 @@ async fn files_are_there_before_setup_and_go_with_the_replica() {
 
     // A second creation is none, and changes no file that the program may have changed.
     std::fs::write(work.join(".name"), "me").unwrap();
-    provider.ensure(files).await.unwrap();
+    provider.ensure(files.clone()).await.unwrap();
     assert_eq!(std::fs::read(work.join(".name")).unwrap(), b"me");
     provider.stop(&key(1), LONG).await.unwrap();
     assert!(!work.exists());
+
+    // One that is stopped before its program ever began leaves none.
+    let never = ReplicaLaunch {
+        replica: key(2),
+        ..files
+    };
+    nobody.ensure(never.clone()).await.unwrap_err();
+    assert!(host.dir(2).path().join("files.bin").exists());
+    provider.stop(&key(2), LONG).await.unwrap();
+    let late = provider.ensure(never).await.unwrap_err();
+    assert!(matches!(late, ProviderError::Tombstoned(_)), "{late}");
+    assert!(!host.dir(2).path().join("files.bin").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -97,7 +97,12 @@ async fn prepare(site: &Site, dir: &RunDir, launch: ReplicaLaunch) -> Result<(),
             run_files::keep(&target, &mounts)?;
         }
         target.write_launch_once(&document)?;
-        Ok(false)
+        let stopped = target.is_stopped()?;
+        if stopped {
+            // Meanwhile, and perhaps for good already.
+            run_files::discard(&target)?;
+        }
+        Ok(stopped)
     })
     .await
     .map_err(io_error("prepare", dir.path()))?;

@@ -12,6 +12,7 @@ use super::{Site, blocking, io_error};
 use crate::provider::proc_table::{self, Also};
 use crate::provider::record::{ControlRequest, Phase};
 use crate::provider::run_dir::{RunDir, RunLock, SocketPath};
+use crate::provider::run_files;
 use crate::provider::{ProviderError, ReplicaKey};
 use crate::shim;
 
@@ -134,5 +135,6 @@ fn settle(dir: &RunDir, lock: &RunLock) -> io::Result<()> {
         record.phase = Phase::Exited(shim::lost(step));
         dir.write_record(lock, &record)?;
     }
+    run_files::discard(dir)?;
     dir.remove_work(lock)
 }
