@@ -5,10 +5,11 @@
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use raftserve_model::spec::{FILES_BYTES_MAX, FILES_MAX, LocalSource};
+use raftserve_model::spec::{FILES_BYTES_MAX, FILES_MAX, FILES_TOO_MUCH_REMEDY, LocalSource};
+use rustix::fs::OFlags;
 
 use crate::admin::v1;
 
@@ -31,19 +32,22 @@ pub(crate) struct LocalFilesError {
     pub(crate) problem: String,
     /// What to do about it.
     pub(crate) remedy: String,
+    /// The line in the YAML, from 1, if it is about one entry.
+    pub(crate) line: Option<usize>,
     /// There is no such file.
     pub(crate) is_absent: bool,
 }
 
 /// A file that was found and not read yet.
-struct Found {
-    mount: String,
-    field: String,
+struct Found<'a> {
+    source: &'a LocalSource,
     /// Within its source; empty if the source is the file.
     path: String,
+    /// As its owner knows it.
     at: PathBuf,
-    bytes: u64,
-    mode: u32,
+    /// The same without links.
+    real: PathBuf,
+    metadata: Metadata,
 }
 
 /// The files that `sources` name, to be sent along.
@@ -59,6 +63,15 @@ fn read_at_home(
     sources: &[LocalSource],
     home: Option<&Path>,
 ) -> Result<Vec<v1::MountedFile>, LocalFilesError> {
+    let found = find(sources, home)?;
+    check_size(&found)?;
+    found.into_iter().map(contents).collect()
+}
+
+fn find<'a>(
+    sources: &'a [LocalSource],
+    home: Option<&Path>,
+) -> Result<Vec<Found<'a>>, LocalFilesError> {
     let mut found = Vec::new();
     for source in sources {
         let mut walk = Walk {
@@ -70,21 +83,22 @@ fn read_at_home(
         };
         walk.begin(home)?;
     }
-    check_size(&found)?;
-    found.into_iter().map(contents).collect()
+    Ok(found)
 }
 
-fn check_size(found: &[Found]) -> Result<(), LocalFilesError> {
-    let all: u64 = found.iter().map(|file| file.bytes).sum();
+fn check_size(found: &[Found<'_>]) -> Result<(), LocalFilesError> {
+    let all = found
+        .iter()
+        .fold(0, |all: u64, file| all.saturating_add(file.metadata.len()));
     if all <= FILES_BYTES_MAX as u64 {
         return Ok(());
     }
-    let mut largest: Vec<&Found> = found.iter().collect();
-    largest.sort_by_key(|file| std::cmp::Reverse(file.bytes));
+    let mut largest: Vec<&Found<'_>> = found.iter().collect();
+    largest.sort_by_key(|file| std::cmp::Reverse(file.metadata.len()));
     let mut named: Vec<String> = largest
         .iter()
         .take(NAMED)
-        .map(|file| format!("{} {}", file.at.display(), file.bytes))
+        .map(|file| format!("{} {}", file.at.display(), file.metadata.len()))
         .collect();
     if largest.len() > NAMED {
         named.push(format!("{} smaller ones", largest.len() - NAMED));
@@ -95,52 +109,80 @@ fn check_size(found: &[Found]) -> Result<(), LocalFilesError> {
             "{all} bytes in all, and {FILES_BYTES_MAX} are allowed ({})",
             named.join(", ")
         ),
-        remedy: TOO_MUCH_REMEDY.to_owned(),
+        remedy: FILES_TOO_MUCH_REMEDY.to_owned(),
+        line: None,
         is_absent: false,
     })
 }
 
-const TOO_MUCH_REMEDY: &str =
-    "put large files into the image (resources.image_id) or a volume, or download them in setup";
-
-fn contents(found: Found) -> Result<v1::MountedFile, LocalFilesError> {
-    let refused = |problem: String, remedy: &str| LocalFilesError {
-        field: found.field.clone(),
-        problem,
-        remedy: remedy.to_owned(),
-        is_absent: false,
+/// Reads what was found, if it still is what was found.
+fn contents(found: Found<'_>) -> Result<v1::MountedFile, LocalFilesError> {
+    let shown = found.at.display();
+    let cannot_read = |error: io::Error| {
+        let problem = format!("cannot read {shown}: {error}");
+        refused(found.source, problem, "see to it that you may read it")
     };
+    let changed = || {
+        let problem = format!("{shown} changed while it was read");
+        refused(found.source, problem, "try again once nobody writes to it")
+    };
+    // A link or a pipe that came to its place is neither followed nor waited for.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::options()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(&found.real)
+        .map_err(cannot_read)?;
+    let metadata = file.metadata().map_err(cannot_read)?;
+    let identity = |metadata: &Metadata| (metadata.dev(), metadata.ino(), metadata.len());
+    if !metadata.is_file() || identity(&metadata) != identity(&found.metadata) {
+        return Err(changed());
+    }
     let mut contents = Vec::new();
-    let file = File::open(&found.at);
-    let read = file.and_then(|file| file.take(found.bytes + 1).read_to_end(&mut contents));
-    read.map_err(|error| {
-        let problem = format!("cannot read {}: {error}", found.at.display());
-        refused(problem, "see to it that you may read it")
-    })?;
-    if contents.len() as u64 > found.bytes {
-        let problem = format!("{} grew while it was read", found.at.display());
-        return Err(refused(problem, "try again once nobody writes to it"));
+    file.take(metadata.len() + 1)
+        .read_to_end(&mut contents)
+        .map_err(cannot_read)?;
+    if contents.len() as u64 != metadata.len() {
+        return Err(changed());
     }
     Ok(v1::MountedFile {
-        mount: found.mount,
-        path: found.path,
-        mode: found.mode,
+        mount: found.source.destination.to_string(),
+        mode: mode_of(metadata.mode()),
         contents: contents.into(),
+        path: found.path,
     })
+}
+
+/// The permission bits to send of `mode`. None at all would stand for the usual ones, which are more.
+fn mode_of(mode: u32) -> u32 {
+    match mode & 0o777 {
+        0 => 0o400,
+        bits => bits,
+    }
+}
+
+fn refused(source: &LocalSource, problem: String, remedy: &str) -> LocalFilesError {
+    LocalFilesError {
+        field: source.field(),
+        problem,
+        remedy: remedy.to_owned(),
+        line: source.line(),
+        is_absent: false,
+    }
 }
 
 /// A way through one source.
-struct Walk<'a> {
+struct Walk<'a, 'f> {
     source: &'a LocalSource,
     /// The source without links.
     root: PathBuf,
     /// The directories on the way, without links.
     within: Vec<PathBuf>,
     entries: usize,
-    found: &'a mut Vec<Found>,
+    found: &'f mut Vec<Found<'a>>,
 }
 
-impl Walk<'_> {
+impl Walk<'_, '_> {
     fn begin(&mut self, home: Option<&Path>) -> Result<(), LocalFilesError> {
         let source = &self.source.source;
         let at = match source.strip_prefix('~') {
@@ -167,7 +209,7 @@ impl Walk<'_> {
     fn visit(&mut self, at: &Path, real: &Path, path: String) -> Result<(), LocalFilesError> {
         let metadata = fs::metadata(real).map_err(|error| self.cannot_read(at, &error))?;
         if metadata.is_file() {
-            return self.note(at, &metadata, path);
+            return self.note(at, real, metadata, path);
         }
         if !metadata.is_dir() {
             let problem = format!("{} is neither a file nor a directory", at.display());
@@ -179,7 +221,7 @@ impl Walk<'_> {
         }
         if self.within.len() >= DEPTH_MAX {
             let problem = format!("{} is deeper than {DEPTH_MAX} directories", at.display());
-            return Err(self.refused(problem, TOO_MUCH_REMEDY));
+            return Err(self.refused(problem, FILES_TOO_MUCH_REMEDY));
         }
         self.within.push(real.to_owned());
         let entries = fs::read_dir(real).map_err(|error| self.cannot_read(at, &error))?;
@@ -187,7 +229,11 @@ impl Walk<'_> {
             let entry = entry.map_err(|error| self.cannot_read(at, &error))?;
             self.entries += 1;
             if self.entries > ENTRIES_MAX {
-                return Err(self.too_many());
+                let problem = format!(
+                    "there are more than {ENTRIES_MAX} files and directories in {}, and {FILES_MAX} files are allowed",
+                    self.source.source
+                );
+                return Err(self.refused(problem, FILES_TOO_MUCH_REMEDY));
             }
             let (at, name) = (at.join(entry.file_name()), entry.file_name());
             let Some(name) = name.to_str() else {
@@ -219,19 +265,23 @@ impl Walk<'_> {
     fn note(
         &mut self,
         at: &Path,
-        metadata: &Metadata,
+        real: &Path,
+        metadata: Metadata,
         path: String,
     ) -> Result<(), LocalFilesError> {
         if self.found.len() >= FILES_MAX {
-            return Err(self.too_many());
+            let problem = format!(
+                "there are more than {FILES_MAX} files, and more are not allowed: the last one looked at is in {}",
+                self.source.source
+            );
+            return Err(self.refused(problem, FILES_TOO_MUCH_REMEDY));
         }
         self.found.push(Found {
-            mount: self.source.destination.to_string(),
-            field: self.source.field(),
+            source: self.source,
             path,
             at: at.to_owned(),
-            bytes: metadata.len(),
-            mode: metadata.permissions().mode() & 0o777,
+            real: real.to_owned(),
+            metadata,
         });
         Ok(())
     }
@@ -254,21 +304,8 @@ impl Walk<'_> {
         }
     }
 
-    fn too_many(&self) -> LocalFilesError {
-        let problem = format!(
-            "there are more than {FILES_MAX} files, and more are not allowed: the last one looked at is in {}",
-            self.source.source
-        );
-        self.refused(problem, TOO_MUCH_REMEDY)
-    }
-
     fn refused(&self, problem: String, remedy: &str) -> LocalFilesError {
-        LocalFilesError {
-            field: self.source.field(),
-            problem,
-            remedy: remedy.to_owned(),
-            is_absent: false,
-        }
+        refused(self.source, problem, remedy)
     }
 }
 
@@ -419,5 +456,58 @@ mod tests {
         }
         let told = refused(&conf).to_string();
         assert!(told.contains("more than 256 files"), "{told}");
+    }
+
+    #[test]
+    fn directories_without_end_are_refused_as_what_they_are() {
+        let (_root, conf) = folder();
+        for number in 0..=ENTRIES_MAX {
+            fs::create_dir(conf.join(number.to_string())).unwrap();
+        }
+        let told = refused(&conf).to_string();
+        assert!(
+            told.contains("more than 2560 files and directories in"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn what_changed_after_it_was_found_is_not_sent() {
+        let changes: [(&str, &dyn Fn(&Path)); 6] = [
+            ("changed while", &|it| fs::write(it, "longer").unwrap()),
+            ("changed while", &|it| fs::write(it, "").unwrap()),
+            ("changed while", &|it| {
+                // The first keeps its inode, so that the second has another.
+                fs::rename(it, it.with_extension("old")).unwrap();
+                fs::write(it, "b").unwrap();
+            }),
+            ("cannot read", &|it| {
+                fs::rename(it, it.with_extension("old")).unwrap();
+                symlink(it.with_extension("old"), it).unwrap();
+            }),
+            ("changed while", &|it| {
+                fs::remove_file(it).unwrap();
+                let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+                let pipe = rustix::fs::FileType::Fifo;
+                rustix::fs::mknodat(rustix::fs::CWD, it, pipe, mode, 0).unwrap();
+            }),
+            ("cannot read", &|it| fs::remove_file(it).unwrap()),
+        ];
+        for (said, change) in changes {
+            let (_root, conf) = folder();
+            let sources = sources(&[("a", &conf.join("a.txt"))]);
+            let found = find(&sources, None).unwrap();
+            change(&conf.join("a.txt"));
+            let told = found.into_iter().map(contents).find_map(Result::err);
+            let told = told.unwrap();
+            assert!(told.problem.contains(said), "{told}");
+            assert_eq!((told.field.as_str(), told.line), ("file_mounts.a", Some(5)));
+        }
+    }
+
+    #[test]
+    fn permissions_that_nobody_has_are_not_widened() {
+        assert_eq!(mode_of(0o100_000), 0o400);
+        assert_eq!(mode_of(0o104_644), 0o644);
     }
 }
