@@ -136,10 +136,14 @@ impl Admin {
     /// # Errors
     /// As the peer answers.
     pub async fn apply(&self, yaml: &str) -> Result<v1::ApplyServiceResponse, Status> {
-        self.apply_with(yaml, Vec::new()).await
+        self.put(v1::ApplyServiceRequest {
+            yaml: yaml.to_owned(),
+            ..Default::default()
+        })
+        .await
     }
 
-    /// Creates a service with files that its YAML names.
+    /// Creates a service with files that its YAML names, or gives it another version if a try before has created it.
     ///
     /// # Errors
     /// As the peer answers.
@@ -148,11 +152,19 @@ impl Admin {
         yaml: &str,
         files: Vec<v1::MountedFile>,
     ) -> Result<v1::ApplyServiceResponse, Status> {
-        let request = v1::ApplyServiceRequest {
+        self.put(v1::ApplyServiceRequest {
             yaml: yaml.to_owned(),
             files,
+            if_exists: v1::IfExists::Update.into(),
             ..Default::default()
-        };
+        })
+        .await
+    }
+
+    async fn put(
+        &self,
+        request: v1::ApplyServiceRequest,
+    ) -> Result<v1::ApplyServiceResponse, Status> {
         let mut client = ServicesClient::new(self.channel.clone());
         Ok(client.apply(request).await?.into_inner())
     }

@@ -96,7 +96,12 @@ async fn a_pod_that_may_do_nothing_finds_its_files_and_leaves_none_behind() -> a
                 .objects("secrets", "raftserve.io/cluster")
                 .await
         };
-        ensure!(secrets().await?.len() == 1, "one pod, one Secret of files");
+        wait::until("one Secret", PATIENCE, async || {
+            let there = secrets().await?.len();
+            ensure!(there == 1, "{there} for one pod");
+            Ok(())
+        })
+        .await?;
         admin.delete("files").await?;
         wait::until("no Secret", PATIENCE, async || {
             let left = secrets().await?.len();

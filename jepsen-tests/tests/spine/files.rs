@@ -195,11 +195,21 @@ async fn peers_take_neither_a_yaml_without_its_files_nor_places_on_the_host() ->
         );
         ensure!(said.contains("raftserve up"), "{said}");
 
+        // Nobody said yes, so that nothing was sent.
+        let file = cluster.path("files.yaml");
+        fs::write(&file, yaml(&folder))?;
+        let file = file.to_str().context("a path in UTF-8")?;
+        let ran = cluster.cli(0).run(&["up", file]).await?;
+        let from = format!("from {0}/name, {0}/app?", folder.display());
+        told(
+            &ran,
+            EXIT_USAGE,
+            &["send along 4 files, 57 bytes in all, ", &from, "-y"],
+        )?;
+
         let target = cluster.path("target");
         let harmful = yaml(&folder).replace("~/.name", &target.display().to_string());
-        let file = cluster.path("files.yaml");
-        fs::write(&file, harmful)?;
-        let file = file.to_str().context("a path in UTF-8")?;
+        fs::write(file, harmful)?;
         let ran = cluster.cli(0).run(&["up", file, "-y"]).await?;
         let field = format!("file_mounts.{}", target.display());
         told(&ran, EXIT_USAGE, &[&field, "on the host"])?;

@@ -8,8 +8,10 @@ use tonic::{Extensions, Request, Status};
 
 use super::errors::Reason;
 
-/// The most requests being worked on at once. With messages of at most 2 MiB they hold at most
-/// 128 MiB; a write takes milliseconds, so this allows thousands per second.
+/// The most requests being worked on at once. Their messages have at most 2 MiB each, 128 MiB together, and the contents of
+/// files in them, 768 KiB each, are copied once. A message of a great many empty items takes many times its size until it has
+/// been decoded and refused, which only those whom the door lets make such a request can ask for. A write takes milliseconds,
+/// so this allows thousands per second.
 pub(super) const REQUESTS_MAX: usize = 64;
 
 /// The most requests about keys at once, whose messages are at most 72 KiB: they hold as much at most, and one

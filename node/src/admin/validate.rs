@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use raftserve_model::ServiceName;
 use raftserve_model::spec::{
-    Destination, MountedFile, ParseOptions, SentFile, ServiceSpec, SpecError,
+    Destination, FILES_MAX, FILES_TOO_MUCH_REMEDY, MountedFile, ParseOptions, SentFile,
+    ServiceSpec, SpecError,
 };
 use tonic::Status;
 
@@ -55,6 +56,16 @@ pub(super) fn check(yaml: &str, beside: Beside, provider: &str) -> Result<Checke
 /// # Errors
 /// `INVALID_ARGUMENT` with everything that is wrong.
 pub(crate) fn check_for_any(yaml: &str, beside: Beside) -> Result<Checked, Status> {
+    let files = beside.files.len();
+    if files > FILES_MAX {
+        let problem =
+            format!("{files} files, and {FILES_MAX} are allowed; {FILES_TOO_MUCH_REMEDY}");
+        return Err(errors::invalid_spec(&[Violation {
+            field: "file_mounts".to_owned(),
+            line: None,
+            problem,
+        }]));
+    }
     let options = ParseOptions {
         envs: beside.envs.into_iter().collect(),
         secrets: beside.secrets.into_iter().collect(),
@@ -211,6 +222,26 @@ mod tests {
             };
             assert!(refused.message().contains(field), "{}", refused.message());
         }
+    }
+
+    #[test]
+    fn more_files_than_there_may_be_are_refused_before_the_yaml_is_looked_at() {
+        let refused = |count: usize| {
+            let beside = Beside {
+                files: vec![v1::MountedFile::default(); count],
+                ..Beside::default()
+            };
+            let Err(refused) = check_for_any("{", beside) else {
+                panic!("it is taken");
+            };
+            refused.message().to_owned()
+        };
+        let told = refused(FILES_MAX + 1);
+        assert!(
+            told.contains("file_mounts: 257 files, and 256 are allowed"),
+            "{told}"
+        );
+        assert!(!refused(FILES_MAX).contains("files"));
     }
 
     #[test]

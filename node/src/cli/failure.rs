@@ -108,6 +108,12 @@ impl Failure {
         self
     }
 
+    /// What is wrong in what would have been sent, which the message says too.
+    pub(super) fn violation(mut self, violation: Violation) -> Self {
+        self.violations.push(violation);
+        self
+    }
+
     /// The same, said after what did not come about for it.
     pub(super) fn after(self, undone: &str) -> Self {
         Self {
@@ -192,7 +198,7 @@ impl Failure {
         ExitCode::from(self.exit as u8)
     }
 
-    fn value(&self) -> Value {
+    pub(super) fn value(&self) -> Value {
         let violation = |violation: &Violation| {
             json!({
                 "field": violation.field,

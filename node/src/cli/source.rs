@@ -4,12 +4,15 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
 
+use bytes::Bytes;
 use raftserve_model::spec::{ParseOptions, ServiceSpec};
 
 use super::args::Variables;
 use super::failure::{Exit, Failure, Sent};
+use crate::admin::errors::Violation;
+use crate::admin::v1;
 use crate::admin::validate::Beside;
-use crate::local_files;
+use crate::local_files::{self, LocalFilesError};
 
 /// The most bytes read: what a peer accepts, so that a wrong file is not read for minutes.
 const YAML_BYTES_MAX: u64 = 1 << 20;
@@ -108,10 +111,51 @@ pub(super) fn variables(flag: &str, given: &[String]) -> Result<HashMap<String, 
         .collect()
 }
 
+/// What goes along with a YAML.
+pub(super) struct Given {
+    pub(super) beside: Beside,
+    /// Where its files come from, as `file_mounts` has it.
+    pub(super) sources: Vec<String>,
+}
+
+impl Given {
+    /// What a question says after what it asks about; empty if there are no files.
+    pub(super) fn files_sent(&self) -> String {
+        /// Enough to know them again.
+        const NAMED: usize = 5;
+        let files = &self.beside.files;
+        let count = match files.len() {
+            0 => return String::new(),
+            1 => "1 file".to_owned(),
+            many => format!("{many} files"),
+        };
+        let bytes: usize = files.iter().map(|file| file.contents.len()).sum();
+        let mut from: Vec<String> = self.sources.iter().take(NAMED).cloned().collect();
+        if self.sources.len() > NAMED {
+            from.push(format!("{} more", self.sources.len() - NAMED));
+        }
+        format!(
+            ", and send along {count}, {bytes} bytes in all, from {}",
+            from.join(", ")
+        )
+    }
+
+    /// The files as a peer can check them before they are to be sent: without what is in them.
+    pub(super) fn files_to_check(&self) -> Vec<v1::MountedFile> {
+        let without_contents = |file: &v1::MountedFile| v1::MountedFile {
+            mount: file.mount.clone(),
+            path: file.path.clone(),
+            mode: file.mode,
+            contents: Bytes::new(),
+        };
+        self.beside.files.iter().map(without_contents).collect()
+    }
+}
+
 /// What is given beside `source`: variables, and the files of this machine that it names.
 ///
 /// Where something is wrong with the YAML no file is read: it is refused for that by whoever checks all of it.
-pub(super) fn given(variables_given: &Variables, source: &Source) -> Result<Beside, Failure> {
+pub(super) fn given(variables_given: &Variables, source: &Source) -> Result<Given, Failure> {
     let envs = variables("--env", &variables_given.envs)?;
     let secrets = variables("--secret", &variables_given.secrets)?;
     let options = ParseOptions {
@@ -119,22 +163,36 @@ pub(super) fn given(variables_given: &Variables, source: &Source) -> Result<Besi
         secrets: secrets.clone().into_iter().collect(),
         files: None,
     };
-    let files = match ServiceSpec::parse(&source.text, options) {
-        Ok(parsed) => local_files::read(&parsed.local_sources).map_err(|error| {
-            let exit = match error.is_absent {
-                true => Exit::NotFound,
-                false => Exit::Usage,
-            };
-            let said = format!("{}: {}: {}", source.path, error.field, error.problem);
-            Failure::new(exit, said).remedy(error.remedy)
-        })?,
-        Err(_) => Vec::new(),
-    };
-    Ok(Beside {
-        envs,
-        secrets,
-        files,
+    let named = ServiceSpec::parse(&source.text, options);
+    let named = named.map_or_else(|_| Vec::new(), |parsed| parsed.local_sources);
+    let files = local_files::read(&named).map_err(|error| refused(source, error))?;
+    Ok(Given {
+        beside: Beside {
+            envs,
+            secrets,
+            files,
+        },
+        sources: named.into_iter().map(|it| it.source).collect(),
     })
+}
+
+fn refused(source: &Source, error: LocalFilesError) -> Failure {
+    let exit = match error.is_absent {
+        true => Exit::NotFound,
+        false => Exit::Usage,
+    };
+    let place = match error.line {
+        Some(line) => format!("{}:{line}", source.path),
+        None => source.path.clone(),
+    };
+    let said = format!("{place}: {}: {}", error.field, error.problem);
+    Failure::new(exit, said)
+        .remedy(error.remedy)
+        .violation(Violation {
+            field: error.field,
+            line: error.line,
+            problem: error.problem,
+        })
 }
 
 #[cfg(test)]
@@ -164,5 +222,60 @@ mod tests {
         assert!(failure.message.contains("/nowhere/web.yaml"));
         let folder = Source::read(Path::new(".")).err().unwrap();
         assert_eq!(folder.exit, Exit::Usage);
+    }
+
+    #[test]
+    fn what_is_sent_along_is_told_and_checked_without_what_is_in_it() {
+        let file = |mount: &str, contents: &'static str| v1::MountedFile {
+            mount: mount.to_owned(),
+            path: "x".to_owned(),
+            mode: 0o600,
+            contents: contents.into(),
+        };
+        let given = |files, sources: &[&str]| Given {
+            beside: Beside {
+                files,
+                ..Beside::default()
+            },
+            sources: sources.iter().map(|it| (*it).to_owned()).collect(),
+        };
+        assert_eq!(given(Vec::new(), &[]).files_sent(), "");
+        let one = given(vec![file("a", "hush")], &["~/.netrc"]);
+        assert_eq!(
+            one.files_sent(),
+            ", and send along 1 file, 4 bytes in all, from ~/.netrc"
+        );
+        assert_eq!(one.files_to_check(), [file("a", "")]);
+        let many = vec![file("a", "hush"), file("b", "!")];
+        let many = given(many, &["1", "2", "3", "4", "5", "6", "7"]);
+        assert_eq!(
+            many.files_sent(),
+            ", and send along 2 files, 5 bytes in all, from 1, 2, 3, 4, 5, 2 more"
+        );
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_sent_is_told_with_its_line() {
+        let source = Source {
+            path: "web.yaml".to_owned(),
+            text: "service: {}\nresources: {ports: 8080}\nrun: serve 8080\nfile_mounts:\n  a: /no/such\n"
+                .to_owned(),
+            default_name: String::new(),
+        };
+        let none = Variables {
+            envs: Vec::new(),
+            secrets: Vec::new(),
+        };
+        let failure = given(&none, &source).err().unwrap();
+        assert_eq!(failure.exit, Exit::NotFound);
+        let message = "web.yaml:5: file_mounts.a: cannot read /no/such";
+        assert!(failure.message.starts_with(message), "{}", failure.message);
+        let told = &failure.value()["error"]["violations"];
+        assert_eq!(
+            (&told[0]["field"], &told[0]["line"]),
+            (&"file_mounts.a".into(), &5.into())
+        );
+        let problem = told[0]["problem"].as_str().unwrap();
+        assert!(problem.starts_with("cannot read /no/such"), "{problem}");
     }
 }

@@ -23,7 +23,12 @@ pub(super) async fn up(args: UpArgs) -> Result<(), Failure> {
     let source = Source::read(&args.yaml)?;
     let given = source::given(&args.variables, &source)?;
     if args.dry_run {
-        return dry_run(&source, given, args.name.as_deref(), args.output.output);
+        return dry_run(
+            &source,
+            given.beside,
+            args.name.as_deref(),
+            args.output.output,
+        );
     }
     let mut servers = Servers::new(&args.target)?;
     let mut request = v1::ApplyServiceRequest {
@@ -33,19 +38,21 @@ pub(super) async fn up(args: UpArgs) -> Result<(), Failure> {
         if_exists: v1::IfExists::Unspecified.into(),
         validate_only: true,
         request_id: None,
-        envs: given.envs,
-        secrets: given.secrets,
-        files: given.files,
+        files: given.files_to_check(),
+        envs: given.beside.envs.clone(),
+        secrets: given.beside.secrets.clone(),
     };
     let planned = apply(&mut servers, &source, &request).await?;
     warn(&planned.warnings);
     let question = format!(
-        "Bring up service {} with {}?",
+        "Bring up service {} with {}{}?",
         planned.name,
-        replicas(planned.wanted_replicas)
+        replicas(planned.wanted_replicas),
+        given.files_sent()
     );
     confirm(args.yes, &question, true)?;
     request.validate_only = false;
+    request.files = given.beside.files;
     // What was shown is what is done, whatever the YAML's name rules say next.
     request.name = planned.name;
     request.request_id = Some(servers.request_id().await?);
@@ -95,7 +102,7 @@ pub(super) async fn update(args: UpdateArgs) -> Result<(), Failure> {
     let source = Source::read(&args.yaml)?;
     let given = source::given(&args.variables, &source)?;
     if args.dry_run {
-        return dry_run(&source, given, Some(&args.name), args.output.output);
+        return dry_run(&source, given.beside, Some(&args.name), args.output.output);
     }
     let mut servers = Servers::new(&args.target)?;
     let mut request = v1::UpdateServiceRequest {
@@ -104,20 +111,22 @@ pub(super) async fn update(args: UpdateArgs) -> Result<(), Failure> {
         mode: v1::UpdateMode::Rolling.into(),
         validate_only: true,
         request_id: None,
-        envs: given.envs,
-        secrets: given.secrets,
-        files: given.files,
+        files: given.files_to_check(),
+        envs: given.beside.envs.clone(),
+        secrets: given.beside.secrets.clone(),
     };
     let planned = put_version(&mut servers, &source, &request).await?;
     warn(&planned.warnings);
     let question = format!(
-        "Update service {} to version {} with {}?",
+        "Update service {} to version {} with {}{}?",
         planned.name,
         planned.version,
-        replicas(planned.wanted_replicas)
+        replicas(planned.wanted_replicas),
+        given.files_sent()
     );
     confirm(args.yes, &question, true)?;
     request.validate_only = false;
+    request.files = given.beside.files;
     request.request_id = Some(servers.request_id().await?);
     let put = put_version(&mut servers, &source, &request).await?;
     if !args.waiting.no_wait {

@@ -11,7 +11,7 @@ use crate::admin::v1;
 use crate::local_files;
 
 /// A service YAML without faults.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct ServiceFile {
     /// What the service is called.
     pub(super) name: ServiceName,
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn faults_are_told_with_their_remedy() {
-        let fault = |file, yaml, name| format!("{:#}", read(file, yaml, name).unwrap_err());
+        let fault = |file, yaml, name| format!("{:#}", read(file, yaml, name).err().unwrap());
         let unknown = fault("web.yaml", "service:\n  replicaz: 2\n", None);
         assert!(
             unknown.contains("replicaz") && unknown.contains("line 2"),
@@ -99,7 +99,9 @@ mod tests {
             unsent.contains("file_mounts.a: cannot read /no/such"),
             "{unsent}"
         );
-        let absent = ServiceFile::read(Path::new("/no/such.yaml"), None).unwrap_err();
+        let absent = ServiceFile::read(Path::new("/no/such.yaml"), None)
+            .err()
+            .unwrap();
         assert!(format!("{absent:#}").contains("/no/such.yaml"));
     }
 }
