@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use raftserve_model::spec::{FILES_BYTES_MAX, FILES_MAX, FILES_TOO_MUCH_REMEDY, LocalSource};
@@ -311,7 +311,7 @@ impl Walk<'_, '_> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
     use std::os::unix::net::UnixListener;
 
     use raftserve_model::spec::{ParseOptions, ServiceSpec};
@@ -473,7 +473,8 @@ mod tests {
 
     #[test]
     fn what_changed_after_it_was_found_is_not_sent() {
-        let changes: [(&str, &dyn Fn(&Path)); 6] = [
+        type Change<'a> = &'a dyn Fn(&Path);
+        let changes: [(&str, Change<'_>); 6] = [
             ("changed while", &|it| fs::write(it, "longer").unwrap()),
             ("changed while", &|it| fs::write(it, "").unwrap()),
             ("changed while", &|it| {
