@@ -8,11 +8,13 @@
 //!
 //! The same bound would end a connection whose other side acknowledges all and takes nothing, as one that is busy may for
 //! a while. It can only come to that once more was sent than there was room for. So the short bound holds while what was
-//! sent fits into any window, and the long one beyond that.
+//! sent fits into any window, and the long one beyond that. A replica that writes need not have read: the short one comes
+//! back only where nothing is left that waits for room.
 
 use std::io;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
@@ -41,9 +43,25 @@ pub(crate) fn lengthen(stream: &TcpStream, config: &ProxyConfig) {
     bound(stream, config.tcp_user_timeout);
 }
 
-/// Has it given up by the short bound again: all was taken.
+/// Has it given up by the short bound again, if nothing waits for room.
 pub(crate) fn shorten(stream: &TcpStream, config: &ProxyConfig) {
-    bound(stream, config.host_silence);
+    if has_left(stream) {
+        bound(stream, config.host_silence);
+    }
+}
+
+/// Whether all that was written has been sent, in doubt not. The count of what has not (`SIOCOUTQNSD`) cannot be asked
+/// for without unsafe code, but a socket is writable only while less than its `TCP_NOTSENT_LOWAT` is unsent.
+fn has_left(stream: &TcpStream) -> bool {
+    let socket = SockRef::from(stream);
+    if socket.set_tcp_notsent_lowat(1).is_err() {
+        return false;
+    }
+    let mut sockets = [PollFd::new(stream, PollFlags::OUT)];
+    let polled = poll(&mut sockets, Some(&Timespec::default()));
+    let is_writable = polled.is_ok() && sockets[0].revents().contains(PollFlags::OUT);
+    // 0 is what a socket begins with. It also wakes who has waited meanwhile.
+    socket.set_tcp_notsent_lowat(0).is_ok() && is_writable
 }
 
 fn bound(stream: &TcpStream, bound: Duration) {
@@ -85,9 +103,12 @@ impl Vigil {
         }
         self.written = self.written.saturating_add(count as u64);
         let long = self.written > FITS_BYTES;
-        if long != self.is_long {
-            self.is_long = long;
-            bound(stream, if long { self.long } else { self.short });
+        if long && !self.is_long {
+            self.is_long = true;
+            bound(stream, self.long);
+        } else if !long && self.is_long && has_left(stream) {
+            self.is_long = false;
+            bound(stream, self.short);
         }
     }
 }
@@ -96,6 +117,7 @@ impl Vigil {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -121,5 +143,39 @@ mod tests {
         }
         vigil.wrote(1, &stream);
         assert_eq!(bound(), Some(config.host_silence), "all was taken");
+    }
+
+    #[tokio::test]
+    async fn a_replica_that_writes_and_does_not_read_is_not_cut_by_the_short_bound() {
+        const UNREAD: usize = 64 << 10;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+        let listener = listener.expect("a free port");
+        // Inherited by what it accepts: the window is far smaller than what is sent.
+        let window = SockRef::from(&listener).set_recv_buffer_size(4 << 10);
+        window.expect("it listens");
+        let stream = TcpStream::connect(listener.local_addr().expect("bound")).await;
+        let mut stream = stream.expect("it listens");
+        let room = SockRef::from(&stream).set_send_buffer_size(4 * UNREAD);
+        room.expect("open");
+        let (mut replica, _) = listener.accept().await.expect("a connection");
+        let config = ProxyConfig::default();
+        begin(&stream, &config).expect("open");
+        let mut vigil = Vigil::new(&config);
+        stream.write_all(&[0; UNREAD]).await.expect("room");
+        vigil.wrote(UNREAD, &stream);
+        vigil.heard();
+        stream.write_all(&[0]).await.expect("room");
+        vigil.wrote(1, &stream);
+        let bound = |stream: &TcpStream| SockRef::from(stream).tcp_user_timeout().expect("open");
+        assert_eq!(bound(&stream), Some(config.tcp_user_timeout), "it is full");
+        shorten(&stream, &config);
+        assert_eq!(bound(&stream), Some(config.tcp_user_timeout), "it is full");
+        assert!(stream.writable().await.is_ok(), "there is room here");
+
+        let taken = replica.read_exact(&mut [0; UNREAD + 1]).await;
+        taken.expect("all that was written");
+        vigil.heard();
+        vigil.wrote(1, &stream);
+        assert_eq!(bound(&stream), Some(config.host_silence), "all was taken");
     }
 }
