@@ -123,7 +123,9 @@ pub(crate) async fn run(core: Arc<Core>) {
             .with(|book| book.leading_since = Some(Instant::now()));
         while leadership.borrow().is_self {
             period.tick().await;
-            let steps = core.membership_view().steps();
+            let view = core.membership_view();
+            core.acked.keep_only(&view.members);
+            let steps = view.steps();
             for step in steps {
                 let done = timeout(STEP_MAX, core.carry_out(&step)).await;
                 match done {

@@ -31,7 +31,7 @@
 //! was just acknowledged, and the process is killed before the snapshot has its name. A leader keeps
 //! [`LOG_KEPT`](super::LOG_KEPT) entries, so that it would take as many which nobody ever committed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use openraft::RaftState;
@@ -146,6 +146,12 @@ impl Acked {
         })
     }
 
+    /// Forgets all but `members`: who was removed never comes back under its id. One that was added meanwhile is booked
+    /// again when it next acknowledges something.
+    pub fn keep_only(&self, members: &BTreeSet<NodeId>) {
+        self.book().retain(|node, _| members.contains(node));
+    }
+
     /// Whether `node` has lost some of what it acknowledged in `term`, as far as this peer has seen.
     pub fn is_cut(&self, node: NodeId, term: u64) -> bool {
         let book = self.book();
@@ -244,6 +250,16 @@ mod tests {
         let sent = acked.sending(NODE, vote(4), None, 3);
         assert_eq!(denied(&acked, &sent), None, "it follows nothing");
         assert!(!acked.is_cut(NODE, 4));
+    }
+
+    #[test]
+    fn who_is_no_member_any_more_is_forgotten() {
+        let acked = Acked::default();
+        acknowledged(&acked, 4, 10);
+        acked.keep_only(&BTreeSet::from([NODE]));
+        assert_eq!(sending(&acked, 4, 10, 0).acked, 11);
+        acked.keep_only(&BTreeSet::from([NodeId(3)]));
+        assert!(acked.book().is_empty());
     }
 
     #[test]
