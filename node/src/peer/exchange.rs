@@ -13,6 +13,7 @@ use tokio::time::{Instant, interval, sleep_until};
 use super::calls::Method;
 use super::core::Core;
 use super::links::{CallError, Purpose, frame, read};
+use super::lives::ANNOUNCE_WITHIN;
 use super::rpc::Frame;
 use super::wire::{self, Announcement, ExchangeHead};
 use crate::clock;
@@ -171,7 +172,7 @@ async fn announce(core: &Core, target: NodeId) -> Result<(), CallError> {
         .call(
             target,
             Purpose::Exchanges,
-            DEADLINE,
+            ANNOUNCE_WITHIN,
             Method::Announce,
             frame(&core.announcement),
         )

@@ -23,7 +23,10 @@ use super::wire::{Announcement, HelloRequest};
 
 /// How long a former life is looked for. Where its process is gone from a host that runs, the answer is there at once;
 /// a peer that moved away from a host that is gone waits for so long.
-pub(crate) const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long an announcement may take: the receiver looks for a former life of the caller.
+pub(crate) const ANNOUNCE_WITHIN: Duration = LOOK.saturating_add(Duration::from_secs(1));
 
 /// What is said of a peer that does not say in which life it is, as none of an earlier build does in its greetings.
 pub(crate) const UNTOLD: Incarnation = Incarnation(0);

@@ -18,12 +18,9 @@ use crate::access::certificates::Protocol;
 use crate::access::{ReadSide, WriteSide};
 use crate::peer::dial::{CONNECT_TIMEOUT, Dialer};
 use crate::peer::directory::Caller;
-use crate::peer::lives::LOOK;
+use crate::peer::lives::ANNOUNCE_WITHIN;
 use crate::peer::rpc::Frame;
 use crate::peer::wire;
-
-/// How long an announcement may take: the receiver looks for a former life of the caller.
-const ANNOUNCE_WITHIN: Duration = LOOK.saturating_add(Duration::from_secs(1));
 
 /// A connection in the making, or made: whoever needs it awaits it.
 pub(crate) type Connecting = Shared<BoxFuture<'static, Result<Arc<Connection>, CallFailure>>>;
