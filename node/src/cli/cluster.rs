@@ -290,23 +290,42 @@ fn removal(node_id: u64, health: &v1::HealthResponse) -> String {
     format!("Remove peer {node_id} for good? {left}.")
 }
 
-/// What a removal did. How many may be lost is as of just before it.
-fn removed_value(node_id: u64, before: &v1::HealthResponse) -> Value {
+/// The health by which a removal is judged; none where it cannot be had and nobody is asked to confirm.
+///
+/// # Errors
+/// If it cannot be had, and somebody is.
+fn judged_by(
+    node_id: u64,
+    yes: bool,
+    answer: Result<v1::HealthResponse, Failure>,
+) -> Result<Option<v1::HealthResponse>, Failure> {
+    match answer {
+        Ok(health) => Ok(Some(health)),
+        Err(_) if yes => Ok(None),
+        Err(failure) => Err(failure.after(&format!("peer {node_id} is not removed"))),
+    }
+}
+
+/// What a removal did. How many may be lost is as of just before it, and null where that cannot be told.
+fn removed_value(node_id: u64, before: Option<&v1::HealthResponse>) -> Value {
     json!({
         "removed": node_id,
-        "failure_tolerance_before": before.failure_tolerance,
-        "failure_tolerance": tolerance_without(node_id, before),
+        "failure_tolerance_before": before.map(|it| it.failure_tolerance),
+        "failure_tolerance": before.and_then(|it| tolerance_without(node_id, it)),
     })
 }
 
-fn removed_text(node_id: u64, before: &v1::HealthResponse) -> String {
-    let left = match tolerance_without(node_id, before) {
-        Some(left) => format!(
-            "{} more could be lost before, and {left} now.",
-            before.failure_tolerance
-        ),
+fn removed_text(node_id: u64, before: Option<&v1::HealthResponse>) -> String {
+    let left = before.map(|it| (it.failure_tolerance, tolerance_without(node_id, it)));
+    let left = match left {
+        Some((before, Some(left))) => {
+            format!("{before} more could be lost before, and {left} now.")
+        }
         // The leader counts again, and may have seen more of them by then.
-        None => "`raftserve cluster health` shows how many more may be lost now.".to_owned(),
+        Some((_, None)) => {
+            "`raftserve cluster health` shows how many more may be lost now.".to_owned()
+        }
+        None => "How many more could be lost before, and may be now, cannot be told.".to_owned(),
     };
     format!(
         "Peer {node_id} is removed. {left} Empty its data directory before it is started again.\n"
@@ -315,15 +334,17 @@ fn removed_text(node_id: u64, before: &v1::HealthResponse) -> String {
 
 async fn remove(node_id: u64, yes: bool, format: Format, target: &Target) -> Result<(), Failure> {
     let mut servers = Servers::new(target)?;
-    let before = servers
+    let answer = servers
         .ask(|channel| async move {
             ClusterClient::new(channel)
                 .health(v1::HealthRequest {})
                 .await
         })
-        .await
-        .map_err(|failure| failure.after(&format!("peer {node_id} is not removed")))?;
-    confirm(yes, &removal(node_id, &before), false)?;
+        .await;
+    let before = judged_by(node_id, yes, answer)?;
+    if let Some(before) = &before {
+        confirm(yes, &removal(node_id, before), false)?;
+    }
     servers
         .ask(|channel| async move {
             ClusterClient::new(channel)
@@ -331,8 +352,9 @@ async fn remove(node_id: u64, yes: bool, format: Format, target: &Target) -> Res
                 .await
         })
         .await?;
-    output::print(format, &removed_value(node_id, &before), || {
-        removed_text(node_id, &before)
+    let before = before.as_ref();
+    output::print(format, &removed_value(node_id, before), || {
+        removed_text(node_id, before)
     })
 }
 
@@ -384,19 +406,37 @@ mod tests {
         let well = health([true; 4], 1);
         let asked = "Remove peer 3 for good? 1 more may be lost now, and 0 then.";
         assert_eq!(removal(3, &well), asked);
-        let done = removed_value(3, &well);
+        let done = removed_value(3, Some(&well));
         assert_eq!(done["failure_tolerance_before"], 1, "{done}");
         assert_eq!(done["failure_tolerance"], 0, "{done}");
-        let said = removed_text(3, &well);
+        let said = removed_text(3, Some(&well));
         assert!(said.contains("1 more could be lost before, and 0 now."));
         assert_eq!(tolerance_without(4, &well), Some(1), "a learner");
         let ill = health([true, false, true, true], 0);
         assert_eq!(tolerance_without(2, &ill), Some(0), "the silent one");
         assert!(removal(3, &ill).ends_with("no quorum would be left."));
-        assert!(removed_text(3, &ill).contains("cluster health"));
+        assert!(removed_text(3, Some(&ill)).contains("cluster health"));
         let mut behind = well;
         behind.members[1].lag = Some(TRAILING_MAX);
         assert_eq!(tolerance_without(3, &behind), None, "one is far behind");
+    }
+
+    #[test]
+    fn a_removal_that_needs_no_confirmation_needs_no_health() {
+        let unanswered = || Err(Failure::failed("that answer cannot be read"));
+        let refused = judged_by(3, false, unanswered()).unwrap_err();
+        assert!(refused.message.starts_with("peer 3 is not removed: that"));
+        assert_eq!(judged_by(3, true, unanswered()).unwrap(), None);
+        let health = v1::HealthResponse::default();
+        for yes in [false, true] {
+            let judged = judged_by(3, yes, Ok(health.clone())).unwrap();
+            assert_eq!(judged.as_ref(), Some(&health));
+        }
+        let done = removed_value(3, None);
+        assert_eq!(done["removed"], 3, "{done}");
+        assert!(done["failure_tolerance_before"].is_null(), "{done}");
+        assert!(done["failure_tolerance"].is_null(), "{done}");
+        assert!(removed_text(3, None).contains("cannot be told"));
     }
 
     #[test]
