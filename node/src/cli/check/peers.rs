@@ -32,7 +32,8 @@ pub(super) async fn check(args: &CheckArgs) -> Vec<Line> {
     lines.extend(hindered(&status));
     // Who may not list them is told of the rest all the same.
     let services = fetch::services(&mut servers, true).await;
-    lines.extend(hindrances(&services.unwrap_or_default()));
+    let is_told = !status.hindrance.is_empty();
+    lines.extend(hindrances(&services.unwrap_or_default(), is_told));
     let asked =
         servers.ask(async |link| ClusterClient::new(link).health(v1::HealthRequest {}).await);
     match asked.await {
@@ -85,9 +86,17 @@ fn hindered(status: &v1::StatusResponse) -> Option<Line> {
     })
 }
 
-/// One line for each hindrance of one service: not for what keeps the peer from all replicas.
-fn hindrances(services: &[v1::Service]) -> Vec<Line> {
-    services.iter().flat_map(of_service).collect()
+/// How a hindrance of all replicas begins, where a peer of an earlier release tells it of each service.
+const OF_ALL_REPLICAS: &str = "replicas cannot be made: ";
+
+/// One line for each hindrance of one service: not for what keeps the peer from all replicas, if that `is_told`.
+fn hindrances(services: &[v1::Service], mut is_told: bool) -> Vec<Line> {
+    let news = |service: &&v1::Service| {
+        let of_all =
+            service.hindrances.is_empty() && service.hindrance.starts_with(OF_ALL_REPLICAS);
+        !of_all || !std::mem::replace(&mut is_told, true)
+    };
+    services.iter().filter(news).flat_map(of_service).collect()
 }
 
 fn of_service(service: &v1::Service) -> Vec<Line> {
@@ -227,7 +236,7 @@ mod tests {
             service("a", &[]),
             service("b", &[(HindranceKind::Replicas, "all")]),
         ];
-        assert_eq!(hindrances(&others), []);
+        assert_eq!(hindrances(&others, false), []);
         let both = service(
             "web",
             &[
@@ -240,7 +249,7 @@ mod tests {
             lines.iter().map(|it| (it.check, it.seen.clone())).collect()
         };
         assert_eq!(
-            told(&hindrances(std::slice::from_ref(&both))),
+            told(&hindrances(std::slice::from_ref(&both), true)),
             [
                 ("static service", "web: one".to_owned()),
                 ("service port", "web: two".to_owned())
@@ -251,10 +260,24 @@ mod tests {
             ..both
         };
         assert_eq!(
-            told(&hindrances(&[earlier])),
+            told(&hindrances(&[earlier], true)),
             [("service", "web: one; two".to_owned())],
             "a peer that tells no kinds"
         );
+    }
+
+    #[test]
+    fn what_keeps_an_earlier_peer_from_all_replicas_is_told_once() {
+        let service = |name: &str| v1::Service {
+            name: name.to_owned(),
+            hindrance: "replicas cannot be made: no kubelet".to_owned(),
+            ..v1::Service::default()
+        };
+        let services = [service("a"), service("b")];
+        assert_eq!(hindrances(&services, true), [], "told of the peer");
+        let once = hindrances(&services, false);
+        assert_eq!(once.len(), 1, "{once:?}");
+        assert_eq!(once[0].seen, "a: replicas cannot be made: no kubelet");
     }
 
     #[test]
