@@ -129,14 +129,15 @@ async fn run_in_home(args: DevArgs, file: Option<ServiceFile>) -> Result<()> {
 
 /// What is left once all is stopped, and how to go on with it.
 fn farewell(keep: Keep, home: &Path, program: &Path) -> String {
-    let (home, program) = (home.display(), program.display());
+    let (data_dir, program) = (shell_word(home), shell_word(program));
+    let home = home.display();
     let stopped = "stopped: the peers, and every replica that they ran";
     match keep {
         Keep::Remove => format!(
             "{stopped}; nothing stays, {home} is removed\n`{program} dev` starts afresh; with --data-dir DIR the data stays"
         ),
         Keep::Stay => format!(
-            "{stopped}; the data stays in {home}\n`{program} dev --data-dir {home}` goes on with it; remove the directory to \
+            "{stopped}; the data stays in {home}\n`{program} dev --data-dir {data_dir}` goes on with it; remove the directory to \
              forget it"
         ),
     }
@@ -297,6 +298,16 @@ fn program() -> PathBuf {
     below.unwrap_or(path)
 }
 
+/// A path as a shell takes it for one word.
+fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |letter: char| letter.is_alphanumeric() || "/._-+,:@%=".contains(letter);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
 /// What holds the screen.
 struct Show<'a> {
     screen: &'a mut Screen,
@@ -428,5 +439,13 @@ mod tests {
         assert!(kept.contains("`raftserve dev --data-dir /data`"), "{kept}");
         let removed = said(Keep::Remove);
         assert!(removed.contains("/data is removed"), "{removed}");
+    }
+
+    #[test]
+    fn a_command_to_try_can_be_pasted_whatever_its_paths() {
+        let said = farewell(Keep::Stay, Path::new("/my data"), Path::new("/a b/it's"));
+        let command = r"`'/a b/it'\''s' dev --data-dir '/my data'`";
+        assert!(said.contains(command), "{said}");
+        assert!(said.contains("stays in /my data\n"), "{said}");
     }
 }

@@ -35,7 +35,7 @@ impl Line {
                 break;
             }
         }
-        if is_cut {
+        if is_cut && width > 0 {
             text.push('…');
         }
         text
@@ -227,5 +227,7 @@ mod tests {
         assert_eq!(line.render(6, false), "ab·cd…");
         assert_eq!(line.render(6, true), "ab·\x1b[31mcd\x1b[0m…");
         assert_eq!(line.render(2, false), "a…");
+        assert_eq!(line.render(1, false), "…");
+        assert_eq!(line.render(0, false), "");
     }
 }

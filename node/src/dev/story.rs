@@ -19,7 +19,7 @@ use super::ports::Block;
 use super::service_file::ServiceFile;
 use super::tally::{SessionTally, Tally};
 use super::traffic::{self, Target};
-use super::{chaos, session_watch};
+use super::{chaos, session_watch, shell_word};
 use crate::admin::v1;
 
 /// How long the peers may take to start and to find their leader. They need a second or two, and more
@@ -312,7 +312,7 @@ impl Story {
             .iter()
             .map(|block| block.admin().to_string())
             .collect();
-        let (program, admins) = (self.program.display(), admins.join(","));
+        let (program, admins) = (shell_word(&self.program), admins.join(","));
         lines.push(String::new());
         lines.push("Try".to_owned());
         match served {
