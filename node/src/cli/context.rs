@@ -13,6 +13,10 @@ use super::table::Table;
 use super::{connect, output, tls};
 use crate::clock;
 
+/// What is said where there is no context.
+const NONE: &str =
+    "there is no context: `raftserve login --server HOST:PORT` logs in to a cluster and keeps one";
+
 /// Runs the verb.
 pub(super) fn run(args: ContextArgs) -> Result<(), Failure> {
     let mut contexts = Contexts::load(&args.home)?;
@@ -20,6 +24,9 @@ pub(super) fn run(args: ContextArgs) -> Result<(), Failure> {
         ContextVerb::List { output } => {
             let now = clock::unix_ms();
             let value = show(&contexts, now);
+            if contexts.contexts.is_empty() {
+                eprintln!("{NONE}");
+            }
             return output::print(output.output, &value, || {
                 table(&contexts, now).render(Paint::of(&std::io::stdout()))
             });

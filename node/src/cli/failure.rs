@@ -133,6 +133,14 @@ impl Failure {
             let message = format!("whoever answered is no peer's admin port: {misfit}");
             return Self::new(Exit::Unavailable, message);
         }
+        if let Some(sizes) = too_large(status) {
+            return match sent {
+                Some(sent) => Self::new(Exit::Refused, format!("{} is too large: {sizes}", sent.path))
+                    .remedy("shorten the YAML (1 MiB at most), or the local files of its file_mounts, which are sent along"),
+                None => Self::new(Exit::Refused, format!("what was sent or answered is too large: {sizes}"))
+                    .remedy("ask for less, or send a shorter value"),
+            };
+        }
         let exit = match status.code() {
             Code::InvalidArgument => Exit::Usage,
             Code::NotFound => Exit::NotFound,
@@ -247,6 +255,13 @@ pub(super) fn misfit(status: &Status) -> Option<&'static str> {
         ),
         _ => None,
     }
+}
+
+/// The sizes of a message that is larger than its reader takes, as gRPC tells them without saying which message it was.
+fn too_large(status: &Status) -> Option<&str> {
+    let is_of_size = status.code() == Code::OutOfRange && Reason::of(status).is_none();
+    let (_, sizes) = status.message().split_once("message length too large: ")?;
+    is_of_size.then_some(sizes)
 }
 
 /// What to do, in words of the command line.
@@ -447,6 +462,29 @@ mod tests {
         }
         assert_eq!(misfit(&Reason::Internal.status("h2 protocol error")), None);
         assert_eq!(misfit(&Status::internal("x")), None);
+    }
+
+    #[test]
+    fn a_message_that_is_too_large_is_told_with_what_to_do() {
+        let text = "Error, decoded message length too large: found 9 bytes, the limit is: 8 bytes";
+        let status = Status::out_of_range(text);
+        let sent = Sent {
+            path: "web.yaml",
+            text: "",
+        };
+        for (sent, named) in [(Some(sent), "web.yaml"), (None, "sent or answered")] {
+            let failure = Failure::of_sent(&status, sent);
+            assert_eq!(failure.exit, Exit::Refused);
+            assert!(failure.message.contains(named), "{failure:?}");
+            assert!(
+                failure
+                    .message
+                    .ends_with("found 9 bytes, the limit is: 8 bytes"),
+                "{failure:?}"
+            );
+            assert!(failure.remedy.is_some(), "{failure:?}");
+        }
+        assert_eq!(too_large(&Reason::Compacted.status(text)), None);
     }
 
     #[test]
