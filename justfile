@@ -76,8 +76,10 @@ fuzz INPUTS="5000000" SEED="0":
 
 # Measures the data plane beside HAProxy, nginx and Envoy, as far as they are installed: --rounds N, --scenarios h1,sse.
 bench-proxy *ARGS:
+    cargo build --release --locked -p raftserve-node
     cargo build --release --locked -p raftserve-proxy --example forward
-    cargo run --release --locked -p jepsen-tests --bin bench_proxy -- --forward target/release/examples/forward {{ ARGS }}
+    cargo run --release --locked -p jepsen-tests --bin bench_proxy -- --forward target/release/examples/forward \
+        --node target/release/raftserve {{ ARGS }}
 
 # Makes the image of the release binary, with buildah, docker or podman. IMAGE_BASE: another base.
 image NAME="raftserve:dev":

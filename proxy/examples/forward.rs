@@ -15,6 +15,8 @@ use raftserve_proxy::{
     Endpoint, FinishedTraces, Http1Path, NoSessions, Proxy, ProxyConfig, RouteTable, Routes,
     ServiceRoute, Tracer, USUAL_WEIGHT,
 };
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// As in the binary that carries the proxy.
 #[global_allocator]
@@ -60,9 +62,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let routes = Arc::new(Routes::new(RouteTable::new([Arc::new(route)])));
     let _proxy = Proxy::start(config, routes, Arc::new(NoSessions), None)?;
-    loop {
-        std::thread::park();
-    }
+    wait_for_sigterm()
+}
+
+/// Whoever profiles this program needs it to end by itself.
+fn wait_for_sigterm() -> Result<(), Box<dyn Error>> {
+    let runtime = Builder::new_current_thread().enable_io().build()?;
+    runtime.block_on(async {
+        let mut told = signal(SignalKind::terminate())?;
+        told.recv().await;
+        Ok(())
+    })
 }
 
 /// Takes what is told, as often as an exporter does that sends it in batches.

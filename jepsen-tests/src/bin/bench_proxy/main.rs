@@ -1,6 +1,7 @@
 //! What the data plane costs, beside HAProxy, nginx and Envoy in the same run.
 
 mod client;
+mod node;
 mod peers;
 mod report;
 mod scenario;
@@ -10,7 +11,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 
-use peers::{Peer, Replicas};
+use peers::{Peer, Programs, Replicas};
 use report::Report;
 use scenario::Scenario;
 
@@ -18,15 +19,17 @@ const USAGE: &str = "\
 Measures the processor time that a proxy takes for each request, beside other proxies in the same run. The
 proxy has core 0 and one worker; clients and replicas have core 1. Programs that are not installed are left out.
 
-Usage: bench_proxy --forward PATH [--rounds N] [--seconds N] [--scenarios h1,h2c,sse,big,idle,workers]
-                   [--peers raftserve,hyper,haproxy,nginx,envoy] [--envoy PATH]
+Usage: bench_proxy --forward PATH [--node PATH] [--envoy PATH] [--rounds N] [--seconds N]
+                   [--scenarios h1,h2c,sse,big,idle,workers]
+                   [--peers raftserve,hyper,node,node-hyper,two-workers,haproxy,nginx,envoy]
 
   --forward  the data plane by itself: the example `forward` of raftserve-proxy
-  raftserve  as it is; hyper: with the HTTP library carrying every request";
+  --node     the binary raftserve: measured as a cluster of one peer
+  raftserve  the data plane as it is; hyper: with the HTTP library carrying every request
+  node       the whole peer, Raft, admin API and all; node-hyper likewise";
 
 struct Args {
-    forward: PathBuf,
-    envoy: PathBuf,
+    programs: Programs,
     rounds: usize,
     seconds: u64,
     scenarios: Vec<Scenario>,
@@ -35,8 +38,11 @@ struct Args {
 
 fn parse(words: &[String]) -> anyhow::Result<Args> {
     let mut args = Args {
-        forward: PathBuf::new(),
-        envoy: PathBuf::from("envoy"),
+        programs: Programs {
+            forward: PathBuf::new(),
+            node: None,
+            envoy: PathBuf::from("envoy"),
+        },
         rounds: 3,
         seconds: 3,
         scenarios: Scenario::ALL.to_vec(),
@@ -47,8 +53,9 @@ fn parse(words: &[String]) -> anyhow::Result<Args> {
             bail!("{} lacks its value\n\n{USAGE}", pair[0]);
         };
         match word.as_str() {
-            "--forward" => args.forward = PathBuf::from(value),
-            "--envoy" => args.envoy = PathBuf::from(value),
+            "--forward" => args.programs.forward = PathBuf::from(value),
+            "--node" => args.programs.node = Some(PathBuf::from(value)),
+            "--envoy" => args.programs.envoy = PathBuf::from(value),
             "--rounds" => args.rounds = value.parse().context("--rounds takes a number")?,
             "--seconds" => args.seconds = value.parse().context("--seconds takes a number")?,
             "--scenarios" => {
@@ -62,7 +69,7 @@ fn parse(words: &[String]) -> anyhow::Result<Args> {
             _ => bail!("unknown argument {word}\n\n{USAGE}"),
         }
     }
-    if args.rounds == 0 || args.seconds == 0 || !args.forward.is_file() {
+    if args.rounds == 0 || args.seconds == 0 || !args.programs.forward.is_file() {
         bail!("{USAGE}");
     }
     Ok(args)
@@ -91,9 +98,8 @@ fn main() -> anyhow::Result<()> {
                 if !scenario.concerns(peer) || (scenario == Scenario::Idle && round > 0) {
                     continue;
                 }
-                let Some(running) =
-                    peer.start(&args.forward, &args.envoy, folder.path(), scenario)?
-                else {
+                let started = peer.start(&args.programs, folder.path(), scenario)?;
+                let Some(running) = started else {
                     report.left_out(peer);
                     continue;
                 };

@@ -2,12 +2,15 @@
 
 use std::fs::{self, File};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use jepsen_tests::processes;
+use rustix::process::Signal;
 
+use crate::node;
 use crate::scenario::Scenario;
 
 /// Where the replicas listen: HTTP/1.1, and HTTP/2 in cleartext.
@@ -20,11 +23,19 @@ pub(crate) const PROXY_PORT: u16 = 19_200;
 /// How long a program may take until it accepts.
 const START_MAX: Duration = Duration::from_secs(10);
 
+/// How long it may take to end by itself.
+const END_MAX: Duration = Duration::from_secs(2);
+
 /// A proxy to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Peer {
+    /// The data plane by itself.
     Raftserve,
-    /// raftserve with the HTTP library carrying every request.
+    /// The whole product: a cluster of one peer.
+    Node,
+    /// The same with the HTTP library carrying every request.
+    NodeHyper,
+    /// The data plane with the HTTP library carrying every request.
     Hyper,
     /// raftserve with two workers on the one core.
     TwoWorkers,
@@ -34,10 +45,12 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Haproxy,
         Self::Raftserve,
         Self::Hyper,
+        Self::Node,
+        Self::NodeHyper,
         Self::TwoWorkers,
         Self::Nginx,
         Self::Envoy,
@@ -47,6 +60,8 @@ impl Peer {
         match self {
             Self::Raftserve => "raftserve",
             Self::Hyper => "hyper",
+            Self::Node => "node",
+            Self::NodeHyper => "node-hyper",
             Self::TwoWorkers => "two-workers",
             Self::Haproxy => "haproxy",
             Self::Nginx => "nginx",
@@ -61,8 +76,7 @@ impl Peer {
     /// Starts it for a scenario. `None` if its program is not installed.
     pub(crate) fn start(
         self,
-        forward: &Path,
-        envoy: &Path,
+        programs: &Programs,
         folder: &Path,
         scenario: Scenario,
     ) -> anyhow::Result<Option<Running>> {
@@ -79,8 +93,15 @@ impl Peer {
                 let code = if self == Self::Hyper { "hyper" } else { "fast" };
                 let replicas = ports.map(|port| format!("127.0.0.1:{port}")).join(",");
                 let listen = format!("127.0.0.1:{PROXY_PORT}");
-                let forward = forward.display().to_string();
+                let forward = programs.forward.display().to_string();
                 vec![forward, listen, workers.into(), replicas, code.into()]
+            }
+            Self::Node | Self::NodeHyper => {
+                let Some(node) = &programs.node else {
+                    return Ok(None);
+                };
+                let code = if self == Self::Node { "fast" } else { "hyper" };
+                return node::start(node, code, ports, scenario, folder).map(Some);
             }
             Self::Haproxy => {
                 write(haproxy(ports, scenario == Scenario::H2c))?;
@@ -92,7 +113,7 @@ impl Peer {
             }
             Self::Envoy => {
                 write(envoy_config(ports, scenario == Scenario::H2c))?;
-                let envoy = envoy.display().to_string();
+                let envoy = programs.envoy.display().to_string();
                 [
                     "--concurrency",
                     "1",
@@ -118,6 +139,15 @@ impl Peer {
     }
 }
 
+/// Where programs are that are not installed.
+pub(crate) struct Programs {
+    /// The example `forward`.
+    pub(crate) forward: PathBuf,
+    /// The binary `raftserve`.
+    pub(crate) node: Option<PathBuf>,
+    pub(crate) envoy: PathBuf,
+}
+
 fn is_installed(program: &str) -> bool {
     let found = Command::new("sh")
         .args(["-c", "command -v \"$0\"", program])
@@ -126,7 +156,7 @@ fn is_installed(program: &str) -> bool {
     found.is_ok_and(|status| status.success())
 }
 
-/// A process on a core of its own. Dropped, it is killed.
+/// A process on a core of its own. Dropped, it is told to end, and killed if it does not.
 pub(crate) struct Running(Child);
 
 impl Running {
@@ -167,6 +197,14 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        // One that is profiled writes what it saw at its end.
+        if let Ok(pid) = self.pid() {
+            let _ = processes::signal(pid, Signal::TERM);
+        }
+        let end = Instant::now() + END_MAX;
+        while Instant::now() < end && matches!(self.0.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

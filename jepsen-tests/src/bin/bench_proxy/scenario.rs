@@ -83,7 +83,7 @@ impl Scenario {
     pub(crate) fn concerns(self, peer: Peer) -> bool {
         match self {
             Self::Workers => matches!(peer, Peer::Raftserve | Peer::TwoWorkers),
-            Self::H2c => !matches!(peer, Peer::TwoWorkers | Peer::Hyper),
+            Self::H2c => !matches!(peer, Peer::TwoWorkers | Peer::Hyper | Peer::NodeHyper),
             _ => peer != Peer::TwoWorkers,
         }
     }

@@ -129,7 +129,7 @@ async fn run(args: &Args) -> anyhow::Result<()> {
                 eprintln!("round {round}, {}, {step}: {figures}", system.name());
                 report.add(system.name(), *step, figures);
             }
-            running.stop();
+            running.stop().await?;
         }
     }
     if args.systems.iter().any(|name| name == "etcd") {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -9,9 +10,13 @@ use jepsen_tests::admin::v1;
 use jepsen_tests::cluster::{Cluster, Options};
 use jepsen_tests::etcd::pb;
 use jepsen_tests::etcd::{Etcd, Timing};
+use rustix::process::Signal;
 
 use crate::grpc::GrpcConnection;
 use crate::raw::{RawCluster, RawConnection};
+
+/// How long a peer may take to end.
+const STOP_MAX: Duration = Duration::from_secs(30);
 
 /// What is measured.
 pub(crate) enum System {
@@ -46,11 +51,19 @@ impl Running {
         })
     }
 
-    /// Ends it; nothing needs to be kept for a look at it.
-    pub(crate) fn stop(self) {
-        if let Self::Grpc(cluster) = self {
+    /// Ends it; nothing needs to be kept for a look at it. Our own ends by itself: a binary that is profiled writes what
+    /// it saw only then.
+    pub(crate) async fn stop(self) -> anyhow::Result<()> {
+        if let Self::Grpc(mut cluster) = self {
+            for index in cluster.started() {
+                cluster.peer(index).signal(Signal::TERM)?;
+            }
+            for index in cluster.started() {
+                cluster.peer_mut(index).ended(STOP_MAX).await?;
+            }
             cluster.pass();
         }
+        Ok(())
     }
 
     pub(crate) fn pids(&self) -> anyhow::Result<Vec<i32>> {
