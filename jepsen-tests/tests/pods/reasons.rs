@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use jepsen_tests::admin::v1::ReplicaStatus;
 use jepsen_tests::wait;
 
@@ -113,4 +113,68 @@ async fn that_its_image_cannot_be_pulled_is_told() -> anyhow::Result<()> {
         ReplicaStatus::Provisioning,
     )
     .await
+}
+
+/// Brings up a service whose pod ends, and waits until that is told of a replica. A pod that has ended is deleted at once, so
+/// the API server may not be seen to know of it; if it is, the replica's reason has to follow soon.
+async fn end_told(test: &str, yaml: &str, in_pod: &str, in_status: &[&str]) -> anyhow::Result<()> {
+    on_namespace(test, async |namespace| {
+        let cluster = peers(namespace, 1).await?;
+        cluster.admin(0).apply(yaml).await?;
+        let mut known: Option<Instant> = None;
+        wait::until("the replica's reason", SETTLE, async || {
+            let replicas = cluster.admin(0).replicas().await?;
+            if replicas
+                .iter()
+                .any(|it| in_status.iter().all(|words| it.reason.contains(words)))
+            {
+                return Ok(());
+            }
+            let pods = serde_json::to_string(&namespace.objects("pods", "").await?)?;
+            if known.is_none() && pods.contains(in_pod) {
+                known = Some(Instant::now());
+            }
+            bail!("{replicas:?}; {pods}");
+        })
+        .await?;
+        ensure!(
+            known.is_none_or(|at| at.elapsed() <= TOLD_WITHIN),
+            "told after {known:?}"
+        );
+        cluster.pass();
+        Ok(())
+    })
+    .await
+}
+
+/// A service of one replica that runs `program`, with a part of its pod.
+fn ending(program: &str, pod: &str) -> String {
+    format!(
+        "name: web\nservice: {{readiness_probe: /, replicas: 1}}\nresources: {{ports: 8080}}\n\
+         config: {{kubernetes: {{pod_config: {{spec: {pod}}}}}}}\nrun: {program}\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_it_used_more_memory_than_it_may_is_told() -> anyhow::Result<()> {
+    let limits = "{containers: [{resources: {limits: {memory: 32Mi}}}]}";
+    let yaml = ending("exec python3 -c 'bytearray(1 << 28)'", limits);
+    let words = ["more memory than it may", "raise resources.memory"];
+    end_told("memory", &yaml, "OOMKilled", &words).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_its_node_evicted_it_is_told() -> anyhow::Result<()> {
+    let scratch = "{containers: [{volumeMounts: [{name: scratch, mountPath: /scratch}]}], \
+                   volumes: [{name: scratch, emptyDir: {sizeLimit: 1Mi}}]}";
+    let program = "head -c 8M /dev/zero > /scratch/it && exec sleep 300";
+    let words = ["the node evicted its pod", "scratch"];
+    end_told("evicted", &ending(program, scratch), "Evicted", &words).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_its_program_ends_is_told_with_its_last_line() -> anyhow::Result<()> {
+    let program = "echo no model here; exit 7";
+    let words = ["run exited with code 7", "no model here"];
+    end_told("crash", &ending(program, "{}"), "\"exitCode\":7", &words).await
 }
