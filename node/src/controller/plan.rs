@@ -14,7 +14,7 @@ use raftserve_store::State;
 use raftserve_store::command::{Change, StopReason};
 use raftserve_store::state::{Phase, Replica, Service};
 
-use crate::provider::{Exit, ReplicaState, Step};
+use crate::provider::{End, Exit, ReplicaState, Step};
 
 mod upstreams;
 
@@ -267,7 +267,12 @@ fn ended(replica: &Replica, exit: &Exit, observed: &Observed) -> StopReason {
             exit.message
         ));
     }
+    // An eviction, say, or the end of its node, is no fault of the version's either.
+    let never_ready = replica.first_ready_at.is_none();
     match exit.step {
+        Step::Run if exit.end == End::Lost && never_ready => {
+            StopReason::Provision(exit.message.clone())
+        }
         Step::Setup => StopReason::Provision(exit.message.clone()),
         Step::Run => StopReason::Exited(exit.message.clone()),
     }

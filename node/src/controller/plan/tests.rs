@@ -580,6 +580,28 @@ fn a_port_that_another_process_took_does_not_count_against_the_version() {
 }
 
 #[test]
+fn replicas_that_are_lost_before_they_are_ready_do_not_count_against_the_version() {
+    let mut world = World::new();
+    world.put("serve", 1);
+    for number in 1..=5 {
+        world.settle();
+        let id = world.id(number);
+        assert!(world.state.replica(id).is_some(), "{number} is made");
+        let lost = Exit {
+            step: Step::Run,
+            end: End::Lost,
+            message: "the node evicted its pod".into(),
+        };
+        world.observed.exists.insert(id, ReplicaState::Exited(lost));
+        world.settle();
+        world.pass(61);
+    }
+    let first = world.state.replica(world.id(1)).unwrap();
+    assert_eq!(first.status(), ReplicaStatus::FailedProvision);
+    assert_eq!(first.reason().as_deref(), Some("the node evicted its pod"));
+}
+
+#[test]
 fn early_failures_are_retried_ever_more_slowly() {
     let mut world = World::new();
     world.put("serve", 1);
