@@ -86,6 +86,14 @@ image NAME="raftserve:dev":
     cargo build --release --locked -p raftserve-node
     .ci/image {{ NAME }}
 
+# Builds target/profiled/raftserve, a release binary laid out by what ran under the benchmarks' load. Takes 40 minutes.
+profiled:
+    .ci/profiled
+
+# The image of that binary.
+image-profiled NAME="raftserve:dev": profiled
+    .ci/image {{ NAME }} target/profiled/raftserve
+
 # Runs the tests on Kubernetes in their short form: on RAFTSERVE_TEST_KUBECONFIG, or on the lab whose program RAFTSERVE_LAB is.
 test-kube *ARGS:
     cargo build --locked -p raftserve-node
