@@ -45,6 +45,8 @@ pub struct NodeConfig {
     pub connection_age: Duration,
     /// How long the requests of an HTTP/2 connection of that age may still run, if not to their end.
     pub connection_age_grace: Option<Duration>,
+    /// How long requests may finish when this peer is told to stop.
+    pub drain_grace: Duration,
     /// Where it comes in with TLS, and with which certificates.
     pub tls: Option<TlsListen>,
     /// The certificates by which peers know each other and clients know this one.
@@ -237,6 +239,7 @@ impl TryFrom<NodeArgs> for NodeConfig {
             },
             connection_age: args.connection_age,
             connection_age_grace: args.connection_age_grace,
+            drain_grace: args.drain_grace,
             cert_dir: args.cert_dir,
             credentials_dir: args.credentials_dir,
             login_lifetime: args.login_lifetime,
@@ -292,6 +295,15 @@ mod tests {
             let refused = config(&[named, "--advertise-peer", bad]).unwrap_err();
             assert!(refused.contains("write HOST:PORT"), "{refused}");
         }
+    }
+
+    #[test]
+    fn requests_have_half_a_minute_to_finish_unless_somebody_says_otherwise() {
+        let grace = |flags: &[&str]| config(flags).map(|config| config.drain_grace);
+        assert_eq!(grace(&[]), Ok(Duration::from_secs(30)));
+        let long = grace(&["--drain-grace=10m"]);
+        assert_eq!(long, Ok(Duration::from_secs(600)));
+        assert!(grace(&["--drain-grace=30"]).is_err(), "of what?");
     }
 
     #[test]

@@ -55,9 +55,6 @@ const REMOVED: &str = "the cluster has removed this peer";
 /// The exit code of a peer that the cluster has removed: to start it again helps nobody before its directory is empty.
 pub(crate) const REMOVED_EXIT: u8 = 6;
 
-/// How long requests may finish when this peer is told to stop.
-const DRAIN_GRACE: Duration = Duration::from_secs(30);
-
 /// How long handing leadership over may hold up a stop.
 const TRANSFER_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -342,7 +339,7 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
     match &why {
         Ok(why) => {
             tracing::info!(why, "stopping");
-            let stopping = stop_gently(&peer, parts, &shutdown, &tasks);
+            let stopping = stop_gently(&peer, parts, config.drain_grace, &shutdown, &tasks);
             tokio::select! {
                 () = stopping => {}
                 _ = stop.told() => tracing::warn!("told again: stopping at once"),
@@ -390,7 +387,13 @@ fn set_aside(data_dir: &Path) {
 }
 
 /// Leadership first, so that the cluster does not wait for an election; then traffic; then the rest.
-async fn stop_gently(peer: &Peer, parts: Parts, shutdown: &CancellationToken, tasks: &TaskTracker) {
+async fn stop_gently(
+    peer: &Peer,
+    parts: Parts,
+    drain_grace: Duration,
+    shutdown: &CancellationToken,
+    tasks: &TaskTracker,
+) {
     let consensus = peer.consensus();
     if consensus.leadership().borrow().is_self && consensus.members().len() > 1 {
         match consensus.transfer_leader(None, TRANSFER_DEADLINE).await {
@@ -398,7 +401,7 @@ async fn stop_gently(peer: &Peer, parts: Parts, shutdown: &CancellationToken, ta
             Err(error) => tracing::warn!(%error, "an election will follow"),
         }
     }
-    parts.proxy.shutdown(DRAIN_GRACE).await;
+    parts.proxy.shutdown(drain_grace).await;
     shutdown.cancel();
     tasks.close();
     if tokio::time::timeout(TASKS_DEADLINE, tasks.wait())

@@ -138,6 +138,9 @@ pub struct NodeArgs {
     /// How long the requests of an HTTP/2 connection of that age may still run; to their end by default.
     #[arg(long, value_name = "DURATION", value_parser = durations::parse)]
     pub connection_age_grace: Option<Duration>,
+    /// How long requests that run may still take when this peer is told to stop; then they are cut.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = durations::parse)]
+    pub drain_grace: Duration,
     /// Serve TLS too, with the certificates of this directory: NAME.crt with NAME.key (PEM), as many as there are, and
     /// those of directories in it. Which one a client gets depends on the name that it asks for. Files that change are
     /// read again; if they cannot be used, the ones before stay.
