@@ -23,7 +23,9 @@ use raftserve_store::command::{Action, Change};
 use raftserve_store::state::{Claim, Phase};
 use raftserve_store::{Outcome, State};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::consensus::{Consensus, Leadership, ProposeError};
 use crate::kubernetes::ApiServer;
@@ -40,6 +42,9 @@ const PROPOSE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How often the controller looks even if nothing tells it to: a safety net, not a pace.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long the first look of a reign may hold up what needs none: an API server that is up answers within less.
+const FIRST_LOOK_MAX: Duration = Duration::from_secs(2);
 
 /// The pause before a look that failed is repeated.
 const BLIND_PAUSE: Duration = Duration::from_secs(1);
@@ -152,7 +157,11 @@ struct Reign<'a> {
     probes: Probes,
     upstreams: Upstreams,
     exists: BTreeMap<ReplicaId, ReplicaState>,
-    orphans_checked: Option<tokio::time::Instant>,
+    /// The look at all that exists without which nothing is known of it in this reign, while it lasts.
+    first_look: Option<AbortOnDropHandle<Result<(), ProviderError>>>,
+    /// When to look again after a look that failed; none if what was seen last holds.
+    blind_until: Option<Instant>,
+    orphans_checked: Option<Instant>,
     news: watch::Receiver<LogIndex>,
     provider_changes: watch::Receiver<u64>,
     /// The last change to the state that the present plan was made from.
@@ -176,6 +185,8 @@ impl<'a> Reign<'a> {
             probes: Probes::new(controller.share.suspected()),
             upstreams: Upstreams::new(controller.api.clone(), controller.namespace.clone()),
             exists: BTreeMap::new(),
+            first_look: None,
+            blind_until: None,
             orphans_checked: None,
             news: controller.consensus.news(),
             provider_changes: controller.provider.changes(),
@@ -196,10 +207,19 @@ impl<'a> Reign<'a> {
 
     /// Observe, plan, write, execute. Returns when to do so again at the latest.
     async fn round(&mut self) -> Result<Duration, ReignEnd> {
-        if let Err(error) = self.observe().await? {
-            // What cannot be seen now is looked at again; nothing is concluded meanwhile.
-            tracing::warn!(error = %chain(&error), "cannot see what exists");
-            return Ok(BLIND_PAUSE);
+        let resting = self.blind_until.is_some_and(|until| Instant::now() < until);
+        if !resting {
+            self.blind_until = None;
+            if let Err(error) = self.observe().await? {
+                // What cannot be seen now is looked at again; nothing is concluded from it meanwhile.
+                tracing::warn!(error = %chain(&error), "cannot see what exists");
+                // Probes and static services need no look. Where another cluster has the replicas, it sees to them.
+                if !matches!(error, ProviderError::Unavailable { .. }) {
+                    return Ok(BLIND_PAUSE);
+                }
+                self.exists.clear();
+                self.blind_until = Some(Instant::now() + BLIND_PAUSE);
+            }
         }
         self.news.mark_unchanged();
         let state = self.controller.consensus.state();
@@ -263,14 +283,20 @@ impl<'a> Reign<'a> {
         let mut listed = false;
         if due {
             let occupied = is_occupied(&self.controller.consensus.state());
-            listed = match self.controller.provider.refresh(occupied).await {
-                Ok(()) => true,
+            let looked = match self.orphans_checked {
                 // What the former leader made must not seem to be missing.
-                Err(error) if self.orphans_checked.is_none() => return Ok(Err(error)),
+                None => match self.look_first(occupied).await {
+                    Ok(()) => Ok(()),
+                    Err(error) => return Ok(Err(error)),
+                },
+                Some(_) => self.controller.provider.refresh(occupied).await,
+            };
+            listed = match looked {
+                Ok(()) => true,
                 // What was seen before still holds as far as anybody knows. All else goes on.
                 Err(error) => {
                     tracing::warn!(error = %chain(&error), "cannot look for orphans");
-                    self.orphans_checked = Some(tokio::time::Instant::now());
+                    self.orphans_checked = Some(Instant::now());
                     false
                 }
             };
@@ -288,13 +314,37 @@ impl<'a> Reign<'a> {
                 .await?;
             let state = self.controller.consensus.state();
             self.effects.reap_orphans(&state, &observations);
-            self.orphans_checked = Some(tokio::time::Instant::now());
+            self.orphans_checked = Some(Instant::now());
         }
         self.exists = observations
             .into_iter()
             .map(|observation| (observation.replica.id, observation.state))
             .collect();
         Ok(Ok(()))
+    }
+
+    /// Lists what exists for the first time in this reign. One that takes long goes on behind, and is asked for again.
+    async fn look_first(&mut self, occupied: bool) -> Result<(), ProviderError> {
+        let provider = Arc::clone(&self.controller.provider);
+        let patience = match self.first_look {
+            Some(_) => Duration::ZERO,
+            None => FIRST_LOOK_MAX,
+        };
+        let look = self.first_look.get_or_insert_with(|| {
+            let look = async move { provider.refresh(occupied).await };
+            AbortOnDropHandle::new(tokio::spawn(look))
+        });
+        let looked = tokio::time::timeout(patience, look).await;
+        let unavailable = |reason: String| ProviderError::Unavailable {
+            doing: "see what exists",
+            reason,
+        };
+        let Ok(looked) = looked else {
+            let reason = format!("there is no answer within {FIRST_LOOK_MAX:?}");
+            return Err(unavailable(reason));
+        };
+        self.first_look = None;
+        looked.unwrap_or_else(|failed| Err(unavailable(failed.to_string())))
     }
 
     /// Makes the replicas of the cluster that this one took over from its own.
@@ -345,6 +395,7 @@ impl<'a> Reign<'a> {
             ports_lost: self.ports_lost(state),
             exists: self.exists.clone(),
             elsewhere: not_shared.is_some(),
+            blind: self.blind_until.is_some(),
             notes: self.controller.provider.notes(),
             probes: self.probes.views(),
             drained,
@@ -379,6 +430,10 @@ impl<'a> Reign<'a> {
             DRAIN_INTERVAL
         } else {
             LOOK_INTERVAL
+        };
+        let regular = match self.blind_until {
+            Some(_) => regular.min(BLIND_PAUSE),
+            None => regular,
         };
         plan.wake_after.map_or(regular, |after| after.min(regular))
     }

@@ -54,6 +54,9 @@ pub struct Observed {
     /// Whether replicas may exist where this peer cannot look: another peer has another host or root. Then
     /// nothing follows from what is absent, and what is absent cannot be stopped from here.
     pub elsewhere: bool,
+    /// Whether nothing could be looked at yet, as while the API server is away: `exists` tells nothing at all then.
+    /// What the log and probes say, and where static services are, holds all the same.
+    pub blind: bool,
     /// What the provider has to say of some.
     pub notes: BTreeMap<ReplicaId, String>,
     /// How probes went.
@@ -124,6 +127,10 @@ pub fn plan(state: &State, observed: &Observed) -> Plan {
         for replica in &replicas {
             if upstreams::is_static(service, replica) {
                 upstreams::advance(&mut plan, service, replica, observed);
+            } else if observed.blind {
+                let seen = observed.probes.get(&replica.id);
+                let last = seen.and_then(|view| view.last.as_ref());
+                answered(&mut plan, replica, last);
             } else {
                 advance(&mut plan, service, replica, observed);
             }
@@ -199,6 +206,21 @@ fn advance(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obs
             plan.record(stop_now(id, reason.clone()));
         }
         Phase::Failed { .. } | Phase::CleanupFailed { .. } => {}
+    }
+}
+
+/// What the `last` probe alone says of a replica that is neither made nor stopped now: whether it gets requests.
+fn answered(plan: &mut Plan, replica: &Replica, last: Option<&Result<(), String>>) {
+    let id = replica.id;
+    match (last, &replica.phase) {
+        (Some(Ok(())), Phase::Starting | Phase::NotReady { .. }) => {
+            plan.record(Change::Ready { replica: id });
+        }
+        (Some(Err(said)), Phase::Ready) => plan.record(Change::NotReady {
+            replica: id,
+            reason: said.clone(),
+        }),
+        _ => {}
     }
 }
 

@@ -223,6 +223,65 @@ fn the_intent_comes_before_the_deed() {
 }
 
 #[test]
+fn a_leader_that_sees_nothing_yet_goes_by_probes_and_neither_makes_nor_stops() {
+    use ReplicaStatus::{NotReady, Pending, Ready, Starting};
+    let mut world = World::new();
+    world.put("serve", 3);
+    world.settle();
+    world.probe(1, Ok(()), 0);
+    world.probe(2, Ok(()), 0);
+    world.settle();
+    world.probe(2, Err("refused".into()), 0);
+    world.settle();
+    let before = [(1, Ready), (2, NotReady), (3, Starting)];
+    assert_eq!(world.replicas(), before);
+    // Another peer leads, without a look at what exists.
+    let there = std::mem::take(&mut world.observed.exists);
+    world.observed.probes.clear();
+    world.observed.blind = true;
+    world.settle();
+    assert_eq!(world.replicas(), before);
+    world.put("serve", 4);
+    world.settle();
+    assert_eq!(world.replicas()[3..], [(4, Pending)], "it is not made");
+    world.pass(100_000);
+    world.probe(1, Err("answered 500".into()), 100_000);
+    world.probe(2, Ok(()), 0);
+    world.probe(3, Err("refused".into()), 100_000);
+    world.settle();
+    let probed = [(1, NotReady), (2, Ready), (3, Starting), (4, Pending)];
+    assert_eq!(world.replicas(), probed);
+    assert!(world.observed.exists.is_empty());
+    // It looks at last, and finds all as the former leader left it.
+    (world.observed.blind, world.observed.exists) = (false, there);
+    let plan = plan(&world.state, &world.observed);
+    let stops = plan.intents.iter().filter_map(|intent| match intent {
+        Intent::Record(Change::Stop { replica, .. }) => Some(replica.number),
+        _ => None,
+    });
+    assert_eq!(stops.collect::<Vec<_>>(), [1, 3]);
+    assert!(plan.effects.contains(&Effect::Ensure(world.id(4))));
+}
+
+#[test]
+fn what_stops_is_left_to_a_leader_that_sees_it() {
+    let mut world = World::new();
+    world.put("serve", 2);
+    world.settle();
+    world.probe_all_ok();
+    world.settle();
+    world.put("serve", 1);
+    world.settle();
+    world.pass(100_000);
+    world.observed.exists.clear();
+    world.observed.blind = true;
+    let shown = world.replicas();
+    world.settle();
+    assert_eq!(world.replicas(), shown);
+    assert!(world.observed.stopped.is_empty(), "{shown:?}");
+}
+
+#[test]
 fn replicas_become_ready_by_their_probes() {
     use ReplicaStatus::{NotReady, Ready, Starting};
     let mut world = World::new();

@@ -27,16 +27,7 @@ pub(super) fn advance(plan: &mut Plan, service: &Service, replica: &Replica, obs
                 true => Some(&Ok(())),
                 false => observed.probes.get(&id).and_then(|view| view.last.as_ref()),
             };
-            match (last, &replica.phase) {
-                (Some(Ok(())), Phase::Starting | Phase::NotReady { .. }) => {
-                    plan.record(Change::Ready { replica: id });
-                }
-                (Some(Err(said)), Phase::Ready) => plan.record(Change::NotReady {
-                    replica: id,
-                    reason: said.clone(),
-                }),
-                _ => {}
-            }
+            super::answered(plan, replica, last);
         }
         Phase::Stopping { drain_until, .. } => {
             let done = observed.now >= *drain_until || observed.drained.contains(&id);
