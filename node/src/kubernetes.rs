@@ -114,6 +114,8 @@ pub struct Home {
     set: String,
     pod: String,
     ordinal: u32,
+    /// What follows the pod's name in the addresses of all peers of this set: the headless Service's domain, and the port.
+    place: String,
     /// Of the StatefulSet that this process has first seen, for peers that may not read their own pod.
     uid: OnceLock<String>,
 }
@@ -226,6 +228,7 @@ impl Home {
             pods: Api::namespaced(client.clone(), &namespace),
             records: Api::namespaced(client, &namespace),
             pod: pod.to_owned(),
+            place: address[pod.len()..].to_owned(),
             namespace,
             set,
             ordinal,

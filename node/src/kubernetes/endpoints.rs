@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::{CallError, Home, call, ordinal};
@@ -77,6 +77,46 @@ fn due(
         let holds = before.is_some_and(|(was, at)| was == up && at.elapsed() < REPEAT);
         (!holds).then_some((ordinal, up, before.map(|(was, _)| was)))
     })
+}
+
+/// The gates that are being set, each by itself: where one answer is long in coming, the others need not wait for it.
+#[derive(Default)]
+struct Setting {
+    /// How and when each was set last.
+    done: BTreeMap<u32, (bool, Instant)>,
+    /// How each is being set.
+    under_way: BTreeMap<u32, (bool, AbortHandle)>,
+    tasks: JoinSet<Option<(u32, (bool, Instant))>>,
+}
+
+impl Setting {
+    /// Begins with what is due of `judged`, by `set`, which is given how the gate was set before and tells whether it is
+    /// set now. What is under way and not wanted any more is given up.
+    fn begin<F>(
+        &mut self,
+        judged: BTreeMap<u32, bool>,
+        mut set: impl FnMut(u32, bool, Option<bool>) -> F,
+    ) where
+        F: Future<Output = bool> + Send + 'static,
+    {
+        while let Some(ended) = self.tasks.try_join_next() {
+            self.done.extend(ended.ok().flatten());
+        }
+        self.under_way.retain(|_, (_, task)| !task.is_finished());
+        for (ordinal, up, before) in due(judged, &self.done) {
+            match self.under_way.get(&ordinal) {
+                Some((wanted, _)) if *wanted == up => continue,
+                Some((_, other)) => other.abort(),
+                None => {}
+            }
+            let setting = set(ordinal, up, before);
+            let task = self.tasks.spawn(async move {
+                let set = setting.await;
+                set.then(|| (ordinal, (up, Instant::now())))
+            });
+            self.under_way.insert(ordinal, (up, task));
+        }
+    }
 }
 
 /// Waits until there was no leader for [`LEADERLESS`]; false if nobody tells any more.
@@ -182,7 +222,7 @@ impl Home {
             if leadership.wait_for(|now| now.is_self).await.is_err() {
                 return;
             }
-            let mut done: BTreeMap<u32, (bool, Instant)> = BTreeMap::new();
+            let mut setting = Setting::default();
             while leadership.borrow().is_self {
                 period.tick().await;
                 let look = || reachable(&self.set, &consensus.members());
@@ -191,13 +231,10 @@ impl Home {
                         && consensus.leadership().borrow().is_self
                 };
                 let judged = judged(look, leads).await.unwrap_or_default();
-                // All at once: where the API server is slow, the second dead peer need not wait for the first.
-                let setting = due(judged, &done).map(async |(ordinal, up, before)| {
-                    let set = self.set(ordinal, up, before).await;
-                    set.then_some((ordinal, (up, Instant::now())))
+                setting.begin(judged, |ordinal, up, before| {
+                    let home = Arc::clone(&self);
+                    async move { home.set(ordinal, up, before).await }
                 });
-                let set: Vec<_> = join_all(setting).await;
-                done.extend(set.into_iter().flatten());
             }
         }
     }
@@ -264,6 +301,34 @@ mod tests {
         assert_eq!(due(&done), []);
         tokio::time::advance(REPEAT).await;
         assert_eq!(due(&done), [(0, true, Some(true)), (1, false, Some(false))]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_patch_that_hangs_holds_up_no_other_gate_and_gives_way_to_another_word() {
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        // Time passes here only if nothing else can happen.
+        let mut told = async || timeout(REPEAT, told.recv()).await.ok().flatten();
+        let mut setting = Setting::default();
+        let mut begin = |gates: [(u32, bool); 2]| {
+            setting.begin(gates.into(), |ordinal, up, _| {
+                let tell = tell.clone();
+                async move {
+                    tell.send((ordinal, up)).unwrap();
+                    // The first pod's gate cannot be opened now.
+                    match (ordinal, up) {
+                        (0, true) => std::future::pending().await,
+                        _ => true,
+                    }
+                }
+            });
+        };
+        begin([(0, true), (1, true)]);
+        assert_eq!(told().await, Some((0, true)));
+        assert_eq!(told().await, Some((1, true)));
+        begin([(0, true), (1, false)]);
+        assert_eq!(told().await, Some((1, false)), "and only that");
+        begin([(0, false), (1, false)]);
+        assert_eq!(told().await, Some((0, false)));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Removes peers that the StatefulSet does not want any more.
+//! Removes peers that the StatefulSet does not want any more, and those that were pods of another one and are dead.
 //!
 //! A pod that is told to stop cannot tell a restart from the end. So the leader alone decides, on a fresh read of the
 //! StatefulSet, and removes all that are to leave in one change. Under `podManagementPolicy: Parallel` they are all told
@@ -14,7 +14,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use raftserve_model::NodeId;
 use raftserve_store::state::PeerStanding;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Home, Wanted, ordinal};
 use crate::consensus::{Consensus, MemberView};
@@ -24,6 +24,10 @@ const LOOK: Duration = Duration::from_secs(30);
 
 /// How long after something has stood in the way it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How long a voter from another place must be silent before it counts as lost, and how long a leader must have led to
+/// know. What merely restarts is back long before.
+const LOST_AFTER: Duration = Duration::from_secs(60);
 
 /// How long agreeing on a removal may take.
 const DECIDE_MAX: Duration = Duration::from_secs(2);
@@ -42,12 +46,53 @@ fn surplus(
         let ordinal = ordinal(set, &member.address);
         ordinal.is_some_and(|ordinal| ordinal >= count)
     };
-    let stays = |member: &&MemberView| {
-        let standing = standing(member.id);
-        standing.is_none_or(|standing| matches!(standing, PeerStanding::Active(_)))
-    };
-    let surplus = members.iter().filter(beyond).filter(stays);
+    let surplus = members.iter().filter(beyond);
+    let surplus = surplus.filter(|member| stays(standing(member.id)));
     surplus.map(|it| it.id).collect()
+}
+
+fn stays(standing: Option<PeerStanding>) -> bool {
+    standing.is_none_or(|standing| matches!(standing, PeerStanding::Active(_)))
+}
+
+/// Whether `address` is a pod's of a StatefulSet with a headless Service: `SET-N.SERVICE.NAMESPACE.svc...`.
+fn is_pod(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let labels: Vec<&str> = host.split('.').collect();
+    let ordinal = labels[0].rsplit_once('-').map(|(_, ordinal)| ordinal);
+    labels.get(3) == Some(&"svc") && ordinal.is_some_and(|it| it.parse::<u32>().is_ok())
+}
+
+/// Voters whose volumes did not come along when a cluster was brought up from its volumes under another name or in another
+/// namespace: pods of another place that are silent, while each pod that is wanted here answers, and as many have come
+/// since. A cluster that has peers in several places on purpose has one that answers from there. Where a pod comes back to
+/// its own place, its successor is known by the address.
+///
+/// `members` are those that nobody has told to leave, and `place` is what follows the pods' names in addresses.
+fn lost(set: &str, place: &str, count: u32, members: &[MemberView]) -> BTreeSet<NodeId> {
+    let here = |member: &MemberView| {
+        let own = ordinal(set, &member.address).filter(|ordinal| *ordinal < count)?;
+        (member.address == format!("{set}-{own}{place}")).then_some(own)
+    };
+    let answering = members.iter().filter(|member| member.up);
+    let places: BTreeSet<Option<u32>> = answering.map(here).collect();
+    let complete = places == (0..count).map(Some).collect();
+    let silent = |member: &&MemberView| {
+        let ago = member.last_contact;
+        let silent = ago.is_none_or(|ago| ago >= LOST_AFTER);
+        member.voter && silent && here(member).is_none() && is_pod(&member.address)
+    };
+    let lost: BTreeSet<NodeId> = members.iter().filter(silent).map(|it| it.id).collect();
+    // Ids follow the order of arrival.
+    let come_since = |id: NodeId| {
+        let since = members.iter().filter(|member| member.id > id);
+        since.filter_map(here).count()
+    };
+    let followed = lost.iter().all(|id| come_since(*id) >= lost.len());
+    match complete && followed {
+        true => lost,
+        false => BTreeSet::new(),
+    }
 }
 
 impl Home {
@@ -64,8 +109,8 @@ impl Home {
         }
     }
 
-    /// True if there is nothing left to decide for now.
-    async fn try_scale(&self, consensus: &Consensus) -> bool {
+    /// Decides after having led for `led`. True if there is nothing left to decide for now.
+    async fn try_scale(&self, consensus: &Consensus, led: Duration) -> bool {
         let wanted = match self.read_set().await {
             Ok((_, wanted)) => wanted,
             Err(error) => {
@@ -76,7 +121,15 @@ impl Home {
         let members = consensus.members();
         let state = consensus.state();
         let standing = |node| state.peer(node).map(|peer| peer.standing);
-        let surplus = surplus(&self.set, wanted, &members, standing);
+        let mut surplus = surplus(&self.set, wanted, &members, standing);
+        if let Wanted::Peers(count) = wanted
+            && led >= LOST_AFTER
+            && surplus.is_empty()
+        {
+            let mut staying = members;
+            staying.retain(|member| stays(standing(member.id)));
+            surplus = lost(&self.set, &self.place, count, &staying);
+        }
         if surplus.is_empty() {
             return true;
         }
@@ -97,12 +150,20 @@ impl Home {
         let (changes, mut changed) = watch::channel(0);
         tokio::join!(self.watch_set(&changes), async {
             let mut leadership = consensus.leadership();
+            let (mut reign, mut since) = (0, Instant::now());
             loop {
-                if leadership.wait_for(|now| now.is_self).await.is_err() {
+                let Ok(term) = leadership
+                    .wait_for(|now| now.is_self)
+                    .await
+                    .map(|now| now.term)
+                else {
                     return;
+                };
+                if term != reign {
+                    (reign, since) = (term, Instant::now());
                 }
                 changed.mark_unchanged();
-                if self.try_scale(&consensus).await {
+                if self.try_scale(&consensus, since.elapsed()).await {
                     let _ = timeout(LOOK, changed.changed()).await;
                 } else {
                     sleep(RETRY).await;
@@ -146,6 +207,52 @@ pub(super) mod tests {
         assert_eq!(leaving(Wanted::Peers(2)), [NodeId(3)].into());
         assert_eq!(leaving(Wanted::Peers(1)), [NodeId(3), NodeId(40)].into());
         assert_eq!(leaving(Wanted::Stopped), [].into());
+    }
+
+    #[test]
+    fn a_voter_whose_volume_was_lost_with_its_place_goes_and_nobody_else_does() {
+        const PLACE: &str = ".new-peers.to.svc.cluster.local:7001";
+        let cluster = |set: &str, from: &str| {
+            // Two came along with their volumes; the third is dead where it was, and an empty one has joined.
+            let mut members = [
+                member(1, &format!("new-0{PLACE}")),
+                member(2, &format!("new-1{PLACE}")),
+                member(
+                    3,
+                    &format!("{set}-2.{set}-peers.{from}.svc.cluster.local:7001"),
+                ),
+                member(77, &format!("new-2{PLACE}")),
+            ];
+            (members[2].up, members[2].last_contact) = (false, Some(LOST_AFTER));
+            members[3].voter = false;
+            members
+        };
+        let lost = |members: &[MemberView]| lost("new", PLACE, 3, members);
+        for (set, from) in [("old", "to"), ("new", "from")] {
+            assert_eq!(
+                lost(&cluster(set, from)),
+                [NodeId(3)].into(),
+                "{set} {from}"
+            );
+        }
+        let spared = |change: fn(&mut [MemberView; 4])| {
+            let mut members = cluster("old", "from");
+            change(&mut members);
+            assert_eq!(lost(&members), [].into(), "{members:?}");
+        };
+        spared(|it| it[2].last_contact = Some(LOST_AFTER - Duration::from_millis(1)));
+        spared(|it| it[3].up = false);
+        spared(|it| it[0].up = false);
+        spared(|it| it[2].address = "vm-2:7001".to_owned());
+        spared(|it| it[2].address = format!("new-2{PLACE}"));
+        // It came after all of these: it is one more, and nobody's predecessor.
+        spared(|it| it[2].id = NodeId(78));
+        let mut stretched = Vec::from(cluster("old", "from"));
+        stretched.push(member(4, "old-1.old-peers.from.svc.cluster.local:7001"));
+        assert_eq!(lost(&stretched), [].into());
+        let mut unheard = cluster("old", "from");
+        unheard[2].last_contact = None;
+        assert_eq!(lost(&unheard), [NodeId(3)].into());
     }
 
     #[test]
