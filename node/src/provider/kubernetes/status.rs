@@ -120,9 +120,10 @@ fn over(pod: &Pod, status: &PodStatus, ended: Option<&ContainerStateTerminated>)
     if failed && let Some(reason) = status.reason.as_deref() {
         let message = quote(status.message.as_ref());
         let told = match reason {
-            "Evicted" => format!(
-                "the node evicted its pod: {message}; request what it needs by resources.memory, or give nodes more room"
-            ),
+            "Evicted" => {
+                let remedy = eviction_remedy(status.message.as_deref().unwrap_or_default());
+                format!("the node evicted its pod: {message}; {remedy}")
+            }
             "NodeLost" | "NodeShutdown" | "Terminated" => {
                 format!("its node was shut down: {message}")
             }
@@ -145,6 +146,21 @@ fn over(pod: &Pod, status: &PodStatus, ended: Option<&ContainerStateTerminated>)
         });
         Seen::exited(Step::Setup, End::NotStarted, told)
     })
+}
+
+/// What to do about an eviction of which the kubelet says `message`: it names the resource that it lacked, or the limit
+/// that the pod went beyond.
+fn eviction_remedy(message: &str) -> &'static str {
+    if message.contains("EmptyDir") {
+        "raise the sizeLimit of that emptyDir in pod_config, or write less to it"
+    } else if message.contains("phemeral") || message.contains("inodes") {
+        "request the disk that it needs by its container's requests and limits of ephemeral-storage in pod_config, \
+         write to volumes, or give nodes more disk"
+    } else if message.contains("pids") {
+        "let it run fewer processes, or give nodes more process ids"
+    } else {
+        "request what it needs by resources.memory, or give nodes more room"
+    }
 }
 
 fn exit(ended: &ContainerStateTerminated, pod: &Pod) -> Seen {

@@ -195,6 +195,41 @@ fn a_container_that_cannot_start_is_told_of_the_files_that_are_mounted_over_its_
 }
 
 #[test]
+fn an_eviction_is_told_with_what_helps_against_this_one() {
+    for (said, remedy) in [
+        (
+            "The node was low on resource: memory. Threshold quantity: 100Mi, available: 92Mi.",
+            "resources.memory",
+        ),
+        (
+            "The node was low on resource: ephemeral-storage. Threshold quantity: 1Gi, available: 900Mi.",
+            "limits of ephemeral-storage",
+        ),
+        (
+            "Pod ephemeral local storage usage exceeds the total limit of containers 4Mi. ",
+            "limits of ephemeral-storage",
+        ),
+        (
+            "Container replica exceeded its local ephemeral storage limit \"4Mi\". ",
+            "limits of ephemeral-storage",
+        ),
+        (
+            "Usage of EmptyDir volume \"scratch\" exceeds the limit \"1Mi\". ",
+            "sizeLimit",
+        ),
+        ("The node was low on resource: inodes. ", "more disk"),
+        ("The node was low on resource: pids. ", "fewer processes"),
+    ] {
+        let status = json!({"phase": "Failed", "reason": "Evicted", "message": said});
+        let told = exit_of(with(status)).message;
+        let one_line = said.trim();
+        assert!(told.contains(one_line) && told.contains(remedy), "{told}");
+        let of_memory = said.contains("memory");
+        assert_eq!(told.contains("resources.memory"), of_memory, "{told}");
+    }
+}
+
+#[test]
 fn what_takes_a_pod_away_is_told() {
     let evicted = exit_of(with(json!({
         "phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory.",
