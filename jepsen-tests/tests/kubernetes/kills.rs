@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use jepsen_tests::kube::Pod;
-use jepsen_tests::steady::Steady;
+use jepsen_tests::steady::{Missed, Steady, Tally};
 
 use crate::stage::{RATE, Release, on_release};
 
@@ -78,6 +78,12 @@ fn windows(
     windows
 }
 
+/// Of those that were good at another try, which met another peer first than one of these.
+pub(crate) fn met_elsewhere<'a>(tally: &'a Tally, dead: &[SocketAddr]) -> Vec<&'a Missed> {
+    let lived = |missed: &&Missed| missed.tries.iter().any(|(at, _)| !dead.contains(at));
+    tally.saved.iter().filter(lived).collect()
+}
+
 #[test]
 fn a_window_begins_with_the_first_failure_after_a_kill() {
     let secs = |secs: &[u64]| secs.iter().map(|it| Duration::from_secs(*it)).collect();
@@ -94,7 +100,7 @@ async fn a_killed_peer_costs_nothing_that_one_retry_elsewhere_does_not_mend() ->
         let served = release.serve().await?;
         let through_service = release.load(served.requests(0)).await?;
         let at_peers = retrying(served.requests(1)).start(direct(&release.pods().await?));
-        let (mut round, mut kills) = (0, Vec::new());
+        let (mut round, mut kills, mut dead) = (0, Vec::new(), Vec::new());
         while at_peers.progress().done < release.kube.requests * 2 || round < KILLS_MIN {
             let due = PERIOD * (round + 1);
             at_peers.reaches(|progress| progress.elapsed >= due).await;
@@ -104,15 +110,16 @@ async fn a_killed_peer_costs_nothing_that_one_retry_elsewhere_does_not_mend() ->
                 _ => release.pods().await?.swap_remove(round as usize % 3),
             };
             kills.push(through_service.progress().elapsed);
+            dead.extend(direct(std::slice::from_ref(&victim)));
             kill(&release, &victim.name).await?;
             release.await_successor(&victim).await?;
             // A pod that came anew has another address, which clients learn from DNS.
             at_peers.aim(direct(&release.pods().await?));
             round += 1;
         }
-        let direct = at_peers.finish(release.kube.requests).await?;
+        let at_peers = at_peers.finish(release.kube.requests).await?;
         let service = through_service.finish(release.kube.requests).await?;
-        eprintln!("{} kills, at the peers: {}", kills.len(), direct.line());
+        eprintln!("{} kills, at the peers: {}", kills.len(), at_peers.line());
         eprintln!("through the Service: {}", service.line());
         let windows = windows(&kills, service.missed.iter().map(|missed| missed.at));
         eprintln!("windows: {windows:?}");
@@ -127,8 +134,14 @@ async fn a_killed_peer_costs_nothing_that_one_retry_elsewhere_does_not_mend() ->
                 service.missed
             );
         }
-        ensure!(direct.good + direct.bad >= RATE as usize, "no load");
-        direct.all_good()?;
+        ensure!(at_peers.good + at_peers.bad >= RATE as usize, "no load");
+        at_peers.all_good()?;
+        // What needed the other try had met the dead peer, and nobody else.
+        let elsewhere = met_elsewhere(&at_peers, &dead);
+        ensure!(
+            elsewhere.is_empty(),
+            "failures at peers that lived: {elsewhere:?}"
+        );
         served.finish(0).await
     })
     .await

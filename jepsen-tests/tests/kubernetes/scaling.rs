@@ -15,12 +15,19 @@ async fn peers_come_and_go_with_the_statefulset_and_no_request_fails() -> anyhow
     on_release("scale", &["profile=lan"], async |release| {
         let served = release.serve().await?;
         let load = release.load(served.requests(0)).await?;
+        let five = ["profile=lan", "replicas=5"];
         for peers in [5, 3, 1, 3] {
-            release.scale(peers).await?;
+            match peers {
+                5 => release.upgrade(&five).await?,
+                _ => release.scale(peers).await?,
+            }
             release.await_ready(peers).await?;
             release.await_members(peers, 0).await?;
             eprintln!("{peers} peers after {:?}", load.progress().elapsed);
         }
+        // Scaled by another tool, the number stays what it is.
+        release.upgrade(&five).await?;
+        ensure!(release.wanted().await? == 3, "helm upgrade scaled");
         // Of four, the last stays a learner; it is removed like the others.
         release.scale(4).await?;
         release.await_ready(4).await?;

@@ -13,7 +13,12 @@ const SERVICE: &str = "my-http-service";
 async fn a_controller_killed_while_it_launches_leaves_one_replica_that_serves() -> anyhow::Result<()>
 {
     walk("ha-controller", async |walk| {
+        let namespace = walk.namespace.name.as_str();
+        walk.raftserve(&["check", "--before", "--namespace", namespace])
+            .await?;
         walk.install(3, &[]).await?;
+        let checked = walk.raftserve(&["check", "--output", "json"]).await?;
+        ensure!(checked.contains("quorum"), "{checked}");
         let claims = walk
             .namespace
             .objects("persistentvolumeclaims", PEERS)

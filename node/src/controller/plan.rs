@@ -177,7 +177,7 @@ fn advance(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obs
                 plan.record(stop_now(id, ended(replica, exit, observed)))
             }
             Some(ReplicaState::Stopping | ReplicaState::Stopped) => {
-                plan.record(stop_now(id, stopped_by_another(id, observed)));
+                plan.record(stop_now(id, stopped_by_another(replica, observed)));
             }
         },
         Phase::Starting | Phase::Ready | Phase::NotReady { .. } => match exists {
@@ -188,12 +188,12 @@ fn advance(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obs
                 plan.record(stop_now(id, ended(replica, exit, observed)))
             }
             Some(ReplicaState::Stopping | ReplicaState::Stopped) => {
-                plan.record(stop_now(id, stopped_by_another(id, observed)));
+                plan.record(stop_now(id, stopped_by_another(replica, observed)));
             }
             None if observed.elsewhere => {}
             None | Some(ReplicaState::Prepared) => plan.record(stop_now(
                 id,
-                StopReason::Exited("nothing of it exists any more".to_owned()),
+                lost(replica, "nothing of it exists any more".to_owned()),
             )),
         },
         Phase::Stopping {
@@ -275,9 +275,21 @@ fn stop_now(replica: ReplicaId, reason: StopReason) -> Change {
     }
 }
 
-fn stopped_by_another(id: ReplicaId, observed: &Observed) -> StopReason {
-    let said = observed.notes.get(&id).cloned();
-    StopReason::Exited(said.unwrap_or_else(|| "it was stopped by something else".to_owned()))
+fn stopped_by_another(replica: &Replica, observed: &Observed) -> StopReason {
+    let said = observed.notes.get(&replica.id).cloned();
+    lost(
+        replica,
+        said.unwrap_or_else(|| "it was stopped by something else".to_owned()),
+    )
+}
+
+/// Why a replica is no more that did not end by itself. Before it was ever ready that must not count against its version,
+/// which a few drained nodes would have given up.
+fn lost(replica: &Replica, said: String) -> StopReason {
+    match replica.first_ready_at {
+        None => StopReason::Provision(said),
+        Some(_) => StopReason::Exited(said),
+    }
 }
 
 fn ended(replica: &Replica, exit: &Exit, observed: &Observed) -> StopReason {
@@ -289,12 +301,9 @@ fn ended(replica: &Replica, exit: &Exit, observed: &Observed) -> StopReason {
             exit.message
         ));
     }
-    // An eviction, say, or the end of its node, is no fault of the version's either.
-    let never_ready = replica.first_ready_at.is_none();
     match exit.step {
-        Step::Run if exit.end == End::Lost && never_ready => {
-            StopReason::Provision(exit.message.clone())
-        }
+        // Evicted, say, or gone with its node.
+        Step::Run if exit.end == End::Lost => lost(replica, exit.message.clone()),
         Step::Setup => StopReason::Provision(exit.message.clone()),
         Step::Run => StopReason::Exited(exit.message.clone()),
     }

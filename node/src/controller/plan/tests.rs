@@ -640,24 +640,39 @@ fn a_port_that_another_process_took_does_not_count_against_the_version() {
 
 #[test]
 fn replicas_that_are_lost_before_they_are_ready_do_not_count_against_the_version() {
-    let mut world = World::new();
-    world.put("serve", 1);
-    for number in 1..=5 {
-        world.settle();
-        let id = world.id(number);
-        assert!(world.state.replica(id).is_some(), "{number} is made");
-        let lost = Exit {
-            step: Step::Run,
-            end: End::Lost,
-            message: "the node evicted its pod".into(),
-        };
-        world.observed.exists.insert(id, ReplicaState::Exited(lost));
-        world.settle();
-        world.pass(61);
+    let evicted = ReplicaState::Exited(Exit {
+        step: Step::Run,
+        end: End::Lost,
+        message: "the node evicted its pod".into(),
+    });
+    for (left, said) in [
+        (Some(evicted), "the node evicted its pod"),
+        (
+            Some(ReplicaState::Stopping),
+            "it was stopped by something else",
+        ),
+        (None, "nothing of it exists any more"),
+    ] {
+        let mut world = World::new();
+        world.put("serve", 1);
+        for number in 1..=5 {
+            world.settle();
+            let id = world.id(number);
+            let made = world.state.replica(id).map(|it| it.status());
+            assert_eq!(made, Some(ReplicaStatus::Starting), "{number}: {said}");
+            match left.clone() {
+                Some(left) => world.observed.exists.insert(id, left),
+                None => world.observed.exists.remove(&id),
+            };
+            world.settle();
+            world.observed.exists.remove(&id);
+            world.settle();
+            world.pass(61);
+        }
+        let first = world.state.replica(world.id(1)).unwrap();
+        assert_eq!(first.status(), ReplicaStatus::FailedProvision);
+        assert_eq!(first.reason().as_deref(), Some(said));
     }
-    let first = world.state.replica(world.id(1)).unwrap();
-    assert_eq!(first.status(), ReplicaStatus::FailedProvision);
-    assert_eq!(first.reason().as_deref(), Some("the node evicted its pod"));
 }
 
 #[test]
