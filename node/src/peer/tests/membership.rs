@@ -159,6 +159,40 @@ async fn a_wiped_voter_joins_again_and_takes_its_own_place_under_a_new_id() {
     }
 }
 
+/// An idle cluster's log is shorter than its founders are many.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn newcomers_to_an_idle_cluster_of_five_get_ids_that_no_founder_has() {
+    let mut growing = Growing::new(5, 2);
+    let mut peers = growing.start_first().await;
+    let first = peers[0].as_ref().unwrap();
+    named(first).await;
+    let founders: BTreeSet<NodeId> = (1..=5).map(NodeId).collect();
+    until(|| voters(first) == founders).await;
+    let lost = peers[1].take().unwrap();
+    let lost_id = lost.node_id();
+    lost.stop().await;
+    growing.places.0[1].folder = tempfile::tempdir().unwrap();
+
+    for place in [1, 5, 6] {
+        let newcomer = growing.start(place).await;
+        let id = newcomer.node_id();
+        assert!(!founders.contains(&id), "{id} is a founder's");
+        if place < peers.len() {
+            peers[place] = Some(newcomer);
+        } else {
+            peers.push(Some(newcomer));
+        }
+    }
+    let everybody = all(&peers);
+    assert_eq!(everybody.len(), 7);
+    for peer in peers.iter().flatten() {
+        until(|| voters(peer) == everybody && members(peer) == everybody).await;
+        let state = || peer.consensus().state();
+        until(|| state().peer(lost_id).is_some_and(|it| it.is_removed())).await;
+    }
+    stop_all(peers).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_learner_stays_one_until_it_is_promoted_by_hand() {
     let growing = Growing::new(1, 2);
