@@ -18,7 +18,7 @@ pub use convert::{
 };
 pub use log_store::{LogReader, LogStore};
 pub use machine::{SnapshotBuilder, StateMachine, StateReader};
-pub use trigger::{SNAPSHOT_BYTES, SNAPSHOT_ENTRIES, SnapshotTrigger};
+pub use trigger::{SNAPSHOT_BYTES, SNAPSHOT_ENTRIES, SnapshotTrigger, Turn};
 
 pub(crate) use machine::Applied;
 

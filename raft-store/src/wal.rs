@@ -223,6 +223,12 @@ impl Wal {
         self.work().bytes
     }
 
+    /// The bytes of the entries held that follow `id`, or of all.
+    #[must_use]
+    pub fn bytes_after(&self, id: Option<LogId>) -> u64 {
+        lock(&self.shared.view).bytes_from(id.map_or(0, |id| id.index.0 + 1))
+    }
+
     /// The last durable vote.
     #[must_use]
     pub fn vote(&self) -> Option<Vote> {

@@ -16,8 +16,9 @@ pub enum Profile {
     Etcd,
 }
 
-/// Entries kept after they are in a snapshot, so that a peer that was away for a while catches up from the log.
-/// More than are written while one snapshot is sent, or its receiver would need another at once.
+/// Entries kept after they are in a snapshot, so that a peer that was away for a while catches up from the log: what is
+/// written at full load in three seconds, in which a snapshot of a million sessions is sent. A receiver that takes
+/// longer needs another one, until the load falls.
 pub const LOG_KEPT: u64 = 100_000;
 
 /// Entries in one message; the transport bounds its bytes too.

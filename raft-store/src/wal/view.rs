@@ -165,6 +165,24 @@ impl View {
         }
     }
 
+    /// The size of the entry at `place`, counted from the oldest.
+    fn size(&self, place: usize) -> u64 {
+        let uncached = self.places.len() - self.cache.len();
+        let cached = place.checked_sub(uncached);
+        let length = cached.map_or_else(
+            || self.places[place].length(),
+            |cached| self.cache[cached].len(),
+        );
+        length as u64
+    }
+
+    /// The bytes of the entries from index `start` on.
+    pub(super) fn bytes_from(&self, start: u64) -> u64 {
+        let skipped = start.saturating_sub(self.first) as usize;
+        let held = skipped.min(self.places.len())..self.places.len();
+        held.map(|place| self.size(place)).sum()
+    }
+
     fn push_place(&mut self, id: LogId, place: Place) {
         if self.places.is_empty() {
             self.first = id.index.0;
