@@ -1,6 +1,11 @@
 use std::collections::BTreeSet;
+use std::path::Path;
 
+use raftserve_store::codec;
+use raftserve_store::disk::RealDisk;
+use raftserve_store::entry::Payload;
 use raftserve_store::state::Promotion;
+use raftserve_store::wal::{Wal, WalOptions};
 
 use super::*;
 use crate::consensus::ManageError;
@@ -56,6 +61,22 @@ async fn until(condition: impl Fn() -> bool) {
         }
     })
     .await;
+}
+
+/// Who votes by each entry about members that is in the log of a peer, which does not run: once, or before and after.
+fn voters_by_log(data_dir: &Path) -> Vec<Vec<BTreeSet<NodeId>>> {
+    let options = WalOptions::default();
+    let wal = Wal::open(Arc::new(RealDisk), &data_dir.join("wal"), options).unwrap();
+    let entries = wal.read_blocking(wal.range()).unwrap();
+    let payloads = entries
+        .iter()
+        .map(|it| codec::decode(it.payload()).unwrap());
+    payloads
+        .filter_map(|payload| match payload {
+            Payload::Membership(membership) => Some(membership.configs),
+            Payload::Blank | Payload::Command(_) => None,
+        })
+        .collect()
 }
 
 fn all(peers: &[Option<Peer>]) -> BTreeSet<NodeId> {
@@ -156,6 +177,15 @@ async fn a_wiped_voter_joins_again_and_takes_its_own_place_under_a_new_id() {
         assert!(error.to_string().contains("was removed"), "{error}");
         drop(kept);
         stop_all(peers).await;
+        // One change, and never four voters or two on the way.
+        let agreed = voters_by_log(places.0[2].folder.path());
+        let count = |voters: &BTreeSet<NodeId>| voters.len();
+        assert!(
+            agreed.iter().flatten().map(count).all(|count| count == 3),
+            "{agreed:?}"
+        );
+        let joint = agreed.iter().filter(|configs| configs.len() == 2);
+        assert_eq!(joint.count(), 1, "{agreed:?}");
     }
 }
 
