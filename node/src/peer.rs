@@ -268,6 +268,7 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
     let opened = cradle.dir().open_store(config.supports).await;
     let opened = opened.map_err(|source| StartError::Store { source })?;
     let (snapshots, trigger) = (Arc::clone(&opened.snapshots), opened.trigger.clone());
+    let retention = opened.retention.clone();
     let (core, fatal, checkpoint) = run_raft(&config, identity, opened, runtime).await?;
     let exchange = Slot::default();
     let set = running.set(Running {
@@ -282,7 +283,7 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
     let places = [config.peers, config.join].concat();
     tokio::spawn(locate::run(Arc::clone(&core), places));
     tokio::spawn(steward::run(Arc::clone(&core)));
-    tokio::spawn(snapshots::run(Arc::clone(&core), trigger));
+    tokio::spawn(snapshots::run(Arc::clone(&core), trigger, retention));
     tokio::spawn(name_cluster(Arc::clone(&core)));
     Ok(Begun {
         core,

@@ -7,18 +7,20 @@ mod config;
 mod convert;
 mod log_store;
 mod machine;
+mod retention;
 mod trigger;
 
 pub use crate::entry::PeerRecord;
 pub use check::{CHECK_EVERY, CHECKS_KEPT, StateCheck};
-pub use config::{LOG_KEPT, Profile, raft_config};
+pub use config::{Profile, raft_config};
 pub use convert::{
     EntryError, decode_entry, encode_entry, log_id_from, log_id_to, membership_from, membership_to,
     vote_from, vote_to,
 };
 pub use log_store::{LogReader, LogStore};
 pub use machine::{SnapshotBuilder, StateMachine, StateReader};
-pub use trigger::{SNAPSHOT_BYTES, SNAPSHOT_ENTRIES, SnapshotTrigger};
+pub use retention::{LOG_BYTES_KEPT, LOG_KEPT, Retention};
+pub use trigger::{SNAPSHOT_BYTES, SNAPSHOT_ENTRIES, SnapshotTrigger, Turn};
 
 pub(crate) use machine::Applied;
 

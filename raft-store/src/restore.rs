@@ -86,10 +86,31 @@ pub enum RestoreError {
     /// The new vote.
     #[error("cannot write the new log")]
     Vote(#[source] Failed),
-    /// The new directory did not get the old one's place.
+    /// The new directory did not get the old one's place; nothing was moved.
     #[error("cannot put the new data into the place of {}", .path.display())]
     Place {
         /// The old directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The new directory has the old one's place, and the old one is where the new one was made.
+    #[error(
+        "the new data is in its place, and the old data, now at {}, cannot be put aside as {}",
+        .left.display(), .aside.display()
+    )]
+    Aside {
+        /// Where the old data is.
+        left: PathBuf,
+        /// Where it was to go.
+        aside: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// Everything is in its place, and may not be after a power cut.
+    #[error("all data is in its place, and {} cannot be synced", .path.display())]
+    Sync {
+        /// The directory in which all of it lies.
         path: PathBuf,
         /// What the operating system said.
         source: std::io::Error,
@@ -341,21 +362,32 @@ pub fn begin(
 /// is then at `aside`. All three lie in one directory. Blocks.
 ///
 /// # Errors
-/// [`RestoreError::Place`], also where the survivor's directory is the root of a volume; nothing was moved then.
+/// - [`RestoreError::Place`], also where the survivor's directory is the root of a volume; nothing was moved then.
+/// - [`RestoreError::Aside`]: the survivor's directory is at `made`, and must not be started.
+/// - [`RestoreError::Sync`]: nothing is amiss, unless the machine loses power before it has written it.
 pub fn take_place(survivor: Survivor, made: &Path, aside: &Path) -> Result<(), RestoreError> {
-    let place = survivor.path().to_owned();
-    let failed = |source: std::io::Error| RestoreError::Place {
-        path: place.clone(),
-        source,
-    };
+    let place = survivor.path();
     let cwd = rustix::fs::CWD;
     let exchange = rustix::fs::RenameFlags::EXCHANGE;
-    rustix::fs::renameat_with(cwd, made, cwd, &place, exchange)
-        .map_err(|errno| failed(errno.into()))?;
+    rustix::fs::renameat_with(cwd, made, cwd, place, exchange).map_err(|errno| {
+        RestoreError::Place {
+            path: place.to_owned(),
+            source: errno.into(),
+        }
+    })?;
     let disk = RealDisk;
-    let moved = disk.rename(made, aside);
+    let put_aside = disk.rename(made, aside);
+    put_aside.map_err(|source| RestoreError::Aside {
+        left: made.to_owned(),
+        aside: aside.to_owned(),
+        source,
+    })?;
     let parent = made.parent().unwrap_or(Path::new("/"));
-    moved.and_then(|()| disk.sync_dir(parent)).map_err(failed)
+    let synced = disk.sync_dir(parent);
+    synced.map_err(|source| RestoreError::Sync {
+        path: parent.to_owned(),
+        source,
+    })
 }
 
 /// A log of no entries and a vote: without it, the first election would be in a term before the snapshot's.

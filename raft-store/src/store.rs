@@ -11,7 +11,7 @@ use crate::entry::LogId;
 use crate::formats::SUPPORTED;
 use crate::identity::DataDir;
 pub use crate::identity::DirectoryLock;
-use crate::raft::{Applied, LogStore, SnapshotTrigger, StateMachine, StateReader};
+use crate::raft::{Applied, LogStore, Retention, SnapshotTrigger, StateMachine, StateReader};
 use crate::snapshot::{Snapshot, SnapshotError, Snapshots};
 use crate::state::State;
 use crate::wal::{Known, Wal, WalError, WalOptions, Writer};
@@ -97,6 +97,8 @@ pub struct Opened {
     pub snapshots: Arc<Snapshots>,
     /// When to ask openraft for a snapshot.
     pub trigger: SnapshotTrigger,
+    /// How much of the log to keep.
+    pub retention: Retention,
     /// To be used last, when the peer stops in good order.
     pub checkpoint: Checkpoint,
 }
@@ -194,6 +196,7 @@ impl Store {
         let opened = Opened {
             log: LogStore::new(Arc::clone(&wal), Arc::clone(&snapshots)),
             machine,
+            retention: Retention::new(Arc::clone(&wal), Arc::clone(&snapshots)),
             trigger: SnapshotTrigger::new(Arc::clone(&wal), Arc::clone(&snapshots), reader.clone()),
             checkpoint: checkpoint.map_err(OpenError::Checkpoint)?,
             reader,

@@ -223,6 +223,24 @@ impl Wal {
         self.work().bytes
     }
 
+    /// The bytes of the entries held that follow `id`, or of all.
+    #[must_use]
+    pub fn bytes_after(&self, id: Option<LogId>) -> u64 {
+        self.bytes_of(id.map_or(0, |id| id.index.0 + 1)..u64::MAX)
+    }
+
+    /// The bytes of those entries of `range` that are held.
+    #[must_use]
+    pub fn bytes_of(&self, range: Range<u64>) -> u64 {
+        lock(&self.shared.view).bytes_of(range)
+    }
+
+    /// The index from which on the entries held take `bytes` at most.
+    #[must_use]
+    pub fn start_of(&self, bytes: u64) -> u64 {
+        lock(&self.shared.view).start_of(bytes)
+    }
+
     /// The last durable vote.
     #[must_use]
     pub fn vote(&self) -> Option<Vote> {

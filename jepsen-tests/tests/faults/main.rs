@@ -10,6 +10,7 @@ mod copied_volume;
 mod damaged_log;
 mod failing_disk;
 mod full_disk;
+mod hand_over;
 mod kill_rounds;
 mod members;
 mod membership;

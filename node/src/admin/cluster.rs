@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use raftserve_model::{ClusterVersion, NodeId, VersionRange};
+use raftserve_store::state::PeerStanding;
 use tonic::{Request, Response, Status};
 
 use super::errors::Reason;
@@ -227,10 +228,15 @@ impl Cluster for ClusterApi {
         let members = consensus.member_health(HEALTH_BUDGET).await;
         let members = members.map_err(|error| no_health(&error))?;
         let leader = consensus.leadership().borrow().leader;
-        let known = consensus.members();
+        let (known, state) = (consensus.members(), consensus.state());
         let shown = |health: &MemberHealth| {
             let view = known.iter().find(|member| member.id == health.node);
             let said = consensus.peer_info(health.node);
+            let standing = state.peer(health.node).map(|peer| peer.standing);
+            let successor = match standing {
+                Some(PeerStanding::Leaving { successor }) => successor,
+                Some(PeerStanding::Active(_) | PeerStanding::Removed) | None => None,
+            };
             v1::MemberHealth {
                 id: health.node.0,
                 voter: health.voter,
@@ -241,6 +247,7 @@ impl Cluster for ClusterApi {
                 version: said.map(|said| said.version).unwrap_or_default(),
                 peer_address: view.map(|view| view.address.clone()).unwrap_or_default(),
                 vote: vote(health.vote).into(),
+                successor_id: successor.map(|successor| successor.0),
             }
         };
         Ok(Response::new(v1::HealthResponse {

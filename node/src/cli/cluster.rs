@@ -198,6 +198,7 @@ async fn health(format: Format, target: &Target) -> Result<(), Failure> {
             "version": member.version,
             "peer_address": member.peer_address,
             "vote": vote(member),
+            "successor_id": member.successor_id,
         })
     };
     let members: Vec<_> = found.members.iter().map(member).collect();
@@ -265,10 +266,32 @@ fn health_text(found: &v1::HealthResponse, paint: Paint) -> String {
         })
         .collect();
     format!(
-        "Healthy            {healthy}\nFailure tolerance  {}\n\n{}{cut}",
+        "Healthy            {healthy}\nFailure tolerance  {}\n\n{}{cut}{}",
         found.failure_tolerance,
-        table.render(paint)
+        table.render(paint),
+        waiting_text(&found.members)
     )
+}
+
+/// What those wait for whose votes others are to take over.
+fn waiting_text(members: &[v1::MemberHealth]) -> String {
+    let waiting = members.iter().filter_map(|it| Some((it, it.successor_id?)));
+    let text = |(old, new): (&v1::MemberHealth, u64)| match members
+        .iter()
+        .any(|it| it.id == new && it.up)
+    {
+        true => format!(
+            "\nPeer {} is to go, and peer {new} takes its vote over once it has caught up.\n",
+            old.id
+        ),
+        false => format!(
+            "\nPeer {} is to go once peer {new} has taken its vote over, which does not answer. Start that one. If its data \
+             is lost too, start it with an empty data directory at the same address; or run `raftserve cluster remove \
+             {new}`, and peer {} stays a voter.\n",
+            old.id, old.id
+        ),
+    };
+    waiting.map(text).collect()
 }
 
 /// How many more peers may be lost once one is removed; none if no quorum would be left.
@@ -419,6 +442,35 @@ mod tests {
         let mut behind = well;
         behind.members[1].lag = Some(TRAILING_MAX);
         assert_eq!(tolerance_without(3, &behind), None, "one is far behind");
+    }
+
+    #[test]
+    fn whoever_waits_for_a_successor_is_told_with_what_it_waits_for() {
+        let member = |id, up, successor_id| v1::MemberHealth {
+            id,
+            up,
+            successor_id,
+            ..v1::MemberHealth::default()
+        };
+        let mut members = vec![member(3, false, Some(10)), member(10, true, None)];
+        assert!(waiting_text(&members[1..]).is_empty());
+        let well = waiting_text(&members);
+        assert!(
+            well.contains("peer 10 takes its vote over once it has caught up"),
+            "{well}"
+        );
+        members[1].up = false;
+        let silent = waiting_text(&members);
+        assert!(silent.contains(
+            "Peer 3 is to go once peer 10 has taken its vote over, which does not answer."
+        ));
+        assert!(
+            silent.contains("`raftserve cluster remove 10`, and peer 3 stays"),
+            "{silent}"
+        );
+        // One that was admitted, and is no member yet.
+        members.pop();
+        assert_eq!(waiting_text(&members), silent);
     }
 
     #[test]

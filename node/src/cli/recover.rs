@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use raftserve_model::NodeId;
-use raftserve_store::restore::{Parent, Survivor, take_place};
+use raftserve_store::restore::{Parent, RestoreError, Survivor, take_place};
 use raftserve_store::state::{Claim, PeerStanding};
 use serde_json::json;
 
@@ -177,12 +177,8 @@ fn recover(survivor: Survivor, args: &RecoverArgs) -> Result<(), Failure> {
         );
     }
     let begun = begin_in(&parent, Claim::TakeOver, &made, address)?;
-    take_place(survivor, &made, &aside).map_err(|error| {
-        failure(&error).remedy(format!(
-            "{} is the new cluster's data directory all the same: start the peer with it, or put it into its place by hand",
-            made.display()
-        ))
-    })?;
+    take_place(survivor, &made, &aside)
+        .map_err(|error| failure(&error).remedy(what_is_where(&error, &place, &made)))?;
     tell(
         &parent,
         begun,
@@ -191,6 +187,25 @@ fn recover(survivor: Survivor, args: &RecoverArgs) -> Result<(), Failure> {
         Some(aside),
         format,
     )
+}
+
+/// Which directory is whose after `error`, and what to do.
+fn what_is_where(error: &RestoreError, place: &Path, made: &Path) -> String {
+    let (place, made) = (place.display(), made.display());
+    match error {
+        RestoreError::Aside { aside, .. } => format!(
+            "start the peer with {place}, which is the new cluster's. {made} is the old cluster's and must never be started: \
+             move it to {} or elsewhere",
+            aside.display()
+        ),
+        RestoreError::Sync { .. } => format!(
+            "{place} is the new cluster's: start the peer with it once `sync` succeeds, and the disk can be trusted"
+        ),
+        _ => format!(
+            "{made} is the new cluster's data directory all the same: start the peer with it, or put it into its place by \
+             hand, and never start the peer with {place} as it is"
+        ),
+    }
 }
 
 /// A path beside `place`, with an ending.
@@ -226,6 +241,30 @@ mod tests {
         };
         assert!(!was_removed(&parent, NodeId(2)));
         assert!(was_removed(&parent, NodeId(3)));
+    }
+
+    #[test]
+    fn after_a_failure_the_peer_is_to_be_started_with_the_directory_that_is_the_new_clusters() {
+        let [place, made, aside] = ["/v/peer", "/v/peer.recovered", "/v/peer.of-1"].map(Path::new);
+        let source = || std::io::ErrorKind::StorageFull.into();
+        let told = |error: RestoreError| what_is_where(&error, place, made);
+        let not_moved = told(RestoreError::Place {
+            path: place.to_owned(),
+            source: source(),
+        });
+        assert!(not_moved.starts_with("/v/peer.recovered is the new cluster's"));
+        let left = told(RestoreError::Aside {
+            left: made.to_owned(),
+            aside: aside.to_owned(),
+            source: source(),
+        });
+        assert!(left.starts_with("start the peer with /v/peer, which is the new cluster's."));
+        assert!(left.contains("/v/peer.recovered is the old cluster's and must never be started"));
+        let not_synced = told(RestoreError::Sync {
+            path: "/v".into(),
+            source: source(),
+        });
+        assert!(not_synced.starts_with("/v/peer is the new cluster's"));
     }
 
     #[test]

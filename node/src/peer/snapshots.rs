@@ -1,40 +1,49 @@
-//! Has this peer snapshot its state when its log has outgrown the last one.
+//! Has this peer snapshot its state when its log has outgrown the last one, and forget the log that it need not keep.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::core::Core;
-use super::store::SnapshotTrigger;
+use super::store::{Retention, SnapshotTrigger, Turn};
 
-/// How often the log's growth is looked at: it takes far longer to become due.
-const PERIOD: Duration = Duration::from_secs(5);
+/// How often the log's growth is looked at. At full load it grows by a tenth of what makes a snapshot due.
+const PERIOD: Duration = Duration::from_millis(250);
 
-/// Peers become due at about the same entry. So each waits this long for each member before it, that
-/// the disks of all are not busy with it at once.
-const STAGGER: Duration = Duration::from_secs(15);
+/// How often it is looked at what may be purged, which looks at each entry that is held.
+const PURGE_PERIOD: Duration = Duration::from_secs(2);
 
-/// Asks for snapshots as long as Raft runs.
-pub(crate) async fn run(core: Arc<Core>, trigger: SnapshotTrigger) {
-    let mut period = interval(PERIOD);
-    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+/// Asks for snapshots, and purges, as long as Raft runs.
+pub(crate) async fn run(core: Arc<Core>, trigger: SnapshotTrigger, retention: Retention) {
+    let (mut look, mut purge) = (interval(PERIOD), interval(PURGE_PERIOD));
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    purge.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        period.tick().await;
-        if !trigger.is_due() {
-            continue;
-        }
-        if !trigger.is_overdue() {
-            let others = core.directory.others();
-            let before = others.iter().filter(|other| **other < core.me()).count();
-            sleep(STAGGER * u32::try_from(before).unwrap_or(u32::MAX)).await;
-        }
-        // A snapshot from the leader may have come in the meantime.
-        if trigger.is_due()
-            && let Err(error) = core.raft.trigger().snapshot().await
-        {
-            tracing::debug!(%error, "no snapshot is taken any more");
+        let asked = tokio::select! {
+            _ = look.tick() => match trigger.is_due(turn(&core)) {
+                // While one is being taken, no other is begun.
+                true => core.raft.trigger().snapshot().await,
+                false => Ok(()),
+            },
+            _ = purge.tick() => match retention.purgeable() {
+                Some(upto) => core.raft.trigger().purge_log(upto.0).await,
+                None => Ok(()),
+            },
+        };
+        if let Err(error) = asked {
+            tracing::debug!(%error, "no snapshot is taken any more, and nothing purged");
             return;
         }
+    }
+}
+
+/// This peer's turn among the members.
+fn turn(core: &Core) -> Turn {
+    let others = core.directory.others();
+    let before = others.iter().filter(|other| **other < core.me()).count();
+    Turn {
+        rank: before as u64,
+        of: others.len() as u64 + 1,
     }
 }

@@ -58,21 +58,22 @@ pub(crate) struct HealthBook(Mutex<Book>);
 #[derive(Debug, Default)]
 struct Book {
     leading_since: Option<Instant>,
+    /// Since when this peer, leading, has known of each.
+    known: BTreeMap<NodeId, Instant>,
     steady: BTreeMap<NodeId, Instant>,
     leaving: BTreeMap<NodeId, Instant>,
 }
 
 impl Book {
-    /// How `node` is, which answered `heard` ago, if ever, while this peer has led for `led`.
-    fn judge(
-        &mut self,
-        node: NodeId,
-        heard: Option<Duration>,
-        led: Duration,
-        lag: Option<u64>,
-    ) -> Condition {
-        // A silence before this reign is not held against anybody.
-        let silent = heard.map_or(led, |silent| silent.min(led));
+    /// How `node` is, which answered `heard` ago, if ever.
+    fn judge(&mut self, node: NodeId, heard: Option<Duration>, lag: Option<u64>) -> Condition {
+        // A silence before this reign, or before it was admitted, is not held against anybody.
+        let known = self
+            .known
+            .entry(node)
+            .or_insert_with(Instant::now)
+            .elapsed();
+        let silent = heard.map_or(known, |silent| silent.min(known));
         let answers = heard.is_some_and(|silent| silent <= SILENCE_MAX);
         if answers && lag.is_some_and(|lag| lag < LAG_MAX) {
             self.steady.entry(node).or_insert_with(Instant::now);
@@ -162,7 +163,11 @@ impl Core {
         let moved = moved.collect();
         let is_cut = |node: &NodeId| self.acked.is_cut(*node, metrics.current_term);
         let cut: BTreeSet<NodeId> = members.iter().copied().filter(is_cut).collect();
-        let conditions = self.conditions(&metrics, &members, &cut);
+        let active = peers
+            .iter()
+            .filter(|peer| matches!(peer.standing, PeerStanding::Active(_)));
+        let admitted = active.map(|peer| peer.id).chain(members.iter().copied());
+        let conditions = self.conditions(&metrics, &admitted.collect(), &cut);
         View {
             me: self.me(),
             joint: configs.len() > 1,
@@ -190,8 +195,8 @@ impl Core {
             Some(matched.index)
         };
         self.health.with(|book| {
-            let led = book.leading_since.map_or(Duration::ZERO, |at| at.elapsed());
             book.steady.retain(|node, _| members.contains(node));
+            book.known.retain(|node, _| members.contains(node));
             let others = members.iter().filter(|node| **node != self.me());
             others
                 .map(|node| {
@@ -199,7 +204,7 @@ impl Core {
                     let heard = self.directory.last_answer(*node).map(|at| at.elapsed());
                     let heard = heard.filter(|_| !cut.contains(node));
                     let lag = matched(*node).map(|matched| last.saturating_sub(matched));
-                    (*node, book.judge(*node, heard, led, lag))
+                    (*node, book.judge(*node, heard, lag))
                 })
                 .collect()
         })
@@ -337,7 +342,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_member_is_steady_only_as_long_as_it_answers_and_is_caught_up() {
         let mut book = Book::default();
-        let mut steady = |heard, lag| book.judge(NODE, heard, 60 * SECOND, lag).steady;
+        let mut steady = |heard, lag| book.judge(NODE, heard, lag).steady;
         let just_now = Some(Duration::ZERO);
         let (near, far) = (Some(LAG_MAX - 1), Some(LAG_MAX));
         assert_eq!(steady(just_now, far), None, "it answers, and is behind");
@@ -357,19 +362,23 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_member_keeps_up_as_long_as_it_is_not_far_behind() {
+    #[tokio::test(start_paused = true)]
+    async fn a_member_keeps_up_as_long_as_it_is_not_far_behind() {
         let mut book = Book::default();
-        let mut keeps_up = |lag| book.judge(NODE, Some(Duration::ZERO), SECOND, lag).keeps_up;
+        let mut keeps_up = |lag| book.judge(NODE, Some(Duration::ZERO), lag).keeps_up;
         assert!(keeps_up(Some(TRAILING_MAX - 1)));
         assert!(!keeps_up(Some(TRAILING_MAX)) && !keeps_up(None));
     }
 
-    #[test]
-    fn a_silence_before_the_reign_does_not_count() {
+    #[tokio::test(start_paused = true)]
+    async fn a_silence_before_the_reign_or_before_the_admission_does_not_count() {
         let mut book = Book::default();
         let heard = Some(60 * SECOND);
-        assert_eq!(book.judge(NODE, heard, SECOND, Some(0)).silent, SECOND);
-        assert_eq!(book.judge(NODE, None, SECOND, Some(0)).silent, SECOND);
+        let mut silent = |node, heard| book.judge(node, heard, Some(0)).silent;
+        assert_eq!(silent(NODE, heard), Duration::ZERO);
+        tokio::time::advance(SECOND).await;
+        assert_eq!(silent(NODE, heard), SECOND);
+        assert_eq!(silent(NODE, None), SECOND);
+        assert_eq!(silent(NodeId(10), None), Duration::ZERO);
     }
 }

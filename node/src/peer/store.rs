@@ -8,7 +8,9 @@ use raftserve_store::raft::{StateMachine, TypeConfig};
 use raftserve_store::store::Store;
 
 pub use raftserve_store::raft::Profile;
-pub(crate) use raftserve_store::raft::{SnapshotTrigger, StateReader, raft_config};
+pub(crate) use raftserve_store::raft::{
+    Retention, SnapshotTrigger, StateReader, Turn, raft_config,
+};
 pub(crate) use raftserve_store::snapshot::{SnapshotFile, Snapshots};
 pub use raftserve_store::store::OpenError;
 pub(crate) use raftserve_store::store::Opened;

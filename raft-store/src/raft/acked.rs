@@ -29,7 +29,8 @@
 //! One case is left, and then the entries are lost: a follower holds uncommitted entries of an earlier leader up to
 //! beyond a snapshot that it is sent, openraft cuts off all of its log that is not known to be committed, though some
 //! was just acknowledged, and the process is killed before the snapshot has its name. A leader keeps
-//! [`LOG_KEPT`](super::LOG_KEPT) entries, so that it would take as many which nobody ever committed.
+//! [`LOG_KEPT`](super::LOG_KEPT) entries, or [`LOG_BYTES_KEPT`](super::LOG_BYTES_KEPT) bytes of them, so that it would
+//! take as many which nobody ever committed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};

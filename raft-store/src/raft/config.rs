@@ -2,6 +2,8 @@
 
 use openraft::{Config, SnapshotPolicy};
 
+use super::LOG_KEPT;
+
 /// How long a leader may be silent, for the network and the disks at hand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Profile {
@@ -16,18 +18,11 @@ pub enum Profile {
     Etcd,
 }
 
-/// Entries kept after they are in a snapshot, so that a peer that was away for a while catches up from the log.
-/// More than are written while one snapshot is sent, or its receiver would need another at once.
-pub const LOG_KEPT: u64 = 100_000;
-
 /// Entries in one message; the transport bounds its bytes too.
 const PAYLOAD_ENTRIES_MAX: u64 = 512;
 
 /// Entries in one write of the log.
 const APPEND_ENTRIES_MAX: u64 = 4096;
-
-/// Entries purged at a time: purging costs a sync, and files go only whole.
-const PURGE_BATCH: u64 = 4096;
 
 /// Proposals that wait for openraft. Beyond it callers see that the peer is busy, rather than a queue that
 /// hides the overload.
@@ -38,7 +33,8 @@ const SNAPSHOT_STEP_TIMEOUT_MS: u64 = 10_000;
 
 /// The configuration for a profile.
 ///
-/// Snapshots are never triggered by openraft, but by [`super::SnapshotTrigger`]. A restarted leader must be
+/// Snapshots are never triggered by openraft, but by [`super::SnapshotTrigger`], and it purges nothing by itself: see
+/// [`super::Retention`]. A restarted leader must be
 /// elected again: to go on in the same term would leave it without a fence against its former self. A
 /// follower whose log went back is never accepted: a peer that lost its disk takes a new id.
 ///
@@ -64,10 +60,9 @@ pub fn raft_config(profile: Profile) -> Config {
         max_payload_entries: PAYLOAD_ENTRIES_MAX,
         max_append_entries: Some(APPEND_ENTRIES_MAX),
         snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: LOG_KEPT,
+        max_in_snapshot_log_to_keep: u64::MAX,
         // Above what is kept: a follower that the log can still serve is not sent a snapshot.
         replication_lag_threshold: 2 * LOG_KEPT,
-        purge_batch_size: PURGE_BATCH,
         install_snapshot_timeout: SNAPSHOT_STEP_TIMEOUT_MS,
         api_channel_size: Some(API_CHANNEL),
         allow_log_reversion: Some(false),

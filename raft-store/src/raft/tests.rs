@@ -102,14 +102,18 @@ struct Alone {
 
 impl Alone {
     async fn start(path: &Path) -> Self {
-        let opened = Store::default()
-            .open(&mut DataDir::open(path).unwrap())
-            .unwrap();
         let config = Config {
             max_in_snapshot_log_to_keep: 0,
             purge_batch_size: 1,
             ..raft_config(Profile::Fast)
         };
+        Self::start_with(path, config).await.0
+    }
+
+    async fn start_with(path: &Path, config: Config) -> (Self, Retention) {
+        let opened = Store::default()
+            .open(&mut DataDir::open(path).unwrap())
+            .unwrap();
         let raft = Raft::new(
             NodeId(1),
             Arc::new(config),
@@ -127,12 +131,13 @@ impl Alone {
             .current_leader(NodeId(1), "it elects itself")
             .await
             .unwrap();
-        Self {
+        let alone = Self {
             raft,
             reader: opened.reader,
             wal: opened.wal,
             checkpoint: opened.checkpoint,
-        }
+        };
+        (alone, opened.retention)
     }
 
     async fn write(&self, count: u64) -> LogIndex {
@@ -159,6 +164,49 @@ impl Alone {
         };
         built.metrics(is_there, "snapshot and purge").await.unwrap();
     }
+}
+
+/// Openraft purges nothing by itself, since it knows of no bytes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_is_kept_by_entries_and_by_bytes_and_never_purged_beyond_a_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alone, mut retention) = Alone::start_with(dir.path(), raft_config(Profile::Fast)).await;
+    let last = alone.write(40).await;
+    retention.batch = 1;
+    retention.entries = 10;
+    assert_eq!(retention.purgeable(), None, "there is no snapshot");
+    alone.raft.trigger().snapshot().await.unwrap();
+    let wait = || alone.raft.wait(Some(Duration::from_secs(10)));
+    wait()
+        .snapshot(log_id_to(alone.reader.last().unwrap()), "a snapshot")
+        .await
+        .unwrap();
+    assert_eq!(alone.wal.range().start, 0, "nothing was purged yet");
+    assert_eq!(retention.purgeable(), Some(LogIndex(last.0 - 10)));
+    let kept = alone.wal.bytes_of(last.0 - 2..u64::MAX);
+    for (bytes, purgeable) in [(kept, last.0 - 3), (kept - 1, last.0 - 2), (0, last.0)] {
+        retention.bytes = bytes;
+        assert_eq!(retention.purgeable(), Some(LogIndex(purgeable)));
+    }
+    alone.write(5).await;
+    assert_eq!(
+        retention.purgeable(),
+        Some(last),
+        "the snapshot has no more"
+    );
+    retention.batch = 100;
+    assert_eq!(retention.purgeable(), None, "not worth its while");
+    retention.batch = 1;
+    retention.bytes = kept;
+    let upto = retention.purgeable().unwrap();
+    alone.raft.trigger().purge_log(upto.0).await.unwrap();
+    let purged = |metrics: &openraft::RaftMetrics<TypeConfig>| {
+        metrics.purged.is_some_and(|id| id.index == upto.0)
+    };
+    wait().metrics(purged, "purged").await.unwrap();
+    assert_eq!(retention.purgeable(), None);
+    alone.raft.shutdown().await.unwrap();
+    alone.checkpoint.stop().unwrap();
 }
 
 fn put_key() -> Action {

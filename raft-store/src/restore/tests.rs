@@ -358,6 +358,44 @@ fn reading_a_survivor_changes_nothing_not_even_what_is_damaged() {
     assert!(contents(dir.path()) == before);
 }
 
+/// The node of the member whose data is in `dir`.
+fn node_in(dir: &Path) -> NodeId {
+    Survivor::read(dir).unwrap().node
+}
+
+#[test]
+fn where_the_new_data_takes_the_old_ones_place_a_failure_tells_which_is_where() {
+    let volume = tempfile::tempdir().unwrap();
+    let [place, made] = ["peer", "peer.recovered"].map(|name| volume.path().join(name));
+    let filled = |dir: &Path, unix_ms| {
+        let beginning = Beginning {
+            unix_ms,
+            ..beginning(Claim::TakeOver)
+        };
+        let target = EmptyDir::take(dir).unwrap();
+        begin(&parent(), &beginning, target).unwrap().node
+    };
+    let (old, new) = (filled(&place, NOW), filled(&made, NOW + DAY));
+    let survivor = || Survivor::read(&place).unwrap();
+    let aside = volume.path().join("peer.of-1");
+
+    let missing = volume.path().join("missing");
+    let error = take_place(survivor(), &missing, &aside).unwrap_err();
+    assert!(matches!(error, RestoreError::Place { .. }), "{error}");
+    assert_eq!((node_in(&place), node_in(&made)), (old, new));
+
+    let nowhere = volume.path().join("missing/peer.of-1");
+    let error = take_place(survivor(), &made, &nowhere).unwrap_err();
+    let RestoreError::Aside { left, .. } = &error else {
+        panic!("{error}");
+    };
+    assert_eq!((node_in(&place), node_in(left)), (new, old));
+
+    take_place(survivor(), &made, &aside).unwrap();
+    assert_eq!((node_in(&place), node_in(&aside)), (old, new));
+    assert!(!made.exists());
+}
+
 #[test]
 fn what_is_no_survivor_is_refused_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();

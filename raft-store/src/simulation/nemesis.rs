@@ -139,7 +139,8 @@ fn make(cluster: &Cluster, trouble: Trouble) {
         Trouble::Purge => {
             if let Some(running) = cluster.running(node) {
                 // As far as by itself: openraft asserts that what it has in mind to purge grows, and it does not if it is
-                // told of more than it would keep. The product tells it nothing.
+                // told of more than it would keep. In the product it has nothing in
+                // mind that it is not told.
                 let last = running.snapshots.current().and_then(|it| it.head.last);
                 let last = last.map_or(0, |it| it.index.0);
                 let upto = last.saturating_sub(cluster.logs_kept());

@@ -12,7 +12,7 @@ use raftserve_model::{LogIndex, LogTime, NodeId};
 use super::*;
 use crate::command::{Action, Command};
 use crate::entry::Vote;
-use crate::raft::{TypeConfig, log_id_to, vote_to};
+use crate::raft::{Turn, TypeConfig, log_id_to, vote_to};
 
 fn id(index: u64) -> LogId {
     LogId {
@@ -124,6 +124,30 @@ async fn the_log_reaches_back_to_the_older_of_two_snapshots() {
     assert_eq!(opened.reader.last(), Some(id(10)));
     apply(&mut opened, 11..=20).await;
     assert_eq!(opened.reader.state().digest(), digest);
+}
+
+/// The turn of a peer that is the only one.
+const ALONE: Turn = Turn { rank: 0, of: 1 };
+
+#[tokio::test]
+async fn the_log_that_makes_a_snapshot_due_is_counted_over_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = open(dir.path()).unwrap();
+    let entries = (0..=10).map(entry);
+    opened.log.blocking_append(entries).await.unwrap();
+    apply(&mut opened, 0..=10).await;
+    let mut builder = opened.machine.get_snapshot_builder().await;
+    builder.build_snapshot().await.unwrap();
+    assert_eq!(opened.trigger.bytes(), 0);
+    let entries = (11..=30).map(entry);
+    opened.log.blocking_append(entries).await.unwrap();
+    let held = opened.wal.bytes_after(Some(id(10)));
+    assert!(held > opened.wal.bytes_after(Some(id(11))));
+    assert!(opened.trigger.bytes() >= held);
+    drop((builder, opened));
+
+    let opened = open(dir.path()).unwrap();
+    assert!(opened.trigger.bytes() >= held);
 }
 
 #[tokio::test]
@@ -274,16 +298,16 @@ async fn a_saved_state_that_is_the_only_copy_is_used_and_a_snapshot_is_overdue_t
         opened.log.purge(log_id_to(id(upto - 1))).await.unwrap();
     }
     apply(&mut opened, 20..=25).await;
-    assert!(!opened.trigger.is_overdue() && !opened.trigger.is_due());
+    assert!(!opened.trigger.is_overdue() && !opened.trigger.is_due(ALONE));
     stop(opened);
     std::fs::remove_dir_all(dir.path().join(SNAPSHOT_DIR)).unwrap();
 
     let mut opened = open(dir.path()).unwrap();
     assert_eq!(opened.reader.last(), Some(id(25)));
-    assert!(opened.trigger.is_overdue() && opened.trigger.is_due());
+    assert!(opened.trigger.is_overdue() && opened.trigger.is_due(ALONE));
     let mut builder = opened.machine.get_snapshot_builder().await;
     builder.build_snapshot().await.unwrap();
-    assert!(!opened.trigger.is_overdue() && !opened.trigger.is_due());
+    assert!(!opened.trigger.is_overdue() && !opened.trigger.is_due(ALONE));
     drop(opened);
     // Not a clean stop: the snapshot is what there is.
     let opened = open(dir.path()).unwrap();

@@ -165,6 +165,37 @@ impl View {
         }
     }
 
+    /// The size of the entry at `place`, counted from the oldest.
+    fn size(&self, place: usize) -> u64 {
+        let uncached = self.places.len() - self.cache.len();
+        let cached = place.checked_sub(uncached);
+        let length = cached.map_or_else(
+            || self.places[place].length(),
+            |cached| self.cache[cached].len(),
+        );
+        length as u64
+    }
+
+    /// The bytes of those entries of `range` that are held.
+    pub(super) fn bytes_of(&self, range: Range<u64>) -> u64 {
+        let held = self.range();
+        let range = range.start.max(held.start)..range.end.min(held.end);
+        let places = range.map(|index| (index - held.start) as usize);
+        places.map(|place| self.size(place)).sum()
+    }
+
+    /// The index from which on the entries held take `bytes` at most.
+    pub(super) fn start_of(&self, bytes: u64) -> u64 {
+        let mut left = bytes;
+        let newest = (0..self.places.len()).rev();
+        let fitting = newest.take_while(|place| {
+            let rest = left.checked_sub(self.size(*place));
+            left = rest.unwrap_or(0);
+            rest.is_some()
+        });
+        self.range().end - fitting.count() as u64
+    }
+
     fn push_place(&mut self, id: LogId, place: Place) {
         if self.places.is_empty() {
             self.first = id.index.0;

@@ -12,7 +12,7 @@ use raftserve_store::state::{PeerStanding, Predecessor};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{ANSWER_GRACE, Core, Obstacle, millis, pause};
-use crate::consensus::ManageError;
+use crate::consensus::{ManageError, ProposeError};
 use crate::peer::bootstrap::greet;
 use crate::peer::calls::Method;
 use crate::peer::links::frame;
@@ -62,6 +62,9 @@ impl Core {
                 ));
             }
         }
+        if let Err(error) = self.pass_all_ids(until).await {
+            return JoinReply::NotYet(error.to_string());
+        }
         let action = Action::AdmitPeer {
             nonce: asked.nonce,
             replaces: self.predecessor(&asked),
@@ -76,6 +79,22 @@ impl Core {
             Ok((_, Outcome::Refused(refusal))) => JoinReply::Refused(refused(&refusal)),
             Ok((_, other)) => JoinReply::Refused(format!("an unexpected outcome: {other}")),
             Err(error) => JoinReply::NotYet(error.to_string()),
+        }
+    }
+
+    /// Has the log grow until no peer, past or present, has an id above its end: a peer that is admitted gets the index
+    /// of the entry for its id. Founders are numbered from 1, and may be more than their log has entries.
+    async fn pass_all_ids(&self, until: Instant) -> Result<(), ProposeError> {
+        loop {
+            let roster = self.directory.roster();
+            let state = self.reader.state();
+            let members = roster.members.keys().copied();
+            let highest = members.chain(state.peers().map(|peer| peer.id)).max();
+            let applied = self.reader.last().map_or(0, |last| last.index.0);
+            if highest.is_none_or(|highest| highest.0 <= applied) {
+                return Ok(());
+            }
+            self.propose(Action::Tick, until).await?;
         }
     }
 

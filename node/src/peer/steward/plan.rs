@@ -39,7 +39,7 @@ pub(crate) struct View {
     pub(crate) peers: Vec<Arc<PeerEntry>>,
     /// Members that say they are elsewhere than the membership has them, and where.
     pub(crate) moved: BTreeMap<NodeId, String>,
-    /// How the others are.
+    /// How the others are, those that were admitted and are no members yet among them.
     pub(crate) conditions: BTreeMap<NodeId, Condition>,
     /// Whose leases are surely over, of those that are to go.
     pub(crate) lease_free: BTreeSet<NodeId>,
@@ -87,7 +87,7 @@ pub(crate) enum Step {
     Retire(NodeId),
     /// Puts on record where a member is now, for those that look for it later.
     Readdress(NodeId, String),
-    /// Decides that a voter that has been silent for long is to go.
+    /// Decides that a voter, or who was to take one's vote over, has been silent for too long and is to go.
     Dismiss(NodeId),
 }
 
@@ -289,11 +289,22 @@ impl View {
     }
 
     /// One voter at a time, never if it would leave fewer than three, and only while more than the quorum of
-    /// what is left answers: whoever is cut off with a minority removes nobody.
+    /// what is left answers: whoever is cut off with a minority removes nobody. Before any, a peer that was to take
+    /// a vote over and is gone as well: whoever waits for it stays, and may be next.
     fn clean_up(&self) -> Option<Step> {
         let after = self.dead_after?;
-        let going = |peer: &Arc<PeerEntry>| matches!(peer.standing, PeerStanding::Leaving { .. });
-        if self.voters.len() <= 3 || self.peers.iter().any(going) {
+        let long = |node: &NodeId| {
+            self.conditions
+                .get(node)
+                .is_some_and(|it| !it.answers && it.silent >= after)
+        };
+        let mut leaving = self.leaving().peekable();
+        if leaving.peek().is_some() {
+            let awaited = leaving.filter(|(peer, _)| self.voters.contains(&peer.id));
+            let mut pending = awaited.filter_map(|(_, successor)| self.pending(successor));
+            return pending.find(long).map(Step::Dismiss);
+        }
+        if self.voters.len() <= 3 {
             return None;
         }
         let dead: Vec<NodeId> = self
@@ -305,11 +316,6 @@ impl View {
         if dead.len() >= majority(self.voters.len()) {
             return None;
         }
-        let long = |node: &NodeId| {
-            self.conditions
-                .get(node)
-                .is_some_and(|it| it.silent >= after)
-        };
         let first = dead.into_iter().find(long)?;
         self.may_lose(first).is_ok().then_some(Step::Dismiss(first))
     }
@@ -554,6 +560,39 @@ mod tests {
         assert_eq!(view.steps(), [readdress(2, "new-2:7001")]);
         silence(&mut view, 2, STEADY);
         assert_eq!(view.steps(), []);
+    }
+
+    #[test]
+    fn a_successor_that_is_gone_is_given_up_and_whoever_waited_for_it_is_next() {
+        let hour = Duration::from_secs(3_600);
+        let leaving = PeerStanding::Leaving {
+            successor: Some(NodeId(10)),
+        };
+        for voters in [3, 5] {
+            let mut view = view(voters, &[(10, AUTOMATIC)]);
+            view.peers.push(peer(3, leaving));
+            for node in [3, 10] {
+                silence(&mut view, node, hour);
+            }
+            assert_eq!(view.steps(), [], "clean-up is off");
+            view.dead_after = Some(hour);
+            assert_eq!(view.steps(), [Step::Dismiss(NodeId(10))]);
+            let before = view.clone();
+            silence(&mut view, 10, hour - Duration::from_secs(1));
+            assert_eq!(view.steps(), [], "it may come back");
+            let mut view = before;
+            // It was admitted, and never came so far as to be a member.
+            view.members.remove(&NodeId(10));
+            let learner = Step::AddLearner(NodeId(10));
+            assert_eq!(view.steps(), [learner, Step::Dismiss(NodeId(10))]);
+            // As agreed then: the one leaves, and the other stays.
+            let gone = PeerStanding::Leaving { successor: None };
+            view.peers = vec![peer(3, AUTOMATIC), peer(10, gone)];
+            assert_eq!(view.steps(), [Step::Retire(NodeId(10))]);
+            view.peers.pop();
+            let next = (voters > 3).then_some(Step::Dismiss(NodeId(3)));
+            assert_eq!(view.steps(), Vec::from_iter(next));
+        }
     }
 
     #[test]

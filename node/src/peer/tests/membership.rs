@@ -1,6 +1,11 @@
 use std::collections::BTreeSet;
+use std::path::Path;
 
+use raftserve_store::codec;
+use raftserve_store::disk::RealDisk;
+use raftserve_store::entry::Payload;
 use raftserve_store::state::Promotion;
+use raftserve_store::wal::{Wal, WalOptions};
 
 use super::*;
 use crate::consensus::ManageError;
@@ -56,6 +61,22 @@ async fn until(condition: impl Fn() -> bool) {
         }
     })
     .await;
+}
+
+/// Who votes by each entry about members that is in the log of a peer, which does not run: once, or before and after.
+fn voters_by_log(data_dir: &Path) -> Vec<Vec<BTreeSet<NodeId>>> {
+    let options = WalOptions::default();
+    let wal = Wal::open(Arc::new(RealDisk), &data_dir.join("wal"), options).unwrap();
+    let entries = wal.read_blocking(wal.range()).unwrap();
+    let payloads = entries
+        .iter()
+        .map(|it| codec::decode(it.payload()).unwrap());
+    payloads
+        .filter_map(|payload| match payload {
+            Payload::Membership(membership) => Some(membership.configs),
+            Payload::Blank | Payload::Command(_) => None,
+        })
+        .collect()
 }
 
 fn all(peers: &[Option<Peer>]) -> BTreeSet<NodeId> {
@@ -156,7 +177,50 @@ async fn a_wiped_voter_joins_again_and_takes_its_own_place_under_a_new_id() {
         assert!(error.to_string().contains("was removed"), "{error}");
         drop(kept);
         stop_all(peers).await;
+        // One change, and never four voters or two on the way.
+        let agreed = voters_by_log(places.0[2].folder.path());
+        let count = |voters: &BTreeSet<NodeId>| voters.len();
+        assert!(
+            agreed.iter().flatten().map(count).all(|count| count == 3),
+            "{agreed:?}"
+        );
+        let joint = agreed.iter().filter(|configs| configs.len() == 2);
+        assert_eq!(joint.count(), 1, "{agreed:?}");
     }
+}
+
+/// An idle cluster's log is shorter than its founders are many.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn newcomers_to_an_idle_cluster_of_five_get_ids_that_no_founder_has() {
+    let mut growing = Growing::new(5, 2);
+    let mut peers = growing.start_first().await;
+    let first = peers[0].as_ref().unwrap();
+    named(first).await;
+    let founders: BTreeSet<NodeId> = (1..=5).map(NodeId).collect();
+    until(|| voters(first) == founders).await;
+    let lost = peers[1].take().unwrap();
+    let lost_id = lost.node_id();
+    lost.stop().await;
+    growing.places.0[1].folder = tempfile::tempdir().unwrap();
+
+    for place in [1, 5, 6] {
+        let newcomer = growing.start(place).await;
+        let id = newcomer.node_id();
+        assert!(!founders.contains(&id), "{id} is a founder's");
+        if place < peers.len() {
+            peers[place] = Some(newcomer);
+        } else {
+            peers.push(Some(newcomer));
+        }
+    }
+    let everybody = all(&peers);
+    assert_eq!(everybody.len(), 7);
+    for peer in peers.iter().flatten() {
+        until(|| voters(peer) == everybody && members(peer) == everybody).await;
+        let state = || peer.consensus().state();
+        until(|| state().peer(lost_id).is_some_and(|it| it.is_removed())).await;
+    }
+    stop_all(peers).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
