@@ -285,6 +285,33 @@ async fn in_flight_counts_return_to_zero_whatever_ends_the_request() {
     .await;
 }
 
+/// Its end would look like a whole answer's, were it told as one.
+#[tokio::test]
+async fn an_answer_without_a_length_whose_connection_is_reset_is_not_told_as_whole() {
+    let (address, mut connections) = by_hand().await;
+    let mut svc = service(1, "svc", &[address]);
+    svc.traffic.ejection.consecutive_errors = 1;
+    let rig = Rig::new([svc]);
+    let mut client = Hand::connect(rig.address).await;
+    client.send(GET).await;
+    let mut replica = support::accept(&mut connections).await;
+    replica.head().await;
+    replica.send("HTTP/1.1 200 OK\r\n\r\nbo").await;
+    let head = client.head().await;
+    assert!(
+        head.contains(&"transfer-encoding: chunked".to_owned()),
+        "{head:?}"
+    );
+    assert_eq!(client.exactly(7).await, "2\r\nbo\r\n");
+    replica.reset();
+    assert_eq!(client.rest().await, "", "there is no last chunk");
+    rig.idle().await;
+    until("a failure of the replica", || {
+        rig.metric("ejections_total") == 1
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn least_load_looks_at_the_whole_cluster() {
     let (held, mut connections) = by_hand().await;

@@ -375,6 +375,13 @@ impl Hand {
         vanish(self.0.get_ref());
     }
 
+    /// Ends the connection by a reset.
+    pub fn reset(self) {
+        let stream = socket2::SockRef::from(self.0.get_ref());
+        let set = stream.set_linger(Some(Duration::ZERO));
+        set.expect("open");
+    }
+
     /// One request and the head and body (by its length) of its answer.
     pub async fn ask(&mut self, request: &str) -> (Vec<String>, String) {
         self.send(request).await;
