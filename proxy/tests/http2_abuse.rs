@@ -4,18 +4,23 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
 use http_body_util::Full;
 use raftserve_proxy::NoSessions;
-use support::{Hand, LIMIT, Rig, get, log, recorder, resident_bytes, service};
+use support::{Hand, LIMIT, Rig, by_hand, get, log, recorder, resident_bytes, service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Mutex;
 
 /// What a flood may make this process hold, while its connection is there and after: each sends several times as much, or
 /// would be remembered by more.
 const HELD_MAX: usize = 6 << 20;
+
+/// Held by whoever measures what this process holds.
+static MEASURED: Mutex<()> = Mutex::const_new(());
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -113,6 +118,7 @@ async fn await_frame(client: &mut Hand, kind: u8, stream: u32) -> Option<Vec<u8>
 
 #[tokio::test]
 async fn whoever_floods_loses_its_connection_and_nobody_else() {
+    let _alone = MEASURED.lock().await;
     let (rig, _log) = rig().await;
     let block = fields(&REQUEST);
     let rapid_reset = |n: u32| {
@@ -169,6 +175,53 @@ async fn whoever_floods_loses_its_connection_and_nobody_else() {
     }
     assert_eq!(get(rig.address, "svc", "/").await.0, 200);
     rig.idle().await;
+}
+
+/// A body is kept until it is answered, to be sent again if need be. What is kept of each frame costs more than its byte.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_of_tiny_frames_costs_no_more_than_any_other() {
+    const STREAMS: u32 = 4;
+    const FRAMES: usize = 60_000;
+    /// So many at once are not taken for a flood.
+    const BURST: usize = 500;
+    const BYTE: u8 = 0xff;
+    let _alone = MEASURED.lock().await;
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let taken = Arc::<AtomicUsize>::default();
+    let silent = Arc::clone(&taken);
+    tokio::spawn(async move {
+        while let Some(mut replica) = connections.recv().await {
+            let taken = Arc::clone(&silent);
+            tokio::spawn(async move {
+                let mut room = [0; 4096];
+                while let Ok(count @ 1..) = replica.0.read(&mut room).await {
+                    let bytes = room[..count].iter().filter(|&&byte| byte == BYTE);
+                    taken.fetch_add(bytes.count(), Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    let mut client = connect(&rig).await;
+    let post = fields(&[&[(":method", "POST")][..], &REQUEST[1..]].concat());
+    let before = resident_bytes();
+    let mut sent = 0;
+    for stream in (0..STREAMS).map(|n| 2 * n + 1) {
+        client
+            .send(frame(HEADERS, END_HEADERS, stream, &post))
+            .await;
+        let frames = frame(DATA, 0, stream, &[BYTE]).repeat(BURST);
+        for _ in 0..FRAMES / BURST {
+            client.send(&frames).await;
+            sent += BURST;
+            support::until("them at the replica", || {
+                taken.load(Ordering::Relaxed) == sent
+            })
+            .await;
+        }
+    }
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(grown < HELD_MAX, "{grown} bytes more than before");
 }
 
 /// It may answer pings for as long as it likes: it holds a place at the replica meanwhile.

@@ -21,6 +21,15 @@ use super::{ReceiveError, Received};
 /// streams a connection may make the proxy hold 16 MiB.
 const KEPT_MAX: usize = 64 << 10;
 
+/// What each kept part counts as beside its bytes: so much it takes.
+const PART_COST: usize = 128;
+const _: () = assert!(size_of::<Part>() <= PART_COST);
+
+/// How many parts are kept as they came, and how small a later one is copied: as it came it is a piece of what was read
+/// with it, which may be far larger and another's. Most bodies have no more parts.
+const UNCOPIED: usize = 4;
+const SMALL: usize = 1 << 10;
+
 /// Why a request's body did not reach a replica whole.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UploadError {
@@ -78,6 +87,7 @@ pub(crate) struct Source {
 #[derive(Debug, Default)]
 struct Kept {
     frames: Vec<Part>,
+    /// What they hold, with [`PART_COST`] for each.
     bytes: usize,
 }
 
@@ -85,6 +95,20 @@ struct Kept {
 enum Part {
     Data(Bytes),
     Trailers(HeaderMap),
+}
+
+impl Part {
+    /// What it holds beside itself.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Data(data) => data.len(),
+            Self::Trailers(trailers) => {
+                let fields = trailers.iter();
+                let bytes = fields.map(|(name, value)| name.as_str().len() + value.len());
+                bytes.sum::<usize>() + PART_COST * trailers.len()
+            }
+        }
+    }
 }
 
 /// A hold on the upload of a request that was sent: `None` if it has no body.
@@ -183,8 +207,8 @@ impl UploadBody {
         }
     }
 
-    /// The first [`KEPT_MAX`] bytes of the body, or all of it if it is shorter, or if the client is silent for
-    /// `silence_max` or breaks off. Whoever reads the body gets them all the same.
+    /// The first [`KEPT_MAX`] bytes of the body, fewer if it comes in many small parts; or all of it if it is shorter, or
+    /// if the client is silent for `silence_max` or breaks off. Whoever reads the body gets them all the same.
     pub(crate) async fn peek(&self, silence_max: Duration) -> Vec<u8> {
         let Some(source) = &self.source else {
             return Vec::new();
@@ -231,7 +255,7 @@ impl Source {
         }
     }
 
-    /// How much of it is kept; as much as can be, if nothing is any more.
+    /// How much is kept of it, as it counts; as much as can be, if nothing is any more.
     fn kept_bytes(&self) -> usize {
         let kept = self.kept.borrow();
         kept.as_ref().map_or(KEPT_MAX, |kept| kept.bytes)
@@ -243,11 +267,14 @@ impl Source {
             return;
         };
         let part = match (frame.data_ref(), frame.trailers_ref()) {
+            (Some(data), _) if data.len() <= SMALL && all.frames.len() >= UNCOPIED => {
+                Part::Data(Bytes::copy_from_slice(data))
+            }
             (Some(data), _) => Part::Data(data.clone()),
             (None, Some(trailers)) => Part::Trailers(trailers.clone()),
             (None, None) => return,
         };
-        all.bytes += frame.data_ref().map_or(0, Bytes::len);
+        all.bytes += PART_COST + part.bytes();
         all.frames.push(part);
         if all.bytes > KEPT_MAX && !self.peeking.get() {
             *kept = None;
