@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::Response;
 use http_body_util::Full;
 use raftserve_proxy::NoSessions;
-use support::{Hand, LIMIT, Rig, by_hand, get, log, recorder, resident_bytes, service};
+use support::{Hand, LIMIT, Rig, by_hand, frame, get, log, recorder, resident_bytes, service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Mutex;
 
@@ -31,17 +31,6 @@ const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len())
-        .expect("a small frame")
-        .to_be_bytes();
-    let mut bytes = length[1..].to_vec();
-    bytes.extend([kind, flags]);
-    bytes.extend(stream.to_be_bytes());
-    bytes.extend(payload);
-    bytes
-}
 
 /// A field as HPACK has it, without index or Huffman code.
 fn field(name: &str, value: &str) -> Vec<u8> {
