@@ -240,6 +240,25 @@ async fn a_stream_whose_client_never_takes_its_answer_ends() {
 }
 
 #[tokio::test]
+async fn a_stream_that_was_answered_and_sends_nothing_more_ends() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let mut client = connect(&rig).await;
+    let post = fields(&[&[(":method", "POST")][..], &REQUEST[1..]].concat());
+    client.send(frame(HEADERS, END_HEADERS, 1, &post)).await;
+    client.send(frame(DATA, 0, 1, b"start")).await;
+    let mut replica = support::accept(&mut connections).await;
+    replica.head().await;
+    let answer = "HTTP/1.1 401 Unauthorized\r\ncontent-length: 2\r\n\r\nno";
+    replica.send(answer).await;
+    let body = await_frame(&mut client, DATA, 1).await;
+    assert_eq!(body.as_deref(), Some(&b"no"[..]));
+    assert!(await_frame(&mut client, RST_STREAM, 1).await.is_some());
+    replica.rest().await;
+    rig.idle().await;
+}
+
+#[tokio::test]
 async fn a_malformed_request_of_http_2_reaches_no_replica() {
     let (rig, log) = rig().await;
     let with = |extra: &[(&str, &str)]| fields(&[&REQUEST[..], extra].concat());
