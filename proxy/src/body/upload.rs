@@ -257,6 +257,20 @@ impl UploadBody {
         bytes
     }
 
+    /// What is held of it while nobody reads it, and may yet come.
+    pub(crate) fn held(&self) -> u64 {
+        let Some(source) = &self.source else {
+            return 0;
+        };
+        let untaken = source
+            .incoming
+            .borrow_mut()
+            .as_mut()
+            .map_or(0, Received::untaken);
+        let kept = source.kept.borrow();
+        untaken + kept.as_ref().map_or(0, |kept| kept.bytes as u64)
+    }
+
     pub(crate) fn upload(&self) -> Upload {
         Upload(self.source.clone())
     }
@@ -395,7 +409,9 @@ impl Body for UploadBody {
         };
         let (_, replayed) = source.left(self.given);
         let incoming = source.incoming.borrow();
-        let rest = incoming.as_ref().map_or_else(SizeHint::new, Body::size_hint);
+        let rest = incoming
+            .as_ref()
+            .map_or_else(SizeHint::new, Body::size_hint);
         let mut hint = SizeHint::new();
         hint.set_lower(rest.lower() + replayed);
         if let Some(upper) = rest.upper() {
