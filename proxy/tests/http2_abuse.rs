@@ -262,6 +262,11 @@ async fn a_stream_that_was_answered_and_sends_nothing_more_ends() {
 async fn a_malformed_request_of_http_2_reaches_no_replica() {
     let (rig, log) = rig().await;
     let with = |extra: &[(&str, &str)]| fields(&[&REQUEST[..], extra].concat());
+    let path = |path| fields(&[&REQUEST[..3], &[(":path", path)][..]].concat());
+    let host = |host| {
+        let host = [(":authority", host), REQUEST[3]];
+        fields(&[&REQUEST[..2], &host[..]].concat())
+    };
     let table = [
         (
             "transfer-encoding",
@@ -304,6 +309,23 @@ async fn a_malformed_request_of_http_2_reaches_no_replica() {
             with(&[("content-length", "5")]),
         ),
         ("two hosts", with(&[("host", "a"), ("host", "b")])),
+        ("a path without a slash", path("x")),
+        ("a path that is a whole URL", path("http://other/x")),
+        ("a status", with(&[(":status", "200")])),
+        (
+            "a protocol without CONNECT",
+            with(&[(":protocol", "websocket")]),
+        ),
+        ("a name and a password", host("user:word@svc")),
+        ("a host that is a path", host("svc/x")),
+        (
+            "two lengths",
+            with(&[("content-length", "0"), ("content-length", "1")]),
+        ),
+        (
+            "a length that is a list",
+            with(&[("content-length", "0, 0")]),
+        ),
     ];
     for (name, block) in table {
         let mut client = connect(&rig).await;
@@ -336,6 +358,22 @@ async fn a_malformed_request_of_http_2_reaches_no_replica() {
     client.send(frame(DATA, END_STREAM, 1, b"abc")).await;
     assert!(await_frame(&mut client, RST_STREAM, 1).await.is_some());
     rig.idle().await;
+}
+
+/// The replica is told of the host that its service was found by, and of no other.
+#[tokio::test]
+async fn of_an_authority_and_another_host_only_the_authority_counts() {
+    let (rig, log) = rig().await;
+    let mut client = connect(&rig).await;
+    let block = fields(&[&REQUEST[..], &[("host", "other")]].concat());
+    client
+        .send(frame(HEADERS, END_STREAM | END_HEADERS, 1, &block))
+        .await;
+    assert!(await_frame(&mut client, DATA, 1).await.is_some());
+    let seen = log.lock().expect("no panic").pop().expect("it came");
+    assert_eq!(seen.headers["x-forwarded-host"], "svc");
+    let hosts: Vec<_> = seen.headers.get_all("host").iter().collect();
+    assert_eq!(hosts, ["svc"]);
 }
 
 /// Whether a request on stream 1 was refused: by a reset, by the connection's end, or with status 400.

@@ -142,12 +142,12 @@ async fn the_first_to_wait_is_the_first_to_be_served() {
     }
     svc.endpoints[0].ready = true;
     rig.routes.publish(table([svc]));
-    for n in 0..ASKS {
+    for (n, client) in clients.iter_mut().enumerate() {
         let mut replica = support::accept(&mut connections).await;
         assert_eq!(replica.head().await[0], format!("get /{n} http/1.1"));
         let ok = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
         replica.send(ok).await;
-        assert_eq!(clients[n].head().await[0], "http/1.1 200 ok");
+        assert_eq!(client.head().await[0], "http/1.1 200 ok");
     }
 }
 
