@@ -163,6 +163,9 @@ impl Streamed {
                 checkout,
             } = held;
             let now = self.came.unwrap_or_else(Instant::now);
+            if let Some(upload) = checkout.upload() {
+                upload.answered();
+            }
             checkout.give_back(now);
             drop(in_flight);
             running.end(now);

@@ -18,9 +18,10 @@ use tokio::sync::oneshot;
 
 use crate::metrics::count_shared;
 
-/// What the heads of one service's waiting requests may hold at a peer. Of a body, only what the kernel and one
-/// read took in is held: it is not read before a replica takes it.
-pub(crate) const BYTES_MAX: u64 = 16 << 20;
+/// What one service's waiting requests may hold at a peer: their heads, and their bodies over HTTP/2, of which a window
+/// may come before anybody reads; as much of them as is known when they line up. Of a body over HTTP/1, only what the
+/// kernel and one read took in is held. A thousand requests with prompts as most are have room.
+pub(crate) const BYTES_MAX: u64 = 64 << 20;
 
 /// How many requests are let go at once for each ready replica.
 pub(crate) const GROUP: usize = 16;
@@ -46,7 +47,7 @@ impl Waiting {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// Takes a place for a request with a head of so many bytes. `None` if a bound is reached.
+    /// Takes a place for a request that holds so many bytes. `None` if a bound is reached.
     fn enter(self: &Arc<Self>, bytes: u64, requests_max: u64) -> Option<Share> {
         let share = Share {
             waiting: Arc::clone(self),

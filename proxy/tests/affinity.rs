@@ -5,7 +5,7 @@ mod support;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -184,6 +184,70 @@ async fn patience_ends_in_a_503_and_nowhere_else() {
         assert!(message.contains(why), "{key}: {body}");
     }
     assert!(log.lock().expect("no panic").is_empty());
+    rig.idle().await;
+}
+
+/// Else a service whose clients all have keys would never be woken.
+#[tokio::test]
+async fn sessions_wait_in_the_queue_of_a_service_without_a_ready_replica_and_wake_it() {
+    const PLACES: u32 = 3;
+    let log = log();
+    let mut svc = with_affinity(service(1, "svc", &[recorder("a", &log).await]));
+    svc.endpoints[0].ready = false;
+    (svc.traffic.queue.requests, svc.traffic.queue.wait) = (PLACES, LIMIT * 2);
+    let sessions = FakeSessions::new(&[], Duration::ZERO);
+    let config = impatient();
+    let longer_than_a_binding = config.session_wait * 2;
+    let rig = Rig::with(config, [svc.clone()], sessions.clone());
+    let mut begun = rig.proxy.queues().begun();
+    begun.mark_unchanged();
+    let start = Instant::now();
+    let asks: Vec<_> = (0..PLACES)
+        .map(|n| tokio::spawn(ask(rig.address, request(&format!("k{n}")))))
+        .collect();
+    until("all waiting", || {
+        rig.metric("queue_length") == u64::from(PLACES)
+    })
+    .await;
+    soon("a call to wake up", begun.changed())
+        .await
+        .expect("it runs");
+    assert!(!begun.has_changed().expect("it runs"), "one call");
+    let refused = ask(rig.address, request("one too many")).await;
+    assert_eq!(refused.status(), 429);
+    assert_eq!(refused.headers()["retry-after"], "1");
+    until("a long wait", || start.elapsed() > longer_than_a_binding).await;
+    assert_eq!(sessions.binds.load(Ordering::Relaxed), 0);
+    sessions
+        .replicas
+        .lock()
+        .expect("no panic")
+        .push(replica(1, 1));
+    svc.endpoints[0].ready = true;
+    rig.routes.publish(table([svc]));
+    for ask in asks {
+        let answer = soon("an answer", ask).await.expect("no panic");
+        assert_eq!(text(answer).await, "a");
+    }
+    assert_eq!(rig.metric("queue_length"), 0);
+    assert_eq!(rig.metric("queued_total"), u64::from(PLACES));
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_bound_session_does_not_queue() {
+    let log = log();
+    let mut svc = with_affinity(service(1, "svc", &[recorder("a", &log).await]));
+    svc.endpoints[0].ready = false;
+    svc.traffic.queue.requests = 0;
+    let sessions = FakeSessions::new(&[], Duration::ZERO);
+    sessions.set(key("old"), sessions.bound(replica(1, 1)));
+    let rig = Rig::with(patient(), [svc], sessions);
+    assert_eq!(text(ask(rig.address, request("old")).await).await, "a");
+    let new = ask(rig.address, request("new")).await;
+    assert_eq!(new.status(), 503);
+    let body = text(new).await;
+    assert!(body.contains("no_ready_replica"), "{body}");
     rig.idle().await;
 }
 

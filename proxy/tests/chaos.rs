@@ -12,12 +12,12 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use raftserve_model::spec::LoadBalancingPolicy;
-use raftserve_proxy::{Http1Path, NoSessions, ProxyConfig};
+use raftserve_proxy::{Http1Path, NoSessions, ProxyConfig, ServiceRoute};
 use support::{
-    Hand, Rig, by_hand, config, log, recorder, resident_bytes, service, soon, try_ask, until,
-    upstream,
+    Hand, Rig, accept, by_hand, config, log, recorder, resident_bytes, service, soon, try_ask,
+    until, upstream,
 };
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 
 /// What a bad replica does with each request.
 #[derive(Clone, Copy, Debug)]
@@ -35,11 +35,15 @@ enum Vice {
     SendsForEver,
     /// Sends a head without an end.
     HeadForEver,
+    /// Sends interim answers without an end.
+    InterimsForEver,
     /// Closes within a chunk.
     CutsOff,
+    /// Resets within an answer that ends with its connection.
+    ResetsWithin,
 }
 
-const VICES: [Vice; 8] = [
+const VICES: [Vice; 10] = [
     Vice::Resets,
     Vice::Stalls,
     Vice::StallsWithin,
@@ -47,8 +51,16 @@ const VICES: [Vice; 8] = [
     Vice::HalfCloses,
     Vice::SendsForEver,
     Vice::HeadForEver,
+    Vice::InterimsForEver,
     Vice::CutsOff,
+    Vice::ResetsWithin,
 ];
+
+/// An answer with this field must not be taken for whole.
+const BROKEN: &str = "x-broken";
+
+/// So much of an answer without an end is enough for a client.
+const ENOUGH: usize = 1 << 20;
 
 /// A replica with a vice, until `done`.
 async fn bad(vice: Vice, done: &Arc<AtomicBool>) -> SocketAddr {
@@ -107,21 +119,68 @@ async fn misbehave(vice: Vice, mut replica: Hand, done: Arc<AtomicBool>) {
                 tokio::task::yield_now().await;
             }
         }
+        Vice::InterimsForEver => {
+            let interim = "HTTP/1.1 103 Early Hints\r\n\r\n";
+            while !done.load(Ordering::Relaxed)
+                && stream.write_all(interim.as_bytes()).await.is_ok()
+            {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
         Vice::CutsOff => {
+            let head = head.replacen("\r\n", &format!("\r\n{BROKEN}: 1\r\n"), 1);
             let _ = stream.write_all(head.as_bytes()).await;
             let _ = stream.write_all(b"ff\r\nx").await;
+        }
+        Vice::ResetsWithin => {
+            let head = format!("HTTP/1.1 200 OK\r\n{BROKEN}: 1\r\n\r\npart");
+            let _ = stream.write_all(head.as_bytes()).await;
+            // Until the proxy has read it: a reset overtakes what was not.
+            let read = tokio::time::timeout(Duration::from_millis(20), stream.read_u8()).await;
+            if read.is_err() {
+                replica.reset();
+            }
         }
     }
 }
 
+/// Whether requests to this service take the short path: only that one keeps the spelling of fields.
+async fn takes_the_short_path(config: &ProxyConfig, mut svc: ServiceRoute) -> bool {
+    let (address, mut connections) = by_hand().await;
+    svc.endpoints.truncate(1);
+    svc.endpoints[0].address = address;
+    let rig = Rig::with(config.clone(), [svc], Arc::new(NoSessions));
+    let mut client = Hand::connect(rig.address).await;
+    client
+        .send("GET / HTTP/1.1\r\nhost: h\r\nX-MiXeD: 1\r\n\r\n")
+        .await;
+    let mut replica = accept(&mut connections).await;
+    let mut line = String::new();
+    while !line.to_lowercase().starts_with("x-mixed") {
+        line.clear();
+        let read = soon("a field", replica.0.read_line(&mut line)).await;
+        assert!(read.expect("text") > 0, "there is no such field");
+    }
+    line.starts_with("X-MiXeD")
+}
+
+/// The longest silence that a service has here, and the whole time where it has one.
+const SILENCE: Duration = Duration::from_millis(300);
+const TOTAL: Duration = Duration::from_secs(1);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_replicas_hang_no_request_and_leave_nothing_behind() {
-    for path in [Http1Path::Fast, Http1Path::Hyper] {
-        meet_bad_replicas(path).await;
+    for (path, timed) in [
+        (Http1Path::Fast, false),
+        (Http1Path::Hyper, false),
+        (Http1Path::Fast, true),
+    ] {
+        meet_bad_replicas(path, timed).await;
     }
 }
 
-async fn meet_bad_replicas(path: Http1Path) {
+/// `timed` if the service has timeouts of its own, with which the general path has its requests.
+async fn meet_bad_replicas(path: Http1Path, timed: bool) {
     const ROUNDS: usize = 12;
     const AT_ONCE: usize = 16;
     let done = Arc::<AtomicBool>::default();
@@ -134,34 +193,26 @@ async fn meet_bad_replicas(path: Http1Path) {
     svc.policy = LoadBalancingPolicy::RoundRobin;
     // Each request meets them all again and again: nothing is learnt.
     svc.traffic.ejection.consecutive_errors = 0;
-    svc.traffic.timeouts.first_byte = Some(Duration::from_millis(300));
-    svc.traffic.timeouts.idle = Some(Duration::from_millis(300));
-    svc.traffic.timeouts.total = Some(Duration::from_secs(1));
+    svc.stream_timeout = SILENCE;
+    if timed {
+        let timeouts = &mut svc.traffic.timeouts;
+        timeouts.first_byte = Some(SILENCE);
+        timeouts.idle = Some(SILENCE);
+        timeouts.total = Some(TOTAL);
+    }
     let config = ProxyConfig {
         http1_path: path,
         ..config()
     };
+    // Settings that the short path does not know leave nothing of it to test.
+    let short = path == Http1Path::Fast && !timed;
+    assert_eq!(takes_the_short_path(&config, svc.clone()).await, short);
     let rig = Rig::with(config, [svc], Arc::new(NoSessions));
     let before = resident_bytes();
     for round in 0..ROUNDS {
         let asks = (0..AT_ONCE).map(|n| {
             let (address, post) = (rig.address, (round + n) % 2 == 0);
-            tokio::spawn(async move {
-                let request = if post {
-                    Request::post("/")
-                } else {
-                    Request::get("/")
-                };
-                let body = if post { "body" } else { "" };
-                let request = request
-                    .header("host", "h")
-                    .body(Full::new(Bytes::from(body)));
-                if let Ok(answer) = try_ask(address, request.expect("a good request")).await {
-                    let mut body = answer.into_body();
-                    // Whole or broken off: it ends.
-                    while let Some(Ok(_)) = body.frame().await {}
-                }
-            })
+            tokio::spawn(ask(address, post))
         });
         for ask in asks.collect::<Vec<_>>() {
             soon("an end of a request", ask).await.expect("no panic");
@@ -179,6 +230,35 @@ async fn meet_bad_replicas(path: Http1Path) {
         "{path:?}: {grown} bytes more than before"
     );
     done.store(true, Ordering::Relaxed);
+}
+
+/// A request, and its answer as far as it is wanted: whole or broken off, it ends.
+async fn ask(address: SocketAddr, post: bool) {
+    let request = if post {
+        Request::post("/")
+    } else {
+        Request::get("/")
+    };
+    let body = if post { "body" } else { "" };
+    let request = request
+        .header("host", "h")
+        .body(Full::new(Bytes::from(body)));
+    let Ok(answer) = try_ask(address, request.expect("a good request")).await else {
+        return;
+    };
+    let is_broken = answer.headers().contains_key(BROKEN);
+    let mut body = answer.into_body();
+    let mut taken = 0;
+    while taken < ENOUGH {
+        match body.frame().await {
+            Some(Ok(frame)) => taken += frame.data_ref().map_or(0, Bytes::len),
+            Some(Err(_)) => return,
+            None => {
+                assert!(!is_broken, "it was told as whole");
+                return;
+            }
+        }
+    }
 }
 
 /// SkyServe's pool keeps cookies: what one user was given went out with the next one's request.

@@ -132,6 +132,64 @@ async fn an_answer_before_the_end_of_the_request_reaches_the_client() {
     rig.idle().await;
 }
 
+/// It would keep its own connection, and that of the replica, for as long as it likes.
+#[tokio::test]
+async fn a_client_that_was_answered_and_sends_nothing_more_loses_its_connection() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    for body in [
+        "content-length: 1000000\r\n\r\nstart",
+        "transfer-encoding: chunked\r\n\r\n1\r\nx\r\n",
+    ] {
+        let mut client = Hand::connect(rig.address).await;
+        client
+            .send(format!("POST / HTTP/1.1\r\nhost: h\r\n{body}"))
+            .await;
+        let mut replica = support::accept(&mut connections).await;
+        replica.head().await;
+        // It keeps its connection, and would take the rest.
+        let answer = "HTTP/1.1 401 Unauthorized\r\ncontent-length: 2\r\n\r\nno";
+        replica.send(answer).await;
+        assert_eq!(client.head().await[0], "http/1.1 401 unauthorized");
+        assert_eq!(client.exactly(2).await, "no");
+        assert_eq!(client.rest().await, "");
+        replica.rest().await;
+        rig.idle().await;
+    }
+}
+
+/// The end of its body may come after its answer: it keeps its connection.
+#[tokio::test]
+async fn a_client_whose_last_bytes_come_late_keeps_its_connection_on_the_general_path() {
+    let (address, mut connections) = by_hand().await;
+    let mut svc = service(1, "svc", &[address]);
+    // Not the short path's.
+    svc.traffic.timeouts.idle = Some(support::LIMIT);
+    let rig = Rig::new([svc]);
+    let mut client = Hand::connect(rig.address).await;
+    client
+        .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\nhalf")
+        .await;
+    let mut replica = support::accept(&mut connections).await;
+    replica.head().await;
+    let ok = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+    replica.send(ok).await;
+    client.head().await;
+    assert_eq!(client.exactly(2).await, "ok");
+    client.send("other").await;
+    assert_eq!(replica.exactly(9).await, "halfother");
+    client.send(GET).await;
+    let mut next = tokio::select! {
+        // Over the same connection, if that was known to be free by then.
+        head = replica.head() => { assert!(!head.is_empty()); replica }
+        next = support::accept(&mut connections) => next,
+    };
+    next.send(ok).await;
+    client.head().await;
+    assert_eq!(client.exactly(2).await, "ok");
+    rig.idle().await;
+}
+
 #[tokio::test]
 async fn connections_to_replicas_are_reused() {
     let (address, mut connections) = by_hand().await;
@@ -281,6 +339,33 @@ async fn in_flight_counts_return_to_zero_whatever_ends_the_request() {
     assert_eq!(rig.metric("requests_total"), 8);
     until("no request running", || {
         rig.metric("requests_in_flight") == 0
+    })
+    .await;
+}
+
+/// Its end would look like a whole answer's, were it told as one.
+#[tokio::test]
+async fn an_answer_without_a_length_whose_connection_is_reset_is_not_told_as_whole() {
+    let (address, mut connections) = by_hand().await;
+    let mut svc = service(1, "svc", &[address]);
+    svc.traffic.ejection.consecutive_errors = 1;
+    let rig = Rig::new([svc]);
+    let mut client = Hand::connect(rig.address).await;
+    client.send(GET).await;
+    let mut replica = support::accept(&mut connections).await;
+    replica.head().await;
+    replica.send("HTTP/1.1 200 OK\r\n\r\nbo").await;
+    let head = client.head().await;
+    assert!(
+        head.contains(&"transfer-encoding: chunked".to_owned()),
+        "{head:?}"
+    );
+    assert_eq!(client.exactly(7).await, "2\r\nbo\r\n");
+    replica.reset();
+    assert_eq!(client.rest().await, "", "there is no last chunk");
+    rig.idle().await;
+    until("a failure of the replica", || {
+        rig.metric("ejections_total") == 1
     })
     .await;
 }

@@ -4,18 +4,23 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
 use http_body_util::Full;
 use raftserve_proxy::NoSessions;
-use support::{Hand, LIMIT, Rig, get, log, recorder, resident_bytes, service};
+use support::{Hand, LIMIT, Rig, by_hand, frame, get, log, recorder, resident_bytes, service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Mutex;
 
 /// What a flood may make this process hold, while its connection is there and after: each sends several times as much, or
 /// would be remembered by more.
 const HELD_MAX: usize = 6 << 20;
+
+/// Held by whoever measures what this process holds.
+static MEASURED: Mutex<()> = Mutex::const_new(());
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -26,17 +31,6 @@ const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len())
-        .expect("a small frame")
-        .to_be_bytes();
-    let mut bytes = length[1..].to_vec();
-    bytes.extend([kind, flags]);
-    bytes.extend(stream.to_be_bytes());
-    bytes.extend(payload);
-    bytes
-}
 
 /// A field as HPACK has it, without index or Huffman code.
 fn field(name: &str, value: &str) -> Vec<u8> {
@@ -113,6 +107,7 @@ async fn await_frame(client: &mut Hand, kind: u8, stream: u32) -> Option<Vec<u8>
 
 #[tokio::test]
 async fn whoever_floods_loses_its_connection_and_nobody_else() {
+    let _alone = MEASURED.lock().await;
     let (rig, _log) = rig().await;
     let block = fields(&REQUEST);
     let rapid_reset = |n: u32| {
@@ -171,6 +166,53 @@ async fn whoever_floods_loses_its_connection_and_nobody_else() {
     rig.idle().await;
 }
 
+/// A body is kept until it is answered, to be sent again if need be. What is kept of each frame costs more than its byte.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_of_tiny_frames_costs_no_more_than_any_other() {
+    const STREAMS: u32 = 4;
+    const FRAMES: usize = 60_000;
+    /// So many at once are not taken for a flood.
+    const BURST: usize = 500;
+    const BYTE: u8 = 0xff;
+    let _alone = MEASURED.lock().await;
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let taken = Arc::<AtomicUsize>::default();
+    let silent = Arc::clone(&taken);
+    tokio::spawn(async move {
+        while let Some(mut replica) = connections.recv().await {
+            let taken = Arc::clone(&silent);
+            tokio::spawn(async move {
+                let mut room = [0; 4096];
+                while let Ok(count @ 1..) = replica.0.read(&mut room).await {
+                    let bytes = room[..count].iter().filter(|&&byte| byte == BYTE);
+                    taken.fetch_add(bytes.count(), Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    let mut client = connect(&rig).await;
+    let post = fields(&[&[(":method", "POST")][..], &REQUEST[1..]].concat());
+    let before = resident_bytes();
+    let mut sent = 0;
+    for stream in (0..STREAMS).map(|n| 2 * n + 1) {
+        client
+            .send(frame(HEADERS, END_HEADERS, stream, &post))
+            .await;
+        let frames = frame(DATA, 0, stream, &[BYTE]).repeat(BURST);
+        for _ in 0..FRAMES / BURST {
+            client.send(&frames).await;
+            sent += BURST;
+            support::until("them at the replica", || {
+                taken.load(Ordering::Relaxed) == sent
+            })
+            .await;
+        }
+    }
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(grown < HELD_MAX, "{grown} bytes more than before");
+}
+
 /// It may answer pings for as long as it likes: it holds a place at the replica meanwhile.
 #[tokio::test]
 async fn a_stream_whose_client_never_takes_its_answer_ends() {
@@ -198,9 +240,33 @@ async fn a_stream_whose_client_never_takes_its_answer_ends() {
 }
 
 #[tokio::test]
+async fn a_stream_that_was_answered_and_sends_nothing_more_ends() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let mut client = connect(&rig).await;
+    let post = fields(&[&[(":method", "POST")][..], &REQUEST[1..]].concat());
+    client.send(frame(HEADERS, END_HEADERS, 1, &post)).await;
+    client.send(frame(DATA, 0, 1, b"start")).await;
+    let mut replica = support::accept(&mut connections).await;
+    replica.head().await;
+    let answer = "HTTP/1.1 401 Unauthorized\r\ncontent-length: 2\r\n\r\nno";
+    replica.send(answer).await;
+    let body = await_frame(&mut client, DATA, 1).await;
+    assert_eq!(body.as_deref(), Some(&b"no"[..]));
+    assert!(await_frame(&mut client, RST_STREAM, 1).await.is_some());
+    replica.rest().await;
+    rig.idle().await;
+}
+
+#[tokio::test]
 async fn a_malformed_request_of_http_2_reaches_no_replica() {
     let (rig, log) = rig().await;
     let with = |extra: &[(&str, &str)]| fields(&[&REQUEST[..], extra].concat());
+    let path = |path| fields(&[&REQUEST[..3], &[(":path", path)][..]].concat());
+    let host = |host| {
+        let host = [(":authority", host), REQUEST[3]];
+        fields(&[&REQUEST[..2], &host[..]].concat())
+    };
     let table = [
         (
             "transfer-encoding",
@@ -243,6 +309,23 @@ async fn a_malformed_request_of_http_2_reaches_no_replica() {
             with(&[("content-length", "5")]),
         ),
         ("two hosts", with(&[("host", "a"), ("host", "b")])),
+        ("a path without a slash", path("x")),
+        ("a path that is a whole URL", path("http://other/x")),
+        ("a status", with(&[(":status", "200")])),
+        (
+            "a protocol without CONNECT",
+            with(&[(":protocol", "websocket")]),
+        ),
+        ("a name and a password", host("user:word@svc")),
+        ("a host that is a path", host("svc/x")),
+        (
+            "two lengths",
+            with(&[("content-length", "0"), ("content-length", "1")]),
+        ),
+        (
+            "a length that is a list",
+            with(&[("content-length", "0, 0")]),
+        ),
     ];
     for (name, block) in table {
         let mut client = connect(&rig).await;
@@ -275,6 +358,22 @@ async fn a_malformed_request_of_http_2_reaches_no_replica() {
     client.send(frame(DATA, END_STREAM, 1, b"abc")).await;
     assert!(await_frame(&mut client, RST_STREAM, 1).await.is_some());
     rig.idle().await;
+}
+
+/// The replica is told of the host that its service was found by, and of no other.
+#[tokio::test]
+async fn of_an_authority_and_another_host_only_the_authority_counts() {
+    let (rig, log) = rig().await;
+    let mut client = connect(&rig).await;
+    let block = fields(&[&REQUEST[..], &[("host", "other")]].concat());
+    client
+        .send(frame(HEADERS, END_STREAM | END_HEADERS, 1, &block))
+        .await;
+    assert!(await_frame(&mut client, DATA, 1).await.is_some());
+    let seen = log.lock().expect("no panic").pop().expect("it came");
+    assert_eq!(seen.headers["x-forwarded-host"], "svc");
+    let hosts: Vec<_> = seen.headers.get_all("host").iter().collect();
+    assert_eq!(hosts, ["svc"]);
 }
 
 /// Whether a request on stream 1 was refused: by a reset, by the connection's end, or with status 400.

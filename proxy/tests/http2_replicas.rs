@@ -13,10 +13,13 @@ use h2::{Reason, RecvStream};
 use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use raftserve_model::spec::UpstreamProtocol;
-use support::{Hand, Rig, http2_client, log, recorder, service, soon, until};
+use support::{Hand, Rig, by_hand, frame, http2_client, log, recorder, service, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+
+const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
 
 type Call = (Request<RecvStream>, SendResponse<Bytes>);
 
@@ -385,6 +388,32 @@ async fn goes_away(listener: TcpListener) {
     stream.write_all(&goaway).await.expect("the proxy reads");
     // Until the proxy closes, too.
     let _ = stream.read_to_end(&mut Vec::new()).await;
+}
+
+#[tokio::test]
+async fn a_replica_that_goes_away_on_every_connection_is_as_good_as_none() {
+    let (address, mut connections) = by_hand().await;
+    let mut svc = service(1, "svc", &[address]);
+    svc.traffic.upstream.protocol = UpstreamProtocol::Http2;
+    let rig = Rig::new([svc]);
+    let opened = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&opened);
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Some(mut replica) = connections.recv().await {
+            count.fetch_add(1, Ordering::Relaxed);
+            let settings = frame(SETTINGS, 0, 0, &[]);
+            replica
+                .send([settings, frame(GOAWAY, 0, 0, &[0; 8])].concat())
+                .await;
+            held.push(replica);
+        }
+    });
+    let (status, body) = support::get(rig.address, "svc", "/").await;
+    assert_eq!(status, 502, "{body}");
+    assert!(body.contains("replica_unreachable"), "{body}");
+    assert!(opened.load(Ordering::Relaxed) <= 3);
+    rig.idle().await;
 }
 
 #[tokio::test]

@@ -2,17 +2,19 @@
 
 mod support;
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Response;
+use http::{Request, Response};
 use http_body_util::Full;
 use raftserve_model::ServiceId;
 use raftserve_model::spec::LoadBalancingPolicy;
-use raftserve_proxy::ServiceRoute;
+use raftserve_proxy::{NoSessions, ProxyConfig, ServiceRoute};
 use support::{
-    Hand, LIMIT, Rig, get, log, nowhere, recorder, service, soon, table, until, upstream,
+    Hand, LIMIT, Rig, by_hand, get, http2_client, log, nowhere, recorder, service, soon, table,
+    until, upstream,
 };
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
@@ -88,6 +90,65 @@ async fn beyond_the_bounds_requests_are_refused() {
     waiting(&rig, 0).await;
     assert_eq!(rig.metric("queue_refused_total"), 1);
     assert_eq!(rig.metric("queue_expired_total"), 3);
+}
+
+/// Over HTTP/2 a part of each comes before anybody reads it.
+#[tokio::test]
+async fn requests_with_large_bodies_are_refused_before_there_are_too_many_bytes() {
+    const MIB: usize = 1 << 20;
+    // One less than 64 MiB have room for: their heads count too.
+    const PLACES: u64 = 63;
+    const ASKS: u64 = 70;
+    let rig = Rig::new([asleep(&[nowhere()], 1000, LIMIT * 2)]);
+    let (mut sender, _connection) = http2_client(&rig).await;
+    let body = Bytes::from(vec![0; MIB]);
+    let mut asks = Vec::new();
+    for _ in 0..ASKS {
+        let request = Request::post("http://h/").body(Full::new(body.clone()));
+        asks.push(tokio::spawn(
+            sender.send_request(request.expect("a good request")),
+        ));
+    }
+    until("those that are refused", || {
+        rig.metric("queue_refused_total") == ASKS - PLACES
+    })
+    .await;
+    assert_eq!(rig.metric("queue_length"), PLACES);
+    for ask in asks {
+        ask.abort();
+    }
+    waiting(&rig, 0).await;
+}
+
+/// In the order in which they came, as far as one worker has them all.
+#[tokio::test]
+async fn the_first_to_wait_is_the_first_to_be_served() {
+    const ASKS: usize = 40;
+    let (address, mut connections) = by_hand().await;
+    let mut svc = asleep(&[address], 100, LIMIT);
+    let config = ProxyConfig {
+        workers: NonZeroUsize::new(1),
+        ..support::config()
+    };
+    let rig = Rig::with(config, [svc.clone()], Arc::new(NoSessions));
+    let mut clients = Vec::new();
+    for n in 0..ASKS {
+        let mut client = Hand::connect(rig.address).await;
+        client
+            .send(format!("GET /{n} HTTP/1.1\r\nhost: h\r\n\r\n"))
+            .await;
+        waiting(&rig, n as u64 + 1).await;
+        clients.push(client);
+    }
+    svc.endpoints[0].ready = true;
+    rig.routes.publish(table([svc]));
+    for (n, client) in clients.iter_mut().enumerate() {
+        let mut replica = support::accept(&mut connections).await;
+        assert_eq!(replica.head().await[0], format!("get /{n} http/1.1"));
+        let ok = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        replica.send(ok).await;
+        assert_eq!(client.head().await[0], "http/1.1 200 ok");
+    }
 }
 
 #[tokio::test]

@@ -2,18 +2,33 @@
 
 mod support;
 
+use std::convert::Infallible;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use http::Request;
-use http_body_util::{BodyExt, Full};
+use futures_util::stream;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use raftserve_proxy::{Http1Path, NoSessions, ProxyConfig};
-use support::{Hand, LIMIT, Rig, config, http2_client, log, recorder, service, soon, upstream};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use support::{
+    LIMIT, Rig, config, http2_client, log, recorder, resident_bytes, service, soon, until,
+};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::block_in_place;
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
 
-fn rig(config: ProxyConfig, address: std::net::SocketAddr) -> Rig {
+fn rig(config: ProxyConfig, address: SocketAddr) -> Rig {
     let mut svc = service(1, "svc", &[address]);
     // A thousand connects at once are more than the queue of a listener takes.
     svc.traffic.upstream.connect_timeout = LIMIT;
@@ -33,67 +48,231 @@ async fn many_streams_and_many_connections_are_all_served() {
     }
 }
 
-/// One proxy, one replica, and a thousand streams at once over four connections.
+/// A replica whose answers have so many parts, each of which is sent once `step` has come so far.
+async fn in_steps(parts: usize, step: watch::Receiver<usize>) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+    let listener = listener.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let step = step.clone();
+            let answer = service_fn(move |_: Request<Incoming>| {
+                let step = step.clone();
+                let parts = stream::unfold((0, step), move |(n, mut step)| async move {
+                    if n == parts || step.wait_for(|&step| step >= n).await.is_err() {
+                        return None;
+                    }
+                    let part = Frame::data(Bytes::from(format!("{n:02}")));
+                    Some((Ok::<_, Infallible>(part), (n + 1, step)))
+                });
+                let body = StreamBody::new(parts);
+                async move { Ok::<_, Infallible>(Response::new(body)) }
+            });
+            let serve = http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
+            tokio::spawn(serve);
+        }
+    });
+    address
+}
+
+/// One proxy, one replica, and a thousand streams that flow at once over four connections.
 async fn a_thousand_streams(path: Http1Path) {
     const STREAMS: usize = 1000;
-    let address = upstream(|_| async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        http::Response::new(Full::new(Bytes::from_static(b"ok")))
-    })
-    .await;
+    const PARTS: usize = 20;
+    /// What a stream may hold at its client, here and at its replica, which are all in this process.
+    const EACH_MAX: usize = 128 << 10;
+    let (next, step) = watch::channel(0);
+    let address = in_steps(PARTS, step).await;
     let config = ProxyConfig {
         http1_path: path,
         ..config()
     };
     let rig = rig(config, address);
+    let before = resident_bytes();
+    let taken = Arc::<AtomicUsize>::default();
     let mut asks = Vec::new();
     let mut kept = Vec::new();
     for _ in 0..4 {
         let (mut sender, connection) = http2_client(&rig).await;
         for _ in 0..STREAMS / 4 {
             let answer = sender.send_request(request());
+            let taken = Arc::clone(&taken);
             asks.push(tokio::spawn(async move {
-                let answer = answer.await.expect("an answer");
-                answer
-                    .into_body()
-                    .collect()
-                    .await
-                    .expect("a body")
-                    .to_bytes()
+                let mut body = answer.await.expect("an answer").into_body();
+                let mut whole = Vec::new();
+                while let Some(frame) = body.frame().await {
+                    let frame = frame.expect("a whole body");
+                    let part = frame.data_ref().expect("data");
+                    whole.extend_from_slice(part);
+                    taken.fetch_add(part.len(), Ordering::Relaxed);
+                }
+                whole
             }));
         }
         kept.push((sender, connection));
     }
+    for n in 0..PARTS {
+        let all = (n + 1) * 2 * STREAMS;
+        until("a part of each stream", || {
+            taken.load(Ordering::Relaxed) == all
+        })
+        .await;
+        if n == PARTS / 2 {
+            assert_eq!(rig.metric("requests_in_flight"), STREAMS as u64);
+            let grown = resident_bytes().saturating_sub(before);
+            assert!(grown < STREAMS * EACH_MAX, "{path:?}: {grown} bytes more");
+        }
+        next.send_replace(n + 1);
+    }
+    let expected: String = (0..PARTS).map(|n| format!("{n:02}")).collect();
     for ask in asks {
-        assert_eq!(soon("an answer", ask).await.expect("no panic"), "ok");
+        let whole = soon("an answer", ask).await.expect("no panic");
+        assert_eq!(whole, expected.as_bytes());
     }
     assert_eq!(rig.metric("requests_total"), STREAMS as u64);
     rig.idle().await;
+    until("no request running", || {
+        rig.metric("requests_in_flight") == 0
+    })
+    .await;
 }
 
-/// Ten thousand idle connections, as far as the limit of open files goes: both ends are here.
-async fn ten_thousand_idle_connections(path: Http1Path) {
-    let limit = std::fs::read_to_string("/proc/self/limits").expect("it is there");
-    let files = limit
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"));
-    let files = files.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    let count = files.unwrap_or(1024_usize).saturating_sub(400) / 2;
-    let count = count.min(10_000);
-    let mut config = config();
-    config.header_timeout = LIMIT * 3;
-    config.http1_path = path;
-    let rig = rig(config, recorder("a", &log()).await);
+/// Clients that each make a request and keep their connection, in a process of their own: open files are counted for
+/// each.
+struct Clients {
+    process: Child,
+    told: BufReader<ChildStdout>,
+}
+
+impl Clients {
+    fn start(address: SocketAddr, count: usize) -> Self {
+        let this = std::env::current_exe().expect("it runs");
+        let mut process = Command::new(this)
+            .args(["--exact", "idle_clients", "--ignored", "--nocapture"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it runs once more");
+        let told = BufReader::new(process.stdout.take().expect("it is a pipe"));
+        let mut clients = Self { process, told };
+        clients.tell(&format!("{address} {count}"));
+        clients.hear(READY);
+        clients
+    }
+
+    /// Has some of them make another request.
+    fn ask_again(&mut self) {
+        self.tell("again");
+        self.hear(SERVED);
+    }
+
+    fn tell(&mut self, line: &str) {
+        let input = self.process.stdin.as_mut().expect("it is a pipe");
+        writeln!(input, "{line}").expect("it reads");
+    }
+
+    fn hear(&mut self, word: &str) {
+        let mut line = String::new();
+        while !line.trim_end().ends_with(word) {
+            line.clear();
+            let read = self.told.read_line(&mut line).expect("text");
+            assert!(read > 0, "the clients ended before they were {word}");
+        }
+    }
+}
+
+impl Drop for Clients {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        let _ = self.process.wait(); // It ends with its input.
+    }
+}
+
+const READY: &str = "ready";
+const SERVED: &str = "served";
+
+#[test]
+#[ignore = "the clients of many_streams_and_many_connections_are_all_served, which runs it"]
+fn idle_clients() {
+    let mut lines = std::io::stdin().lines();
+    let mut next = || lines.next().map(|line| line.expect("text"));
+    let Some(line) = next() else {
+        return; // Nobody has run it.
+    };
+    let (address, count) = line.split_once(' ').expect("an address and a count");
+    allow_open_files();
     // One after the other: the queue of a listener is short, and each request needs a connection of the replica's.
-    let mut clients = Vec::with_capacity(count);
-    for _ in 0..count {
-        let mut client = Hand::connect(rig.address).await;
-        assert_eq!(client.ask(GET).await.1, "a");
+    let mut clients = Vec::new();
+    for _ in 0..count.parse().expect("a count") {
+        let client = TcpStream::connect(address).expect("it listens");
+        client.set_read_timeout(Some(LIMIT)).expect("open");
+        ask(&client);
         clients.push(client);
     }
+    println!("{READY}");
+    if next().is_some() {
+        clients.iter().step_by(step(clients.len())).for_each(ask);
+        println!("{SERVED}");
+    }
+    next();
+}
+
+/// Of so many, each how manieth makes another request: about a hundred do.
+fn step(count: usize) -> usize {
+    (count / 100).max(1)
+}
+
+/// One request and its answer.
+fn ask(mut client: &TcpStream) {
+    client.write_all(GET.as_bytes()).expect("open");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\na") {
+        let mut room = [0; 1024];
+        let count = client.read(&mut room).expect("an answer");
+        assert!(count > 0, "the connection ended");
+        answer.extend_from_slice(&room[..count]);
+    }
+}
+
+/// Raises the limit of open files as far as it goes; it.
+fn allow_open_files() -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let files = limit.maximum.unwrap_or(u64::MAX);
+    setrlimit(Resource::Nofile, limit).expect("no more than may be");
+    usize::try_from(files).unwrap_or(usize::MAX)
+}
+
+#[expect(clippy::disallowed_methods, reason = "it is the test's own setting")]
+fn is_required() -> bool {
+    std::env::var_os("RAFTSERVE_REQUIRE_TOOLS").is_some_and(|value| value == "1")
+}
+
+/// Ten thousand idle connections, as far as the limit of open files goes.
+async fn ten_thousand_idle_connections(path: Http1Path) {
+    const COUNT: usize = 10_000;
+    /// What each may hold once it is at rest, here and at the replica, which is in this process too.
+    const EACH_MAX: usize = 16 << 10;
+    let count = allow_open_files().saturating_sub(400).min(COUNT);
+    assert!(
+        count == COUNT || !is_required(),
+        "the limit of open files allows {count} connections only"
+    );
+    let mut config = config();
+    config.header_timeout = LIMIT * 30;
+    config.http1_path = path;
+    let rig = rig(config, recorder("a", &log()).await);
+    let before = resident_bytes();
+    let mut clients = block_in_place(|| Clients::start(rig.address, count));
+    until("little memory for each", || {
+        resident_bytes().saturating_sub(before) < count * EACH_MAX
+    })
+    .await;
+    block_in_place(|| clients.ask_again());
     for _ in 0..10 {
         assert_eq!(support::get(rig.address, "h", "/").await.0, 200);
     }
-    assert_eq!(rig.metric("requests_total"), count as u64 + 10);
+    let again = count.div_ceil(step(count)) as u64;
+    assert_eq!(rig.metric("requests_total"), count as u64 + again + 10);
     assert_eq!(rig.metric("requests_in_flight"), 0);
 }

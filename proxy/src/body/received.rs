@@ -11,6 +11,7 @@ use http::header::CONTENT_LENGTH;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::http2::server::WINDOW;
 use crate::turns::Taking;
 
 /// How many bytes of a body over HTTP/2 may have been taken before the sender is told that there is room for more.
@@ -133,6 +134,18 @@ fn length(headers: &HeaderMap) -> Option<u64> {
 }
 
 impl Received {
+    /// What is held of it before anybody takes it: all that may come, if it has told its length, else what has come so
+    /// far. Of HTTP/1 it is no more than one read takes in, which is not counted.
+    pub(crate) fn untaken(&mut self) -> u64 {
+        match self {
+            Self::Request(..) | Self::Http1(_) => 0,
+            Self::Http2(body) => match body.left {
+                Some(left) => left.min(u64::from(WINDOW)),
+                None => body.frames.flow_control().used_capacity() as u64,
+            },
+        }
+    }
+
     /// Has it find out anew whether it has ended.
     pub(crate) fn look_again(&self) {
         if let Self::Http2(body) = self {

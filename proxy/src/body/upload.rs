@@ -13,13 +13,27 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::{Instant, timeout};
+use tokio::task::spawn_local;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{ReceiveError, Received};
 
 /// How much of a body is kept to be sent again. Most calls of gRPC and most prompts are smaller; with 256
 /// streams a connection may make the proxy hold 16 MiB.
 const KEPT_MAX: usize = 64 << 10;
+
+/// What each kept part counts as beside its bytes: so much it takes.
+const PART_COST: usize = 128;
+const _: () = assert!(size_of::<Part>() <= PART_COST);
+
+/// How many parts are kept as they came, and how small a later one is copied: as it came it is a piece of what was read
+/// with it, which may be far larger and another's. Most bodies have no more parts.
+const UNCOPIED: usize = 4;
+const SMALL: usize = 1 << 10;
+
+/// How long the rest of a request is still passed on once its answer is whole, as on the short path: a client that then
+/// sends slowly would keep a replica's connection for as long as it likes.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Why a request's body did not reach a replica whole.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +72,10 @@ pub(crate) struct UploadBody {
 /// What a client sends.
 #[derive(Debug)]
 pub(crate) struct Source {
-    incoming: RefCell<Received>,
+    /// `None` once nothing more of it is wanted.
+    incoming: RefCell<Option<Received>>,
+    /// Whether all of it was taken.
+    ended: Cell<bool>,
     /// When the client last sent a part, and the replica took it.
     last: Cell<Instant>,
     /// Its frames so far; `None` once they are too many, or not needed any more.
@@ -78,6 +95,7 @@ pub(crate) struct Source {
 #[derive(Debug, Default)]
 struct Kept {
     frames: Vec<Part>,
+    /// What they hold, with [`PART_COST`] for each.
     bytes: usize,
 }
 
@@ -85,6 +103,20 @@ struct Kept {
 enum Part {
     Data(Bytes),
     Trailers(HeaderMap),
+}
+
+impl Part {
+    /// What it holds beside itself.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Data(data) => data.len(),
+            Self::Trailers(trailers) => {
+                let fields = trailers.iter();
+                let bytes = fields.map(|(name, value)| name.as_str().len() + value.len());
+                bytes.sum::<usize>() + PART_COST * trailers.len()
+            }
+        }
+    }
 }
 
 /// A hold on the upload of a request that was sent: `None` if it has no body.
@@ -141,8 +173,23 @@ impl Upload {
     /// Ends the upload where it is.
     pub(crate) fn cut(&self) {
         if let Some(source) = &self.0 {
-            source.next_turn();
+            source.cut();
         }
+    }
+
+    /// Ends the upload after [`LINGER`], if it has not ended by then: its answer is whole.
+    pub(crate) fn answered(&self) {
+        let Some(source) = self.0.as_ref().filter(|source| !source.has_ended()) else {
+            return;
+        };
+        // What lets go of it before need not wait.
+        let source = Rc::downgrade(source);
+        spawn_local(async move {
+            sleep(LINGER).await;
+            if let Some(source) = source.upgrade() {
+                source.cut();
+            }
+        });
     }
 
     /// Why the client's body came to nothing, if it did.
@@ -158,7 +205,8 @@ impl UploadBody {
             return Self::empty();
         }
         let source = Source {
-            incoming: RefCell::new(incoming),
+            incoming: RefCell::new(Some(incoming)),
+            ended: Cell::new(false),
             last: Cell::new(Instant::now()),
             kept: RefCell::new(Some(Kept::default())),
             turn: Cell::new(0),
@@ -183,8 +231,8 @@ impl UploadBody {
         }
     }
 
-    /// The first [`KEPT_MAX`] bytes of the body, or all of it if it is shorter, or if the client is silent for
-    /// `silence_max` or breaks off. Whoever reads the body gets them all the same.
+    /// The first [`KEPT_MAX`] bytes of the body, fewer if it comes in many small parts; or all of it if it is shorter, or
+    /// if the client is silent for `silence_max` or breaks off. Whoever reads the body gets them all the same.
     pub(crate) async fn peek(&self, silence_max: Duration) -> Vec<u8> {
         let Some(source) = &self.source else {
             return Vec::new();
@@ -209,6 +257,20 @@ impl UploadBody {
         bytes
     }
 
+    /// What is held of it while nobody reads it, and may yet come.
+    pub(crate) fn held(&self) -> u64 {
+        let Some(source) = &self.source else {
+            return 0;
+        };
+        let untaken = source
+            .incoming
+            .borrow_mut()
+            .as_mut()
+            .map_or(0, Received::untaken);
+        let kept = source.kept.borrow();
+        untaken + kept.as_ref().map_or(0, |kept| kept.bytes as u64)
+    }
+
     pub(crate) fn upload(&self) -> Upload {
         Upload(self.source.clone())
     }
@@ -231,7 +293,20 @@ impl Source {
         }
     }
 
-    /// How much of it is kept; as much as can be, if nothing is any more.
+    /// Lets go of what the client sends, whoever waits for it.
+    fn cut(&self) {
+        self.next_turn();
+        *self.incoming.borrow_mut() = None;
+    }
+
+    /// Whether nothing more is to come of it.
+    fn has_ended(&self) -> bool {
+        let incoming = self.incoming.borrow();
+        let incoming = incoming.as_ref();
+        self.ended.get() || incoming.is_none_or(Body::is_end_stream)
+    }
+
+    /// How much is kept of it, as it counts; as much as can be, if nothing is any more.
     fn kept_bytes(&self) -> usize {
         let kept = self.kept.borrow();
         kept.as_ref().map_or(KEPT_MAX, |kept| kept.bytes)
@@ -243,11 +318,14 @@ impl Source {
             return;
         };
         let part = match (frame.data_ref(), frame.trailers_ref()) {
+            (Some(data), _) if data.len() <= SMALL && all.frames.len() >= UNCOPIED => {
+                Part::Data(Bytes::copy_from_slice(data))
+            }
             (Some(data), _) => Part::Data(data.clone()),
             (None, Some(trailers)) => Part::Trailers(trailers.clone()),
             (None, None) => return,
         };
-        all.bytes += frame.data_ref().map_or(0, Bytes::len);
+        all.bytes += PART_COST + part.bytes();
         all.frames.push(part);
         if all.bytes > KEPT_MAX && !self.peeking.get() {
             *kept = None;
@@ -261,13 +339,17 @@ impl Source {
         if self.fault.get().is_some() {
             return Poll::Ready(Some(Err(UploadError::Cut))); // Its end would look like a whole body's.
         }
-        let polled = Pin::new(&mut *self.incoming.borrow_mut()).poll_frame(cx);
+        let polled = match self.incoming.borrow_mut().as_mut() {
+            Some(incoming) => Pin::new(incoming).poll_frame(cx),
+            None => return Poll::Ready(Some(Err(UploadError::Cut))),
+        };
         self.wanted.set(polled.is_pending());
         if polled.is_pending() {
             *self.reader.borrow_mut() = Some(cx.waker().clone());
         }
         let frame = ready!(polled);
         self.last.set(Instant::now());
+        self.ended.set(frame.is_none());
         Poll::Ready(match frame {
             Some(Ok(frame)) => {
                 let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
@@ -315,7 +397,9 @@ impl Body for UploadBody {
 
     fn is_end_stream(&self) -> bool {
         self.source.as_ref().is_none_or(|source| {
-            source.left(self.given).0 == 0 && source.incoming.borrow().is_end_stream()
+            let incoming = source.incoming.borrow();
+            let ended = incoming.as_ref().is_some_and(Body::is_end_stream);
+            source.left(self.given).0 == 0 && ended
         })
     }
 
@@ -324,7 +408,10 @@ impl Body for UploadBody {
             return SizeHint::with_exact(0);
         };
         let (_, replayed) = source.left(self.given);
-        let rest = source.incoming.borrow().size_hint();
+        let incoming = source.incoming.borrow();
+        let rest = incoming
+            .as_ref()
+            .map_or_else(SizeHint::new, Body::size_hint);
         let mut hint = SizeHint::new();
         hint.set_lower(rest.lower() + replayed);
         if let Some(upper) = rest.upper() {

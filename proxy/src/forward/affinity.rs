@@ -1,5 +1,7 @@
 //! A request of a strictly bound session: the replica it is bound to answers it, or none.
 //!
+//! One that is not bound yet waits with all others while its service has no ready replica, and is bound after.
+//!
 //! If that replica breaks off before its answer begins, an idempotent request is sent again as any other would be, within
 //! the budget, to the replica that the session is bound to then: the same one if it is still there, another only once
 //! the log has moved the session.
@@ -15,7 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::attempt::{exchange, refusal};
 use super::spare::{Spare, deposit, withdraw};
-use super::{Sent, Terms};
+use super::{Sent, Terms, wait};
 use crate::answer::Refusal;
 use crate::body::UploadBody;
 use crate::metrics::count;
@@ -33,7 +35,7 @@ const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Sends the request to the replica that its session is bound to, binding the session first if need be.
 pub(super) async fn send(
     worker: &Rc<Worker>,
-    service: &ServiceView,
+    service: &Rc<ServiceView>,
     terms: Terms<'_>,
     key: SessionKey,
     request: Box<Request<UploadBody>>,
@@ -46,6 +48,7 @@ pub(super) async fn send(
         key,
         spare: spare(&request, &terms),
         tries: 1,
+        queued: false,
         patience: None,
         asked: None,
         refused: None,
@@ -64,13 +67,15 @@ fn spare(request: &Request<UploadBody>, terms: &Terms<'_>) -> Option<Box<Spare>>
 
 struct Session<'a> {
     worker: &'a Rc<Worker>,
-    service: &'a ServiceView,
+    service: &'a Rc<ServiceView>,
     terms: Terms<'a>,
     key: SessionKey,
     /// The request, if it may be sent again after it was sent.
     spare: Option<Box<Spare>>,
     /// How often it was sent, or is about to be.
     tries: u32,
+    /// Whether it has waited with others for a ready replica. It does so once.
+    queued: bool,
     /// Made at the first wait, so that a bound session costs none.
     patience: Option<Patience>,
     /// When its binding was last asked for in vain.
@@ -102,6 +107,13 @@ impl Session<'_> {
                     }
                     Outcome::Wait(unsent) => request = unsent,
                 },
+                Lookup::Unbound if self.must_queue() => {
+                    self.queued = true;
+                    wait::for_ready(self.worker, self.service, &request).await?;
+                    // What it may wait for its binding begins only now.
+                    self.patience = None;
+                    continue;
+                }
                 Lookup::Unbound if is_recent(self.asked) => {}
                 Lookup::Unbound => {
                     self.bind().await?;
@@ -117,6 +129,13 @@ impl Session<'_> {
                 return Err(Refusal::Session(std::mem::take(&mut self.why)));
             }
         }
+    }
+
+    /// Whether it waits as any other request: there is nothing yet to which it could be bound.
+    fn must_queue(&self) -> bool {
+        let view = self.worker.view();
+        let service = view.service(self.service.route.id);
+        !self.queued && service.is_none_or(|service| !wait::is_ready(service))
     }
 
     fn lookup(&self) -> Lookup {

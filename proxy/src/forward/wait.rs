@@ -40,7 +40,7 @@ pub(super) async fn for_ready(
                 _ => Ok(now),
             };
         }
-        let place = now.queue.enter(head_bytes(request), settings.requests);
+        let place = now.queue.enter(held_bytes(request), settings.requests);
         let mut place = place.map_err(|_| Refusal::QueueFull)?;
         if place.is_first() {
             worker.shared.queues.send_modify(|begun| *begun += 1);
@@ -63,8 +63,8 @@ pub(super) async fn for_ready(
     }
 }
 
-/// About how much a request's head holds.
-fn head_bytes(request: &Request<UploadBody>) -> u64 {
+/// About how much a request holds while it waits.
+fn held_bytes(request: &Request<UploadBody>) -> u64 {
     /// What a field costs beside its text.
     const FIELD: usize = 64;
     let fields = request.headers().iter();
@@ -73,5 +73,5 @@ fn head_bytes(request: &Request<UploadBody>) -> u64 {
         .uri()
         .path_and_query()
         .map_or(0, |target| target.as_str().len());
-    (fields.sum::<usize>() + target) as u64
+    (fields.sum::<usize>() + target) as u64 + request.body().held()
 }

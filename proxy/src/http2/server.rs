@@ -32,7 +32,7 @@ use crate::worker::Worker;
 const STREAMS_MAX: u32 = 256;
 
 /// What one request's body may have under way, and all of a connection's together.
-const WINDOW: u32 = 1 << 20;
+pub(crate) const WINDOW: u32 = 1 << 20;
 
 /// What is owed to all streams of a connection leaves half of its window.
 const _: () = assert!(OWED_MAX * STREAMS_MAX <= WINDOW / 2);

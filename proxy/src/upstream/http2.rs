@@ -103,9 +103,16 @@ impl Connection {
 
     /// Whether it takes no more requests, although those on it may go on: the replica goes away.
     fn is_closing(&self) -> bool {
+        self.closing().is_some()
+    }
+
+    /// Why it takes no more requests, if it does not.
+    fn closing(&self) -> Option<h2::Error> {
         let mut nobody = Context::from_waker(Waker::noop());
-        let ready = self.sender.borrow_mut().poll_ready(&mut nobody);
-        matches!(ready, Poll::Ready(Err(_)))
+        match self.sender.borrow_mut().poll_ready(&mut nobody) {
+            Poll::Ready(Err(error)) => Some(error),
+            Poll::Ready(Ok(())) | Poll::Pending => None,
+        }
     }
 }
 
@@ -242,11 +249,16 @@ async fn open(
             _ => sleep(LOOK_EVERY).await,
         }
     }
-    Ok(Rc::new(Connection {
+    let connection = Connection {
         sender: RefCell::new(sender),
         state,
         idle_since: Cell::new(Instant::now()),
-    }))
+    };
+    // Whoever waits for a connection would open one after the other at a replica that goes away each time.
+    match connection.closing() {
+        Some(error) => Err(ConnectError::Handshake(Arc::new(error))),
+        None => Ok(Rc::new(connection)),
+    }
 }
 
 fn builder() -> Builder {

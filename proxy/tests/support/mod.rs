@@ -66,6 +66,18 @@ where
     (sender, tokio::spawn(connection))
 }
 
+/// A frame of HTTP/2.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len())
+        .expect("a small frame")
+        .to_be_bytes();
+    let mut bytes = length[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
 /// Awaits a condition that must come to hold.
 pub async fn until(what: &str, condition: impl Fn() -> bool) {
     let poll = async {
@@ -373,6 +385,13 @@ impl Hand {
     /// From now on nothing that comes from the other side is even acknowledged, as if this host were gone.
     pub fn vanish(&self) {
         vanish(self.0.get_ref());
+    }
+
+    /// Ends the connection by a reset.
+    pub fn reset(self) {
+        let stream = socket2::SockRef::from(self.0.get_ref());
+        let set = stream.set_linger(Some(Duration::ZERO));
+        set.expect("open");
     }
 
     /// One request and the head and body (by its length) of its answer.

@@ -51,9 +51,16 @@ pub(super) enum Ended {
     Cut,
 }
 
+/// The most interim answers before an answer. Who has more to say of a request that it has not answered only keeps a
+/// worker busy.
+const INTERIMS_MAX: u32 = 100;
+
 /// Why nothing more was read.
 enum Stop {
+    /// The replica ended its side in order.
     End,
+    /// The connection was reset, or is dead.
+    Broken,
     Silent,
 }
 
@@ -118,12 +125,15 @@ impl Download<'_> {
         text: &mut Text,
     ) -> Result<(Buffer, Answer), Refusal> {
         let mut slot: Option<Buffer> = None;
+        let mut interims = 0;
         loop {
             if let Some(mut buffer) = slot.take() {
                 match answer::read(buffer.filled(), self.to_head, text) {
                     Parsed::Answer(answer) => return Ok((buffer, answer)),
                     Parsed::Malformed => return Err(Refusal::Broke),
+                    Parsed::Interim(_) if interims == INTERIMS_MAX => return Err(Refusal::Broke),
                     Parsed::Interim(head_len) => {
+                        interims += 1;
                         buffer.consume(head_len);
                         if !buffer.is_empty() {
                             slot = Some(buffer);
@@ -145,7 +155,7 @@ impl Download<'_> {
                 .await
             {
                 Ok(()) => {}
-                Err(Stop::End) => return Err(Refusal::Broke),
+                Err(Stop::End | Stop::Broken) => return Err(Refusal::Broke),
                 // A part of the request may have been sent meanwhile.
                 Err(Stop::Silent) if self.progress.get() > since => {}
                 Err(Stop::Silent) if self.wanted.get() => return Err(Refusal::ClientSilent),
@@ -187,7 +197,7 @@ impl Download<'_> {
                     self.told_broken();
                     return Err(());
                 }
-                Err(Stop::End | Stop::Silent) => {
+                Err(Stop::End | Stop::Broken | Stop::Silent) => {
                     self.broke_off();
                     return Err(());
                 }
@@ -253,8 +263,11 @@ impl Download<'_> {
         let mut armed = false;
         poll_fn(|cx| {
             if let Poll::Ready(read) = poll_read(replica, cx, slot, buffers, size) {
-                let more = read.is_ok_and(|count| count > 0);
-                return Poll::Ready(if more { Ok(()) } else { Err(Stop::End) });
+                return Poll::Ready(match read {
+                    Ok(0) => Err(Stop::End),
+                    Ok(_) => Ok(()),
+                    Err(_) => Err(Stop::Broken),
+                });
             }
             if !armed {
                 armed = true;

@@ -1,0 +1,229 @@
+//! Replicas that misbehave over HTTP/2, as those of chaos do over HTTP/1.1: no call hangs, none is counted for ever, and
+//! what is held stays bounded.
+
+mod support;
+
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use raftserve_model::spec::{LoadBalancingPolicy, UpstreamProtocol};
+use support::{Hand, Rig, by_hand, frame, resident_bytes, service, soon, try_ask, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
+
+/// Status 200 as HPACK has it (RFC 7541, appendix A).
+const OK: [u8; 1] = [0x88];
+
+/// What a bad replica does with each connection, once something came on it.
+#[derive(Clone, Copy, Debug)]
+enum Vice {
+    /// Never sends its settings, nor anything else.
+    NoSettings,
+    /// Answers in another protocol.
+    Garbage,
+    /// Allows no stream.
+    NoStreams,
+    /// Goes away at once.
+    GoesAway,
+    /// Says again and again that it goes away.
+    GoesAwayForEver,
+    /// Resets the first streams again and again.
+    ResetsForEver,
+    /// Wants to have its pings answered, without an end, and reads no answer.
+    PingsForEver,
+    /// Begins a head that has no end.
+    HeadForEver,
+    /// Answers with more than the window allows.
+    SendsForEver,
+    /// Begins an answer, and says nothing more.
+    StallsWithin,
+    /// Closes within an answer.
+    CutsOff,
+}
+
+const VICES: [Vice; 11] = [
+    Vice::NoSettings,
+    Vice::Garbage,
+    Vice::NoStreams,
+    Vice::GoesAway,
+    Vice::GoesAwayForEver,
+    Vice::ResetsForEver,
+    Vice::PingsForEver,
+    Vice::HeadForEver,
+    Vice::SendsForEver,
+    Vice::StallsWithin,
+    Vice::CutsOff,
+];
+
+/// A replica with a vice, until `done`.
+async fn bad(vice: Vice, done: &Arc<AtomicBool>) -> SocketAddr {
+    let (address, mut connections) = by_hand().await;
+    let done = Arc::clone(done);
+    tokio::spawn(async move {
+        while let Some(replica) = connections.recv().await {
+            tokio::spawn(misbehave(vice, replica, Arc::clone(&done)));
+        }
+    });
+    address
+}
+
+/// Reads frames until one begins a request. `None` at the connection's end.
+async fn request(replica: &mut Hand) -> Option<()> {
+    loop {
+        let mut head = [0; 9];
+        replica.0.read_exact(&mut head).await.ok()?;
+        let length = usize::from(head[1]) << 8 | usize::from(head[2]);
+        let mut payload = vec![0; length];
+        replica.0.read_exact(&mut payload).await.ok()?;
+        if head[3] == HEADERS {
+            return Some(());
+        }
+    }
+}
+
+async fn misbehave(vice: Vice, mut replica: Hand, done: Arc<AtomicBool>) {
+    // `None` once the proxy is gone.
+    let _ = play(vice, &mut replica).await;
+    let mut room = [0; 4096];
+    while !done.load(Ordering::Relaxed) && !matches!(vice, Vice::Garbage | Vice::CutsOff) {
+        let read = tokio::time::timeout(Duration::from_millis(20), replica.0.read(&mut room));
+        if let Ok(Ok(0) | Err(_)) = read.await {
+            break;
+        }
+    }
+}
+
+async fn play(vice: Vice, replica: &mut Hand) -> Option<()> {
+    let mut preface = [0; 24];
+    replica.0.read_exact(&mut preface).await.ok()?;
+    let settings = match vice {
+        Vice::NoSettings => Vec::new(),
+        Vice::Garbage => b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
+        // SETTINGS_MAX_CONCURRENT_STREAMS.
+        Vice::NoStreams => frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 0]),
+        _ => frame(SETTINGS, 0, 0, &[]),
+    };
+    replica.0.write_all(&settings).await.ok()?;
+    let go_away = frame(GOAWAY, 0, 0, &[0; 8]);
+    if matches!(vice, Vice::GoesAway) {
+        return replica.0.write_all(&go_away).await.ok();
+    }
+    request(replica).await?;
+    let begins = frame(HEADERS, END_HEADERS, 1, &OK);
+    let (first, again) = match vice {
+        Vice::NoSettings | Vice::Garbage | Vice::NoStreams | Vice::GoesAway => return Some(()),
+        Vice::StallsWithin | Vice::CutsOff => (begins, None),
+        Vice::GoesAwayForEver => (Vec::new(), Some(go_away)),
+        Vice::ResetsForEver => {
+            let reset = frame(RST_STREAM, 0, 1, &11_u32.to_be_bytes());
+            (Vec::new(), Some(reset))
+        }
+        Vice::PingsForEver => (Vec::new(), Some(frame(PING, 0, 0, &[7; 8]))),
+        Vice::HeadForEver => {
+            let more = [0, 1, b'x', 1, b'y'].repeat(1000);
+            let first = frame(HEADERS, 0, 1, &OK);
+            (first, Some(frame(CONTINUATION, 0, 1, &more)))
+        }
+        Vice::SendsForEver => (begins, Some(frame(DATA, 0, 1, &[b'x'; 0x4000]))),
+    };
+    replica.0.write_all(&first).await.ok()?;
+    let again = again?;
+    loop {
+        replica.0.write_all(&again).await.ok()?;
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A replica that answers everything.
+async fn good() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+    let listener = listener.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let answer = service_fn(async |_: Request<Incoming>| {
+                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("good"))))
+            });
+            let serve = http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(serve.serve_connection(TokioIo::new(stream), answer));
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_replicas_of_http_2_hang_no_call_and_leave_nothing_behind() {
+    const ROUNDS: usize = 12;
+    const AT_ONCE: usize = 16;
+    let done = Arc::<AtomicBool>::default();
+    let mut addresses = Vec::new();
+    for vice in VICES {
+        addresses.push(bad(vice, &done).await);
+    }
+    addresses.push(good().await);
+    let mut svc = service(1, "svc", &addresses);
+    svc.policy = LoadBalancingPolicy::RoundRobin;
+    // Each request meets them all again and again: nothing is learnt.
+    svc.traffic.ejection.consecutive_errors = 0;
+    svc.traffic.upstream.protocol = UpstreamProtocol::Http2;
+    svc.stream_timeout = Duration::from_millis(300);
+    let rig = Rig::new([svc]);
+    let before = resident_bytes();
+    for round in 0..ROUNDS {
+        let asks = (0..AT_ONCE).map(|n| {
+            let (address, post) = (rig.address, (round + n) % 2 == 0);
+            tokio::spawn(ask(address, post))
+        });
+        for ask in asks.collect::<Vec<_>>() {
+            soon("an end of a request", ask).await.expect("no panic");
+        }
+    }
+    rig.idle().await;
+    until("no request running", || {
+        rig.metric("requests_in_flight") == 0
+    })
+    .await;
+    assert_eq!(rig.metric("requests_total"), (ROUNDS * AT_ONCE) as u64);
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(grown < 128 << 20, "{grown} bytes more than before");
+    done.store(true, Ordering::Relaxed);
+}
+
+/// A request, and its answer as far as it is wanted: whole or broken off, it ends.
+async fn ask(address: SocketAddr, post: bool) {
+    const ENOUGH: usize = 1 << 20;
+    let (request, body) = match post {
+        true => (Request::post("/"), "body"),
+        false => (Request::get("/"), ""),
+    };
+    let request = request.header("host", "h").body(Full::from(body));
+    let Ok(answer) = try_ask(address, request.expect("a good request")).await else {
+        return;
+    };
+    let mut body = answer.into_body();
+    let mut taken = 0;
+    while taken < ENOUGH
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        taken += frame.data_ref().map_or(0, Bytes::len);
+    }
+}
