@@ -51,6 +51,8 @@ pub(crate) enum Refusal {
     Unreachable,
     /// A replica did not accept the connection in time; nothing was sent.
     ConnectTimeout,
+    /// This peer could open no connection to any; nothing was sent.
+    Exhausted,
     /// The replica broke off before its answer began. The request may have been acted on.
     Broke,
     /// The replica stayed silent for too long.
@@ -72,9 +74,11 @@ impl Refusal {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::ClientSilent => StatusCode::REQUEST_TIMEOUT,
-            Self::Starting | Self::NoneReady | Self::Session(_) | Self::SessionRefused(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Starting
+            | Self::NoneReady
+            | Self::Exhausted
+            | Self::Session(_)
+            | Self::SessionRefused(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::QueueFull => StatusCode::TOO_MANY_REQUESTS,
             Self::Unreachable | Self::Broke => StatusCode::BAD_GATEWAY,
             Self::ConnectTimeout | Self::Silent | Self::Overdue => StatusCode::GATEWAY_TIMEOUT,
@@ -91,6 +95,7 @@ impl Refusal {
             | Self::QueueFull
             | Self::Unreachable
             | Self::ConnectTimeout
+            | Self::Exhausted
             | Self::Broke
             | Self::Session(_) => Code::Unavailable,
             Self::Silent | Self::ClientSilent | Self::Overdue => Code::DeadlineExceeded,
@@ -109,6 +114,7 @@ impl Refusal {
             Self::QueueFull => "queue_full",
             Self::Unreachable => "replica_unreachable",
             Self::ConnectTimeout => "replica_connect_timeout",
+            Self::Exhausted => "peer_exhausted",
             Self::Broke => "replica_broke_off",
             Self::Silent => "replica_timeout",
             Self::ClientSilent => "request_body_timeout",
@@ -145,6 +151,10 @@ impl Refusal {
                 format!(
                     "no replica of service {name} accepted a connection in time; nothing was sent"
                 )
+            }
+            Self::Exhausted => {
+                "this peer has no more files or ports for connections to replicas; nothing was sent; try another peer, or again shortly"
+                    .to_owned()
             }
             Self::Broke => {
                 format!("a replica of service {name} closed the connection before it answered")
@@ -189,6 +199,7 @@ impl Refusal {
             | Self::QueueFull
             | Self::Session(_)
             | Self::SessionRefused(_)
+            | Self::Exhausted
             | Self::Unreachable => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }

@@ -30,6 +30,8 @@ pub(crate) struct Counters {
     pub(crate) retries_over_budget: AtomicU64,
     pub(crate) hedges: AtomicU64,
     pub(crate) connect_failures: AtomicU64,
+    /// Connects for which this peer had no files, memory or ports.
+    pub(crate) connects_lacking: AtomicU64,
     pub(crate) ejections: AtomicU64,
     pub(crate) session_binds: AtomicU64,
     pub(crate) session_waits: AtomicU64,
@@ -261,7 +263,7 @@ impl Metrics {
 
 type Read = fn(&Counters) -> &AtomicU64;
 
-const FAMILIES: [(&str, &str, Read); 8] = [
+const FAMILIES: [(&str, &str, Read); 9] = [
     (
         "raftserve_proxy_requests_total",
         "Requests routed to the service.",
@@ -286,6 +288,11 @@ const FAMILIES: [(&str, &str, Read); 8] = [
         "raftserve_proxy_connect_failures_total",
         "Connects to a replica that failed.",
         |counters| &counters.connect_failures,
+    ),
+    (
+        "raftserve_proxy_connects_lacking_resources_total",
+        "Connects to a replica for which this peer had no open files, memory or ports left.",
+        |counters| &counters.connects_lacking,
     ),
     (
         "raftserve_proxy_ejections_total",

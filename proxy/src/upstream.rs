@@ -56,6 +56,9 @@ pub(crate) enum ConnectError {
     Timeout(Duration),
     #[error("cannot connect")]
     Failed(#[source] Arc<io::Error>),
+    /// This process, or its host, has no more files, memory or ports for one. It says nothing of the replica.
+    #[error("this peer cannot open a connection")]
+    Local(#[source] Arc<io::Error>),
     #[error("cannot begin HTTP on the connection")]
     Handshake(#[source] Arc<dyn std::error::Error + Send + Sync>),
 }

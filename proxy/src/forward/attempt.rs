@@ -10,7 +10,7 @@ use super::{Sent, Terms};
 use crate::answer::Refusal;
 use crate::body::{Fault, Received, UploadBody};
 use crate::tracer::{Trace, Try};
-use crate::upstream::{Checkout, ConnectError, ExchangeError, Upstream, Wire};
+use crate::upstream::{Checkout, ExchangeError, Upstream, Wire};
 use crate::view::ServiceView;
 use crate::worker::Worker;
 
@@ -109,11 +109,7 @@ async fn send(
     let mut checkout = match connect.await {
         Ok(checkout) => checkout,
         Err(error) => {
-            worker.connect_failed(service, &upstream);
-            let why = match error {
-                ConnectError::Timeout(_) => Refusal::ConnectTimeout,
-                ConnectError::Failed(_) | ConnectError::Handshake(_) => Refusal::Unreachable,
-            };
+            let why = worker.unconnected(service, &upstream, &error);
             return Err(Failure::NotSent(request, why));
         }
     };

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use raftserve_model::spec::UpstreamSettings;
+use rustix::io::Errno;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -61,7 +62,7 @@ impl Dialer {
         opened
             .await
             .map_err(|_| ConnectError::Timeout(limit))?
-            .map_err(|error| ConnectError::Failed(Arc::new(error)))
+            .map_err(failed)
     }
 
     /// Connects to `address` for bare bytes, whatever the settings say of TLS.
@@ -74,7 +75,27 @@ impl Dialer {
         timeout(limit, tcp(address, config))
             .await
             .map_err(|_| ConnectError::Timeout(limit))?
-            .map_err(|error| ConnectError::Failed(Arc::new(error)))
+            .map_err(failed)
+    }
+}
+
+/// Whose fault it is that there is no connection.
+fn failed(error: io::Error) -> ConnectError {
+    let is_local = error.raw_os_error().is_some_and(|code| {
+        let code = Errno::from_raw_os_error(code);
+        [
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOBUFS,
+            Errno::NOMEM,
+            Errno::ADDRNOTAVAIL,
+        ]
+        .contains(&code)
+    });
+    let error = Arc::new(error);
+    match is_local {
+        true => ConnectError::Local(error),
+        false => ConnectError::Failed(error),
     }
 }
 

@@ -48,7 +48,7 @@ impl ReplicaDialer {
         };
         match self.dialer.open(address, wire, &self.config).await {
             Ok(socket) => Ok(socket),
-            Err(ConnectError::Failed(error)) => {
+            Err(ConnectError::Failed(error) | ConnectError::Local(error)) => {
                 Err(io::Error::new(error.kind(), error.to_string()))
             }
             Err(error @ ConnectError::Timeout(_)) => {
