@@ -37,8 +37,10 @@ impl Dialect {
 pub(crate) enum Refusal {
     /// The request cannot be forwarded as it is.
     BadRequest(&'static str),
-    /// Its body is larger than its service allows.
-    TooLarge,
+    /// Its body is larger than its service, or its rule, allows.
+    TooLarge { bytes_max: Option<u64> },
+    /// Its head is larger than its service allows.
+    HeadTooLarge,
     /// CONNECT asks for a tunnel to anywhere.
     Connect,
     /// This proxy has not been told yet what services there are.
@@ -71,7 +73,8 @@ impl Refusal {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::ClientSilent => StatusCode::REQUEST_TIMEOUT,
             Self::Starting
@@ -99,7 +102,9 @@ impl Refusal {
             | Self::Broke
             | Self::Session(_) => Code::Unavailable,
             Self::Silent | Self::ClientSilent | Self::Overdue => Code::DeadlineExceeded,
-            Self::TooLarge | Self::SessionRefused(_) => Code::ResourceExhausted,
+            Self::TooLarge { .. } | Self::HeadTooLarge | Self::SessionRefused(_) => {
+                Code::ResourceExhausted
+            }
         }
     }
 
@@ -107,7 +112,8 @@ impl Refusal {
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::BadRequest(_) => "bad_request",
-            Self::TooLarge => "request_too_large",
+            Self::TooLarge { .. } => "request_too_large",
+            Self::HeadTooLarge => "request_head_too_large",
             Self::Connect => "connect_not_supported",
             Self::Starting => "starting",
             Self::NoneReady => "no_ready_replica",
@@ -128,11 +134,17 @@ impl Refusal {
         let name = service.map_or("", |service| service.name.as_str());
         match self {
             Self::BadRequest(why) => (*why).to_owned(),
-            Self::TooLarge => {
-                let bytes = service.and_then(|service| service.traffic.request_body_bytes_max);
-                let bytes = bytes.unwrap_or_default();
+            Self::TooLarge { bytes_max } => {
+                let bytes = bytes_max.unwrap_or_default();
                 format!(
                     "the request's body is larger than the {bytes} bytes that service {name} allows"
+                )
+            }
+            Self::HeadTooLarge => {
+                let bytes = service.and_then(|service| service.traffic.request_head_bytes_max);
+                let bytes = bytes.unwrap_or_default();
+                format!(
+                    "the request's target and header fields are larger than the {bytes} bytes that service {name} allows; send fewer or smaller cookies and fields"
                 )
             }
             Self::Connect => "this is no forward proxy: CONNECT is not supported".to_owned(),
@@ -187,7 +199,7 @@ impl Refusal {
         let headers = response.headers_mut();
         if matches!(
             self,
-            Self::BadRequest(_) | Self::TooLarge | Self::ClientSilent
+            Self::BadRequest(_) | Self::TooLarge { .. } | Self::ClientSilent
         ) {
             // What follows it may not be a request, or is not worth reading. HTTP/2 knows where each ends, and
             // drops the field.
@@ -208,7 +220,8 @@ impl Refusal {
                 headers.insert(ALLOW, HeaderValue::from_static(allowed));
             }
             Self::BadRequest(_)
-            | Self::TooLarge
+            | Self::TooLarge { .. }
+            | Self::HeadTooLarge
             | Self::ConnectTimeout
             | Self::Broke
             | Self::Silent

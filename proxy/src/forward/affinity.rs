@@ -170,7 +170,10 @@ impl Session<'_> {
         let traced = traced.map(|trace| Try::begin(trace, &upstream, headers));
         let (mut checkout, fresh) = match pooled {
             Some(checkout) => (checkout, false),
-            None => match upstream.connect(Wire::of(&request), config).await {
+            None => match upstream
+                .connect(Wire::of(&request), config, self.terms.connect())
+                .await
+            {
                 Ok(checkout) => (checkout, true),
                 Err(error) => {
                     let why = worker.unconnected(self.service, &upstream, &error);

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use raftserve_model::spec::UpstreamSettings;
 use rustix::io::Errno;
@@ -40,14 +41,19 @@ impl Dialer {
         self.settings.tls == other.settings.tls
     }
 
-    /// Connects to `address`, for requests made for `wire`.
+    /// The longest that a connect may take, unless a request's rule says otherwise.
+    pub(super) fn limit(&self) -> Duration {
+        self.settings.connect_timeout
+    }
+
+    /// Connects to `address` within `limit`, for requests made for `wire`.
     pub(super) async fn open(
         &self,
         address: SocketAddr,
         wire: Wire,
         config: &ProxyConfig,
+        limit: Duration,
     ) -> Result<Socket, ConnectError> {
-        let limit = self.settings.connect_timeout;
         let opened = timeout(limit, async {
             let stream = tcp(address, config).await?;
             match &self.trust {

@@ -46,7 +46,8 @@ impl ReplicaDialer {
             true => Wire::Http2,
             false => Wire::Http1,
         };
-        match self.dialer.open(address, wire, &self.config).await {
+        let limit = self.dialer.limit();
+        match self.dialer.open(address, wire, &self.config, limit).await {
             Ok(socket) => Ok(socket),
             Err(ConnectError::Failed(error) | ConnectError::Local(error)) => {
                 Err(io::Error::new(error.kind(), error.to_string()))
