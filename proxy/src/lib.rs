@@ -28,6 +28,8 @@ mod control;
 mod drain;
 mod fast;
 mod forward;
+#[cfg(test)]
+mod fuzz;
 mod grpc;
 mod guard;
 mod hash_key;
