@@ -16,7 +16,9 @@ use anyhow::Context;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use raftserve_model::{Incarnation, LogIndex, ReplicaId};
-use raftserve_proxy::{AccessLog, PortState, PortStatus, Proxy, ProxyConfig, Routes, Tracer};
+use raftserve_proxy::{
+    AccessLog, OpenFiles, PortState, PortStatus, Proxy, ProxyConfig, Routes, Tracer,
+};
 use raftserve_store::formats::SUPPORTED;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -175,6 +177,7 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
     if let Some(path) = &config.lifeline {
         hold_lifeline(path)?;
     }
+    let open_files = OpenFiles::raise().context("cannot raise the limit of open files")?;
     let certificates = match config.cert_dir.clone() {
         Some(directory) => Some(Arc::new(
             Certificates::read(directory).context("cannot use --cert-dir")?,
@@ -271,11 +274,12 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
         shutdown: shutdown.clone(),
         ended_badly,
     };
-    let provider = provider(&config, &peer, &api, home.clone()).await?;
+    let provider = provider(&config, &peer, &api, (home.clone(), open_files)).await?;
     let beneath = Beneath {
         provider,
         api,
         access_log,
+        open_files,
     };
     let parts = Parts::start(&config, &peer, incarnation, beneath, &vital)?;
     let denials = Arc::new(Denials::default());
@@ -417,6 +421,7 @@ struct Beneath {
     provider: Arc<dyn Provider>,
     api: ApiServer,
     access_log: Option<AccessLog>,
+    open_files: OpenFiles,
 }
 
 /// What runs on top of the log.
@@ -441,6 +446,7 @@ impl Parts {
             provider,
             api,
             access_log,
+            open_files,
         } = beneath;
         let consensus = peer.consensus();
         let loads = Arc::new(Loads::default());
@@ -480,6 +486,7 @@ impl Parts {
             vital.tasks.spawn(exporting);
         }
         let (failures, failed) = mpsc::channel(CONNECT_FAILURES_MAX);
+        let usual = ProxyConfig::default();
         let proxy = Proxy::start(
             ProxyConfig {
                 listen: config.proxy_listen,
@@ -489,7 +496,8 @@ impl Parts {
                 access_log,
                 tracer,
                 tls: config.tls.clone(),
-                ..ProxyConfig::default()
+                connections_max: connections(open_files, usual.connections_max),
+                ..usual
             },
             routes,
             Arc::new(bindings),
@@ -528,12 +536,27 @@ fn no_cluster(error: &kube::Error) -> anyhow::Error {
     )
 }
 
+/// The most client connections, `wanted` unless there are too few files for these.
+fn connections(open_files: OpenFiles, wanted: usize) -> usize {
+    let most = open_files.connections(wanted);
+    match open_files.now {
+        Some(files) if most < wanted => tracing::warn!(
+            files,
+            connections = most,
+            "the limit of open files leaves room for fewer client connections than the usual {wanted}; raise the hard \
+             limit (ulimit -Hn, LimitNOFILE= of systemd)"
+        ),
+        files => tracing::info!(?files, connections = most, "the most client connections"),
+    }
+    most
+}
+
 /// Who makes replicas, as configured.
 async fn provider(
     config: &NodeConfig,
     peer: &Peer,
     api: &ApiServer,
-    home: Option<Arc<Home>>,
+    (home, open_files): (Option<Arc<Home>>, OpenFiles),
 ) -> anyhow::Result<Arc<dyn Provider>> {
     if let Some(settings) = &config.kubernetes {
         let settings = settings.clone();
@@ -542,7 +565,7 @@ async fn provider(
         return Ok(Arc::new(provider));
     }
     let root = &config.replica_root;
-    let provider = ProcessProvider::new(root, peer.cluster_id())
+    let provider = ProcessProvider::new(root, peer.cluster_id(), open_files.begun_with)
         .with_context(|| format!("cannot use --replica-root {}", root.display()))?;
     Ok(Arc::new(provider))
 }

@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use raftserve_proxy::OpenFiles;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::provider::proc_table::{self, Also, ProcessStamp};
@@ -90,7 +91,12 @@ pub fn dispatch(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
 }
 
 fn run(args: impl Iterator<Item = OsString>) -> ShimExit {
-    let kept = parse(args).and_then(|(dir, lifeline)| keep(&dir, lifeline));
+    let kept = parse(args).and_then(|told| {
+        if let Some(open_files) = told.open_files {
+            OpenFiles::lower(open_files)?;
+        }
+        keep(&told.dir, told.lifeline)
+    });
     kept.unwrap_or_else(|error| {
         // If whoever started this shim is gone, nobody needs to know.
         let _ = writeln!(io::stdout(), "{error}");
@@ -98,18 +104,35 @@ fn run(args: impl Iterator<Item = OsString>) -> ShimExit {
     })
 }
 
-fn parse(mut args: impl Iterator<Item = OsString>) -> io::Result<(RunDir, Option<PathBuf>)> {
-    let (mut dir, mut lifeline) = (None, None);
+/// What a shim is told.
+struct Told {
+    dir: RunDir,
+    lifeline: Option<PathBuf>,
+    /// The soft limit of open files, for it and the replica.
+    open_files: Option<u64>,
+}
+
+fn parse(mut args: impl Iterator<Item = OsString>) -> io::Result<Told> {
+    let (mut dir, mut lifeline, mut open_files) = (None, None, None);
     while let Some(flag) = args.next() {
-        let value = args.next().map(PathBuf::from);
+        let value = args.next();
         match flag.to_str() {
-            Some("--dir") => dir = value,
-            Some("--lifeline") => lifeline = value,
+            Some("--dir") => dir = value.map(PathBuf::from),
+            Some("--lifeline") => lifeline = value.map(PathBuf::from),
+            Some("--open-files") => {
+                let number = value.as_ref().and_then(|text| text.to_str()?.parse().ok());
+                let wrong = || io::Error::other(format!("--open-files {value:?} is no number"));
+                open_files = Some(number.ok_or_else(wrong)?);
+            }
             _ => return Err(io::Error::other(format!("unknown argument {flag:?}"))),
         }
     }
     let dir = dir.ok_or_else(|| io::Error::other("--dir is missing"))?;
-    Ok((RunDir::new(dir), lifeline))
+    Ok(Told {
+        dir: RunDir::new(dir),
+        lifeline,
+        open_files,
+    })
 }
 
 /// What a shim holds once the replica is its own.

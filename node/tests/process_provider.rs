@@ -74,7 +74,7 @@ impl Host {
 
     fn provider(&self) -> ProcessProvider {
         let binary = PathBuf::from(env!("CARGO_BIN_EXE_raftserve"));
-        ProcessProvider::with_executable(&self.root, self.cluster, binary).unwrap()
+        ProcessProvider::with_executable(&self.root, self.cluster, binary, None).unwrap()
     }
 
     fn dir(&self, number: u32) -> RunDir {
@@ -134,9 +134,13 @@ impl Host {
 
     /// Prepares a replica without starting anything.
     async fn prepare(&self, number: u32) {
-        let provider =
-            ProcessProvider::with_executable(&self.root, self.cluster, "/no/such/binary".into())
-                .unwrap();
+        let provider = ProcessProvider::with_executable(
+            &self.root,
+            self.cluster,
+            "/no/such/binary".into(),
+            None,
+        )
+        .unwrap();
         provider.ensure(launch(number, SLEEPER)).await.unwrap_err();
     }
 }
@@ -276,7 +280,8 @@ async fn files_are_there_before_setup_and_go_with_the_replica() {
         ..launch(1, "cd / && ls -l ~/.name && exec sleep 1000")
     };
     // Started by one that has the files, and by one that died before its program began.
-    let nobody = ProcessProvider::with_executable(&host.root, host.cluster, "/no/binary".into());
+    let nobody =
+        ProcessProvider::with_executable(&host.root, host.cluster, "/no/binary".into(), None);
     let nobody = nobody.unwrap();
     nobody.ensure(files.clone()).await.unwrap_err();
     assert!(host.dir(1).path().join("files.bin").exists());
@@ -406,9 +411,13 @@ async fn missing_program_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_shim_binary_is_named() {
     let host = Host::new();
-    let provider =
-        ProcessProvider::with_executable(&host.root, host.cluster, "/no/such/raftserve".into())
-            .unwrap();
+    let provider = ProcessProvider::with_executable(
+        &host.root,
+        host.cluster,
+        "/no/such/raftserve".into(),
+        None,
+    )
+    .unwrap();
     let error = provider.ensure(launch(1, SLEEPER)).await.unwrap_err();
     assert!(error.to_string().contains("/no/such/raftserve"), "{error}");
     assert_eq!(state(&provider, 1).await, Some(ReplicaState::Prepared));
@@ -696,7 +705,8 @@ async fn leader_of_another_test() {
     let number = number.parse().unwrap();
     let binary = PathBuf::from(env!("CARGO_BIN_EXE_raftserve"));
     let provider =
-        ProcessProvider::with_executable(root.as_ref(), cluster.parse().unwrap(), binary).unwrap();
+        ProcessProvider::with_executable(root.as_ref(), cluster.parse().unwrap(), binary, None)
+            .unwrap();
     std::fs::write(format!("{root}/go-{number}"), "").unwrap();
     match act {
         "Ensure" => drop(provider.ensure(launch(number, SLEEPER)).await.unwrap()),

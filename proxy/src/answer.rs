@@ -37,8 +37,10 @@ impl Dialect {
 pub(crate) enum Refusal {
     /// The request cannot be forwarded as it is.
     BadRequest(&'static str),
-    /// Its body is larger than its service allows.
-    TooLarge,
+    /// Its body is larger than its service, or its rule, allows.
+    TooLarge { bytes_max: Option<u64> },
+    /// Its head is larger than its service allows.
+    HeadTooLarge,
     /// CONNECT asks for a tunnel to anywhere.
     Connect,
     /// This proxy has not been told yet what services there are.
@@ -51,6 +53,8 @@ pub(crate) enum Refusal {
     Unreachable,
     /// A replica did not accept the connection in time; nothing was sent.
     ConnectTimeout,
+    /// This peer could open no connection to any; nothing was sent.
+    Exhausted,
     /// The replica broke off before its answer began. The request may have been acted on.
     Broke,
     /// The replica stayed silent for too long.
@@ -69,12 +73,15 @@ impl Refusal {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::ClientSilent => StatusCode::REQUEST_TIMEOUT,
-            Self::Starting | Self::NoneReady | Self::Session(_) | Self::SessionRefused(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Starting
+            | Self::NoneReady
+            | Self::Exhausted
+            | Self::Session(_)
+            | Self::SessionRefused(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::QueueFull => StatusCode::TOO_MANY_REQUESTS,
             Self::Unreachable | Self::Broke => StatusCode::BAD_GATEWAY,
             Self::ConnectTimeout | Self::Silent | Self::Overdue => StatusCode::GATEWAY_TIMEOUT,
@@ -91,10 +98,13 @@ impl Refusal {
             | Self::QueueFull
             | Self::Unreachable
             | Self::ConnectTimeout
+            | Self::Exhausted
             | Self::Broke
             | Self::Session(_) => Code::Unavailable,
             Self::Silent | Self::ClientSilent | Self::Overdue => Code::DeadlineExceeded,
-            Self::TooLarge | Self::SessionRefused(_) => Code::ResourceExhausted,
+            Self::TooLarge { .. } | Self::HeadTooLarge | Self::SessionRefused(_) => {
+                Code::ResourceExhausted
+            }
         }
     }
 
@@ -102,13 +112,15 @@ impl Refusal {
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::BadRequest(_) => "bad_request",
-            Self::TooLarge => "request_too_large",
+            Self::TooLarge { .. } => "request_too_large",
+            Self::HeadTooLarge => "request_head_too_large",
             Self::Connect => "connect_not_supported",
             Self::Starting => "starting",
             Self::NoneReady => "no_ready_replica",
             Self::QueueFull => "queue_full",
             Self::Unreachable => "replica_unreachable",
             Self::ConnectTimeout => "replica_connect_timeout",
+            Self::Exhausted => "peer_exhausted",
             Self::Broke => "replica_broke_off",
             Self::Silent => "replica_timeout",
             Self::ClientSilent => "request_body_timeout",
@@ -122,11 +134,17 @@ impl Refusal {
         let name = service.map_or("", |service| service.name.as_str());
         match self {
             Self::BadRequest(why) => (*why).to_owned(),
-            Self::TooLarge => {
-                let bytes = service.and_then(|service| service.traffic.request_body_bytes_max);
-                let bytes = bytes.unwrap_or_default();
+            Self::TooLarge { bytes_max } => {
+                let bytes = bytes_max.unwrap_or_default();
                 format!(
                     "the request's body is larger than the {bytes} bytes that service {name} allows"
+                )
+            }
+            Self::HeadTooLarge => {
+                let bytes = service.and_then(|service| service.traffic.request_head_bytes_max);
+                let bytes = bytes.unwrap_or_default();
+                format!(
+                    "the request's target and header fields are larger than the {bytes} bytes that service {name} allows; send fewer or smaller cookies and fields"
                 )
             }
             Self::Connect => "this is no forward proxy: CONNECT is not supported".to_owned(),
@@ -145,6 +163,10 @@ impl Refusal {
                 format!(
                     "no replica of service {name} accepted a connection in time; nothing was sent"
                 )
+            }
+            Self::Exhausted => {
+                "this peer has no more files or ports for connections to replicas; nothing was sent; try another peer, or again shortly"
+                    .to_owned()
             }
             Self::Broke => {
                 format!("a replica of service {name} closed the connection before it answered")
@@ -177,7 +199,7 @@ impl Refusal {
         let headers = response.headers_mut();
         if matches!(
             self,
-            Self::BadRequest(_) | Self::TooLarge | Self::ClientSilent
+            Self::BadRequest(_) | Self::TooLarge { .. } | Self::ClientSilent
         ) {
             // What follows it may not be a request, or is not worth reading. HTTP/2 knows where each ends, and
             // drops the field.
@@ -189,6 +211,7 @@ impl Refusal {
             | Self::QueueFull
             | Self::Session(_)
             | Self::SessionRefused(_)
+            | Self::Exhausted
             | Self::Unreachable => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
@@ -197,7 +220,8 @@ impl Refusal {
                 headers.insert(ALLOW, HeaderValue::from_static(allowed));
             }
             Self::BadRequest(_)
-            | Self::TooLarge
+            | Self::TooLarge { .. }
+            | Self::HeadTooLarge
             | Self::ConnectTimeout
             | Self::Broke
             | Self::Silent

@@ -22,7 +22,7 @@ use crate::running::Running;
 use crate::upstream::Checkout;
 
 pub(crate) use pipe::Pipe;
-pub(crate) use received::{OWED_MAX, ReceiveError, Received, Stream};
+pub(crate) use received::{Asking, OWED_MAX, ReceiveError, Received, Stream};
 pub(crate) use upload::{Fault, Upload, UploadBody};
 
 /// Why an answer broke off after its head.

@@ -5,6 +5,8 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use crate::access_log::AccessLog;
+#[cfg(doc)]
+use crate::open_files::OpenFiles;
 use crate::tls::TlsListen;
 use crate::tracer::Tracer;
 
@@ -47,7 +49,8 @@ pub struct ProxyConfig {
     /// reads on.
     pub client_user_timeout: Duration,
     /// The most client connections at once, over all workers. Beyond it the kernel's queue holds
-    /// new ones back. Keep it below half of the limit of open files: each may need an upstream.
+    /// new ones back. Keep it below half of the limit of open files, as [`OpenFiles::connections`] does: each may
+    /// need an upstream.
     pub connections_max: usize,
     /// How long a proxy that is told to stop still accepts: the time for everyone who sends it
     /// connections to learn that it is going. Not at all if it serves nothing.

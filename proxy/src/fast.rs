@@ -226,9 +226,14 @@ impl Connection {
         if !service.is_plain || !service.queue.is_empty() || !plain.fits(&way) {
             return None;
         }
-        let bytes_max = service.route.traffic.request_body_bytes_max;
+        let traffic = &service.route.traffic;
+        let bytes_max = traffic.request_body_bytes_max;
         if bytes_max.is_some_and(|most| !plain.framing.is_within(most)) {
             return None; // The general path counts, and refuses.
+        }
+        let head_max = traffic.request_head_bytes_max;
+        if head_max.is_some_and(|most| plain.head_len > most as usize) {
+            return None; // As well.
         }
         let retries = &service.route.traffic.retries;
         let again = retries.after_sent && retries.max > 0 && plain.is_idempotent();
@@ -328,7 +333,9 @@ pub(crate) fn carries(service: &ServiceRoute) -> bool {
         ejection: _,
         slow_start: _,
         queue: _,
-        request_body_bytes_max: _, // Where it matters, a request is left to the general path.
+        // Where these matter, a request is left to the general path.
+        request_body_bytes_max: _,
+        request_head_bytes_max: _,
         routes,
     } = &service.traffic;
     let any_replica = match service.policy {

@@ -154,6 +154,8 @@ fn begin(
     });
     let (traced, context) = traced(worker, client, &service, host, &request, now);
     let rule = service.rule(host, prefix_len, &request);
+    let head_max = service.route.traffic.request_head_bytes_max;
+    let head_fits = head_max.is_none_or(|most| prepare::head_bytes(&request) <= most as usize);
     drop(view); // A long answer must not keep an old table alive.
     if let Some(begun) = context {
         trace::replace(request.headers_mut(), &begun);
@@ -174,13 +176,17 @@ fn begin(
     }
     let ending = Ending::of(&request, dialect);
     let hash = service.hash(&request, client);
-    let prepared = match prepare(
-        &service,
-        (rule, dialect),
-        client,
-        (request, seen),
-        prefix_len,
-    ) {
+    let prepared = match head_fits {
+        true => prepare(
+            &service,
+            (rule, dialect),
+            client,
+            (request, seen),
+            prefix_len,
+        ),
+        false => Err(Refusal::HeadTooLarge),
+    };
+    let prepared = match prepared {
         Ok(prepared) => prepared,
         Err(refusal) => {
             running.refused(refusal.status(), refusal.code());
@@ -217,9 +223,9 @@ fn prepare(
     (request, seen): (Request<Received>, Seen),
     prefix_len: usize,
 ) -> Result<Prepared, Refusal> {
-    let bytes_max = service.route.traffic.request_body_bytes_max;
+    let bytes_max = service.route.body_bytes_max(service.met(rule));
     if bytes_max.is_some_and(|most| request.body().size_hint().lower() > most) {
-        return Err(Refusal::TooLarge);
+        return Err(Refusal::TooLarge { bytes_max });
     }
     let met = service.met(rule);
     let wire = prepare::wire(&service.route, dialect);
@@ -304,6 +310,12 @@ impl Begun {
                 finish(worker, &service.route, sent, upgrade, answer)
             }
             Err(refusal) => {
+                let refusal = match refusal {
+                    Refusal::TooLarge { .. } => Refusal::TooLarge {
+                        bytes_max: service.route.body_bytes_max(service.met(rule)),
+                    },
+                    other => other,
+                };
                 running.refused(refusal.status(), refusal.code());
                 refusal.answer(Some(&service.route), dialect)
             }

@@ -3,8 +3,9 @@
 
 mod latency;
 mod replicas;
+mod tally;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +19,10 @@ use crate::queue::Waiting;
 pub(crate) use latency::Latencies;
 pub(crate) use replicas::ReplicaCounters;
 
+/// How many versions of a service stay counted when none of their replicas is left: a rollout and its way back, a few
+/// times over.
+const VERSIONS_KEPT: usize = 8;
+
 /// One worker's counts for one service, on cache lines of their own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -30,6 +35,8 @@ pub(crate) struct Counters {
     pub(crate) retries_over_budget: AtomicU64,
     pub(crate) hedges: AtomicU64,
     pub(crate) connect_failures: AtomicU64,
+    /// Connects for which this peer had no files, memory or ports.
+    pub(crate) connects_lacking: AtomicU64,
     pub(crate) ejections: AtomicU64,
     pub(crate) session_binds: AtomicU64,
     pub(crate) session_waits: AtomicU64,
@@ -155,21 +162,25 @@ impl Metrics {
         queued.filter(|&(_, requests)| requests > 0).collect()
     }
 
-    /// Forgets services, versions and replicas that no worker and no request holds.
+    /// Forgets services and replicas that no worker and no request holds, and the oldest of such versions.
     pub(crate) fn prune(&self) {
-        let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
-        replicas.prune();
-        drop(replicas);
-        self.lock().retain(|_, service| {
-            service.latencies.retain(|_, workers| {
+        let mut services = self.lock();
+        services.retain(|_, service| {
+            let latest = service.latencies.keys().rev().nth(VERSIONS_KEPT - 1);
+            let latest = latest.copied().unwrap_or_default();
+            service.latencies.retain(|version, workers| {
                 let mut workers = workers.iter();
-                workers.any(|held| Arc::strong_count(held) > 1)
+                *version >= latest || workers.any(|held| Arc::strong_count(held) > 1)
             });
             service
                 .workers
                 .iter()
                 .any(|held| Arc::strong_count(held) > 1)
         });
+        let present: BTreeSet<ServiceId> = services.keys().copied().collect();
+        drop(services); // A scrape locks the two the other way round.
+        let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
+        replicas.prune(|service| present.contains(&service));
     }
 
     /// All counters in Prometheus's text format, version 0.0.4.
@@ -261,7 +272,7 @@ impl Metrics {
 
 type Read = fn(&Counters) -> &AtomicU64;
 
-const FAMILIES: [(&str, &str, Read); 8] = [
+const FAMILIES: [(&str, &str, Read); 9] = [
     (
         "raftserve_proxy_requests_total",
         "Requests routed to the service.",
@@ -286,6 +297,11 @@ const FAMILIES: [(&str, &str, Read); 8] = [
         "raftserve_proxy_connect_failures_total",
         "Connects to a replica that failed.",
         |counters| &counters.connect_failures,
+    ),
+    (
+        "raftserve_proxy_connects_lacking_resources_total",
+        "Connects to a replica for which this peer had no open files, memory or ports left.",
+        |counters| &counters.connects_lacking,
     ),
     (
         "raftserve_proxy_ejections_total",
@@ -395,6 +411,38 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
         drop(each);
+        metrics.prune();
+        assert!(!metrics.render(&PeerLoads::default()).contains("chat"));
+    }
+
+    #[test]
+    fn the_counts_of_a_version_never_go_back() {
+        let metrics = Metrics::new(1);
+        let service = ServiceId(1);
+        let held = metrics.of(service, &"chat".parse().expect("a good name"), 0);
+        let replica = ReplicaId { service, number: 1 };
+        let requests = |version: u32| -> Option<u64> {
+            let line = format!(
+                "raftserve_proxy_version_requests_total{{service=\"chat\",version=\"{version}\"}} "
+            );
+            let text = metrics.render(&PeerLoads::default());
+            let found = text.lines().find_map(|found| found.strip_prefix(&line));
+            found.map(|value| value.parse().expect("a number"))
+        };
+        for version in 1..=20 {
+            let counters = metrics.replica(replica, ServiceVersion(version), 0);
+            add(&counters.requests, u64::from(version));
+            assert_eq!(requests(version), Some(version.into()));
+        }
+        assert_eq!(requests(19), Some(19), "it was another version then");
+        metrics.prune();
+        assert_eq!(requests(20), Some(20), "nobody holds the replica any more");
+        assert_eq!(requests(13), Some(13));
+        assert_eq!(requests(12), None, "only so many are kept");
+        let again = metrics.replica(replica, ServiceVersion(20), 0);
+        count(&again.requests);
+        assert_eq!(requests(20), Some(21));
+        drop((held, again));
         metrics.prune();
         assert!(!metrics.render(&PeerLoads::default()).contains("chat"));
     }

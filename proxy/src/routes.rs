@@ -69,6 +69,13 @@ impl ServiceRoute {
         own.unwrap_or(&self.traffic.retries)
     }
 
+    /// The largest body of a request that met `rule`, in bytes; any without it.
+    #[must_use]
+    pub fn body_bytes_max(&self, rule: Option<&RouteRule>) -> Option<u64> {
+        let own = rule.and_then(|rule| rule.request_body_bytes_max);
+        own.or(self.traffic.request_body_bytes_max)
+    }
+
     /// Whether its requests have to be looked at for more than their service: for its rules, or for a key to hash.
     #[must_use]
     pub fn looks_at_requests(&self) -> bool {

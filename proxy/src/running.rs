@@ -68,6 +68,7 @@ impl Running {
         let passed = now.saturating_duration_since(self.start);
         let latencies = upstream.latencies();
         latencies.first_byte.observe(passed);
+        upstream.counters.passed_on(passed);
         self.latencies = Some(latencies);
         self.counters.answered(status);
         if let Some(trace) = &self.traced {

@@ -56,6 +56,9 @@ pub(crate) enum ConnectError {
     Timeout(Duration),
     #[error("cannot connect")]
     Failed(#[source] Arc<io::Error>),
+    /// This process, or its host, has no more files, memory or ports for one. It says nothing of the replica.
+    #[error("this peer cannot open a connection")]
+    Local(#[source] Arc<io::Error>),
     #[error("cannot begin HTTP on the connection")]
     Handshake(#[source] Arc<dyn std::error::Error + Send + Sync>),
 }
@@ -278,19 +281,21 @@ impl Upstream {
         None
     }
 
-    /// Opens a connection.
+    /// Opens a connection, within `limit` if that is not what the service's settings say.
     pub(crate) async fn connect(
         self: &Rc<Self>,
         wire: Wire,
         config: &ProxyConfig,
+        limit: Option<Duration>,
     ) -> Result<Checkout, ConnectError> {
+        let dialer = self.dialer();
+        let limit = limit.unwrap_or(dialer.limit());
         let link = match wire {
-            Wire::Http1 => Link::Http1(self.connect_http1(config).await?),
-            Wire::Http2 => Link::Http2(
-                self.http2
-                    .connect(&self.dialer(), self.address, config)
-                    .await?,
-            ),
+            Wire::Http1 => Link::Http1(self.connect_http1(&dialer, config, limit).await?),
+            Wire::Http2 => {
+                let opened = self.http2.connect(&dialer, self.address, config, limit);
+                Link::Http2(opened.await?)
+            }
         };
         self.health.borrow_mut().connected();
         Ok(self.checked_out(link, config))
@@ -298,10 +303,12 @@ impl Upstream {
 
     async fn connect_http1(
         &self,
+        dialer: &Dialer,
         config: &ProxyConfig,
+        limit: Duration,
     ) -> Result<http1::SendRequest<UploadBody>, ConnectError> {
-        let dialer = self.dialer();
-        let stream = dialer.open(self.address, Wire::Http1, config).await?;
+        let opened = dialer.open(self.address, Wire::Http1, config, limit);
+        let stream = opened.await?;
         let (sender, connection) = http1::Builder::new()
             .handshake(TokioIo::new(stream))
             .await

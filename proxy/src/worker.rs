@@ -20,6 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::access_log::AccessLog;
+use crate::answer::Refusal;
 use crate::config::{Http1Path, ProxyConfig};
 use crate::connection::{self, Client};
 use crate::drain::{Drain, Phase};
@@ -33,7 +34,7 @@ use crate::routes::{Listener, Routes};
 use crate::session::Sessions;
 use crate::tls::Tls;
 use crate::tracer::Tracer;
-use crate::upstream::Upstream;
+use crate::upstream::{ConnectError, Upstream};
 use crate::view::{Registries, ServiceView, View};
 
 /// How long a listener rests after a failed accept. It fails when no more files may be opened, and
@@ -200,6 +201,26 @@ impl Worker {
         }
     }
 
+    /// Notes that no connection to a replica was had, against the replica if it may be its fault. What to answer if
+    /// there is no other.
+    pub(crate) fn unconnected(
+        &self,
+        service: &ServiceView,
+        upstream: &Upstream,
+        error: &ConnectError,
+    ) -> Refusal {
+        let why = match error {
+            ConnectError::Local(_) => {
+                count(&service.counters.connects_lacking);
+                return Refusal::Exhausted;
+            }
+            ConnectError::Timeout(_) => Refusal::ConnectTimeout,
+            ConnectError::Failed(_) | ConnectError::Handshake(_) => Refusal::Unreachable,
+        };
+        self.connect_failed(service, upstream);
+        why
+    }
+
     /// Does what it is told until it has finished. A sender that is gone means: finish at once.
     pub(crate) async fn run(self: Rc<Self>, mut commands: mpsc::Receiver<Command>) {
         let mut open: Vec<Open> = Vec::new();
@@ -278,14 +299,18 @@ impl Worker {
         kind: (Listener, Transport),
         mut closing: oneshot::Receiver<()>,
     ) {
+        let mut fails = false;
         loop {
             let accepted = tokio::select! {
                 biased;
                 _ = &mut closing => break,
                 accepted = self.accept_one(&socket, kind) => accepted,
             };
+            let failed_before = std::mem::replace(&mut fails, accepted.is_err());
             if let Err(error) = accepted {
-                tracing::warn!(%error, "cannot accept a connection");
+                if !failed_before {
+                    tracing::warn!(%error, "cannot accept connections; this is not told again until one is accepted");
+                }
                 sleep(ACCEPT_REST).await;
             }
         }

@@ -1,4 +1,4 @@
-//! How large the body of a request may be.
+//! How large a request may be: its body, and its head.
 
 mod support;
 
@@ -128,6 +128,100 @@ async fn a_call_that_sends_too_much_is_told_so_even_after_its_answer_has_begun()
         .expect("a good request");
     let answer = soon("an answer", sender.send_request(request)).await;
     assert_eq!(answer.expect("an answer").headers()["grpc-status"], "8");
+}
+
+#[tokio::test]
+async fn a_rule_has_a_limit_of_its_own() {
+    let log = log();
+    let mut limited = service(1, "svc", &[recorder("one", &log).await]);
+    limited.traffic.request_body_bytes_max = Some(MOST);
+    let rule = |path: &str, most| raftserve_model::spec::RouteRule {
+        path_prefix: Some(path.to_owned()),
+        request_body_bytes_max: most,
+        ..Default::default()
+    };
+    limited.traffic.routes = vec![
+        rule("/more", Some(20)),
+        rule("/less", Some(5)),
+        rule("/same", None),
+    ];
+    let rig = Rig::new([limited]);
+    for (path, most) in [("/more", 20), ("/less", 5), ("/same", 10), ("/", 10)] {
+        for length in [most, most + 1] {
+            for chunked in [false, true] {
+                let body = "x".repeat(length);
+                let request = match chunked {
+                    false => format!("content-length: {length}\r\n\r\n{body}"),
+                    true => format!(
+                        "transfer-encoding: chunked\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n"
+                    ),
+                };
+                let mut client = Hand::connect(rig.address).await;
+                let head = format!("POST {path} HTTP/1.1\r\nhost: svc\r\n");
+                let (answer, body) = client.ask(&format!("{head}{request}")).await;
+                let case = format!("{path} {length} {chunked}: {answer:?} {body}");
+                if length == most {
+                    assert_eq!(answer[0], "http/1.1 200 ok", "{case}");
+                } else {
+                    assert_eq!(answer[0], "http/1.1 413 payload too large", "{case}");
+                    assert!(body.contains(&format!("the {most} bytes")), "{case}");
+                }
+            }
+        }
+    }
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused_until_an_update_allows_it() {
+    let log = log();
+    let mut svc = service(1, "svc", &[recorder("one", &log).await]);
+    svc.traffic.request_head_bytes_max = Some(1024);
+    let rig = Rig::new([svc.clone()]);
+    let mut client = Hand::connect(rig.address).await;
+    let (mut sender, _) = http2_client(&rig).await;
+    let head = |length: usize| {
+        let head = "GET / HTTP/1.1\r\nhost: svc\r\ncookie: \r\n\r\n";
+        head.replace(
+            "cookie: ",
+            &format!("cookie: {}", "x".repeat(length - head.len())),
+        )
+    };
+    assert_eq!(head(1024).len(), 1024);
+    let request = |kind: &str| {
+        Request::post("http://svc.example/pkg.Service/Method")
+            .header("content-type", kind)
+            .header("cookie", "x".repeat(1024))
+            .body(Full::<Bytes>::default())
+            .expect("a good request")
+    };
+    for length in [1024, 1025, 9000, 1024] {
+        let (answer, body) = client.ask(&head(length)).await;
+        if length == 1024 {
+            assert_eq!(answer[0], "http/1.1 200 ok");
+        } else {
+            let refused = "http/1.1 431 request header fields too large";
+            assert_eq!(answer[0], refused, "{length}");
+            assert!(body.contains("request_head_too_large"), "{body}");
+            assert!(body.contains("the 1024 bytes"), "{body}");
+        }
+    }
+    let answer = soon("an answer", sender.send_request(request("text/plain"))).await;
+    assert_eq!(answer.expect("an answer").status(), 431);
+    let answer = soon(
+        "an answer",
+        sender.send_request(request("application/grpc")),
+    )
+    .await;
+    assert_eq!(answer.expect("an answer").headers()["grpc-status"], "8"); // RESOURCE_EXHAUSTED
+    assert_eq!(bodies(&log).len(), 2, "no replica sees what is refused");
+
+    svc.traffic.request_head_bytes_max = Some(9000);
+    rig.routes.publish(support::table([svc]));
+    assert_eq!(client.ask(&head(9000)).await.0[0], "http/1.1 200 ok");
+    let answer = soon("an answer", sender.send_request(request("text/plain"))).await;
+    assert_eq!(answer.expect("an answer").status(), 200);
+    rig.idle().await;
 }
 
 fn stream_of(

@@ -193,3 +193,33 @@ async fn blank_lines_alone_keep_no_connection() {
         talking.abort();
     }
 }
+
+#[tokio::test]
+async fn one_client_more_than_may_be_connected_waits_until_another_leaves() {
+    let config = ProxyConfig {
+        workers: std::num::NonZeroUsize::new(1),
+        connections_max: 2,
+        ..config()
+    };
+    let rig = rig(config, recorder("a", &log()).await);
+    let mut first = Hand::connect(rig.address).await;
+    let mut second = Hand::connect(rig.address).await;
+    for client in [&mut first, &mut second] {
+        assert_eq!(client.ask(GET).await.1, "a");
+    }
+    // The kernel has connected it, and nobody has accepted it.
+    let mut third = Hand::connect(rig.address).await;
+    third.send(GET).await;
+    // Those who are connected are served meanwhile, turn after turn.
+    for _ in 0..20 {
+        assert_eq!(first.ask(GET).await.1, "a");
+        assert_eq!(second.ask(GET).await.1, "a");
+    }
+    let mut byte = [0];
+    let early = third.0.get_ref().try_read(&mut byte);
+    assert!(early.is_err(), "{early:?}");
+    drop(first);
+    assert_eq!(third.head().await[0], "http/1.1 200 ok");
+    assert_eq!(third.exactly(1).await, "a");
+    assert_eq!(second.ask(GET).await.1, "a");
+}

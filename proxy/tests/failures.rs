@@ -6,8 +6,9 @@ mod support;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use raftserve_model::spec::LoadBalancingPolicy;
+use raftserve_model::spec::{LoadBalancingPolicy, RouteRule, UpstreamProtocol};
 use raftserve_model::{Incarnation, NodeId};
+use raftserve_proxy::NoSessions;
 use support::{
     Hand, Rig, by_hand, get, log, nowhere, recorder, replica, service, soon, table, until,
 };
@@ -251,6 +252,38 @@ async fn a_silent_host_costs_the_connect_timeout_only() {
     let (status, body) = get(rig.address, "alone", "/").await;
     assert_eq!(status, 504);
     assert!(body.contains("replica_connect_timeout"), "{body}");
+}
+
+#[tokio::test]
+async fn a_rule_has_a_connect_timeout_of_its_own() {
+    let hole = tokio::task::spawn_blocking(black_hole)
+        .await
+        .expect("no panic");
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let mut svc = service(1, "svc", &[hole.2]);
+        svc.traffic.upstream.protocol = protocol;
+        svc.traffic.upstream.connect_timeout = Duration::from_millis(1500);
+        svc.traffic.routes = vec![RouteRule {
+            path_prefix: Some("/quick".to_owned()),
+            connect_timeout: Some(Duration::from_millis(100)),
+            ..RouteRule::default()
+        }];
+        let mut config = support::config();
+        config.workers = std::num::NonZeroUsize::new(1);
+        let rig = Rig::with(config, [svc], std::sync::Arc::new(NoSessions));
+        let start = std::time::Instant::now();
+        let took = async |target: &str| {
+            let (status, body) = get(rig.address, "svc", target).await;
+            assert_eq!(status, 504);
+            assert!(body.contains("replica_connect_timeout"), "{body}");
+            start.elapsed()
+        };
+        // The first to ask is who opens a connection that all of HTTP/2 wait for.
+        let (quick, slow) = tokio::join!(took("/quick"), took("/"));
+        let (quick, slow) = (quick.as_millis(), slow.as_millis());
+        assert!(quick >= 100 && slow >= 1500, "{protocol:?}: {quick} {slow}");
+        assert!(quick < slow, "{protocol:?}: {quick} {slow}");
+    }
 }
 
 #[tokio::test]

@@ -145,3 +145,92 @@ async fn the_proxys_own_answers_tell_both() {
         assert!(!body.is_empty());
     }
 }
+
+/// A client of HTTP/2 that sees interim answers.
+async fn bare_client(rig: &Rig) -> h2::client::SendRequest<Bytes> {
+    let stream = tokio::net::TcpStream::connect(rig.address).await;
+    let handshake = h2::client::handshake(stream.expect("it listens"));
+    let (sender, connection) = soon("a handshake", handshake).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    soon("room", sender.ready()).await.expect("it is open")
+}
+
+fn post(expect: Option<&str>) -> Request<()> {
+    let mut request = Request::post("http://svc.example/").body(()).expect("good");
+    if let Some(expect) = expect {
+        let expect = expect.parse().expect("a value");
+        request.headers_mut().insert(http::header::EXPECT, expect);
+    }
+    request
+}
+
+#[tokio::test]
+async fn a_client_that_expects_it_is_told_to_go_on_once_a_replica_takes_its_body() {
+    let (address, mut replicas) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    for expect in [Some("100-continue"), Some("100-Continue"), None] {
+        let mut sender = bare_client(&rig).await;
+        let (mut answer, mut body) = sender.send_request(post(expect), false).expect("sent");
+        let mut replica = support::accept(&mut replicas).await;
+        let head = replica.head().await;
+        assert!(
+            head.iter().all(|line| !line.starts_with("expect")),
+            "{head:?}"
+        );
+        if expect.is_some() {
+            let interim = std::future::poll_fn(|cx| answer.poll_informational(cx));
+            let interim = soon("an interim answer", interim).await.expect("one");
+            assert_eq!(interim.expect("well formed").status(), 100);
+        }
+        body.send_data("body".into(), true).expect("open");
+        assert_eq!(replica.exactly(14).await, "4\r\nbody\r\n0\r\n\r\n");
+        replica
+            .send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            .await;
+        let none = std::future::poll_fn(|cx| answer.poll_informational(cx));
+        assert!(soon("no more of them", none).await.is_none());
+        let answer = soon("an answer", answer).await.expect("an answer");
+        assert_eq!(answer.status(), 200);
+    }
+}
+
+#[tokio::test]
+async fn a_client_whose_request_is_refused_is_not_told_to_go_on() {
+    let mut limited = service(1, "svc", &[support::nowhere()]);
+    limited.traffic.request_body_bytes_max = Some(3);
+    let rig = Rig::new([limited]);
+    let mut sender = bare_client(&rig).await;
+    let mut request = post(Some("100-continue"));
+    request.headers_mut().insert(CONTENT_LENGTH, 4.into());
+    let (mut answer, _body) = sender.send_request(request, false).expect("sent");
+    let none = std::future::poll_fn(|cx| answer.poll_informational(cx));
+    assert!(soon("the answer", none).await.is_none());
+    let answer = soon("an answer", answer).await.expect("an answer");
+    assert_eq!(answer.status(), 413);
+}
+
+#[tokio::test]
+async fn a_head_of_an_answer_may_be_as_large_over_http_2_as_one_of_a_request() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+    let listener = listener.expect("a free port");
+    let mut svc = service(1, "svc", &[listener.local_addr().expect("bound")]);
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.expect("open");
+        let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            let mut answer = Response::new(());
+            for number in 0..5 {
+                let name = format!("x-large-{number}").parse::<http::HeaderName>();
+                let value = "x".repeat(11_000).parse().expect("a value");
+                answer.headers_mut().insert(name.expect("a name"), value);
+            }
+            respond.send_response(answer, true).expect("a stream");
+        }
+    });
+    svc.traffic.upstream.protocol = raftserve_model::spec::UpstreamProtocol::Http2;
+    let rig = Rig::new([svc]);
+    let request = Request::get("/").header("host", "h").body(Full::default());
+    let answer = support::ask(rig.address, request.expect("a good request")).await;
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["x-large-4"].len(), 11_000);
+}

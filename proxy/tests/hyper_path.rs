@@ -8,6 +8,8 @@
 
 #[path = "affinity.rs"]
 mod affinity;
+#[path = "as_sent.rs"]
+mod as_sent;
 #[path = "body_limit.rs"]
 mod body_limit;
 #[path = "connections.rs"]

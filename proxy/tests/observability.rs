@@ -233,6 +233,91 @@ async fn each_replica_and_version_has_its_own_counters() {
     }
 }
 
+/// Weights are for canaries: what they do is read by version.
+#[tokio::test]
+async fn the_error_rate_of_a_version_outlives_its_replicas() {
+    let broken = |_| async {
+        let mut answer = http::Response::new(http_body_util::Full::default());
+        *answer.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
+        answer
+    };
+    let (address, mut connections) = by_hand().await;
+    let addresses = [
+        recorder("a", &log()).await,
+        support::upstream(broken).await,
+        nowhere(),
+        address,
+    ];
+    let mut svc = service(1, "svc", &addresses);
+    let versions = [1, 2, 2, 3].map(raftserve_model::ServiceVersion);
+    for (endpoint, version) in svc.endpoints.iter_mut().zip(versions) {
+        endpoint.version = version;
+    }
+    let canary = svc.endpoints.split_off(3);
+    let rig = Rig::new([svc.clone()]);
+    let mut answers = std::collections::BTreeMap::new();
+    for _ in 0..30 {
+        let (status, _) = support::get(rig.address, "h", "/").await;
+        *answers.entry(status).or_insert(0_u64) += 1;
+    }
+    rig.idle().await;
+    let value = |name: &str, labels: &str| -> u64 {
+        let text = rig.proxy.render_prometheus();
+        let line = format!("raftserve_proxy_{name}{{service=\"svc\",{labels}}} ");
+        let found = text.lines().find_map(|found| found.strip_prefix(&line));
+        found.map_or(0, |value| value.parse().expect("a number"))
+    };
+    let counts = || {
+        [
+            value("version_responses_total", "version=\"1\",code=\"2xx\""),
+            value("version_responses_total", "version=\"2\",code=\"5xx\""),
+            value("version_failures_total", "version=\"2\""),
+            value("version_ejections_total", "version=\"2\""),
+            value("version_requests_total", "version=\"1\""),
+            value("version_requests_total", "version=\"2\""),
+            value("version_retries_total", "version=\"1\"")
+                + value("version_retries_total", "version=\"2\""),
+        ]
+    };
+    let [good, bad, failures, ejections, first, second, retries] = counts();
+    assert_eq!((good, bad), (answers[&200], answers[&500]));
+    assert!(failures >= 1 && ejections >= 1);
+    assert_eq!((first, second), (good, bad + failures));
+    assert_eq!(retries, failures, "each was tried elsewhere");
+    assert_eq!(retries, rig.metric("retries_total"));
+    let labels = "version=\"1\",replica=\"1\"";
+    assert_eq!(value("replica_first_byte_seconds_count", labels), good);
+
+    // One replica becomes one of version 3, and the others of version 2 go.
+    let before = counts();
+    svc.endpoints.truncate(1);
+    svc.endpoints[0].version = versions[3];
+    svc.endpoints.extend(canary);
+    rig.routes.publish(support::table([svc]));
+    let mut clients = Vec::new();
+    let mut replica = loop {
+        let mut client = Hand::connect(rig.address).await;
+        client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+        let canary = tokio::select! {
+            canary = connections.recv() => canary,
+            _ = client.head() => None,
+        };
+        clients.push(client);
+        if let Some(replica) = canary {
+            break replica;
+        }
+    };
+    replica.head().await;
+    assert_eq!(counts(), before);
+    let running = || value("version_requests_in_flight", "version=\"3\"");
+    assert!(running() >= 1);
+    let of_new = value("version_requests_total", "version=\"3\"");
+    assert_eq!(of_new, clients.len() as u64, "since it is of that version");
+    drop((replica, connections, clients));
+    until("all ended", || running() == 0).await;
+    assert_eq!(counts(), before);
+}
+
 #[tokio::test]
 async fn a_line_and_its_spans_name_one_trace() {
     let address = recorder("a", &log()).await;

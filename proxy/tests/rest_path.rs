@@ -6,6 +6,8 @@
     reason = "each file of tests brings the support that it uses"
 )]
 
+#[path = "as_sent.rs"]
+mod as_sent;
 #[path = "body_limit.rs"]
 mod body_limit;
 #[path = "connections.rs"]

@@ -241,6 +241,7 @@ pub const TRAFFIC: Section = Section {
         ("slow_start_seconds", Built),
         ("queue", Built),
         ("request_body_bytes_max", Built),
+        ("request_head_bytes_max", Built),
         ("routes", Built),
     ],
 };
@@ -329,6 +330,8 @@ pub const ROUTE: Section = Section {
         ("weights", Built),
         ("timeouts", Built),
         ("retries", Built),
+        ("connect_timeout_seconds", Built),
+        ("request_body_bytes_max", Built),
     ],
 };
 

@@ -59,6 +59,9 @@ pub struct Traffic {
     pub queue: Queue,
     /// The largest body of a request, in bytes; any without it.
     pub request_body_bytes_max: Option<u64>,
+    /// The largest head of a request, in bytes; what the proxy takes at most without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_head_bytes_max: Option<u32>,
     /// In order; the first that matches decides. A request that none matches goes by the service's own settings.
     pub routes: Vec<RouteRule>,
 }
@@ -258,6 +261,12 @@ pub struct RouteRule {
     pub timeouts: Option<Timeouts>,
     /// In place of the service's.
     pub retries: Option<Retries>,
+    /// The longest that a connect may take, in place of the service's.
+    #[serde(with = "optional_millis", skip_serializing_if = "Option::is_none")]
+    pub connect_timeout: Option<Duration>,
+    /// The largest body, in bytes, in place of the service's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_body_bytes_max: Option<u64>,
 }
 
 /// Optional durations as whole milliseconds in stored documents.

@@ -39,18 +39,26 @@ struct Site {
     cluster: ClusterId,
     directory: PathBuf,
     executable: PathBuf,
+    /// How many files replicas may open at first, if not as many as this peer: its own limit before it was raised.
+    open_files: Option<u64>,
     /// There is a new shim to connect to.
     look_now: Notify,
 }
 
 impl ProcessProvider {
-    /// The provider for `cluster` under `root`, which is made if it is not there.
+    /// The provider for `cluster` under `root`, which is made if it is not there. Its replicas begin with
+    /// `open_files` as their soft limit of open files; with that of this process without it.
     ///
     /// # Errors
     /// If it cannot be made.
-    pub fn new(root: &Path, cluster: ClusterId) -> Result<Self, ProviderError> {
+    pub fn new(
+        root: &Path,
+        cluster: ClusterId,
+        open_files: Option<u64>,
+    ) -> Result<Self, ProviderError> {
         // The path of this very binary, even if another was put in its place since it started.
-        Self::with_executable(root, cluster, PathBuf::from("/proc/self/exe"))
+        let executable = PathBuf::from("/proc/self/exe");
+        Self::with_executable(root, cluster, executable, open_files)
     }
 
     /// As [`ProcessProvider::new`], with the binary that has the shim's subcommands.
@@ -61,6 +69,7 @@ impl ProcessProvider {
         root: &Path,
         cluster: ClusterId,
         executable: PathBuf,
+        open_files: Option<u64>,
     ) -> Result<Self, ProviderError> {
         let root = std::path::absolute(root).map_err(io_error("find", root))?;
         let directory = root.join(cluster.to_string());
@@ -73,6 +82,7 @@ impl ProcessProvider {
             cluster,
             directory,
             executable,
+            open_files,
             look_now: Notify::new(),
         });
         let cancelled = CancellationToken::new();

@@ -2,12 +2,15 @@
 
 use std::cell::Cell;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use h2::{Reason, RecvStream};
-use http::HeaderMap;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, EXPECT};
+use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -38,6 +41,29 @@ pub(crate) enum Received {
     Http2(Stream),
 }
 
+/// Whether a body was asked for whose sender wants to be told before it sends any of it (RFC 9110, 10.1.1).
+#[derive(Debug, Default)]
+pub(crate) struct Asking {
+    asked: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Asking {
+    /// Ends once it was asked for.
+    pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.waker.register(cx.waker());
+        match self.asked.load(Ordering::Acquire) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    }
+
+    fn ask(&self) {
+        self.asked.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
 /// A body over HTTP/2.
 #[derive(Debug)]
 pub(crate) struct Stream {
@@ -52,6 +78,8 @@ pub(crate) struct Stream {
     ended: Cell<bool>,
     /// Whether the library was asked since a part was last taken. That takes a lock.
     asked: Cell<bool>,
+    /// Who has to be told that it is asked for, until then.
+    asking: Option<Arc<Asking>>,
 }
 
 impl Stream {
@@ -66,7 +94,19 @@ impl Stream {
             data_ended: false,
             ended: Cell::new(ended),
             asked: Cell::new(true),
+            asking: None,
         }
+    }
+
+    /// The same of a client's request. If the client waits to be told to go on, who has to tell it.
+    pub(crate) fn request(headers: &HeaderMap, frames: RecvStream) -> (Self, Option<Arc<Asking>>) {
+        let mut body = Self::new(headers, frames);
+        let expects = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+        if !body.ended.get() && headers.get(EXPECT).is_some_and(expects) {
+            body.asking = Some(Arc::default());
+        }
+        let asking = body.asking.clone();
+        (body, asking)
     }
 
     /// Whether nothing follows. What ends without a further part may still be found only by asking for one.
@@ -99,6 +139,9 @@ impl Stream {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
+        if let Some(asking) = self.asking.take() {
+            asking.ask();
+        }
         if !self.data_ended {
             match ready!(self.frames.poll_data(cx)) {
                 Some(Ok(data)) => {

@@ -26,7 +26,7 @@ use crate::connection::Unsent;
 use crate::drain::Phase;
 use crate::load::InFlight;
 use crate::running::Running;
-use crate::upstream::{ConnectError, Upstream, shorten};
+use crate::upstream::{Upstream, shorten};
 use crate::view::ServiceView;
 
 use download::{Download, Ended};
@@ -214,13 +214,14 @@ async fn send(connection: &Connection, outgoing: &mut Outgoing) -> Option<Sent> 
     }
     let why = match upstream.open_plain(config).await {
         Ok(mut stream) => match write_all(&mut stream, pieces).await {
-            Err(0) => Refusal::Unreachable,
+            Err(0) => {
+                worker.connect_failed(service, &upstream);
+                Refusal::Unreachable
+            }
             result => return Some(sent(upstream, (stream, false), in_flight, result.is_ok())),
         },
-        Err(ConnectError::Timeout(_)) => Refusal::ConnectTimeout,
-        Err(ConnectError::Failed(_) | ConnectError::Handshake(_)) => Refusal::Unreachable,
+        Err(error) => worker.unconnected(service, &upstream, &error),
     };
-    worker.connect_failed(service, &upstream);
     let trace = outgoing.traced.take().map(|(trace, id)| {
         trace.failed(id, why.code());
         trace

@@ -189,11 +189,18 @@ impl Session<'_> {
         let traced = traced.map(|trace| Try::begin(trace, &upstream, headers));
         let (mut checkout, fresh) = match pooled {
             Some(checkout) => (checkout, false),
-            None => match upstream.connect(Wire::of(&request), config).await {
+            None => match upstream
+                .connect(Wire::of(&request), config, self.terms.connect())
+                .await
+            {
                 Ok(checkout) => (checkout, true),
-                Err(_) => {
-                    self.note_refused(bound, &upstream);
-                    end(traced, Err(&Refusal::Unreachable));
+                Err(error) => {
+                    let why = worker.unconnected(self.service, &upstream, &error);
+                    self.rest(bound, &upstream);
+                    if why == Refusal::Exhausted {
+                        self.waits_for("this peer has no more files or ports for connections");
+                    }
+                    end(traced, Err(&why));
                     return Ok(Outcome::Wait(request));
                 }
             },
@@ -261,6 +268,11 @@ impl Session<'_> {
 
     fn note_refused(&mut self, bound: BoundReplica, upstream: &Upstream) {
         self.worker.connect_failed(self.service, upstream);
+        self.rest(bound, upstream);
+    }
+
+    /// Connects to the replica no more for a moment.
+    fn rest(&mut self, bound: BoundReplica, upstream: &Upstream) {
         self.refused = Some((bound, upstream.address, Instant::now()));
         self.waits_for("its replica accepts no connection");
     }

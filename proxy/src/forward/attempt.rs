@@ -10,7 +10,7 @@ use super::{Sent, Terms};
 use crate::answer::Refusal;
 use crate::body::{Fault, Received, UploadBody};
 use crate::tracer::{Trace, Try};
-use crate::upstream::{Checkout, ConnectError, ExchangeError, Upstream, Wire};
+use crate::upstream::{Checkout, ExchangeError, Upstream, Wire};
 use crate::view::ServiceView;
 use crate::worker::Worker;
 
@@ -43,16 +43,15 @@ pub(super) async fn attempt(
     request: Box<Request<UploadBody>>,
     (terms, now): (&Terms<'_>, Instant),
 ) -> Result<Sent, Failure> {
-    let silence_max = terms.first_byte();
     match terms.trace {
-        None => send(worker, service, upstream, request, (silence_max, now)).await,
+        None => send(worker, service, upstream, request, (terms, now)).await,
         Some(trace) => {
             Box::pin(send_traced(
                 worker,
                 service,
                 upstream,
                 request,
-                (trace, silence_max, now),
+                (trace, terms, now),
             ))
             .await
         }
@@ -65,10 +64,10 @@ async fn send_traced(
     service: &ServiceView,
     upstream: Rc<Upstream>,
     mut request: Box<Request<UploadBody>>,
-    (trace, silence_max, now): (&Trace, Duration, Instant),
+    (trace, terms, now): (&Trace, &Terms<'_>, Instant),
 ) -> Result<Sent, Failure> {
     let traced = Try::begin(trace, &upstream, request.headers_mut());
-    let outcome = send(worker, service, upstream, request, (silence_max, now)).await;
+    let outcome = send(worker, service, upstream, request, (terms, now)).await;
     traced.end(match &outcome {
         Ok(sent) => Ok(sent.response.status()),
         Err(failure) => Err(failure.code()),
@@ -76,15 +75,16 @@ async fn send_traced(
     outcome
 }
 
-/// Sends a request to `upstream` at `now`, whose answer must begin within `silence_max`.
+/// Sends a request to `upstream` at `now`.
 async fn send(
     worker: &Worker,
     service: &ServiceView,
     upstream: Rc<Upstream>,
     mut request: Box<Request<UploadBody>>,
-    (silence_max, now): (Duration, Instant),
+    (terms, now): (&Terms<'_>, Instant),
 ) -> Result<Sent, Failure> {
     let config = &worker.shared.config;
+    let silence_max = terms.first_byte();
     let in_flight = upstream.begin();
     if let Some(mut checkout) = upstream.checkout(Wire::of(&request), config, now) {
         match exchange(&mut checkout, request, now, silence_max).await {
@@ -105,15 +105,11 @@ async fn send(
             Err(error) => return Err(failure(error, true)),
         }
     }
-    let connect = Box::pin(upstream.connect(Wire::of(&request), config));
+    let connect = Box::pin(upstream.connect(Wire::of(&request), config, terms.connect()));
     let mut checkout = match connect.await {
         Ok(checkout) => checkout,
         Err(error) => {
-            worker.connect_failed(service, &upstream);
-            let why = match error {
-                ConnectError::Timeout(_) => Refusal::ConnectTimeout,
-                ConnectError::Failed(_) | ConnectError::Handshake(_) => Refusal::Unreachable,
-            };
+            let why = worker.unconnected(service, &upstream, &error);
             return Err(Failure::NotSent(request, why));
         }
     };
@@ -164,7 +160,7 @@ fn failure(error: ExchangeError, kept: bool) -> Failure {
 pub(super) fn refusal(error: &ExchangeError) -> Refusal {
     match error {
         ExchangeError::NotSent(_) => Refusal::Unreachable,
-        ExchangeError::Client(Fault::TooLarge) => Refusal::TooLarge,
+        ExchangeError::Client(Fault::TooLarge) => Refusal::TooLarge { bytes_max: None },
         ExchangeError::Client(Fault::Broken) => {
             Refusal::BadRequest("the request's body broke off, or breaks the protocol")
         }

@@ -227,6 +227,7 @@ impl Way<'_> {
     fn next(&mut self, tried: ReplicaId) -> Option<Rc<Upstream>> {
         let next = self.untried(tried)?;
         count(&self.service.counters.retries);
+        count(&next.counters.retries);
         Some(next)
     }
 
@@ -241,7 +242,9 @@ impl Way<'_> {
             None if kept => self.once_more(tried)?,
             next => next?,
         };
-        withdraw(&self.service, self.terms).then_some(next)
+        let fits = withdraw(&self.service, self.terms);
+        fits.then(|| count(&next.counters.retries));
+        fits.then_some(next)
     }
 
     /// The same replica, which has no kept connection any more.

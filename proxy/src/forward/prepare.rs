@@ -125,12 +125,25 @@ pub(super) fn outgoing(
     grpc::keep_deadline(&mut parts.extensions);
     let affinity = route.affinity.as_ref();
     let key = affinity.and_then(|affinity| key_of(route.id, affinity, &parts.headers));
-    let body = UploadBody::new(body, route.traffic.request_body_bytes_max);
+    let body = UploadBody::new(body, route.body_bytes_max(rule));
     Ok(Prepared {
         request: Box::new(Request::from_parts(parts, body)),
         upgrade,
         key,
     })
+}
+
+/// The size of a request's head as text of HTTP/1.1, whatever it came as: a line of method and target, and one of each field.
+pub(super) fn head_bytes<B>(request: &Request<B>) -> usize {
+    const VERSION: usize = " HTTP/1.1\r\n".len();
+    const AROUND: usize = ": \r\n".len();
+    let uri = request.uri();
+    let target = uri.path_and_query().map_or(0, |it| it.as_str().len());
+    let authority = uri.authority().map_or(0, |it| it.as_str().len());
+    let line = request.method().as_str().len() + 1 + authority + target + VERSION;
+    let fields = request.headers().iter();
+    let fields = fields.map(|(name, value)| name.as_str().len() + value.len() + AROUND);
+    line + fields.sum::<usize>() + "\r\n".len()
 }
 
 /// Whether [`target`] would be the same: it is path and query alone, and nothing is taken from it.

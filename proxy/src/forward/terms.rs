@@ -38,6 +38,11 @@ impl<'a> Terms<'a> {
         }
     }
 
+    /// The longest that a connect may take, if not as long as for all requests of the service.
+    pub(super) fn connect(&self) -> Option<Duration> {
+        self.route.traffic.routes.get(self.rule?)?.connect_timeout
+    }
+
     /// The longest from the request's last byte to the first of its answer.
     pub(super) fn first_byte(&self) -> Duration {
         self.timeouts

@@ -3,10 +3,11 @@
 //! `h2` is driven directly: between it and a request's own future the general library would put a second future for
 //! each stream, boxed bodies, and a lock for each part of them.
 
-use std::future::poll_fn;
+use std::future::{poll_fn, ready};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -14,13 +15,13 @@ use bytes::Bytes;
 use h2::server::{Builder, SendResponse};
 use h2::{Reason, RecvStream};
 use http::header::{CONTENT_LENGTH, DATE};
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::{Heard, Pulse};
-use crate::body::{OWED_MAX, Pipe, Received, ResponseBody, Stream};
+use crate::body::{Asking, OWED_MAX, Pipe, Received, ResponseBody, Stream};
 use crate::connection::{Client, HEAD_BYTES_MAX, begin};
 use crate::drain::{Phase, Watch};
 use crate::forward;
@@ -115,15 +116,45 @@ fn begin_stream(
     respond: SendResponse<Bytes>,
 ) {
     let (head, frames) = request.into_parts();
-    let body = Received::Http2(Stream::new(&head.headers, frames));
-    let request = Request::from_parts(head, body);
+    let (body, asking) = Stream::request(&head.headers, frames);
+    let request = Request::from_parts(head, Received::Http2(body));
     // Boxed, so that a stream whose answer has begun has no room for it.
     let served = Box::pin(forward::serve(
         Rc::clone(worker),
         Rc::clone(client),
         request,
     ));
-    tokio::task::spawn_local(answer(Rc::clone(worker), served, respond));
+    let worker = Rc::clone(worker);
+    match asking {
+        None => tokio::task::spawn_local(answer(worker, served, respond)),
+        // Boxed: few do.
+        Some(asking) => tokio::task::spawn_local(Box::pin(go_on(worker, served, respond, asking))),
+    };
+}
+
+/// Tells the client to go on once its body is asked for, if that is before its answer, and sends the answer.
+async fn go_on(
+    worker: Rc<Worker>,
+    mut served: Pin<Box<impl Future<Output = Response<ResponseBody>>>>,
+    mut respond: SendResponse<Bytes>,
+    asking: Arc<Asking>,
+) {
+    let answered = poll_fn(|cx| match served.as_mut().poll(cx) {
+        Poll::Ready(response) => Poll::Ready(Some(Some(response))),
+        Poll::Pending if asking.poll(cx).is_ready() => Poll::Ready(Some(None)),
+        Poll::Pending => respond.poll_reset(cx).map(|_| None),
+    });
+    match answered.await {
+        None => {}
+        Some(Some(response)) => answer(worker, Box::pin(ready(response)), respond).await,
+        Some(None) => {
+            let mut go_on = Response::new(());
+            *go_on.status_mut() = StatusCode::CONTINUE;
+            // It fails only if the stream has ended, which is found out just below.
+            let _ = respond.send_informational(go_on);
+            answer(worker, served, respond).await;
+        }
+    }
 }
 
 /// Sends the answer that comes of `served`, unless the client loses interest before.

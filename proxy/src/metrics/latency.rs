@@ -71,8 +71,13 @@ pub(super) fn render(
     }
     let sum = workers.iter();
     let sum = sum.map(|worker| read(worker).sum_micros.load(Ordering::Relaxed));
-    let _ = writeln!(text, "{name}_sum{{{labels}}} {}", decimal(sum.sum()));
-    let _ = writeln!(text, "{name}_count{{{labels}}} {below}");
+    render_sum(text, name, labels, sum.sum(), below);
+}
+
+/// Writes how many there were, and how long they took together.
+pub(super) fn render_sum(text: &mut String, name: &str, labels: &str, micros: u64, number: u64) {
+    let _ = writeln!(text, "{name}_sum{{{labels}}} {}", decimal(micros));
+    let _ = writeln!(text, "{name}_count{{{labels}}} {number}");
 }
 
 /// Microseconds as seconds, without zeros at the end.

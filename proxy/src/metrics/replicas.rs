@@ -1,17 +1,23 @@
-//! Counters by replica. Only so many replicas of a service are told one by one; the service's own counters have
-//! them all.
+//! Counters by replica, and by version. Only so many replicas of a service are told one by one; the service's own
+//! counters, and those of its versions, have them all.
+//!
+//! A version's counts are those of its replicas, past ones too: what a replica counted is kept for its version when it
+//! goes, or when an update makes it one of another version. So a sum over replicas may fall, and that of a version does
+//! not, and requests pay for one counter only.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use http::StatusCode;
 use raftserve_model::{ReplicaId, ServiceId, ServiceVersion};
 
-use super::{count, family, sample};
+use super::tally::Tally;
+use super::{VERSIONS_KEPT, add, count, family, latency, sample};
 use crate::load::PeerLoads;
 
-/// The most replicas of one service that a scrape tells one by one: eight series each.
+/// The most replicas of one service that a scrape tells one by one: a dozen series each.
 const TOLD_MAX: usize = 200;
 
 /// One worker's counts for one replica, on cache lines of their own.
@@ -20,9 +26,13 @@ const TOLD_MAX: usize = 200;
 pub(crate) struct ReplicaCounters {
     pub(crate) requests: AtomicU64,
     /// By the first digit of the status; the first two are unused.
-    statuses: [AtomicU64; 6],
+    pub(super) statuses: [AtomicU64; 6],
     pub(crate) failures: AtomicU64,
+    pub(crate) retries: AtomicU64,
     pub(crate) ejections: AtomicU64,
+    /// Of the answers that went on to clients: how many, and what they took to begin.
+    passed_on: AtomicU64,
+    first_byte_micros: AtomicU64,
 }
 
 impl ReplicaCounters {
@@ -31,12 +41,21 @@ impl ReplicaCounters {
             count(counter);
         }
     }
+
+    /// An answer goes on to its client, so long after the request's head had come.
+    pub(crate) fn passed_on(&self, first_byte: Duration) {
+        count(&self.passed_on);
+        let micros = u64::try_from(first_byte.as_micros()).unwrap_or(u64::MAX);
+        add(&self.first_byte_micros, micros);
+    }
 }
 
 #[derive(Debug)]
 struct Replica {
     version: ServiceVersion,
     workers: Vec<Arc<ReplicaCounters>>,
+    /// What was counted when it became one of this version.
+    before: Tally,
 }
 
 impl Replica {
@@ -45,15 +64,25 @@ impl Replica {
         each.map(|worker| read(worker).load(Ordering::Relaxed))
             .sum()
     }
+
+    /// What it counted as one of its version.
+    fn of_version(&self) -> Tally {
+        Tally::of(&self.workers).since(&self.before)
+    }
 }
 
 /// The counters of all replicas.
 #[derive(Debug, Default)]
-pub(super) struct Replicas(BTreeMap<ReplicaId, Replica>);
+pub(super) struct Replicas {
+    present: BTreeMap<ReplicaId, Replica>,
+    /// What replicas counted for a version that they are not of any more.
+    past: BTreeMap<(ServiceId, ServiceVersion), Tally>,
+}
 
-type Read = fn(&ReplicaCounters) -> &AtomicU64;
+type Read<C> = fn(&C) -> &AtomicU64;
+type ReadTally = fn(&Tally) -> u64;
 
-const FAMILIES: [(&str, &str, Read); 3] = [
+const FAMILIES: [(&str, &str, Read<ReplicaCounters>); 4] = [
     (
         "raftserve_proxy_replica_requests_total",
         "Requests that the replica was tried for.",
@@ -65,9 +94,37 @@ const FAMILIES: [(&str, &str, Read); 3] = [
         |counters| &counters.failures,
     ),
     (
+        "raftserve_proxy_replica_retries_total",
+        "Requests tried on the replica after another try.",
+        |counters| &counters.retries,
+    ),
+    (
         "raftserve_proxy_replica_ejections_total",
         "How often a worker left the replica out.",
         |counters| &counters.ejections,
+    ),
+];
+
+const VERSION_FAMILIES: [(&str, &str, ReadTally); 4] = [
+    (
+        "raftserve_proxy_version_requests_total",
+        "Requests that replicas of the version were tried for.",
+        |tally| tally.requests,
+    ),
+    (
+        "raftserve_proxy_version_failures_total",
+        "Requests that replicas of the version refused, broke off or were silent to.",
+        |tally| tally.failures,
+    ),
+    (
+        "raftserve_proxy_version_retries_total",
+        "Requests tried on replicas of the version after another try.",
+        |tally| tally.retries,
+    ),
+    (
+        "raftserve_proxy_version_ejections_total",
+        "How often a worker left a replica of the version out.",
+        |tally| tally.ejections,
     ),
 ];
 
@@ -80,20 +137,45 @@ impl Replicas {
         worker: usize,
         workers: usize,
     ) -> Arc<ReplicaCounters> {
-        let replica = self.0.entry(id).or_insert_with(|| Replica {
+        let replica = self.present.entry(id).or_insert_with(|| Replica {
             version,
             workers: (0..workers).map(|_| Arc::default()).collect(),
+            before: Tally::default(),
         });
-        replica.version = version;
+        // Each worker says so in its turn; one that is late says what was so before.
+        if replica.version < version {
+            let counted = replica.of_version();
+            replica.before.add(&counted);
+            let past = self.past.entry((id.service, replica.version)).or_default();
+            past.add(&counted);
+            replica.version = version;
+        }
         Arc::clone(&replica.workers[worker])
     }
 
-    /// Forgets those that no worker and no request holds.
-    pub(super) fn prune(&mut self) {
-        self.0.retain(|_, replica| {
+    /// Forgets those that no worker and no request holds, and services that are none any more. What is forgotten stays
+    /// counted for its version, as long as that is one of the latest.
+    pub(super) fn prune(&mut self, is_service: impl Fn(ServiceId) -> bool) {
+        let past = &mut self.past;
+        self.present.retain(|id, replica| {
             let mut workers = replica.workers.iter();
-            workers.any(|held| Arc::strong_count(held) > 1)
+            let held = workers.any(|held| Arc::strong_count(held) > 1);
+            if !held {
+                let version = past.entry((id.service, replica.version)).or_default();
+                version.add(&replica.of_version());
+            }
+            held
         });
+        let mut kept = BTreeMap::<ServiceId, usize>::new();
+        let mut latest: Vec<_> = self.past.keys().copied().collect();
+        latest.reverse();
+        latest.retain(|(service, _)| {
+            let kept = kept.entry(*service).or_default();
+            *kept += 1;
+            *kept <= VERSIONS_KEPT && is_service(*service)
+        });
+        self.past
+            .retain(|key, _| latest.binary_search_by(|it| key.cmp(it)).is_ok());
     }
 
     pub(super) fn render(
@@ -102,10 +184,22 @@ impl Replicas {
         loads: &PeerLoads,
         name_of: impl Fn(ServiceId) -> Option<String>,
     ) {
+        let own: BTreeMap<ReplicaId, u32> = loads.own().into_iter().collect();
+        let of = |id| u64::from(own.get(&id).copied().unwrap_or(0));
+        self.render_replicas(text, of, &name_of);
+        self.render_versions(text, of, &name_of);
+    }
+
+    fn render_replicas(
+        &self,
+        text: &mut String,
+        in_flight: impl Fn(ReplicaId) -> u64,
+        name_of: &impl Fn(ServiceId) -> Option<String>,
+    ) {
         let mut told: Vec<(String, &Replica, ReplicaId)> = Vec::new();
         let (mut service, mut names, mut left_out) = (None, None, 0_u64);
         let mut in_service = 0;
-        for (&id, replica) in &self.0 {
+        for (&id, replica) in &self.present {
             if service != Some(id.service) {
                 (service, in_service) = (Some(id.service), 0);
                 names = name_of(id.service);
@@ -128,34 +222,75 @@ impl Replicas {
             }
         }
         let name = "raftserve_proxy_replica_responses_total";
-        family(
-            text,
-            name,
-            "counter",
-            "The replica's answers, by class of status.",
-        );
+        let help = "The replica's answers, by class of status.";
+        family(text, name, "counter", help);
         for (labels, replica, _) in &told {
-            for class in 1..6 {
-                let value = replica.sum(|counters| &counters.statuses[class]);
-                if value > 0 {
-                    sample(text, name, &format!("{labels},code=\"{class}xx\""), value);
-                }
-            }
+            statuses(text, name, labels, &Tally::of(&replica.workers).statuses);
+        }
+        let name = "raftserve_proxy_replica_first_byte_seconds";
+        let help = "From a request's head to that of the replica's answer.";
+        family(text, name, "summary", help);
+        for (labels, replica, _) in &told {
+            let micros = replica.sum(|counters| &counters.first_byte_micros);
+            let answers = replica.sum(|counters| &counters.passed_on);
+            latency::render_sum(text, name, labels, micros, answers);
         }
         let name = "raftserve_proxy_replica_requests_in_flight";
-        family(
-            text,
-            name,
-            "gauge",
-            "Requests that this peer has at the replica.",
-        );
-        let own: BTreeMap<ReplicaId, u32> = loads.own().into_iter().collect();
+        let help = "Requests that this peer has at the replica.";
+        family(text, name, "gauge", help);
         for (labels, _, id) in &told {
-            sample(text, name, labels, own.get(id).copied().unwrap_or(0).into());
+            sample(text, name, labels, in_flight(*id));
         }
         let name = "raftserve_proxy_replicas_left_out";
         let help = "Replicas beyond the most of a service that are told one by one.";
         family(text, name, "gauge", help);
         sample(text, name, "", left_out);
+    }
+
+    fn render_versions(
+        &self,
+        text: &mut String,
+        in_flight: impl Fn(ReplicaId) -> u64,
+        name_of: &impl Fn(ServiceId) -> Option<String>,
+    ) {
+        let past = self.past.iter().map(|(key, tally)| (*key, (*tally, 0)));
+        let mut versions: BTreeMap<_, (Tally, u64)> = past.collect();
+        for (id, replica) in &self.present {
+            let (tally, running) = versions.entry((id.service, replica.version)).or_default();
+            tally.add(&replica.of_version());
+            *running += in_flight(*id);
+        }
+        let named = versions.iter().filter_map(|((service, version), counted)| {
+            let name = name_of(*service)?;
+            Some((format!("service=\"{name}\",version=\"{version}\""), counted))
+        });
+        let told: Vec<(String, &(Tally, u64))> = named.collect();
+        for (name, help, read) in VERSION_FAMILIES {
+            family(text, name, "counter", help);
+            for (labels, (tally, _)) in &told {
+                sample(text, name, labels, read(tally));
+            }
+        }
+        let name = "raftserve_proxy_version_responses_total";
+        let help = "Answers of the version's replicas, by class of status.";
+        family(text, name, "counter", help);
+        for (labels, (tally, _)) in &told {
+            statuses(text, name, labels, &tally.statuses);
+        }
+        let name = "raftserve_proxy_version_requests_in_flight";
+        let help = "Requests that this peer has at replicas of the version.";
+        family(text, name, "gauge", help);
+        for (labels, (_, running)) in &told {
+            sample(text, name, labels, *running);
+        }
+    }
+}
+
+/// Those that there are any of.
+fn statuses(text: &mut String, name: &str, labels: &str, counts: &[u64; 6]) {
+    for (class, &number) in counts.iter().enumerate().skip(1) {
+        if number > 0 {
+            sample(text, name, &format!("{labels},code=\"{class}xx\""), number);
+        }
     }
 }

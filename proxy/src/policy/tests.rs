@@ -139,6 +139,55 @@ proptest! {
     }
 
     #[test]
+    fn p2c_finds_a_candidate_if_there_is_one_and_never_the_dearest_of_all(
+        usable in proptest::collection::vec(any::<bool>(), 0..50), draw in any::<u64>(), costs in proptest::collection::vec(0..5_u64, 50),
+    ) {
+        let candidates = || (0..usable.len()).filter(|&index| usable[index]);
+        let pick = p2c(usable.len(), draw, |index| costs[index], |index| usable[index]);
+        prop_assert_eq!(pick.is_some(), candidates().next().is_some());
+        prop_assert!(pick.is_none_or(|index| usable[index]));
+        // Of those that may all be picked, one that costs more than each of the others loses to whichever is drawn with it.
+        let all = p2c(costs.len(), draw, |index| costs[index], |_| true).expect("there are candidates");
+        let dearer = (0..costs.len()).filter(|&other| other != all).all(|other| costs[other] < costs[all]);
+        prop_assert!(!dearer);
+    }
+
+    #[test]
+    fn relative_loads_are_in_one_order(
+        each in proptest::array::uniform3((any::<u64>(), 1..=u32::MAX)),
+    ) {
+        let [a, b, c] = each.map(|(load, weight)| Relative { load, weight });
+        prop_assert_eq!(a.cmp(&b), b.cmp(&a).reverse());
+        prop_assert_eq!(a == b, a <= b && b <= a);
+        prop_assert!(!(a <= b && b <= c) || a <= c);
+        // More requests never weigh less, and the same never more where more fit.
+        let busier = Relative { load: a.load.saturating_add(1), ..a };
+        let larger = Relative { weight: a.weight.saturating_add(1), ..a };
+        prop_assert!(busier >= a && larger <= a);
+    }
+
+    #[test]
+    fn what_a_request_costs_rises_with_the_load_and_fades_with_time(
+        answers in proptest::collection::vec((0..100_000_u64, 0..30_000_u64), 1..50), load in 0..1_000_u32, pause in 0..100_000_u64,
+    ) {
+        let mut now = tokio::time::Instant::now();
+        let mut seen = PeakEwma::default();
+        let mut longest = 0;
+        for (took, later) in answers {
+            let [took, later] = [took, later].map(std::time::Duration::from_millis);
+            now += later;
+            seen.observe(took, now);
+            longest = longest.max(u64::try_from(took.as_nanos()).expect("no more than fits"));
+            let after = seen.cost(0, now);
+            prop_assert!(after <= longest + 1, "no more than the longest");
+            prop_assert!(u128::from(after) + 1 >= took.as_nanos(), "a slow answer counts at once");
+        }
+        prop_assert!(seen.cost(load, now) <= seen.cost(load + 1, now));
+        let later = now + std::time::Duration::from_millis(pause);
+        prop_assert!(seen.cost(load, later) <= seen.cost(load, now));
+    }
+
+    #[test]
     fn two_of_draws_two_different_ones(count in 2..10_000_usize, draw in any::<u64>()) {
         let [one, other] = two_of(count, draw);
         prop_assert!(one < count && other < count && one != other);

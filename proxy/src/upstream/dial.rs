@@ -3,8 +3,10 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use raftserve_model::spec::UpstreamSettings;
+use rustix::io::Errno;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -39,14 +41,19 @@ impl Dialer {
         self.settings.tls == other.settings.tls
     }
 
-    /// Connects to `address`, for requests made for `wire`.
+    /// The longest that a connect may take, unless a request's rule says otherwise.
+    pub(super) fn limit(&self) -> Duration {
+        self.settings.connect_timeout
+    }
+
+    /// Connects to `address` within `limit`, for requests made for `wire`.
     pub(super) async fn open(
         &self,
         address: SocketAddr,
         wire: Wire,
         config: &ProxyConfig,
+        limit: Duration,
     ) -> Result<Socket, ConnectError> {
-        let limit = self.settings.connect_timeout;
         let opened = timeout(limit, async {
             let stream = tcp(address, config).await?;
             match &self.trust {
@@ -61,7 +68,7 @@ impl Dialer {
         opened
             .await
             .map_err(|_| ConnectError::Timeout(limit))?
-            .map_err(|error| ConnectError::Failed(Arc::new(error)))
+            .map_err(failed)
     }
 
     /// Connects to `address` for bare bytes, whatever the settings say of TLS.
@@ -74,7 +81,27 @@ impl Dialer {
         timeout(limit, tcp(address, config))
             .await
             .map_err(|_| ConnectError::Timeout(limit))?
-            .map_err(|error| ConnectError::Failed(Arc::new(error)))
+            .map_err(failed)
+    }
+}
+
+/// Whose fault it is that there is no connection.
+fn failed(error: io::Error) -> ConnectError {
+    let is_local = error.raw_os_error().is_some_and(|code| {
+        let code = Errno::from_raw_os_error(code);
+        [
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOBUFS,
+            Errno::NOMEM,
+            Errno::ADDRNOTAVAIL,
+        ]
+        .contains(&code)
+    });
+    let error = Arc::new(error);
+    match is_local {
+        true => ConnectError::Local(error),
+        false => ConnectError::Failed(error),
     }
 }
 

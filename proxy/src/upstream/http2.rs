@@ -19,7 +19,7 @@ use h2::client::{Builder, SendRequest};
 use http::Request;
 use tokio::sync::watch;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::dial::Dialer;
 use super::socket::Socket;
@@ -44,8 +44,8 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 /// What is buffered of one request's body towards the replica.
 const SEND_BUFFER: usize = 64 << 10;
 
-/// The largest head of an answer, as a list of fields.
-const HEAD_BYTES_MAX: u32 = 16 << 10;
+/// The largest head of an answer, as a list of fields: as large as one of a request.
+const HEAD_BYTES_MAX: u32 = 64 << 10;
 
 /// How many requests the replica allows at once before it has said so: no number that one would choose.
 const UNTOLD: usize = 99_991;
@@ -170,20 +170,29 @@ impl Pool {
     }
 
     /// A place on a connection that is being opened, or is opened now. However many requests wait, only one
-    /// connection is opened at a time.
+    /// connection is opened at a time. Each waits for it as long as its own `limit`: one that another opened with a
+    /// shorter limit is then opened anew.
     pub(super) async fn connect(
         self: &Rc<Self>,
         dialer: &Rc<Dialer>,
         address: SocketAddr,
         config: &ProxyConfig,
+        limit: Duration,
     ) -> Result<Stream, ConnectError> {
+        // What is said once it is connected takes longer than the limit is for.
+        let end = Instant::now() + limit + LOOK_EVERY * LOOKS_MAX;
         loop {
-            let mut dialing = self.dial(dialer, address, config);
-            let outcome = match dialing.wait_for(Option::is_some).await {
-                Ok(outcome) => outcome.clone().unwrap_or(Ok(())),
-                Err(_) => Ok(()), // Its task was ended: look again.
+            let mut dialing = self.dial(dialer, address, config, limit);
+            let dialed = timeout_at(end, dialing.wait_for(Option::is_some)).await;
+            let outcome = match dialed {
+                Ok(Ok(outcome)) => outcome.clone().unwrap_or(Ok(())),
+                Ok(Err(_)) => Ok(()), // Its task was ended: look again.
+                Err(_) => Err(ConnectError::Timeout(limit)),
             };
-            outcome?;
+            match outcome {
+                Err(ConnectError::Timeout(shorter)) if shorter < limit => continue,
+                outcome => outcome?,
+            }
             if let Some(stream) = self.checkout() {
                 return Ok(stream);
             }
@@ -197,6 +206,7 @@ impl Pool {
         dialer: &Rc<Dialer>,
         address: SocketAddr,
         config: &ProxyConfig,
+        limit: Duration,
     ) -> Dialing {
         if let Some(dialing) = &*self.dialing.borrow() {
             return dialing.clone();
@@ -205,7 +215,7 @@ impl Pool {
         *self.dialing.borrow_mut() = Some(dialing.clone());
         let (pool, dialer, config) = (Rc::clone(self), Rc::clone(dialer), config.clone());
         tokio::task::spawn_local(async move {
-            let opened = open(&dialer, address, &config).await;
+            let opened = open(&dialer, address, &config, limit).await;
             *pool.dialing.borrow_mut() = None;
             let outcome = opened.map(|connection| pool.connections.borrow_mut().push(connection));
             done.send_replace(Some(outcome));
@@ -227,8 +237,9 @@ async fn open(
     dialer: &Dialer,
     address: SocketAddr,
     config: &ProxyConfig,
+    limit: Duration,
 ) -> Result<Rc<Connection>, ConnectError> {
-    let stream = dialer.open(address, Wire::Http2, config).await?;
+    let stream = dialer.open(address, Wire::Http2, config, limit).await?;
     let (sender, connection) = builder()
         .handshake(stream)
         .await

@@ -46,9 +46,10 @@ impl ReplicaDialer {
             true => Wire::Http2,
             false => Wire::Http1,
         };
-        match self.dialer.open(address, wire, &self.config).await {
+        let limit = self.dialer.limit();
+        match self.dialer.open(address, wire, &self.config, limit).await {
             Ok(socket) => Ok(socket),
-            Err(ConnectError::Failed(error)) => {
+            Err(ConnectError::Failed(error) | ConnectError::Local(error)) => {
                 Err(io::Error::new(error.kind(), error.to_string()))
             }
             Err(error @ ConnectError::Timeout(_)) => {

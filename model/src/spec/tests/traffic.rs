@@ -37,6 +37,7 @@ _metadata:
       ejection: {consecutive_errors: 3, base_seconds: 2, max_seconds: 8, panic_percent: 40}
       queue: {requests: 10, wait_seconds: 5}
       request_body_bytes_max: 5000000000
+      request_head_bytes_max: 8192
       routes:
         - hosts: [API.example.com, "*.example.com", api.example.com]
           path_prefix: /v1/
@@ -46,6 +47,8 @@ _metadata:
           weights: {1: 90, 2: 10}
           timeouts: {total_seconds: 30}
           retries: {max: 0}
+          connect_timeout_seconds: 0.5
+          request_body_bytes_max: 1000
         - weights: {3: 1}
 "#;
 
@@ -83,6 +86,8 @@ fn every_setting_is_read() {
             statuses: Vec::new(),
             ..retries.clone()
         }),
+        connect_timeout: Some(Duration::from_millis(500)),
+        request_body_bytes_max: Some(1000),
     };
     let last = RouteRule {
         weights: BTreeMap::from([(3, 1)]),
@@ -115,6 +120,7 @@ fn every_setting_is_read() {
                 wait: secs(5),
             },
             request_body_bytes_max: Some(5_000_000_000),
+            request_head_bytes_max: Some(8192),
             routes: vec![rule, last],
         }
     );
@@ -126,6 +132,15 @@ fn what_says_nothing_of_traffic_is_stored_as_before() {
     assert_eq!(spec.traffic, Traffic::default());
     let document = serde_json::to_value(&spec).expect("encodes");
     assert!(document.get("traffic").is_none(), "{document}");
+    let spec = accept(&with("{queue: {requests: 1}, routes: [{weights: {1: 1}}]}")).spec;
+    let document = serde_json::to_string(&spec).expect("encodes");
+    for added in [
+        "request_head_bytes_max",
+        "connect_timeout\":null",
+        "request_body_bytes_max\":null}",
+    ] {
+        assert!(!document.contains(added), "{added} in {document}");
+    }
 }
 
 #[test]
@@ -276,6 +291,21 @@ fn what_is_wrong_or_contradicts_itself_is_refused_by_its_path() {
         ("{queue: {wait_seconds: 0}}", ".queue.wait_seconds"),
         ("{request_body_bytes_max: -1}", ".request_body_bytes_max"),
         ("{request_body_bytes_max: 1MB}", ".request_body_bytes_max"),
+        ("{request_head_bytes_max: 1023}", ".request_head_bytes_max"),
+        ("{request_head_bytes_max: 65537}", ".request_head_bytes_max"),
+        ("{request_head_bytes_max: 8k}", ".request_head_bytes_max"),
+        (
+            "{routes: [{path_prefix: /a, connect_timeout_seconds: 0}]}",
+            ".routes[0].connect_timeout_seconds",
+        ),
+        (
+            "{routes: [{path_prefix: /a, request_body_bytes_max: -1}]}",
+            ".routes[0].request_body_bytes_max",
+        ),
+        (
+            "{routes: [{path_prefix: /a, request_head_bytes_max: 2048}]}",
+            ".routes[0].request_head_bytes_max",
+        ),
         ("{routes: {}}", ".routes"),
         ("{routes: [1]}", ".routes[0]"),
         ("{routes: [{host: a}]}", ".routes[0].host"),

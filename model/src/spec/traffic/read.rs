@@ -25,6 +25,10 @@ const STATUSES_MAX: usize = 16;
 const QUEUE_REQUESTS_MAX: u32 = 100_000;
 /// The largest limit of a body, one tebibyte: beyond any request.
 const BODY_BYTES_MAX: i128 = 1 << 40;
+/// The bounds of the limit of a head: one below would refuse what every browser sends, and more than the upper is read
+/// by no proxy.
+const HEAD_BYTES_MIN: u32 = 1 << 10;
+const HEAD_BYTES_MAX: u32 = 64 << 10;
 /// The most certificates' text: a bundle of a public system's authorities is below this.
 const AUTHORITIES_BYTES_MAX: usize = 512 << 10;
 
@@ -78,6 +82,9 @@ pub(in super::super) fn read(
     traffic.request_body_bytes_max = fields
         .get("request_body_bytes_max")
         .and_then(|field| body_bytes(reader, &field));
+    traffic.request_head_bytes_max = fields
+        .get("request_head_bytes_max")
+        .and_then(|field| reader.whole(&field, HEAD_BYTES_MIN..=HEAD_BYTES_MAX));
     if let Some(field) = fields.get("routes") {
         traffic.routes = routes::read(reader, &field, &traffic);
     }
@@ -426,7 +433,8 @@ fn queue(reader: &mut Reader, field: &Field<'_>) -> Queue {
     queue
 }
 
-fn body_bytes(reader: &mut Reader, field: &Field<'_>) -> Option<u64> {
+/// Reads `request_body_bytes_max`.
+pub(super) fn body_bytes(reader: &mut Reader, field: &Field<'_>) -> Option<u64> {
     let Value::Int(bytes) = field.node.value else {
         let remedy = "write e.g. request_body_bytes_max: 10000000";
         reader.mismatch(field, "a whole number", remedy);
@@ -467,7 +475,7 @@ fn seconds(
 }
 
 /// At least [`PACE_MIN`].
-fn optional_seconds(
+pub(super) fn optional_seconds(
     reader: &mut Reader,
     fields: &Fields<'_>,
     name: &str,

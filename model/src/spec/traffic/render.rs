@@ -23,6 +23,7 @@ impl Traffic {
             slow_start,
             queue,
             request_body_bytes_max,
+            request_head_bytes_max,
             routes,
         } = self;
         let mut section = json!({
@@ -52,6 +53,9 @@ impl Traffic {
         }
         if let Some(bytes) = request_body_bytes_max {
             section["request_body_bytes_max"] = (*bytes).into();
+        }
+        if let Some(bytes) = request_head_bytes_max {
+            section["request_head_bytes_max"] = (*bytes).into();
         }
         if !routes.is_empty() {
             section["routes"] = routes.iter().map(render_rule).collect();
@@ -125,6 +129,8 @@ fn render_rule(rule: &RouteRule) -> Value {
         weights,
         timeouts,
         retries,
+        connect_timeout,
+        request_body_bytes_max,
     } = rule;
     let conditions = [
         ("hosts", json!(hosts), hosts.is_empty()),
@@ -148,6 +154,10 @@ fn render_rule(rule: &RouteRule) -> Value {
     }
     if let Some(retries) = retries {
         shown.insert("retries".to_owned(), render_retries(retries));
+    }
+    shown.extend(given([("connect_timeout_seconds", *connect_timeout)]));
+    if let Some(bytes) = request_body_bytes_max {
+        shown.insert("request_body_bytes_max".to_owned(), (*bytes).into());
     }
     shown.into()
 }

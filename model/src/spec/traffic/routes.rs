@@ -6,7 +6,7 @@ use super::super::fields::ROUTE;
 use super::super::probe::{self, is_token};
 use super::super::reader::{Field, Fields, Reader};
 use super::super::yaml::Value;
-use super::read::{check_tries, retries, timeouts};
+use super::read::{body_bytes, check_tries, optional_seconds, retries, timeouts};
 use super::{RouteRule, Traffic};
 
 /// The most rules: they are looked at one after the other.
@@ -84,6 +84,15 @@ fn rule(reader: &mut Reader, fields: &Fields<'_>, traffic: &Traffic) -> RouteRul
         let timeouts = rule.timeouts.as_ref().unwrap_or(&traffic.timeouts);
         check_tries(reader, &field, retries, timeouts);
     }
+    optional_seconds(
+        reader,
+        fields,
+        "connect_timeout_seconds",
+        &mut rule.connect_timeout,
+    );
+    rule.request_body_bytes_max = fields
+        .get("request_body_bytes_max")
+        .and_then(|field| body_bytes(reader, &field));
     rule
 }
 

@@ -84,6 +84,7 @@ mod tests {
             cluster: ClusterId([1; 16]),
             directory: root.path().to_owned(),
             executable: "none".into(),
+            open_files: None,
             look_now: tokio::sync::Notify::new(),
         };
         let key = |number| ReplicaKey {

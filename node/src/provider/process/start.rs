@@ -169,6 +169,9 @@ fn start_shim(
     if let Some(path) = lifeline {
         command.arg("--lifeline").arg(std::path::absolute(path)?);
     }
+    if let Some(open_files) = site.open_files {
+        command.arg("--open-files").arg(open_files.to_string());
+    }
     let child = command.spawn()?;
     let (tell, told) = oneshot::channel();
     tokio::spawn(attend(child, tell));

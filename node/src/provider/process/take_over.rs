@@ -97,6 +97,7 @@ mod tests {
             cluster,
             directory,
             executable: "none".into(),
+            open_files: None,
             look_now: tokio::sync::Notify::new(),
         }
     }
