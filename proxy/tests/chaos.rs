@@ -15,7 +15,7 @@ use raftserve_model::spec::LoadBalancingPolicy;
 use raftserve_proxy::{Http1Path, NoSessions, ProxyConfig, ServiceRoute};
 use support::{
     Hand, Rig, accept, by_hand, config, log, recorder, resident_bytes, service, soon, try_ask,
-    until, upstream,
+    until,
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 
