@@ -5,6 +5,9 @@ pub mod codec;
 pub mod command;
 pub mod disk;
 pub mod entry;
+#[cfg(test)]
+#[path = "../tests/formats/fixture.rs"]
+mod fixture;
 pub mod formats;
 pub mod identity;
 pub mod precedence;

@@ -463,3 +463,20 @@ fn a_backend_that_panics_while_it_is_written_is_not_vouched_for() {
     assert!(matches!(outcome, Err(StateStoreError::Ended)));
     assert!(scene.take().is_none());
 }
+
+#[test]
+fn what_vouches_for_a_state_has_the_bytes_it_always_had() {
+    let scene = Scene::new(Arc::new(sled::Sled));
+    let applied = applied(3);
+    std::fs::create_dir_all(scene.place.state_dir(300)).unwrap();
+    scene.place.vouch(300, &applied).unwrap();
+    let bytes = std::fs::read(scene.dir.path().join(MARKER)).unwrap();
+    crate::fixture::same_as("checkpoint", &bytes);
+    let expected = Marker {
+        generation: 300,
+        head: applied.head(),
+        digest: applied.state.digest(),
+    };
+    let kept = crate::fixture::read("checkpoint");
+    assert_eq!(decode_marker(&kept), Some(expected));
+}

@@ -1,5 +1,6 @@
 use super::*;
 use crate::disk::simulated::{Fault, Random, SimulatedDisk};
+use crate::fixture;
 
 const CLUSTER: ClusterId = ClusterId([7; 16]);
 const OTHER: ClusterId = ClusterId([8; 16]);
@@ -131,22 +132,6 @@ fn a_damaged_or_missing_node_file_is_refused() {
     assert!(matches!(refused(dir.path()), IdentityError::Corrupt { .. }));
 }
 
-#[test]
-fn the_node_file_has_the_bytes_it_always_had() {
-    let file = NodeFile {
-        nonce: 1,
-        cluster: Some(CLUSTER),
-        node: Some(NodeId(2)),
-        log_made: true,
-        log_cut: false,
-    };
-    let text = "{\"nonce\":1,\"cluster\":\"07070707070707070707070707070707\",\"node\":2,\"log_made\":true}\n\
-                crc32c 00000000\n";
-    let fixed = text.split_once('\n').unwrap().0;
-    assert_eq!(file.encode().split_once('\n').unwrap().0, fixed);
-    assert_eq!(NodeFile::decode(file.encode().as_bytes()), Ok(file));
-}
-
 /// An identity that was once told is told again, whenever the power goes.
 #[test]
 fn an_identity_is_never_taken_back() {
@@ -179,5 +164,35 @@ fn an_identity_is_never_taken_back() {
                 break;
             }
         }
+    }
+}
+
+#[test]
+fn who_a_peer_is_has_the_bytes_it_always_had() {
+    let pristine = NodeFile {
+        nonce: 300,
+        cluster: None,
+        node: None,
+        log_made: false,
+        log_cut: false,
+    };
+    let member = NodeFile {
+        nonce: 22,
+        cluster: Some(CLUSTER),
+        node: Some(NodeId(2)),
+        log_made: true,
+        log_cut: false,
+    };
+    let cut = NodeFile {
+        log_cut: true,
+        ..member
+    };
+    for (name, file) in [
+        ("node/pristine", pristine),
+        ("node/log-cut", cut),
+        ("data-directory/NODE", member),
+    ] {
+        fixture::same_as(name, file.encode().as_bytes());
+        assert_eq!(NodeFile::decode(&fixture::read(name)), Ok(file), "{name}");
     }
 }

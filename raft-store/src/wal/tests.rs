@@ -1,5 +1,6 @@
 mod crash;
 mod damage;
+mod frozen;
 mod writing;
 
 use std::path::PathBuf;

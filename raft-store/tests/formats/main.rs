@@ -2,9 +2,13 @@
 //! by field, and today's writer must still write the same bytes (`docs/formats.md`).
 #![expect(clippy::unwrap_used, reason = "a panic is a test's answer")]
 
+mod directory;
+mod fixture;
+mod further;
+mod variants;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,46 +26,45 @@ use raftserve_store::snapshot::{SnapshotHead, Snapshots};
 use raftserve_store::state::Record;
 use raftserve_store::{Outcome, State};
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures/v1")
-        .join(name)
-}
-
-/// Compares `bytes` with a fixture. One that is not there is written, for whoever adds a version, and fails.
-fn same_as(name: &str, bytes: &[u8]) {
-    let path = fixture(name);
-    let Ok(kept) = std::fs::read(&path) else {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, bytes).unwrap();
-        panic!(
-            "{} was not there, and is written now: look at it",
-            path.display()
-        );
-    };
-    assert!(kept == bytes, "{name}: what is written is not what it was");
-}
+use crate::fixture::same_as;
 
 /// A frame that is as it was, and is read as what it was.
 fn frame<T: Encode + Decode<()> + PartialEq + Debug>(name: &str, value: &T) {
     same_as(&format!("{name}.frame"), &codec::encode(value).unwrap());
-    let kept = std::fs::read(fixture(&format!("{name}.frame"))).unwrap();
+    let kept = fixture::read(&format!("{name}.frame"));
     assert_eq!(codec::decode::<T>(&kept).unwrap(), *value, "{name}");
 }
 
 const YAML: &str = "service:\n  readiness_probe: /\n  replicas: 2\nresources:\n  ports: 8080\nrun: x\n_metadata:\n  raftserve:\n    session_affinity: {header: x-session}\n";
+
+/// How many entries [`history`] has: it is never changed, and what came later is in `further.rs`.
+const FIRST_ENTRIES: u64 = 13;
+
+/// A request of the one client session.
+fn client(sequence: u64, request: Request) -> Action {
+    Action::Client {
+        client: LogIndex(2),
+        sequence,
+        acknowledged: sequence - 1,
+        request,
+    }
+}
+
+/// An action as the leader proposes it that has reached this index.
+fn stamped((at, (name, action)): (u64, (&'static str, Action))) -> (&'static str, Command) {
+    let command = Command {
+        now: LogTime(at * 1_000),
+        wall: WallTime(1_790_000_000_000 + at),
+        action,
+    };
+    (name, command)
+}
 
 fn history() -> Vec<(&'static str, Action)> {
     let spec = ServiceSpec::parse(YAML, ParseOptions::default());
     let replica = ReplicaId {
         service: ServiceId(3),
         number: 1,
-    };
-    let client = |sequence, request| Action::Client {
-        client: LogIndex(2),
-        sequence,
-        acknowledged: sequence - 1,
-        request,
     };
     let control = |changes| Action::Control {
         generation: Generation(4),
@@ -183,14 +186,6 @@ fn history() -> Vec<(&'static str, Action)> {
 }
 
 fn commands() -> Vec<(&'static str, Command)> {
-    let stamped = |(at, (name, action)): (u64, _)| {
-        let command = Command {
-            now: LogTime(at * 1_000),
-            wall: WallTime(1_790_000_000_000 + at),
-            action,
-        };
-        (name, command)
-    };
     (1..).zip(history()).map(stamped).collect()
 }
 
@@ -232,7 +227,7 @@ fn head() -> SnapshotHead {
 
 #[test]
 fn log_entries_and_what_raft_stores_have_the_bytes_they_always_had() {
-    for (name, command) in commands() {
+    for (name, command) in commands().into_iter().chain(further::commands()) {
         frame(&format!("entry/{name}"), &Payload::Command(command));
     }
     frame("entry/blank", &Payload::Blank);
@@ -312,7 +307,7 @@ fn a_snapshot_has_the_bytes_it_always_had_and_is_read() {
 
     let kept = tempfile::tempdir().unwrap();
     let name = built.file.path().file_name().unwrap();
-    std::fs::copy(fixture("state.snap"), kept.path().join(name)).unwrap();
+    std::fs::copy(fixture::path("state.snap"), kept.path().join(name)).unwrap();
     let current = Snapshots::open(Arc::new(RealDisk), kept.path())
         .unwrap()
         .current()
