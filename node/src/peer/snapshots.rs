@@ -8,16 +8,13 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use super::core::Core;
 use super::store::SnapshotTrigger;
 
-/// How often the log's growth is looked at: it takes far longer to become due.
-const PERIOD: Duration = Duration::from_secs(5);
+/// Peers become due at about the same entry. So each waits so many looks for each member before it, that the disks of
+/// all are not busy with it at once.
+const STAGGER: u32 = 3;
 
-/// Peers become due at about the same entry. So each waits this long for each member before it, that
-/// the disks of all are not busy with it at once.
-const STAGGER: Duration = Duration::from_secs(15);
-
-/// Asks for snapshots as long as Raft runs.
-pub(crate) async fn run(core: Arc<Core>, trigger: SnapshotTrigger) {
-    let mut period = interval(PERIOD);
+/// Asks for snapshots as long as Raft runs, and looks each `look` at how far the log has grown.
+pub(crate) async fn run(core: Arc<Core>, trigger: SnapshotTrigger, look: Duration) {
+    let mut period = interval(look);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         period.tick().await;
@@ -27,7 +24,8 @@ pub(crate) async fn run(core: Arc<Core>, trigger: SnapshotTrigger) {
         if !trigger.is_overdue() {
             let others = core.directory.others();
             let before = others.iter().filter(|other| **other < core.me()).count();
-            sleep(STAGGER * u32::try_from(before).unwrap_or(u32::MAX)).await;
+            let looks = STAGGER.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX));
+            sleep(look.saturating_mul(looks)).await;
         }
         // A snapshot from the leader may have come in the meantime.
         if trigger.is_due()

@@ -21,6 +21,8 @@ pub struct SnapshotTrigger {
     wal: Arc<Wal>,
     snapshots: Arc<Snapshots>,
     reader: StateReader,
+    /// [`SNAPSHOT_ENTRIES`], or fewer in tests.
+    entries: u64,
     /// The newest snapshot seen, and the bytes of log written by then.
     since: Arc<Mutex<(Option<LogId>, u64)>>,
 }
@@ -32,8 +34,15 @@ impl SnapshotTrigger {
             wal,
             snapshots,
             reader,
+            entries: SNAPSHOT_ENTRIES,
             since: Arc::new(Mutex::new((newest, 0))),
         }
+    }
+
+    /// The same, with a snapshot due after so many entries instead of [`SNAPSHOT_ENTRIES`].
+    #[must_use]
+    pub fn after(self, entries: u64) -> Self {
+        Self { entries, ..self }
     }
 
     /// Whether the log begins after the newest snapshot ends, as where files were removed by hand: the state in memory is
@@ -58,20 +67,24 @@ impl SnapshotTrigger {
         }
         let (bytes, newest) = (written - since.1, newest.map_or(0, |id| id.index.0));
         let applied = self.reader.last();
-        applied.is_some_and(|applied| has_outgrown(newest, applied.index.0, bytes))
+        applied.is_some_and(|applied| has_outgrown(newest, applied.index.0, bytes, self.entries))
     }
 }
 
 /// Whether the log since the snapshot up to entry `newest` (0 if there is none) has grown too long: up to entry
-/// `applied`, by so many bytes.
-fn has_outgrown(newest: u64, applied: u64, bytes: u64) -> bool {
+/// `applied`, by so many bytes; it may grow by fewer entries than `entries_max`.
+fn has_outgrown(newest: u64, applied: u64, bytes: u64, entries_max: u64) -> bool {
     let entries = applied.saturating_sub(newest);
-    entries >= SNAPSHOT_ENTRIES || (entries > 0 && bytes >= SNAPSHOT_BYTES)
+    entries >= entries_max || (entries > 0 && bytes >= SNAPSHOT_BYTES)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn has_outgrown(newest: u64, applied: u64, bytes: u64) -> bool {
+        super::has_outgrown(newest, applied, bytes, SNAPSHOT_ENTRIES)
+    }
 
     #[test]
     fn a_snapshot_is_due_by_entries_or_by_bytes_and_never_without_a_new_entry() {
