@@ -34,7 +34,7 @@ jepsen *ARGS:
     cargo build --locked -p raftserve-node
     cargo test --locked -p jepsen-tests {{ ARGS }}
 
-# Kills one, two or all of three peers again and again, under clients whose calls are all checked. SEED repeats a run.
+# Kills one, two or all of three peers again and again, lets disks and volumes fail, under clients whose calls are all checked. SEED repeats a run.
 kill-rounds ROUNDS="1000" SEED="":
     cargo build --release --locked -p raftserve-node
     {{ if SEED == "" { "" } else { "RAFTSERVE_KILL_SEED=" + SEED } }} RAFTSERVE_KILL_ROUNDS={{ ROUNDS }} \

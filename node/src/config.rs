@@ -10,7 +10,7 @@ use raftserve_store::state::Promotion;
 
 use crate::cli::node_args::{Http1Choice, NodeArgs, ProviderChoice, TimingProfile};
 use crate::otlp::Collector;
-use crate::peer::MembershipPolicy;
+use crate::peer::{LogGrowth, MembershipPolicy};
 use crate::provider::kubernetes::KubernetesSettings;
 use crate::share::LEASE_OVER;
 
@@ -73,6 +73,8 @@ pub struct NodeConfig {
     pub spans: Option<(Collector, f64)>,
     /// How fast failures are noticed.
     pub profile: Profile,
+    /// How far the log grows.
+    pub growth: LogGrowth,
 }
 
 /// Settings that cannot be.
@@ -197,6 +199,7 @@ impl TryFrom<NodeArgs> for NodeConfig {
                 });
             }
         };
+        let usual = LogGrowth::default();
         let beside = || args.data_dir.join("..").join("replicas");
         Ok(Self {
             kubernetes: match args.provider {
@@ -255,6 +258,13 @@ impl TryFrom<NodeArgs> for NodeConfig {
                 TimingProfile::Lan => Profile::Lan,
                 TimingProfile::Wan => Profile::Wan,
                 TimingProfile::Etcd => Profile::Etcd,
+            },
+            growth: LogGrowth {
+                snapshot_entries: args.snapshot_entries.unwrap_or(usual.snapshot_entries),
+                look: args.snapshot_look.unwrap_or(usual.look),
+                purge_look: args.snapshot_look.unwrap_or(usual.purge_look),
+                kept: args.log_kept.unwrap_or(usual.kept),
+                segment_size: args.segment_size.unwrap_or(usual.segment_size),
             },
         })
     }

@@ -249,6 +249,7 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
         host,
         incarnation,
         profile: config.profile,
+        growth: config.growth,
         supports: SUPPORTED,
         wall_clock: clock::wall_now,
         certificates: certificates.clone(),

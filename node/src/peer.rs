@@ -51,7 +51,7 @@ pub use exchange::ExchangeHandler;
 pub use steward::MembershipPolicy;
 pub(crate) use steward::TRAILING_MAX;
 pub use steward::plan::Vote;
-pub use store::{OpenError, Profile};
+pub use store::{LogGrowth, OpenError, Profile};
 pub use wire::{Announcement, MemberHealth, Remarks};
 
 use self::agreement::Agreement;
@@ -70,7 +70,7 @@ use self::remarks::Remarked;
 use self::rounds::rounds;
 use self::server::{Running, Server};
 use self::steward::HealthBook;
-use self::store::{Identity, Opened, RaftHandle, raft_config};
+use self::store::{Identity, Opened, RaftHandle, raft_config_keeping};
 use self::wire::MESSAGE_BYTES_MAX;
 use crate::access::Certificates;
 use crate::access::certificates::Protocol;
@@ -114,6 +114,8 @@ pub struct PeerConfig {
     pub incarnation: Incarnation,
     /// How patient elections are.
     pub profile: Profile,
+    /// How far the log grows.
+    pub growth: LogGrowth,
     /// The cluster versions that this release can work in.
     pub supports: VersionRange,
     /// What entries show people as their time.
@@ -265,10 +267,17 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
 
     let identity = cradle.await_identity().await?;
     tracing::info!(cluster = %identity.cluster, peer = %identity.node, "this peer has an identity");
-    let opened = cradle.dir().open_store(config.supports).await;
+    let opened = cradle
+        .dir()
+        .open_store(config.supports, config.growth)
+        .await;
     let opened = opened.map_err(|source| StartError::Store { source })?;
-    let (snapshots, trigger) = (Arc::clone(&opened.snapshots), opened.trigger.clone());
-    let retention = opened.retention.clone();
+    let (snapshots, trigger) = (
+        Arc::clone(&opened.snapshots),
+        opened.trigger.clone().after(config.growth.snapshot_entries),
+    );
+    let retention = opened.retention.clone().keeping(config.growth.kept);
+    let growth = config.growth;
     let (core, fatal, checkpoint) = run_raft(&config, identity, opened, runtime).await?;
     let exchange = Slot::default();
     let set = running.set(Running {
@@ -283,7 +292,12 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
     let places = [config.peers, config.join].concat();
     tokio::spawn(locate::run(Arc::clone(&core), places));
     tokio::spawn(steward::run(Arc::clone(&core)));
-    tokio::spawn(snapshots::run(Arc::clone(&core), trigger, retention));
+    tokio::spawn(snapshots::run(
+        Arc::clone(&core),
+        trigger,
+        retention,
+        growth,
+    ));
     tokio::spawn(name_cluster(Arc::clone(&core)));
     Ok(Begun {
         core,
@@ -411,7 +425,7 @@ async fn run_raft(
         Arc::clone(&directory),
         runtime.clone(),
     ));
-    let raft_config = Arc::new(raft_config(config.profile));
+    let raft_config = Arc::new(raft_config_keeping(config.profile, config.growth.kept));
     let acked = Arc::new(Acked::default());
     let network = Network::new(me, Arc::clone(&links), Arc::clone(&acked));
     let raft = RaftHandle::new(

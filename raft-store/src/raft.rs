@@ -12,7 +12,7 @@ mod trigger;
 
 pub use crate::entry::PeerRecord;
 pub use check::{CHECK_EVERY, CHECKS_KEPT, StateCheck};
-pub use config::{Profile, raft_config};
+pub use config::{Profile, raft_config, raft_config_keeping};
 pub use convert::{
     EntryError, decode_entry, encode_entry, log_id_from, log_id_to, membership_from, membership_to,
     vote_from, vote_to,

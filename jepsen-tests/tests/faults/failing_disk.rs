@@ -10,10 +10,15 @@ use crate::stage::{self, SOME, TEST_TIME_MAX};
 /// A prepared cluster with this election timing, whose peers have disks that fail on command; the peers do not
 /// run yet.
 pub(crate) fn on_faulty_disks(profile: &str) -> anyhow::Result<(Cluster, Vec<FaultyDisk>)> {
-    let mut cluster = Cluster::prepare(&Options {
+    with_faulty_disks(&Options {
         profile: profile.to_owned(),
         ..Options::default()
-    })?;
+    })
+}
+
+/// The same with these options.
+pub(crate) fn with_faulty_disks(options: &Options) -> anyhow::Result<(Cluster, Vec<FaultyDisk>)> {
+    let mut cluster = Cluster::prepare(options)?;
     let root = cluster
         .path("")
         .canonicalize()

@@ -16,7 +16,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use raftserve_model::Incarnation;
 use raftserve_node::clock;
 use raftserve_node::consensus::Consensus;
-use raftserve_node::peer::{self, MembershipPolicy, PeerConfig, Profile};
+use raftserve_node::peer::{self, LogGrowth, MembershipPolicy, PeerConfig, Profile};
 use raftserve_store::Outcome;
 use raftserve_store::command::{Action, Request};
 use raftserve_store::formats::SUPPORTED;
@@ -78,6 +78,7 @@ fn main() -> anyhow::Result<()> {
         host: "localhost".to_owned(),
         incarnation: Incarnation(rand::random()),
         profile: Profile::Fast,
+        growth: LogGrowth::default(),
         supports: SUPPORTED,
         wall_clock: clock::wall_now,
         certificates: None,

@@ -261,6 +261,23 @@ pub struct NodeArgs {
     /// How log lines look.
     #[arg(long, value_enum, default_value = "text", env = "RAFTSERVE_LOG_FORMAT")]
     pub log_format: LogFormat,
+    /// Take a snapshot after so many entries. For tests, as the next three.
+    #[arg(long, value_name = "N", hide = true, value_parser = clap::value_parser!(u64).range(1..))]
+    pub snapshot_entries: Option<u64>,
+    /// How often it is looked whether a snapshot is due.
+    #[arg(long, value_name = "DURATION", hide = true, value_parser = durations::parse)]
+    pub snapshot_look: Option<Duration>,
+    /// How many entries stay in the log after they are in a snapshot.
+    #[arg(long, value_name = "N", hide = true, value_parser = clap::value_parser!(u64).range(1..))]
+    pub log_kept: Option<u64>,
+    /// How large a segment of the log becomes.
+    #[arg(
+        long,
+        value_name = "BYTES",
+        hide = true,
+        value_parser = clap::value_parser!(u64).range(1 << 10..=1 << 30)
+    )]
+    pub segment_size: Option<u64>,
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -301,6 +318,21 @@ mod tests {
         }
         assert!(parse(&["--otlp-sample", "0.5"]).is_err());
         assert!(parse(&[]).unwrap().otlp_endpoint.is_none());
+    }
+
+    #[test]
+    fn a_log_cannot_be_cut_to_nothing() {
+        let args = parse(&["--snapshot-entries", "80", "--log-kept", "50"]).unwrap();
+        assert_eq!((args.snapshot_entries, args.log_kept), (Some(80), Some(50)));
+        for bad in [
+            ["--snapshot-entries", "0"],
+            ["--log-kept", "0"],
+            ["--segment-size", "1023"],
+            ["--segment-size", "4294967296"],
+            ["--snapshot-look", "0s"],
+        ] {
+            assert!(parse(&bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

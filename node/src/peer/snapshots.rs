@@ -1,22 +1,20 @@
 //! Has this peer snapshot its state when its log has outgrown the last one, and forget the log that it need not keep.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::core::Core;
-use super::store::{Retention, SnapshotTrigger, Turn};
-
-/// How often the log's growth is looked at. At full load it grows by a tenth of what makes a snapshot due.
-const PERIOD: Duration = Duration::from_millis(250);
-
-/// How often it is looked at what may be purged, which looks at each entry that is held.
-const PURGE_PERIOD: Duration = Duration::from_secs(2);
+use super::store::{LogGrowth, Retention, SnapshotTrigger, Turn};
 
 /// Asks for snapshots, and purges, as long as Raft runs.
-pub(crate) async fn run(core: Arc<Core>, trigger: SnapshotTrigger, retention: Retention) {
-    let (mut look, mut purge) = (interval(PERIOD), interval(PURGE_PERIOD));
+pub(crate) async fn run(
+    core: Arc<Core>,
+    trigger: SnapshotTrigger,
+    retention: Retention,
+    growth: LogGrowth,
+) {
+    let (mut look, mut purge) = (interval(growth.look), interval(growth.purge_look));
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     purge.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -1,15 +1,17 @@
 //! The store as this peer uses it.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use raftserve_model::{ClusterId, NodeId, VersionRange};
 use raftserve_store::identity::{self, DataDir, IdentityError};
-use raftserve_store::raft::{StateMachine, TypeConfig};
+use raftserve_store::raft::{LOG_KEPT, SNAPSHOT_ENTRIES, StateMachine, TypeConfig};
 use raftserve_store::store::Store;
+use raftserve_store::wal::WalOptions;
 
 pub use raftserve_store::raft::Profile;
 pub(crate) use raftserve_store::raft::{
-    Retention, SnapshotTrigger, StateReader, Turn, raft_config,
+    Retention, SnapshotTrigger, StateReader, Turn, raft_config_keeping,
 };
 pub(crate) use raftserve_store::snapshot::{SnapshotFile, Snapshots};
 pub use raftserve_store::store::OpenError;
@@ -17,6 +19,35 @@ pub(crate) use raftserve_store::store::Opened;
 
 /// openraft over our store.
 pub(crate) type RaftHandle = openraft::Raft<TypeConfig, StateMachine>;
+
+/// How far the log grows, and how its growth is looked at. Only tests change it, so that they see within seconds what
+/// otherwise takes a hundred thousand entries.
+#[derive(Clone, Copy, Debug)]
+pub struct LogGrowth {
+    /// Entries since the last snapshot that make the next one due.
+    pub snapshot_entries: u64,
+    /// How often it is looked whether one is due.
+    pub look: Duration,
+    /// How often it is looked what may be purged, which looks at each entry that is held.
+    pub purge_look: Duration,
+    /// Entries kept after they are in a snapshot.
+    pub kept: u64,
+    /// Bytes of a segment of the log.
+    pub segment_size: u64,
+}
+
+impl Default for LogGrowth {
+    fn default() -> Self {
+        Self {
+            snapshot_entries: SNAPSHOT_ENTRIES,
+            // At full load it grows by a tenth of what makes a snapshot due.
+            look: Duration::from_millis(250),
+            purge_look: Duration::from_secs(2),
+            kept: LOG_KEPT,
+            segment_size: WalOptions::default().segment_size,
+        }
+    }
+}
 
 /// Who a member is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,8 +111,16 @@ impl SharedDir {
     }
 
     /// Opens the log and the state.
-    pub(crate) async fn open_store(&self, supports: VersionRange) -> Result<Opened, OpenError> {
+    pub(crate) async fn open_store(
+        &self,
+        supports: VersionRange,
+        growth: LogGrowth,
+    ) -> Result<Opened, OpenError> {
         let store = Store {
+            wal: WalOptions {
+                segment_size: growth.segment_size,
+                ..WalOptions::default()
+            },
             supports,
             ..Store::default()
         };

@@ -89,6 +89,7 @@ impl Place {
             host: "host".to_owned(),
             incarnation: Incarnation(rand::random()),
             profile: Profile::Fast,
+            growth: LogGrowth::default(),
             supports: SUPPORTED,
             wall_clock: clock::wall_now,
             certificates: None,

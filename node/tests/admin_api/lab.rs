@@ -20,7 +20,7 @@ use raftserve_node::admin::v1::sessions_client::SessionsClient;
 use raftserve_node::admin::{self, AdminError, AdminParts};
 use raftserve_node::clock;
 use raftserve_node::consensus::Consensus;
-use raftserve_node::peer::{self, Peer, PeerConfig, Profile};
+use raftserve_node::peer::{self, LogGrowth, Peer, PeerConfig, Profile};
 use raftserve_node::provider::{
     Launched, LogQuery, LogStream, Observation, Provider, ProviderError, ReplicaKey, ReplicaLaunch,
 };
@@ -130,6 +130,7 @@ impl Lab {
             host: "here".into(),
             incarnation: Incarnation(at as u64 + 1),
             profile: Profile::Fast,
+            growth: LogGrowth::default(),
             supports: SUPPORTED,
             wall_clock: clock::wall_now,
             certificates: None,

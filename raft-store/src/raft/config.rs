@@ -42,6 +42,16 @@ const SNAPSHOT_STEP_TIMEOUT_MS: u64 = 10_000;
 /// Never: every profile is valid, which a test shows.
 #[must_use]
 pub fn raft_config(profile: Profile) -> Config {
+    raft_config_keeping(profile, LOG_KEPT)
+}
+
+/// The same with another number of entries kept than [`LOG_KEPT`], of at least one: for tests, which are to see the log
+/// purged.
+///
+/// # Panics
+/// Never: as for [`raft_config`].
+#[must_use]
+pub fn raft_config_keeping(profile: Profile, kept: u64) -> Config {
     // Nobody votes within the greatest timeout of a leader's last word; each peer that has not heard of another by
     // then waits a random time more, between both numbers. The least is not what keeps elections apart from a
     // leader that is merely slow, so it may be short: the wider the range, the fewer the votes that split.
@@ -62,7 +72,7 @@ pub fn raft_config(profile: Profile) -> Config {
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
         // Above what is kept: a follower that the log can still serve is not sent a snapshot.
-        replication_lag_threshold: 2 * LOG_KEPT,
+        replication_lag_threshold: kept.saturating_mul(2),
         install_snapshot_timeout: SNAPSHOT_STEP_TIMEOUT_MS,
         api_channel_size: Some(API_CHANNEL),
         allow_log_reversion: Some(false),

@@ -292,6 +292,9 @@ impl<C: StoreTypes> RaftStateMachine<C> for StateMachine<C> {
             .map_err(io::Error::other)?;
         self.state = state;
         self.last = installed.head.last;
+        if let Some(last) = self.last {
+            tracing::info!(%last, "a snapshot was installed");
+        }
         self.membership = Arc::new(installed.head.membership);
         self.has_news = true;
         self.publish();
@@ -347,6 +350,10 @@ impl<C: StoreTypes> RaftSnapshotBuilder<C> for SnapshotBuilder<C> {
         let snapshots = Arc::clone(&self.snapshots);
         let building =
             C::run_at_leisure(move || snapshots.build(&applied.head(), applied.state.records()));
-        to_raft(building.await?.map_err(io::Error::other)?)
+        let built = building.await?.map_err(io::Error::other)?;
+        if let Some(last) = built.head.last {
+            tracing::info!(%last, "a snapshot was taken");
+        }
+        to_raft(built)
     }
 }

@@ -47,6 +47,16 @@ impl Retention {
         }
     }
 
+    /// The same, with so many entries kept, at least one, instead of [`LOG_KEPT`].
+    #[must_use]
+    pub fn keeping(self, entries: u64) -> Self {
+        Self {
+            entries,
+            batch: BATCH.min(entries),
+            ..self
+        }
+    }
+
     /// The last entry that is to be purged; none if that is not worth its while yet. It is in the newest snapshot, and
     /// older than all that followers which keep up need.
     #[must_use]

@@ -23,11 +23,11 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// How many snapshots are due up to an entry. One is every [`SNAPSHOT_ENTRIES`] entries, and those of the peers
+    /// How many snapshots are due up to an entry. One is `every` so many entries, and those of the peers
     /// are as far apart as can be, for good: peers apply the same entries.
-    fn count(self, index: u64) -> u64 {
-        let behind = SNAPSHOT_ENTRIES * self.rank / self.of;
-        (index + SNAPSHOT_ENTRIES - behind) / SNAPSHOT_ENTRIES
+    fn count(self, index: u64, every: u64) -> u64 {
+        let behind = every * self.rank / self.of;
+        (index + every - behind) / every
     }
 
     /// The bytes of log that this peer waits for, from a half of [`SNAPSHOT_BYTES`] up: where the log grows by bytes,
@@ -38,8 +38,9 @@ impl Turn {
 
     /// Whether the log since the snapshot up to entry `newest` (0 if there is none) has grown too long: up to entry
     /// `applied`, by so many bytes.
-    fn has_come(self, newest: u64, applied: u64, bytes: u64) -> bool {
-        applied > newest && (self.count(applied) > self.count(newest) || bytes >= self.bytes())
+    fn has_come(self, newest: u64, applied: u64, bytes: u64, every: u64) -> bool {
+        let counted = |index| self.count(index, every);
+        applied > newest && (counted(applied) > counted(newest) || bytes >= self.bytes())
     }
 }
 
@@ -69,6 +70,8 @@ pub struct SnapshotTrigger {
     wal: Arc<Wal>,
     snapshots: Arc<Snapshots>,
     reader: StateReader,
+    /// [`SNAPSHOT_ENTRIES`], or fewer in tests.
+    entries: u64,
     since: Arc<Mutex<Since>>,
 }
 
@@ -80,8 +83,15 @@ impl SnapshotTrigger {
             wal,
             snapshots,
             reader,
+            entries: SNAPSHOT_ENTRIES,
             since: Arc::new(Mutex::new(since)),
         }
+    }
+
+    /// The same, with a snapshot due every so many entries, at least one, instead of [`SNAPSHOT_ENTRIES`].
+    #[must_use]
+    pub fn after(self, entries: u64) -> Self {
+        Self { entries, ..self }
     }
 
     fn newest(&self) -> Option<LogId> {
@@ -110,7 +120,7 @@ impl SnapshotTrigger {
     pub fn is_due(&self, turn: Turn) -> bool {
         let newest = self.newest().map_or(0, |id| id.index.0);
         let applied = self.reader.last().map_or(0, |id| id.index.0);
-        self.is_overdue() || turn.has_come(newest, applied, self.bytes())
+        self.is_overdue() || turn.has_come(newest, applied, self.bytes(), self.entries)
     }
 }
 
@@ -120,14 +130,23 @@ mod tests {
 
     const ALONE: Turn = Turn { rank: 0, of: 1 };
 
+    fn has_come(turn: Turn, newest: u64, applied: u64, bytes: u64) -> bool {
+        turn.has_come(newest, applied, bytes, SNAPSHOT_ENTRIES)
+    }
+
     #[test]
     fn a_snapshot_is_due_by_entries_or_by_bytes_and_never_without_a_new_entry() {
-        assert!(!ALONE.has_come(0, SNAPSHOT_ENTRIES - 1, SNAPSHOT_BYTES - 1));
-        assert!(ALONE.has_come(0, SNAPSHOT_ENTRIES, 0));
-        assert!(ALONE.has_come(7, 8, SNAPSHOT_BYTES));
-        assert!(!ALONE.has_come(8, 8, u64::MAX));
+        assert!(!has_come(
+            ALONE,
+            0,
+            SNAPSHOT_ENTRIES - 1,
+            SNAPSHOT_BYTES - 1
+        ));
+        assert!(has_come(ALONE, 0, SNAPSHOT_ENTRIES, 0));
+        assert!(has_come(ALONE, 7, 8, SNAPSHOT_BYTES));
+        assert!(!has_come(ALONE, 8, 8, u64::MAX));
         // The snapshot came from another peer, and is ahead of what was applied.
-        assert!(!ALONE.has_come(9, 8, u64::MAX));
+        assert!(!has_come(ALONE, 9, 8, u64::MAX));
     }
 
     /// The entries at which a peer that looks at each of them takes its snapshots.
@@ -135,7 +154,7 @@ mod tests {
         let mut newest = 0;
         let upto = 5 * SNAPSHOT_ENTRIES;
         let due = (1..=upto).filter(|applied| {
-            let due = turn.has_come(newest, *applied, 0);
+            let due = has_come(turn, newest, *applied, 0);
             newest = if due { *applied } else { newest };
             due
         });

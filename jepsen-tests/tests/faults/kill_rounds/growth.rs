@@ -1,0 +1,132 @@
+//! Peers whose logs grow so little before they are cut that snapshots, purges and new segments come all the time, and
+//! what of that can be seen from outside.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use jepsen_tests::admin::Admin;
+use jepsen_tests::cluster::Cluster;
+use jepsen_tests::wait;
+
+/// Entries that a peer keeps in its log after they are in a snapshot.
+const KEPT: u64 = 50;
+
+/// The entries that a follower may hold beyond what the leader had applied: more than there are clients and fillers.
+const IN_FLIGHT_MAX: u64 = 50;
+
+/// Writers that let logs grow while a peer is away, each with a write at a time. With the clients fewer than entries are
+/// kept: a log that is purged over what nobody has committed is another matter.
+const FILLERS: usize = 16;
+
+/// How long logs may take to grow by some hundred entries, on however busy a machine.
+const GROWTH_MAX: Duration = Duration::from_secs(60);
+
+/// What a peer logs.
+const TAKEN: &str = "a snapshot was taken";
+const INSTALLED: &str = "a snapshot was installed";
+
+/// The flags by which a peer's log is cut soon.
+pub(super) fn flags() -> Vec<String> {
+    let kept = KEPT.to_string();
+    let flags = [
+        "--snapshot-entries=80",
+        "--snapshot-look=100ms",
+        &format!("--log-kept={kept}"),
+        "--segment-size=8192",
+    ];
+    flags.map(str::to_owned).into()
+}
+
+/// Waits until the others' logs do not hold any more what `away` lacks, which does not run.
+pub(super) async fn leaves_behind(cluster: &Cluster, away: usize) -> anyhow::Result<()> {
+    let leader = cluster.leader().await?;
+    let applied = cluster.admin(leader).status().await?.applied_index;
+    // A log begins at most twice what is kept before the last snapshot: it is purged by as much at a time.
+    let target = applied + IN_FLIGHT_MAX + 2 * KEPT;
+    let grown = wait::until("snapshots of the others", GROWTH_MAX, async || {
+        for peer in (0..cluster.size()).filter(|peer| *peer != away) {
+            let newest = newest_snapshot(&cluster.peer(peer).setup.data_dir)?;
+            ensure!(newest > target, "peer {peer} has {newest} of {target}");
+        }
+        Ok(())
+    });
+    let fillers = (0..FILLERS).map(|number| fill(cluster.admin(leader), number));
+    tokio::select! {
+        grown = grown => grown,
+        _ = futures_util::future::join_all(fillers) => unreachable!("they go on for ever"),
+    }
+}
+
+/// Writes a key of its own again and again.
+async fn fill(admin: Admin, number: usize) {
+    let key = format!("filler-{number}");
+    loop {
+        // Refused while there is no leader, it is tried again.
+        let _ = admin.put_key(&key, "x", None, None).await;
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Waits until a peer has installed a snapshot since its log had so many bytes.
+pub(super) async fn installed(cluster: &Cluster, peer: usize, since: usize) -> anyhow::Result<()> {
+    wait::until("an installed snapshot", GROWTH_MAX, async || {
+        let log = cluster.peer(peer).log_text().split_off(since);
+        ensure!(log.contains(INSTALLED), "peer {peer} says nothing of one");
+        Ok(())
+    })
+    .await
+}
+
+/// Waits until every peer has taken a snapshot, has one, and has removed the first segment of its log; clients write.
+pub(super) async fn everywhere(cluster: &Cluster) -> anyhow::Result<()> {
+    wait::until("snapshots and purged logs", GROWTH_MAX, async || {
+        for peer in 0..cluster.size() {
+            let folder = &cluster.peer(peer).setup.data_dir;
+            let taken = cluster.peer(peer).log_text().matches(TAKEN).count();
+            ensure!(taken > 0, "peer {peer} has taken no snapshot");
+            let newest = newest_snapshot(folder)?;
+            ensure!(newest > 0, "peer {peer} has no snapshot");
+            let first = first_segment(folder)?;
+            ensure!(first > 1, "peer {peer} has its whole log");
+        }
+        Ok(())
+    })
+    .await?;
+    let count = |what: &str| -> usize {
+        let logs = (0..cluster.size()).map(|peer| cluster.peer(peer).log_text());
+        logs.map(|log| log.matches(what).count()).sum()
+    };
+    cluster.note(&format!(
+        "{} snapshots were taken and {} installed",
+        count(TAKEN),
+        count(INSTALLED)
+    ));
+    Ok(())
+}
+
+/// The last entry of a peer's newest snapshot; 0 without one.
+fn newest_snapshot(data_dir: &Path) -> anyhow::Result<u64> {
+    let numbers = numbers(&data_dir.join("snap"), ".snap")?;
+    Ok(numbers.into_iter().max().unwrap_or(0))
+}
+
+/// The first segment of a peer's log; 0 without any.
+fn first_segment(data_dir: &Path) -> anyhow::Result<u64> {
+    let numbers = numbers(&data_dir.join("wal"), ".wal")?;
+    Ok(numbers.into_iter().min().unwrap_or(0))
+}
+
+/// The numbers by which the names of files with this ending begin.
+fn numbers(folder: &Path, ending: &str) -> anyhow::Result<Vec<u64>> {
+    let files = std::fs::read_dir(folder);
+    let files = files.with_context(|| format!("cannot list {}", folder.display()))?;
+    let mut numbers = Vec::new();
+    for file in files {
+        let name = file?.file_name();
+        let name = name.to_str().and_then(|name| name.strip_suffix(ending));
+        let number = name.and_then(|name| name.split('-').next());
+        numbers.extend(number.and_then(|number| number.parse::<u64>().ok()));
+    }
+    Ok(numbers)
+}
