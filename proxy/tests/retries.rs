@@ -420,3 +420,36 @@ async fn a_new_replica_comes_up_slowly() {
         }
     }
 }
+
+#[tokio::test]
+async fn ejections_are_ignored_where_too_many_are_out() {
+    for (panic_percent, ignored) in [(50, true), (100, false)] {
+        let calls = [(); 4].map(|()| Arc::<AtomicU64>::default());
+        let mut addresses = vec![answers(200, &calls[0]).await];
+        for failing in &calls[1..] {
+            addresses.push(answers(503, failing).await);
+        }
+        let mut svc = unforgiving(service(1, "svc", &addresses));
+        svc.traffic.ejection.panic_percent = panic_percent;
+        let rig = Rig::new([svc]);
+        let ask = async || get(rig.address, "h", "/").await.0;
+        // Each worker comes to know of each replica that it fails.
+        while rig.metric("ejections_total") < 3 * WORKERS {
+            ask().await;
+        }
+        rig.idle().await;
+        let count = || calls.each_ref().map(|calls| calls.load(Ordering::Relaxed));
+        let before = count();
+        for _ in 0..40 {
+            let status = ask().await;
+            assert!(ignored || status == 200, "{status}");
+        }
+        let after = count();
+        let more = [0, 1, 2, 3].map(|at| after[at] - before[at]);
+        assert_eq!(more.iter().sum::<u64>(), 40, "{more:?}");
+        match ignored {
+            true => assert!(more.iter().all(|&more| more > 0), "{more:?}"),
+            false => assert_eq!(more, [40, 0, 0, 0]),
+        }
+    }
+}
