@@ -305,7 +305,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_patch_that_hangs_holds_up_no_other_gate_and_gives_way_to_another_word() {
-        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let (tell, mut told) = tokio::sync::mpsc::channel(8);
         // Time passes here only if nothing else can happen.
         let mut told = async || timeout(REPEAT, told.recv()).await.ok().flatten();
         let mut setting = Setting::default();
@@ -313,7 +313,7 @@ mod tests {
             setting.begin(gates.into(), |ordinal, up, _| {
                 let tell = tell.clone();
                 async move {
-                    tell.send((ordinal, up)).unwrap();
+                    tell.send((ordinal, up)).await.unwrap();
                     // The first pod's gate cannot be opened now.
                     match (ordinal, up) {
                         (0, true) => std::future::pending().await,
