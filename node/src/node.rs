@@ -399,14 +399,10 @@ async fn stop_gently(
     shutdown: &CancellationToken,
     tasks: &TaskTracker,
 ) {
-    let consensus = peer.consensus();
-    if consensus.leadership().borrow().is_self && consensus.members().len() > 1 {
-        match consensus.transfer_leader(None, TRANSFER_DEADLINE).await {
-            Ok(node) => tracing::info!(%node, "leadership handed over"),
-            Err(error) => tracing::warn!(%error, "an election will follow"),
-        }
-    }
+    hand_over(peer).await;
     parts.proxy.shutdown(drain_grace).await;
+    // It may have been elected again meanwhile.
+    hand_over(peer).await;
     shutdown.cancel();
     tasks.close();
     if tokio::time::timeout(TASKS_DEADLINE, tasks.wait())
@@ -414,6 +410,16 @@ async fn stop_gently(
         .is_err()
     {
         tracing::warn!("some tasks did not end in time");
+    }
+}
+
+async fn hand_over(peer: &Peer) {
+    let consensus = peer.consensus();
+    if consensus.leadership().borrow().is_self && consensus.members().len() > 1 {
+        match consensus.transfer_leader(None, TRANSFER_DEADLINE).await {
+            Ok(node) => tracing::info!(%node, "leadership handed over"),
+            Err(error) => tracing::warn!(%error, "an election will follow"),
+        }
     }
 }
 

@@ -214,6 +214,13 @@ impl Worker {
                 count(&service.counters.connects_lacking);
                 return Refusal::Exhausted;
             }
+            // A rule's own patience says nothing of the replica: others give it more time.
+            ConnectError::Timeout(limit)
+                if *limit < service.route.traffic.upstream.connect_timeout =>
+            {
+                count(&service.counters.connect_failures);
+                return Refusal::ConnectTimeout;
+            }
             ConnectError::Timeout(_) => Refusal::ConnectTimeout,
             ConnectError::Failed(_) | ConnectError::Handshake(_) => Refusal::Unreachable,
         };

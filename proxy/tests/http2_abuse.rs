@@ -19,7 +19,7 @@ use tokio::sync::Mutex;
 /// would be remembered by more.
 const HELD_MAX: usize = 6 << 20;
 
-/// Held by whoever measures what this process holds.
+/// Held by each test: some measure what this process holds.
 static MEASURED: Mutex<()> = Mutex::const_new(());
 
 const DATA: u8 = 0;
@@ -216,6 +216,7 @@ async fn a_body_of_tiny_frames_costs_no_more_than_any_other() {
 /// It may answer pings for as long as it likes: it holds a place at the replica meanwhile.
 #[tokio::test]
 async fn a_stream_whose_client_never_takes_its_answer_ends() {
+    let _alone = MEASURED.lock().await;
     let address =
         support::upstream(|_| async { Response::new(Full::new(Bytes::from(vec![0; 64 << 10]))) });
     let mut config = support::config();
@@ -241,6 +242,7 @@ async fn a_stream_whose_client_never_takes_its_answer_ends() {
 
 #[tokio::test]
 async fn a_stream_that_was_answered_and_sends_nothing_more_ends() {
+    let _alone = MEASURED.lock().await;
     let (address, mut connections) = by_hand().await;
     let rig = Rig::new([service(1, "svc", &[address])]);
     let mut client = connect(&rig).await;
@@ -260,6 +262,7 @@ async fn a_stream_that_was_answered_and_sends_nothing_more_ends() {
 
 #[tokio::test]
 async fn a_malformed_request_of_http_2_reaches_no_replica() {
+    let _alone = MEASURED.lock().await;
     let (rig, log) = rig().await;
     let with = |extra: &[(&str, &str)]| fields(&[&REQUEST[..], extra].concat());
     let path = |path| fields(&[&REQUEST[..3], &[(":path", path)][..]].concat());
@@ -363,6 +366,7 @@ async fn a_malformed_request_of_http_2_reaches_no_replica() {
 /// The replica is told of the host that its service was found by, and of no other.
 #[tokio::test]
 async fn of_an_authority_and_another_host_only_the_authority_counts() {
+    let _alone = MEASURED.lock().await;
     let (rig, log) = rig().await;
     let mut client = connect(&rig).await;
     let block = fields(&[&REQUEST[..], &[("host", "other")]].concat());

@@ -29,6 +29,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// know. What merely restarts is back long before.
 const LOST_AFTER: Duration = Duration::from_secs(60);
 
+/// The same for one that this leader has heard: its place may merely be cut off, or be upgraded as a whole.
+const HEARD_LOST_AFTER: Duration = Duration::from_secs(15 * 60);
+
 /// How long agreeing on a removal may take.
 const DECIDE_MAX: Duration = Duration::from_secs(2);
 
@@ -79,7 +82,7 @@ fn lost(set: &str, place: &str, count: u32, members: &[MemberView]) -> BTreeSet<
     let complete = places == (0..count).map(Some).collect();
     let silent = |member: &&MemberView| {
         let ago = member.last_contact;
-        let silent = ago.is_none_or(|ago| ago >= LOST_AFTER);
+        let silent = ago.is_none_or(|ago| ago >= HEARD_LOST_AFTER);
         member.voter && silent && here(member).is_none() && is_pod(&member.address)
     };
     let lost: BTreeSet<NodeId> = members.iter().filter(silent).map(|it| it.id).collect();
@@ -223,7 +226,7 @@ pub(super) mod tests {
                 ),
                 member(77, &format!("new-2{PLACE}")),
             ];
-            (members[2].up, members[2].last_contact) = (false, Some(LOST_AFTER));
+            (members[2].up, members[2].last_contact) = (false, None);
             members[3].voter = false;
             members
         };
@@ -240,7 +243,7 @@ pub(super) mod tests {
             change(&mut members);
             assert_eq!(lost(&members), [].into(), "{members:?}");
         };
-        spared(|it| it[2].last_contact = Some(LOST_AFTER - Duration::from_millis(1)));
+        spared(|it| it[2].last_contact = Some(HEARD_LOST_AFTER - Duration::from_millis(1)));
         spared(|it| it[3].up = false);
         spared(|it| it[0].up = false);
         spared(|it| it[2].address = "vm-2:7001".to_owned());
@@ -250,9 +253,9 @@ pub(super) mod tests {
         let mut stretched = Vec::from(cluster("old", "from"));
         stretched.push(member(4, "old-1.old-peers.from.svc.cluster.local:7001"));
         assert_eq!(lost(&stretched), [].into());
-        let mut unheard = cluster("old", "from");
-        unheard[2].last_contact = None;
-        assert_eq!(lost(&unheard), [NodeId(3)].into());
+        let mut heard = cluster("old", "from");
+        heard[2].last_contact = Some(HEARD_LOST_AFTER);
+        assert_eq!(lost(&heard), [NodeId(3)].into());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! goes, or when an update makes it one of another version. So a sum over replicas may fall, and that of a version does
 //! not, and requests pay for one counter only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -166,6 +166,11 @@ impl Replicas {
             }
             held
         });
+        let present: BTreeSet<_> = self
+            .present
+            .iter()
+            .map(|(id, replica)| (id.service, replica.version))
+            .collect();
         let mut kept = BTreeMap::<ServiceId, usize>::new();
         let mut latest: Vec<_> = self.past.keys().copied().collect();
         latest.reverse();
@@ -174,8 +179,10 @@ impl Replicas {
             *kept += 1;
             *kept <= VERSIONS_KEPT && is_service(*service)
         });
-        self.past
-            .retain(|key, _| latest.binary_search_by(|it| key.cmp(it)).is_ok());
+        // Where a replica of the version is left, without what is past its counts would go back.
+        self.past.retain(|key, _| {
+            present.contains(key) || latest.binary_search_by(|it| key.cmp(it)).is_ok()
+        });
     }
 
     pub(super) fn render(

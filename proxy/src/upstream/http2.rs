@@ -170,8 +170,8 @@ impl Pool {
     }
 
     /// A place on a connection that is being opened, or is opened now. However many requests wait, only one
-    /// connection is opened at a time. Each waits for it as long as its own `limit`: one that another opened with a
-    /// shorter limit is then opened anew.
+    /// connection is opened at a time, for as long as the service allows at least. Each waits for it as long as its own
+    /// `limit`: one that another opened with a shorter limit is then opened anew.
     pub(super) async fn connect(
         self: &Rc<Self>,
         dialer: &Rc<Dialer>,
@@ -215,7 +215,7 @@ impl Pool {
         *self.dialing.borrow_mut() = Some(dialing.clone());
         let (pool, dialer, config) = (Rc::clone(self), Rc::clone(dialer), config.clone());
         tokio::task::spawn_local(async move {
-            let opened = open(&dialer, address, &config, limit).await;
+            let opened = open(&dialer, address, &config, limit.max(dialer.limit())).await;
             *pool.dialing.borrow_mut() = None;
             let outcome = opened.map(|connection| pool.connections.borrow_mut().push(connection));
             done.send_replace(Some(outcome));

@@ -132,7 +132,11 @@ fn over(pod: &Pod, status: &PodStatus, ended: Option<&ContainerStateTerminated>)
             }
             other => format!("its pod failed ({other}): {message}"),
         };
-        return Some(Seen::exited(Step::Run, End::Lost, told));
+        let end = match reason {
+            "Evicted" if exceeded_its_own(status) => End::Signal(9), // As its kubelet ends it.
+            _ => End::Lost,
+        };
+        return Some(Seen::exited(Step::Run, end, told));
     }
     if failed && let Some(disruption) = disruption(status) {
         return Some(Seen::exited(Step::Run, End::Lost, disruption));
@@ -161,6 +165,15 @@ fn eviction_remedy(message: &str) -> &'static str {
     } else {
         "request what it needs by resources.memory, or give nodes more room"
     }
+}
+
+/// Whether a pod was evicted because it took more than its own limits allow, wherever it runs: that its node lacks something
+/// is said in other words.
+fn exceeded_its_own(status: &PodStatus) -> bool {
+    let said = status.message.as_deref().unwrap_or_default();
+    ["exceeds the", "exceeded its"]
+        .iter()
+        .any(|it| said.contains(it))
 }
 
 fn exit(ended: &ContainerStateTerminated, pod: &Pod) -> Seen {

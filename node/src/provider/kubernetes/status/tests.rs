@@ -221,7 +221,10 @@ fn an_eviction_is_told_with_what_helps_against_this_one() {
         ("The node was low on resource: pids. ", "fewer processes"),
     ] {
         let status = json!({"phase": "Failed", "reason": "Evicted", "message": said});
-        let told = exit_of(with(status)).message;
+        let exit = exit_of(with(status));
+        let own = !said.contains("low on resource");
+        assert_eq!(exit.end != End::Lost, own, "{exit:?}");
+        let told = exit.message;
         let one_line = said.trim();
         assert!(told.contains(one_line) && told.contains(remedy), "{told}");
         let of_memory = said.contains("memory");
