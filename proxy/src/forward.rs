@@ -310,12 +310,6 @@ impl Begun {
                 finish(worker, &service.route, sent, upgrade, answer)
             }
             Err(refusal) => {
-                let refusal = match refusal {
-                    Refusal::TooLarge { .. } => Refusal::TooLarge {
-                        bytes_max: service.route.body_bytes_max(service.met(rule)),
-                    },
-                    other => other,
-                };
                 running.refused(refusal.status(), refusal.code());
                 refusal.answer(Some(&service.route), dialect)
             }

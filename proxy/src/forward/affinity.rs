@@ -212,7 +212,7 @@ impl Session<'_> {
         let began = if fresh { Instant::now() } else { now };
         let silence_max = self.terms.first_byte();
         let outcome = exchange(&mut checkout, request, began, silence_max).await;
-        let outcome = outcome.map_err(|error| (refusal(&error), error));
+        let outcome = outcome.map_err(|error| (refusal(&error, &self.terms), error));
         let known = outcome.as_ref().map(|response| response.status());
         end(traced, known.map_err(|(why, _)| why));
         match outcome {

@@ -102,7 +102,7 @@ async fn send(
                 upstream.clear();
                 request = unsent;
             }
-            Err(error) => return Err(failure(error, true)),
+            Err(error) => return Err(failure(error, terms, true)),
         }
     }
     let connect = Box::pin(upstream.connect(Wire::of(&request), config, terms.connect()));
@@ -124,7 +124,7 @@ async fn send(
             if matches!(error, ExchangeError::NotSent(_)) {
                 worker.connect_failed(service, &upstream);
             }
-            Err(failure(error, false))
+            Err(failure(error, terms, false))
         }
     }
 }
@@ -146,8 +146,8 @@ pub(super) async fn exchange(
 }
 
 /// The failure of a try over a connection that was `kept` for it, or is new.
-fn failure(error: ExchangeError, kept: bool) -> Failure {
-    let why = refusal(&error);
+fn failure(error: ExchangeError, terms: &Terms<'_>, kept: bool) -> Failure {
+    let why = refusal(&error, terms);
     match error {
         ExchangeError::NotSent(unsent) => Failure::NotSent(unsent, why),
         ExchangeError::Client(_) => Failure::Client(why),
@@ -157,10 +157,12 @@ fn failure(error: ExchangeError, kept: bool) -> Failure {
 }
 
 /// The answer to a request that failed in this way.
-pub(super) fn refusal(error: &ExchangeError) -> Refusal {
+pub(super) fn refusal(error: &ExchangeError, terms: &Terms<'_>) -> Refusal {
     match error {
         ExchangeError::NotSent(_) => Refusal::Unreachable,
-        ExchangeError::Client(Fault::TooLarge) => Refusal::TooLarge { bytes_max: None },
+        ExchangeError::Client(Fault::TooLarge) => Refusal::TooLarge {
+            bytes_max: terms.body_bytes_max(),
+        },
         ExchangeError::Client(Fault::Broken) => {
             Refusal::BadRequest("the request's body broke off, or breaks the protocol")
         }

@@ -43,6 +43,12 @@ impl<'a> Terms<'a> {
         self.route.traffic.routes.get(self.rule?)?.connect_timeout
     }
 
+    /// The largest body that the request may have, in bytes; any without it.
+    pub(super) fn body_bytes_max(&self) -> Option<u64> {
+        let met = self.rule.map(|index| &self.route.traffic.routes[index]);
+        self.route.body_bytes_max(met)
+    }
+
     /// The longest from the request's last byte to the first of its answer.
     pub(super) fn first_byte(&self) -> Duration {
         self.timeouts
