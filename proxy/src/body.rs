@@ -23,7 +23,7 @@ use crate::upstream::Checkout;
 
 pub(crate) use pipe::Pipe;
 pub(crate) use received::{Asking, OWED_MAX, ReceiveError, Received, Stream};
-pub(crate) use upload::{Fault, Upload, UploadBody};
+pub(crate) use upload::{Fault, LINGER, Upload, UploadBody};
 
 /// Why an answer broke off after its head.
 #[derive(Debug, thiserror::Error)]

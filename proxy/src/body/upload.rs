@@ -31,9 +31,9 @@ const _: () = assert!(size_of::<Part>() <= PART_COST);
 const UNCOPIED: usize = 4;
 const SMALL: usize = 1 << 10;
 
-/// How long the rest of a request is still passed on once its answer is whole, as on the short path: a client that then
-/// sends slowly would keep a replica's connection for as long as it likes.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long a client that is still sending may go on once its answer is whole. A connection closed at once would be reset,
+/// and the answer might be lost; a client that sends slowly would keep a replica's connection for as long as it likes.
+pub(crate) const LINGER: Duration = Duration::from_secs(1);
 
 /// Why a request's body did not reach a replica whole.
 #[derive(Debug, thiserror::Error)]

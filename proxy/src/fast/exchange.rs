@@ -8,7 +8,6 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
 
 use http_body_util::BodyExt;
 use tokio::io::AsyncWriteExt;
@@ -21,6 +20,7 @@ use super::framing::Framing;
 use super::transfer::{read, write_all};
 use super::{Connection, Outgoing};
 use crate::answer::{Dialect, Refusal};
+use crate::body::LINGER;
 use crate::choice::Choice;
 use crate::connection::Unsent;
 use crate::drain::Phase;
@@ -31,10 +31,6 @@ use crate::view::ServiceView;
 
 use download::{Download, Ended};
 use upload::Upload;
-
-/// How long a client that is still sending may take to notice that it was answered: a connection
-/// closed at once would be reset, and the answer might be lost.
-const LINGER: Duration = Duration::from_secs(1);
 
 /// What becomes of the client's connection.
 pub(super) enum End {
