@@ -166,23 +166,19 @@ impl Replicas {
             }
             held
         });
-        let present: BTreeSet<_> = self
-            .present
-            .iter()
-            .map(|(id, replica)| (id.service, replica.version))
-            .collect();
-        let mut kept = BTreeMap::<ServiceId, usize>::new();
-        let mut latest: Vec<_> = self.past.keys().copied().collect();
-        latest.reverse();
-        latest.retain(|(service, _)| {
-            let kept = kept.entry(*service).or_default();
-            *kept += 1;
-            *kept <= VERSIONS_KEPT && is_service(*service)
-        });
         // Where a replica of the version is left, without what is past its counts would go back.
-        self.past.retain(|key, _| {
-            present.contains(key) || latest.binary_search_by(|it| key.cmp(it)).is_ok()
-        });
+        let present = self.present.iter();
+        let present = present.map(|(id, replica)| (id.service, replica.version));
+        let mut kept: BTreeSet<_> = present.collect();
+        let mut latest = BTreeMap::<ServiceId, usize>::new();
+        for &(service, version) in self.past.keys().rev() {
+            let number = latest.entry(service).or_default();
+            *number += 1;
+            if *number <= VERSIONS_KEPT && is_service(service) {
+                kept.insert((service, version));
+            }
+        }
+        self.past.retain(|key, _| kept.contains(key));
     }
 
     pub(super) fn render(
