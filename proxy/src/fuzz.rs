@@ -1,14 +1,12 @@
 //! The parsers of fields, targets and first bytes against mutated input, each beside a second reader that is written
 //! otherwise. Those of whole messages are fuzzed beside themselves. `just fuzz 10000000` runs all.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use http::header::{CONTENT_LENGTH, COOKIE, HOST, TE};
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
-use raftserve_model::ServiceId;
-use raftserve_model::spec::{LoadBalancingPolicy, RouteRule, Traffic};
+use raftserve_model::spec::RouteRule;
 use rand::RngExt;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
@@ -16,7 +14,8 @@ use tokio::time::Instant;
 use crate::fast::fuzz::each;
 use crate::headers::{Seen, end_hop};
 use crate::protocol::{Protocol, detect};
-use crate::routes::{Listener, RouteTable, ServiceRoute};
+use crate::routes::Listener;
+use crate::routes::tests::table;
 use crate::session::cookie;
 use crate::trace::{self, Parent, TRACEPARENT, TRACESTATE};
 use crate::{grpc, json_key, rules};
@@ -215,22 +214,6 @@ fn a_cookie_is_the_first_of_its_name() {
     });
 }
 
-fn table() -> RouteTable {
-    let services = [(1, "svc"), (2, "chat")].map(|(id, name)| {
-        Arc::new(ServiceRoute {
-            id: ServiceId(id),
-            name: name.parse().expect("a good name"),
-            port: None,
-            policy: LoadBalancingPolicy::RoundRobin,
-            stream_timeout: Duration::from_secs(1),
-            affinity: None,
-            traffic: Traffic::default(),
-            endpoints: Vec::new(),
-        })
-    });
-    RouteTable::new(services)
-}
-
 #[test]
 fn a_service_is_found_by_a_whole_label_or_a_whole_segment() {
     const TARGETS: [&str; 5] = [
@@ -240,7 +223,7 @@ fn a_service_is_found_by_a_whole_label_or_a_whole_segment() {
         "h /svcx",
         "svc. //chat",
     ];
-    let table = table();
+    let table = table(&["svc", "chat"]);
     each(&TARGETS, |input, _| {
         let text = String::from_utf8_lossy(input);
         let (host, path) = text.split_once(' ').unwrap_or((&text, "/"));

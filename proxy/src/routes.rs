@@ -287,10 +287,11 @@ impl Routes {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn table(names: &[&str]) -> RouteTable {
+    /// Services of these names without replicas, by the numbers from 1.
+    pub(crate) fn table(names: &[&str]) -> RouteTable {
         RouteTable::new(names.iter().zip(1..).map(|(name, id)| {
             Arc::new(ServiceRoute {
                 id: ServiceId(id),

@@ -8,15 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::Request;
-use http_body_util::{BodyExt, Full};
 use raftserve_model::spec::LoadBalancingPolicy;
 use raftserve_proxy::{Http1Path, NoSessions, ProxyConfig, ServiceRoute};
-use support::{
-    Hand, Rig, accept, by_hand, config, log, recorder, resident_bytes, service, soon, try_ask,
-    until,
-};
+use support::{BROKEN, Hand, Rig, accept, by_hand, config, log, meet, recorder, service, soon};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 
 /// What a bad replica does with each request.
@@ -55,12 +49,6 @@ const VICES: [Vice; 10] = [
     Vice::CutsOff,
     Vice::ResetsWithin,
 ];
-
-/// An answer with this field must not be taken for whole.
-const BROKEN: &str = "x-broken";
-
-/// So much of an answer without an end is enough for a client.
-const ENOUGH: usize = 1 << 20;
 
 /// A replica with a vice, until `done`.
 async fn bad(vice: Vice, done: &Arc<AtomicBool>) -> SocketAddr {
@@ -182,7 +170,6 @@ async fn bad_replicas_hang_no_request_and_leave_nothing_behind() {
 /// `timed` if the service has timeouts of its own, with which the general path has its requests.
 async fn meet_bad_replicas(path: Http1Path, timed: bool) {
     const ROUNDS: usize = 12;
-    const AT_ONCE: usize = 16;
     let done = Arc::<AtomicBool>::default();
     let mut addresses = Vec::new();
     for vice in VICES {
@@ -208,55 +195,6 @@ async fn meet_bad_replicas(path: Http1Path, timed: bool) {
     let short = path == Http1Path::Fast && !timed;
     assert_eq!(takes_the_short_path(&config, svc.clone()).await, short);
     let rig = Rig::with(config, [svc], Arc::new(NoSessions));
-    let before = resident_bytes();
-    for round in 0..ROUNDS {
-        let asks = (0..AT_ONCE).map(|n| {
-            let (address, post) = (rig.address, (round + n) % 2 == 0);
-            tokio::spawn(ask(address, post))
-        });
-        for ask in asks.collect::<Vec<_>>() {
-            soon("an end of a request", ask).await.expect("no panic");
-        }
-    }
-    rig.idle().await;
-    until("no request running", || {
-        rig.metric("requests_in_flight") == 0
-    })
-    .await;
-    assert_eq!(rig.metric("requests_total"), (ROUNDS * AT_ONCE) as u64);
-    let grown = resident_bytes().saturating_sub(before);
-    assert!(
-        grown < 128 << 20,
-        "{path:?}: {grown} bytes more than before"
-    );
+    meet(&rig, ROUNDS, &format!("{path:?}")).await;
     done.store(true, Ordering::Relaxed);
-}
-
-/// A request, and its answer as far as it is wanted: whole or broken off, it ends.
-async fn ask(address: SocketAddr, post: bool) {
-    let request = if post {
-        Request::post("/")
-    } else {
-        Request::get("/")
-    };
-    let body = if post { "body" } else { "" };
-    let request = request
-        .header("host", "h")
-        .body(Full::new(Bytes::from(body)));
-    let Ok(answer) = try_ask(address, request.expect("a good request")).await else {
-        return;
-    };
-    let is_broken = answer.headers().contains_key(BROKEN);
-    let mut body = answer.into_body();
-    let mut taken = 0;
-    while taken < ENOUGH {
-        match body.frame().await {
-            Some(Ok(frame)) => taken += frame.data_ref().map_or(0, Bytes::len),
-            Some(Err(_)) => return,
-            None => {
-                assert!(!is_broken, "it was told as whole");
-                return;
-            }
-        }
-    }
 }

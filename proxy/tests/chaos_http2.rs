@@ -11,24 +11,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use raftserve_model::spec::{LoadBalancingPolicy, UpstreamProtocol};
-use support::{Hand, Rig, by_hand, frame, resident_bytes, service, soon, try_ask, until};
+use support::{
+    CONTINUATION, DATA, END_HEADERS, GOAWAY, HEADERS, Hand, PING, RST_STREAM, Rig, SETTINGS,
+    by_hand, frame, meet, service,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
-const END_HEADERS: u8 = 4;
 
 /// Status 200 as HPACK has it (RFC 7541, appendix A).
 const OK: [u8; 1] = [0x88];
@@ -173,7 +167,6 @@ async fn good() -> SocketAddr {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_replicas_of_http_2_hang_no_call_and_leave_nothing_behind() {
     const ROUNDS: usize = 12;
-    const AT_ONCE: usize = 16;
     let done = Arc::<AtomicBool>::default();
     let mut addresses = Vec::new();
     for vice in VICES {
@@ -187,43 +180,6 @@ async fn bad_replicas_of_http_2_hang_no_call_and_leave_nothing_behind() {
     svc.traffic.upstream.protocol = UpstreamProtocol::Http2;
     svc.stream_timeout = Duration::from_millis(300);
     let rig = Rig::new([svc]);
-    let before = resident_bytes();
-    for round in 0..ROUNDS {
-        let asks = (0..AT_ONCE).map(|n| {
-            let (address, post) = (rig.address, (round + n) % 2 == 0);
-            tokio::spawn(ask(address, post))
-        });
-        for ask in asks.collect::<Vec<_>>() {
-            soon("an end of a request", ask).await.expect("no panic");
-        }
-    }
-    rig.idle().await;
-    until("no request running", || {
-        rig.metric("requests_in_flight") == 0
-    })
-    .await;
-    assert_eq!(rig.metric("requests_total"), (ROUNDS * AT_ONCE) as u64);
-    let grown = resident_bytes().saturating_sub(before);
-    assert!(grown < 128 << 20, "{grown} bytes more than before");
+    meet(&rig, ROUNDS, "HTTP/2").await;
     done.store(true, Ordering::Relaxed);
-}
-
-/// A request, and its answer as far as it is wanted: whole or broken off, it ends.
-async fn ask(address: SocketAddr, post: bool) {
-    const ENOUGH: usize = 1 << 20;
-    let (request, body) = match post {
-        true => (Request::post("/"), "body"),
-        false => (Request::get("/"), ""),
-    };
-    let request = request.header("host", "h").body(Full::from(body));
-    let Ok(answer) = try_ask(address, request.expect("a good request")).await else {
-        return;
-    };
-    let mut body = answer.into_body();
-    let mut taken = 0;
-    while taken < ENOUGH
-        && let Some(Ok(frame)) = body.frame().await
-    {
-        taken += frame.data_ref().map_or(0, Bytes::len);
-    }
 }

@@ -11,7 +11,10 @@ use bytes::Bytes;
 use http::Response;
 use http_body_util::Full;
 use raftserve_proxy::NoSessions;
-use support::{Hand, LIMIT, Rig, by_hand, frame, get, log, recorder, resident_bytes, service};
+use support::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Hand, LIMIT, PING, RST_STREAM,
+    Rig, SETTINGS, by_hand, frame, get, log, recorder, resident_bytes, service,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Mutex;
 
@@ -21,16 +24,6 @@ const HELD_MAX: usize = 6 << 20;
 
 /// Held by each test: some measure what this process holds.
 static MEASURED: Mutex<()> = Mutex::const_new(());
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
 
 /// A field as HPACK has it, without index or Huffman code.
 fn field(name: &str, value: &str) -> Vec<u8> {

@@ -78,6 +78,71 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Kinds and flags of frames of HTTP/2 (RFC 9113, 6).
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const RST_STREAM: u8 = 3;
+pub const SETTINGS: u8 = 4;
+pub const PING: u8 = 6;
+pub const GOAWAY: u8 = 7;
+pub const CONTINUATION: u8 = 9;
+pub const END_STREAM: u8 = 1;
+pub const END_HEADERS: u8 = 4;
+
+/// An answer with this field must not be taken for whole.
+pub const BROKEN: &str = "x-broken";
+
+/// Many rounds of requests at once, to replicas that misbehave: each ends, whole or broken off, none is counted for ever,
+/// and what is held stays bounded. `what` is told.
+pub async fn meet(rig: &Rig, rounds: usize, what: &str) {
+    const AT_ONCE: usize = 16;
+    let before = resident_bytes();
+    for round in 0..rounds {
+        let asks = (0..AT_ONCE).map(|n| {
+            let (address, post) = (rig.address, (round + n) % 2 == 0);
+            tokio::spawn(take_some(address, post))
+        });
+        for ask in asks.collect::<Vec<_>>() {
+            soon("an end of a request", ask).await.expect("no panic");
+        }
+    }
+    rig.idle().await;
+    until("no request running", || {
+        rig.metric("requests_in_flight") == 0
+    })
+    .await;
+    assert_eq!(rig.metric("requests_total"), (rounds * AT_ONCE) as u64);
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(grown < 128 << 20, "{what}: {grown} bytes more than before");
+}
+
+/// A request, and its answer as far as it is wanted: whole or broken off, it ends.
+async fn take_some(address: SocketAddr, post: bool) {
+    /// So much of an answer without an end is enough.
+    const ENOUGH: usize = 1 << 20;
+    let (request, body) = match post {
+        true => (Request::post("/"), "body"),
+        false => (Request::get("/"), ""),
+    };
+    let request = request.header("host", "h").body(Full::from(body));
+    let Ok(answer) = try_ask(address, request.expect("a good request")).await else {
+        return;
+    };
+    let is_broken = answer.headers().contains_key(BROKEN);
+    let mut body = answer.into_body();
+    let mut taken = 0;
+    while taken < ENOUGH {
+        match body.frame().await {
+            Some(Ok(frame)) => taken += frame.data_ref().map_or(0, Bytes::len),
+            Some(Err(_)) => return,
+            None => {
+                assert!(!is_broken, "it was told as whole");
+                return;
+            }
+        }
+    }
+}
+
 /// Awaits a condition that must come to hold.
 pub async fn until(what: &str, condition: impl Fn() -> bool) {
     let poll = async {
