@@ -119,9 +119,10 @@ fn over(pod: &Pod, status: &PodStatus, ended: Option<&ContainerStateTerminated>)
     let failed = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
     if failed && let Some(reason) = status.reason.as_deref() {
         let message = quote(status.message.as_ref());
+        let said = status.message.as_deref().unwrap_or_default();
         let told = match reason {
             "Evicted" => {
-                let remedy = eviction_remedy(status.message.as_deref().unwrap_or_default());
+                let remedy = eviction_remedy(said);
                 format!("the node evicted its pod: {message}; {remedy}")
             }
             "NodeLost" | "NodeShutdown" | "Terminated" => {
@@ -133,7 +134,7 @@ fn over(pod: &Pod, status: &PodStatus, ended: Option<&ContainerStateTerminated>)
             other => format!("its pod failed ({other}): {message}"),
         };
         let end = match reason {
-            "Evicted" if exceeded_its_own(status) => End::Signal(9), // As its kubelet ends it.
+            "Evicted" if exceeded_its_own(said) => End::Signal(9), // As its kubelet ends it.
             _ => End::Lost,
         };
         return Some(Seen::exited(Step::Run, end, told));
@@ -167,13 +168,10 @@ fn eviction_remedy(message: &str) -> &'static str {
     }
 }
 
-/// Whether a pod was evicted because it took more than its own limits allow, wherever it runs: that its node lacks something
-/// is said in other words.
-fn exceeded_its_own(status: &PodStatus) -> bool {
-    let said = status.message.as_deref().unwrap_or_default();
-    ["exceeds the", "exceeded its"]
-        .iter()
-        .any(|it| said.contains(it))
+/// Whether an eviction of which the kubelet says `message` is because the pod took more than its own limits allow, wherever it
+/// runs: that its node lacks something is said in other words.
+fn exceeded_its_own(message: &str) -> bool {
+    message.contains("exceeds the") || message.contains("exceeded its")
 }
 
 fn exit(ended: &ContainerStateTerminated, pod: &Pod) -> Seen {
