@@ -18,11 +18,11 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+use crate::body::LINGER;
 use crate::turns::Turns;
 
 /// How much of a line is kept if it comes in pieces: more than the two fields and a number take.
@@ -30,10 +30,6 @@ const LINE_MAX: usize = 128;
 
 /// The end of a head. The library looks for one before it parses.
 const END: &[u8] = b"\r\n\r\n";
-
-/// How long a client that is still sending a request may take to notice that it was answered: a connection closed
-/// at once would be reset, and the answer might be lost (RFC 9112, 9.6).
-const LINGER: Duration = Duration::from_secs(1);
 
 /// A stream of requests that is read along.
 #[derive(Debug)]
@@ -311,6 +307,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
     use tokio::time::{Instant, timeout};
 

@@ -32,7 +32,7 @@ const UNCOPIED: usize = 4;
 const SMALL: usize = 1 << 10;
 
 /// How long a client that is still sending may go on once its answer is whole. A connection closed at once would be reset,
-/// and the answer might be lost; a client that sends slowly would keep a replica's connection for as long as it likes.
+/// and the answer might be lost (RFC 9112, 9.6); a client that sends slowly would keep a replica's connection for as long as it likes.
 pub(crate) const LINGER: Duration = Duration::from_secs(1);
 
 /// Why a request's body did not reach a replica whole.
