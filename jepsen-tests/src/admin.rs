@@ -112,6 +112,15 @@ impl Admin {
         client.remove_member(request).await.map(drop)
     }
 
+    /// How the leader sees the members.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn health(&self) -> Result<v1::HealthResponse, Status> {
+        let mut client = ClusterClient::new(self.channel.clone());
+        Ok(client.health(v1::HealthRequest {}).await?.into_inner())
+    }
+
     /// How the peer sees itself and the cluster.
     ///
     /// # Errors

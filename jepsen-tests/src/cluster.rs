@@ -21,7 +21,7 @@ use crate::history::Outage;
 use crate::load::Target;
 use crate::peer::{Company, Peer, PeerSetup};
 use crate::ports::{PEERS_MAX, PeerPorts, PortBlock};
-use crate::{binary, processes, wait};
+use crate::{binary, http, processes, wait};
 use lifeline::Lifeline;
 
 /// How long a start, a return or an election may take before a test gives up. Promises are checked by
@@ -392,6 +392,20 @@ impl Cluster {
     pub fn node_id(&self, index: usize) -> anyhow::Result<u64> {
         let found = self.node_ids.iter().find(|(_, known)| **known == index);
         Ok(*found.context("the peer was never ready")?.0)
+    }
+
+    /// A metric of a peer, with its labels if it has any, without its fraction.
+    ///
+    /// # Errors
+    /// If the peer does not answer, or has no such metric.
+    pub async fn metric(&self, index: usize, name: &str) -> anyhow::Result<u64> {
+        let reply = http::get(self.peer(index).setup.ports.ops, "/metrics").await;
+        let reply = reply.map_err(|error| anyhow::anyhow!("no metrics: {error:?}"))?;
+        let text = String::from_utf8_lossy(&reply.body).into_owned();
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let value = line.with_context(|| format!("no {name} in {text}"))?;
+        let whole = value.trim().split('.').next().unwrap_or_default();
+        whole.parse().with_context(|| format!("{name}{value}"))
     }
 
     /// Waits until the peers that run have a leader among them that says so itself.

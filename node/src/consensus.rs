@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::peer::core::Core;
 use crate::peer::pace::paced;
 use crate::peer::wire::RemarksRequest;
-use crate::peer::{Announcement, Compared, FinalizeError, MemberHealth, Release, Remarks};
+use crate::peer::{Announcement, Compared, FinalizeError, MemberHealth, Release, Remarks, Storage};
 
 const STOPPED: &str = "this peer is stopping";
 
@@ -416,6 +416,12 @@ impl Consensus {
     #[must_use]
     pub fn releases(&self) -> Vec<Release> {
         self.core.releases()
+    }
+
+    /// What this peer holds on its disk, and how the disk does.
+    #[must_use]
+    pub fn storage(&self) -> Storage {
+        self.core.storage()
     }
 
     /// How far the states of the peers are known to be equal.

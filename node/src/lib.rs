@@ -22,6 +22,7 @@ pub mod otlp;
 pub mod peer;
 pub mod projection;
 pub mod provider;
+mod raft_metrics;
 pub mod share;
 pub mod shim;
 

@@ -2,7 +2,6 @@
 //! the opposite order.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::io::{IsTerminal, Read};
 use std::net::TcpListener as StdTcpListener;
 use std::os::unix::net::UnixStream;
@@ -49,6 +48,7 @@ use crate::provider::host::HostFingerprint;
 use crate::provider::kubernetes::KubernetesProvider;
 use crate::provider::process::ProcessProvider;
 use crate::provider::run_dir::SocketPath;
+use crate::raft_metrics;
 use crate::share::{Loads, Share, Suspects};
 
 /// Why a peer stops that the cluster has removed.
@@ -771,38 +771,9 @@ impl Report for Metrics {
             text.push_str(&credentials.render());
             text.push_str(&self.denials.render());
         }
-        let leadership = *self.consensus.leadership().borrow();
-        let state = self.consensus.state();
-        let members = self.consensus.members();
-        let voters = members.iter().filter(|member| member.voter).count();
-        for (name, kind, value) in [
-            ("raft_voters", "gauge", voters as u64),
-            ("raft_learners", "gauge", (members.len() - voters) as u64),
-            ("raft_term", "gauge", leadership.term),
-            ("raft_is_leader", "gauge", u64::from(leadership.is_self)),
-            (
-                "raft_has_leader",
-                "gauge",
-                u64::from(leadership.leader.is_some()),
-            ),
-            (
-                "raft_applied_index",
-                "counter",
-                self.consensus.applied().borrow().0,
-            ),
-            (
-                "session_lease_held",
-                "gauge",
-                u64::from(self.share.holds_lease()),
-            ),
-            ("services", "gauge", state.services().count() as u64),
-            ("replicas", "gauge", state.replicas().count() as u64),
-        ] {
-            let _ = writeln!(
-                text,
-                "# TYPE raftserve_{name} {kind}\nraftserve_{name} {value}"
-            );
-        }
+        raft_metrics::render(&self.consensus, &mut text);
+        let held = u64::from(self.share.holds_lease());
+        raft_metrics::line(&mut text, "session_lease_held", "gauge", held);
         text
     }
 }

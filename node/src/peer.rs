@@ -44,7 +44,7 @@ mod steward;
 mod store;
 pub(crate) mod wire;
 
-pub use self::core::{FinalizeError, Release};
+pub use self::core::{FinalizeError, Release, Storage};
 pub use agreement::Compared;
 pub use bootstrap::{BootstrapError, Claim, Founding};
 pub use exchange::ExchangeHandler;
@@ -466,6 +466,7 @@ async fn run_raft(
         raft,
         reader: opened.reader,
         snapshots: opened.snapshots,
+        wal: opened.wal,
         links,
         acked,
         directory,

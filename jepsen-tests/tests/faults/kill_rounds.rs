@@ -46,6 +46,23 @@ fn setting(variable: &str) -> anyhow::Result<Option<u64>> {
     }
 }
 
+/// Who does not run after a fault.
+#[derive(Default)]
+struct Down {
+    peers: Vec<usize>,
+    /// The entry that a peer has only by a snapshot of another peer, if it was away for so long.
+    lacking: Option<u64>,
+}
+
+impl From<Vec<usize>> for Down {
+    fn from(peers: Vec<usize>) -> Self {
+        Self {
+            peers,
+            lacking: None,
+        }
+    }
+}
+
 /// What rounds happen to.
 struct Scene {
     cluster: Cluster,
@@ -67,19 +84,27 @@ impl Scene {
             .map(|peer| self.cluster.peer(peer).log_text().len())
             .collect();
         let down = self.befall(running, leader, &plan.fault).await?;
-        for peer in &down {
+        for peer in &down.peers {
             self.cluster.peer_mut(*peer).start()?;
         }
-        if let (Some(after), Some(again)) = (plan.again, down.first()) {
+        let mut told = true;
+        if let (Some(after), Some(again)) = (plan.again, down.peers.first()) {
             sleep(after).await;
             self.cluster.kill(*again)?;
+            if let Some(lacking) = down.lacking {
+                // Killed between a snapshot's last step and the line about it, it begins with the snapshot.
+                let folder = &self.cluster.peer(*again).setup.data_dir;
+                told = growth::newest_snapshot(folder)? < lacking;
+            }
             self.cluster.peer_mut(*again).start()?;
         }
         match plan.fault {
             Fault::Away(role) => {
                 let peer = self.with_role(role, leader);
                 self.cluster.await_ready(peer).await?;
-                growth::installed(&self.cluster, peer, logs[peer]).await?;
+                if told {
+                    growth::installed(&self.cluster, peer, logs[peer]).await?;
+                }
             }
             Fault::Wipe(role) => {
                 let peer = self.with_role(role, leader);
@@ -92,7 +117,7 @@ impl Scene {
             | Fault::BrokenDisk { .. } => {}
         }
         if plan.awaited {
-            for peer in down {
+            for peer in down.peers {
                 self.cluster.await_ready(peer).await?;
             }
         }
@@ -114,7 +139,7 @@ impl Scene {
         running: &mut Running,
         leader: usize,
         fault: &Fault,
-    ) -> anyhow::Result<Vec<usize>> {
+    ) -> anyhow::Result<Down> {
         match fault {
             Fault::Kill { victims, goes_on } => {
                 let mut down = Vec::new();
@@ -127,13 +152,16 @@ impl Scene {
                 if *goes_on {
                     running.progress(SOME).await?;
                 }
-                Ok(down)
+                Ok(down.into())
             }
             Fault::Away(role) => {
                 let victim = self.with_role(*role, leader);
                 self.cluster.kill(victim)?;
-                growth::leaves_behind(&self.cluster, victim).await?;
-                Ok(vec![victim])
+                let lacking = growth::leaves_behind(&self.cluster, victim).await?;
+                Ok(Down {
+                    peers: vec![victim],
+                    lacking: Some(lacking),
+                })
             }
             Fault::Pause {
                 victim,
@@ -145,10 +173,10 @@ impl Scene {
                 sleep(*lasting).await;
                 if *killed {
                     self.cluster.kill(victim)?;
-                    return Ok(vec![victim]);
+                    return Ok(vec![victim].into());
                 }
                 self.cluster.peer(victim).signal(Signal::CONT)?;
-                Ok(Vec::new())
+                Ok(Down::default())
             }
             Fault::SlowDisk {
                 victim,
@@ -163,8 +191,8 @@ impl Scene {
                 }
                 self.disks[victim].set(faulty_disk::Fault::None, 0)?;
                 Ok(match killed {
-                    true => vec![victim],
-                    false => Vec::new(),
+                    true => vec![victim].into(),
+                    false => Down::default(),
                 })
             }
             Fault::BrokenDisk {
@@ -175,7 +203,7 @@ impl Scene {
                 let victim = self.with_role(*victim, leader);
                 self.breaks(victim, *error, *spared).await?;
                 running.progress(SOME).await?;
-                Ok(vec![victim])
+                Ok(vec![victim].into())
             }
             Fault::Wipe(role) => {
                 let victim = self.with_role(*role, leader);
@@ -184,7 +212,7 @@ impl Scene {
                 let folder = &self.cluster.peer(victim).setup.data_dir;
                 let aside = self.cluster.path(&format!("volume-of-{volume}"));
                 std::fs::rename(folder, aside)?;
-                Ok(vec![victim])
+                Ok(vec![victim].into())
             }
         }
     }

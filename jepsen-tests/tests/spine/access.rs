@@ -8,7 +8,6 @@ use anyhow::{Context, ensure};
 use jepsen_tests::access::{Authority, Credential, mount, token_line};
 use jepsen_tests::admin::{Admin, v1};
 use jepsen_tests::cluster::{Cluster, Options, PATIENCE};
-use jepsen_tests::http;
 use jepsen_tests::program::{Counters, Service};
 use jepsen_tests::register::{Workload, check};
 use jepsen_tests::wait;
@@ -112,16 +111,6 @@ fn refused<T: std::fmt::Debug>(
     Ok(())
 }
 
-/// A metric of a peer.
-async fn metric(cluster: &Cluster, peer: usize, name: &str) -> anyhow::Result<u64> {
-    let reply = http::get(cluster.peer(peer).setup.ports.ops, "/metrics").await;
-    let reply = reply.map_err(|error| anyhow::anyhow!("no metrics: {error:?}"))?;
-    let text = String::from_utf8_lossy(&reply.body).into_owned();
-    let line = text.lines().find_map(|line| line.strip_prefix(name));
-    let value = line.with_context(|| format!("no {name} in {text}"))?;
-    Ok(value.trim().parse()?)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_role_may_do_what_it_may_and_no_more() -> anyhow::Result<()> {
     stage::run(Share::Half, async {
@@ -187,7 +176,10 @@ async fn each_role_may_do_what_it_may_and_no_more() -> anyhow::Result<()> {
         let removed = cluster.cli(1).json(&remove).await?;
         ensure!(removed["removed"] == id, "{removed}");
         ensure!(
-            metric(&cluster, 1, "raftserve_admin_denied_total{reason=\"role\"}").await? == 3,
+            cluster
+                .metric(1, "raftserve_admin_denied_total{reason=\"role\"}")
+                .await?
+                == 3,
             "three were"
         );
         let log = cluster.peer(1).log_text();
@@ -418,12 +410,12 @@ async fn an_authority_is_replaced_under_clients_without_a_lost_write() -> anyhow
             let used = "raftserve_peer_tls_reloads_total{outcome=\"used\"}";
             let mut before = Vec::new();
             for peer in 0..3 {
-                before.push(metric(&cluster, peer, used).await?);
+                before.push(cluster.metric(peer, used).await?);
             }
             own.issue(&protection.path("certificates"), believed)?;
             for (peer, before) in before.into_iter().enumerate() {
                 wait::until("new certificates", PATIENCE, async || {
-                    let reloads = metric(&cluster, peer, used).await?;
+                    let reloads = cluster.metric(peer, used).await?;
                     ensure!(reloads > before, "none yet");
                     Ok(())
                 })
@@ -441,7 +433,7 @@ async fn an_authority_is_replaced_under_clients_without_a_lost_write() -> anyhow
         let refused = "raftserve_peer_tls_reloads_total{outcome=\"refused\"}";
         for peer in 0..3 {
             ensure!(
-                metric(&cluster, peer, refused).await? == 0,
+                cluster.metric(peer, refused).await? == 0,
                 "peer {peer} refused some"
             );
         }
@@ -466,7 +458,7 @@ async fn a_peer_of_another_authority_is_not_let_in() -> anyhow::Result<()> {
         cluster.peer_mut(stranger).start()?;
         wait::until("refusals", PATIENCE, async || {
             let name = "raftserve_peer_tls_handshakes_refused_total";
-            let refused = metric(&cluster, 0, name).await?;
+            let refused = cluster.metric(0, name).await?;
             ensure!(refused >= 5, "{refused}");
             Ok(())
         })

@@ -55,6 +55,11 @@ fn proto_ms(ms: u64) -> Option<prost_types::Duration> {
     prost_types::Duration::try_from(Duration::from_millis(ms)).ok()
 }
 
+/// Whether it answers, is caught up, and has a disk that answers.
+fn is_well(member: &MemberHealth) -> bool {
+    member.healthy_for_ms.is_some() && member.stalled_ms.is_none()
+}
+
 /// How many more voters may fall silent before there is no quorum of those that are not far behind.
 fn failure_tolerance(members: &[MemberHealth]) -> u32 {
     let voters = members.iter().filter(|member| member.voter);
@@ -248,10 +253,11 @@ impl Cluster for ClusterApi {
                 peer_address: view.map(|view| view.address.clone()).unwrap_or_default(),
                 vote: vote(health.vote).into(),
                 successor_id: successor.map(|successor| successor.0),
+                disk_stalled_for: health.stalled_ms.and_then(proto_ms),
             }
         };
         Ok(Response::new(v1::HealthResponse {
-            healthy: members.iter().all(|member| member.healthy_for_ms.is_some()),
+            healthy: members.iter().all(is_well),
             failure_tolerance: failure_tolerance(&members),
             leader_id: leader.map_or(0, |leader| leader.0),
             members: members.iter().map(shown).collect(),
@@ -317,6 +323,7 @@ mod tests {
             lag,
             healthy_for_ms: None,
             silent_ms: None,
+            stalled_ms: None,
             vote: Vote::Has,
         };
         let near = member(true, Some(TRAILING_MAX - 1));

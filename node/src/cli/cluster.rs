@@ -199,6 +199,7 @@ async fn health(format: Format, target: &Target) -> Result<(), Failure> {
             "peer_address": member.peer_address,
             "vote": vote(member),
             "successor_id": member.successor_id,
+            "disk_stalled_for_ms": ms(member.disk_stalled_for),
         })
     };
     let members: Vec<_> = found.members.iter().map(member).collect();
@@ -265,8 +266,16 @@ fn health_text(found: &v1::HealthResponse, paint: Paint) -> String {
             )
         })
         .collect();
+    let stalled = found.members.iter().filter_map(|member| {
+        let seconds = member.disk_stalled_for.as_ref()?.seconds;
+        Some(format!(
+            "\nThe disk of peer {} has not answered for {seconds} s: it acknowledges nothing until it does.\n",
+            member.id
+        ))
+    });
+    let stalled: String = stalled.collect();
     format!(
-        "Healthy            {healthy}\nFailure tolerance  {}\n\n{}{cut}{}",
+        "Healthy            {healthy}\nFailure tolerance  {}\n\n{}{cut}{stalled}{}",
         found.failure_tolerance,
         table.render(paint),
         waiting_text(&found.members)

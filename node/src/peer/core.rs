@@ -10,6 +10,7 @@ use openraft::errors::{LinearizableReadError, RaftError};
 use raftserve_model::{Incarnation, LogIndex, LogTime, NodeId};
 use raftserve_store::command::Action;
 use raftserve_store::raft::acked::Acked;
+use raftserve_store::wal::Wal;
 use raftserve_store::{Command, Outcome};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -35,9 +36,11 @@ use crate::consensus::{Leadership, ProposeError, ReadError, TransferError};
 
 mod manage;
 mod members;
+mod storage;
 mod transfer;
 mod version;
 
+pub use self::storage::Storage;
 pub use self::version::{FinalizeError, Release};
 
 pub(crate) use transfer::LAG_MAX;
@@ -63,6 +66,7 @@ pub(crate) struct Core {
     pub(crate) raft: RaftHandle,
     pub(crate) reader: StateReader,
     pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) wal: Arc<Wal>,
     pub(crate) links: Arc<Links>,
     /// What followers have acknowledged to this peer as leader.
     pub(crate) acked: Arc<Acked>,

@@ -71,13 +71,8 @@ impl Slot {
     /// Answers an exchange.
     pub(crate) fn answer(&self, core: &Core, from: NodeId, body: &[u8]) -> Frame {
         let answer = self.get().map(|handler| handler.incoming(from, body));
-        let head = ExchangeHead {
-            incarnation: core.incarnation(),
-            known: core.directory.incarnation(from),
-            checks: core.reader.checks(),
-        };
         Frame {
-            head: wire::encode(&head),
+            head: wire::encode(&core.exchange_head(from)),
             body: answer.unwrap_or_default().into(),
         }
     }
@@ -131,14 +126,9 @@ async fn exchange_with(core: Arc<Core>, slot: Slot, target: NodeId) {
 }
 
 async fn once(core: &Core, slot: &Slot, target: NodeId) -> Result<(), CallError> {
-    let head = ExchangeHead {
-        incarnation: core.incarnation(),
-        known: core.directory.incarnation(target),
-        checks: core.reader.checks(),
-    };
     let body = slot.get().map(|handler| handler.outgoing());
     let message = Frame {
-        head: wire::encode(&head),
+        head: wire::encode(&core.exchange_head(target)),
         body: body.map_or_else(Bytes::new, Bytes::from),
     };
     let sent_at = clock::boot_time();
@@ -153,7 +143,7 @@ async fn once(core: &Core, slot: &Slot, target: NodeId) -> Result<(), CallError>
         )
         .await?;
     let head: ExchangeHead = read(target, &answer)?;
-    core.compare(target, &head.checks);
+    core.take_exchange_head(target, &head);
     if let Some(handler) = slot.get() {
         handler.reply(target, sent_at, &answer.body);
     }

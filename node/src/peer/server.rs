@@ -228,7 +228,7 @@ impl Server {
             Method::Append => append(core, message).await,
             Method::Exchange => {
                 let said: wire::ExchangeHead = read(&message)?;
-                core.compare(caller, &said.checks);
+                core.take_exchange_head(caller, &said);
                 Ok(running.exchange.answer(core, caller, &message.body))
             }
             Method::Vote => {

@@ -239,6 +239,8 @@ pub struct MemberHealth {
     pub healthy_for_ms: Option<u64>,
     /// How long ago it answered last; none if never.
     pub silent_ms: Option<u64>,
+    /// For how long the disk of its log had not answered when it last told, if that was long.
+    pub stalled_ms: Option<u64>,
     /// Whether it votes, or how it may come to.
     pub vote: Vote,
 }
@@ -347,6 +349,8 @@ pub(crate) struct ExchangeHead {
     pub(crate) known: Option<Incarnation>,
     /// The sender's newest digests of its state.
     pub(crate) checks: Vec<StateCheck>,
+    /// For how long the disk of the sender's log has not answered, if that is long.
+    pub(crate) stalled_ms: Option<u64>,
 }
 
 /// The bytes that a command adds to an append.
@@ -364,6 +368,7 @@ mod tests {
             incarnation: Incarnation(7),
             known: None,
             checks: Vec::new(),
+            stalled_ms: None,
         };
         let frame = encode(&head);
         assert_eq!(decode::<ExchangeHead>(&frame).unwrap(), head);

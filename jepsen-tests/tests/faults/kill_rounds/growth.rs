@@ -9,9 +9,6 @@ use jepsen_tests::admin::Admin;
 use jepsen_tests::cluster::Cluster;
 use jepsen_tests::wait;
 
-/// Entries that a peer keeps in its log after they are in a snapshot.
-const KEPT: u64 = 50;
-
 /// The entries that a follower may hold beyond what the leader had applied: more than there are clients and fillers.
 const IN_FLIGHT_MAX: u64 = 50;
 
@@ -28,32 +25,36 @@ const INSTALLED: &str = "a snapshot was installed";
 
 /// The flags by which a peer's log is cut soon.
 pub(super) fn flags() -> Vec<String> {
-    let kept = KEPT.to_string();
     let flags = [
         "--snapshot-entries=80",
         "--snapshot-look=100ms",
-        &format!("--log-kept={kept}"),
+        "--log-kept=50",
         "--segment-size=8192",
     ];
     flags.map(str::to_owned).into()
 }
 
-/// Waits until the others' logs do not hold any more what `away` lacks, which does not run.
-pub(super) async fn leaves_behind(cluster: &Cluster, away: usize) -> anyhow::Result<()> {
+/// Waits until the others' logs do not hold any more what `away` lacks, which does not run. Returns an entry that it
+/// lacks, and that only snapshots of the others hold.
+pub(super) async fn leaves_behind(cluster: &Cluster, away: usize) -> anyhow::Result<u64> {
     let leader = cluster.leader().await?;
     let applied = cluster.admin(leader).status().await?.applied_index;
-    // A log begins at most twice what is kept before the last snapshot: it is purged by as much at a time.
-    let target = applied + IN_FLIGHT_MAX + 2 * KEPT;
-    let grown = wait::until("snapshots of the others", GROWTH_MAX, async || {
+    let target = applied + IN_FLIGHT_MAX;
+    let grown = wait::until("purged logs of the others", GROWTH_MAX, async || {
         for peer in (0..cluster.size()).filter(|peer| *peer != away) {
-            let newest = newest_snapshot(&cluster.peer(peer).setup.data_dir)?;
-            ensure!(newest > target, "peer {peer} has {newest} of {target}");
+            let first = cluster
+                .metric(peer, "raftserve_raft_log_first_index")
+                .await?;
+            ensure!(
+                first > target,
+                "the log of peer {peer} begins at {first}, not after {target}"
+            );
         }
         Ok(())
     });
     let fillers = (0..FILLERS).map(|number| fill(cluster.admin(leader), number));
     tokio::select! {
-        grown = grown => grown,
+        grown = grown => grown.map(|()| target),
         _ = futures_util::future::join_all(fillers) => unreachable!("they go on for ever"),
     }
 }
@@ -106,7 +107,7 @@ pub(super) async fn everywhere(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 /// The last entry of a peer's newest snapshot; 0 without one.
-fn newest_snapshot(data_dir: &Path) -> anyhow::Result<u64> {
+pub(super) fn newest_snapshot(data_dir: &Path) -> anyhow::Result<u64> {
     let numbers = numbers(&data_dir.join("snap"), ".snap")?;
     Ok(numbers.into_iter().max().unwrap_or(0))
 }

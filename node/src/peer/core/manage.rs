@@ -208,6 +208,11 @@ impl Core {
                         .last_answer(*node)
                         .map(|at| millis(at.elapsed()))
                 },
+                stalled_ms: if mine {
+                    self.storage().stalled_for.map(millis)
+                } else {
+                    self.health.stalled_ms(*node)
+                },
                 vote: view.vote(*node),
             }
         };
