@@ -19,6 +19,7 @@ mod requests;
 mod service;
 mod sessions;
 mod summed;
+mod trail;
 
 use std::sync::Arc;
 
@@ -31,10 +32,10 @@ use raftserve_model::{
 
 pub use clients::{CLIENT_BYTES_MAX, CLIENT_TTL, CLIENTS_MAX, OUTCOMES_MAX};
 pub use edits::{Edit, Key};
-pub use events::{Compacted, EVENTS_MAX, Event, EventKind};
+pub use events::{EVENTS_MAX, Event, EventKind};
 pub use kv::{
-    KV_BYTES_MAX, KV_KEY_BYTES_MAX, KV_KEYS_MAX, KV_VALUE_BYTES_MAX, KvCondition, KvEntry, KvKey,
-    KvKeyError,
+    KV_BYTES_MAX, KV_CHANGES_BYTES_MAX, KV_CHANGES_MAX, KV_KEY_BYTES_MAX, KV_KEYS_MAX,
+    KV_VALUE_BYTES_MAX, KvChange, KvCondition, KvEntry, KvKey, KvKeyError,
 };
 pub use lineage::{Claim, Lineage, REPLICA_NUMBERS_SKIPPED};
 pub use record::{Record, RecordError, Restoring};
@@ -46,6 +47,7 @@ pub use replica::{Phase, Replica};
 pub use service::{SERVICE_PORTS, SERVICES_MAX, Service};
 pub use sessions::{SESSIONS_REMOVED_MAX, Session};
 pub use summed::Digest;
+pub use trail::Compacted;
 
 use crate::command::{Action, Command, Outcome};
 use clients::Clients;

@@ -64,6 +64,7 @@ impl Record {
                 Key::new(8, &[first.as_bytes()])
             }
             Self::Peer(peer) => Key::new(9, &[&peer.id.0.to_be_bytes()]),
+            Self::KeyChange { number, .. } => Key::new(10, &[&number.to_be_bytes()]),
         }
     }
 }

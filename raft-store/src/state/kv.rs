@@ -3,7 +3,7 @@
 //! Meant for facts (a few hundred bytes each), not for files: keys, values, their number and their sum are
 //! bounded, so that neither a snapshot nor a peer's memory grows with what somebody stores here. A change
 //! may be made conditional on the entry that last changed the key, which is enough to build a
-//! compare-and-set of any kind. Nothing is told as an event.
+//! compare-and-set of any kind. What became of keys lately is kept for watchers, apart from the events.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -18,6 +18,7 @@ use super::State;
 use super::edits::{Edit, edits};
 use super::record::Record;
 use super::summed::{Recorded, Sum, Summed};
+use super::trail::{Compacted, Step, Trail};
 use crate::command::{Outcome, Refusal};
 
 /// The longest key, in bytes.
@@ -31,6 +32,12 @@ pub const KV_KEYS_MAX: usize = 100_000;
 
 /// The most bytes of keys and values together, so that a snapshot of them takes well under a second.
 pub const KV_BYTES_MAX: u64 = 64 << 20;
+
+/// The most changes of keys that are kept for watchers.
+pub const KV_CHANGES_MAX: usize = 10_000;
+
+/// The most bytes of keys and values in the changes that are kept: a snapshot grows by as much.
+pub const KV_CHANGES_BYTES_MAX: u64 = 8 << 20;
 
 /// The bytes of keys and values in one record, unless a single one has more.
 const RECORD_BYTES: usize = 64 << 10;
@@ -110,10 +117,43 @@ pub struct KvEntry {
     pub version: u64,
 }
 
+/// What became of a key.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct KvChange {
+    /// The entry that changed it. No entry changes two keys.
+    pub index: LogIndex,
+    /// The entry that changed a key last before; 0 if none did.
+    pub before: LogIndex,
+    /// The key.
+    pub key: KvKey,
+    /// What it holds since; none if it was deleted.
+    pub entry: Option<Arc<KvEntry>>,
+}
+
+impl Step for KvChange {
+    const STEPS_MAX: usize = KV_CHANGES_MAX;
+    const BYTES_MAX: u64 = KV_CHANGES_BYTES_MAX;
+
+    fn index(&self) -> LogIndex {
+        self.index
+    }
+
+    fn bytes(&self) -> u64 {
+        let value = self.entry.as_ref().map_or(&[][..], |entry| &entry.value);
+        bytes_of(&self.key, value)
+    }
+
+    fn record(number: u64, change: Arc<Self>) -> Record {
+        Record::KeyChange { number, change }
+    }
+}
+
 /// Every key.
 #[derive(Clone, Debug, Default)]
 pub(super) struct KeyValues {
     by_key: Summed<KvKey, Arc<KvEntry>>,
+    /// What became of keys lately.
+    changes: Trail<KvChange>,
     /// Of all keys and values together.
     bytes: u64,
 }
@@ -154,13 +194,14 @@ impl KeyValues {
             )));
         }
         self.bytes = bytes;
-        let entry = KvEntry {
+        let entry = Arc::new(KvEntry {
             value: Arc::clone(value),
             created,
             modified: index,
             version,
-        };
-        self.by_key.insert(key.clone(), Arc::new(entry));
+        });
+        self.by_key.insert(key.clone(), Arc::clone(&entry));
+        self.changed(index, key, Some(entry));
         Ok(Outcome::KeyPut {
             created,
             modified: index,
@@ -168,15 +209,34 @@ impl KeyValues {
         })
     }
 
-    fn delete(&mut self, key: &KvKey, condition: KvCondition) -> Result<Outcome, Refusal> {
+    fn delete(
+        &mut self,
+        index: LogIndex,
+        key: &KvKey,
+        condition: KvCondition,
+    ) -> Result<Outcome, Refusal> {
         self.checked(key, condition)?;
         let removed = self.by_key.remove(key);
         if let Some(entry) = &removed {
             self.bytes -= bytes_of(key, &entry.value);
+            self.changed(index, key, None);
         }
         Ok(Outcome::KeyDeleted {
             modified: removed.map(|entry| entry.modified),
         })
+    }
+
+    fn changed(&mut self, index: LogIndex, key: &KvKey, entry: Option<Arc<KvEntry>>) {
+        let before = self
+            .changes
+            .last()
+            .map_or(self.changes.compacted(), |last| last.index);
+        self.changes.push(KvChange {
+            index,
+            before,
+            key: key.clone(),
+            entry,
+        });
     }
 
     /// What the key holds, if the condition allows to change it.
@@ -199,11 +259,28 @@ impl KeyValues {
 
     /// What makes a store of `base` one of these.
     pub(super) fn edits_since<'a>(&'a self, base: &'a Self) -> impl Iterator<Item = Edit> + 'a {
-        edits(&base.by_key, &self.by_key)
+        edits(&base.by_key, &self.by_key).chain(self.changes.edits_since(&base.changes))
     }
 
     pub(super) fn sum(&self) -> Sum {
-        self.by_key.sum()
+        self.by_key.sum().plus(self.changes.sum())
+    }
+
+    pub(super) fn change_records(&self) -> impl Iterator<Item = Record> + '_ {
+        self.changes.records_from(0)
+    }
+
+    /// Takes the next change of a snapshot; says whether it follows what is there.
+    pub(super) fn restore_change(&mut self, number: u64, change: Arc<KvChange>) -> bool {
+        if self.changes.is_empty() {
+            self.changes.restore_compacted(change.before);
+        }
+        self.changes.restore(number, change)
+    }
+
+    /// Nothing that became of keys up to `index` is known.
+    pub(super) fn restore_compacted(&mut self, index: LogIndex) {
+        self.changes.restore_compacted(index);
     }
 
     pub(super) fn records(&self) -> impl Iterator<Item = Record> + '_ {
@@ -250,10 +327,22 @@ impl State {
 
     pub(super) fn delete_key(
         &mut self,
+        index: LogIndex,
         key: &KvKey,
         condition: KvCondition,
     ) -> Result<Outcome, Refusal> {
-        self.keys.delete(key, condition)
+        self.keys.delete(index, key, condition)
+    }
+
+    /// What became of keys after `index`, oldest first.
+    ///
+    /// # Errors
+    /// [`Compacted`] if a change after `index` is no longer kept.
+    pub fn key_changes_after(
+        &self,
+        index: LogIndex,
+    ) -> Result<impl Iterator<Item = &Arc<KvChange>>, Compacted> {
+        self.keys.changes.after(index)
     }
 
     /// What a key holds, if there is such a key.
@@ -288,3 +377,6 @@ impl State {
         entries.take_while(move |(key, _)| key.0.starts_with(prefix))
     }
 }
+
+#[cfg(test)]
+mod tests;

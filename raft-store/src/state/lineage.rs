@@ -66,7 +66,7 @@ impl Record {
             Self::Replica(replica) => {
                 (lineage.claim == Claim::TakeOver).then_some(Self::Replica(replica))
             }
-            Self::Event { .. } => None,
+            Self::Event { .. } | Self::KeyChange { .. } => None,
             Self::Spec { .. }
             | Self::SessionMarks { .. }
             | Self::Sessions(..)

@@ -11,7 +11,7 @@ use raftserve_model::{
 
 use super::clients::{Client, ClientRecord};
 use super::events::Event;
-use super::kv::{KvEntry, KvKey};
+use super::kv::{KvChange, KvEntry, KvKey};
 use super::registry::PeerEntry;
 use super::replica::Replica;
 use super::service::{Service, ServiceRecord};
@@ -88,13 +88,20 @@ pub enum Record {
     KeyValues(Vec<(KvKey, Arc<KvEntry>)>),
     /// A peer that something was decided about.
     Peer(PeerEntry),
+    /// What became of a key.
+    KeyChange {
+        /// Its number, counted from the first change that ever was.
+        number: u64,
+        /// What became of which key.
+        change: Arc<KvChange>,
+    },
 }
 
 /// A stream of records that is not a state.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// The first record must be the head, and no other may be; a specification follows its service, and events
-    /// follow each other.
+    /// and changes of keys follow each other.
     #[error("record {at} is out of place")]
     OutOfPlace {
         /// Its number in the stream, from 0.
@@ -132,6 +139,7 @@ impl State {
                     .values()
                     .map(|peer| Record::Peer(peer.as_ref().clone())),
             )
+            .chain(self.keys.change_records())
     }
 
     /// Equal on every peer that has applied the same log, and different wherever anything that the cluster
@@ -230,6 +238,9 @@ impl State {
             ..Self::default()
         };
         state.events.restore_compacted(events_compacted);
+        // What became of keys before is the parent's.
+        let began = state.lineage.map_or(LogIndex::default(), |it| it.began);
+        state.keys.restore_compacted(began);
         state
     }
 
@@ -299,6 +310,11 @@ impl Restoring {
             Record::Client(record) => state.clients.restore(record),
             Record::KeyValues(entries) => state.keys.restore(entries),
             Record::Peer(entry) => state.restore_peer(entry),
+            Record::KeyChange { number, change } => {
+                if !state.keys.restore_change(number, change) {
+                    return Err(out_of_place);
+                }
+            }
             Record::Event { number, event } => {
                 if !state.events.restore(number, event) {
                     return Err(out_of_place);

@@ -68,7 +68,7 @@ impl State {
                 value,
                 condition,
             } => self.put_key(index, key, value, *condition),
-            Request::DeleteKey { key, condition } => self.delete_key(key, *condition),
+            Request::DeleteKey { key, condition } => self.delete_key(index, key, *condition),
         }
     }
 

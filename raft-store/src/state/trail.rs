@@ -1,0 +1,164 @@
+//! What happened last, kept for watchers: as much of it as a bound allows.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use imbl::Vector;
+use raftserve_model::LogIndex;
+
+use super::edits::Edit;
+use super::record::Record;
+use super::summed::Sum;
+
+/// The asked-for part of a trail is no longer kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "events up to index {upto} are no longer kept; list the present state and watch from there"
+)]
+pub struct Compacted {
+    /// The oldest index from which a watch can resume.
+    pub upto: LogIndex,
+}
+
+/// What a trail is of.
+pub(super) trait Step {
+    /// The most of them that are kept.
+    const STEPS_MAX: usize;
+    /// The most bytes, as [`Step::bytes`] has them, that are kept.
+    const BYTES_MAX: u64;
+
+    /// The entry that caused it.
+    fn index(&self) -> LogIndex;
+
+    /// What it takes of [`Step::BYTES_MAX`].
+    fn bytes(&self) -> u64;
+
+    /// As it is stored, with its number, counted from the first that ever was.
+    fn record(number: u64, step: Arc<Self>) -> Record;
+}
+
+/// The newest steps, oldest first.
+#[derive(Clone, Debug)]
+pub(super) struct Trail<S> {
+    kept: Vector<Arc<S>>,
+    /// Everything up to and including this index may have been dropped.
+    compacted: LogIndex,
+    /// The number of the oldest that is kept.
+    first: u64,
+    /// Of those that are kept.
+    bytes: u64,
+    /// Of the records of `kept`.
+    sum: Sum,
+}
+
+impl<S> Default for Trail<S> {
+    fn default() -> Self {
+        Self {
+            kept: Vector::new(),
+            compacted: LogIndex::default(),
+            first: 0,
+            bytes: 0,
+            sum: Sum::default(),
+        }
+    }
+}
+
+impl<S: Step> Trail<S> {
+    pub(super) fn push(&mut self, step: S) {
+        self.append(Arc::new(step));
+        while (self.kept.len() > S::STEPS_MAX || self.bytes > S::BYTES_MAX)
+            && let Some(dropped) = self.kept.pop_front()
+        {
+            self.compacted = dropped.index();
+            self.bytes -= dropped.bytes();
+            self.sum = self.sum.minus(Sum::of(&S::record(self.first, dropped)));
+            self.first += 1;
+        }
+    }
+
+    fn append(&mut self, step: Arc<S>) {
+        self.bytes += step.bytes();
+        let record = S::record(self.end(), Arc::clone(&step));
+        self.sum = self.sum.plus(Sum::of(&record));
+        self.kept.push_back(step);
+    }
+
+    /// Appends what a snapshot holds, which is bounded already; says whether it follows what is there.
+    pub(super) fn restore(&mut self, number: u64, step: Arc<S>) -> bool {
+        if self.kept.is_empty() {
+            self.first = number;
+        }
+        let follows = number == self.end();
+        if follows {
+            self.append(step);
+        }
+        follows
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
+    pub(super) fn last(&self) -> Option<&Arc<S>> {
+        self.kept.last()
+    }
+
+    pub(super) fn sum(&self) -> Sum {
+        self.sum
+    }
+
+    /// The number that the next step will have, counted from the first that ever was.
+    fn end(&self) -> u64 {
+        self.first + self.kept.len() as u64
+    }
+
+    /// The records of the steps from `number` on that are still kept.
+    pub(super) fn records_from(&self, number: u64) -> impl Iterator<Item = Record> + '_ {
+        let skipped = number
+            .saturating_sub(self.first)
+            .min(self.end() - self.first);
+        let skip = usize::try_from(skipped).unwrap_or(usize::MAX);
+        let rest = self.kept.focus().narrow(skip..).into_iter();
+        (self.first + skipped..)
+            .zip(rest)
+            .map(|(number, step)| S::record(number, Arc::clone(step)))
+    }
+
+    /// What makes a store of `base`, which was before, one of these.
+    pub(super) fn edits_since(&self, base: &Self) -> impl Iterator<Item = Edit> {
+        // A trail that goes back has another history: nothing of it can be kept.
+        let same = base.first <= self.first && base.end() <= self.end();
+        let kept_from = if same { self.first } else { base.end() };
+        let dropped = base.kept.iter().zip(base.first..kept_from.min(base.end()));
+        let dropped = dropped.map(|(step, number)| {
+            let record = S::record(number, Arc::clone(step));
+            Edit::Remove(record.key())
+        });
+        let known = if same { base.end() } else { 0 };
+        dropped.chain(self.records_from(known).map(Edit::Put))
+    }
+
+    pub(super) fn after(
+        &self,
+        index: LogIndex,
+    ) -> Result<impl Iterator<Item = &Arc<S>>, Compacted> {
+        if index < self.compacted {
+            return Err(Compacted {
+                upto: self.compacted,
+            });
+        }
+        let from = self
+            .kept
+            .binary_search_by(|step| step.index().cmp(&index).then(Ordering::Less))
+            .unwrap_or_else(|from| from);
+        Ok(self.kept.focus().narrow(from..).into_iter())
+    }
+
+    pub(super) fn compacted(&self) -> LogIndex {
+        self.compacted
+    }
+
+    pub(super) fn restore_compacted(&mut self, compacted: LogIndex) {
+        self.compacted = compacted;
+    }
+}
