@@ -400,6 +400,23 @@ impl Admin {
         anyhow::bail!("more than {} keys", found.len())
     }
 
+    /// What becomes of the keys that begin with `prefix`, from the log index `from` on.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn watch_keys(
+        &self,
+        prefix: &str,
+        from: u64,
+    ) -> Result<tonic::Streaming<v1::WatchKeysResponse>, Status> {
+        let request = v1::WatchKeysRequest {
+            from_index: Some(from),
+            prefix: prefix.to_owned(),
+        };
+        let mut client = KeyValueClient::new(self.channel.clone());
+        Ok(client.watch(request).await?.into_inner())
+    }
+
     /// What happens from the log index `from` on.
     ///
     /// # Errors

@@ -34,6 +34,7 @@ mod snapshots;
 mod told;
 pub(crate) mod validate;
 mod view;
+mod watch;
 
 pub use door::Denials;
 pub use proposer::WRITE_BUDGET;

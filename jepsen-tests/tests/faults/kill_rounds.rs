@@ -2,7 +2,6 @@
 //! still, have slow disks, disks that fail or are full, lose their volumes, and are away for so long that only a
 //! snapshot brings them back. Their logs are cut so soon that every round meets snapshots, purges or a new segment.
 
-mod growth;
 mod plan;
 
 use std::time::Duration;
@@ -17,6 +16,7 @@ use rustix::process::Signal;
 use tokio::time::sleep;
 
 use crate::failing_disk::with_faulty_disks;
+use crate::growth;
 use crate::members::{agreed, eager};
 use crate::stage::{self, SOME, names};
 use plan::{CHAPTER, DiskError, Fault, Plan, Role, plans};

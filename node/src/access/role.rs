@@ -84,6 +84,7 @@ const TABLE: &[(&str, &[(&str, Need)])] = &[
         &[
             ("Get", Of(Viewer)),
             ("List", Of(Viewer)),
+            ("Watch", Of(Viewer)),
             ("Put", Of(Operator)),
             ("Delete", Of(Operator)),
         ],

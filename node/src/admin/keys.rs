@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use raftserve_model::LogIndex;
-use raftserve_store::Outcome;
 use raftserve_store::command::Request as Asked;
-use raftserve_store::state::{KV_VALUE_BYTES_MAX, KvCondition, KvEntry, KvKey};
+use raftserve_store::state::{
+    Compacted, KV_VALUE_BYTES_MAX, KvChange, KvCondition, KvEntry, KvKey,
+};
+use raftserve_store::{Outcome, State};
 use tonic::{Request, Response, Status};
 
 use super::door::RESERVED;
@@ -14,10 +16,14 @@ use super::gate::admitted;
 use super::pages;
 use super::shared::Shared;
 use super::v1::{self, key_value_server::KeyValue};
+use super::watch::{self, Batches, Page, Watched};
 
 /// The bytes of keys and values in one page, unless a single one has more: well within the 4 MiB that gRPC
 /// clients take by default.
 const PAGE_BYTES: usize = 1 << 20;
+
+/// How many changes are read in one go.
+const CHANGES_READ_MAX: usize = 256;
 
 /// See the module.
 pub(super) struct KeyValueApi(pub(super) Arc<Shared>);
@@ -72,6 +78,19 @@ impl KeyValueApi {
 
 #[tonic::async_trait]
 impl KeyValue for KeyValueApi {
+    type WatchStream = Batches<v1::WatchKeysResponse>;
+
+    async fn watch(
+        &self,
+        request: Request<v1::WatchKeysRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let (asked, _held) = admitted(request);
+        let keys = WatchedKeys {
+            prefix: asked.prefix,
+        };
+        watch::begin(&self.0, keys, asked.from_index)
+    }
+
     async fn put(
         &self,
         request: Request<v1::PutKeyRequest>,
@@ -177,6 +196,119 @@ impl KeyValue for KeyValueApi {
     }
 }
 
+/// The changes of the keys with a prefix.
+struct WatchedKeys {
+    prefix: String,
+}
+
+impl Watched for WatchedKeys {
+    type Batch = v1::WatchKeysResponse;
+
+    fn read(&self, state: &State, after: LogIndex) -> Result<Page<Self::Batch>, Compacted> {
+        let mut page: Page<Self::Batch> = Page {
+            batches: Vec::new(),
+            read_upto: None,
+        };
+        let (mut bytes, mut last) = (0, None);
+        for (count, change) in state.key_changes_after(after)?.enumerate() {
+            if count >= CHANGES_READ_MAX || bytes >= PAGE_BYTES {
+                page.read_upto = last;
+                break;
+            }
+            last = Some(change.index);
+            let key = change.key.as_str();
+            if key.starts_with(&self.prefix) && !key.starts_with(RESERVED) {
+                bytes += change.entry.as_ref().map_or(0, |entry| entry.value.len());
+                page.batches.push((change.index, told(change)));
+            }
+        }
+        Ok(page)
+    }
+
+    fn bookmark(index: LogIndex) -> Self::Batch {
+        v1::WatchKeysResponse {
+            log_index: index.0,
+            change: None,
+        }
+    }
+}
+
+fn told(change: &KvChange) -> v1::WatchKeysResponse {
+    let key = &change.key;
+    v1::WatchKeysResponse {
+        log_index: change.index.0,
+        change: Some(match &change.entry {
+            Some(entry) => v1::watch_keys_response::Change::Put(show(key, entry, false)),
+            None => v1::watch_keys_response::Change::Deleted(key.to_string()),
+        }),
+    }
+}
+
 fn unexpected(outcome: &Outcome) -> Status {
     Reason::Internal.status(format!("a change of a key gave {outcome}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use raftserve_model::LogTime;
+    use raftserve_store::Command;
+    use raftserve_store::command::Action;
+
+    use super::*;
+
+    /// A state with a put of each of these keys, from index 1 on.
+    fn state(keys: &[String], value: &[u8]) -> State {
+        let mut state = State::default();
+        for (index, key) in (1..).zip(keys) {
+            let put = Asked::PutKey {
+                key: key.parse().unwrap(),
+                value: value.into(),
+                condition: KvCondition::Any,
+            };
+            let command = Command::at(LogTime(index), Action::Request(put));
+            state.apply(LogIndex(index), &command);
+        }
+        state
+    }
+
+    fn read_all(state: &State, prefix: &str) -> (Vec<u64>, usize) {
+        let keys = WatchedKeys {
+            prefix: prefix.to_owned(),
+        };
+        let (mut indices, mut pages, mut after) = (Vec::new(), 0, LogIndex(0));
+        loop {
+            let page = keys.read(state, after).unwrap();
+            pages += 1;
+            indices.extend(page.batches.iter().map(|(_, batch)| batch.log_index));
+            match page.read_upto {
+                Some(upto) => after = upto,
+                None => return (indices, pages),
+            }
+        }
+    }
+
+    #[test]
+    fn changes_are_read_in_pages_without_gap_or_overlap() {
+        let keys = |count| (0..count).map(|it| format!("k/{it}")).collect::<Vec<_>>();
+        let count = 3 * CHANGES_READ_MAX as u64 + 1;
+        let (indices, pages) = read_all(&state(&keys(count), b""), "");
+        assert_eq!(indices, (1..=count).collect::<Vec<_>>());
+        assert_eq!(pages, 4);
+        let fit = PAGE_BYTES / KV_VALUE_BYTES_MAX;
+        let count = 2 * fit as u64 + 1;
+        let large = vec![7; KV_VALUE_BYTES_MAX];
+        let (indices, pages) = read_all(&state(&keys(count), &large), "k/");
+        assert_eq!(indices, (1..=count).collect::<Vec<_>>());
+        assert_eq!(pages, 3);
+    }
+
+    #[test]
+    fn only_keys_with_the_prefix_are_told_and_none_of_our_own() {
+        let own = format!("{RESERVED}x");
+        let keys = ["a", "b/1", &own, "b/2", "c"].map(str::to_owned);
+        let state = state(&keys, b"");
+        assert_eq!(read_all(&state, "").0, [1, 2, 4, 5]);
+        assert_eq!(read_all(&state, "b/").0, [2, 4]);
+        assert_eq!(read_all(&state, RESERVED).0, [0; 0]);
+    }
 }

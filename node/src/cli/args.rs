@@ -10,6 +10,7 @@ use super::check_args::CheckArgs;
 use super::contexts::ConfigHome;
 use super::dev_args::DevArgs;
 use super::durations;
+use super::kv_args::KvArgs;
 use super::login_args::{ContextArgs, LoginArgs, LogoutArgs};
 use super::node_args::NodeArgs;
 use super::probe::ProbeArgs;
@@ -500,91 +501,6 @@ pub struct EventsArgs {
     pub output: Output,
     #[command(flatten)]
     pub target: Target,
-}
-
-/// Set and read keys that the whole cluster agrees on.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  raftserve kv put config/limit 20
-  raftserve kv get config/limit
-  raftserve kv put lock/nightly host-7 --if-absent
-  raftserve kv put config/limit 30 --if-modified-index 1207
-  raftserve kv list config/ --output json
-  raftserve kv delete config/limit
-
-A key has at most 256 bytes, a value 64 KiB; a cluster holds 100,000 keys and 64 MiB at most.")]
-pub struct KvArgs {
-    /// What to do.
-    #[command(subcommand)]
-    pub verb: KvVerb,
-}
-
-/// What must hold for a key before it is changed.
-#[derive(Debug, Clone, Copy, Args)]
-pub struct Condition {
-    /// Only if there is no such key.
-    #[arg(long, conflicts_with = "if_modified_index")]
-    pub if_absent: bool,
-    /// Only if the key was last changed at this log index, as `kv get --output json` shows it.
-    #[arg(long, value_name = "INDEX")]
-    pub if_modified_index: Option<u64>,
-}
-
-/// What to do with keys.
-#[derive(Debug, Subcommand)]
-pub enum KvVerb {
-    /// Set a key.
-    Put {
-        /// The key.
-        key: String,
-        /// Its value; `-` for standard input.
-        value: String,
-        #[command(flatten)]
-        condition: Condition,
-        #[command(flatten)]
-        output: Output,
-        #[command(flatten)]
-        target: Target,
-    },
-    /// Print the value of a key.
-    Get {
-        /// The key.
-        key: String,
-        /// Answer from what the peer asked knows, perhaps behind; works without a quorum.
-        #[arg(long)]
-        stale: bool,
-        #[command(flatten)]
-        output: Output,
-        #[command(flatten)]
-        target: Target,
-    },
-    /// Delete a key.
-    Delete {
-        /// The key.
-        key: String,
-        #[command(flatten)]
-        condition: Condition,
-        #[command(flatten)]
-        output: Output,
-        #[command(flatten)]
-        target: Target,
-    },
-    /// List keys.
-    List {
-        /// Only keys that begin with this.
-        prefix: Option<String>,
-        /// Leave the values out.
-        #[arg(long)]
-        keys_only: bool,
-        /// Answer from what the peer asked knows, perhaps behind; works without a quorum.
-        #[arg(long)]
-        stale: bool,
-        #[command(flatten)]
-        output: Output,
-        #[command(flatten)]
-        target: Target,
-    },
 }
 
 #[cfg(test)]

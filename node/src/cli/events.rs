@@ -1,18 +1,15 @@
 //! `raftserve events`. A stream that breaks is resumed on the next peer, after the last index seen.
 
-use tonic::{Code, Response, Status, Streaming};
+use tonic::{Response, Status, Streaming};
 
 use super::args::{EventsArgs, Format};
 use super::connect::{Link, Servers};
 use super::failure::{Exit, Failure};
 use super::paint::{Paint, Tone, status_tone};
+use super::resume::Breaks;
 use super::{fetch, output, shape};
-use crate::admin::errors::Reason;
 use crate::admin::v1;
 use crate::admin::v1::events_client::EventsClient;
-
-/// How often a stream may break without a single message in between before giving up.
-const BROKEN_MAX: usize = 5;
 
 /// Runs the verb.
 pub(super) async fn run(args: EventsArgs) -> Result<(), Failure> {
@@ -21,16 +18,16 @@ pub(super) async fn run(args: EventsArgs) -> Result<(), Failure> {
         from_index: Some(args.from.unwrap_or(0)),
         service_name: args.name.clone().unwrap_or_default(),
     };
-    let mut broken = 0;
+    let mut breaks = Breaks::default();
     let mut unseen = args.name.as_deref();
     loop {
         let mut stream = servers
             .ask(|channel| watch(channel, request.clone()))
             .await?;
-        loop {
+        let ended = loop {
             match stream.message().await {
                 Ok(Some(batch)) => {
-                    broken = 0;
+                    breaks.mended();
                     request.from_index = Some(batch.log_index + 1);
                     // The first message without events says that all that is kept has been sent.
                     if let Some(name) = unseen.take()
@@ -43,18 +40,11 @@ pub(super) async fn run(args: EventsArgs) -> Result<(), Failure> {
                     }
                     print(&batch, args.output.output)?;
                 }
-                Ok(None) => break,
-                Err(status) if may_resume(&status) => break,
-                Err(status) => return Err(Failure::of(&status)),
+                Ok(None) => break None,
+                Err(status) => break Some(status),
             }
-        }
-        broken += 1;
-        if broken == BROKEN_MAX {
-            return Err(Failure::of(
-                &Reason::Stopping.status("the stream of events keeps breaking"),
-            ));
-        }
-        servers.next();
+        };
+        breaks.broken(ended.as_ref(), &mut servers)?;
     }
 }
 
@@ -77,13 +67,6 @@ async fn watch(
     request: v1::WatchEventsRequest,
 ) -> Result<Response<Streaming<v1::WatchEventsResponse>>, Status> {
     EventsClient::new(channel).watch(request).await
-}
-
-fn may_resume(status: &Status) -> bool {
-    match Reason::of(status) {
-        Some(reason) => matches!(reason, Reason::Stopping | Reason::SlowConsumer),
-        None => !matches!(status.code(), Code::InvalidArgument | Code::Unimplemented),
-    }
 }
 
 fn print(batch: &v1::WatchEventsResponse, format: Format) -> Result<(), Failure> {

@@ -4,14 +4,17 @@ use std::io::Read;
 
 use serde_json::{Value, json};
 
-use super::args::{Condition, Format, KvArgs, KvVerb, Target};
+use super::args::{Format, Target};
 use super::connect::{Link, Servers};
 use super::failure::Failure;
+use super::kv_args::{Condition, KvArgs, KvVerb};
 use super::output;
 use super::paint::{Paint, Tone};
+use super::resume::Breaks;
 use super::table::Table;
 use crate::admin::v1;
 use crate::admin::v1::key_value_client::KeyValueClient;
+use crate::admin::v1::watch_keys_response::Change;
 
 /// The most bytes of standard input that are read as a value: one more than the cluster takes, so that it says
 /// what is wrong.
@@ -53,6 +56,19 @@ pub(super) async fn run(args: KvArgs) -> Result<(), Failure> {
                 ..v1::ListKeysRequest::default()
             };
             list(request, output.output, &target).await
+        }
+        KvVerb::Watch {
+            prefix,
+            from,
+            no_follow,
+            output,
+            target,
+        } => {
+            let request = v1::WatchKeysRequest {
+                from_index: from.or(no_follow.then_some(0)),
+                prefix: prefix.unwrap_or_default(),
+            };
+            watch(request, no_follow, output.output, &target).await
         }
     }
 }
@@ -184,6 +200,73 @@ async fn list(
     })
 }
 
+async fn watch(
+    mut request: v1::WatchKeysRequest,
+    no_follow: bool,
+    format: Format,
+    target: &Target,
+) -> Result<(), Failure> {
+    let mut servers = Servers::new(target)?;
+    let mut breaks = Breaks::default();
+    loop {
+        let mut stream = servers
+            .ask(|channel| {
+                let request = request.clone();
+                async move { client(channel).watch(request).await }
+            })
+            .await?;
+        let ended = loop {
+            match stream.message().await {
+                Ok(Some(told)) => {
+                    breaks.mended();
+                    // The first bookmark comes at once, so that a stream that breaks is resumed where it broke.
+                    request.from_index = Some(told.log_index + 1);
+                    match told.change {
+                        Some(change) => print_change(told.log_index, &change, format)?,
+                        None if no_follow => return Ok(()),
+                        None => {}
+                    }
+                }
+                Ok(None) => break None,
+                Err(status) => break Some(status),
+            }
+        };
+        breaks.broken(ended.as_ref(), &mut servers)?;
+    }
+}
+
+fn print_change(index: u64, change: &Change, format: Format) -> Result<(), Failure> {
+    let paint = Paint::of(&std::io::stdout());
+    let (mut value, line) = match change {
+        Change::Put(entry) => {
+            let mut shown = shape(entry, false);
+            shown["change"] = "put".into();
+            (
+                shown,
+                change_line(index, &entry.key, Some(&entry.value), paint),
+            )
+        }
+        Change::Deleted(key) => (
+            json!({ "key": key, "change": "deleted" }),
+            change_line(index, key, None, paint),
+        ),
+    };
+    value["log_index"] = index.into();
+    output::print_one(format, &value, || line)
+}
+
+/// A change on one line, whatever is in the value.
+fn change_line(index: u64, key: &str, value: Option<&[u8]>, paint: Paint) -> String {
+    let what = match value {
+        None => paint.tone(Tone::Strong, "deleted"),
+        Some(value) => match std::str::from_utf8(value) {
+            Ok(text) => format!("= {}", text.replace(char::is_control, " ")),
+            Err(_) => format!("= {} bytes, no text", value.len()),
+        },
+    };
+    format!("{index:>6}  {key}  {what}\n")
+}
+
 /// An entry as JSON has it: a value that is no text is told in hexadecimal, under another name.
 fn shape(entry: &v1::KeyEntry, keys_only: bool) -> Value {
     let mut shown = json!({
@@ -232,5 +315,13 @@ mod tests {
         assert_eq!(shape(&entry(b"on"), false)["value"], "on");
         assert_eq!(shape(&entry(&[0xff, 0x0a]), false)["value_hex"], "ff0a");
         assert_eq!(shape(&entry(b"on"), true).get("value"), None);
+    }
+
+    #[test]
+    fn a_change_is_one_line() {
+        let line = |value: Option<&[u8]>| change_line(12, "k", value, Paint::fixed(false));
+        assert_eq!(line(Some(b"on\noff")), "    12  k  = on off\n");
+        assert_eq!(line(Some(&[0xff])), "    12  k  = 1 bytes, no text\n");
+        assert_eq!(line(None), "    12  k  deleted\n");
     }
 }

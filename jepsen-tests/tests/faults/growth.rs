@@ -24,7 +24,7 @@ const TAKEN: &str = "a snapshot was taken";
 const INSTALLED: &str = "a snapshot was installed";
 
 /// The flags by which a peer's log is cut soon.
-pub(super) fn flags() -> Vec<String> {
+pub(crate) fn flags() -> Vec<String> {
     let flags = [
         "--snapshot-entries=80",
         "--snapshot-look=100ms",
@@ -36,7 +36,7 @@ pub(super) fn flags() -> Vec<String> {
 
 /// Waits until the others' logs do not hold any more what `away` lacks, which does not run. Returns an entry that it
 /// lacks, and that only snapshots of the others hold.
-pub(super) async fn leaves_behind(cluster: &Cluster, away: usize) -> anyhow::Result<u64> {
+pub(crate) async fn leaves_behind(cluster: &Cluster, away: usize) -> anyhow::Result<u64> {
     let leader = cluster.leader().await?;
     let applied = cluster.admin(leader).status().await?.applied_index;
     let target = applied + IN_FLIGHT_MAX;
@@ -70,7 +70,7 @@ async fn fill(admin: Admin, number: usize) {
 }
 
 /// Waits until a peer has installed a snapshot since its log had so many bytes.
-pub(super) async fn installed(cluster: &Cluster, peer: usize, since: usize) -> anyhow::Result<()> {
+pub(crate) async fn installed(cluster: &Cluster, peer: usize, since: usize) -> anyhow::Result<()> {
     wait::until("an installed snapshot", GROWTH_MAX, async || {
         let log = cluster.peer(peer).log_text().split_off(since);
         ensure!(log.contains(INSTALLED), "peer {peer} says nothing of one");
@@ -80,7 +80,7 @@ pub(super) async fn installed(cluster: &Cluster, peer: usize, since: usize) -> a
 }
 
 /// Waits until every peer has taken a snapshot, has one, and has removed the first segment of its log; clients write.
-pub(super) async fn everywhere(cluster: &Cluster) -> anyhow::Result<()> {
+pub(crate) async fn everywhere(cluster: &Cluster) -> anyhow::Result<()> {
     wait::until("snapshots and purged logs", GROWTH_MAX, async || {
         for peer in 0..cluster.size() {
             let folder = &cluster.peer(peer).setup.data_dir;
@@ -107,7 +107,7 @@ pub(super) async fn everywhere(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 /// The last entry of a peer's newest snapshot; 0 without one.
-pub(super) fn newest_snapshot(data_dir: &Path) -> anyhow::Result<u64> {
+pub(crate) fn newest_snapshot(data_dir: &Path) -> anyhow::Result<u64> {
     let numbers = numbers(&data_dir.join("snap"), ".snap")?;
     Ok(numbers.into_iter().max().unwrap_or(0))
 }

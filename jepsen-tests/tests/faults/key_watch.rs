@@ -1,0 +1,157 @@
+//! Watches of keys, while peers are killed, restarted and brought back by snapshots.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use jepsen_tests::admin::{Admin, v1};
+use jepsen_tests::cluster::{Cluster, PATIENCE};
+use jepsen_tests::wait;
+use tokio::task::JoinSet;
+
+use crate::growth;
+use crate::members::eager;
+use crate::stage::{self, TEST_TIME_MAX};
+
+const WRITERS: usize = 4;
+
+const PREFIX: &str = "watched/";
+
+/// What a watch has seen: keys and their versions by index.
+type Seen = BTreeMap<u64, (String, u64)>;
+
+/// Puts a key of its own again and again at all peers in turn. Returns the indices of what was acknowledged.
+async fn write(admins: Vec<Admin>, number: usize, stop: Arc<AtomicBool>) -> BTreeSet<u64> {
+    let key = format!("{PREFIX}{number}");
+    let mut acknowledged = BTreeSet::new();
+    for admin in admins.iter().cycle() {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        if let Ok(put) = admin.put_key(&key, "x", None, None).await {
+            acknowledged.insert(put.modified_index);
+        }
+        tokio::task::yield_now().await;
+    }
+    acknowledged
+}
+
+/// Watches at one peer after the other, from the first on, each time where it last was, until it has seen `upto`.
+async fn watch(
+    admins: Vec<Admin>,
+    first: usize,
+    mut upto: tokio::sync::watch::Receiver<Option<u64>>,
+) -> anyhow::Result<(Seen, usize)> {
+    let (mut seen, mut streams) = (Seen::new(), 0);
+    let mut next = 1;
+    for admin in admins.iter().cycle().skip(first) {
+        let Ok(mut stream) = admin.watch_keys(PREFIX, next).await else {
+            tokio::task::yield_now().await;
+            continue;
+        };
+        streams += 1;
+        loop {
+            let told = tokio::select! {
+                told = stream.message() => told,
+                changed = upto.changed() => {
+                    changed?;
+                    if upto.borrow().is_some_and(|upto| next > upto) {
+                        return Ok((seen, streams));
+                    }
+                    continue;
+                }
+            };
+            let told = match told {
+                Ok(Some(told)) => told,
+                Err(status) if status.code() == tonic::Code::OutOfRange => {
+                    return Err(status).context(format!("nothing from {next} on"));
+                }
+                Ok(None) | Err(_) => break,
+            };
+            ensure!(told.log_index + 1 >= next, "{told:?} after {next}");
+            next = told.log_index + 1;
+            match told.change {
+                Some(v1::watch_keys_response::Change::Put(entry)) => {
+                    let former = seen.insert(told.log_index, (entry.key, entry.version));
+                    ensure!(former.is_none(), "twice: {former:?}");
+                }
+                Some(other) => anyhow::bail!("{other:?}"),
+                None => {}
+            }
+            if upto.borrow().is_some_and(|upto| next > upto) {
+                return Ok((seen, streams));
+            }
+        }
+    }
+    unreachable!("admins are tried for ever")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_change_of_a_key_is_seen_once_and_in_order_whatever_becomes_of_peers()
+-> anyhow::Result<()> {
+    stage::run(TEST_TIME_MAX, async {
+        let mut options = eager(3);
+        options.flags.extend(growth::flags());
+        let mut cluster = Cluster::start_with(options).await?;
+        let admins = stage::admins(&cluster);
+        let stop = Arc::new(AtomicBool::new(false));
+        let (end, upto) = tokio::sync::watch::channel(None);
+        let mut writers = JoinSet::new();
+        for number in 0..WRITERS {
+            writers.spawn(write(admins.clone(), number, Arc::clone(&stop)));
+        }
+        let mut watches = JoinSet::new();
+        for first in 0..cluster.size() {
+            watches.spawn(watch(admins.clone(), first, upto.clone()));
+        }
+
+        for _ in 0..2 {
+            let leader = cluster.leader().await?;
+            let log = cluster.peer(leader).log_text().len();
+            cluster.kill(leader)?;
+            growth::leaves_behind(&cluster, leader).await?;
+            cluster.restart(leader).await?;
+            growth::installed(&cluster, leader, log).await?;
+        }
+        cluster.kill_all()?;
+        cluster.restart_all().await?;
+        let after = cluster.admin(0).status().await?.applied_index;
+        wait::until("writes after it", PATIENCE, async || {
+            let now = cluster.admin(0).status().await?.applied_index;
+            ensure!(now > after + 50, "{now} after {after}");
+            Ok(())
+        })
+        .await?;
+
+        stop.store(true, Ordering::Relaxed);
+        let acknowledged: BTreeSet<u64> = writers.join_all().await.into_iter().flatten().collect();
+        let last = cluster.admin(0).status().await?.applied_index;
+        end.send_replace(Some(last.max(acknowledged.last().copied().unwrap_or(0))));
+        let all = tokio::time::timeout(Duration::from_secs(60), watches.join_all()).await;
+        let mut all = all.context("a watch does not come to its end")?.into_iter();
+        let (seen, streams) = all.next().context("no watch")??;
+        ensure!(streams > 1, "it was never resumed");
+        for other in all {
+            ensure!(other?.0 == seen, "two watches have seen different changes");
+        }
+        let missing: Vec<_> = acknowledged
+            .iter()
+            .filter(|at| !seen.contains_key(at))
+            .collect();
+        ensure!(missing.is_empty(), "acknowledged and not seen: {missing:?}");
+        let mut versions: BTreeMap<&str, u64> = BTreeMap::new();
+        for (index, (key, version)) in &seen {
+            let before = versions.insert(key, *version).unwrap_or(0);
+            ensure!(
+                *version == before + 1,
+                "{key} at {index}: {version} after {before}"
+            );
+        }
+        cluster.note(&format!("{} changes seen by each watch", seen.len()));
+        cluster.pass();
+        Ok(())
+    })
+    .await
+}
