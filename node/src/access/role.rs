@@ -120,6 +120,7 @@ pub fn needed(path: &str) -> Option<Need> {
 /// The calls that are answered by a stream, which may last longer than the right to it.
 const STREAMS: &[&str] = &[
     "/raftserve.v1.Events/Watch",
+    "/raftserve.v1.KeyValue/Watch",
     "/raftserve.v1.Logs/Stream",
     "/raftserve.v1.Snapshots/Save",
 ];
