@@ -304,7 +304,10 @@ impl DataDir {
             path: path.to_owned(),
             source,
         };
-        if !path.join(FORMAT_FILE).exists() {
+        if read_file(&disk, &path.join(FORMAT_FILE))
+            .map_err(io)?
+            .is_none()
+        {
             let names = disk.list(path).map_err(io)?;
             return Err(IdentityError::Foreign {
                 path: path.to_owned(),
