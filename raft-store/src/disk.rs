@@ -13,6 +13,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 #[cfg(test)]
+pub(crate) mod failing;
+#[cfg(test)]
 pub(crate) mod simulated;
 
 /// Directories and names.

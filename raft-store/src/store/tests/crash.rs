@@ -270,14 +270,3 @@ fn check_refusal(error: &OpenError, path: &Path, what: &str) {
         "{what}: {said}"
     );
 }
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut said = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        said.push_str(": ");
-        said.push_str(&error.to_string());
-        cause = error.source();
-    }
-    said
-}
