@@ -183,6 +183,11 @@ async fn the_log_is_kept_by_entries_and_by_bytes_and_never_purged_beyond_a_snaps
         .unwrap();
     assert_eq!(alone.wal.range().start, 0, "nothing was purged yet");
     assert_eq!(retention.purgeable(), Some(LogIndex(last.0 - 10)));
+    // Purging costs a sync: as much goes at a time as is kept, or a whole batch.
+    let half = (last.0 + 1) / 2;
+    let of = |kept| retention.clone().keeping(kept).purgeable();
+    assert_eq!(of(half), Some(LogIndex(last.0 - half)));
+    assert_eq!(of(half + 1), None);
     let kept = alone.wal.bytes_of(last.0 - 2..u64::MAX);
     for (bytes, purgeable) in [(kept, last.0 - 3), (kept - 1, last.0 - 2), (0, last.0)] {
         retention.bytes = bytes;
