@@ -278,6 +278,26 @@ async fn news_are_told_of_a_key_that_comes_with_them_and_of_a_snapshot() {
     assert_eq!(*news.borrow(), LogIndex(2), "whatever is in a snapshot");
 }
 
+/// Though the peer has no snapshot of its own that would be newer.
+#[tokio::test]
+async fn a_snapshot_of_less_than_was_applied_is_refused() {
+    let (_from, _, mut machine) = RealStore.build().await.unwrap();
+    let first = stream::iter([Ok((entry(1, Action::OpenClient), None))]);
+    machine.apply(first).await.unwrap();
+    let mut builder = machine.get_snapshot_builder().await;
+    let built = builder.build_snapshot().await.unwrap();
+
+    let (_to, _, mut ahead) = RealStore.build().await.unwrap();
+    let both = (1..=2).map(|index| Ok((entry(index, Action::OpenClient), None)));
+    ahead.apply(stream::iter(both)).await.unwrap();
+    let digest = ahead.reader().state().digest();
+    let refused = ahead.install_snapshot(&built.meta, built.snapshot).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("is older than what is held"), "{refused}");
+    assert_eq!(ahead.reader().last().unwrap().index, LogIndex(2));
+    assert_eq!(ahead.reader().state().digest(), digest);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_voter_goes_on_after_every_kind_of_stop() {
     let dir = tempfile::tempdir().unwrap();
