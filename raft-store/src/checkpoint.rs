@@ -172,20 +172,12 @@ impl Place {
 
     /// The directories that there are, by generation.
     fn generations(&self) -> io::Result<Vec<u64>> {
-        let entries = match std::fs::read_dir(self.dir.join(STATE_DIR)) {
+        let names = match self.disk.list(&self.dir.join(STATE_DIR)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries?,
+            names => names?,
         };
-        let mut generations = Vec::new();
-        for entry in entries {
-            generations.extend(
-                entry?
-                    .file_name()
-                    .to_str()
-                    .and_then(|name| name.parse::<u64>().ok()),
-            );
-        }
-        Ok(generations)
+        let generations = names.iter().filter_map(|name| name.parse().ok());
+        Ok(generations.collect())
     }
 
     /// Deletes every directory but that of `kept`; gives a generation that no directory ever had since.
@@ -209,7 +201,8 @@ impl Place {
         let state_dir = self.state_dir(generation);
         sync_all(&state_dir).map_err(StateStoreError::io("sync", &state_dir))?;
         for dir in [&self.dir.join(STATE_DIR), &self.dir] {
-            sync_dir(dir).map_err(StateStoreError::io("sync", dir))?;
+            let synced = self.disk.sync_dir(dir);
+            synced.map_err(StateStoreError::io("sync", dir))?;
         }
         let marker = Marker {
             generation,
@@ -230,10 +223,7 @@ fn decode_marker(bytes: &[u8]) -> Option<Marker> {
     whole.then(|| codec::decode(frame).ok()).flatten()
 }
 
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    std::fs::File::open(dir)?.sync_all()
-}
-
+/// Syncs the files of a backend, which are the operating system's.
 fn sync_all(dir: &Path) -> io::Result<()> {
     let mut dirs = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {
@@ -245,7 +235,7 @@ fn sync_all(dir: &Path) -> io::Result<()> {
                 std::fs::File::open(&path)?.sync_all()?;
             }
         }
-        sync_dir(&dir)?;
+        std::fs::File::open(&dir)?.sync_all()?;
     }
     Ok(())
 }

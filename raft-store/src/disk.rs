@@ -13,6 +13,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 #[cfg(test)]
+pub(crate) mod failing;
+#[cfg(test)]
 pub(crate) mod simulated;
 
 /// Directories and names.
@@ -99,17 +101,6 @@ pub(crate) const FILE_MODE: u32 = 0o600;
 /// As [`FILE_MODE`], of directories.
 const DIR_MODE: u32 = 0o700;
 
-/// Makes a directory that only its owner can look into, and its parents; it may exist.
-///
-/// # Errors
-/// As the operating system says.
-pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(DIR_MODE)
-        .create(path)
-}
-
 /// Takes from everybody but the owner what a directory made by an earlier release, or by hand, lets them
 /// do with it and with what is in it. What is not ours to change stays as it is, such as the root of a
 /// volume: that must not keep a peer from its data, and what it makes in there is its own.
@@ -143,7 +134,8 @@ impl RealDisk {
 
 impl Disk for RealDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        create_private_dir(path)
+        let mut private = DirBuilder::new();
+        private.recursive(true).mode(DIR_MODE).create(path)
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {

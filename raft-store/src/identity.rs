@@ -304,7 +304,10 @@ impl DataDir {
             path: path.to_owned(),
             source,
         };
-        if !path.join(FORMAT_FILE).exists() {
+        if read_file(&disk, &path.join(FORMAT_FILE))
+            .map_err(io)?
+            .is_none()
+        {
             let names = disk.list(path).map_err(io)?;
             return Err(IdentityError::Foreign {
                 path: path.to_owned(),
@@ -357,9 +360,7 @@ impl DataDir {
                     found: found.clone(),
                 });
             }
-            if let Some(parent) = path.parent().filter(|it| !it.as_os_str().is_empty()) {
-                disk.sync_dir(parent).map_err(io("sync the parent of"))?;
-            }
+            sync_parent(&*disk, path)?;
             let format = format!("{FORMAT}\n");
             write_atomically(&*disk, &path.join(FORMAT_FILE), format.as_bytes())
                 .map_err(io("write"))?;
@@ -553,11 +554,20 @@ impl EmptyDir {
     /// [`IdentityError::NotEmpty`], [`IdentityError::Locked`], [`IdentityError::Io`]. Nothing was changed, but
     /// for making the directory.
     pub fn take(path: &Path) -> Result<Self, IdentityError> {
+        let taken = Self::take_on(Arc::new(crate::disk::RealDisk), path, DirectoryLock::take)?;
+        crate::disk::make_private(path);
+        Ok(taken)
+    }
+
+    pub(crate) fn take_on(
+        disk: Arc<dyn Disk>,
+        path: &Path,
+        lock: impl FnOnce(&Path) -> Result<DirectoryLock, IdentityError>,
+    ) -> Result<Self, IdentityError> {
         let io = |what| {
             let path = path.to_owned();
             move |source| IdentityError::Io { what, path, source }
         };
-        let disk: Arc<dyn Disk> = Arc::new(crate::disk::RealDisk);
         disk.create_dir(path).map_err(io("make"))?;
         let refuse = |found: String| IdentityError::NotEmpty {
             path: path.to_owned(),
@@ -574,11 +584,11 @@ impl EmptyDir {
         {
             return Err(refuse(found));
         }
-        let lock = DirectoryLock::take(path)?;
+        let lock = lock(path)?;
         if let Some(found) = kept()? {
             return Err(refuse(found));
         }
-        crate::disk::make_private(path);
+        sync_parent(&*disk, path)?;
         Ok(Self {
             nonce: random_nonce().map_err(io("draw a number for"))?,
             disk,
@@ -633,6 +643,17 @@ impl EmptyDir {
             file,
         })
     }
+}
+
+/// Makes the name of the directory `path` durable, which may be new.
+fn sync_parent(disk: &dyn Disk, path: &Path) -> Result<(), IdentityError> {
+    let parent = path.parent().filter(|it| !it.as_os_str().is_empty());
+    let synced = parent.map_or(Ok(()), |parent| disk.sync_dir(parent));
+    synced.map_err(|source| IdentityError::Io {
+        what: "sync the parent of",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Random bits from the kernel.

@@ -173,7 +173,12 @@ impl Store {
         // Also if it will not be used: what is saved now will not be the state at the next start.
         let saved = place.take().map_err(OpenError::Checkpoint)?;
         let place = self.checkpoint.then_some(place);
-        let saved = saved.filter(|saved| place.is_some() && is_newest(saved, &wal, &snapshots));
+        let saved = match saved.filter(|_| place.is_some()) {
+            Some(saved) => is_newest(&saved, &wal, &snapshots)
+                .map_err(|source| OpenError::Wal(WalError::io("read", &wal_dir, source)))?
+                .then_some(saved),
+            None => None,
+        };
         if let Some(purged) = gap(&wal, snapshots.current().and_then(|it| it.head.last))
             && saved.is_some()
         {
@@ -255,16 +260,18 @@ fn holds_log(names: &[String]) -> bool {
 }
 
 /// Whether the state saved at the last stop is that of an entry of this log, and newer than the snapshot's.
-fn is_newest(saved: &Saved, wal: &Wal, snapshots: &Snapshots) -> bool {
+fn is_newest(saved: &Saved, wal: &Wal, snapshots: &Snapshots) -> io::Result<bool> {
     let snapshot = snapshots.current().and_then(|it| it.head.last);
-    let last = saved.applied.last;
-    last > snapshot && last.is_some_and(|it| holds(wal, it))
+    match saved.applied.last.filter(|last| Some(*last) > snapshot) {
+        Some(last) => holds(wal, last),
+        None => Ok(false),
+    }
 }
 
 /// Whether the log holds this very entry.
-fn holds(wal: &Wal, id: LogId) -> bool {
-    let entries = wal.read_blocking(id.index.0..id.index.0 + 1);
-    entries.is_ok_and(|entries| entries.first().is_some_and(|entry| entry.id == id))
+fn holds(wal: &Wal, id: LogId) -> io::Result<bool> {
+    let entries = wal.read_blocking(id.index.0..id.index.0 + 1)?;
+    Ok(entries.first().is_some_and(|entry| entry.id == id))
 }
 
 /// The entry that the log begins after, if the newest snapshot, which ends with `last`, does not reach it.

@@ -377,6 +377,9 @@ enum Odd {
     Hangs,
     Forgets,
     Alters,
+    /// A read of its files fails, when it is opened or later.
+    CannotOpen,
+    CannotRead,
 }
 
 #[derive(Debug)]
@@ -384,6 +387,11 @@ struct OddStore(Odd, Box<dyn StateStore>);
 
 impl Backend for Odd {
     fn open(&self, dir: &Path) -> Result<Box<dyn StateStore>, StateStoreError> {
+        let is_old = std::fs::read_dir(dir).is_ok_and(|mut files| files.next().is_some());
+        if matches!(self, Self::CannotOpen) && is_old {
+            let error = io::Error::other("injected error of a read");
+            return Err(StateStoreError::backend(error));
+        }
         Ok(Box::new(OddStore(*self, sled::Sled.open(dir)?)))
     }
 }
@@ -392,7 +400,7 @@ impl StateStore for OddStore {
     fn write(&mut self, edits: Vec<ValueEdit>) -> Result<(), StateStoreError> {
         match self.0 {
             Odd::PanicsAtWrite => panic!("as sled does"),
-            Odd::Panics | Odd::Hangs | Odd::Forgets | Odd::Alters => self.1.write(edits),
+            _ => self.1.write(edits),
         }
     }
 
@@ -421,7 +429,19 @@ impl StateStore for OddStore {
                 }
                 take(key, &value)
             }),
-            Odd::PanicsAtWrite => self.1.scan(take),
+            Odd::CannotRead => {
+                self.1.scan(&mut |key, value| {
+                    left -= 1;
+                    match left {
+                        0 => ControlFlow::Break(()),
+                        _ => take(key, value),
+                    }
+                })?;
+                Err(StateStoreError::backend(io::Error::other(
+                    "injected error of a read",
+                )))
+            }
+            Odd::PanicsAtWrite | Odd::CannotOpen => self.1.scan(take),
         }
     }
 
@@ -431,13 +451,20 @@ impl StateStore for OddStore {
 }
 
 #[test]
-fn a_backend_that_panics_hangs_forgets_or_alters_only_makes_the_start_slower() {
-    for odd in [Odd::Panics, Odd::Hangs, Odd::Forgets, Odd::Alters] {
+fn a_backend_that_panics_hangs_forgets_alters_or_fails_only_makes_the_start_slower() {
+    for odd in [
+        Odd::Panics,
+        Odd::Hangs,
+        Odd::Forgets,
+        Odd::Alters,
+        Odd::CannotOpen,
+        Odd::CannotRead,
+    ] {
         let scene = Scene::new(Arc::new(odd));
         scene.save(&applied(300));
         let deadline = Duration::from_millis(match odd {
             Odd::Hangs => 20,
-            Odd::Panics | Odd::PanicsAtWrite | Odd::Forgets | Odd::Alters => 10_000,
+            _ => 10_000,
         });
         assert!(
             scene.place.take_within(deadline).unwrap().is_none(),

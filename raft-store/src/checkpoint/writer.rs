@@ -148,7 +148,8 @@ impl Writer {
             Some(records) => records,
             empty => {
                 let dir = self.place.state_dir(self.generation);
-                crate::disk::create_private_dir(&dir).map_err(StateStoreError::io("make", &dir))?;
+                let made = self.place.disk.create_dir(&dir);
+                made.map_err(StateStoreError::io("make", &dir))?;
                 empty.insert(Records::empty(self.place.backend.open(&dir)?))
             }
         };

@@ -263,9 +263,9 @@ struct Inner {
     faulted: bool,
     off: bool,
     file_syncs: u64,
-    /// How many reads there are before one that fails, once; and which file that was of.
+    /// How many reads there are before one that fails, once; and of which file or directory that was.
     read_fault: Option<u64>,
-    unread: Option<usize>,
+    unread: Option<PathBuf>,
     hook: Option<Hook>,
 }
 
@@ -325,11 +325,11 @@ impl Inner {
         Ok(course)
     }
 
-    /// Counts a read of a file's bytes, length or name.
-    fn read(&mut self, file: usize) -> io::Result<()> {
+    /// Counts a read of a file's bytes or length, or of a directory.
+    fn read(&mut self, path: &Path) -> io::Result<()> {
         match self.read_fault {
             Some(0) => {
-                (self.read_fault, self.unread) = (None, Some(file));
+                (self.read_fault, self.unread) = (None, Some(path.to_owned()));
                 Err(io::Error::other("injected error of a read"))
             }
             ref left => {
@@ -395,13 +395,9 @@ impl SimulatedDisk {
         self.inner().read_fault = Some(reads);
     }
 
-    /// The file of which a read failed.
+    /// The file or directory of which a read failed.
     pub(crate) fn unread(&self) -> Option<PathBuf> {
-        let inner = self.inner();
-        let unread = Node::File(inner.unread?);
-        let mut names = inner.image.names.iter();
-        let (path, _) = names.find(|(_, node)| **node == unread)?;
-        Some(path.clone())
+        self.inner().unread.clone()
     }
 
     /// Calls `hook` in the middle of every operation that changes something: when a change is made and not
@@ -463,10 +459,11 @@ impl SimulatedDisk {
         files.map(|(path, _)| path.clone()).collect()
     }
 
-    fn handle(&self, file: usize) -> Arc<dyn DiskFile> {
+    fn handle(&self, file: usize, path: &Path) -> Arc<dyn DiskFile> {
         Arc::new(SimulatedFile {
             disk: self.clone(),
             file,
+            path: path.to_owned(),
         })
     }
 }
@@ -483,7 +480,8 @@ impl Disk for SimulatedDisk {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let inner = self.inner();
+        let mut inner = self.inner();
+        inner.read(dir)?;
         let names = inner
             .image
             .names
@@ -503,15 +501,15 @@ impl Disk for SimulatedDisk {
         inner.image.files.push(Arc::default());
         inner.note(Naming::Add(path.to_owned(), Node::File(file)));
         course.end()?;
-        Ok(self.handle(file))
+        Ok(self.handle(file, path))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let mut inner = self.inner();
         let file = inner.file(path)?;
-        inner.read(file)?;
+        inner.read(path)?;
         drop(inner);
-        Ok(self.handle(file))
+        Ok(self.handle(file, path))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -552,18 +550,20 @@ impl Disk for SimulatedDisk {
 struct SimulatedFile {
     disk: SimulatedDisk,
     file: usize,
+    /// Its name when it was opened.
+    path: PathBuf,
 }
 
 impl DiskFile for SimulatedFile {
     fn size(&self) -> io::Result<u64> {
         let mut inner = self.disk.inner();
-        inner.read(self.file)?;
+        inner.read(&self.path)?;
         Ok(inner.image.files[self.file].current.len() as u64)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let mut inner = self.disk.inner();
-        inner.read(self.file)?;
+        inner.read(&self.path)?;
         let bytes = &inner.image.files[self.file].current;
         let start = offset as usize;
         let found = bytes.get(start..start + buffer.len());

@@ -183,6 +183,11 @@ async fn the_log_is_kept_by_entries_and_by_bytes_and_never_purged_beyond_a_snaps
         .unwrap();
     assert_eq!(alone.wal.range().start, 0, "nothing was purged yet");
     assert_eq!(retention.purgeable(), Some(LogIndex(last.0 - 10)));
+    // Purging costs a sync: as much goes at a time as is kept, or a whole batch.
+    let half = (last.0 + 1) / 2;
+    let of = |kept| retention.clone().keeping(kept).purgeable();
+    assert_eq!(of(half), Some(LogIndex(last.0 - half)));
+    assert_eq!(of(half + 1), None);
     let kept = alone.wal.bytes_of(last.0 - 2..u64::MAX);
     for (bytes, purgeable) in [(kept, last.0 - 3), (kept - 1, last.0 - 2), (0, last.0)] {
         retention.bytes = bytes;
@@ -271,6 +276,26 @@ async fn news_are_told_of_a_key_that_comes_with_them_and_of_a_snapshot() {
         .await
         .unwrap();
     assert_eq!(*news.borrow(), LogIndex(2), "whatever is in a snapshot");
+}
+
+/// Though the peer has no snapshot of its own that would be newer.
+#[tokio::test]
+async fn a_snapshot_of_less_than_was_applied_is_refused() {
+    let (_from, _, mut machine) = RealStore.build().await.unwrap();
+    let first = stream::iter([Ok((entry(1, Action::OpenClient), None))]);
+    machine.apply(first).await.unwrap();
+    let mut builder = machine.get_snapshot_builder().await;
+    let built = builder.build_snapshot().await.unwrap();
+
+    let (_to, _, mut ahead) = RealStore.build().await.unwrap();
+    let both = (1..=2).map(|index| Ok((entry(index, Action::OpenClient), None)));
+    ahead.apply(stream::iter(both)).await.unwrap();
+    let digest = ahead.reader().state().digest();
+    let refused = ahead.install_snapshot(&built.meta, built.snapshot).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("is older than what is held"), "{refused}");
+    assert_eq!(ahead.reader().last().unwrap().index, LogIndex(2));
+    assert_eq!(ahead.reader().state().digest(), digest);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,3 +1,5 @@
+mod crash;
+
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftStateMachine};
 use raftserve_model::{LogTime, ReplicaId, ServiceId, SessionKey};
 

@@ -13,13 +13,14 @@ use openraft::{Config, Raft, RaftMetrics, ServerState};
 use raftserve_model::NodeId;
 
 use super::SimulatedTypes;
+use super::growth::{self, Growth};
 use super::network::{Network, Weather};
 use super::observer::Observer;
 use super::runtime::{self, Process};
 use super::storage::{Defect, LyingDisk, WatchedLog, WatchedMachine, Witness};
 use crate::disk::Disk;
 use crate::disk::simulated::{Fault, SimulatedDisk};
-use crate::raft::{LogStore, StateMachine, StateReader};
+use crate::raft::{LogStore, Retention, SnapshotTrigger, StateMachine, StateReader};
 use crate::snapshot::Snapshots;
 use crate::store;
 use crate::wal::{Known, Wal, WalOptions, Writer};
@@ -35,6 +36,8 @@ pub(super) struct Running {
     pub(super) raft: Raft<SimulatedTypes, WatchedMachine>,
     pub(super) reader: StateReader,
     pub(super) snapshots: Arc<Snapshots>,
+    pub(super) trigger: SnapshotTrigger,
+    pub(super) retention: Retention,
     /// One snapshot is received at a time.
     pub(super) inbox: Arc<tokio::sync::Mutex<()>>,
     metrics: WatchReceiverOf<SimulatedTypes, RaftMetrics<SimulatedTypes>>,
@@ -113,6 +116,7 @@ struct Peer {
 pub(super) struct Setting {
     pub(super) config: Config,
     pub(super) wal: WalOptions,
+    pub(super) growth: Growth,
     /// Clocks run so many thousandths faster or slower at most.
     pub(super) clock_drift_per_mille: u64,
     pub(super) disk_delay_max: Duration,
@@ -163,11 +167,6 @@ impl Cluster {
 
     pub(super) fn change_weather(&self, change: impl FnOnce(&mut Weather)) {
         change(&mut self.inner().weather);
-    }
-
-    /// How many entries of the log stay that a snapshot covers.
-    pub(super) fn logs_kept(&self) -> u64 {
-        self.inner().setting.config.max_in_snapshot_log_to_keep
     }
 
     pub(super) fn nodes(&self) -> Vec<NodeId> {
@@ -224,6 +223,10 @@ impl Cluster {
             }
         };
         let reader = machine.reader.clone();
+        let growth = setting.growth;
+        let retention = Retention::new(Arc::clone(&wal), Arc::clone(&snapshots));
+        let trigger =
+            SnapshotTrigger::new(Arc::clone(&wal), Arc::clone(&snapshots), reader.clone());
         let network = Network {
             me: node,
             cluster: self.clone(),
@@ -249,11 +252,14 @@ impl Cluster {
             raft,
             reader,
             snapshots,
+            trigger: growth.trigger(trigger),
+            retention: growth.retention(retention),
             inbox: Arc::default(),
             wal,
             writer: Arc::new(Mutex::new(writer)),
             writing: Arc::default(),
         };
+        growth::begin(node, &running, growth);
         if let Some(peer) = self.inner().peers.get_mut(&node) {
             peer.running = Some(running);
             peer.starting = false;

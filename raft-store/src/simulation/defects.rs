@@ -18,7 +18,8 @@ fn found(defect: Defect, troubles: &[Trouble], disk_delay_max: Duration) -> Stri
         plan.troubles = troubles.to_vec();
         plan.setting.defect = defect;
         plan.setting.disk_delay_max = disk_delay_max;
-        plan.setting.config.max_in_snapshot_log_to_keep = 20;
+        plan.setting.growth.kept = 20;
+        plan.setting.growth.kept_bytes = u64::MAX;
         if let Err(failure) = simulate(&plan) {
             return failure.lines().last().unwrap_or_default().to_owned();
         }

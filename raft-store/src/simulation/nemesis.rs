@@ -7,15 +7,13 @@ use openraft::ChangeMembers;
 use raftserve_model::NodeId;
 
 use super::cluster::{Cluster, End, Running};
+use super::growth;
 use super::runtime::{self, Process};
 use crate::disk::simulated::Random;
 use crate::raft::PeerRecord;
 
 /// Between one thing that goes wrong and the next.
 const PAUSE_MAX: Duration = Duration::from_millis(1200);
-
-/// Between one snapshot and the next, where there are many.
-const SNAPSHOT_PAUSE_MAX: Duration = Duration::from_millis(150);
 
 /// How long a peer stays away, and a fault lasts, at most.
 pub(super) const AWAY_MAX: Duration = Duration::from_millis(2500);
@@ -40,7 +38,9 @@ pub(super) enum Trouble {
     Storm,
     TransferLeader,
     Membership,
+    /// A peer takes a snapshot that is not due.
     Snapshot,
+    /// A peer looks out of turn what may be purged.
     Purge,
 }
 
@@ -75,16 +75,6 @@ pub(super) async fn run(cluster: Cluster, troubles: Vec<Trouble>, until: Duratio
         };
         runtime::note(format_args!("trouble: {trouble:?}"));
         make(&cluster, trouble);
-    }
-}
-
-/// Has one peer after another take a snapshot, so that whoever was away for a moment needs one.
-pub(super) async fn take_snapshots(cluster: Cluster, until: Duration) {
-    while runtime::now() < until {
-        runtime::sleep(runtime::below(SNAPSHOT_PAUSE_MAX)).await;
-        if let Some(node) = one_of(&cluster.nodes()) {
-            take_snapshot(&cluster, node);
-        }
     }
 }
 
@@ -138,15 +128,10 @@ fn make(cluster: &Cluster, trouble: Trouble) {
         Trouble::Snapshot => take_snapshot(cluster, node),
         Trouble::Purge => {
             if let Some(running) = cluster.running(node) {
-                // As far as by itself: openraft asserts that what it has in mind to purge grows, and it does not if it is
-                // told of more than it would keep. In the product it has nothing in
-                // mind that it is not told.
-                let last = running.snapshots.current().and_then(|it| it.head.last);
-                let last = last.map_or(0, |it| it.index.0);
-                let upto = last.saturating_sub(cluster.logs_kept());
-                runtime::spawn_in(running.process, async move {
-                    let _ = running.raft.trigger().purge_log(upto).await;
-                });
+                runtime::spawn_in(
+                    running.process,
+                    async move { growth::purge(&running).await },
+                );
             }
         }
     }

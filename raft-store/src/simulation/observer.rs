@@ -78,6 +78,7 @@ pub(super) struct Counts {
     pub(super) elections: u64,
     pub(super) truncations: u64,
     pub(super) snapshots_installed: u64,
+    pub(super) purges: u64,
     pub(super) memberships: u64,
     pub(super) writes: u64,
     pub(super) reads: u64,
@@ -94,6 +95,7 @@ impl std::ops::AddAssign for Counts {
         self.elections += other.elections;
         self.truncations += other.truncations;
         self.snapshots_installed += other.snapshots_installed;
+        self.purges += other.purges;
         self.memberships += other.memberships;
         self.writes += other.writes;
         self.reads += other.reads;
@@ -217,6 +219,7 @@ impl Observer {
         peer.log = peer.log.split_off(&(upto.index.0 + 1));
         peer.purged = peer.purged.max(Some(upto));
         let applied = peer.applied;
+        self.counts.purges += 1;
         self.must(
             applied.is_some_and(|applied| applied.index >= upto.index),
             || format!("peer {node} purged {upto}, and has applied {applied:?}"),

@@ -9,6 +9,7 @@ use raftserve_model::NodeId;
 
 use super::clients::Clients;
 use super::cluster::{Cluster, End, Setting};
+use super::growth::Growth;
 use super::nemesis::{self, Trouble};
 use super::observer::Counts;
 use super::runtime::{self, Process, Summary};
@@ -28,8 +29,6 @@ pub(super) struct Plan {
     pub(super) writers: usize,
     pub(super) readers: usize,
     pub(super) troubles: Vec<Trouble>,
-    /// Whether peers take snapshots all the time.
-    pub(super) snapshots: bool,
     /// How long there is trouble.
     pub(super) lasts: Duration,
     pub(super) setting: Setting,
@@ -48,10 +47,18 @@ impl Plan {
         let kept = [0, 3, 20][random.below(3) as usize];
         let config = Config {
             max_payload_entries: [1, 3, 512][random.below(3) as usize],
-            max_in_snapshot_log_to_keep: kept,
             replication_lag_threshold: 2 * kept + 10,
-            purge_batch_size: 1 + random.below(3),
             ..raft_config(Profile::Fast)
+        };
+        let millis =
+            |of: [u64; 2], random: &mut Random| Duration::from_millis(of[random.below(2) as usize]);
+        let growth = Growth {
+            snapshot_entries: [4, 25, 150][random.below(3) as usize],
+            look: millis([20, 250], &mut random),
+            purge_look: millis([20, 500], &mut random),
+            kept,
+            kept_bytes: [600, 1 << 30][random.below(2) as usize],
+            batch: 1 + random.below(3),
         };
         let wal = WalOptions {
             segment_size: [2 << 10, 64 << 10][random.below(2) as usize],
@@ -64,11 +71,11 @@ impl Plan {
             writers: 3,
             readers: 2,
             troubles,
-            snapshots: random.below(2) == 0,
             lasts: Duration::from_secs(6),
             setting: Setting {
                 config,
                 wal,
+                growth,
                 clock_drift_per_mille: [0, 20, 200][random.below(3) as usize],
                 disk_delay_max: Duration::from_micros([100, 2000][random.below(2) as usize]),
                 defect: Defect::None,
@@ -186,12 +193,6 @@ async fn scenario(cluster: Cluster, plan: Plan) -> Result<(), String> {
     for _ in 0..plan.readers {
         let reading = clients.clone().read(plan.writers);
         busy.push(runtime::spawn_in(Process::WORLD, reading));
-    }
-    if plan.snapshots {
-        runtime::spawn_in(
-            Process::WORLD,
-            nemesis::take_snapshots(cluster.clone(), plan.lasts),
-        );
     }
     nemesis::run(cluster.clone(), plan.troubles, plan.lasts).await;
     heal(&cluster).await;

@@ -1,5 +1,6 @@
 //! A store as a whole: what is there after it is closed and opened again.
 
+mod checkpoint;
 mod crash;
 
 use futures_util::stream;
@@ -29,6 +30,18 @@ fn entry(index: u64) -> EntryOf<TypeConfig> {
 
 fn open(path: &Path) -> Result<Opened, OpenError> {
     Store::default().open(&mut DataDir::open(path)?)
+}
+
+/// An error and what caused it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut said = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        said.push_str(": ");
+        said.push_str(&error.to_string());
+        cause = error.source();
+    }
+    said
 }
 
 async fn apply(opened: &mut Opened, range: std::ops::RangeInclusive<u64>) {
@@ -244,75 +257,4 @@ async fn appended_entries_can_be_read_at_once() {
         .unwrap();
     let mut reader = opened.log.get_log_reader().await;
     assert_eq!(reader.try_get_log_entries(1..=1).await.unwrap(), [entry(1)]);
-}
-
-fn stop(opened: Opened) {
-    opened.checkpoint.stop().unwrap();
-}
-
-#[tokio::test]
-async fn a_clean_stop_spares_the_next_start_the_log() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut opened = open(dir.path()).unwrap();
-    opened
-        .log
-        .blocking_append((0..=30).map(entry))
-        .await
-        .unwrap();
-    apply(&mut opened, 0..=20).await;
-    let digest = opened.reader.state().digest();
-    stop(opened);
-
-    let opened = open(dir.path()).unwrap();
-    assert_eq!(opened.reader.last(), Some(id(20)));
-    assert_eq!(opened.reader.state().digest(), digest);
-    drop(opened);
-    // Not a clean stop this time.
-    assert_eq!(open(dir.path()).unwrap().reader.last(), None);
-}
-
-#[tokio::test]
-async fn a_saved_state_that_the_log_does_not_hold_is_not_used() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut opened = open(dir.path()).unwrap();
-    opened
-        .log
-        .blocking_append((0..=10).map(entry))
-        .await
-        .unwrap();
-    apply(&mut opened, 0..=20).await;
-    stop(opened);
-    assert_eq!(open(dir.path()).unwrap().reader.last(), None);
-}
-
-#[tokio::test]
-async fn a_saved_state_that_is_the_only_copy_is_used_and_a_snapshot_is_overdue_then() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut opened = open(dir.path()).unwrap();
-    let log = opened.log.blocking_append((0..=30).map(entry));
-    log.await.unwrap();
-    for upto in [10, 20] {
-        apply(&mut opened, upto - 10..=upto - 1).await;
-        let mut builder = opened.machine.get_snapshot_builder().await;
-        builder.build_snapshot().await.unwrap();
-        opened.log.purge(log_id_to(id(upto - 1))).await.unwrap();
-    }
-    apply(&mut opened, 20..=25).await;
-    assert!(!opened.trigger.is_overdue() && !opened.trigger.is_due(ALONE));
-    stop(opened);
-    std::fs::remove_dir_all(dir.path().join(SNAPSHOT_DIR)).unwrap();
-
-    let mut opened = open(dir.path()).unwrap();
-    assert_eq!(opened.reader.last(), Some(id(25)));
-    assert!(opened.trigger.is_overdue() && opened.trigger.is_due(ALONE));
-    let mut builder = opened.machine.get_snapshot_builder().await;
-    builder.build_snapshot().await.unwrap();
-    assert!(!opened.trigger.is_overdue() && !opened.trigger.is_due(ALONE));
-    drop(opened);
-    // Not a clean stop: the snapshot is what there is.
-    let opened = open(dir.path()).unwrap();
-    assert_eq!(opened.reader.last(), Some(id(25)));
-    drop(opened);
-    std::fs::remove_dir_all(dir.path().join(SNAPSHOT_DIR)).unwrap();
-    assert!(matches!(open(dir.path()), Err(OpenError::Gap { .. })));
 }

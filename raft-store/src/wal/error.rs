@@ -69,7 +69,7 @@ pub enum WalError {
 }
 
 impl WalError {
-    pub(super) fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
+    pub(crate) fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         Self::Io { what, path, source }
     }

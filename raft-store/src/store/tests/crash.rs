@@ -10,6 +10,7 @@
 //! alone, and `RAFTSERVE_CRASH_POINTS=N` runs seeds until so many points were tried.
 
 mod peer;
+mod reading;
 mod workload;
 
 use super::*;
@@ -258,64 +259,6 @@ fn corruption_anywhere_is_refused_with_its_place_or_costs_nothing() {
     }
 }
 
-/// All that a peer reads of its store: at its start, to bring its state up to date, to send old entries to a
-/// follower, and to send a snapshot.
-fn read_all(disk: &SimulatedDisk) -> Result<Peer, String> {
-    let mut peer = Peer::open(disk).map_err(|error| chain(&error))?;
-    peer.start()?;
-    let entries = peer.opened.wal.read_blocking(0..u64::MAX);
-    entries.map_err(|error| chain(&error))?;
-    if let Some(snapshot) = peer.opened.snapshots.current() {
-        let file = snapshot.file;
-        let place = |error: io::Error| format!("{}: {error}", file.path().display());
-        file.read(0, usize::MAX).map_err(place)?;
-    }
-    Ok(peer)
-}
-
-/// A read that fails is no torn write, no damage and no missing file: nothing is cut, put aside or passed over
-/// because of it, and all is there once the disk can be read.
-#[test]
-fn a_read_that_fails_is_refused_with_its_place_and_costs_nothing() {
-    let mut kinds = std::collections::BTreeMap::new();
-    for seed in 0..4 {
-        let (disk, workload) = played(seed);
-        let settled = disk.image();
-        let names = disk.paths();
-        let whole = Found::of(&Peer::open(&settled.after_kill()).unwrap());
-        for reads in 0.. {
-            let what = format!("seed {seed}, read {reads}");
-            let disk = settled.after_kill();
-            disk.fail_read_after(reads);
-            let outcome = read_all(&disk).map(drop);
-            let Some(path) = disk.unread() else {
-                outcome.unwrap();
-                break;
-            };
-            let error = outcome.expect_err(&what);
-            let segment = path.file_stem().unwrap().to_string_lossy();
-            let segment = format!("log segment {} ", segment.trim_start_matches('0'));
-            let named = error.contains(&*path.to_string_lossy())
-                || error.contains(&segment)
-                || path.ends_with("FORMAT") && error.contains(DIR);
-            assert!(named, "{what}, of {}: {error}", path.display());
-            let kind = path.parent().unwrap().to_owned();
-            *kinds.entry(kind).or_insert(0) += 1;
-
-            assert_eq!(disk.paths(), names, "{what}");
-            let peer = read_all(&disk.image().after_kill()).unwrap();
-            let found = Found::of(&peer);
-            assert_eq!(found.model, whole.model, "{what}");
-            assert_eq!(found.identity, whole.identity, "{what}");
-            check_state(&peer, &whole, &workload, &what);
-        }
-    }
-    println!("reads that failed: {kinds:?}");
-    for kind in ["/data", "/data/wal", "/data/snap"] {
-        assert!(kinds.contains_key(Path::new(kind)), "none in {kind}");
-    }
-}
-
 /// The reason names the file; or the data directory, where that says enough: of `FORMAT`, and of a snapshot that
 /// was put aside and is missed.
 fn check_refusal(error: &OpenError, path: &Path, what: &str) {
@@ -326,15 +269,4 @@ fn check_refusal(error: &OpenError, path: &Path, what: &str) {
         named || said.contains(&*path.to_string_lossy()),
         "{what}: {said}"
     );
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut said = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        said.push_str(": ");
-        said.push_str(&error.to_string());
-        cause = error.source();
-    }
-    said
 }

@@ -205,6 +205,64 @@ fn a_group_that_is_missing_or_there_twice_is_refused() {
     }
 }
 
+/// Votes have no indexes that would tell.
+#[test]
+fn a_group_without_entries_that_is_missing_or_there_twice_is_refused() {
+    let disk = SimulatedDisk::default();
+    let mut log = Stepped::open_with(&disk, WalOptions::default()).unwrap();
+    let mut starts = Vec::new();
+    for term in 1..6 {
+        starts.push(disk.bytes(&segment(1)).len());
+        log.vote(vote(term), drop);
+        log.writer.step();
+    }
+    drop(log);
+    let whole = disk.bytes(&segment(1));
+    for (start, end) in [(starts[1], starts[2]), (starts[2], starts[3])] {
+        for (kept, next) in [(start, end), (end, start)] {
+            let joined = [&whole[..kept], &whole[next..]].concat();
+            disk.damage(&segment(1), |bytes| *bytes = joined);
+            let WalError::Corrupt { offset, .. } = refusal(&disk) else {
+                panic!("{kept}, then {next}: not refused as corrupt");
+            };
+            assert_eq!(offset, kept as u64);
+        }
+    }
+}
+
+/// Another intact record of the same segment's salt and group, as an older copy of the disk would have it.
+#[test]
+fn a_record_put_in_place_of_another_is_refused_by_the_seal() {
+    let disk = SimulatedDisk::default();
+    let mut log = Stepped::open(&disk).unwrap();
+    log.append_one(id(1, 0));
+    drop(log);
+    let start = disk.bytes(&segment(1)).len();
+    let [one, other] = [2, 4].map(|term| {
+        let disk = disk.image().after_kill();
+        let mut log = Stepped::open(&disk).unwrap();
+        log.vote(vote(term), drop);
+        log.writer.step();
+        let end = disk.bytes(&segment(1)).len();
+        for index in 1..20 {
+            log.append_one(id(4, index));
+        }
+        (disk, end)
+    });
+    assert_eq!(one.1, other.1);
+    assert!(one.0.paths().contains(&segment(2)));
+    let foreign = other.0.bytes(&segment(1))[start..other.1].to_vec();
+    one.0.damage(&segment(1), |bytes| {
+        bytes[start..one.1].copy_from_slice(&foreign)
+    });
+    let refused = refusal(&one.0);
+    let by_the_seal = matches!(
+        &refused,
+        WalError::Corrupt { path, offset, .. } if *path == segment(1) && *offset > one.1 as u64
+    );
+    assert!(by_the_seal, "{refused}");
+}
+
 #[test]
 fn a_segment_of_another_log_is_refused() {
     // Two logs with the same numbers, groups and sizes everywhere, of different entries.
@@ -286,7 +344,7 @@ fn what_a_failed_sync_left_in_memory_is_on_disk_before_anything_follows_it() {
     }
 }
 
-/// In a segment that takes several reads, wherever the one is that fails.
+/// Of the directory, or in a segment that takes several reads, wherever the one is that fails.
 #[test]
 fn a_read_that_fails_is_no_torn_tail() {
     let disk = SimulatedDisk::default();
@@ -309,7 +367,7 @@ fn a_read_that_fails_is_no_torn_tail() {
         let Err(WalError::Io { path, .. }) = opened.map(drop) else {
             panic!("read {reads} was passed over");
         };
-        assert_eq!(path, segment(1), "read {reads}");
+        assert_eq!(disk.unread(), Some(path), "read {reads}");
         assert_eq!(disk.bytes(&segment(1)), whole, "read {reads}");
     }
 }

@@ -1,0 +1,161 @@
+//! What becomes of the state that was saved at a stop.
+
+use super::*;
+use crate::disk::Disk;
+use crate::disk::failing::FailingReads;
+use crate::state::Digest;
+
+fn stop(opened: Opened) {
+    opened.checkpoint.stop().unwrap();
+}
+
+#[tokio::test]
+async fn a_clean_stop_spares_the_next_start_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = open(dir.path()).unwrap();
+    opened
+        .log
+        .blocking_append((0..=30).map(entry))
+        .await
+        .unwrap();
+    apply(&mut opened, 0..=20).await;
+    let digest = opened.reader.state().digest();
+    stop(opened);
+
+    let opened = open(dir.path()).unwrap();
+    assert_eq!(opened.reader.last(), Some(id(20)));
+    assert_eq!(opened.reader.state().digest(), digest);
+    drop(opened);
+    // Not a clean stop this time.
+    assert_eq!(open(dir.path()).unwrap().reader.last(), None);
+}
+
+#[tokio::test]
+async fn a_saved_state_that_the_log_does_not_hold_is_not_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = open(dir.path()).unwrap();
+    opened
+        .log
+        .blocking_append((0..=10).map(entry))
+        .await
+        .unwrap();
+    apply(&mut opened, 0..=20).await;
+    stop(opened);
+    assert_eq!(open(dir.path()).unwrap().reader.last(), None);
+}
+
+#[tokio::test]
+async fn a_saved_state_that_is_the_only_copy_is_used_and_a_snapshot_is_overdue_then() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = open(dir.path()).unwrap();
+    let log = opened.log.blocking_append((0..=30).map(entry));
+    log.await.unwrap();
+    for upto in [10, 20] {
+        apply(&mut opened, upto - 10..=upto - 1).await;
+        let mut builder = opened.machine.get_snapshot_builder().await;
+        builder.build_snapshot().await.unwrap();
+        opened.log.purge(log_id_to(id(upto - 1))).await.unwrap();
+    }
+    apply(&mut opened, 20..=25).await;
+    assert!(!opened.trigger.is_overdue() && !opened.trigger.is_due(ALONE));
+    stop(opened);
+    std::fs::remove_dir_all(dir.path().join(SNAPSHOT_DIR)).unwrap();
+
+    let mut opened = open(dir.path()).unwrap();
+    assert_eq!(opened.reader.last(), Some(id(25)));
+    assert!(opened.trigger.is_overdue() && opened.trigger.is_due(ALONE));
+    let mut builder = opened.machine.get_snapshot_builder().await;
+    builder.build_snapshot().await.unwrap();
+    assert!(!opened.trigger.is_overdue() && !opened.trigger.is_due(ALONE));
+    drop(opened);
+    // Not a clean stop: the snapshot is what there is.
+    let opened = open(dir.path()).unwrap();
+    assert_eq!(opened.reader.last(), Some(id(25)));
+    drop(opened);
+    std::fs::remove_dir_all(dir.path().join(SNAPSHOT_DIR)).unwrap();
+    assert!(matches!(open(dir.path()), Err(OpenError::Gap { .. })));
+}
+
+/// A store that was stopped in good order, with two snapshots and a log that begins after the older of them.
+async fn stopped(path: &Path) {
+    let mut opened = open(path).unwrap();
+    let log = opened.log.blocking_append((0..=30).map(entry));
+    log.await.unwrap();
+    for upto in [10, 20] {
+        apply(&mut opened, upto - 10..=upto - 1).await;
+        let mut builder = opened.machine.get_snapshot_builder().await;
+        builder.build_snapshot().await.unwrap();
+        opened.log.purge(log_id_to(id(upto - 1))).await.unwrap();
+    }
+    apply(&mut opened, 20..=25).await;
+    stop(opened);
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for found in std::fs::read_dir(from).unwrap() {
+        let found = found.unwrap();
+        let to = to.join(found.file_name());
+        match found.file_type().unwrap().is_dir() {
+            true => copy(&found.path(), &to),
+            false => drop(std::fs::copy(found.path(), to).unwrap()),
+        }
+    }
+}
+
+/// Its state once entries up to 25 are applied, which all are in the log beyond its snapshots.
+async fn state_of(opened: &mut Opened) -> Digest {
+    let restored = opened.reader.last().unwrap().index.0;
+    apply(opened, restored + 1..=25).await;
+    opened.reader.state().digest()
+}
+
+/// Every read but those of sled's own files, which doubts are enough about: see [`crate::checkpoint`].
+#[tokio::test]
+async fn a_start_whose_reads_fail_is_refused_with_their_place_and_nothing_that_is_needed_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let settled = dir.path().join("settled");
+    stopped(&settled).await;
+    let wanted = {
+        let whole = dir.path().join("whole");
+        copy(&settled, &whole);
+        let mut opened = open(&whole).unwrap();
+        assert_eq!(
+            opened.reader.last(),
+            Some(id(25)),
+            "the saved state is used"
+        );
+        state_of(&mut opened).await
+    };
+    let mut failed = std::collections::BTreeSet::new();
+    for reads in 0.. {
+        let path = dir.path().join(reads.to_string());
+        copy(&settled, &path);
+        let disk = Arc::new(FailingReads::after(reads));
+        let lock = DirectoryLock::take(&path).unwrap();
+        let on_disk = DataDir::open_on(Arc::clone(&disk) as Arc<dyn Disk>, &path, lock);
+        let opened = on_disk.map_err(OpenError::from);
+        let opened = opened.and_then(|mut on_disk| Store::default().open(&mut on_disk));
+        let Some(unread) = disk.unread() else {
+            opened.map(drop).unwrap();
+            break;
+        };
+        let what = format!("read {reads}, of {}", unread.display());
+        let error = opened.map(drop).expect_err(&what);
+        let said = chain(&error);
+        let named = match unread.ends_with("FORMAT") {
+            true => &path,
+            false => &unread,
+        };
+        let named = said.contains(&*named.to_string_lossy()) || said.contains("in log segment 1 ");
+        assert!(named, "{what}: {said}");
+        let mut opened = open(&path).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_eq!(opened.wal.range(), 10..31, "{what}");
+        assert_eq!(opened.snapshots.log_floor(), Some(id(9)), "{what}");
+        assert_eq!(state_of(&mut opened).await, wanted, "{what}");
+        failed.insert(unread.strip_prefix(&path).unwrap().to_owned());
+    }
+    for met in ["FORMAT", "NODE", "wal", "snap", "CHECKPOINT", "state"] {
+        assert!(failed.contains(Path::new(met)), "{met}: {failed:?}");
+    }
+}
