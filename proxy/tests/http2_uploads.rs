@@ -126,6 +126,43 @@ async fn the_rest_is_given_up_soon_after_the_answer_is_whole() {
     stuck.serves_another().await;
 }
 
+/// It has all come from its client, and waits in the proxy alone.
+#[tokio::test]
+async fn a_last_part_without_room_is_given_up_too() {
+    /// The fourth of such frames is the last that a stream at first has any room for.
+    const FRAME_BYTES: usize = 16 << 10;
+    let (rig, mut replica) = rig(support::LIMIT).await;
+    let (mut sender, _connection) = http2_client(&rig).await;
+    let request = |bytes| {
+        let body = Full::new(Bytes::from(vec![b'x'; bytes]));
+        Request::post("http://h/")
+            .body(body)
+            .expect("a good request")
+    };
+    // Once it is answered, both sides know each other's windows.
+    let first = tokio::spawn(sender.send_request(request(0)));
+    let (_, mut respond) = replica.call().await;
+    let answered = respond.send_response(Response::new(()), true);
+    answered.expect("the stream is open");
+    let answer = soon("an answer", first).await.expect("no panic");
+    assert_eq!(answer.expect("an answer").status(), 200);
+
+    let second = tokio::spawn(sender.send_request(request(5 * FRAME_BYTES)));
+    let (asked, mut respond) = replica.call().await;
+    let mut body = asked.into_body();
+    let mut came = 0;
+    while came < 4 * FRAME_BYTES - 1 {
+        let part = soon("what there is room for", body.data()).await;
+        came += part.expect("more").expect("it is open").len();
+    }
+    let out = respond.send_response(Response::new(()), true);
+    let mut out = out.expect("the stream is open");
+    let answer = soon("an answer", second).await.expect("no panic");
+    assert_eq!(answer.expect("an answer").status(), 200);
+    assert_eq!(reset(&mut out).await, Reason::CANCEL);
+    rig.idle().await;
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_amid_its_answer_takes_its_upload_along() {
     let (rig, mut replica) = rig(support::LIMIT).await;
