@@ -242,10 +242,14 @@ impl Streamed {
 }
 
 impl Drop for Streamed {
-    /// The server stops polling after the last byte of a body whose length it knows.
+    /// The server stops polling after the last byte of a body whose length it knows. What has not ended by then was given
+    /// up by the client.
     fn drop(&mut self) {
         self.inner.look_again();
         self.finish_at_end();
+        if let Some(held) = self.held.take() {
+            held.checkout.cut();
+        }
     }
 }
 

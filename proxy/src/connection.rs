@@ -283,7 +283,7 @@ pub(crate) fn is_blank(bytes: &[u8]) -> bool {
 }
 
 /// Says that nothing more comes, as TLS wants to have it said, to whoever still listens.
-async fn close(mut stream: impl AsyncWrite + Unpin) {
+pub(crate) async fn close(mut stream: impl AsyncWrite + Unpin) {
     // A client that is gone need not hear it.
     let _ = timeout(CLOSE_WITHIN, stream.shutdown()).await;
 }

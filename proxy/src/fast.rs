@@ -328,7 +328,14 @@ pub(crate) fn carries(service: &ServiceRoute) -> bool {
     let Traffic {
         hash_on: _,
         upstream,
-        timeouts,
+        timeouts:
+            Timeouts {
+                first_byte,
+                idle,
+                total,
+                // Nothing is switched on this path.
+                tunnel_idle: _,
+            },
         retries,
         ejection: _,
         slow_start: _,
@@ -351,7 +358,9 @@ pub(crate) fn carries(service: &ServiceRoute) -> bool {
     any_replica
         && upstream.tls.is_none()
         && upstream.protocol != UpstreamProtocol::Http2
-        && *timeouts == Timeouts::default()
+        && [first_byte, idle, total]
+            .iter()
+            .all(|limit| limit.is_none())
         && !tries_once_sent
 }
 

@@ -10,6 +10,7 @@ mod wait;
 
 use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -52,6 +53,8 @@ struct Sent {
 struct Answer {
     ending: Ending,
     patience: Patience,
+    /// How long it may be silent once it has switched protocols.
+    tunnel_idle: Duration,
     running: Running,
 }
 
@@ -301,10 +304,11 @@ impl Begun {
         } = *self;
         match outcome {
             Ok(sent) => {
-                let idle = Terms::of(&service.route, rule, None).idle();
+                let terms = Terms::of(&service.route, rule, None);
                 let answer = Answer {
                     ending,
-                    patience: Patience::new(idle, end),
+                    patience: Patience::new(terms.idle(), end),
+                    tunnel_idle: terms.tunnel_idle(),
                     running,
                 };
                 finish(worker, &service.route, sent, upgrade, answer)
@@ -370,6 +374,7 @@ fn finish(
     let Answer {
         ending,
         patience,
+        tunnel_idle,
         mut running,
     } = answer;
     let now = Instant::now();
@@ -393,7 +398,7 @@ fn finish(
         );
         let replica = hyper::upgrade::on(&mut *response);
         let held = (in_flight, running);
-        worker.spawn(tunnel::run(client, replica, held));
+        worker.spawn(tunnel::run(client, replica, tunnel_idle, held));
         let headers = response.headers_mut();
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, protocol);

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::ProxyConfig;
 use crate::control::{Control, PortStatus, Stop};
+use crate::lack::Lack;
 use crate::listener;
 use crate::load::PeerLoads;
 use crate::metrics::Metrics;
@@ -94,6 +95,7 @@ impl Proxy {
             metrics: Metrics::new(count),
             connect_failures,
             queues: watch::Sender::new(0),
+            lack: Lack::default(),
             tls,
         });
         let (ended_sender, ended) = mpsc::channel(1);

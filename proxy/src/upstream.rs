@@ -40,7 +40,7 @@ use crate::triage::Triage;
 use exchange::{Unanswered, over_http1, over_http2};
 
 pub(crate) use dial::Dialer;
-pub use reach::ReplicaDialer;
+pub use reach::{ReachError, ReplicaDialer};
 pub(crate) use vigil::{FITS_BYTES, lengthen, shorten};
 
 /// What a request that broke off counts as having taken, at least.

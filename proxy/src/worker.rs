@@ -25,6 +25,7 @@ use crate::config::{Http1Path, ProxyConfig};
 use crate::connection::{self, Client};
 use crate::drain::{Drain, Phase};
 use crate::fast;
+use crate::lack::Lack;
 use crate::lifetime::Lifetime;
 use crate::listener;
 use crate::load::PeerLoads;
@@ -54,6 +55,7 @@ pub(crate) struct Shared {
     pub(crate) connect_failures: Option<mpsc::Sender<ReplicaId>>,
     /// Changes whenever a service's first request begins to wait for a replica.
     pub(crate) queues: watch::Sender<u64>,
+    pub(crate) lack: Lack,
     pub(crate) tls: Option<Tls>,
 }
 
@@ -212,6 +214,7 @@ impl Worker {
         let why = match error {
             ConnectError::Local(_) => {
                 count(&service.counters.connects_lacking);
+                self.shared.lack.met(upstream.replica, error);
                 return Refusal::Exhausted;
             }
             // A rule's own patience says nothing of the replica: others give it more time.

@@ -270,10 +270,10 @@ async fn a_rule_has_a_connect_timeout_of_its_own() {
         }];
         let mut config = support::config();
         config.workers = std::num::NonZeroUsize::new(1);
-        let rig = Rig::with(config, [svc], std::sync::Arc::new(NoSessions));
-        let start = std::time::Instant::now();
+        let mut rig = Rig::with(config, [svc], std::sync::Arc::new(NoSessions));
+        let (start, address) = (std::time::Instant::now(), rig.address);
         let took = async |target: &str| {
-            let (status, body) = get(rig.address, "svc", target).await;
+            let (status, body) = get(address, "svc", target).await;
             assert_eq!(status, 504);
             assert!(body.contains("replica_connect_timeout"), "{body}");
             start.elapsed()
@@ -283,6 +283,13 @@ async fn a_rule_has_a_connect_timeout_of_its_own() {
         let (quick, slow) = (quick.as_millis(), slow.as_millis());
         assert!(quick >= 100 && slow >= 1500, "{protocol:?}: {quick} {slow}");
         assert!(quick < slow, "{protocol:?}: {quick} {slow}");
+        assert_eq!(rig.metric("connect_failures_total"), 2);
+        // The rule's own patience says nothing of the replica.
+        assert_eq!(rig.failures.try_recv(), Ok(replica(1, 1)));
+        assert!(
+            rig.failures.try_recv().is_err(),
+            "{protocol:?}: blamed twice"
+        );
     }
 }
 

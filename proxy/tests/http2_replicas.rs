@@ -3,68 +3,22 @@
 
 mod support;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use raftserve_model::spec::UpstreamProtocol;
+use support::replica::{Call, Replica};
 use support::{Hand, Rig, by_hand, frame, http2_client, log, recorder, service, soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
 
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
-
-type Call = (Request<RecvStream>, SendResponse<Bytes>);
-
-/// A replica that speaks HTTP/2 only. Its calls come out of the receiver, all connections' together.
-struct Replica {
-    address: SocketAddr,
-    calls: mpsc::Receiver<Call>,
-    connections: Arc<AtomicUsize>,
-}
-
-impl Replica {
-    async fn start(streams_max: u32) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
-        let listener = listener.expect("a free port");
-        let address = listener.local_addr().expect("bound");
-        let (sender, calls) = mpsc::channel(1024);
-        let connections = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&connections);
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                count.fetch_add(1, Ordering::Relaxed);
-                let sender = sender.clone();
-                tokio::spawn(async move {
-                    let mut builder = h2::server::Builder::new();
-                    builder.max_concurrent_streams(streams_max);
-                    let mut connection = builder.handshake(stream).await.expect("HTTP/2");
-                    while let Some(Ok(call)) = connection.accept().await {
-                        if sender.send(call).await.is_err() {
-                            break;
-                        }
-                    }
-                });
-            }
-        });
-        Self {
-            address,
-            calls,
-            connections,
-        }
-    }
-
-    async fn call(&mut self) -> Call {
-        soon("a call", self.calls.recv()).await.expect("it listens")
-    }
-}
 
 fn call(body: &'static str) -> Request<Full<Bytes>> {
     Request::post("http://svc.example/pkg.Service/Method")

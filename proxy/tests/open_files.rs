@@ -8,9 +8,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
-use raftserve_proxy::{Http1Path, OpenFiles, ProxyConfig};
+use raftserve_model::spec::UpstreamSettings;
+use raftserve_proxy::{Http1Path, OpenFiles, ProxyConfig, ReachError, ReplicaDialer};
 use support::{
-    FakeSessions, Hand, Rig, by_header, config, http2_client, log, recorder, replica, service, soon,
+    FakeSessions, Hand, LIMIT, Rig, by_header, config, http2_client, log, recorder, replica,
+    service, soon,
 };
 
 const PLAIN: &str = "GET / HTTP/1.1\r\nhost: svc\r\n\r\n";
@@ -42,6 +44,7 @@ fn call(host: &str) -> Request<Full<Bytes>> {
 #[tokio::test]
 async fn a_lack_of_files_is_answered_with_503_and_held_against_no_replica() {
     let limit = OpenFiles::raise().expect("it needs no privilege");
+    let prober = ReplicaDialer::new(&UpstreamSettings::default(), LIMIT);
     for path in [Http1Path::Fast, Http1Path::Hyper] {
         let mut rig = rig(path).await;
         let mut client = Hand::connect(rig.address).await;
@@ -58,8 +61,10 @@ async fn a_lack_of_files_is_answered_with_503_and_held_against_no_replica() {
         let (head, body) = client.ask(PLAIN).await;
         let (session_head, session_body) = session.ask(BOUND).await;
         let answer = soon("an answer", calls.send_request(call("svc"))).await;
+        let reached = prober.open(rig.address, false).await.map(drop);
         assert_eq!(OpenFiles::raise().expect("again").begun_with, Some(0));
 
+        assert!(matches!(reached, Err(ReachError::Local(_))), "{reached:?}");
         assert_eq!(head[0], "http/1.1 503 service unavailable");
         assert!(head.contains(&"retry-after: 1".to_owned()), "{head:?}");
         assert!(body.contains("peer_exhausted"), "{body}");

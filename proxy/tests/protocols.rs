@@ -2,10 +2,12 @@
 
 mod support;
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
-use support::{Hand, Rig, accept, by_hand, http2_client, log, recorder, service, soon};
+use support::{Hand, LIMIT, Rig, accept, by_hand, http2_client, log, recorder, service, soon};
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
@@ -188,6 +190,30 @@ async fn an_upgraded_connection_is_a_tunnel() {
     drop(client);
     assert_eq!(replica.rest().await, "");
     drop(replica);
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_tunnel_that_nothing_passes_through_ends() {
+    let (address, mut connections) = by_hand().await;
+    let mut svc = service(1, "svc", &[address]);
+    svc.traffic.timeouts.tunnel_idle = Some(Duration::from_millis(300));
+    let rig = Rig::new([svc]);
+    let mut client = Hand::connect(rig.address).await;
+    client.send(UPGRADE).await;
+    let mut replica = accept(&mut connections).await;
+    replica.head().await;
+    replica
+        .send(
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+        )
+        .await;
+    client.head().await;
+    client.send("last").await;
+    let last = Instant::now();
+    assert_eq!(replica.rest().await, "last");
+    assert_eq!(client.rest().await, "");
+    assert!(last.elapsed() < LIMIT, "long before its usual end");
     rig.idle().await;
 }
 

@@ -285,6 +285,7 @@ pub const TIMEOUTS: Section = Section {
         ("first_byte_seconds", Built),
         ("idle_seconds", Built),
         ("total_seconds", Built),
+        ("tunnel_idle_seconds", Built),
     ],
 };
 

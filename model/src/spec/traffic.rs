@@ -156,6 +156,10 @@ pub struct Timeouts {
     /// From the request's head to the end of its answer; without end if not given.
     #[serde(with = "optional_millis")]
     pub total: Option<Duration>,
+    /// The longest that nothing may pass over a connection which has switched protocols; an hour without it. The others end
+    /// with the switch.
+    #[serde(with = "optional_millis")]
+    pub tunnel_idle: Option<Duration>,
 }
 
 /// When a request is tried again, on a replica not tried before. What was not sent is tried again in any case.

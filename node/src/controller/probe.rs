@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use raftserve_model::{ReplicaId, ServiceId, ServiceVersion};
+use raftserve_proxy::Lack;
 use raftserve_store::State;
 use raftserve_store::state::{Phase, Replica};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use self::question::{Manner, Question};
+use self::question::{Manner, Question, Unready};
 use super::plan::ProbeView;
 use crate::share::Suspects;
 
@@ -31,22 +32,40 @@ const STARTING_INTERVAL_MIN: Duration = Duration::from_millis(50);
 struct Verdicts {
     by_replica: Mutex<BTreeMap<ReplicaId, Verdict>>,
     changed: Notify,
+    lack: Lack,
 }
 
 #[derive(Clone, Debug)]
 struct Verdict {
     last: Result<(), String>,
+    /// Later than it was by as long as the replica could not be asked.
     failing_since: Option<Instant>,
+    /// When it was last asked, or could not be.
+    at: Instant,
 }
 
 impl Verdicts {
     /// Notes a verdict; tells the controller unless it only repeats a success.
-    fn note(&self, replica: ReplicaId, result: Result<(), String>) {
+    fn note(&self, replica: ReplicaId, result: Result<(), Unready>) {
         let now = Instant::now();
         let mut map = self
             .by_replica
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
+        let result = match result {
+            Ok(()) => Ok(()),
+            Err(Unready::Not(why)) => Err(why),
+            Err(Unready::Unasked(error)) => {
+                if let Some(verdict) = map.get_mut(&replica) {
+                    let unasked = now.saturating_duration_since(verdict.at);
+                    verdict.failing_since = verdict.failing_since.map(|since| since + unasked);
+                    verdict.at = now;
+                }
+                drop(map);
+                self.lack.met(replica, &error);
+                return;
+            }
+        };
         let before = map.get(&replica);
         let news = result.is_err() || before.is_none_or(|verdict| verdict.last.is_err());
         let failing_since = match &result {
@@ -58,6 +77,7 @@ impl Verdicts {
             Verdict {
                 last: result,
                 failing_since,
+                at: now,
             },
         );
         drop(map);

@@ -10,6 +10,7 @@ use h2::{Reason, SendStream};
 use http_body::Body;
 use tokio::time::Instant;
 
+use super::upload::{UploadBody, UploadError};
 use crate::limit::Limit;
 
 /// How many bytes of a body go without asking the receiver for room: a message as most are, which then takes one step.
@@ -132,10 +133,26 @@ where
     }
 }
 
-/// How a stream ends whose body broke off so: as the one that it came by, if that was reset.
+impl Pipe<UploadBody> {
+    /// As [`Self::poll`]. A body that is cut while one of its parts waits for room resets the stream as well: the room
+    /// may never come.
+    pub(crate) fn poll_until_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.poll(cx).is_pending() {
+            ready!(self.body.poll_cut(cx));
+            self.out.send_reset(Reason::CANCEL);
+        }
+        Poll::Ready(())
+    }
+}
+
+/// How a stream ends whose body broke off so: as the one that it came by, if that was reset, and as one that is not
+/// wanted any more, if it was cut.
 fn reason(error: &(dyn Error + 'static)) -> Reason {
     let mut cause = Some(error);
     while let Some(error) = cause {
+        if let Some(UploadError::Cut) = error.downcast_ref() {
+            return Reason::CANCEL;
+        }
         if let Some(reason) = error.downcast_ref().and_then(h2::Error::reason) {
             return reason;
         }

@@ -86,7 +86,7 @@ pub(crate) struct Source {
     fault: Cell<Option<Fault>>,
     /// Whether its frames are kept whatever their size: nobody has got them yet.
     peeking: Cell<bool>,
-    /// Whoever waits for the client's next part.
+    /// Whoever waits for the client's next part, or for room for the one before.
     reader: RefCell<Option<Waker>>,
     /// Whether it is the client's turn: all that came was taken, and more was asked for.
     wanted: Cell<bool>,
@@ -179,7 +179,7 @@ impl Upload {
 
     /// Ends the upload after [`LINGER`], if it has not ended by then: its answer is whole.
     pub(crate) fn answered(&self) {
-        let Some(source) = self.0.as_ref().filter(|source| !source.has_ended()) else {
+        let Some(source) = self.0.as_ref().filter(|source| source.is_under_way()) else {
             return;
         };
         // What lets go of it before need not wait.
@@ -221,6 +221,18 @@ impl UploadBody {
             given: 0,
             turn: 0,
         }
+    }
+
+    /// Ready once it gives nothing more, whatever its client sends: it was cut, or is sent elsewhere.
+    pub(super) fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(source) = &self.source else {
+            return Poll::Pending;
+        };
+        if source.turn.get() != self.turn || source.incoming.borrow().is_none() {
+            return Poll::Ready(());
+        }
+        *source.reader.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
     }
 
     fn empty() -> Self {
@@ -299,11 +311,12 @@ impl Source {
         *self.incoming.borrow_mut() = None;
     }
 
-    /// Whether nothing more is to come of it.
-    fn has_ended(&self) -> bool {
+    /// Whether some of it is still to come, or on its way: whoever sends it lets go of it after its last part.
+    fn is_under_way(self: &Rc<Self>) -> bool {
         let incoming = self.incoming.borrow();
         let incoming = incoming.as_ref();
-        self.ended.get() || incoming.is_none_or(Body::is_end_stream)
+        let has_come = self.ended.get() || incoming.is_none_or(Body::is_end_stream);
+        !has_come || Rc::strong_count(self) > 1
     }
 
     /// How much is kept of it, as it counts; as much as can be, if nothing is any more.

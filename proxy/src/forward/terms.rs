@@ -8,6 +8,10 @@ use tokio::time::Instant;
 use crate::routes::ServiceRoute;
 use crate::tracer::Trace;
 
+/// How long a connection that has switched protocols may be silent: those that are in use say something every minute or
+/// so, and one whose user has forgotten it holds two connections.
+const TUNNEL_IDLE: Duration = Duration::from_secs(3600);
+
 /// A request's timeouts and retries.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms<'a> {
@@ -59,6 +63,11 @@ impl<'a> Terms<'a> {
     /// The longest silence within an answer.
     pub(super) fn idle(&self) -> Duration {
         self.timeouts.idle.unwrap_or(self.route.stream_timeout)
+    }
+
+    /// The longest that nothing may pass over a connection which has switched protocols.
+    pub(super) fn tunnel_idle(&self) -> Duration {
+        self.timeouts.tunnel_idle.unwrap_or(TUNNEL_IDLE)
     }
 
     /// When a request that began at `start` must have been answered whole.

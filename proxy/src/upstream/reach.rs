@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use raftserve_model::spec::UpstreamSettings;
@@ -11,6 +12,29 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::dial::Dialer;
 use super::{ConnectError, Wire};
 use crate::config::ProxyConfig;
+
+/// Why a replica was not reached. Either is safe to try again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReachError {
+    /// Nobody accepts in time, or the handshake fails.
+    #[error("{0}")]
+    Replica(String),
+    /// This process, or its host, has no more files, memory or ports for a connection. It says nothing of the replica.
+    #[error("this peer cannot open a connection")]
+    Local(#[source] Arc<io::Error>),
+}
+
+impl From<ConnectError> for ReachError {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Local(error) => Self::Local(error),
+            ConnectError::Failed(error) => Self::Replica(error.to_string()),
+            ConnectError::Timeout(_) | ConnectError::Handshake(_) => {
+                Self::Replica(error.to_string())
+            }
+        }
+    }
+}
 
 /// Opens connections to the replicas of one service.
 #[derive(Debug)]
@@ -36,26 +60,18 @@ impl ReplicaDialer {
     /// Connects to `address`, with a TLS handshake where the settings want one: for HTTP/2 or for HTTP/1.1.
     ///
     /// # Errors
-    /// Nobody accepts in time, or the handshake fails. Safe to repeat.
+    /// No connection was had, and whose fault that is.
     pub async fn open(
         &self,
         address: SocketAddr,
         http2: bool,
-    ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>> {
+    ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, ReachError> {
         let wire = match http2 {
             true => Wire::Http2,
             false => Wire::Http1,
         };
         let limit = self.dialer.limit();
-        match self.dialer.open(address, wire, &self.config, limit).await {
-            Ok(socket) => Ok(socket),
-            Err(ConnectError::Failed(error) | ConnectError::Local(error)) => {
-                Err(io::Error::new(error.kind(), error.to_string()))
-            }
-            Err(error @ ConnectError::Timeout(_)) => {
-                Err(io::Error::new(io::ErrorKind::TimedOut, error.to_string()))
-            }
-            Err(error @ ConnectError::Handshake(_)) => Err(io::Error::other(error.to_string())),
-        }
+        let opened = self.dialer.open(address, wire, &self.config, limit).await;
+        Ok(opened?)
     }
 }

@@ -6,6 +6,8 @@
     reason = "each test file uses a part of it"
 )]
 
+pub mod replica;
+
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;

@@ -27,7 +27,7 @@ _metadata:
             -----BEGIN CERTIFICATE-----
             AAAA
             -----END CERTIFICATE-----
-      timeouts: {first_byte_seconds: 5, idle_seconds: 10, total_seconds: 60}
+      timeouts: {first_byte_seconds: 5, idle_seconds: 10, total_seconds: 60, tunnel_idle_seconds: 90}
       retries:
         max: 3
         budget_percent: 10
@@ -60,6 +60,7 @@ fn every_setting_is_read() {
         first_byte: Some(secs(5)),
         idle: Some(secs(10)),
         total: Some(secs(60)),
+        tunnel_idle: Some(secs(90)),
     };
     let retries = Retries {
         max: 3,

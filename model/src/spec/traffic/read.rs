@@ -254,6 +254,7 @@ pub(super) fn timeouts(reader: &mut Reader, field: &Field<'_>, base: &Timeouts) 
         ("first_byte_seconds", &mut timeouts.first_byte),
         ("idle_seconds", &mut timeouts.idle),
         ("total_seconds", &mut timeouts.total),
+        ("tunnel_idle_seconds", &mut timeouts.tunnel_idle),
     ] {
         optional_seconds(reader, &fields, name, to);
     }

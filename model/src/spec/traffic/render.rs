@@ -91,11 +91,13 @@ fn render_timeouts(timeouts: &Timeouts) -> Value {
         first_byte,
         idle,
         total,
+        tunnel_idle,
     } = timeouts;
     given([
         ("first_byte_seconds", *first_byte),
         ("idle_seconds", *idle),
         ("total_seconds", *total),
+        ("tunnel_idle_seconds", *tunnel_idle),
     ])
     .into()
 }

@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use raftserve_model::spec::{
     ProbeKind, ReadinessProbe, ServiceSpec, UpstreamProtocol, UpstreamSettings,
 };
-use raftserve_proxy::ReplicaDialer;
+use raftserve_proxy::{ReachError, ReplicaDialer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -59,6 +59,23 @@ impl Manner {
     }
 }
 
+/// Why a replica did not say that it is ready.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unready {
+    /// It is not, and why.
+    #[error("{0}")]
+    Not(String),
+    /// It could not be asked: this peer has nothing left to open a connection with.
+    #[error(transparent)]
+    Unasked(ReachError),
+}
+
+impl From<String> for Unready {
+    fn from(why: String) -> Self {
+        Self::Not(why)
+    }
+}
+
 /// What one replica is asked.
 #[derive(Clone, Debug)]
 pub(super) struct Question {
@@ -68,22 +85,22 @@ pub(super) struct Question {
 
 impl Question {
     /// Asks once, for as long as a probe may take. Why the replica is not ready, if it is not.
-    pub(super) async fn ask(&self) -> Result<(), String> {
+    pub(super) async fn ask(&self) -> Result<(), Unready> {
         let limit = self.manner.readiness.timeout;
         match tokio::time::timeout(limit, self.ask_in_time()).await {
             Ok(result) => result,
-            Err(_) => Err(match &self.manner.readiness.kind {
+            Err(_) => Err(Unready::Not(match &self.manner.readiness.kind {
                 ProbeKind::Http => format!(
                     "no answer to {} within {limit:?}",
                     self.manner.readiness.path
                 ),
                 ProbeKind::Grpc { .. } => format!("no answer to {} within {limit:?}", health::PATH),
                 ProbeKind::Tcp => format!("no connection to {} within {limit:?}", self.address),
-            }),
+            })),
         }
     }
 
-    async fn ask_in_time(&self) -> Result<(), String> {
+    async fn ask_in_time(&self) -> Result<(), Unready> {
         match &self.manner.readiness.kind {
             ProbeKind::Http => self.ask_http().await,
             ProbeKind::Grpc { service } => {
@@ -93,14 +110,14 @@ impl Question {
                     body,
                     trailers,
                 } = self.send(request, true).await?;
-                health::verdict(service, &head, &body, &trailers)
+                Ok(health::verdict(service, &head, &body, &trailers)?)
             }
             ProbeKind::Tcp => self.open(self.speaks_http2()).await.map(drop),
         }
     }
 
     /// Only 200 counts, after redirects within the replica.
-    async fn ask_http(&self) -> Result<(), String> {
+    async fn ask_http(&self) -> Result<(), Unready> {
         let mut path = self.manner.readiness.path.clone();
         for _ in 0..=REDIRECTS_MAX {
             let request = self.request(&path)?;
@@ -110,10 +127,10 @@ impl Question {
             match (answer.head.status.as_u16(), location) {
                 (200, _) => return Ok(()),
                 (300..400, Some(location)) => path = self.path_within(location)?,
-                (status, _) => return Err(format!("{path} answered {status}, not 200")),
+                (status, _) => return Err(format!("{path} answered {status}, not 200").into()),
             }
         }
-        Err(format!("{path} redirected more than {REDIRECTS_MAX} times"))
+        Err(format!("{path} redirected more than {REDIRECTS_MAX} times").into())
     }
 
     fn path_within(&self, location: &str) -> Result<String, String> {
@@ -165,14 +182,17 @@ impl Question {
     async fn open(
         &self,
         http2: bool,
-    ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, String> {
+    ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, Unready> {
         let cannot =
             |error: &dyn std::fmt::Display| format!("cannot connect to {}: {error}", self.address);
         // Providers give literal addresses.
         let address = self.address.parse::<SocketAddr>();
         let address = address.map_err(|error| cannot(&error))?;
         let opened = self.manner.dialer.open(address, http2).await;
-        opened.map_err(|error| cannot(&error))
+        opened.map_err(|error| match error {
+            ReachError::Replica(why) => cannot(&why).into(),
+            ReachError::Local(_) => Unready::Unasked(error),
+        })
     }
 
     /// Sends a request, whose URI is whole, over a connection of its own.
@@ -180,7 +200,7 @@ impl Question {
         &self,
         request: http::Request<Full<Bytes>>,
         http2: bool,
-    ) -> Result<Answer, String> {
+    ) -> Result<Answer, Unready> {
         let path = request.uri().path().to_owned();
         let stream = TokioIo::new(self.open(http2).await?);
         let no_http = |error: hyper::Error| format!("no HTTP: {error}");

@@ -13,6 +13,8 @@ use hyper::server::conn as server;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use raftserve_model::spec::{ParseOptions, ServiceSpec};
+use raftserve_model::{ReplicaId, ServiceId};
+use raftserve_proxy::ReachError;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -22,7 +24,8 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use super::question::{Manner, Question};
+use super::Verdicts;
+use super::question::{Manner, Question, Unready};
 
 /// The question that a service with these settings puts to `address`.
 fn question(address: SocketAddr, probe: &str, raftserve: &str) -> Question {
@@ -136,7 +139,11 @@ fn tls() -> (String, TlsAcceptor) {
 #[tokio::test]
 async fn a_replica_that_speaks_only_grpc_is_ready_once_it_says_that_it_serves() {
     let (address, reporter, _server) = health_server().await;
-    let as_before = question(address, "/", "{}").ask().await.unwrap_err();
+    let as_before = question(address, "/", "{}")
+        .ask()
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(
         as_before.contains("readiness_probe: {grpc: {}}"),
         "{as_before}"
@@ -145,14 +152,14 @@ async fn a_replica_that_speaks_only_grpc_is_ready_once_it_says_that_it_serves() 
     grpc(address, "{}").ask().await.unwrap();
 
     let one = grpc(address, "{service: hello.Hello}");
-    let unknown = one.ask().await.unwrap_err();
+    let unknown = one.ask().await.unwrap_err().to_string();
     assert!(
         unknown.contains("knows no service \"hello.Hello\"; name one"),
         "{unknown}"
     );
     let report = |status| reporter.set_service_status("hello.Hello", status);
     report(ServingStatus::NotServing).await;
-    let refused = one.ask().await.unwrap_err();
+    let refused = one.ask().await.unwrap_err().to_string();
     assert!(
         refused.ends_with("answered NOT_SERVING of hello.Hello"),
         "{refused}"
@@ -171,14 +178,14 @@ async fn a_server_without_health_checking_is_told_from_one_that_is_no_grpc() {
         .add_routes(tonic::service::Routes::default())
         .serve_with_incoming(incoming);
     let _server = AbortOnDropHandle::new(tokio::spawn(server));
-    let said = grpc(address, "{}").ask().await.unwrap_err();
+    let said = grpc(address, "{}").ask().await.unwrap_err().to_string();
     assert!(
         said.contains("let it serve grpc.health.v1, or probe it by tcp: {}"),
         "{said}"
     );
 
     let (address, _, _server) = http_server(None).await;
-    let said = grpc(address, "{}").ask().await.unwrap_err();
+    let said = grpc(address, "{}").ask().await.unwrap_err().to_string();
     assert!(
         said.contains("no answer to /grpc.health.v1.Health/Check"),
         "{said}"
@@ -195,7 +202,7 @@ async fn by_tcp_a_connection_is_enough_and_none_is_not() {
     );
     tcp.ask().await.unwrap();
     drop(listener);
-    let refused = tcp.ask().await.unwrap_err();
+    let refused = tcp.ask().await.unwrap_err().to_string();
     assert!(
         refused.starts_with("cannot connect to 127.0.0.1:"),
         "{refused}"
@@ -237,7 +244,11 @@ async fn probes_go_over_tls_and_http2_where_requests_do() {
     for probe in ["", "readiness_probe: {tcp: {}}, "] {
         let settings =
             format!("{{{probe}traffic: {{upstream: {{tls: {{authorities: {other}}}}}}}}}");
-        let refused = question(address, "/", &settings).ask().await.unwrap_err();
+        let refused = question(address, "/", &settings)
+            .ask()
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains("certificate"), "{refused}");
     }
     // In the clear it answers nothing.
@@ -265,6 +276,46 @@ async fn a_replica_that_accepts_and_never_answers_is_not_ready_in_time() {
         let asked = question(address, "{path: /, timeout_seconds: 0.2}", raftserve);
         let asked = tokio::time::timeout(Duration::from_secs(20), asked.ask()).await;
         let said = asked.unwrap().unwrap_err();
-        assert!(said.ends_with("within 200ms"), "{said}");
+        assert!(said.to_string().ends_with("within 200ms"), "{said}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_this_peer_cannot_ask_is_held_against_no_replica() {
+    let replica = ReplicaId {
+        service: ServiceId(1),
+        number: 1,
+    };
+    let verdicts = Verdicts::default();
+    let unasked = || {
+        let lack = Arc::new(std::io::Error::from_raw_os_error(24)); // EMFILE
+        Err(Unready::Unasked(ReachError::Local(lack)))
+    };
+    let seen = || {
+        let map = verdicts.by_replica.lock().unwrap();
+        let verdict = map.get(&replica)?;
+        let since = verdict.failing_since;
+        Some((verdict.last.clone(), since.map(|since| since.elapsed())))
+    };
+    let minute = Duration::from_secs(60);
+    verdicts.note(replica, unasked());
+    assert_eq!(seen(), None, "nothing is known of it");
+    verdicts.note(replica, Ok(()));
+    verdicts.note(replica, unasked());
+    assert_eq!(seen(), Some((Ok(()), None)), "what was known of it stands");
+
+    let refused = || Err(Unready::Not("it refuses".to_owned()));
+    verdicts.note(replica, refused());
+    tokio::time::advance(minute).await;
+    verdicts.note(replica, refused());
+    for _ in 0..10 {
+        tokio::time::advance(minute).await;
+        verdicts.note(replica, unasked());
+    }
+    let failing = Some((Err("it refuses".to_owned()), Some(minute)));
+    assert_eq!(seen(), failing, "it fails no longer for not being asked");
+    tokio::time::advance(minute).await;
+    verdicts.note(replica, refused());
+    let failing = Some((Err("it refuses".to_owned()), Some(minute * 2)));
+    assert_eq!(seen(), failing);
 }

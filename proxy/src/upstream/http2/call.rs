@@ -1,5 +1,6 @@
 //! One request over HTTP/2, until its answer begins.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -49,13 +50,13 @@ impl Call {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<Received>, h2::Error>> {
         if let Some(upload) = &mut self.upload
-            && upload.poll(cx).is_ready()
+            && upload.poll_until_cut(cx).is_ready()
         {
             self.upload = None;
         }
         let answer = ready!(Pin::new(&mut self.answer).poll(cx))?;
         if let Some(mut upload) = self.upload.take() {
-            tokio::task::spawn_local(std::future::poll_fn(move |cx| upload.poll(cx)));
+            tokio::task::spawn_local(poll_fn(move |cx| upload.poll_until_cut(cx)));
         }
         let (head, frames) = answer.into_parts();
         let body = Received::Http2(Stream::new(&head.headers, frames));

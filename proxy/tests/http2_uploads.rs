@@ -1,0 +1,189 @@
+//! Requests over HTTP/2 whose replica takes no more of their body: each ends, and gives its stream back.
+
+mod support;
+
+use std::future::poll_fn;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::{Request, Response};
+use http_body_util::Full;
+use raftserve_model::spec::UpstreamProtocol;
+use raftserve_proxy::{NoSessions, ProxyConfig};
+use support::replica::Replica;
+use support::{Hand, LINGER, Rig, get, http2_client, service, soon};
+use tokio::time::Instant;
+
+/// How long a replica may be silent.
+const SILENCE_MAX: Duration = Duration::from_millis(300);
+
+/// Some times what a stream has room for at first.
+const BODY_BYTES: usize = 256 << 10;
+
+/// A replica that takes one request at a time, and a client that has sent it one.
+struct Stuck {
+    rig: Rig,
+    replica: Replica,
+    client: Hand,
+    respond: SendResponse<Bytes>,
+    /// Nobody reads it.
+    body: RecvStream,
+}
+
+/// A proxy whose requests share a connection, and the replica.
+async fn rig(silence_max: Duration) -> (Rig, Replica) {
+    let replica = Replica::start(1).await;
+    let mut svc = service(1, "svc", &[replica.address]);
+    svc.traffic.upstream.protocol = UpstreamProtocol::Http2;
+    svc.stream_timeout = silence_max;
+    let config = ProxyConfig {
+        workers: NonZeroUsize::new(1),
+        ..support::config()
+    };
+    (Rig::with(config, [svc], Arc::new(NoSessions)), replica)
+}
+
+async fn stuck(silence_max: Duration) -> Stuck {
+    let (rig, mut replica) = rig(silence_max).await;
+    let mut client = Hand::connect(rig.address).await;
+    let head = format!("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: {BODY_BYTES}\r\n\r\n");
+    client.send(head).await;
+    client.send(vec![b'x'; BODY_BYTES]).await;
+    let (request, respond) = replica.call().await;
+    Stuck {
+        rig,
+        replica,
+        client,
+        respond,
+        body: request.into_body(),
+    }
+}
+
+impl Stuck {
+    fn answer(&mut self, ends: bool) -> SendStream<Bytes> {
+        let answered = self.respond.send_response(Response::new(()), ends);
+        answered.expect("the stream is open")
+    }
+
+    /// Its one stream is free for another request, on the same connection.
+    async fn serves_another(mut self) {
+        drop((self.client, self.body));
+        let address = self.rig.address;
+        let ask = tokio::spawn(async move { get(address, "h", "/").await });
+        let (_request, mut respond): (Request<RecvStream>, _) = self.replica.call().await;
+        let answered = respond.send_response(Response::new(()), true);
+        answered.expect("the stream is open");
+        assert_eq!(soon("an answer", ask).await.expect("no panic").0, 200);
+        assert_eq!(self.replica.connections.load(Ordering::Relaxed), 1);
+        self.rig.idle().await;
+    }
+}
+
+async fn reset(out: &mut SendStream<Bytes>) -> Reason {
+    let reset = poll_fn(|cx| out.poll_reset(cx));
+    soon("a reset", reset).await.expect("the connection lasts")
+}
+
+#[tokio::test]
+async fn without_an_answer_it_ends_with_the_time_for_one() {
+    let mut stuck = stuck(SILENCE_MAX).await;
+    let head = stuck.client.head().await;
+    assert_eq!(head[0], "http/1.1 504 gateway timeout");
+    let reset = poll_fn(|cx| stuck.respond.poll_reset(cx));
+    let reason = soon("a reset", reset).await.expect("the connection lasts");
+    assert_eq!(reason, Reason::CANCEL);
+    stuck.serves_another().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_falls_silent_ends_with_its_upload() {
+    let mut stuck = stuck(SILENCE_MAX).await;
+    let mut out = stuck.answer(false);
+    out.send_data(Bytes::from("part"), false).expect("open");
+    assert_eq!(stuck.client.head().await[0], "http/1.1 200 ok");
+    let rest = stuck.client.rest().await;
+    assert!(
+        rest.contains("part") && !rest.ends_with("0\r\n\r\n"),
+        "{rest}"
+    );
+    assert_eq!(reset(&mut out).await, Reason::CANCEL);
+    stuck.serves_another().await;
+}
+
+#[tokio::test]
+async fn the_rest_is_given_up_soon_after_the_answer_is_whole() {
+    let mut stuck = stuck(support::LIMIT).await;
+    let answered = Instant::now();
+    let mut out = stuck.answer(true);
+    assert_eq!(stuck.client.head().await[0], "http/1.1 200 ok");
+    assert_eq!(reset(&mut out).await, Reason::CANCEL);
+    assert!(answered.elapsed() >= LINGER, "it had some time");
+    stuck.serves_another().await;
+}
+
+/// It has all come from its client, and waits in the proxy alone.
+#[tokio::test]
+async fn a_last_part_without_room_is_given_up_too() {
+    /// The fourth of such frames is the last that a stream at first has any room for.
+    const FRAME_BYTES: usize = 16 << 10;
+    let (rig, mut replica) = rig(support::LIMIT).await;
+    let (mut sender, _connection) = http2_client(&rig).await;
+    let request = |bytes| {
+        let body = Full::new(Bytes::from(vec![b'x'; bytes]));
+        Request::post("http://h/")
+            .body(body)
+            .expect("a good request")
+    };
+    // Once it is answered, both sides know each other's windows.
+    let first = tokio::spawn(sender.send_request(request(0)));
+    let (_, mut respond) = replica.call().await;
+    let answered = respond.send_response(Response::new(()), true);
+    answered.expect("the stream is open");
+    let answer = soon("an answer", first).await.expect("no panic");
+    assert_eq!(answer.expect("an answer").status(), 200);
+
+    let second = tokio::spawn(sender.send_request(request(5 * FRAME_BYTES)));
+    let (asked, mut respond) = replica.call().await;
+    let mut body = asked.into_body();
+    let mut came = 0;
+    while came < 4 * FRAME_BYTES - 1 {
+        let part = soon("what there is room for", body.data()).await;
+        came += part.expect("more").expect("it is open").len();
+    }
+    let out = respond.send_response(Response::new(()), true);
+    let mut out = out.expect("the stream is open");
+    let answer = soon("an answer", second).await.expect("no panic");
+    assert_eq!(answer.expect("an answer").status(), 200);
+    assert_eq!(reset(&mut out).await, Reason::CANCEL);
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_amid_its_answer_takes_its_upload_along() {
+    let (rig, mut replica) = rig(support::LIMIT).await;
+    let (mut sender, connection) = http2_client(&rig).await;
+    let request = Request::post("http://h/").body(Full::new(Bytes::from(vec![b'x'; BODY_BYTES])));
+    let ask = sender.send_request(request.expect("a good request"));
+    let ask = tokio::spawn(ask);
+    let (request, mut respond) = replica.call().await;
+    let out = respond.send_response(Response::new(()), false);
+    let mut out = out.expect("the stream is open");
+    out.send_data(Bytes::from("part"), false).expect("open");
+    let answer = soon("an answer", ask).await.expect("no panic");
+    assert_eq!(answer.expect("an answer").status(), 200);
+    connection.abort();
+    assert_eq!(reset(&mut out).await, Reason::CANCEL);
+    let stuck = Stuck {
+        client: Hand::connect(rig.address).await,
+        rig,
+        replica,
+        respond,
+        body: request.into_body(),
+    };
+    stuck.serves_another().await;
+}
