@@ -184,7 +184,7 @@ async fn the_log_is_kept_by_entries_and_by_bytes_and_never_purged_beyond_a_snaps
     assert_eq!(alone.wal.range().start, 0, "nothing was purged yet");
     assert_eq!(retention.purgeable(), Some(LogIndex(last.0 - 10)));
     // Purging costs a sync: as much goes at a time as is kept, or a whole batch.
-    let half = (last.0 + 1) / 2;
+    let half = last.0.div_ceil(2);
     let of = |kept| retention.clone().keeping(kept).purgeable();
     assert_eq!(of(half), Some(LogIndex(last.0 - half)));
     assert_eq!(of(half + 1), None);
