@@ -57,7 +57,7 @@ pub use wire::{Announcement, MemberHealth, Remarks};
 use self::agreement::Agreement;
 use self::bootstrap::{Cradle, Wish};
 use self::clock::LogClock;
-use self::core::Core;
+use self::core::{Core, Stalls};
 use self::dial::Dialer;
 use self::directory::{Caller, Directory};
 use self::exchange::Slot;
@@ -478,6 +478,7 @@ async fn run_raft(
         agreement: Agreement::new(me),
         fatal,
         policy: config.policy,
+        stalls: Stalls::default(),
         health: HealthBook::default(),
         remarks: Remarked::default(),
         removed: watch::Sender::new(false),

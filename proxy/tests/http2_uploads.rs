@@ -13,14 +13,14 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response};
 use http_body_util::Full;
-use raftserve_model::spec::UpstreamProtocol;
+use raftserve_model::spec::{Timeouts, UpstreamProtocol};
 use raftserve_proxy::{NoSessions, ProxyConfig};
 use support::replica::Replica;
 use support::{Hand, LINGER, Rig, get, http2_client, service, soon};
 use tokio::time::Instant;
 
 /// How long a replica may be silent.
-const SILENCE_MAX: Duration = Duration::from_millis(300);
+const SILENCE_MAX: Duration = Duration::from_secs(1);
 
 /// Some times what a stream has room for at first.
 const BODY_BYTES: usize = 256 << 10;
@@ -36,11 +36,11 @@ struct Stuck {
 }
 
 /// A proxy whose requests share a connection, and the replica.
-async fn rig(silence_max: Duration) -> (Rig, Replica) {
+async fn rig(timeouts: Timeouts) -> (Rig, Replica) {
     let replica = Replica::start(1).await;
     let mut svc = service(1, "svc", &[replica.address]);
     svc.traffic.upstream.protocol = UpstreamProtocol::Http2;
-    svc.stream_timeout = silence_max;
+    svc.traffic.timeouts = timeouts;
     let config = ProxyConfig {
         workers: NonZeroUsize::new(1),
         ..support::config()
@@ -48,8 +48,8 @@ async fn rig(silence_max: Duration) -> (Rig, Replica) {
     (Rig::with(config, [svc], Arc::new(NoSessions)), replica)
 }
 
-async fn stuck(silence_max: Duration) -> Stuck {
-    let (rig, mut replica) = rig(silence_max).await;
+async fn stuck(timeouts: Timeouts) -> Stuck {
+    let (rig, mut replica) = rig(timeouts).await;
     let mut client = Hand::connect(rig.address).await;
     let head = format!("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: {BODY_BYTES}\r\n\r\n");
     client.send(head).await;
@@ -91,7 +91,11 @@ async fn reset(out: &mut SendStream<Bytes>) -> Reason {
 
 #[tokio::test]
 async fn without_an_answer_it_ends_with_the_time_for_one() {
-    let mut stuck = stuck(SILENCE_MAX).await;
+    let mut stuck = stuck(Timeouts {
+        first_byte: Some(SILENCE_MAX),
+        ..Timeouts::default()
+    })
+    .await;
     let head = stuck.client.head().await;
     assert_eq!(head[0], "http/1.1 504 gateway timeout");
     let reset = poll_fn(|cx| stuck.respond.poll_reset(cx));
@@ -102,7 +106,11 @@ async fn without_an_answer_it_ends_with_the_time_for_one() {
 
 #[tokio::test]
 async fn an_answer_that_falls_silent_ends_with_its_upload() {
-    let mut stuck = stuck(SILENCE_MAX).await;
+    let mut stuck = stuck(Timeouts {
+        idle: Some(SILENCE_MAX),
+        ..Timeouts::default()
+    })
+    .await;
     let mut out = stuck.answer(false);
     out.send_data(Bytes::from("part"), false).expect("open");
     assert_eq!(stuck.client.head().await[0], "http/1.1 200 ok");
@@ -117,7 +125,7 @@ async fn an_answer_that_falls_silent_ends_with_its_upload() {
 
 #[tokio::test]
 async fn the_rest_is_given_up_soon_after_the_answer_is_whole() {
-    let mut stuck = stuck(support::LIMIT).await;
+    let mut stuck = stuck(Timeouts::default()).await;
     let answered = Instant::now();
     let mut out = stuck.answer(true);
     assert_eq!(stuck.client.head().await[0], "http/1.1 200 ok");
@@ -131,7 +139,7 @@ async fn the_rest_is_given_up_soon_after_the_answer_is_whole() {
 async fn a_last_part_without_room_is_given_up_too() {
     /// The fourth of such frames is the last that a stream at first has any room for.
     const FRAME_BYTES: usize = 16 << 10;
-    let (rig, mut replica) = rig(support::LIMIT).await;
+    let (rig, mut replica) = rig(Timeouts::default()).await;
     let (mut sender, _connection) = http2_client(&rig).await;
     let request = |bytes| {
         let body = Full::new(Bytes::from(vec![b'x'; bytes]));
@@ -165,7 +173,7 @@ async fn a_last_part_without_room_is_given_up_too() {
 
 #[tokio::test]
 async fn a_client_that_leaves_amid_its_answer_takes_its_upload_along() {
-    let (rig, mut replica) = rig(support::LIMIT).await;
+    let (rig, mut replica) = rig(Timeouts::default()).await;
     let (mut sender, connection) = http2_client(&rig).await;
     let request = Request::post("http://h/").body(Full::new(Bytes::from(vec![b'x'; BODY_BYTES])));
     let ask = sender.send_request(request.expect("a good request"));

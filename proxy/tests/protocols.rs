@@ -197,7 +197,7 @@ async fn an_upgraded_connection_is_a_tunnel() {
 async fn a_tunnel_that_nothing_passes_through_ends() {
     let (address, mut connections) = by_hand().await;
     let mut svc = service(1, "svc", &[address]);
-    svc.traffic.timeouts.tunnel_idle = Some(Duration::from_millis(300));
+    svc.traffic.timeouts.tunnel_idle = Some(Duration::from_secs(2));
     let rig = Rig::new([svc]);
     let mut client = Hand::connect(rig.address).await;
     client.send(UPGRADE).await;

@@ -132,10 +132,24 @@ impl RealDisk {
     }
 }
 
+/// The directory that holds the name of `path`.
+pub(crate) fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => path,
+    }
+}
+
 impl Disk for RealDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let above = path.ancestors().skip(1);
+        let made: Vec<&Path> = above.take_while(|it| !it.exists()).collect();
         let mut private = DirBuilder::new();
-        private.recursive(true).mode(DIR_MODE).create(path)
+        private.recursive(true).mode(DIR_MODE).create(path)?;
+        // Of `path` itself whoever builds on it makes the name durable.
+        made.into_iter()
+            .try_for_each(|dir| self.sync_dir(parent_of(dir)))
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {

@@ -15,7 +15,7 @@ use raftserve_model::{ClusterId, NodeId};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{Disk, read_file, write_atomically};
+use crate::disk::{Disk, parent_of, read_file, write_atomically};
 use crate::formats;
 
 /// The layout that is written, and the only one that is read.
@@ -647,8 +647,7 @@ impl EmptyDir {
 
 /// Makes the name of the directory `path` durable, which may be new.
 fn sync_parent(disk: &dyn Disk, path: &Path) -> Result<(), IdentityError> {
-    let parent = path.parent().filter(|it| !it.as_os_str().is_empty());
-    let synced = parent.map_or(Ok(()), |parent| disk.sync_dir(parent));
+    let synced = disk.sync_dir(parent_of(path));
     synced.map_err(|source| IdentityError::Io {
         what: "sync the parent of",
         path: path.to_owned(),

@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use jepsen_tests::admin::{Admin, v1};
+use jepsen_tests::admin::Admin;
+use jepsen_tests::admin::v1::watch_keys_response::Change;
 use jepsen_tests::cluster::{Cluster, PATIENCE};
 use jepsen_tests::wait;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 use crate::growth;
 use crate::members::eager;
@@ -19,7 +21,13 @@ const WRITERS: usize = 4;
 
 const PREFIX: &str = "watched/";
 
-/// What a watch has seen: keys and their versions by index.
+/// A writer deletes its key after so many puts.
+const DELETED_EVERY: usize = 20;
+
+/// After a refusal, before the next peer is asked.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What a watch has seen: keys by index, with their versions, or 0 where they were deleted.
 type Seen = BTreeMap<u64, (String, u64)>;
 
 /// Puts a key of its own again and again at all peers in turn. Returns the indices of what was acknowledged.
@@ -30,10 +38,14 @@ async fn write(admins: Vec<Admin>, number: usize, stop: Arc<AtomicBool>) -> BTre
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        if let Ok(put) = admin.put_key(&key, "x", None, None).await {
-            acknowledged.insert(put.modified_index);
+        match admin.put_key(&key, "x", None, None).await {
+            Ok(put) => _ = acknowledged.insert(put.modified_index),
+            Err(_) => sleep(PAUSE).await,
         }
-        tokio::task::yield_now().await;
+        if acknowledged.len() % DELETED_EVERY == DELETED_EVERY - 1 {
+            // It may fail, or have been deleted already.
+            let _ = admin.delete_key(&key, None, None).await;
+        }
     }
     acknowledged
 }
@@ -47,9 +59,15 @@ async fn watch(
     let (mut seen, mut streams) = (Seen::new(), 0);
     let mut next = 1;
     for admin in admins.iter().cycle().skip(first) {
-        let Ok(mut stream) = admin.watch_keys(PREFIX, next).await else {
-            tokio::task::yield_now().await;
-            continue;
+        let mut stream = match admin.watch_keys(PREFIX, next).await {
+            Ok(stream) => stream,
+            Err(status) if status.code() == tonic::Code::OutOfRange => {
+                return Err(status).context(format!("nothing from {next} on"));
+            }
+            Err(_) => {
+                sleep(PAUSE).await;
+                continue;
+            }
         };
         streams += 1;
         loop {
@@ -72,13 +90,14 @@ async fn watch(
             };
             ensure!(told.log_index + 1 >= next, "{told:?} after {next}");
             next = told.log_index + 1;
-            match told.change {
-                Some(v1::watch_keys_response::Change::Put(entry)) => {
-                    let former = seen.insert(told.log_index, (entry.key, entry.version));
-                    ensure!(former.is_none(), "twice: {former:?}");
-                }
-                Some(other) => anyhow::bail!("{other:?}"),
-                None => {}
+            let change = match told.change {
+                Some(Change::Put(entry)) => Some((entry.key, entry.version)),
+                Some(Change::Deleted(key)) => Some((key, 0)),
+                None => None,
+            };
+            if let Some(change) = change {
+                let former = seen.insert(told.log_index, change);
+                ensure!(former.is_none(), "twice: {former:?}");
             }
             if upto.borrow().is_some_and(|upto| next > upto) {
                 return Ok((seen, streams));
@@ -144,12 +163,48 @@ async fn each_change_of_a_key_is_seen_once_and_in_order_whatever_becomes_of_peer
         let mut versions: BTreeMap<&str, u64> = BTreeMap::new();
         for (index, (key, version)) in &seen {
             let before = versions.insert(key, *version).unwrap_or(0);
-            ensure!(
-                *version == before + 1,
-                "{key} at {index}: {version} after {before}"
-            );
+            let follows = match *version {
+                0 => before > 0,
+                version => version == before + 1,
+            };
+            ensure!(follows, "{key} at {index}: {version} after {before}");
         }
+        let deleted = seen.values().filter(|(_, version)| *version == 0);
+        ensure!(deleted.count() > 0, "nothing was deleted");
         cluster.note(&format!("{} changes seen by each watch", seen.len()));
+        cluster.pass();
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_are_printed_by_the_command_from_where_it_is_told_to_begin() -> anyhow::Result<()> {
+    stage::run(TEST_TIME_MAX, async {
+        let cluster = Cluster::start().await?;
+        let admin = cluster.admin(0);
+        let first = admin.put_key("a", "1", None, None).await?.modified_index;
+        let second = admin.put_key("b", "2", None, None).await?.modified_index;
+        admin.delete_key("a", None, None).await?;
+        let cli = cluster.cli(1);
+        let watch = async |more: &[&str]| -> anyhow::Result<Vec<String>> {
+            let ran = cli
+                .run(&[&["kv", "watch", "--no-follow"], more].concat())
+                .await?;
+            ensure!(ran.code == Some(0), "{ran:?}");
+            Ok(ran.stdout.lines().map(|it| it.trim().to_owned()).collect())
+        };
+        let all = watch(&[]).await?;
+        ensure!(
+            all.len() == 3 && all[2].ends_with("  a  deleted"),
+            "{all:?}"
+        );
+        ensure!(all[0] == format!("{first}  a  = 1"), "{all:?}");
+        ensure!(all[1] == format!("{second}  b  = 2"), "{all:?}");
+        let rest = watch(&["a", "--from", &second.to_string()]).await?;
+        ensure!(rest == all[2..], "{rest:?}");
+        let none = watch(&["none/"]).await?;
+        ensure!(none.is_empty(), "{none:?}");
         cluster.pass();
         Ok(())
     })

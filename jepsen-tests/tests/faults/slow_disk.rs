@@ -67,8 +67,12 @@ async fn a_disk_that_does_not_answer_is_told_until_it_does() -> anyhow::Result<(
         cluster.restart_all().await?;
         let mut running = stage::clients(&cluster);
         running.progress(SOME).await?;
-        let leader = cluster.leader().await?;
-        for slow in [cluster.another(leader)?, leader] {
+        for leads in [false, true] {
+            let leader = cluster.leader().await?;
+            let slow = match leads {
+                true => leader,
+                false => cluster.another(leader)?,
+            };
             disks[slow].set(Fault::SlowSync(UNANSWERED), 0)?;
             let node = cluster.node_id(slow)?;
             for asked in 0..cluster.size() {

@@ -44,6 +44,8 @@ struct WatchedEvents {
 impl Watched for WatchedEvents {
     type Batch = v1::WatchEventsResponse;
 
+    const WAITING_MAX: usize = 16;
+
     fn read(&self, state: &State, after: LogIndex) -> Result<Page<Self::Batch>, Compacted> {
         let mut page: Page<Self::Batch> = Page {
             batches: Vec::new(),

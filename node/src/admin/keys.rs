@@ -22,20 +22,23 @@ use super::watch::{self, Batches, Page, Watched};
 /// clients take by default.
 const PAGE_BYTES: usize = 1 << 20;
 
-/// How many changes are read in one go.
+/// How many changes are read in one go, of which a watch holds those that match.
 const CHANGES_READ_MAX: usize = 256;
+
+/// The bytes of keys and values that are read in one go, and one change more.
+const CHANGES_READ_BYTES: usize = 128 << 10;
 
 /// See the module.
 pub(super) struct KeyValueApi(pub(super) Arc<Shared>);
 
-fn key(text: &str) -> Result<KvKey, Status> {
+fn key(field: &str, text: &str) -> Result<KvKey, Status> {
     if text.starts_with(RESERVED) {
         let problem = format!("begins with {RESERVED}, which is raftserve's own");
-        return Err(errors::invalid_request("key", problem));
+        return Err(errors::invalid_request(field, problem));
     }
     text.parse()
         .map_err(|error: raftserve_store::state::KvKeyError| {
-            errors::invalid_request("key", error.to_string())
+            errors::invalid_request(field, error.to_string())
         })
 }
 
@@ -85,6 +88,9 @@ impl KeyValue for KeyValueApi {
         request: Request<v1::WatchKeysRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let (asked, _held) = admitted(request);
+        if !asked.prefix.is_empty() {
+            key("prefix", &asked.prefix)?;
+        }
         let keys = WatchedKeys {
             prefix: asked.prefix,
         };
@@ -104,7 +110,7 @@ impl KeyValue for KeyValueApi {
             return Err(errors::invalid_request("value", problem));
         }
         let put = Asked::PutKey {
-            key: key(&asked.key)?,
+            key: key("key", &asked.key)?,
             value: Arc::from(&*asked.value),
             condition: condition(asked.if_modified_index),
         };
@@ -130,7 +136,7 @@ impl KeyValue for KeyValueApi {
         request: Request<v1::GetKeyRequest>,
     ) -> Result<Response<v1::GetKeyResponse>, Status> {
         let (asked, _held) = admitted(request);
-        let key = key(&asked.key)?;
+        let key = key("key", &asked.key)?;
         let (state, index) = self.0.read(asked.stale, "the key cannot be told").await?;
         let entry = state.key(&asked.key).ok_or_else(|| {
             Reason::NoSuchKey.status_with(
@@ -150,7 +156,7 @@ impl KeyValue for KeyValueApi {
     ) -> Result<Response<v1::DeleteKeyResponse>, Status> {
         let (asked, _held) = admitted(request);
         let delete = Asked::DeleteKey {
-            key: key(&asked.key)?,
+            key: key("key", &asked.key)?,
             condition: condition(asked.if_modified_index),
         };
         match self.write(asked.request_id, delete).await? {
@@ -204,6 +210,9 @@ struct WatchedKeys {
 impl Watched for WatchedKeys {
     type Batch = v1::WatchKeysResponse;
 
+    /// Each may be of a whole value.
+    const WAITING_MAX: usize = 4;
+
     fn read(&self, state: &State, after: LogIndex) -> Result<Page<Self::Batch>, Compacted> {
         let mut page: Page<Self::Batch> = Page {
             batches: Vec::new(),
@@ -211,14 +220,15 @@ impl Watched for WatchedKeys {
         };
         let (mut bytes, mut last) = (0, None);
         for (count, change) in state.key_changes_after(after)?.enumerate() {
-            if count >= CHANGES_READ_MAX || bytes >= PAGE_BYTES {
+            if count >= CHANGES_READ_MAX || bytes >= CHANGES_READ_BYTES {
                 page.read_upto = last;
                 break;
             }
             last = Some(change.index);
             let key = change.key.as_str();
             if key.starts_with(&self.prefix) && !key.starts_with(RESERVED) {
-                bytes += change.entry.as_ref().map_or(0, |entry| entry.value.len());
+                let value = change.entry.as_ref().map_or(0, |entry| entry.value.len());
+                bytes += key.len() + value;
                 page.batches.push((change.index, told(change)));
             }
         }
@@ -294,7 +304,7 @@ mod tests {
         let (indices, pages) = read_all(&state(&keys(count), b""), "");
         assert_eq!(indices, (1..=count).collect::<Vec<_>>());
         assert_eq!(pages, 4);
-        let fit = PAGE_BYTES / KV_VALUE_BYTES_MAX;
+        let fit = CHANGES_READ_BYTES / KV_VALUE_BYTES_MAX;
         let count = 2 * fit as u64 + 1;
         let large = vec![7; KV_VALUE_BYTES_MAX];
         let (indices, pages) = read_all(&state(&keys(count), &large), "k/");

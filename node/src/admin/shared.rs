@@ -30,7 +30,7 @@ const READ_BUDGET: Duration = Duration::from_millis(1_500);
 /// caller's next stale read sees it. Past that the answer is given all the same.
 const APPLY_WAIT: Duration = Duration::from_millis(150);
 
-/// The most watches and log streams at once: each holds a task and at most a few hundred kilobytes.
+/// The most watches and log streams at once: each holds a task and at most half a megabyte.
 const STREAMS_MAX: usize = 256;
 
 /// What the admin API is made of.

@@ -1,7 +1,7 @@
 //! Watches: one task for each, which reads a part of the agreed state that is kept for watchers and hands it on in
 //! batches, one per log index.
 //!
-//! What is kept is the buffer: a watch that is behind holds nothing of its own beyond a few batches. One that does not
+//! What is kept is the buffer: a watch that is behind holds a page and a few batches of its own. One that does not
 //! read at all is cut, so that it cannot hold its place for ever.
 
 use std::sync::Arc;
@@ -12,19 +12,17 @@ use futures_util::stream::{self, BoxStream};
 use raftserve_model::LogIndex;
 use raftserve_store::State;
 use raftserve_store::state::Compacted;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Response, Status};
 
 use super::errors::Reason;
 use super::shared::Shared;
 
-/// How many batches may wait for the client: enough to keep the connection busy.
-const BATCHES_WAITING_MAX: usize = 16;
-
-/// How long a client may leave its stream unread while there is something for it. The connection's
-/// own buffers hold thousands of events, so a client this slow has stopped.
+/// How long a client may leave its stream unread while there is something for it. The connection's own buffers are
+/// full by then, so a client this slow has stopped.
 const UNREAD_MAX: Duration = Duration::from_secs(10);
 
 /// How often a watch for which nothing happens gets a bookmark.
@@ -37,6 +35,9 @@ pub(super) type Batches<B> = BoxStream<'static, Result<B, Status>>;
 pub(super) trait Watched: Send + Sync + 'static {
     /// What a client gets of one index.
     type Batch: Send + 'static;
+
+    /// How many batches may wait for the client: enough to keep the connection busy.
+    const WAITING_MAX: usize;
 
     /// Reads on after `after`: a bounded part, to the end of an index.
     ///
@@ -70,25 +71,32 @@ pub(super) fn begin<W: Watched>(
     let state = consensus.state();
     let after = match from {
         None => applied,
-        Some(0) => oldest(&watched, &state),
-        Some(from) => LogIndex(from - 1),
+        Some(from) => LogIndex(from.saturating_sub(1)),
     };
-    // Told at once if it cannot be, as the call's status rather than in the stream.
-    watched.read(&state, after).map_err(compacted)?;
+    let from_oldest = from == Some(0);
+    if !from_oldest {
+        // Told at once if it cannot be, as the call's status rather than in the stream.
+        watched.read(&state, after).map_err(compacted)?;
+    }
     let permit = shared.admit_stream()?;
-    let (batches, receiver) = mpsc::channel(BATCHES_WAITING_MAX);
+    let (batches, receiver) = mpsc::channel(W::WAITING_MAX);
     let (told, why) = oneshot::channel();
+    let known = consensus.clone();
     let watch = Watch {
-        shared: Arc::clone(shared),
+        state: Box::new(move || known.state()),
         watched,
+        begin: after,
+        from_oldest,
         after,
+        caught_up: false,
         bookmark_at: Instant::now(),
         outbox: Outbox(batches),
     };
+    let (applied, closing) = (consensus.applied_paced(), shared.closing.clone());
     tokio::spawn(async move {
         let _permit = permit;
         // No one is left to be told if the client has gone.
-        let _ = told.send(watch.run().await);
+        let _ = told.send(watch.run(applied, closing).await);
     });
     let ending = stream::once(why).filter_map(|why| async { why.ok().flatten().map(Err) });
     Ok(Response::new(
@@ -98,11 +106,18 @@ pub(super) fn begin<W: Watched>(
 
 /// One watch.
 struct Watch<W: Watched> {
-    shared: Arc<Shared>,
+    /// The newest that is applied.
+    state: Box<dyn Fn() -> Arc<State> + Send + Sync>,
     watched: W,
+    /// Nothing up to here is asked for. The log may have yet to reach it: nothing is complete before.
+    begin: LogIndex,
+    /// Whether the oldest is asked for that is kept, and nothing was sent yet: what is dropped until then is not missed.
+    from_oldest: bool,
     /// Everything up to this index has been sent.
     after: LogIndex,
-    /// When a bookmark is due, once the stream has caught up.
+    /// Whether a bookmark has said so.
+    caught_up: bool,
+    /// When the next one is due.
     bookmark_at: Instant,
     outbox: Outbox<W::Batch>,
 }
@@ -111,16 +126,16 @@ struct Watch<W: Watched> {
 struct Outbox<B>(mpsc::Sender<B>);
 
 impl<B> Outbox<B> {
-    /// Waits for room, though not for ever.
+    /// Waits for room, though not for ever. A client that does not read is told to resume from `next`.
     ///
     /// # Errors
     /// Why the watch has to end, or nothing if the client is gone.
-    async fn send(&self, index: LogIndex, batch: B) -> Result<(), Option<Status>> {
+    async fn send(&self, batch: B, next: LogIndex) -> Result<(), Option<Status>> {
         match timeout(UNREAD_MAX, self.0.send(batch)).await {
             Ok(sent) => sent.map_err(|_| None),
             Err(_) => Err(Some(Reason::SlowConsumer.status_with(
-                format!("the stream was not read for {UNREAD_MAX:?}; resume it from index {index}"),
-                [("next_index", index.to_string())],
+                format!("the stream was not read for {UNREAD_MAX:?}; resume it from index {next}"),
+                [("next_index", next.to_string())],
             ))),
         }
     }
@@ -128,10 +143,11 @@ impl<B> Outbox<B> {
 
 impl<W: Watched> Watch<W> {
     /// Runs until the client is gone, or returns why it ended.
-    async fn run(mut self) -> Option<Status> {
-        let consensus = self.shared.parts.consensus.clone();
-        let closing = self.shared.closing.clone();
-        let mut applied = consensus.applied_paced();
+    async fn run(
+        mut self,
+        mut applied: watch::Receiver<LogIndex>,
+        closing: CancellationToken,
+    ) -> Option<Status> {
         loop {
             // The index first: the state is then at least as new.
             let upto = *applied.borrow_and_update();
@@ -145,20 +161,25 @@ impl<W: Watched> Watch<W> {
                 changed = applied.changed() => if changed.is_err() {
                     return Some(stopping());
                 },
-                () = sleep_until(self.bookmark_at), if self.has_begun(upto) => {}
+                () = sleep_until(self.bookmark_at), if self.begin <= upto => {}
             }
         }
     }
 
-    /// Sends everything up to `upto`, and a bookmark if the first one is due.
+    /// Sends everything up to `upto`, and a bookmark if one is due.
     async fn catch_up(&mut self, upto: LogIndex) -> Result<(), Option<Status>> {
         loop {
-            let state = self.shared.parts.consensus.state();
-            let page = self.watched.read(&state, self.after);
-            let page = page.map_err(|gone| Some(compacted(gone)))?;
+            let state = (self.state)();
+            let page = match self.watched.read(&state, self.after) {
+                Err(gone) if self.from_oldest => {
+                    (self.begin, self.after) = (gone.upto, gone.upto);
+                    continue;
+                }
+                page => page.map_err(|gone| Some(compacted(gone)))?,
+            };
             drop(state);
             for (index, batch) in page.batches {
-                self.send(index, batch).await?;
+                self.send(batch).await?;
                 self.after = index;
             }
             match page.read_upto {
@@ -167,19 +188,17 @@ impl<W: Watched> Watch<W> {
             }
         }
         self.after = self.after.max(upto);
-        if self.has_begun(upto) && self.bookmark_at <= Instant::now() {
-            self.send(self.after, W::bookmark(self.after)).await?;
+        if self.begin <= upto && (!self.caught_up || self.bookmark_at <= Instant::now()) {
+            self.send(W::bookmark(self.after)).await?;
+            self.caught_up = true;
         }
         Ok(())
     }
 
-    /// Whether the log has come to where the watch begins. Of an index that it has yet to reach, nothing is complete.
-    fn has_begun(&self, upto: LogIndex) -> bool {
-        self.after <= upto
-    }
-
-    async fn send(&mut self, index: LogIndex, batch: W::Batch) -> Result<(), Option<Status>> {
-        self.outbox.send(index, batch).await?;
+    async fn send(&mut self, batch: W::Batch) -> Result<(), Option<Status>> {
+        let next = LogIndex(self.after.0 + 1);
+        self.outbox.send(batch, next).await?;
+        self.from_oldest = false;
         self.bookmark_at = Instant::now() + BOOKMARK_EVERY;
         Ok(())
     }
@@ -187,14 +206,6 @@ impl<W: Watched> Watch<W> {
 
 fn stopping() -> Status {
     Reason::Stopping.status("this peer is stopping; resume on another one")
-}
-
-/// The index after which the oldest that is kept comes.
-fn oldest<W: Watched>(watched: &W, state: &State) -> LogIndex {
-    match watched.read(state, LogIndex(0)) {
-        Ok(_) => LogIndex(0),
-        Err(compacted) => compacted.upto,
-    }
 }
 
 fn compacted(compacted: Compacted) -> Status {
@@ -206,33 +217,4 @@ fn compacted(compacted: Compacted) -> Status {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_client_that_does_not_read_is_told_and_cut() {
-        let (batches, mut unread) = mpsc::channel(BATCHES_WAITING_MAX);
-        let outbox = Outbox(batches);
-        for index in 0..BATCHES_WAITING_MAX as u64 {
-            outbox.send(LogIndex(index), ()).await.unwrap();
-        }
-        let begun = Instant::now();
-        let status = outbox.send(LogIndex(99), ()).await.unwrap_err().unwrap();
-        assert_eq!(begun.elapsed(), UNREAD_MAX);
-        assert_eq!(Reason::of(&status), Some(Reason::SlowConsumer));
-        // One that reads again in time goes on; one that has gone ends the watch without a word.
-        unread.recv().await.unwrap();
-        outbox.send(LogIndex(99), ()).await.unwrap();
-        drop(unread);
-        assert!(outbox.send(LogIndex(100), ()).await.unwrap_err().is_none());
-    }
-
-    #[test]
-    fn a_dropped_part_is_refused_with_where_it_begins() {
-        let status = compacted(Compacted { upto: LogIndex(5) });
-        assert_eq!(status.code(), tonic::Code::OutOfRange);
-        assert_eq!(Reason::of(&status), Some(Reason::Compacted));
-        let details = tonic_types::StatusExt::get_error_details(&status);
-        assert_eq!(details.error_info().unwrap().metadata["first_index"], "6");
-    }
-}
+mod tests;

@@ -3,6 +3,7 @@
 use std::io::Read;
 
 use serde_json::{Value, json};
+use tonic::{Response, Status};
 
 use super::args::{Format, Target};
 use super::connect::{Link, Servers};
@@ -64,11 +65,13 @@ pub(super) async fn run(args: KvArgs) -> Result<(), Failure> {
             output,
             target,
         } => {
-            let request = v1::WatchKeysRequest {
-                from_index: from.or(no_follow.then_some(0)),
-                prefix: prefix.unwrap_or_default(),
+            let begin = match (from, no_follow) {
+                (Some(from), _) => Begin::At(from),
+                (None, true) => Begin::At(0),
+                (None, false) => Begin::Now,
             };
-            watch(request, no_follow, output.output, &target).await
+            let prefix = prefix.unwrap_or_default();
+            watch(prefix, begin, no_follow, output.output, &target).await
         }
     }
 }
@@ -200,13 +203,35 @@ async fn list(
     })
 }
 
+/// Where a watch begins.
+enum Begin {
+    /// With what comes after this moment.
+    Now,
+    /// At this index.
+    At(u64),
+}
+
 async fn watch(
-    mut request: v1::WatchKeysRequest,
+    prefix: String,
+    begin: Begin,
     no_follow: bool,
     format: Format,
     target: &Target,
 ) -> Result<(), Failure> {
     let mut servers = Servers::new(target)?;
+    // The same for every peer, also for one that is behind: a stream that breaks before its first word loses nothing.
+    let now = servers.ask(newest).await?.log_index;
+    let from = match begin {
+        Begin::Now => now + 1,
+        Begin::At(index) => index,
+    };
+    if no_follow && from > now {
+        return Ok(());
+    }
+    let mut request = v1::WatchKeysRequest {
+        from_index: Some(from),
+        prefix,
+    };
     let mut breaks = Breaks::default();
     loop {
         let mut stream = servers
@@ -219,12 +244,15 @@ async fn watch(
             match stream.message().await {
                 Ok(Some(told)) => {
                     breaks.mended();
-                    // The first bookmark comes at once, so that a stream that breaks is resumed where it broke.
                     request.from_index = Some(told.log_index + 1);
-                    match told.change {
-                        Some(change) => print_change(told.log_index, &change, format)?,
-                        None if no_follow => return Ok(()),
-                        None => {}
+                    if no_follow && told.log_index > now {
+                        return Ok(());
+                    }
+                    if let Some(change) = told.change {
+                        print_change(told.log_index, &change, format)?;
+                    }
+                    if no_follow && told.log_index == now {
+                        return Ok(());
                     }
                 }
                 Ok(None) => break None,
@@ -233,6 +261,16 @@ async fn watch(
         };
         breaks.broken(ended.as_ref(), &mut servers)?;
     }
+}
+
+/// The newest index, as the leader has it.
+async fn newest(channel: Link) -> Result<Response<v1::ListKeysResponse>, Status> {
+    let request = v1::ListKeysRequest {
+        keys_only: true,
+        page_size: 1,
+        ..v1::ListKeysRequest::default()
+    };
+    client(channel).list(request).await
 }
 
 fn print_change(index: u64, change: &Change, format: Format) -> Result<(), Failure> {

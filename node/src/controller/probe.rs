@@ -189,7 +189,10 @@ impl Probes {
             .map(|(id, verdict)| {
                 let view = ProbeView {
                     last: Some(verdict.last.clone()),
-                    failing_for: verdict.failing_since.map(|since| since.elapsed()),
+                    // Up to when it was last asked: what comes after may be a lack of this peer.
+                    failing_for: verdict
+                        .failing_since
+                        .map(|since| verdict.at.saturating_duration_since(since)),
                 };
                 (*id, view)
             })

@@ -40,6 +40,7 @@ mod storage;
 mod transfer;
 mod version;
 
+pub(crate) use self::storage::Stalls;
 pub use self::storage::Storage;
 pub use self::version::{FinalizeError, Release};
 
@@ -87,6 +88,8 @@ pub(crate) struct Core {
     pub(crate) fatal: watch::Sender<Option<String>>,
     /// When members come and go by themselves.
     pub(crate) policy: MembershipPolicy,
+    /// Whose disks do not answer.
+    pub(crate) stalls: Stalls,
     /// How long the others have been fit.
     pub(crate) health: HealthBook,
     /// What this peer's controller sees, while it reigns.

@@ -62,8 +62,6 @@ struct Book {
     known: BTreeMap<NodeId, Instant>,
     steady: BTreeMap<NodeId, Instant>,
     leaving: BTreeMap<NodeId, Instant>,
-    /// For how long the disks of the others' logs had not answered when they last told.
-    stalled_ms: BTreeMap<NodeId, u64>,
 }
 
 impl Book {
@@ -95,19 +93,6 @@ impl HealthBook {
     /// For how long `node` has been fit without a break.
     pub(crate) fn steady(&self, node: NodeId) -> Option<Duration> {
         self.with(|book| book.steady.get(&node).map(Instant::elapsed))
-    }
-
-    /// Takes what `node` says of its disk: for how long it has not answered, if that is long.
-    pub(crate) fn stalls(&self, node: NodeId, for_ms: Option<u64>) {
-        self.with(|book| match for_ms {
-            Some(for_ms) => _ = book.stalled_ms.insert(node, for_ms),
-            None => _ = book.stalled_ms.remove(&node),
-        });
-    }
-
-    /// For how long the disk of `node` had not answered when it last told, if that was long, in milliseconds.
-    pub(crate) fn stalled_ms(&self, node: NodeId) -> Option<u64> {
-        self.with(|book| book.stalled_ms.get(&node).copied())
     }
 
     /// For how long this peer has led.

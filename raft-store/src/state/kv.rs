@@ -33,7 +33,7 @@ pub const KV_KEYS_MAX: usize = 100_000;
 /// The most bytes of keys and values together, so that a snapshot of them takes well under a second.
 pub const KV_BYTES_MAX: u64 = 64 << 20;
 
-/// The most changes of keys that are kept for watchers.
+/// The most changes of keys that are kept for watchers: a minute of a busy cluster, in which a client finds another peer.
 pub const KV_CHANGES_MAX: usize = 10_000;
 
 /// The most bytes of keys and values in the changes that are kept: a snapshot grows by as much.

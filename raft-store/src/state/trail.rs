@@ -13,7 +13,7 @@ use super::summed::Sum;
 /// The asked-for part of a trail is no longer kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "events up to index {upto} are no longer kept; list the present state and watch from there"
+    "what happened up to index {upto} is no longer kept; list the present state and watch from there"
 )]
 pub struct Compacted {
     /// The oldest index from which a watch can resume.

@@ -2,6 +2,7 @@ use raftserve_model::LogTime;
 use raftserve_model::{Incarnation, NodeId};
 use raftserve_store::Command;
 use raftserve_store::command::Action;
+use raftserve_store::state::EVENTS_MAX;
 
 use super::*;
 
@@ -55,4 +56,14 @@ fn what_matches_nothing_is_passed_over() {
     let page = page.unwrap();
     assert_eq!(page.batches, []);
     assert_eq!(page.read_upto, Some(LogIndex(EVENTS_READ_MAX as u64)));
+}
+
+#[test]
+fn a_dropped_part_of_the_trail_is_refused_with_where_it_begins() {
+    let dropped = 5;
+    let state = state(EVENTS_MAX as u64 + dropped);
+    let all = WatchedEvents { service: None };
+    let refused = all.read(&state, LogIndex(dropped - 1)).err().unwrap();
+    assert_eq!(refused.upto, LogIndex(dropped));
+    assert_eq!(read_all(&state, refused.upto).len(), EVENTS_MAX);
 }

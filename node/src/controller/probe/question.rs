@@ -3,6 +3,7 @@
 //! It goes the way of requests, with TLS and HTTP/2 where they use these, so that a replica is not called ready which
 //! no request could reach.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -191,6 +192,12 @@ impl Question {
         let opened = self.manner.dialer.open(address, http2).await;
         opened.map_err(|error| match error {
             ReachError::Replica(why) => cannot(&why).into(),
+            // What a host without IPv6 says, too, which is no lack that passes.
+            ReachError::Local(error)
+                if address.is_ipv6() && error.kind() == io::ErrorKind::AddrNotAvailable =>
+            {
+                cannot(&error).into()
+            }
             ReachError::Local(_) => Unready::Unasked(error),
         })
     }

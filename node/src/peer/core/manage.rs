@@ -211,7 +211,7 @@ impl Core {
                 stalled_ms: if mine {
                     self.storage().stalled_for.map(millis)
                 } else {
-                    self.health.stalled_ms(*node)
+                    self.stalled_ms_of(*node)
                 },
                 vote: view.vote(*node),
             }
