@@ -9,6 +9,19 @@ fn stop(opened: Opened) {
     opened.checkpoint.stop().unwrap();
 }
 
+/// Applies entries up to 25 of 30, with two snapshots on the way, and a log that begins after the older of them.
+async fn settle(opened: &mut Opened) {
+    let log = opened.log.blocking_append((0..=30).map(entry));
+    log.await.unwrap();
+    for upto in [10, 20] {
+        apply(opened, upto - 10..=upto - 1).await;
+        let mut builder = opened.machine.get_snapshot_builder().await;
+        builder.build_snapshot().await.unwrap();
+        opened.log.purge(log_id_to(id(upto - 1))).await.unwrap();
+    }
+    apply(opened, 20..=25).await;
+}
+
 #[tokio::test]
 async fn a_clean_stop_spares_the_next_start_the_log() {
     let dir = tempfile::tempdir().unwrap();
@@ -48,15 +61,7 @@ async fn a_saved_state_that_the_log_does_not_hold_is_not_used() {
 async fn a_saved_state_that_is_the_only_copy_is_used_and_a_snapshot_is_overdue_then() {
     let dir = tempfile::tempdir().unwrap();
     let mut opened = open(dir.path()).unwrap();
-    let log = opened.log.blocking_append((0..=30).map(entry));
-    log.await.unwrap();
-    for upto in [10, 20] {
-        apply(&mut opened, upto - 10..=upto - 1).await;
-        let mut builder = opened.machine.get_snapshot_builder().await;
-        builder.build_snapshot().await.unwrap();
-        opened.log.purge(log_id_to(id(upto - 1))).await.unwrap();
-    }
-    apply(&mut opened, 20..=25).await;
+    settle(&mut opened).await;
     assert!(!opened.trigger.is_overdue() && !opened.trigger.is_due(ALONE));
     stop(opened);
     std::fs::remove_dir_all(dir.path().join(SNAPSHOT_DIR)).unwrap();
@@ -74,21 +79,6 @@ async fn a_saved_state_that_is_the_only_copy_is_used_and_a_snapshot_is_overdue_t
     drop(opened);
     std::fs::remove_dir_all(dir.path().join(SNAPSHOT_DIR)).unwrap();
     assert!(matches!(open(dir.path()), Err(OpenError::Gap { .. })));
-}
-
-/// A store that was stopped in good order, with two snapshots and a log that begins after the older of them.
-async fn stopped(path: &Path) {
-    let mut opened = open(path).unwrap();
-    let log = opened.log.blocking_append((0..=30).map(entry));
-    log.await.unwrap();
-    for upto in [10, 20] {
-        apply(&mut opened, upto - 10..=upto - 1).await;
-        let mut builder = opened.machine.get_snapshot_builder().await;
-        builder.build_snapshot().await.unwrap();
-        opened.log.purge(log_id_to(id(upto - 1))).await.unwrap();
-    }
-    apply(&mut opened, 20..=25).await;
-    stop(opened);
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -115,7 +105,9 @@ async fn state_of(opened: &mut Opened) -> Digest {
 async fn a_start_whose_reads_fail_is_refused_with_their_place_and_nothing_that_is_needed_goes() {
     let dir = tempfile::tempdir().unwrap();
     let settled = dir.path().join("settled");
-    stopped(&settled).await;
+    let mut opened = open(&settled).unwrap();
+    settle(&mut opened).await;
+    stop(opened);
     let wanted = {
         let whole = dir.path().join("whole");
         copy(&settled, &whole);
