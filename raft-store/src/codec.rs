@@ -9,7 +9,10 @@
 //! Readers refuse a version that they do not know, bytes left over, and anything that would need more
 //! than [`FRAME_MAX`] bytes, whatever its length prefixes claim.
 
+use std::io::Write;
+
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
+use bincode::error::EncodeError;
 use bincode::{Decode, Encode};
 
 use crate::formats::FRAME;
@@ -26,7 +29,7 @@ const CONFIG: Configuration<LittleEndian, Varint, Limit<FRAME_MAX>> =
 pub enum CodecError {
     /// The value is too large, or holds something that has no encoding.
     #[error("cannot encode")]
-    Encode(#[source] bincode::error::EncodeError),
+    Encode(#[source] EncodeError),
     /// The body is damaged, or was written by something else.
     #[error("cannot decode")]
     Decode(#[source] bincode::error::DecodeError),
@@ -78,17 +81,30 @@ pub(crate) fn encode_as<T: Encode>(version: u8, value: &T) -> Result<Vec<u8>, Co
 
 fn append_as<T: Encode>(version: u8, value: &T, buffer: &mut Vec<u8>) -> Result<(), CodecError> {
     let start = buffer.len();
-    buffer.push(version);
-    let outcome = match bincode::encode_into_std_write(value, buffer, CONFIG) {
-        Err(error) => Err(CodecError::Encode(error)),
-        // What cannot be read back must not be written.
-        Ok(size) if size >= FRAME_MAX => Err(CodecError::TooLarge(size)),
-        Ok(_) => Ok(()),
-    };
+    let outcome = write_as(version, value, buffer);
     if outcome.is_err() {
         buffer.truncate(start);
     }
     outcome
+}
+
+/// Hands `value` to `out` as a frame, piece by piece. On error some of it was handed over.
+///
+/// # Errors
+/// [`CodecError::Encode`] or [`CodecError::TooLarge`].
+pub(crate) fn write<T: Encode>(value: &T, out: &mut impl Write) -> Result<(), CodecError> {
+    write_as(FRAME, value, out)
+}
+
+fn write_as<T: Encode>(version: u8, value: &T, out: &mut impl Write) -> Result<(), CodecError> {
+    let failed = |inner| CodecError::Encode(EncodeError::Io { inner, index: 0 });
+    out.write_all(&[version]).map_err(failed)?;
+    match bincode::encode_into_std_write(value, out, CONFIG) {
+        Err(error) => Err(CodecError::Encode(error)),
+        // What cannot be read back must not be written.
+        Ok(size) if size >= FRAME_MAX => Err(CodecError::TooLarge(size)),
+        Ok(_) => Ok(()),
+    }
 }
 
 /// Decodes a whole frame.

@@ -148,10 +148,28 @@ impl Step for KvChange {
     }
 }
 
+/// What a key holds, and the sum of their record, which need not be hashed again when it is replaced.
+#[derive(Clone, Debug, PartialEq)]
+struct Kept {
+    entry: Arc<KvEntry>,
+    sum: Sum,
+}
+
+impl Kept {
+    fn new(key: &KvKey, entry: Arc<KvEntry>) -> Self {
+        let sum = Sum::of(&record(key, &entry));
+        Self { entry, sum }
+    }
+}
+
+fn record(key: &KvKey, entry: &Arc<KvEntry>) -> Record {
+    Record::KeyValues(vec![(key.clone(), Arc::clone(entry))])
+}
+
 /// Every key.
 #[derive(Clone, Debug, Default)]
 pub(super) struct KeyValues {
-    by_key: Summed<KvKey, Arc<KvEntry>>,
+    by_key: Summed<KvKey, Kept>,
     /// What became of keys lately.
     changes: Trail<KvChange>,
     /// Of all keys and values together.
@@ -200,7 +218,8 @@ impl KeyValues {
             modified: index,
             version,
         });
-        self.by_key.insert(key.clone(), Arc::clone(&entry));
+        let kept = Kept::new(key, Arc::clone(&entry));
+        self.by_key.insert(key.clone(), kept);
         self.changed(index, key, Some(entry));
         Ok(Outcome::KeyPut {
             created,
@@ -216,7 +235,7 @@ impl KeyValues {
         condition: KvCondition,
     ) -> Result<Outcome, Refusal> {
         self.checked(key, condition)?;
-        let removed = self.by_key.remove(key);
+        let removed = self.by_key.remove(key).map(|kept| kept.entry);
         if let Some(entry) = &removed {
             self.bytes -= bytes_of(key, &entry.value);
             self.changed(index, key, None);
@@ -241,7 +260,7 @@ impl KeyValues {
 
     /// What the key holds, if the condition allows to change it.
     fn checked(&self, key: &KvKey, condition: KvCondition) -> Result<Option<&KvEntry>, Refusal> {
-        let entry = self.by_key.get(key).map(Arc::as_ref);
+        let entry = self.by_key.get(key).map(|kept| kept.entry.as_ref());
         let modified = entry.map(|entry| entry.modified);
         let holds = match condition {
             KvCondition::Any => true,
@@ -289,10 +308,10 @@ impl KeyValues {
             let mut bytes = 0;
             let mut chunk = Vec::new();
             while bytes < RECORD_BYTES
-                && let Some((key, entry)) = rest.next()
+                && let Some((key, kept)) = rest.next()
             {
-                bytes += key.0.len() + entry.value.len();
-                chunk.push((key.clone(), Arc::clone(entry)));
+                bytes += key.0.len() + kept.entry.value.len();
+                chunk.push((key.clone(), Arc::clone(&kept.entry)));
             }
             (!chunk.is_empty()).then_some(Record::KeyValues(chunk))
         })
@@ -301,16 +320,21 @@ impl KeyValues {
     pub(super) fn restore(&mut self, entries: Vec<(KvKey, Arc<KvEntry>)>) {
         for (key, entry) in entries {
             self.bytes += bytes_of(&key, &entry.value);
-            if let Some(former) = self.by_key.insert(key.clone(), entry) {
-                self.bytes -= bytes_of(&key, &former.value);
+            let kept = Kept::new(&key, entry);
+            if let Some(former) = self.by_key.insert(key.clone(), kept) {
+                self.bytes -= bytes_of(&key, &former.entry.value);
             }
         }
     }
 }
 
-impl Recorded<KvKey> for Arc<KvEntry> {
+impl Recorded<KvKey> for Kept {
     fn records_beyond(&self, key: &KvKey, _: Option<&Self>, take: &mut dyn FnMut(Record)) {
-        take(Record::KeyValues(vec![(key.clone(), Arc::clone(self))]));
+        take(record(key, &self.entry));
+    }
+
+    fn sum_beyond(&self, _: &KvKey, _: Option<&Self>) -> Sum {
+        self.sum
     }
 }
 
@@ -348,7 +372,7 @@ impl State {
     /// What a key holds, if there is such a key.
     #[must_use]
     pub fn key(&self, key: &str) -> Option<&Arc<KvEntry>> {
-        self.keys.by_key.get(key)
+        self.keys.by_key.get(key).map(|kept| &kept.entry)
     }
 
     /// How many keys there are.
@@ -374,7 +398,9 @@ impl State {
             _ => Bound::Included(prefix),
         };
         let entries = self.keys.by_key.range::<_, str>((from, Bound::Unbounded));
-        entries.take_while(move |(key, _)| key.0.starts_with(prefix))
+        entries
+            .take_while(move |(key, _)| key.0.starts_with(prefix))
+            .map(|(key, kept)| (key, &kept.entry))
     }
 }
 

@@ -7,6 +7,7 @@
 //! may write records of his choice.
 
 use std::fmt;
+use std::io;
 use std::ops::Deref;
 
 use bincode::{Decode, Encode};
@@ -39,9 +40,10 @@ pub(super) struct Sum([u64; 4]);
 impl Sum {
     /// The sum over one record.
     pub(super) fn of(record: &Record) -> Self {
-        let frame = codec::encode(record)
-            .expect("each record is bounded far below what a frame holds, and encodes in memory");
-        let hash: [u8; 32] = Sha256::digest(&frame).into();
+        let mut hashing = Hashing(Sha256::new());
+        codec::write(record, &mut hashing)
+            .expect("each record is bounded far below what a frame holds, and hashing cannot fail");
+        let hash: [u8; 32] = hashing.0.finalize().into();
         let mut lanes = [0; 4];
         for (lane, bytes) in lanes.iter_mut().zip(hash.as_chunks().0) {
             *lane = u64::from_le_bytes(*bytes);
@@ -72,11 +74,32 @@ impl Sum {
     }
 }
 
+/// Hashes what is written, so that a frame need not be kept for it.
+struct Hashing(Sha256);
+
+impl io::Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// What a map of the state holds, as records.
 pub(super) trait Recorded<K>: Clone {
     /// Hands the records of this value under `key` to `take`, except those which `other` has in common with it
     /// and that it knows of without looking at their contents.
     fn records_beyond(&self, key: &K, other: Option<&Self>, take: &mut dyn FnMut(Record));
+
+    /// The sum of the records that [`Recorded::records_beyond`] hands over.
+    fn sum_beyond(&self, key: &K, other: Option<&Self>) -> Sum {
+        let mut sum = Sum::default();
+        self.records_beyond(key, other, &mut |record| sum = sum.plus(Sum::of(&record)));
+        sum
+    }
 }
 
 /// An ordered map that knows the sum of its records. It is changed through its own methods only.
@@ -116,8 +139,9 @@ impl<K: Ord + Clone, V: Recorded<K>> Summed<K, V> {
 
     /// Puts a value, in place of the key's former one.
     pub(super) fn insert(&mut self, key: K, value: V) -> Option<V> {
-        self.sum = self.sum_after(&key, self.map.get(&key), Some(&value));
-        self.map.insert(key, value)
+        let former = self.map.insert(key.clone(), value.clone());
+        self.sum = self.sum_after(&key, former.as_ref(), Some(&value));
+        former
     }
 
     pub(super) fn remove(&mut self, key: &K) -> Option<V> {
@@ -139,10 +163,10 @@ impl<K: Ord + Clone, V: Recorded<K>> Summed<K, V> {
     fn sum_after(&self, key: &K, before: Option<&V>, after: Option<&V>) -> Sum {
         let mut sum = self.sum;
         if let Some(after) = after {
-            after.records_beyond(key, before, &mut |record| sum = sum.plus(Sum::of(&record)));
+            sum = sum.plus(after.sum_beyond(key, before));
         }
         if let Some(before) = before {
-            before.records_beyond(key, after, &mut |record| sum = sum.minus(Sum::of(&record)));
+            sum = sum.minus(before.sum_beyond(key, after));
         }
         sum
     }

@@ -21,7 +21,7 @@ pub struct Compacted {
 }
 
 /// What a trail is of.
-pub(super) trait Step {
+pub(super) trait Step: Clone {
     /// The most of them that are kept.
     const STEPS_MAX: usize;
     /// The most bytes, as [`Step::bytes`] has them, that are kept.
@@ -37,10 +37,17 @@ pub(super) trait Step {
     fn record(number: u64, step: Arc<Self>) -> Record;
 }
 
+/// A step, and the sum of its record, which need not be hashed again when it is dropped.
+#[derive(Clone, Debug)]
+struct Kept<S> {
+    step: Arc<S>,
+    sum: Sum,
+}
+
 /// The newest steps, oldest first.
 #[derive(Clone, Debug)]
 pub(super) struct Trail<S> {
-    kept: Vector<Arc<S>>,
+    kept: Vector<Kept<S>>,
     /// Everything up to and including this index may have been dropped.
     compacted: LogIndex,
     /// The number of the oldest that is kept.
@@ -69,18 +76,18 @@ impl<S: Step> Trail<S> {
         while (self.kept.len() > S::STEPS_MAX || self.bytes > S::BYTES_MAX)
             && let Some(dropped) = self.kept.pop_front()
         {
-            self.compacted = dropped.index();
-            self.bytes -= dropped.bytes();
-            self.sum = self.sum.minus(Sum::of(&S::record(self.first, dropped)));
+            self.compacted = dropped.step.index();
+            self.bytes -= dropped.step.bytes();
+            self.sum = self.sum.minus(dropped.sum);
             self.first += 1;
         }
     }
 
     fn append(&mut self, step: Arc<S>) {
         self.bytes += step.bytes();
-        let record = S::record(self.end(), Arc::clone(&step));
-        self.sum = self.sum.plus(Sum::of(&record));
-        self.kept.push_back(step);
+        let sum = Sum::of(&S::record(self.end(), Arc::clone(&step)));
+        self.sum = self.sum.plus(sum);
+        self.kept.push_back(Kept { step, sum });
     }
 
     /// Appends what a snapshot holds, which is bounded already; says whether it follows what is there.
@@ -100,7 +107,7 @@ impl<S: Step> Trail<S> {
     }
 
     pub(super) fn last(&self) -> Option<&Arc<S>> {
-        self.kept.last()
+        self.kept.last().map(|kept| &kept.step)
     }
 
     pub(super) fn sum(&self) -> Sum {
@@ -121,7 +128,7 @@ impl<S: Step> Trail<S> {
         let rest = self.kept.focus().narrow(skip..).into_iter();
         (self.first + skipped..)
             .zip(rest)
-            .map(|(number, step)| S::record(number, Arc::clone(step)))
+            .map(|(number, kept)| S::record(number, Arc::clone(&kept.step)))
     }
 
     /// What makes a store of `base`, which was before, one of these.
@@ -130,8 +137,8 @@ impl<S: Step> Trail<S> {
         let same = base.first <= self.first && base.end() <= self.end();
         let kept_from = if same { self.first } else { base.end() };
         let dropped = base.kept.iter().zip(base.first..kept_from.min(base.end()));
-        let dropped = dropped.map(|(step, number)| {
-            let record = S::record(number, Arc::clone(step));
+        let dropped = dropped.map(|(kept, number)| {
+            let record = S::record(number, Arc::clone(&kept.step));
             Edit::Remove(record.key())
         });
         let known = if same { base.end() } else { 0 };
@@ -149,9 +156,10 @@ impl<S: Step> Trail<S> {
         }
         let from = self
             .kept
-            .binary_search_by(|step| step.index().cmp(&index).then(Ordering::Less))
+            .binary_search_by(|kept| kept.step.index().cmp(&index).then(Ordering::Less))
             .unwrap_or_else(|from| from);
-        Ok(self.kept.focus().narrow(from..).into_iter())
+        let after = self.kept.focus().narrow(from..).into_iter();
+        Ok(after.map(|kept| &kept.step))
     }
 
     pub(super) fn compacted(&self) -> LogIndex {
