@@ -163,10 +163,7 @@ impl Streamed {
                 checkout,
             } = held;
             let now = self.came.unwrap_or_else(Instant::now);
-            if let Some(upload) = checkout.upload() {
-                upload.answered();
-            }
-            checkout.give_back(now);
+            checkout.answered(now);
             drop(in_flight);
             running.end(now);
         }

@@ -123,6 +123,31 @@ async fn an_answer_that_falls_silent_ends_with_its_upload() {
     stuck.serves_another().await;
 }
 
+/// As a call of gRPC in both directions may well do, which says all that it has before it listens.
+#[tokio::test]
+async fn one_that_goes_on_answering_is_no_silence() {
+    let mut stuck = stuck(Timeouts {
+        idle: Some(SILENCE_MAX),
+        ..Timeouts::default()
+    })
+    .await;
+    let mut out = stuck.answer(false);
+    assert_eq!(stuck.client.head().await[0], "http/1.1 200 ok");
+    let mut pace = tokio::time::interval(SILENCE_MAX / 5);
+    for _ in 0..15 {
+        pace.tick().await;
+        out.send_data(Bytes::from("x"), false).expect("open");
+    }
+    out.send_data(Bytes::from("end"), true).expect("open");
+    let mut answer = String::new();
+    while !answer.ends_with("0\r\n\r\n") {
+        answer += &stuck.client.exactly(1).await;
+    }
+    assert!(answer.contains("end"), "{answer}");
+    assert_eq!(reset(&mut out).await, Reason::CANCEL);
+    stuck.serves_another().await;
+}
+
 #[tokio::test]
 async fn the_rest_is_given_up_soon_after_the_answer_is_whole() {
     let mut stuck = stuck(Timeouts::default()).await;
