@@ -163,10 +163,7 @@ impl Streamed {
                 checkout,
             } = held;
             let now = self.came.unwrap_or_else(Instant::now);
-            if let Some(upload) = checkout.upload() {
-                upload.answered();
-            }
-            checkout.give_back(now);
+            checkout.answered(now);
             drop(in_flight);
             running.end(now);
         }
@@ -242,11 +239,14 @@ impl Streamed {
 }
 
 impl Drop for Streamed {
-    /// The server stops polling after the last byte of a body whose length it knows. What has not ended by then was given
+    /// The server stops polling after the last byte of a body whose length it knows. What is not whole by then was given
     /// up by the client.
     fn drop(&mut self) {
         self.inner.look_again();
         self.finish_at_end();
+        if self.held.is_some() && self.inner.waits_for_its_end() {
+            self.finish();
+        }
         if let Some(held) = self.held.take() {
             held.checkout.cut();
         }

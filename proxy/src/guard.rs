@@ -61,7 +61,10 @@ impl<S> Guard<S> {
 
     /// Whether the client has begun a request and not sent all of it, as far as can be told.
     fn is_amid_a_body(&self) -> bool {
-        let amid = matches!(self.scan.at, At::Body { .. } | At::ChunkSize | At::Trailers);
+        let amid = matches!(
+            self.scan.at,
+            At::Body { .. } | At::ChunkSize | At::Trailers | At::Lost
+        );
         amid && !self.turns.is_tunnelled()
     }
 }
@@ -88,7 +91,7 @@ enum At {
     },
     ChunkSize,
     Trailers,
-    /// What follows is no request, or a broken one.
+    /// What follows are no chunks, which the library refuses.
     Lost,
     /// A head was broken: nothing more is read.
     Refused,
@@ -220,11 +223,23 @@ fn decimal(text: &[u8]) -> Option<u64> {
     digits.then(|| std::str::from_utf8(text).ok()?.parse().ok())?
 }
 
-/// The hexadecimal number that a chunk's line begins with; `None` also for one that is no chunk's.
+/// The size in a chunk's line without its line feed; `None` for a line that the library refuses, or that was cut before
+/// its size was sure to have ended.
 fn chunk_size(line: &[u8]) -> Option<u64> {
-    let end = line.iter().position(|byte| !byte.is_ascii_hexdigit());
-    let digits = std::str::from_utf8(&line[..end.unwrap_or(line.len())]).ok()?;
-    let size = u64::from_str_radix(digits, 16).ok()?;
+    let (line, is_cut) = match line.strip_suffix(b"\r") {
+        Some(line) => (line, false),
+        None if line.len() == LINE_MAX => (line, true),
+        None => return None,
+    };
+    let digits = line.iter().position(|byte| !byte.is_ascii_hexdigit());
+    let (digits, rest) = line.split_at(digits.unwrap_or(line.len()));
+    let blanks = rest.iter().position(|byte| !matches!(byte, b' ' | b'\t'));
+    match rest.split_at(blanks.unwrap_or(rest.len())).1 {
+        [] if !is_cut => {}
+        [b';', extension @ ..] if !extension.contains(&b'\r') => {}
+        _ => return None,
+    }
+    let size = u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
     (size <= u64::MAX - 2).then_some(size)
 }
 
@@ -331,9 +346,14 @@ mod tests {
     fn two_claims_about_a_length_are_found_in_any_request_of_a_connection() {
         let both = "POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n";
         let swapped = "POST / HTTP/1.1\r\ntransfer-encoding:chunked\r\ncontent-length:3\r\n\r\n";
+        let long = format!(
+            "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3;{}\r\n\n\n\n\r\n0\r\n\r\n",
+            "x".repeat(2 * LINE_MAX)
+        );
         for before in [
             "",
             "\r\n",
+            &long,
             "GET / HTTP/1.1\r\nhost: content-length: 1\r\n\r\n",
             "POST / HTTP/1.1\r\ncontent-length: 4\r\n\r\n\r\n\r\n",
             "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n\
@@ -378,12 +398,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_is_still_sending_is_listened_to_for_a_while_and_no_other() {
         let half = "POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\nhalf";
-        let (mut client, mut guard) = after(half).await;
-        let sends = async {
-            let sent = client.write_all(&[0; 1 << 20]).await;
-            sent.expect("somebody reads");
-        };
-        assert_eq!(tokio::join!(closes_after(&mut guard), sends).0, LINGER);
+        let broken = "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n4,\r\nhalf";
+        for begun in [half, broken] {
+            let (mut client, mut guard) = after(begun).await;
+            let sends = async {
+                let sent = timeout(LINGER * 10, client.write_all(&[0; 1 << 20])).await;
+                sent.expect("somebody reads").expect("it is open");
+            };
+            assert_eq!(tokio::join!(closes_after(&mut guard), sends).0, LINGER);
+        }
         let (client, mut guard) = after(half).await;
         drop(client);
         assert_eq!(closes_after(&mut guard).await, Duration::ZERO);

@@ -25,6 +25,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use raftserve_model::{ReplicaId, ServiceVersion};
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::body::{Fault, Received, Upload, UploadBody};
@@ -117,9 +118,17 @@ pub(crate) struct Upstream {
     seen: Cell<Option<PeakEwma>>,
 }
 
+/// A connection of HTTP/1.
+#[derive(Debug)]
+struct Http1 {
+    sender: http1::SendRequest<UploadBody>,
+    /// Ends it at once. By itself it would first write what it holds, for as long as its replica takes nothing.
+    task: AbortHandle,
+}
+
 #[derive(Debug)]
 struct Idle {
-    sender: http1::SendRequest<UploadBody>,
+    connection: Http1,
     since: Instant,
 }
 
@@ -262,12 +271,12 @@ impl Upstream {
         Some(self.checked_out(link, config))
     }
 
-    fn unused(&self, config: &ProxyConfig, now: Instant) -> Option<http1::SendRequest<UploadBody>> {
+    fn unused(&self, config: &ProxyConfig, now: Instant) -> Option<Http1> {
         let mut idle = self.idle.borrow_mut();
         let mut at = idle.len();
         while at > 0 {
             at -= 1;
-            let sender = &idle[at].sender;
+            let sender = &idle[at].connection.sender;
             if sender.is_closed() {
                 idle.remove(at);
             } else if now.saturating_duration_since(idle[at].since) >= config.upstream_idle {
@@ -275,7 +284,7 @@ impl Upstream {
                 idle.drain(..=at);
                 break;
             } else if sender.is_ready() {
-                return Some(idle.remove(at).sender);
+                return Some(idle.remove(at).connection);
             }
         }
         None
@@ -306,7 +315,7 @@ impl Upstream {
         dialer: &Dialer,
         config: &ProxyConfig,
         limit: Duration,
-    ) -> Result<http1::SendRequest<UploadBody>, ConnectError> {
+    ) -> Result<Http1, ConnectError> {
         let opened = dialer.open(self.address, Wire::Http1, config, limit);
         let stream = opened.await?;
         let (sender, connection) = http1::Builder::new()
@@ -314,10 +323,11 @@ impl Upstream {
             .await
             .map_err(|error| ConnectError::Handshake(Arc::new(error)))?;
         // Its end is told to the request on it; between requests it matters to no one.
-        tokio::task::spawn_local(async move {
+        let task = tokio::task::spawn_local(async move {
             let _ = connection.with_upgrades().await;
         });
-        Ok(sender)
+        let task = task.abort_handle();
+        Ok(Http1 { sender, task })
     }
 
     /// Takes an open, unused connection with nothing on it, if there is one.
@@ -375,7 +385,8 @@ impl Upstream {
         self.http2.sweep();
         let now = Instant::now();
         self.idle.borrow_mut().retain(|idle| {
-            !idle.sender.is_closed() && now.duration_since(idle.since) < config.upstream_idle
+            !idle.connection.sender.is_closed()
+                && now.duration_since(idle.since) < config.upstream_idle
         });
         self.plain.sweep(now, config);
     }
@@ -394,7 +405,7 @@ pub(crate) struct Checkout {
 
 #[derive(Debug)]
 enum Link {
-    Http1(http1::SendRequest<UploadBody>),
+    Http1(Http1),
     Http2(http2::Stream),
 }
 
@@ -409,29 +420,33 @@ impl Checkout {
     ) -> Result<Box<Response<Received>>, ExchangeError> {
         grpc::tell_deadline(&mut request, began);
         let upload = request.body().upload();
-        let mut exchange = pin!(match &mut self.link {
-            Link::Http1(sender) => Either::Left(over_http1(sender, request)),
-            // Boxed, so that requests over HTTP/1 have no room for it.
-            Link::Http2(stream) => {
-                Either::Right(Box::pin(over_http2(stream, request, upload.clone())))
-            }
-        });
-        let sent = || upload.last().map_or(began, |last| last.max(began));
         let mut limit = self.upstream.limit(began + silence_max);
-        let outcome = poll_fn(|cx| {
-            if let Poll::Ready(outcome) = exchange.as_mut().poll(cx) {
-                return Poll::Ready(Some(outcome));
-            }
-            loop {
-                ready!(limit.poll(cx));
-                let last = upload.last().map(|last| last + silence_max);
-                match last.filter(|&later| later > limit.end()) {
-                    Some(later) => limit.set(later),
-                    None => return Poll::Ready(None),
+        let outcome = {
+            let mut exchange = pin!(match &mut self.link {
+                Link::Http1(connection) => {
+                    Either::Left(over_http1(&mut connection.sender, request))
                 }
-            }
-        })
-        .await;
+                // Boxed, so that requests over HTTP/1 have no room for it.
+                Link::Http2(stream) => {
+                    Either::Right(Box::pin(over_http2(stream, request, upload.clone())))
+                }
+            });
+            poll_fn(|cx| {
+                if let Poll::Ready(outcome) = exchange.as_mut().poll(cx) {
+                    return Poll::Ready(Some(outcome));
+                }
+                loop {
+                    ready!(limit.poll(cx));
+                    let last = upload.last().map(|last| last + silence_max);
+                    match last.filter(|&later| later > limit.end()) {
+                        Some(later) => limit.set(later),
+                        None => return Poll::Ready(None),
+                    }
+                }
+            })
+            .await
+        };
+        let sent = || upload.last().map_or(began, |last| last.max(began));
         self.upstream.give_back_limit(limit);
         match outcome {
             Some(Ok(response)) => {
@@ -451,6 +466,7 @@ impl Checkout {
             None if upload.is_wanted() => Err(ExchangeError::Client(Fault::Stalled)),
             None => {
                 self.upstream.saw(sent(), false);
+                self.abort();
                 Err(ExchangeError::Silent)
             }
         }
@@ -471,6 +487,26 @@ impl Checkout {
         if let Some(upload) = &self.upload {
             upload.cut();
         }
+        self.abort();
+    }
+
+    /// Ends a connection that has no other request, whatever waits in it for its replica.
+    fn abort(&self) {
+        if let Link::Http1(connection) = &self.link {
+            connection.task.abort();
+        }
+    }
+
+    /// The answer is whole since `now`. The connection is kept for another request, if it is open and there is room; what
+    /// is left of this one has a moment.
+    pub(crate) fn answered(mut self, now: Instant) {
+        if let Some(upload) = self.upload.take() {
+            upload.answered(match &self.link {
+                Link::Http1(connection) => Some(connection.task.clone()),
+                Link::Http2(_) => None, // It has others.
+            });
+        }
+        self.give_back(now);
     }
 
     /// Keeps the connection, unused since `now`, for another request, if it is open and there is room.
@@ -481,12 +517,15 @@ impl Checkout {
             idle_max,
             ..
         } = self;
-        let Link::Http1(sender) = link else {
+        let Link::Http1(connection) = link else {
             return; // The pool has its connection.
         };
         let mut idle = upstream.idle.borrow_mut();
-        if !sender.is_closed() && idle.len() < idle_max {
-            idle.push(Idle { sender, since: now });
+        if !connection.sender.is_closed() && idle.len() < idle_max {
+            idle.push(Idle {
+                connection,
+                since: now,
+            });
         }
     }
 }

@@ -123,6 +123,31 @@ async fn an_answer_that_falls_silent_ends_with_its_upload() {
     stuck.serves_another().await;
 }
 
+/// As a call of gRPC in both directions may well do, which says all that it has before it listens.
+#[tokio::test]
+async fn one_that_goes_on_answering_is_no_silence() {
+    let mut stuck = stuck(Timeouts {
+        idle: Some(SILENCE_MAX),
+        ..Timeouts::default()
+    })
+    .await;
+    let mut out = stuck.answer(false);
+    assert_eq!(stuck.client.head().await[0], "http/1.1 200 ok");
+    let mut pace = tokio::time::interval(SILENCE_MAX / 5);
+    for _ in 0..15 {
+        pace.tick().await;
+        out.send_data(Bytes::from("x"), false).expect("open");
+    }
+    out.send_data(Bytes::from("end"), true).expect("open");
+    let mut answer = String::new();
+    while !answer.ends_with("0\r\n\r\n") {
+        answer += &stuck.client.exactly(1).await;
+    }
+    assert!(answer.contains("end"), "{answer}");
+    assert_eq!(reset(&mut out).await, Reason::CANCEL);
+    stuck.serves_another().await;
+}
+
 #[tokio::test]
 async fn the_rest_is_given_up_soon_after_the_answer_is_whole() {
     let mut stuck = stuck(Timeouts::default()).await;
@@ -132,6 +157,47 @@ async fn the_rest_is_given_up_soon_after_the_answer_is_whole() {
     assert_eq!(reset(&mut out).await, Reason::CANCEL);
     assert!(answered.elapsed() >= LINGER, "it had some time");
     stuck.serves_another().await;
+}
+
+/// Its last byte has come, as its length has it, and the frame that ends it has not.
+#[tokio::test]
+async fn an_answer_that_is_whole_by_its_length_has_some_time_to_end() {
+    let mut stuck = stuck(Timeouts::default()).await;
+    let answered = Instant::now();
+    let answer = Response::builder().header("content-length", 2).body(());
+    let answer = answer.expect("a good answer");
+    let out = stuck.respond.send_response(answer, false);
+    let mut out = out.expect("the stream is open");
+    out.send_data(Bytes::from("ok"), false).expect("open");
+    assert_eq!(stuck.client.head().await[0], "http/1.1 200 ok");
+    assert_eq!(stuck.client.exactly(2).await, "ok");
+    assert_eq!(reset(&mut out).await, Reason::CANCEL);
+    assert!(answered.elapsed() >= LINGER, "it had some time");
+    stuck.serves_another().await;
+}
+
+/// Its request was sent whole, so nothing else keeps its stream.
+#[tokio::test]
+async fn it_has_the_same_time_once_its_request_is_sent() {
+    let (rig, mut replica) = rig(Timeouts::default()).await;
+    let mut client = Hand::connect(rig.address).await;
+    let asked = "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 4\r\n\r\nbody";
+    client.send(asked).await;
+    let (request, mut respond) = replica.call().await;
+    let mut body = request.into_body();
+    while let Some(part) = soon("the body", body.data()).await {
+        part.expect("it is whole");
+    }
+    let answered = Instant::now();
+    let answer = Response::builder().header("content-length", 2).body(());
+    let out = respond.send_response(answer.expect("a good answer"), false);
+    let mut out = out.expect("the stream is open");
+    out.send_data(Bytes::from("ok"), false).expect("open");
+    assert_eq!(client.head().await[0], "http/1.1 200 ok");
+    assert_eq!(client.exactly(2).await, "ok");
+    rig.idle().await;
+    assert_eq!(reset(&mut out).await, Reason::CANCEL);
+    assert!(answered.elapsed() >= LINGER, "it had some time");
 }
 
 /// It has all come from its client, and waits in the proxy alone.

@@ -16,6 +16,8 @@ mod body_limit;
 mod connections;
 #[path = "failures.rs"]
 mod failures;
+#[path = "http1_uploads.rs"]
+mod http1_uploads;
 #[path = "observability.rs"]
 mod observability;
 #[path = "protocols.rs"]

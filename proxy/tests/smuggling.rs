@@ -180,6 +180,11 @@ async fn chunks_that_are_none_end_the_request_on_both_sides() {
         "ffffffffffffffffff\r\na",
         " 3\r\nabc\r\n",
         "3\nabc\n0\n\n",
+        "+3\r\nabc\r\n0\r\n\r\n",
+        "0x3\r\nabc\r\n0\r\n\r\n",
+        "3,\r\nabc\r\n0\r\n\r\n",
+        "3 0\r\nabc\r\n0\r\n\r\n",
+        "3;x\r\r\nabc\r\n0\r\n\r\n",
     ] {
         let (rig, mut connections) = rig().await;
         let mut client = Hand::connect(rig.address).await;

@@ -13,7 +13,10 @@ use http::header::{CONTENT_LENGTH, EXPECT};
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::task::spawn_local;
+use tokio::time::sleep;
 
+use super::LINGER;
 use crate::http2::server::WINDOW;
 use crate::turns::Taking;
 
@@ -194,6 +197,24 @@ impl Received {
         if let Self::Http2(body) = self {
             body.asked.set(false);
         }
+    }
+
+    /// Whether all that it has by its length was taken, and only its end has not come. Dropped then, it would be reset,
+    /// and what of its request is still on its way with it; so it has [`LINGER`] to come.
+    pub(crate) fn waits_for_its_end(&mut self) -> bool {
+        let Self::Http2(body) = self else {
+            return false;
+        };
+        if body.left != Some(0) || body.is_ended() {
+            return false;
+        }
+        // As long as anything of it is held it is not reset.
+        let held = body.frames.flow_control().clone();
+        spawn_local(async move {
+            sleep(LINGER).await;
+            drop(held);
+        });
+        true
     }
 
     /// A client's request.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use tokio::task::spawn_local;
+use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{ReceiveError, Received};
@@ -177,17 +177,21 @@ impl Upload {
         }
     }
 
-    /// Ends the upload after [`LINGER`], if it has not ended by then: its answer is whole.
-    pub(crate) fn answered(&self) {
-        let Some(source) = self.0.as_ref().filter(|source| source.is_under_way()) else {
+    /// Ends the upload after [`LINGER`], if it has not ended by then: its answer is whole. With it ends its `connection`,
+    /// if that has no other request.
+    pub(crate) fn answered(self, connection: Option<AbortHandle>) {
+        let Some(source) = self.0.filter(Source::is_under_way) else {
             return;
         };
         // What lets go of it before need not wait.
-        let source = Rc::downgrade(source);
+        let source = Rc::downgrade(&source);
         spawn_local(async move {
             sleep(LINGER).await;
             if let Some(source) = source.upgrade() {
                 source.cut();
+                if let Some(connection) = connection {
+                    connection.abort();
+                }
             }
         });
     }

@@ -89,6 +89,8 @@ pub(super) struct Chunks {
 enum State {
     #[default]
     Size,
+    /// Behind the size, where only blanks, an extension or the line's end may be.
+    Blank,
     Extension,
     SizeLf,
     Data,
@@ -128,11 +130,20 @@ impl Chunks {
         match (self.state, byte) {
             (State::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => self.digit(byte),
             (State::Size, b'\r') if self.seen > 0 => Ok(State::SizeLf),
-            (State::Size, b';' | b' ' | b'\t') if self.seen > 0 => {
+            (State::Size, b';') if self.seen > 0 => {
                 self.seen = 0;
                 Ok(State::Extension)
             }
-            (State::Extension, b'\r') => Ok(State::SizeLf),
+            (State::Size, b' ' | b'\t') if self.seen > 0 => {
+                self.seen = 0;
+                Ok(State::Blank)
+            }
+            (State::Blank, b' ' | b'\t') => {
+                self.count(EXTENSION_BYTES_MAX)?;
+                Ok(State::Blank)
+            }
+            (State::Blank, b';') => Ok(State::Extension),
+            (State::Blank | State::Extension, b'\r') => Ok(State::SizeLf),
             (State::Extension, byte) if is_text(byte) => {
                 self.count(EXTENSION_BYTES_MAX)?;
                 Ok(State::Extension)

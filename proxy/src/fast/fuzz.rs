@@ -4,6 +4,9 @@
 //! `just fuzz 10000000` runs so many inputs; `RAFTSERVE_FUZZ_SEED=n` begins at another seed. Each
 //! input comes from a number of its own, which a failure names.
 
+pub(crate) mod chunks;
+
+use std::fmt::Debug;
 use std::mem::MaybeUninit;
 
 use rand::rngs::StdRng;
@@ -65,24 +68,44 @@ fn number(name: &str) -> Option<u64> {
 
 /// Runs a property on inputs made from these.
 pub(crate) fn each(seeds: &[&str], property: impl Fn(&[u8], &mut StdRng)) {
+    let make = |random: &mut StdRng| {
+        let seed = seeds[random.random_range(0..seeds.len())];
+        let mut input = seed.as_bytes().to_vec();
+        mutate_some(&mut input, random);
+        Input(input)
+    };
+    each_made(make, |input, random| property(&input.0, random));
+}
+
+/// Bytes that a failure shows as text.
+struct Input(Vec<u8>);
+
+impl Debug for Input {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        String::from_utf8_lossy(&self.0).fmt(out)
+    }
+}
+
+/// Runs a property on inputs made so.
+pub(crate) fn each_made<T: Debug>(
+    make: impl Fn(&mut StdRng) -> T,
+    property: impl Fn(&T, &mut StdRng),
+) {
     let first = number("RAFTSERVE_FUZZ_SEED").unwrap_or(0);
     let inputs = number("RAFTSERVE_FUZZ_INPUTS").unwrap_or(INPUTS);
     for seed in first..first + inputs {
         let mut random = StdRng::seed_from_u64(seed);
-        let mut input = seeds[random.random_range(0..seeds.len())]
-            .as_bytes()
-            .to_vec();
-        for _ in 0..random.random_range(0..5) {
-            mutate(&mut input, &mut random);
-        }
+        let input = make(&mut random);
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             property(&input, &mut random);
         }));
-        assert!(
-            result.is_ok(),
-            "seed {seed}: {:?}",
-            String::from_utf8_lossy(&input)
-        );
+        assert!(result.is_ok(), "seed {seed}: {input:?}");
+    }
+}
+
+fn mutate_some(input: &mut Vec<u8>, random: &mut StdRng) {
+    for _ in 0..random.random_range(0..5) {
+        mutate(input, random);
     }
 }
 
@@ -211,10 +234,10 @@ pub(crate) fn chunked_len(body: &[u8]) -> Option<usize> {
             .iter()
             .take_while(|byte| byte.is_ascii_hexdigit())
             .count();
-        if digits == 0
-            || digits > 15
-            || size.get(digits).is_some_and(|byte| !b"; \t".contains(byte))
-        {
+        // Between size and extension there may be blanks, and nothing else.
+        let blank = |&byte: &u8| byte == b' ' || byte == b'\t';
+        let after_digits = size[digits..].iter().copied().find(|byte| !blank(byte));
+        if digits == 0 || digits > 15 || after_digits.is_some_and(|byte| byte != b';') {
             return None;
         }
         let size = usize::from_str_radix(std::str::from_utf8(&size[..digits]).ok()?, 16).ok()?;
@@ -237,24 +260,41 @@ pub(crate) fn chunked_len(body: &[u8]) -> Option<usize> {
     }
 }
 
+/// How far a chunked body goes that is read in pieces: `None` if it is none or not whole.
+fn followed(body: &[u8], random: &mut StdRng) -> Option<usize> {
+    let mut framing = Framing::Chunked(Chunks::default());
+    let (mut used, mut rest) = (0, body);
+    while !rest.is_empty() && !framing.is_done() {
+        let (piece, later) = rest.split_at(random.random_range(1..=rest.len()));
+        match framing.advance(piece) {
+            Ok(count) => used += count,
+            Err(Malformed) => return None,
+        }
+        rest = later;
+    }
+    framing.is_done().then_some(used)
+}
+
 #[test]
 fn a_chunked_body_ends_where_a_second_reader_says_however_it_is_cut() {
     each(&BODIES, |input, random| {
-        let mut framing = Framing::Chunked(Chunks::default());
-        let (mut used, mut rest) = (0, input);
-        let mut result = Ok(());
-        while !rest.is_empty() && !framing.is_done() {
-            let (piece, later) = rest.split_at(random.random_range(1..=rest.len()));
-            match framing.advance(piece) {
-                Ok(count) => used += count,
-                Err(Malformed) => {
-                    result = Err(Malformed);
-                    break;
-                }
-            }
-            rest = later;
-        }
-        let ended = (result.is_ok() && framing.is_done()).then_some(used);
-        assert_eq!(ended, chunked_len(input));
+        assert_eq!(followed(input, random), chunked_len(input));
+    });
+    let mutated = |random: &mut StdRng| {
+        let mut input = chunks::Body::make(random).bytes;
+        mutate_some(&mut input, random);
+        Input(input)
+    };
+    each_made(mutated, |input, random| {
+        assert_eq!(followed(&input.0, random), chunked_len(&input.0));
+    });
+}
+
+#[test]
+fn a_chunks_line_is_taken_only_as_its_grammar_has_it() {
+    each_made(chunks::Body::make, |body, random| {
+        let whole = body.is_good.then_some(body.bytes.len());
+        assert_eq!(chunked_len(&body.bytes), whole, "the second reader");
+        assert_eq!(followed(&body.bytes, random), whole);
     });
 }

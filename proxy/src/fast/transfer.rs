@@ -63,6 +63,13 @@ pub(super) async fn write_all<S: AsyncWrite + Unpin>(
             {
                 rest = &mut std::mem::take(&mut rest)[1..];
             }
+            // One piece alone goes by the simpler call.
+            while let [.., last] = rest
+                && last.is_empty()
+            {
+                let left = rest.len() - 1;
+                rest = &mut std::mem::take(&mut rest)[..left];
+            }
             let poll = match rest {
                 [] => return Poll::Ready(Ok(())),
                 [only] => Pin::new(&mut *stream).poll_write(cx, only),
@@ -75,4 +82,98 @@ pub(super) async fn write_all<S: AsyncWrite + Unpin>(
         }
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+
+    /// Takes at most so many bytes at once, and notes of how many pieces each write was.
+    struct Writes {
+        most: usize,
+        taken: Vec<u8>,
+        pieces: Vec<usize>,
+    }
+
+    impl AsyncWrite for Writes {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let count = bytes.len().min(self.most);
+            self.taken.extend_from_slice(&bytes[..count]);
+            self.pieces.push(1);
+            Poll::Ready(Ok(count))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn is_write_vectored(&self) -> bool {
+            true
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            slices: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let all: Vec<u8> = slices
+                .iter()
+                .flat_map(|slice| slice.iter().copied())
+                .collect();
+            let count = all.len().min(self.most);
+            self.taken.extend_from_slice(&all[..count]);
+            self.pieces.push(slices.len());
+            Poll::Ready(Ok(count))
+        }
+    }
+
+    #[tokio::test]
+    async fn no_write_has_an_empty_piece_at_its_ends() {
+        for (pieces, writes) in [
+            (["", "", ""], &[][..]),
+            (["ab", "", ""], &[1]),
+            (["", "ab", ""], &[1]),
+            (["", "", "ab"], &[1]),
+            (["ab", "cd", ""], &[2]),
+            (["ab", "", "cd"], &[3]),
+            (["ab", "cd", "ef"], &[3]),
+        ] {
+            let mut to = Writes {
+                most: usize::MAX,
+                taken: Vec::new(),
+                pieces: Vec::new(),
+            };
+            let written = write_all(&mut to, pieces.map(str::as_bytes)).await;
+            assert_eq!(written, Ok(()));
+            assert_eq!(to.taken, pieces.concat().as_bytes());
+            assert_eq!(to.pieces, writes, "{pieces:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn all_is_written_however_little_is_taken_at_once() {
+        for most in 1..8 {
+            let mut to = Writes {
+                most,
+                taken: Vec::new(),
+                pieces: Vec::new(),
+            };
+            let written = write_all(&mut to, [b"ab", b"", b"cdefg"]).await;
+            assert_eq!(written, Ok(()));
+            assert_eq!(to.taken, b"abcdefg");
+        }
+        let (mut near, far) = duplex(4);
+        drop(far);
+        assert_eq!(write_all(&mut near, [b"ab", b"", b""]).await, Err(0));
+    }
 }

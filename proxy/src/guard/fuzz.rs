@@ -1,10 +1,12 @@
 //! The guard against mutated streams of requests, however they are cut: of the heads that the library's parser accepts it
-//! refuses those with two claims about their length, and no other.
+//! refuses those with two claims about their length, and no other. Behind a body that is none it finds nothing.
 
 use rand::RngExt;
+use rand::rngs::StdRng;
 
-use super::Scan;
-use crate::fast::fuzz::{chunked_len, each};
+use super::{At, Scan};
+use crate::fast::fuzz::chunks::Body;
+use crate::fast::fuzz::{chunked_len, each, each_made};
 
 const STREAMS: [&str; 7] = [
     "POST / HTTP/1.1\r\nhost: h\r\nContent-Length: 3\r\n\r\nabcGET /x HTTP/1.1\r\nhost: h\r\n\r\n",
@@ -114,16 +116,22 @@ fn read(stream: &[u8]) -> Read {
     }
 }
 
+/// Where a head is refused in a stream that is read in pieces.
+fn found(scan: &mut Scan, stream: &[u8], random: &mut StdRng) -> Option<usize> {
+    let (mut found, mut rest) = (None, stream);
+    while !rest.is_empty() && found.is_none() {
+        let (piece, later) = rest.split_at(random.random_range(1..=rest.len()));
+        let before = stream.len() - rest.len();
+        found = scan.find(piece).map(|at| before + at);
+        rest = later;
+    }
+    found
+}
+
 #[test]
 fn what_makes_two_claims_is_refused_and_no_other() {
     each(&STREAMS, |stream, random| {
-        let (mut scan, mut found, mut rest) = (Scan::default(), None, stream);
-        while !rest.is_empty() && found.is_none() {
-            let (piece, later) = rest.split_at(random.random_range(1..=rest.len()));
-            let before = stream.len() - rest.len();
-            found = scan.find(piece).map(|at| before + at);
-            rest = later;
-        }
+        let found = found(&mut Scan::default(), stream, random);
         let expected = read(stream);
         match (found, expected.refused) {
             (found, Some((begin, end))) => {
@@ -132,6 +140,23 @@ fn what_makes_two_claims_is_refused_and_no_other() {
             }
             (Some(at), None) => assert!(at >= expected.good, "{at} of {}", expected.good),
             (None, None) => {}
+        }
+    });
+}
+
+#[test]
+fn it_follows_chunks_as_far_as_they_are_some() {
+    const BEFORE: &[u8] = b"PUT / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n";
+    const TWO_CLAIMS: &[u8] =
+        b"PUT / HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n";
+    each_made(Body::make, |body, random| {
+        let stream = [BEFORE, &body.bytes, TWO_CLAIMS].concat();
+        let mut scan = Scan::default();
+        let found = found(&mut scan, &stream, random);
+        let (at, last) = (scan.at, stream.len() - 1);
+        match body.is_good {
+            true => assert_eq!((found, at), (Some(last), At::Refused)),
+            false => assert_eq!((found, at), (None, At::Lost)),
         }
     });
 }

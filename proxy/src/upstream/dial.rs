@@ -115,3 +115,34 @@ async fn tcp(address: SocketAddr, config: &ProxyConfig) -> io::Result<TcpStream>
     vigil::begin(&stream, config)?;
     Ok(stream)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lack_of_this_process_or_its_host_is_held_against_no_replica() {
+        let failed = |code: Errno| failed(io::Error::from_raw_os_error(code.raw_os_error()));
+        let lacks = [
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOBUFS,
+            Errno::NOMEM,
+            Errno::ADDRNOTAVAIL,
+        ];
+        for code in lacks {
+            assert!(matches!(failed(code), ConnectError::Local(_)), "{code}");
+        }
+        for code in [
+            Errno::CONNREFUSED,
+            Errno::CONNRESET,
+            Errno::HOSTUNREACH,
+            Errno::NETUNREACH,
+            Errno::TIMEDOUT,
+        ] {
+            assert!(matches!(failed(code), ConnectError::Failed(_)), "{code}");
+        }
+        let other = super::failed(io::ErrorKind::ConnectionRefused.into());
+        assert!(matches!(other, ConnectError::Failed(_)));
+    }
+}

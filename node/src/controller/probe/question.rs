@@ -3,6 +3,7 @@
 //! It goes the way of requests, with TLS and HTTP/2 where they use these, so that a replica is not called ready which
 //! no request could reach.
 
+use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -69,6 +70,26 @@ pub(super) enum Unready {
     /// It could not be asked: this peer has nothing left to open a connection with.
     #[error(transparent)]
     Unasked(ReachError),
+}
+
+impl Unready {
+    /// What it means that no connection was had to a replica at `address`.
+    pub(super) fn unopened(address: SocketAddr, error: ReachError) -> Self {
+        match error {
+            ReachError::Replica(why) => cannot_connect(&address, &why).into(),
+            // What a host without IPv6 says, too, which is no lack that passes.
+            ReachError::Local(error)
+                if address.is_ipv6() && error.kind() == io::ErrorKind::AddrNotAvailable =>
+            {
+                cannot_connect(&address, &error).into()
+            }
+            ReachError::Local(_) => Self::Unasked(error),
+        }
+    }
+}
+
+fn cannot_connect(address: &dyn Display, why: &dyn Display) -> String {
+    format!("cannot connect to {address}: {why}")
 }
 
 impl From<String> for Unready {
@@ -184,22 +205,11 @@ impl Question {
         &self,
         http2: bool,
     ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, Unready> {
-        let cannot =
-            |error: &dyn std::fmt::Display| format!("cannot connect to {}: {error}", self.address);
         // Providers give literal addresses.
         let address = self.address.parse::<SocketAddr>();
-        let address = address.map_err(|error| cannot(&error))?;
+        let address = address.map_err(|error| cannot_connect(&self.address, &error))?;
         let opened = self.manner.dialer.open(address, http2).await;
-        opened.map_err(|error| match error {
-            ReachError::Replica(why) => cannot(&why).into(),
-            // What a host without IPv6 says, too, which is no lack that passes.
-            ReachError::Local(error)
-                if address.is_ipv6() && error.kind() == io::ErrorKind::AddrNotAvailable =>
-            {
-                cannot(&error).into()
-            }
-            ReachError::Local(_) => Unready::Unasked(error),
-        })
+        opened.map_err(|error| Unready::unopened(address, error))
     }
 
     /// Sends a request, whose URI is whole, over a connection of its own.

@@ -280,6 +280,30 @@ async fn a_replica_that_accepts_and_never_answers_is_not_ready_in_time() {
     }
 }
 
+#[test]
+fn only_what_this_peer_lacks_leaves_a_replica_unasked() {
+    const NO_FILES: i32 = 24; // EMFILE
+    const NO_PORTS: i32 = 99; // EADDRNOTAVAIL
+    let local = |code| ReachError::Local(Arc::new(std::io::Error::from_raw_os_error(code)));
+    let unopened = |address: &str, error| Unready::unopened(address.parse().unwrap(), error);
+    for code in [NO_FILES, NO_PORTS] {
+        let unready = unopened("192.0.2.1:80", local(code));
+        assert!(matches!(unready, Unready::Unasked(_)), "{unready:?}");
+    }
+    let unready = unopened("[2001:db8::1]:80", local(NO_FILES));
+    assert!(matches!(unready, Unready::Unasked(_)), "{unready:?}");
+    // A host without IPv6 never reaches it.
+    let unready = unopened("[2001:db8::1]:80", local(NO_PORTS));
+    let said = unready.to_string();
+    assert!(matches!(unready, Unready::Not(_)), "{said}");
+    assert!(
+        said.starts_with("cannot connect to [2001:db8::1]:80: "),
+        "{said}"
+    );
+    let unready = unopened("192.0.2.1:80", ReachError::Replica("no".to_owned()));
+    assert!(matches!(unready, Unready::Not(_)), "{unready:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_this_peer_cannot_ask_is_held_against_no_replica() {
     let replica = ReplicaId {

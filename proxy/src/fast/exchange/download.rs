@@ -279,6 +279,9 @@ impl Download<'_> {
     }
 }
 
+/// How much of a body is copied behind the text that it goes with: cheaper than a write of several pieces.
+const JOINED_MAX: usize = 1 << 10;
+
 /// Writes what is in `text` and a part of the body; as a chunk, if the body has no end of its own.
 async fn pass(
     client: &mut WriteHalf<'_>,
@@ -286,11 +289,17 @@ async fn pass(
     text: &mut Text,
     part: &[u8],
 ) -> Result<(), ()> {
-    let pieces = if *framing == Framing::UntilClose && !part.is_empty() {
+    let mut end: &[u8] = &[];
+    if *framing == Framing::UntilClose && !part.is_empty() {
         let _ = write!(**text, "{:x}\r\n", part.len()); // A vector takes all.
-        [&text[..], part, b"\r\n"]
+        end = b"\r\n";
+    }
+    let pieces = if text.is_empty() || part.len() > JOINED_MAX {
+        [&text[..], part, end]
     } else {
-        [&text[..], part, &[]]
+        text.extend_from_slice(part);
+        text.extend_from_slice(end);
+        [&text[..], &[], &[]]
     };
     write_all(client, pieces).await.map_err(|_| ())
 }

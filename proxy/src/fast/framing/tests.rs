@@ -20,6 +20,7 @@ fn a_chunked_body_ends_at_its_last_line_however_it_is_cut() {
         ("0\r\n\r\n", ""),
         ("3\r\nabc\r\n0\r\n\r\n", "GET / HTTP/1.1\r\n"),
         ("00A;x=\"y\"\r\n0\r\n\r\n01234\r\n0\r\n\r\n", "0\r\n\r\n"),
+        ("1 \t;x\r\nb\r\n0;\r\n\r\n", "0"),
         ("1 \r\na\r\n0\r\nx-sum: 1\r\ny: 2\r\n\r\n", "\r\n"),
     ] {
         let whole = format!("{body}{rest}");
@@ -42,6 +43,9 @@ fn what_two_readers_might_tell_differently_is_malformed() {
         "+1\r\na\r\n",
         " 1\r\na\r\n",
         "0x1\r\na\r\n",
+        "1,\r\na\r\n",
+        "1 0\r\na\r\n",
+        "1\t,;x\r\na\r\n",
         "1\na\r\n",
         "1\r\na\n",
         "1\r\nab\r\n",
@@ -58,13 +62,13 @@ fn what_two_readers_might_tell_differently_is_malformed() {
     ] {
         assert_eq!(follow(body.as_bytes(), 1), Err(Malformed), "{body:?}");
     }
-    let long = |part: &str| {
-        format!(
-            "1;{}\r\n",
-            part.repeat(usize::from(EXTENSION_BYTES_MAX) + 1)
-        )
-    };
-    assert_eq!(follow(long("x").as_bytes(), 999), Err(Malformed));
+    for part in ["x", " "] {
+        let long = part.repeat(usize::from(EXTENSION_BYTES_MAX) + 1);
+        for separator in [";", " "] {
+            let line = format!("1{separator}{long}\r\n");
+            assert_eq!(follow(line.as_bytes(), 999), Err(Malformed));
+        }
+    }
     let trailers = format!("0\r\n{}", "x: y\r\n".repeat(usize::from(TRAILER_BYTES_MAX)));
     assert_eq!(follow(trailers.as_bytes(), 999), Err(Malformed));
 }
