@@ -17,9 +17,8 @@ async fn a_peer_whose_volume_is_lost_takes_its_own_place_and_no_request_fails() 
         }
         let served = release.serve().await?;
         let load = release.load(served.requests(0)).await?;
-        let admin = served.admin().await?;
-        admin.put_key("kept", "before", None, None).await?;
-        let before = admin.members().await?;
+        served.keep("before").await?;
+        let before = served.admin().await?.members().await?;
         let pods = release.pods().await?;
         let pod = pods.iter().find(|pod| pod.name.ends_with("-1"));
         let pod = pod.context("there is no second pod")?;
@@ -40,8 +39,7 @@ async fn a_peer_whose_volume_is_lost_takes_its_own_place_and_no_request_fails() 
             before.intersection(&after).count() == 2,
             "{before:?}, {after:?}"
         );
-        let entry = served.admin().await?.key("kept").await?;
-        ensure!(entry.is_some_and(|entry| entry.value == b"before".as_slice()));
+        served.ensure_kept("before").await?;
         let tally = load.finish(release.kube.requests).await?;
         eprintln!("a lost volume: {}", tally.line());
         tally.all_good()?;

@@ -102,7 +102,13 @@ async fn a_pod_that_may_do_nothing_finds_its_files_and_leaves_none_behind() -> a
             Ok(())
         })
         .await?;
-        admin.delete("files").await?;
+        wait::until("the service's end", PATIENCE, async || {
+            if admin.service("files").await?.is_some() {
+                admin.delete("files").await?;
+            }
+            Ok(())
+        })
+        .await?;
         wait::until("no Secret", PATIENCE, async || {
             let left = secrets().await?.len();
             ensure!(left == 0, "{left} are left");

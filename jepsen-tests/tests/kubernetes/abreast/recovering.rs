@@ -1,6 +1,6 @@
 //! Most volumes are gone for good: the release is made to go on from the last one, as the run-book says.
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use jepsen_tests::wait;
 use serde_json::{Value, json};
 
@@ -17,8 +17,7 @@ async fn a_release_that_lost_most_volumes_goes_on_from_the_last_one() -> anyhow:
             return Ok(());
         }
         let served = release.serve().await?;
-        let admin = served.admin().await?;
-        admin.put_key("kept", "before", None, None).await?;
+        served.keep("before").await?;
         let lost = release.cluster().await?;
         release.scale(0).await?;
         release.await_ready(0).await?;
@@ -31,9 +30,7 @@ async fn a_release_that_lost_most_volumes_goes_on_from_the_last_one() -> anyhow:
         release.scale(3).await?;
         release.await_ready(3).await?;
         release.await_members(3, 0).await?;
-        let entry = served.admin().await?.key("kept").await?;
-        let entry = entry.context("the key is lost")?;
-        ensure!(entry.value == b"before".as_slice(), "{entry:?}");
+        served.ensure_kept("before").await?;
         wait::until("the record", PATIENCE, async || {
             let now = release.cluster().await?;
             ensure!(now != lost, "still that of the lost cluster");

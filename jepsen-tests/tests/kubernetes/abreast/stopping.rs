@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use jepsen_tests::wait;
 
+use crate::served::KEPT;
 use crate::stage::{PATIENCE, RELEASE, Release, on_release_abreast};
 
 /// How long the peers of a case that waits for its end may take to stop: the shortest that the chart takes.
@@ -31,11 +32,7 @@ async fn peers_whose_removal_cannot_be_agreed_on_stay_members_and_come_back() ->
     let grace = format!("terminationGracePeriodSeconds={}", GRACE.as_secs());
     on_release_abreast("stuck", &[&grace], async |release| {
         let served = release.serve().await?;
-        served
-            .admin()
-            .await?
-            .put_key("kept", "before", None, None)
-            .await?;
+        served.keep("before").await?;
         // The one peer that is to be kept is gone, and cannot start.
         release.replace_image("localhost/no-such-image:1").await?;
         let kept = format!("{RELEASE}-0");
@@ -53,7 +50,7 @@ async fn peers_whose_removal_cannot_be_agreed_on_stay_members_and_come_back() ->
         let address = condemned[0].address.context("a pod without address")?;
         let admin = served.admin_at(address);
         wait::until("a write", GRACE / 2, async || {
-            Ok(admin.put_key("kept", "while going", None, None).await?)
+            Ok(admin.put_key(KEPT, "while going", None, None).await?)
         })
         .await?;
         wait::until("their end", 2 * GRACE, async || {
@@ -68,9 +65,7 @@ async fn peers_whose_removal_cannot_be_agreed_on_stay_members_and_come_back() ->
         release.namespace.kubectl(&kill).await?;
         release.await_ready(3).await?;
         release.await_members(3, 0).await?;
-        let entry = served.admin().await?.key("kept").await?;
-        let entry = entry.context("the key is lost")?;
-        ensure!(entry.value == b"while going".as_slice(), "{entry:?}");
+        served.ensure_kept("while going").await?;
         served.finish(0).await
     })
     .await
