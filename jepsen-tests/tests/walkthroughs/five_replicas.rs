@@ -10,7 +10,7 @@ use futures_util::future::try_join_all;
 use jepsen_tests::{binary, http, wait};
 use tokio::process::Command;
 
-use crate::stage::{OPS, PATIENCE, Walk, walk_alone};
+use crate::stage::{OPS, PATIENCE, Walk, walk};
 
 /// The port of all nodes that the example's values name.
 const PORT: u16 = 32_000;
@@ -30,7 +30,7 @@ const SPREAD_TOLD: f64 = 0.01;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_clients_are_all_answered_and_by_each_replica_alike() -> anyhow::Result<()> {
-    walk_alone("five-replicas", async |walk| {
+    walk("five-replicas", async |walk| {
         // The cluster may have drawn it for a Service of an earlier case, which is about to go.
         wait::until("the port of all nodes", PATIENCE, async || {
             let ports = "jsonpath={.items[*].spec.ports[*].nodePort}";

@@ -35,7 +35,7 @@ const COMMAND_TIME_MAX: Duration = Duration::from_secs(180);
 /// The ops port of a pod.
 pub(crate) const OPS: u16 = 7002;
 
-/// They share the nodes: who asks for all that they can give, or for a port of all of them, has them to itself.
+/// They share the nodes: who sends a load has them to itself, since load would meet load.
 static MACHINE: RwLock<()> = RwLock::const_new(());
 
 /// Where an example's files are.
@@ -43,7 +43,8 @@ pub(crate) fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/kubernetes")
 }
 
-/// Walks through the example `name` in a namespace of its own, if there is a cluster to do so, beside others.
+/// Walks through the example `name` in a namespace of its own, if there is a cluster to do so. No other walk-through goes on
+/// meanwhile.
 pub(crate) async fn walk(
     name: &str,
     case: impl AsyncFnOnce(&Walk) -> anyhow::Result<()>,
@@ -60,19 +61,19 @@ pub(crate) async fn walk_as(
     let Some(kube) = Kube::named().await? else {
         return Ok(());
     };
-    let _machine = MACHINE.read().await;
+    let _machine = MACHINE.write().await;
     go(&kube, name, example, case).await
 }
 
-/// As [`walk`], and beside no other.
-pub(crate) async fn walk_alone(
+/// As [`walk`], but beside others of its kind.
+pub(crate) async fn walk_abreast(
     name: &str,
     case: impl AsyncFnOnce(&Walk) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let Some(kube) = Kube::named().await? else {
         return Ok(());
     };
-    let _machine = MACHINE.write().await;
+    let _machine = MACHINE.read().await;
     go(&kube, name, name, case).await
 }
 
