@@ -313,6 +313,16 @@ impl Namespace {
         applied.map(drop)
     }
 
+    /// Has the API server look at objects, as YAML, as if they were created here. What it said.
+    ///
+    /// # Errors
+    /// As [`Kube::kubectl`]; also if an object has a field that is not known.
+    pub async fn try_create(&self, objects: &str) -> anyhow::Result<String> {
+        let args = ["-n", &self.name, "create", "--dry-run=server"];
+        let args = [&args[..], &["--validate=strict", "-f", "-"]].concat();
+        self.kube.run("kubectl", &args, Some(objects)).await
+    }
+
     /// All objects of a kind that `selector` finds, as JSON, by name.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::client::ClientBuilder;
 use kube::{Api, Client, Config};
 use tokio::sync::OnceCell;
@@ -100,8 +100,8 @@ impl CallError {
 pub enum Wanted {
     /// Those with the ordinals below this, which is above 0. The others are to leave for good.
     Peers(u32),
-    /// None runs on: the StatefulSet is gone, going, wants 0, or is another one of the same name. That says *stop*, and
-    /// never *leave*: whoever stops may come back, with all that it knows.
+    /// None runs on: the StatefulSet is gone, going, with its namespace or alone, wants 0, or is another one of the same name.
+    /// That says *stop*, and never *leave*: whoever stops may come back, with all that it knows.
     Stopped,
 }
 
@@ -110,6 +110,7 @@ pub struct Home {
     sets: Api<StatefulSet>,
     pods: Api<Pod>,
     records: Api<ConfigMap>,
+    namespaces: Api<Namespace>,
     namespace: String,
     set: String,
     pod: String,
@@ -226,7 +227,8 @@ impl Home {
         Ok(Self {
             sets: Api::namespaced(client.clone(), &namespace),
             pods: Api::namespaced(client.clone(), &namespace),
-            records: Api::namespaced(client, &namespace),
+            records: Api::namespaced(client.clone(), &namespace),
+            namespaces: Api::all(client),
             pod: pod.to_owned(),
             place: address[pod.len()..].to_owned(),
             namespace,
@@ -249,8 +251,19 @@ impl Home {
                 "this pod belongs to another StatefulSet than the one of its name, which says nothing of how many peers are wanted"
             );
         }
-        let wanted = wanted(set.as_ref(), own.as_deref());
+        let wanted = match wanted(set.as_ref(), own.as_deref()) {
+            Wanted::Peers(_) if self.namespace_goes().await => Wanted::Stopped,
+            wanted => wanted,
+        };
         Ok((set, wanted))
+    }
+
+    /// Whether the namespace is being deleted. Its pods are told first, and their StatefulSet stays until they are gone.
+    async fn namespace_goes(&self) -> bool {
+        let namespace = call(self.namespaces.get_opt(&self.namespace)).await;
+        // Without the permission, peers are as they would be without Kubernetes.
+        let namespace = namespace.ok().flatten();
+        namespace.is_some_and(|it| it.metadata.deletion_timestamp.is_some())
     }
 
     /// The uid of the StatefulSet that this pod belongs to, as the pod says now: one that was left behind is adopted by
@@ -339,10 +352,16 @@ mod tests {
 
     /// What a peer reads whose pod, and the StatefulSet of the name of its own, are these.
     async fn read(pod: Option<Value>, set: Value) -> Wanted {
+        read_in(None, pod, set).await
+    }
+
+    /// The same, in this namespace.
+    async fn read_in(namespace: Option<Value>, pod: Option<Value>, set: Value) -> Wanted {
         let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
-            let answer = match request.uri().path().contains("/pods/") {
-                true => pod.clone(),
-                false => Some(set.clone()),
+            let answer = match request.uri().path() {
+                "/api/v1/namespaces/ns" => namespace.clone(),
+                path if path.contains("/pods/") => pod.clone(),
+                _ => Some(set.clone()),
             };
             let forbidden = json!({
                 "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
@@ -357,6 +376,26 @@ mod tests {
         let client = Client::new(service, "ns");
         let home = Home::with("rs".to_owned(), "rs-0.x:7001", client).unwrap();
         home.read_set().await.unwrap().1
+    }
+
+    #[tokio::test]
+    async fn whoever_may_see_that_the_namespace_goes_stops_with_it() {
+        let set = json!({"metadata": {"name": "rs", "uid": "u"}, "spec": {
+            "replicas": 3, "selector": {}, "serviceName": "rs", "template": {},
+        }});
+        let pod = json!({"metadata": {"name": "rs-0", "ownerReferences": [{
+            "apiVersion": "apps/v1", "kind": "StatefulSet", "name": "rs", "uid": "u", "controller": true,
+        }]}});
+        let stays = json!({"metadata": {"name": "ns"}});
+        let goes = json!({"metadata": {"name": "ns", "deletionTimestamp": "2026-01-01T00:00:00Z"}});
+        for (namespace, wanted) in [
+            (Some(goes), Wanted::Stopped),
+            (Some(stays), Wanted::Peers(3)),
+            (None, Wanted::Peers(3)),
+        ] {
+            let read = read_in(namespace.clone(), Some(pod.clone()), set.clone()).await;
+            assert_eq!(read, wanted, "{namespace:?}");
+        }
     }
 
     #[tokio::test]

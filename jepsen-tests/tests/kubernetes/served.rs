@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use jepsen_tests::access::Credential;
 use jepsen_tests::admin::{Admin, v1};
+use jepsen_tests::kube::Namespace;
 use jepsen_tests::kube::watched::{Seen, Watched};
 use jepsen_tests::steady::Steady;
 use jepsen_tests::wait;
@@ -23,6 +24,9 @@ const NAME: &str = "steady";
 
 /// Its pods.
 pub(crate) const PODS: &str = "raftserve.io/service=steady";
+
+/// The key of what peers are to keep, whatever becomes of them.
+pub(crate) const KEPT: &str = "kept";
 
 /// The port of a peer's admin API.
 pub(crate) const ADMIN: u16 = 7_000;
@@ -69,6 +73,8 @@ run: |
 /// The service, and the watch of its pods.
 pub(crate) struct Served {
     release: Release,
+    /// Where its pods are.
+    namespace: Namespace,
     watched: Watched,
     credential: Credential,
     _folder: Arc<TempDir>,
@@ -94,10 +100,16 @@ impl Release {
 
     /// Brings the service up, and begins to watch its pods.
     pub(crate) async fn serve(&self) -> anyhow::Result<Served> {
+        self.serve_in(&self.namespace).await
+    }
+
+    /// The same, where its pods are in `namespace`.
+    pub(crate) async fn serve_in(&self, namespace: &Namespace) -> anyhow::Result<Served> {
         let folder = TempDir::new()?;
         let served = Served {
             release: self.clone(),
-            watched: self.namespace.watch_pods(PODS)?,
+            namespace: namespace.clone(),
+            watched: namespace.watch_pods(PODS)?,
             credential: self.credential(&folder).await?,
             _folder: Arc::new(folder),
         };
@@ -123,6 +135,25 @@ impl Served {
         let ready = pods.iter().find(|pod| pod.ready && !pod.going);
         let address = ready.and_then(|pod| pod.address);
         Ok(self.admin_at(address.context("no peer is ready")?))
+    }
+
+    /// Has the peers keep a value.
+    pub(crate) async fn keep(&self, value: &'static str) -> anyhow::Result<()> {
+        wait::until("a write", PATIENCE, async || {
+            let admin = self.admin().await?;
+            Ok(admin.put_key(KEPT, value, None, None).await.map(drop)?)
+        })
+        .await
+    }
+
+    /// Looks whether they have kept it.
+    pub(crate) async fn ensure_kept(&self, value: &str) -> anyhow::Result<()> {
+        let entry = wait::until("a read", PATIENCE, async || {
+            Ok(self.admin().await?.key(KEPT).await?)
+        });
+        let entry = entry.await?.context("the key is lost")?;
+        ensure!(entry.value == value.as_bytes(), "{entry:?}");
+        Ok(())
     }
 
     /// What the peers say of its replicas.
@@ -155,7 +186,7 @@ impl Served {
     /// so.
     pub(crate) async fn await_replaced(&self, node: &str) -> anyhow::Result<()> {
         wait::until("replicas on other nodes", PATIENCE, async || {
-            let pods = self.release.namespace.pods(PODS).await?;
+            let pods = self.namespace.pods(PODS).await?;
             let well = pods.iter().filter(|pod| pod.ready && pod.node != node);
             let all = self.replicas().await?;
             let ready = all
@@ -191,7 +222,7 @@ impl Served {
         let ready = self.await_ready().await?;
         // The node of one that is told to stop may have been away.
         wait::until("no other pods", PATIENCE, async || {
-            let pods = self.release.namespace.pods(PODS).await?;
+            let pods = self.namespace.pods(PODS).await?;
             ensure!(pods.len() == ready.len(), "{ready:?}, and pods: {pods:?}");
             Ok(())
         })
@@ -206,9 +237,16 @@ impl Served {
             seen.pods.len() == REPLICAS + replaced,
             "{replaced} were to be replaced: {seen:?}"
         );
-        self.admin().await?.delete(NAME).await?;
+        wait::until("the service's end", PATIENCE, async || {
+            let admin = self.admin().await?;
+            if admin.service(NAME).await?.is_some() {
+                admin.delete(NAME).await?;
+            }
+            Ok(())
+        })
+        .await?;
         wait::until("no replica", PATIENCE, async || {
-            let pods = self.release.namespace.pods(PODS).await?;
+            let pods = self.namespace.pods(PODS).await?;
             ensure!(pods.is_empty(), "{pods:?}");
             Ok(())
         })

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -12,7 +11,7 @@ use jepsen_tests::http::REQUEST_TIME_MAX;
 use jepsen_tests::kube::{Kube, Namespace, Pod, chart};
 use jepsen_tests::steady::{Running, Steady};
 use jepsen_tests::wait;
-use tokio::sync::Mutex;
+use tokio::sync::RwLock;
 
 /// The release's name, and that of its StatefulSet and client Service.
 pub(crate) const RELEASE: &str = "rs";
@@ -32,10 +31,11 @@ const CASE_MAX: Duration = Duration::from_secs(1_500);
 /// Requests a second.
 pub(crate) const RATE: u32 = 200;
 
-/// One case at a time: they share nodes, and load would meet load.
-static MACHINE: OnceLock<Mutex<()>> = OnceLock::new();
+/// They share nodes: who sends a load has them to itself, since load would meet load; so has who kills a node.
+static MACHINE: RwLock<()> = RwLock::const_new(());
 
-/// Runs `case` on the cluster that the environment names, in the namespace `name`, with a release of the chart.
+/// Runs `case` on the cluster that the environment names, in the namespace `name`, with a release of the chart. No other case
+/// runs meanwhile.
 pub(crate) async fn on_release<F>(
     name: &str,
     settings: &[&str],
@@ -47,7 +47,35 @@ where
     let Some(kube) = Kube::named().await? else {
         return Ok(());
     };
-    let _machine = MACHINE.get_or_init(Mutex::default).lock().await;
+    let _machine = MACHINE.write().await;
+    play(kube, name, settings, case).await
+}
+
+/// The same, beside others of its kind.
+pub(crate) async fn on_release_abreast<F>(
+    name: &str,
+    settings: &[&str],
+    case: impl FnOnce(Release) -> F,
+) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let Some(kube) = Kube::named().await? else {
+        return Ok(());
+    };
+    let _machine = MACHINE.read().await;
+    play(kube, name, settings, case).await
+}
+
+async fn play<F>(
+    kube: Kube,
+    name: &str,
+    settings: &[&str],
+    case: impl FnOnce(Release) -> F,
+) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
     let began = Instant::now();
     let namespace = kube.namespace(name).await?;
     let release = Release {
@@ -64,7 +92,7 @@ where
     if let Err(error) = played.and_then(|played| played) {
         release.describe().await;
         namespace.give_up().await;
-        return Err(error);
+        return Err(error.context(name.to_owned()));
     }
     eprintln!("{name}: played in {:.1?}", began.elapsed());
     namespace.delete().await
@@ -269,10 +297,11 @@ impl Release {
             &["get", "events", "--sort-by=.lastTimestamp"],
             &["logs", "-l", PEERS, "--tail=60", "--prefix"],
         ];
+        let namespace = &self.namespace.name;
         for look in looks {
             match self.namespace.kubectl(look).await {
-                Ok(text) => eprintln!("--- {look:?}\n{text}"),
-                Err(error) => eprintln!("--- {look:?}: {error:#}"),
+                Ok(text) => eprintln!("--- {namespace} {look:?}\n{text}"),
+                Err(error) => eprintln!("--- {namespace} {look:?}: {error:#}"),
             }
         }
     }

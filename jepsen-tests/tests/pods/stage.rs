@@ -25,7 +25,7 @@ pub(crate) async fn on_namespace(
     let began = Instant::now();
     if let Err(error) = case(&namespace).await {
         namespace.give_up().await;
-        return Err(error);
+        return Err(error.context(name.to_owned()));
     }
     eprintln!("pods-{name}: played in {:.1?}", began.elapsed());
     namespace.delete().await

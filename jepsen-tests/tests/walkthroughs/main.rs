@@ -2,11 +2,9 @@
 //! only where `RAFTSERVE_TEST_KUBECONFIG` names a cluster whose NodePorts this host reaches; each in a namespace of its own.
 //! Run by `.ci/kubernetes`, which prepares a cluster if need be.
 
-mod controller;
+mod abreast;
 mod files;
 mod five_replicas;
-mod grpc;
 mod load_balancer;
-mod lost_cluster;
 mod stage;
 mod upgrade;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -15,7 +15,7 @@ use jepsen_tests::{binary, http, wait};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
-use tokio::sync::Mutex;
+use tokio::sync::RwLock;
 
 /// The release's name, and that of its StatefulSet and client Service, but where a walk-through says otherwise.
 pub(crate) const RELEASE: &str = "raftserve";
@@ -35,15 +35,16 @@ const COMMAND_TIME_MAX: Duration = Duration::from_secs(180);
 /// The ops port of a pod.
 pub(crate) const OPS: u16 = 7002;
 
-/// One walk-through at a time: they share the nodes, and one of them a port of all nodes.
-static MACHINE: OnceLock<Mutex<()>> = OnceLock::new();
+/// They share the nodes: who sends a load has them to itself, since load would meet load.
+static MACHINE: RwLock<()> = RwLock::const_new(());
 
 /// Where an example's files are.
 pub(crate) fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/kubernetes")
 }
 
-/// Walks through the example `name` in a namespace of its own, if there is a cluster to do so.
+/// Walks through the example `name` in a namespace of its own, if there is a cluster to do so. No other walk-through goes on
+/// meanwhile.
 pub(crate) async fn walk(
     name: &str,
     case: impl AsyncFnOnce(&Walk) -> anyhow::Result<()>,
@@ -60,16 +61,37 @@ pub(crate) async fn walk_as(
     let Some(kube) = Kube::named().await? else {
         return Ok(());
     };
-    let _machine = MACHINE.get_or_init(Mutex::default).lock().await;
+    let _machine = MACHINE.write().await;
+    go(&kube, name, example, case).await
+}
+
+/// As [`walk`], but beside others of its kind.
+pub(crate) async fn walk_abreast(
+    name: &str,
+    case: impl AsyncFnOnce(&Walk) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let Some(kube) = Kube::named().await? else {
+        return Ok(());
+    };
+    let _machine = MACHINE.read().await;
+    go(&kube, name, name, case).await
+}
+
+async fn go(
+    kube: &Kube,
+    name: &str,
+    example: &str,
+    case: impl AsyncFnOnce(&Walk) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let began = Instant::now();
     let home = Arc::new(tempfile::tempdir()?);
-    let walk = Walk::begin(&kube, example, &format!("walk-{name}"), home).await?;
+    let walk = Walk::begin(kube, example, &format!("walk-{name}"), home).await?;
     let walked = tokio::time::timeout(WALK_MAX, case(&walk)).await;
     let walked = walked.with_context(|| format!("it did not end in {WALK_MAX:?}"));
     if let Err(error) = walked.and_then(|walked| walked) {
         walk.describe().await;
         walk.namespace.give_up().await;
-        return Err(error);
+        return Err(error.context(name.to_owned()));
     }
     eprintln!("{name}: walked in {:.1?}", began.elapsed());
     walk.namespace.delete().await
@@ -304,10 +326,11 @@ impl Walk {
             &["get", "events", "--sort-by=.lastTimestamp"],
             &["logs", "-l", PEERS, "--tail=40", "--prefix"],
         ];
+        let namespace = &self.namespace.name;
         for look in looks {
             match self.kubectl(look).await {
-                Ok(text) => eprintln!("--- {look:?}\n{text}"),
-                Err(error) => eprintln!("--- {look:?}: {error:#}"),
+                Ok(text) => eprintln!("--- {namespace} {look:?}\n{text}"),
+                Err(error) => eprintln!("--- {namespace} {look:?}: {error:#}"),
             }
         }
         match self.raftserve(&["status", "--verbose"]).await {

@@ -4,11 +4,11 @@
 use anyhow::ensure;
 use jepsen_tests::wait;
 
-use crate::stage::{PATIENCE, PEERS, RELEASE, on_release};
+use crate::stage::{PATIENCE, PEERS, RELEASE, on_release_abreast};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn peers_that_lost_all_volumes_found_no_second_cluster() -> anyhow::Result<()> {
-    on_release("founded", &[], async |release| {
+    on_release_abreast("founded", &[], async |release| {
         if !release.kube.disruptive {
             eprintln!("skipped: volumes are not to be deleted here");
             return Ok(());
@@ -62,7 +62,7 @@ async fn peers_that_lost_all_volumes_found_no_second_cluster() -> anyhow::Result
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_release_that_comes_back_to_its_volumes_is_the_same_cluster() -> anyhow::Result<()> {
-    on_release("return", &[], async |release| {
+    on_release_abreast("return", &[], async |release| {
         let cluster = release.cluster().await?;
         release
             .namespace

@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use jepsen_tests::wait;
 
-use crate::stage::{PATIENCE, PEERS, Walk, walk};
+use crate::stage::{PATIENCE, PEERS, Walk, walk_abreast};
 
 /// As `htpasswd -nb skypilot yourpassword` prints it.
 const AUTH_STRING: &str = "skypilot:$apr1$serving1$L2SX10hn6.s.FF0HGEHlA/";
@@ -38,7 +38,7 @@ impl Walk {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_kubernetes_cluster_with_the_same_volumes_serves_the_same() -> anyhow::Result<()> {
-    walk("lost-cluster", async |lost| {
+    walk_abreast("lost-cluster", async |lost| {
         if !lost.namespace.kube().disruptive {
             eprintln!("skipped: volumes are not to be deleted here");
             return Ok(());

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use anyhow::ensure;
 use jepsen_tests::wait;
 
-use crate::stage::{PATIENCE, PEERS, walk};
+use crate::stage::{PATIENCE, PEERS, walk_abreast};
 
 const SERVICE: &str = "my-http-service";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_controller_killed_while_it_launches_leaves_one_replica_that_serves() -> anyhow::Result<()>
 {
-    walk("ha-controller", async |walk| {
+    walk_abreast("ha-controller", async |walk| {
         let namespace = walk.namespace.name.as_str();
         walk.raftserve(&["check", "--before", "--namespace", namespace])
             .await?;

@@ -9,7 +9,7 @@ use jepsen_tests::{http, wait};
 use tempfile::TempDir;
 
 use crate::served::ADMIN;
-use crate::stage::{PATIENCE, on_release};
+use crate::stage::{PATIENCE, on_release_abreast};
 
 /// Answers with the mode and the contents of each file.
 const SERVICE: &str = r#"
@@ -63,7 +63,7 @@ fn file(mount: &str, path: &str, mode: u32, contents: &str) -> v1::MountedFile {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_that_may_do_nothing_finds_its_files_and_leaves_none_behind() -> anyhow::Result<()> {
-    on_release("files", &[], async |release| {
+    on_release_abreast("files", &[], async |release| {
         let folder = TempDir::new()?;
         let credential = release.credential(&folder).await?;
         let pods = release.pods().await?;
@@ -102,7 +102,13 @@ async fn a_pod_that_may_do_nothing_finds_its_files_and_leaves_none_behind() -> a
             Ok(())
         })
         .await?;
-        admin.delete("files").await?;
+        wait::until("the service's end", PATIENCE, async || {
+            if admin.service("files").await?.is_some() {
+                admin.delete("files").await?;
+            }
+            Ok(())
+        })
+        .await?;
         wait::until("no Secret", PATIENCE, async || {
             let left = secrets().await?.len();
             ensure!(left == 0, "{left} are left");

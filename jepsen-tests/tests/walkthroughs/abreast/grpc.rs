@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use jepsen_tests::wait;
 
-use crate::stage::{PATIENCE, Walk, walk};
+use crate::stage::{PATIENCE, Walk, walk_abreast};
 
 /// How many calls may be made after new servers are ready until each of them has had one: some ten rounds, in a second.
 const CALLS_UNTIL_SHARED: usize = 100;
@@ -74,7 +74,7 @@ impl Walk {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn new_servers_and_new_peers_get_their_share_and_the_client_notices_nothing()
 -> anyhow::Result<()> {
-    walk("grpc", async |walk| {
+    walk_abreast("grpc", async |walk| {
         let program = format!("--from-file={}", walk.file("hello.py")?);
         walk.kubectl(&["create", "configmap", "hello", &program])
             .await?;

@@ -1,28 +1,23 @@
-//! Volumes are gone for good. Of one, its peer takes its own place under a new id; after most of them, the release is made
-//! to go on from the last one, as the run-book says.
+//! Most volumes are gone for good: the release is made to go on from the last one, as the run-book says.
 
-use std::collections::BTreeSet;
-
-use anyhow::{Context, ensure};
-use jepsen_tests::admin::v1;
+use anyhow::ensure;
 use jepsen_tests::wait;
 use serde_json::{Value, json};
 
-use crate::stage::{PATIENCE, RELEASE, Release, on_release};
+use crate::stage::{PATIENCE, RELEASE, Release, on_release_abreast};
 
 /// The pod that runs the command.
 const POD: &str = "recover";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_release_that_lost_most_volumes_goes_on_from_the_last_one() -> anyhow::Result<()> {
-    on_release("recovered", &[], async |release| {
+    on_release_abreast("recovered", &[], async |release| {
         if !release.kube.disruptive {
             eprintln!("skipped: volumes are not to be deleted here");
             return Ok(());
         }
         let served = release.serve().await?;
-        let admin = served.admin().await?;
-        admin.put_key("kept", "before", None, None).await?;
+        served.keep("before").await?;
         let lost = release.cluster().await?;
         release.scale(0).await?;
         release.await_ready(0).await?;
@@ -35,58 +30,13 @@ async fn a_release_that_lost_most_volumes_goes_on_from_the_last_one() -> anyhow:
         release.scale(3).await?;
         release.await_ready(3).await?;
         release.await_members(3, 0).await?;
-        let entry = served.admin().await?.key("kept").await?;
-        let entry = entry.context("the key is lost")?;
-        ensure!(entry.value == b"before".as_slice(), "{entry:?}");
+        served.ensure_kept("before").await?;
         wait::until("the record", PATIENCE, async || {
             let now = release.cluster().await?;
             ensure!(now != lost, "still that of the lost cluster");
             Ok(())
         })
         .await?;
-        served.finish(0).await
-    })
-    .await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_whose_volume_is_lost_takes_its_own_place_and_no_request_fails() -> anyhow::Result<()>
-{
-    on_release("replaced", &[], async |release| {
-        if !release.kube.disruptive {
-            eprintln!("skipped: volumes are not to be deleted here");
-            return Ok(());
-        }
-        let served = release.serve().await?;
-        let load = release.load(served.requests(0)).await?;
-        let admin = served.admin().await?;
-        admin.put_key("kept", "before", None, None).await?;
-        let before = admin.members().await?;
-        let pods = release.pods().await?;
-        let pod = pods.iter().find(|pod| pod.name.ends_with("-1"));
-        let pod = pod.context("there is no second pod")?;
-        // The claim goes once its pod is gone, and so does the volume.
-        let claim = format!("data-{}", pod.name);
-        let delete = ["delete", "pvc", &claim, "--wait=false"];
-        release.namespace.kubectl(&delete).await?;
-        release
-            .namespace
-            .kubectl(&["delete", "pod", &pod.name])
-            .await?;
-        release.await_successor(pod).await?;
-        release.await_members(3, 0).await?;
-        let after = served.admin().await?.members().await?;
-        let ids = |members: &[v1::Member]| members.iter().map(|it| it.id).collect::<BTreeSet<_>>();
-        let (before, after) = (ids(&before), ids(&after));
-        ensure!(
-            before.intersection(&after).count() == 2,
-            "{before:?}, {after:?}"
-        );
-        let entry = served.admin().await?.key("kept").await?;
-        ensure!(entry.is_some_and(|entry| entry.value == b"before".as_slice()));
-        let tally = load.finish(release.kube.requests).await?;
-        eprintln!("a lost volume: {}", tally.line());
-        tally.all_good()?;
         served.finish(0).await
     })
     .await
