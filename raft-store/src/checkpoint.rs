@@ -2,8 +2,8 @@
 //!
 //! It spares a start the snapshot and the log after it. It is never the only copy of anything, and never lets the
 //! log be forgotten. While the peer runs, what changed is written to it now and then, at a bounded rate, off the
-//! path of everything else; when the peer stops in good order only the rest is left to write. A marker beside it,
-//! made durable last, holds the entry that it is the state of and the state's digest. The marker is removed before
+//! path of everything else; when the peer stops in good order only the rest is left to write, and what is kept for
+//! watchers, which changes too fast to be written more than once. A marker beside it, made durable last, holds the entry that it is the state of and the state's digest. The marker is removed before
 //! anything is read or changed, so that it serves one start only: after a crash there is none. If anything is
 //! in doubt (no marker, a digest that differs, a store that errs, panics or takes too long, a log that does not
 //! hold the entry) the state is deleted and rebuilt from snapshot and log.

@@ -7,12 +7,12 @@ use proptest::prelude::*;
 use raftserve_model::{LogIndex, LogTime, NodeId};
 
 use super::*;
-use crate::command::{Action, Command};
+use crate::command::{Action, Command, Request};
 use crate::disk::RealDisk;
 use crate::entry::LogId;
 use crate::raft::StateMachine;
 use crate::snapshot::Snapshots;
-use crate::state::{Edit, Event, EventKind, Record, State};
+use crate::state::{Edit, Event, EventKind, KV_CHANGES_MAX, KvCondition, Record, State};
 
 fn backends() -> [Arc<dyn Backend>; 2] {
     [Arc::new(sled::Sled), Arc::new(redb::Redb)]
@@ -20,9 +20,23 @@ fn backends() -> [Arc<dyn Backend>; 2] {
 
 /// A state after `count` entries.
 fn applied(count: u64) -> Applied {
+    after(count, &Action::OpenClient)
+}
+
+/// A state after `count` entries that put one key.
+fn put(count: u64) -> Applied {
+    let request = Request::PutKey {
+        key: "key".parse().unwrap(),
+        value: [7; 100][..].into(),
+        condition: KvCondition::Any,
+    };
+    after(count, &Action::Request(request))
+}
+
+fn after(count: u64, action: &Action) -> Applied {
     let mut state = State::default();
     for index in 1..=count {
-        let command = Command::at(LogTime::default(), Action::OpenClient);
+        let command = Command::at(LogTime::default(), action.clone());
         state.apply(LogIndex(index), &command);
     }
     Applied {
@@ -359,6 +373,40 @@ fn what_changed_is_written_while_the_peer_runs_and_a_stop_does_not_wait_for_the_
     assert_eq!(found.state.digest(), now.state.digest());
     let rest: usize = writes.try_iter().sum();
     assert_eq!(first + rest, 1 + 5000, "each record once");
+}
+
+#[test]
+fn what_became_of_keys_lately_is_written_at_a_stop_alone() {
+    let (sender, writes) = mpsc::sync_channel(1000);
+    let scene = Scene::new(Arc::new(Watched(sender)));
+    let rhythm = Rhythm {
+        period: Duration::from_millis(1),
+        ..Rhythm::default()
+    };
+    let worker = scene.worker_in(rhythm, put(5000), None);
+    assert_eq!(writes.recv().unwrap(), 2, "the head and the key");
+    worker.finish(Duration::from_secs(60)).unwrap();
+    let rest: usize = writes.try_iter().sum();
+    assert_eq!(rest, 5000, "each change once");
+    let found = scene.take().unwrap().applied;
+    assert_eq!(found.state.digest(), put(5000).state.digest());
+}
+
+#[test]
+fn of_what_became_of_keys_nothing_stays_that_is_no_longer_kept() {
+    const KEPT: u64 = KV_CHANGES_MAX as u64;
+    for backend in backends() {
+        let scene = Scene::new(backend);
+        let mut saved = None;
+        for count in [10, 10, KEPT + 5, 3 * KEPT] {
+            let now = put(count);
+            let worker = scene.worker(now.clone(), saved.take());
+            worker.finish(Duration::from_secs(60)).unwrap();
+            let found = scene.take().unwrap();
+            assert_eq!(found.applied.state.digest(), now.state.digest());
+            saved = Some(found);
+        }
+    }
 }
 
 #[test]

@@ -50,8 +50,10 @@ pub(super) struct Writer {
     generation: u64,
     /// None until something is written for the first time.
     records: Option<Records>,
-    /// What the store holds once it is begun and no pass is under way.
+    /// What the store holds once it is begun and no pass is under way, but for the trails.
     written: Arc<Applied>,
+    /// Whose trails it holds: they are written at the end alone, since what is written of them before would be replaced.
+    trails: Arc<Applied>,
     progress: watch::Sender<Option<LogId>>,
 }
 
@@ -76,6 +78,7 @@ impl Writer {
             None => (next, None, Applied::default()),
             Some(saved) => (saved.generation, Some(saved.records), saved.applied),
         };
+        let written = Arc::new(written);
         Ok(Self {
             place,
             reader,
@@ -83,7 +86,8 @@ impl Writer {
             generation,
             records,
             progress: watch::Sender::new(written.last),
-            written: Arc::new(written),
+            trails: Arc::clone(&written),
+            written,
         })
     }
 
@@ -127,6 +131,7 @@ impl Writer {
             }
         }
         self.pass(Pace::Full, orders, abandoned)?;
+        self.write_trails(abandoned)?;
         // Closes the store.
         self.records = None;
         self.place.vouch(self.generation, &self.written)
@@ -174,5 +179,26 @@ impl Writer {
         self.progress.send_replace(target.last);
         self.written = target;
         Ok(pace)
+    }
+
+    /// Makes the trails in the store those of what was written last.
+    fn write_trails(&mut self, abandoned: &AtomicBool) -> Result<(), StateStoreError> {
+        let Some(records) = &mut self.records else {
+            return Ok(());
+        };
+        let edits = self.written.state.trail_edits_since(&self.trails.state);
+        for edit in edits {
+            if records.push(edit)? < BATCH_BYTES {
+                continue;
+            }
+            records.write()?;
+            if abandoned.load(Ordering::Relaxed) {
+                return Err(StateStoreError::Ended);
+            }
+        }
+        records.write()?;
+        records.flush()?;
+        self.trails = Arc::clone(&self.written);
+        Ok(())
     }
 }

@@ -79,18 +79,24 @@ pub enum Edit {
 }
 
 impl State {
-    /// The edits that make a store of `base` one of this state, each key at most once; a store of nothing, if
-    /// `base` is the default. Costs what differs, if this state came from `base` by applying entries; else all
-    /// of both.
+    /// The edits that make a store of `base` one of this state, each key at most once, but for the trails; a store of
+    /// nothing, if `base` is the default. Costs what differs, if this state came from `base` by applying entries; else
+    /// all of both.
     pub fn edits_since<'a>(&'a self, base: &'a Self) -> impl Iterator<Item = Edit> + 'a {
         std::iter::once(Edit::Put(self.head_record()))
             .chain(edits(&base.services, &self.services))
             .chain(edits(&base.replicas, &self.replicas))
             .chain(self.session_edits(base))
             .chain(self.clients.edits_since(&base.clients))
-            .chain(self.events.edits_since(&base.events))
             .chain(self.keys.edits_since(&base.keys))
             .chain(edits(&base.peers, &self.peers))
+    }
+
+    /// The edits that make a store which holds `base`'s trails one that holds this state's: what happened lately to
+    /// services and keys. Apart, because under load they are another within a second, whatever else stays.
+    pub fn trail_edits_since<'a>(&'a self, base: &'a Self) -> impl Iterator<Item = Edit> + 'a {
+        let events = self.events.edits_since(&base.events);
+        events.chain(self.keys.change_edits_since(&base.keys))
     }
 
     fn session_edits<'a>(&'a self, base: &'a Self) -> impl Iterator<Item = Edit> + 'a {

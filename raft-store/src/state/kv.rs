@@ -276,9 +276,14 @@ impl KeyValues {
         }
     }
 
-    /// What makes a store of `base` one of these.
+    /// What makes a store of `base` one of these, but for what became of keys lately.
     pub(super) fn edits_since<'a>(&'a self, base: &'a Self) -> impl Iterator<Item = Edit> + 'a {
-        edits(&base.by_key, &self.by_key).chain(self.changes.edits_since(&base.changes))
+        edits(&base.by_key, &self.by_key)
+    }
+
+    /// What makes what a store holds of `base` of what became of keys lately one of these.
+    pub(super) fn change_edits_since(&self, base: &Self) -> impl Iterator<Item = Edit> {
+        self.changes.edits_since(&base.changes)
     }
 
     pub(super) fn sum(&self) -> Sum {
