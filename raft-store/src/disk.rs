@@ -143,8 +143,10 @@ pub(crate) fn parent_of(path: &Path) -> &Path {
 
 impl Disk for RealDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
+        // The last one of a relative path is empty, and stands for the working directory.
         let above = path.ancestors().skip(1);
-        let made: Vec<&Path> = above.take_while(|it| !it.exists()).collect();
+        let missing = |it: &&Path| !it.as_os_str().is_empty() && !it.exists();
+        let made: Vec<&Path> = above.take_while(missing).collect();
         let mut private = DirBuilder::new();
         private.recursive(true).mode(DIR_MODE).create(path)?;
         // Of `path` itself whoever builds on it makes the name durable.
@@ -310,6 +312,18 @@ mod tests {
             (mode(&dir.join("1.wal")), mode(&dir.join("NODE"))),
             (0o600, 0o600)
         );
+    }
+
+    #[test]
+    fn a_directory_is_made_by_its_bare_name() {
+        let taken = tempfile::tempdir_in(".").unwrap();
+        let name = Path::new(taken.path().file_name().unwrap());
+        for path in [name.to_owned(), name.join("below"), name.join("a/b")] {
+            std::fs::remove_dir_all(name).unwrap();
+            RealDisk.create_dir(&path).unwrap();
+            assert!(path.is_dir(), "{}", path.display());
+            RealDisk.create_dir(&path).unwrap();
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use raftserve_model::{ClusterId, LogIndex, NodeId};
 
 use crate::codec::{self, CodecError};
-use crate::disk::{Disk, RealDisk};
+use crate::disk::{Disk, RealDisk, parent_of};
 use crate::entry::{AppliedMembership, LogId, Membership, Payload, PeerRecord, Vote};
 use crate::identity::{DataDir, EmptyDir, Identity, IdentityError};
 use crate::snapshot::{SnapshotError, SnapshotFile, SnapshotHead, Snapshots};
@@ -382,7 +382,7 @@ pub fn take_place(survivor: Survivor, made: &Path, aside: &Path) -> Result<(), R
         aside: aside.to_owned(),
         source,
     })?;
-    let parent = made.parent().unwrap_or(Path::new("/"));
+    let parent = parent_of(made);
     let synced = disk.sync_dir(parent);
     synced.map_err(|source| RestoreError::Sync {
         path: parent.to_owned(),

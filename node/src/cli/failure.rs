@@ -281,7 +281,7 @@ fn remedy(reason: Reason) -> Option<&'static str> {
             "`raftserve status NAME` shows how far it is; `raftserve down NAME --purge` forgets it",
         ),
         Reason::NeedsPurge => Some("add --purge"),
-        Reason::Compacted => Some("leave --from out to begin at the oldest event that is kept"),
+        Reason::Compacted => Some("--from 0 begins at the oldest that is kept"),
         Reason::OutcomeUnknown => Some("look with `raftserve status` before you try again"),
         Reason::NotProposed | Reason::NoQuorum => Some(
             "`raftserve cluster status` shows what the peer sees; `status` and `kv get` answer without a quorum with --stale",

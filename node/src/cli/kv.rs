@@ -181,6 +181,8 @@ async fn list(
 ) -> Result<(), Failure> {
     let mut servers = Servers::new(target)?;
     let mut entries = Vec::new();
+    // Of the first page: whoever watches from there on misses nothing of what the others were too early or too late for.
+    let mut index = None;
     loop {
         let page = servers
             .ask(|channel| {
@@ -188,6 +190,7 @@ async fn list(
                 async move { client(channel).list(request).await }
             })
             .await?;
+        index.get_or_insert(page.log_index);
         entries.extend(page.entries);
         request.page_token = page.next_page_token;
         if request.page_token.is_empty() {
@@ -198,8 +201,9 @@ async fn list(
         .iter()
         .map(|entry| shape(entry, request.keys_only))
         .collect();
-    output::print(format, &json!({ "keys": shown }), || {
-        table(&entries, Paint::of(&std::io::stdout()))
+    let value = json!({ "log_index": index, "keys": shown });
+    output::print(format, &value, || {
+        table(&entries, request.keys_only, Paint::of(&std::io::stdout()))
     })
 }
 
@@ -325,7 +329,7 @@ fn shape(entry: &v1::KeyEntry, keys_only: bool) -> Value {
     shown
 }
 
-fn table(entries: &[v1::KeyEntry], paint: Paint) -> String {
+fn table(entries: &[v1::KeyEntry], keys_only: bool, paint: Paint) -> String {
     let mut table = Table::new(["KEY", "VERSION", "MODIFIED", "BYTES"]);
     for entry in entries {
         let plain = |text: String| (text, Tone::Plain);
@@ -333,7 +337,10 @@ fn table(entries: &[v1::KeyEntry], paint: Paint) -> String {
             plain(entry.key.clone()),
             plain(entry.version.to_string()),
             plain(entry.modified_index.to_string()),
-            plain(entry.value.len().to_string()),
+            plain(match keys_only {
+                true => String::new(),
+                false => entry.value.len().to_string(),
+            }),
         ]);
     }
     table.render(paint)

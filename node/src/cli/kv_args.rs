@@ -92,11 +92,13 @@ pub enum KvVerb {
     #[command(after_help = "\
 Each change is printed once, with the log index of it. All peers number changes alike: a stream that breaks is resumed on
 the next peer, and --from resumes what was interrupted, at the last index printed plus one. The last 10,000 changes
-are kept, or as many as 8 MiB hold; what is older cannot be watched any more: list the keys, and watch from there.")]
+are kept, or as many as 8 MiB hold; what is older cannot be watched any more: list the keys with --output json, and watch
+from the log_index that it shows plus one.")]
     Watch {
         /// Only keys that begin with this.
         prefix: Option<String>,
-        /// Begin at this log index, 0 for the oldest change that is kept; by default with the next change.
+        /// Begin at this log index, 0 for the oldest change that is kept; by default with the next change, and with
+        /// --no-follow with the oldest.
         #[arg(long, value_name = "INDEX")]
         from: Option<u64>,
         /// Stop once everything that has happened is printed.

@@ -77,9 +77,11 @@ The second adds 100 to each port:
     --proxy-addr 0.0.0.0:8180 --admin-addr 127.0.0.1:7100 --peer-addr 127.0.0.1:7101 \\
     --ops-addr 127.0.0.1:7102 --service-port-base 30101
 
-An empty data directory never starts a cluster by itself: the first peer named does so, once, and only
-when all peers named answer that they are empty. The same flags may stay for ever: an empty directory
-whose named peers run a cluster joins it under a new id, and takes its own former place.
+An empty data directory starts no cluster while one is known: the first peer named does so, once, and only
+when all peers named answer that they are empty. Without --peers and --join, a peer names itself alone, and is a
+cluster of one. The same flags may stay for as long as a peer named is a member: an empty directory whose named
+peers run a cluster joins it under a new id, and takes its own former place. Where all of them were replaced, name
+present ones with --join: they would found another cluster.
 
 A further peer joins through any of them:
   raftserve node --data-dir /var/lib/raftserve/4 --join 127.0.0.1:7001,127.0.0.1:7101 \\

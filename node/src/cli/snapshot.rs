@@ -78,6 +78,7 @@ fn described(parent: &Parent, path: &Path, size: u64) -> Value {
         "services": state.services().count(),
         "replicas": state.replicas().count(),
         "sessions": sessions,
+        "keys": state.key_count(),
         "clients": state.client_count(),
         "parent_cluster_id": lineage.map(|it| it.parent.to_string()),
     })

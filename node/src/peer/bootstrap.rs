@@ -93,7 +93,7 @@ pub enum BootstrapError {
     /// It was a member, and is none any more.
     #[error(
         "peer {node} was removed from cluster {cluster}, and neither it nor its data directory may come back: empty {} \
-         and start it again, and it joins under a new id",
+         and start it again with --join and the address of a present peer, and it joins under a new id",
         folder.display()
     )]
     Removed {
