@@ -318,9 +318,10 @@ impl Servers {
 }
 
 /// Peers that did not answer, and why.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Unanswered {
-    addresses: Vec<String>,
+    /// What came of each address at the last try.
+    tries: Vec<(String, String)>,
     last: Option<Status>,
     /// Whether a peer could be connected to, and the connection then broke.
     broken: bool,
@@ -335,8 +336,10 @@ impl Unanswered {
     }
 
     fn add(&mut self, address: &str, status: Status) {
-        if !self.addresses.iter().any(|seen| seen == address) {
-            self.addresses.push(address.to_owned());
+        let outcome = status.message().to_owned();
+        match self.tries.iter_mut().find(|(tried, _)| tried == address) {
+            Some((_, last)) => *last = outcome,
+            None => self.tries.push((address.to_owned(), outcome)),
         }
         // A peer that explains itself is worth more than one that cannot be reached.
         let explained = |status: &Status| Reason::of(status).is_some();
@@ -345,13 +348,28 @@ impl Unanswered {
         }
     }
 
+    /// What came of each address.
+    fn told(&self) -> String {
+        match self.tries.as_slice() {
+            [(address, outcome)] => format!(" at {address}: {outcome}"),
+            tries => {
+                let told = tries
+                    .iter()
+                    .map(|(address, outcome)| match outcome.contains(address) {
+                        true => outcome.clone(),
+                        false => format!("{address}: {outcome}"),
+                    });
+                format!(": {}", told.collect::<Vec<_>>().join("; "))
+            }
+        }
+    }
+
     fn status(self) -> Status {
-        match self.last {
-            Some(status) if Reason::of(&status).is_some() => status,
-            Some(status) => Reason::Stopping.status(format!(
-                "no peer answers at {}: {}{}; name others with --server",
-                self.addresses.join(", "),
-                status.message(),
+        match &self.last {
+            Some(status) if Reason::of(status).is_some() => status.clone(),
+            Some(_) => Reason::Stopping.status(format!(
+                "no peer answers{}{}; name others with --server",
+                self.told(),
                 match self.broken {
                     true => " (connections broke: is that the port of --admin-addr?)",
                     false => "",
@@ -458,6 +476,23 @@ mod tests {
     use std::io::{Read, Write};
 
     use super::*;
+
+    #[test]
+    fn of_peers_that_do_not_answer_each_ones_reason_is_told() {
+        let mut unanswered = Unanswered::default();
+        unanswered.add("a:1", Status::unavailable("cannot connect to a:1"));
+        let told = |it: Unanswered| it.status().message().to_owned();
+        assert_eq!(
+            told(unanswered.clone()),
+            "no peer answers at a:1: cannot connect to a:1; name others with --server"
+        );
+        unanswered.add("a:1", Status::deadline_exceeded("no answer in time"));
+        unanswered.add("b:2", Status::unavailable("cannot connect to b:2"));
+        assert_eq!(
+            told(unanswered),
+            "no peer answers: a:1: no answer in time; cannot connect to b:2; name others with --server"
+        );
+    }
 
     #[test]
     fn whoever_listens_here_is_asked_and_named() {
