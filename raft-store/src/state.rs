@@ -31,7 +31,7 @@ use raftserve_model::{
 };
 
 pub use clients::{CLIENT_BYTES_MAX, CLIENT_TTL, CLIENTS_MAX, OUTCOMES_MAX};
-pub use edits::{Edit, Key};
+pub use edits::{Edit, Key, Trails};
 pub use events::{EVENTS_MAX, Event, EventKind};
 pub use kv::{
     KV_BYTES_MAX, KV_CHANGES_BYTES_MAX, KV_CHANGES_MAX, KV_KEY_BYTES_MAX, KV_KEYS_MAX,

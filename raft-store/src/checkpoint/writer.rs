@@ -11,6 +11,7 @@ use super::records::Records;
 use super::{Order, Place, Saved, StateStoreError};
 use crate::entry::LogId;
 use crate::raft::{Applied, StateReader};
+use crate::state::Trails;
 
 /// When and how fast what changed is written while the peer runs.
 #[derive(Clone, Copy, Debug)]
@@ -52,8 +53,8 @@ pub(super) struct Writer {
     records: Option<Records>,
     /// What the store holds once it is begun and no pass is under way, but for the trails.
     written: Arc<Applied>,
-    /// Whose trails it holds: they are written at the end alone, since what is written of them before would be replaced.
-    trails: Arc<Applied>,
+    /// The trails that it holds: they are written at the end alone, since what is written of them before would be replaced.
+    trails: Trails,
     progress: watch::Sender<Option<LogId>>,
 }
 
@@ -86,7 +87,7 @@ impl Writer {
             generation,
             records,
             progress: watch::Sender::new(written.last),
-            trails: Arc::clone(&written),
+            trails: written.state.trails(),
             written,
         })
     }
@@ -186,7 +187,7 @@ impl Writer {
         let Some(records) = &mut self.records else {
             return Ok(());
         };
-        let edits = self.written.state.trail_edits_since(&self.trails.state);
+        let edits = self.written.state.trail_edits_since(&self.trails);
         for edit in edits {
             if records.push(edit)? < BATCH_BYTES {
                 continue;
@@ -197,8 +198,6 @@ impl Writer {
             }
         }
         records.write()?;
-        records.flush()?;
-        self.trails = Arc::clone(&self.written);
-        Ok(())
+        records.flush()
     }
 }

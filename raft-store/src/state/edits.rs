@@ -9,8 +9,11 @@ use imbl::ordmap::DiffItem;
 use raftserve_model::{ServiceId, SessionKey};
 
 use super::State;
+use super::events::Events;
+use super::kv::KvChange;
 use super::record::Record;
 use super::summed::{Recorded, Summed};
+use super::trail::Trail;
 
 /// Where a record is kept: a byte for the kind, then numbers big-endian, so that keys sort as their parts do. Only a
 /// user's key is of any length; it holds no zero byte, so that what a store appends to a key leaves the order.
@@ -69,6 +72,13 @@ impl Record {
     }
 }
 
+/// A state's trails, without the rest of it.
+#[derive(Clone, Debug, Default)]
+pub struct Trails {
+    events: Events,
+    key_changes: Trail<KvChange>,
+}
+
 /// One change of a keyed store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edit {
@@ -92,11 +102,20 @@ impl State {
             .chain(edits(&base.peers, &self.peers))
     }
 
-    /// The edits that make a store which holds `base`'s trails one that holds this state's: what happened lately to
-    /// services and keys. Apart, because under load they are another within a second, whatever else stays.
-    pub fn trail_edits_since<'a>(&'a self, base: &'a Self) -> impl Iterator<Item = Edit> + 'a {
+    /// What happened lately to services and keys.
+    #[must_use]
+    pub fn trails(&self) -> Trails {
+        Trails {
+            events: self.events.clone(),
+            key_changes: self.keys.changes().clone(),
+        }
+    }
+
+    /// The edits that make a store which holds the trails of `base` one that holds this state's. Apart, because under load
+    /// they are another within a second, whatever else stays.
+    pub fn trail_edits_since<'a>(&'a self, base: &'a Trails) -> impl Iterator<Item = Edit> + 'a {
         let events = self.events.edits_since(&base.events);
-        events.chain(self.keys.change_edits_since(&base.keys))
+        events.chain(self.keys.changes().edits_since(&base.key_changes))
     }
 
     fn session_edits<'a>(&'a self, base: &'a Self) -> impl Iterator<Item = Edit> + 'a {

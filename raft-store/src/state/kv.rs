@@ -281,9 +281,8 @@ impl KeyValues {
         edits(&base.by_key, &self.by_key)
     }
 
-    /// What makes what a store holds of `base` of what became of keys lately one of these.
-    pub(super) fn change_edits_since(&self, base: &Self) -> impl Iterator<Item = Edit> {
-        self.changes.edits_since(&base.changes)
+    pub(super) fn changes(&self) -> &Trail<KvChange> {
+        &self.changes
     }
 
     pub(super) fn sum(&self) -> Sum {

@@ -494,7 +494,10 @@ fn events_resume_or_say_that_they_cannot() {
     let before = log.state.clone();
     let edits = |base: &State, now: &State| {
         let (mut puts, mut removals) = (0, 0);
-        for edit in now.edits_since(base).chain(now.trail_edits_since(base)) {
+        for edit in now
+            .edits_since(base)
+            .chain(now.trail_edits_since(&base.trails()))
+        {
             match edit {
                 Edit::Put(_) => puts += 1,
                 Edit::Remove(_) => removals += 1,
@@ -818,7 +821,7 @@ proptest! {
         for ((index, command), stop) in (1..).map(LogIndex).zip(&log).zip(stops) {
             state.apply(index, command);
             if stop {
-                for edit in state.edits_since(&base).chain(state.trail_edits_since(&base)) {
+                for edit in state.edits_since(&base).chain(state.trail_edits_since(&base.trails())) {
                     match edit {
                         Edit::Put(record) => drop(store.insert(record.key(), record)),
                         Edit::Remove(key) => prop_assert!(store.remove(&key).is_some()),
@@ -828,7 +831,7 @@ proptest! {
                 let read = State::from_records(store.values().cloned()).unwrap();
                 prop_assert_eq!(read.digest(), state.digest());
                 prop_assert_eq!(state.edits_since(&base).count(), 1, "the head alone");
-                prop_assert_eq!(state.trail_edits_since(&base).count(), 0);
+                prop_assert_eq!(state.trail_edits_since(&base.trails()).count(), 0);
             }
         }
     }
