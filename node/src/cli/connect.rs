@@ -318,7 +318,7 @@ impl Servers {
 }
 
 /// Peers that did not answer, and why.
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Unanswered {
     /// What came of each address at the last try.
     tries: Vec<(String, String)>,
@@ -479,17 +479,24 @@ mod tests {
 
     #[test]
     fn of_peers_that_do_not_answer_each_ones_reason_is_told() {
-        let mut unanswered = Unanswered::default();
-        unanswered.add("a:1", Status::unavailable("cannot connect to a:1"));
-        let told = |it: Unanswered| it.status().message().to_owned();
+        let tries = [
+            ("a:1", Status::unavailable("cannot connect to a:1")),
+            ("a:1", Status::deadline_exceeded("no answer in time")),
+            ("b:2", Status::unavailable("cannot connect to b:2")),
+        ];
+        let told = |tries: &[(&str, Status)]| {
+            let mut unanswered = Unanswered::default();
+            for (address, status) in tries {
+                unanswered.add(address, status.clone());
+            }
+            unanswered.status().message().to_owned()
+        };
         assert_eq!(
-            told(unanswered.clone()),
+            told(&tries[..1]),
             "no peer answers at a:1: cannot connect to a:1; name others with --server"
         );
-        unanswered.add("a:1", Status::deadline_exceeded("no answer in time"));
-        unanswered.add("b:2", Status::unavailable("cannot connect to b:2"));
         assert_eq!(
-            told(unanswered),
+            told(&tries),
             "no peer answers: a:1: no answer in time; cannot connect to b:2; name others with --server"
         );
     }
