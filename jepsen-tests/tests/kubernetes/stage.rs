@@ -44,11 +44,8 @@ pub(crate) async fn on_release<F>(
 where
     F: Future<Output = anyhow::Result<()>>,
 {
-    let Some(kube) = Kube::named().await? else {
-        return Ok(());
-    };
     let _machine = MACHINE.write().await;
-    play(kube, name, settings, case).await
+    play(name, settings, case).await
 }
 
 /// The same, beside others of its kind.
@@ -60,15 +57,11 @@ pub(crate) async fn on_release_abreast<F>(
 where
     F: Future<Output = anyhow::Result<()>>,
 {
-    let Some(kube) = Kube::named().await? else {
-        return Ok(());
-    };
     let _machine = MACHINE.read().await;
-    play(kube, name, settings, case).await
+    play(name, settings, case).await
 }
 
 async fn play<F>(
-    kube: Kube,
     name: &str,
     settings: &[&str],
     case: impl FnOnce(Release) -> F,
@@ -76,6 +69,9 @@ async fn play<F>(
 where
     F: Future<Output = anyhow::Result<()>>,
 {
+    let Some(kube) = Kube::named().await? else {
+        return Ok(());
+    };
     let began = Instant::now();
     let namespace = kube.namespace(name).await?;
     let release = Release {

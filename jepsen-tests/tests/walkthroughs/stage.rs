@@ -58,11 +58,8 @@ pub(crate) async fn walk_as(
     example: &str,
     case: impl AsyncFnOnce(&Walk) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let Some(kube) = Kube::named().await? else {
-        return Ok(());
-    };
     let _machine = MACHINE.write().await;
-    go(&kube, name, example, case).await
+    go(name, example, case).await
 }
 
 /// As [`walk`], but beside others of its kind.
@@ -70,22 +67,21 @@ pub(crate) async fn walk_abreast(
     name: &str,
     case: impl AsyncFnOnce(&Walk) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let Some(kube) = Kube::named().await? else {
-        return Ok(());
-    };
     let _machine = MACHINE.read().await;
-    go(&kube, name, name, case).await
+    go(name, name, case).await
 }
 
 async fn go(
-    kube: &Kube,
     name: &str,
     example: &str,
     case: impl AsyncFnOnce(&Walk) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    let Some(kube) = Kube::named().await? else {
+        return Ok(());
+    };
     let began = Instant::now();
     let home = Arc::new(tempfile::tempdir()?);
-    let walk = Walk::begin(kube, example, &format!("walk-{name}"), home).await?;
+    let walk = Walk::begin(&kube, example, &format!("walk-{name}"), home).await?;
     let walked = tokio::time::timeout(WALK_MAX, case(&walk)).await;
     let walked = walked.with_context(|| format!("it did not end in {WALK_MAX:?}"));
     if let Err(error) = walked.and_then(|walked| walked) {
