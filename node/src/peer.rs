@@ -321,14 +321,14 @@ pub enum Met {
     Pristine,
     /// Nobody answered as a peer does.
     Nobody,
-    /// Somebody is there that does not answer without TLS, and may be a peer.
+    /// Somebody takes connections there and does not say who it is: a peer that is stuck or stopped, or one whose
+    /// certificates and the asker's do not fit.
     Unreadable,
 }
 
 /// Asks whoever is at `address` who it is, with TLS if there are certificates.
 pub async fn meet(address: &str, certificates: Option<Arc<Certificates>>) -> Met {
     let hello = wire::HelloRequest { from: None };
-    let is_plain = certificates.is_none();
     let dialer = Dialer::new(certificates);
     match bootstrap::greet(&dialer, address, &hello)
         .await
@@ -336,7 +336,15 @@ pub async fn meet(address: &str, certificates: Option<Arc<Certificates>>) -> Met
     {
         Ok(wire::Standing::Member { cluster, node, .. }) => Met::Member { cluster, node },
         Ok(wire::Standing::Pristine { .. }) => Met::Pristine,
-        Err(_) if is_plain && dialer.dial(address, Protocol::Grpc).await.is_ok() => Met::Unreadable,
+        // Whatever hindered the talk, be it TLS: who takes connections may be a peer that runs.
+        Err(_)
+            if Dialer::default()
+                .dial(address, Protocol::Grpc)
+                .await
+                .is_ok() =>
+        {
+            Met::Unreadable
+        }
         Err(_) => Met::Nobody,
     }
 }

@@ -21,20 +21,26 @@ pub(super) struct Presence {
 }
 
 impl Presence {
-    /// Asks at every address that `parent` has of a member.
+    /// Asks at every address that `parent` has of a member, but for those where somebody `unrelated` is.
     ///
     /// # Errors
     /// If somebody is there who cannot be asked.
-    pub(super) async fn of(parent: &Parent, cert_dir: Option<&Path>) -> Result<Self, Failure> {
+    pub(super) async fn of(
+        parent: &Parent,
+        cert_dir: Option<&Path>,
+        unrelated: &[String],
+    ) -> Result<Self, Failure> {
         let read = |directory: &Path| Certificates::read(directory.to_owned()).map(Arc::new);
         let certificates = cert_dir.map(read).transpose().map_err(|error| {
             Failure::usage(format!("--cert-dir: {:#}", anyhow::Error::from(error)))
         })?;
         let records = parent.membership.nodes.values();
-        let asked = records.map(async |record| {
-            let met = peer::meet(&record.address, certificates.clone()).await;
-            (record.address.as_str(), met)
-        });
+        let asked = records
+            .filter(|record| !unrelated.contains(&record.address))
+            .map(async |record| {
+                let met = peer::meet(&record.address, certificates.clone()).await;
+                (record.address.as_str(), met)
+            });
         let mut presence = Self::default();
         for (address, met) in join_all(asked).await {
             presence.note(parent.cluster, address, &met)?;
@@ -59,10 +65,14 @@ impl Presence {
                     Exit::Refused,
                     format!(
                         "somebody is at {address}, where a peer of this cluster was, and does not say who it is: it is \
-                         stuck or stopped, or speaks TLS"
+                         stuck or stopped, or its certificates do not fit those of --cert-dir"
                     ),
                 )
-                .remedy("end that process, or name the peers' certificates with --cert-dir"));
+                .remedy(format!(
+                    "end that process, or name the peers' certificates with --cert-dir, unless they have expired: a \
+                     cluster whose certificates expired is not lost, and goes on with new ones. If somebody else has that \
+                     address now, say so: --unrelated-address {address}"
+                )));
             }
         }
         Ok(())

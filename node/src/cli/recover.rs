@@ -19,7 +19,12 @@ pub(super) async fn run(args: RecoverArgs) -> Result<(), Failure> {
     let dir = args.data_dir.clone();
     let read = move || Survivor::read(&dir).map_err(|error| failure(&error));
     let survivor = away(read).await?;
-    let present = Presence::of(&survivor.parent, args.cert_dir.as_deref()).await?;
+    let present = Presence::of(
+        &survivor.parent,
+        args.cert_dir.as_deref(),
+        &args.unrelated_address,
+    )
+    .await?;
     if args.dry_run {
         return show(&survivor, &present, &args);
     }

@@ -160,7 +160,7 @@ async fn restore(args: RestoreArgs) -> Result<(), Failure> {
 /// # Errors
 /// Who answers.
 async fn must_be_gone(parent: &Parent, args: &RestoreArgs) -> Result<(), Failure> {
-    let present = Presence::of(parent, args.cert_dir.as_deref()).await?;
+    let present = Presence::of(parent, args.cert_dir.as_deref(), &args.unrelated_address).await?;
     if !present.own.is_empty() {
         return Err(Failure::new(
             Exit::Refused,

@@ -118,6 +118,10 @@ pub struct RestoreArgs {
     /// A cluster that answers where a peer of the lost one was, and has nothing to do with it. May be given more than once.
     #[arg(long, value_name = "ID")]
     pub unrelated_cluster: Vec<ClusterId>,
+    /// Where a peer of the lost cluster was and somebody else is now, who is no peer, as HOST:PORT. May be given more than
+    /// once.
+    #[arg(long, value_name = "ADDR")]
+    pub unrelated_address: Vec<String>,
     #[command(flatten)]
     pub output: Output,
 }
@@ -155,6 +159,10 @@ pub struct RecoverArgs {
     /// A cluster that answers where a peer of the lost one was, and has nothing to do with it. May be given more than once.
     #[arg(long, value_name = "ID")]
     pub unrelated_cluster: Vec<ClusterId>,
+    /// Where a peer of the lost cluster was and somebody else is now, who is no peer, as HOST:PORT. May be given more than
+    /// once.
+    #[arg(long, value_name = "ADDR")]
+    pub unrelated_address: Vec<String>,
     /// Only show what the peer has, and who answers.
     #[arg(long)]
     pub dry_run: bool,

@@ -21,7 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use self::plan::{Condition, Step, View};
 use super::bootstrap::greet;
 use super::core::{Core, LAG_MAX};
-use super::wire::{HelloRequest, Standing};
+use super::wire::{HelloRequest, MoveLeaderReply, Standing};
 
 pub(crate) mod plan;
 
@@ -254,11 +254,12 @@ impl Core {
             Step::HandOver => {
                 let until = Instant::now() + STEP_MAX;
                 let moved = self.move_leader_here(None, until).await;
+                let is_moved = matches!(moved, MoveLeaderReply::Moved(_));
                 tracing::info!(
                     ?moved,
                     "this peer is to be removed, and another one shall lead"
                 );
-                Ok(true)
+                Ok(is_moved)
             }
             Step::Readdress(node, address) => self.readdress(*node, address.clone()).await,
             Step::Retire(node) => self.decide(Action::RetirePeer { node: *node }).await,

@@ -95,3 +95,26 @@ async fn a_peer_comes_back_with_a_new_certificate_of_a_new_authority() {
     assert_eq!(clients_seen_by(peers[1].as_ref().unwrap()).await, 6);
     stop_all(peers).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_takes_connections_and_cannot_be_talked_to_may_be_a_peer_that_runs() {
+    let ours = Authority::new();
+    let (_directory, own) = certificates(&ours);
+    let (_elsewhere, strange) = certificates(&Authority::new());
+    let places = Places::new(1);
+    let peer = start_with(&places, 0, &own).await;
+    let address = places.names()[0].clone();
+    let met = meet(&address, Some(Arc::clone(&own))).await;
+    assert!(matches!(met, Met::Member { .. }), "{met:?}");
+    assert_eq!(meet(&address, Some(strange)).await, Met::Unreadable);
+    assert_eq!(meet(&address, None).await, Met::Unreadable);
+    stop_all(vec![Some(peer)]).await;
+    assert_eq!(meet(&address, Some(Arc::clone(&own))).await, Met::Nobody);
+
+    // As a process that was stopped: its kernel takes connections, and nobody answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    for certificates in [Some(own), None] {
+        assert_eq!(within(meet(&address, certificates)).await, Met::Unreadable);
+    }
+}
