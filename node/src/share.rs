@@ -40,7 +40,7 @@ const SUSPECTS_MAX: usize = 64;
 const REPORT_BYTES_MAX: usize = 1 << 20;
 
 /// What a peer reports to another.
-#[derive(Debug, Encode, Decode)]
+#[derive(Debug, PartialEq, Eq, Encode, Decode)]
 struct Report {
     incarnation: Incarnation,
     applied: LogIndex,
@@ -53,7 +53,7 @@ struct Report {
 }
 
 /// What is answered.
-#[derive(Debug, Encode, Decode)]
+#[derive(Debug, PartialEq, Eq, Encode, Decode)]
 struct Reply {
     /// The reign that gives a lease; none from a peer that does not lead.
     lease: Option<Generation>,
@@ -333,6 +333,28 @@ fn decode<T: Decode<()>>(body: &[u8]) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peer::wire::kept::Kept;
+
+    #[test]
+    fn news_keep_their_bytes() {
+        let kept = Kept::of(include_str!("peer/wire/v1/news.txt"));
+        let report = Report {
+            incarnation: Incarnation(1),
+            applied: LogIndex(2),
+            routed: LogIndex(3),
+            loads: vec![(ReplicaId::default(), 4)],
+            suspects: vec![ReplicaId::default()],
+        };
+        kept.bytes("report", &encode(&report), |kept| {
+            decode(kept) == Some(report)
+        });
+        let reply = Reply {
+            lease: Some(Generation(5)),
+        };
+        assert_eq!(encode(&reply)[0], raftserve_store::formats::EXCHANGE);
+        kept.bytes("reply", &encode(&reply), |kept| decode(kept) == Some(reply));
+        kept.finish();
+    }
 
     struct Alone;
 

@@ -20,6 +20,8 @@ use raftserve_store::{Command, Outcome};
 
 use super::steward::plan::Vote;
 
+#[cfg(test)]
+pub(crate) mod kept;
 pub(crate) mod raft;
 
 /// Frames are written in this version.
@@ -360,6 +362,9 @@ pub(crate) fn command_size(command: &Command) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use raftserve_store::state::Digest;
+
+    use super::kept::Kept;
     use super::*;
 
     #[test]
@@ -392,14 +397,8 @@ mod tests {
         assert!(matches!(decode::<ExchangeHead>(&[]), Err(WireError::Empty)));
     }
 
-    fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
-    /// Peers of neighbouring releases talk to each other: a change here needs a new frame version.
-    #[test]
-    fn version_1_keeps_its_bytes() {
-        let announcement = Announcement {
+    fn announcement() -> Announcement {
+        Announcement {
             cluster: ClusterId([7; 16]),
             node: NodeId(3),
             nonce: 1 << 40,
@@ -410,29 +409,183 @@ mod tests {
             host: "h".to_owned(),
             version: "0".to_owned(),
             supports: VersionRange::new(1, 2),
-        };
-        assert_eq!(
-            hex(&encode(&announcement)),
-            "010707070707070707070707070707070703fd0000000000010000fb2c0103613a3103613a3203613a33016801300102"
-        );
-        let propose = ProposeRequest {
-            action: Action::OpenClient,
-            within_ms: 250,
-        };
-        assert_eq!(hex(&encode(&propose)), "0101fa");
-        let done = ProposeReply::Done {
-            index: 77,
-            outcome: Outcome::Index(raftserve_model::LogIndex(77)),
-        };
-        assert_eq!(hex(&encode(&done)), "01004d014d");
-        let standing = HelloReply {
-            standing: Standing::Pristine { nonce: 9 },
+        }
+    }
+
+    fn health(vote: Vote) -> MemberHealth {
+        MemberHealth {
+            node: NodeId(4),
+            voter: true,
+            answers: false,
+            matched: Some(5),
+            lag: Some(6),
+            healthy_for_ms: Some(7),
+            silent_ms: Some(8),
+            stalled_ms: Some(9),
+            vote,
+        }
+    }
+
+    #[test]
+    fn messages_keep_their_bytes() {
+        let kept = Kept::of(include_str!("wire/v1/peers.txt"));
+        let text = || "why".to_owned();
+        let (cluster, node) = (ClusterId([7; 16]), NodeId(3));
+        kept.message("announcement", &announcement());
+        let standings = [
+            Standing::Pristine { nonce: 9 },
+            Standing::Member {
+                cluster,
+                node,
+                nonce: 10,
+                initialised: true,
+            },
+        ];
+        kept.variants("standing", &standings);
+        kept.message("hello request", &HelloRequest { from: None });
+        let from = Some(announcement());
+        kept.message("hello request of a member", &HelloRequest { from });
+        let [pristine, member] = standings;
+        let pristine = HelloReply {
+            standing: pristine,
             announcement: None,
             cluster_version: None,
             removed: false,
             places: vec!["p".to_owned()],
         };
-        assert_eq!(hex(&encode(&standing)), "010009000000010170");
+        kept.message("hello reply", &pristine);
+        let member = HelloReply {
+            standing: member,
+            announcement: Some(announcement()),
+            cluster_version: Some(ClusterVersion(2)),
+            removed: true,
+            places: vec!["p".to_owned(), "q".to_owned()],
+        };
+        kept.message("hello reply of a member", &member);
+        let promotions = [Promotion::Automatic, Promotion::Manual, Promotion::Ordered];
+        kept.variants("promotion", &promotions);
+        let join = JoinRequest {
+            nonce: 11,
+            address: "a:1".to_owned(),
+            promotion: Promotion::Manual,
+            supports: VersionRange::new(1, 2),
+        };
+        kept.message("join request", &join);
+        kept.variants(
+            "join reply",
+            &[
+                JoinReply::Admitted { cluster, node },
+                JoinReply::NotYet(text()),
+                JoinReply::Refused(text()),
+            ],
+        );
+        let tasks = [
+            ManageTask::Health,
+            ManageTask::Remove(node),
+            ManageTask::Promote(NodeId(4)),
+        ];
+        kept.variants("task", &tasks);
+        let manage = ManageRequest {
+            task: ManageTask::Remove(node),
+            within_ms: 12,
+        };
+        kept.message("manage request", &manage);
+        let votes = [
+            Vote::Has,
+            Vote::Due,
+            Vote::NeedsAnother,
+            Vote::ByHand,
+            Vote::Leaving,
+            Vote::LogCut,
+        ];
+        kept.variants("vote of a member", &votes);
+        kept.variants(
+            "manage reply",
+            &[
+                ManageReply::Agreed,
+                ManageReply::Health(votes.map(health).to_vec()),
+                ManageReply::NotLeader { leader: Some(node) },
+                ManageReply::NoSuchPeer,
+                ManageReply::Refused(text()),
+                ManageReply::Failed(text()),
+            ],
+        );
+        let record = |nonce: u64| PeerRecord {
+            nonce,
+            address: format!("a:{nonce}"),
+        };
+        let adopt = AdoptRequest {
+            plan: Plan {
+                cluster,
+                members: vec![record(1), record(2)],
+            },
+            node,
+        };
+        kept.message("adopt request", &adopt);
+        kept.variants(
+            "adopt reply",
+            &[AdoptReply::Adopted, AdoptReply::Refused(text())],
+        );
+        let propose = ProposeRequest {
+            action: Action::OpenClient,
+            within_ms: 250,
+        };
+        kept.message("propose request", &propose);
+        kept.variants(
+            "propose reply",
+            &[
+                ProposeReply::Done {
+                    index: 77,
+                    outcome: Outcome::Index(raftserve_model::LogIndex(78)),
+                },
+                ProposeReply::NotLeader { leader: Some(node) },
+                ProposeReply::NotProposed(text()),
+                ProposeReply::Unknown(text()),
+            ],
+        );
+        kept.message("read request", &ReadIndexRequest { within_ms: 13 });
+        kept.variants(
+            "read reply",
+            &[
+                ReadIndexReply::Index(14),
+                ReadIndexReply::NotLeader { leader: Some(node) },
+                ReadIndexReply::Failed(text()),
+            ],
+        );
+        let request = MoveLeaderRequest {
+            target: Some(node),
+            within_ms: 15,
+        };
+        kept.message("move leader request", &request);
+        kept.variants(
+            "move leader reply",
+            &[
+                MoveLeaderReply::Moved(node),
+                MoveLeaderReply::NotLeader { leader: None },
+                MoveLeaderReply::Failed(text()),
+            ],
+        );
+        let remarks = RemarksRequest {
+            services: vec![ServiceId::default()],
+            replicas: vec![ReplicaId::default()],
+        };
+        kept.message("remarks request", &remarks);
+        let remarks = Remarks {
+            services: BTreeMap::from([(ServiceId::default(), "s".to_owned())]),
+            replicas: BTreeMap::from([(ReplicaId::default(), "r".to_owned())]),
+        };
+        kept.message("remarks", &remarks);
+        let head = ExchangeHead {
+            incarnation: Incarnation(16),
+            known: Some(Incarnation(17)),
+            checks: vec![StateCheck {
+                index: raftserve_model::LogIndex(18),
+                digest: Digest([19; 32]),
+            }],
+            stalled_ms: Some(20),
+        };
+        kept.message("exchange head", &head);
+        kept.finish();
     }
 
     #[test]

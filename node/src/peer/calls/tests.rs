@@ -218,6 +218,16 @@ async fn version_1_keeps_its_bytes() {
     .unwrap();
     let expected = b"rsPeers\x01\x02\0\0\0xy\x0c\0\0\0\x02\x01\0\0\x02\x01\0\0\0hbo";
     assert_eq!(bytes, expected);
+    let kept = wire::kept::Kept::of(include_str!("../wire/v1/calls.txt"));
+    let introduction = super::format::Introduction::from(Caller {
+        cluster: ClusterId([7; 16]),
+        target: NodeId(1),
+        node: NodeId(2),
+        nonce: 3,
+        life: None,
+    });
+    kept.message("introduction", &introduction);
+    kept.finish();
 }
 
 #[tokio::test]

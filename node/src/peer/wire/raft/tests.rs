@@ -2,6 +2,7 @@ use raftserve_model::LogTime;
 use raftserve_store::command::Action;
 
 use super::*;
+use crate::peer::wire::kept::{Kept, complete};
 
 fn log_id(index: u64) -> RaftLogId {
     LogId {
@@ -116,11 +117,19 @@ fn a_snapshot_head_survives_the_wire() {
     assert_eq!(read.meta().unwrap(), meta);
 }
 
-/// Peers of neighbouring releases talk to each other: a change here needs a new frame version.
 #[test]
-fn version_1_keeps_its_bytes() {
-    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
-    let entries = [EntryPayload::Blank, EntryPayload::Membership(members())];
+fn messages_keep_their_bytes() {
+    let kept = Kept::of(include_str!("../v1/raft.txt"));
+    let (vote, id) = (
+        Vote::from(RaftVote::new_committed(3, NodeId(2))),
+        LogId::from(log_id(9)),
+    );
+    let other = Vote::from(RaftVote::new(4, NodeId(1)));
+    let entries = [
+        EntryPayload::Blank,
+        command(2),
+        EntryPayload::Membership(members()),
+    ];
     let entries = entries
         .into_iter()
         .zip(10..)
@@ -128,18 +137,83 @@ fn version_1_keeps_its_bytes() {
             log_id: log_id(index),
             payload,
         });
-    let packed = PackedAppend::new(request(entries.collect()));
-    assert_eq!(
-        hex(&super::super::encode(&packed.head)),
-        "01030201010302090103020802"
+    let request = request(entries.collect());
+    let packed = PackedAppend::new(request.clone());
+    kept.message("append", &packed.head);
+    kept.bytes("entries", &packed.entries, |kept| {
+        let head: AppendHead = super::super::decode(&super::super::encode(&packed.head)).unwrap();
+        head.unpack(kept).unwrap().entries == request.entries
+    });
+    let payloads = request
+        .entries
+        .into_iter()
+        .map(|entry| Entry::from(entry).payload);
+    complete(&payloads.collect::<Vec<_>>());
+    kept.variants(
+        "append reply",
+        &[
+            AppendReply::Success,
+            AppendReply::Partial(Some(id)),
+            AppendReply::Conflict,
+            AppendReply::HigherVote(other),
+        ],
     );
-    assert_eq!(
-        hex(&packed.entries),
-        "03020a0003020b02010301020303010b0b706565722d313a3730303102160b706565722d323a3730303103210b706565722d333a37303031"
+    let request = VoteRequest {
+        vote,
+        last: Some(id),
+        transfer: true,
+    };
+    kept.message("vote request", &request);
+    let reply = VoteReply {
+        vote,
+        granted: true,
+        last: Some(id),
+    };
+    kept.message("vote reply", &reply);
+    let request = TransferRequest {
+        from: vote,
+        to: NodeId(5),
+        last: Some(id),
+    };
+    kept.message("transfer request", &request);
+    let before = LogId::from(log_id(8));
+    kept.variants(
+        "transfer reply",
+        &[
+            TransferReply::Accepted,
+            TransferReply::VoteChanged {
+                expected: vote,
+                actual: other,
+            },
+            TransferReply::LogNotFlushed {
+                expected: Some(id),
+                actual: Some(before),
+            },
+        ],
     );
-    let vote = openraft::raft::VoteRequest::new(RaftVote::new(3, NodeId(2)), Some(log_id(9)));
-    assert_eq!(
-        hex(&super::super::encode(&VoteRequest::from(vote))),
-        "010302000103020900"
+    let cut = super::super::LogCut {
+        vote,
+        missing: id,
+        acked: 8,
+    };
+    kept.message("log cut", &cut);
+    let head = SnapshotHead {
+        vote,
+        last: Some(id),
+        membership_at: Some(before),
+        membership: Membership::from(&members()),
+        bytes: 77,
+        checksum: 78,
+    };
+    kept.message("snapshot head", &head);
+    kept.variants(
+        "snapshot answer",
+        &[
+            SnapshotAnswer::From(1),
+            SnapshotAnswer::Has(2),
+            SnapshotAnswer::Installing,
+            SnapshotAnswer::Done(vote),
+        ],
     );
+    kept.finish();
 }
