@@ -136,7 +136,11 @@ impl Proxy {
             ports: ports_sender,
             open: BTreeMap::new(),
         };
-        spawn("proxy-control".to_owned(), move || control.run(receiver), ())?;
+        spawn(
+            "proxy-control".to_owned(),
+            move || control.run(receiver),
+            (),
+        )?;
         Ok(Self {
             address,
             tls_address,

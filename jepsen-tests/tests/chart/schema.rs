@@ -251,13 +251,20 @@ fn a_null_is_refused_by_name_where_the_default_says_something() -> anyhow::Resul
     let values = closed()?;
     let tables = values.iter().filter_map(|(path, _)| path.get(..1));
     let tables: BTreeSet<Vec<String>> = tables
-        .filter(|table| values.iter().any(|(path, _)| path.len() > 1 && path[0] == table[0]))
+        .filter(|table| {
+            values
+                .iter()
+                .any(|(path, _)| path.len() > 1 && path[0] == table[0])
+        })
         .map(<[String]>::to_vec)
         .chain([vec!["resources".to_owned()]])
         .collect();
     let told = values.iter().filter(|(_, default)| !is_empty(default));
     let leaves: BTreeSet<Vec<String>> = told.map(|(path, _)| path.clone()).collect();
-    ensure!(tables.len() > 10 && leaves.len() > 20, "{tables:?}, {leaves:?}");
+    ensure!(
+        tables.len() > 10 && leaves.len() > 20,
+        "{tables:?}, {leaves:?}"
+    );
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("values.json");
     for paths in [tables, leaves] {
