@@ -176,6 +176,9 @@ fn advance(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obs
             Some(ReplicaState::Exited(exit)) => {
                 plan.record(stop_now(id, ended(replica, exit, observed)))
             }
+            Some(ReplicaState::Preempted) => {
+                plan.record(stop_now(id, preempted(replica, observed)));
+            }
             Some(ReplicaState::Stopping | ReplicaState::Stopped) => {
                 plan.record(stop_now(id, stopped_by_another(replica, observed)));
             }
@@ -186,6 +189,9 @@ fn advance(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obs
             }
             Some(ReplicaState::Exited(exit)) => {
                 plan.record(stop_now(id, ended(replica, exit, observed)))
+            }
+            Some(ReplicaState::Preempted) => {
+                plan.record(stop_now(id, preempted(replica, observed)));
             }
             Some(ReplicaState::Stopping | ReplicaState::Stopped) => {
                 plan.record(stop_now(id, stopped_by_another(replica, observed)));
@@ -252,7 +258,7 @@ fn stopping(
         // Who finds nothing would say that it is stopped. A leader that sees it stops it.
     } else if observed.now >= drain_until
         || observed.drained.contains(&id)
-        || matches!(reason, StopReason::Exited(_))
+        || matches!(reason, StopReason::Exited(_) | StopReason::Preempted(_))
         || matches!(exists, Some(ReplicaState::Exited(_)))
         || replica.address.is_none()
     {
@@ -283,6 +289,12 @@ fn stopped_by_another(replica: &Replica, observed: &Observed) -> StopReason {
     )
 }
 
+/// Why a replica's place was taken from it, as far as anybody says.
+fn preempted(replica: &Replica, observed: &Observed) -> StopReason {
+    let said = observed.notes.get(&replica.id).cloned();
+    StopReason::Preempted(said.unwrap_or_else(|| "its place was taken".to_owned()))
+}
+
 /// Why a replica is no more that did not end by itself. Before it was ever ready that must not count against its version,
 /// which a few drained nodes would have given up.
 fn lost(replica: &Replica, said: String) -> StopReason {
@@ -302,7 +314,8 @@ fn ended(replica: &Replica, exit: &Exit, observed: &Observed) -> StopReason {
         ));
     }
     match exit.step {
-        // Evicted, say, or gone with its node.
+        _ if exit.end == End::Preempted => StopReason::Preempted(exit.message.clone()),
+        // Gone with what watched over it, say.
         Step::Run if exit.end == End::Lost => lost(replica, exit.message.clone()),
         Step::Setup => StopReason::Provision(exit.message.clone()),
         Step::Run => StopReason::Exited(exit.message.clone()),
@@ -442,7 +455,8 @@ fn scale_down_rank(status: ReplicaStatus) -> u8 {
         | ReplicaStatus::FailedInitialDelay
         | ReplicaStatus::FailedProbing
         | ReplicaStatus::FailedProvision
-        | ReplicaStatus::FailedCleanup => 5,
+        | ReplicaStatus::FailedCleanup
+        | ReplicaStatus::Preempted => 5,
     }
 }
 
