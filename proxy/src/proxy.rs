@@ -205,10 +205,9 @@ impl Proxy {
     }
 
     /// Stops without failing a request, if `grace` suffices: answers tell clients to go elsewhere
-    /// while connections are still accepted for the configured linger, which began earlier if the stop was
-    /// announced; then the listeners close
-    /// once their queues are empty, idle connections close, and running requests finish. What still
-    /// runs when `grace` ends is cut. Returns when all is done.
+    /// while connections are still accepted for the configured linger, which began earlier if the stop
+    /// was announced; then the listeners close once their queues are empty, idle connections close, and
+    /// running requests finish. What still runs when `grace` ends is cut. Returns when all is done.
     pub async fn shutdown(self, grace: Duration) {
         let (stopped, done) = oneshot::channel();
         let stop = Order::Stop(Stop { grace, stopped });
