@@ -18,7 +18,7 @@ use crate::provider::{End, Exit, ReplicaState, Step};
 
 mod upstreams;
 
-/// How many replicas a rolling update may run beyond the wanted number.
+/// How many replicas a rolling update may run beyond the wanted number, those that drain among them.
 const SURGE: usize = 1;
 
 /// The most changes in one entry, so that a large service does not hold up small ones.
@@ -138,7 +138,7 @@ pub fn plan(state: &State, observed: &Observed) -> Plan {
         if service.going_down.is_none() && !service.spec().provider.makes_replicas() {
             upstreams::follow(&mut plan, service, &replicas, observed);
         } else if service.going_down.is_none() {
-            scale(&mut plan, service, &replicas, observed.now);
+            scale(&mut plan, service, &replicas, observed);
         } else if !replicas.iter().any(|replica| replica.occupies_resources()) {
             plan.record(Change::Forget {
                 service: service.id,
@@ -361,7 +361,7 @@ fn probed(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obse
 
 /// Brings the number of replicas of the right version to what that version wants: a failed update
 /// does not change how many of the healthy one run, either.
-fn scale(plan: &mut Plan, service: &Service, replicas: &[&Replica], now: LogTime) {
+fn scale(plan: &mut Plan, service: &Service, replicas: &[&Replica], observed: &Observed) {
     let wanted = version_to_run(service, replicas);
     let target = service.spec_of(wanted).replicas as usize;
     let (mut new, mut other) = (Vec::new(), Vec::new());
@@ -377,16 +377,17 @@ fn scale(plan: &mut Plan, service: &Service, replicas: &[&Replica], now: LogTime
         (1.., 0) => proven(service, &other),
         _ => 0,
     };
-    let room = if other.is_empty() {
+    let draining = replicas.iter().filter(|it| drains(it, observed)).count();
+    let room = if other.is_empty() && draining == 0 {
         target
     } else {
         target.max(held) + SURGE
     };
     let create = target
         .saturating_sub(new.len())
-        .min(room.saturating_sub(new.len() + other.len()));
+        .min(room.saturating_sub(new.len() + other.len() + draining));
     if create > 0 {
-        match relaunch_pause(wanted, replicas, now) {
+        match relaunch_pause(wanted, replicas, observed.now) {
             Some(pause) => plan.wake(pause),
             None if given_up(wanted, replicas) => {}
             None => plan.intents.extend(std::iter::repeat_n(
@@ -404,6 +405,19 @@ fn scale(plan: &mut Plan, service: &Service, replicas: &[&Replica], now: LogTime
         &StopReason::Outdated,
         drain,
     );
+}
+
+/// Whether a newer version has taken the replica's place, and it runs on until its requests end: it needs room as ever.
+fn drains(replica: &Replica, observed: &Observed) -> bool {
+    let is_outdated = matches!(
+        replica.phase,
+        Phase::Stopping {
+            reason: StopReason::Outdated,
+            ..
+        }
+    );
+    let exists = observed.exists.get(&replica.id);
+    is_outdated && matches!(exists, Some(ReplicaState::Running { .. }))
 }
 
 /// How many of the replicas of other versions were ready once, and no more than such a version wanted:

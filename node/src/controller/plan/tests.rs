@@ -394,6 +394,30 @@ fn ready_versions(world: &World) -> Vec<u32> {
 }
 
 #[test]
+fn an_update_runs_no_more_than_the_surge_while_old_replicas_drain() {
+    let mut world = World::new();
+    world.put("serve", 3);
+    world.settle();
+    world.probe_all_ok();
+    world.settle();
+    world.put("serve otherwise", 3);
+    let mut most = 0;
+    for _ in 0..8 {
+        world.settle();
+        world.probe_all_ok();
+        world.settle();
+        let exists = world.observed.exists.values();
+        let running = exists.filter(|it| matches!(it, ReplicaState::Running { .. }));
+        most = most.max(running.count());
+        // Half of the time that they have for it.
+        world.pass(15);
+    }
+    assert_eq!(most, 3 + SURGE);
+    world.settle();
+    assert_eq!(ready_versions(&world), [2, 2, 2]);
+}
+
+#[test]
 fn an_update_to_fewer_replicas_drains_none_before_a_new_one_is_ready() {
     for fewer in [1, 3] {
         let mut world = World::new();
