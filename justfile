@@ -94,6 +94,14 @@ profiled:
 image-profiled NAME="raftserve:dev": profiled
     .ci/image {{ NAME }} target/profiled/raftserve
 
+# Says whether everything is ready for a release of that number. See docs/releasing.md.
+release-check VERSION:
+    .ci/release --check {{ VERSION }}
+
+# Makes a release: binary, image, chart package, checksums and tag. Publishes nothing.
+release VERSION:
+    .ci/release {{ VERSION }}
+
 # Runs the tests on Kubernetes in their short form: on RAFTSERVE_TEST_KUBECONFIG, or on the lab whose program RAFTSERVE_LAB is.
 test-kube *ARGS:
     cargo build --locked -p raftserve-node

@@ -63,7 +63,7 @@ app.kubernetes.io/part-of: raftserve
 
 {{/* The users' lines, from whichever of the two values has them. */}}
 {{- define "raftserve.htpasswd" -}}
-{{- join "\n" (concat .Values.auth.credentials (without (splitList "\n" .Values.ingress.authCredentials) "")) }}
+{{- join "\n" (concat (default list .Values.auth.credentials) (without (splitList "\n" (default "" .Values.ingress.authCredentials)) "")) }}
 {{- end }}
 
 {{- define "raftserve.roles" -}}
@@ -77,7 +77,7 @@ app.kubernetes.io/part-of: raftserve
 
 {{- define "raftserve.replicaNamespaces" -}}
 {{- $first := default .Release.Namespace .Values.provider.namespace }}
-{{- toJson (prepend .Values.provider.namespaces $first | uniq) }}
+{{- toJson (prepend (default list .Values.provider.namespaces) $first | uniq) }}
 {{- end }}
 
 {{/* How many peers: as many as there are, however they were scaled, until the value itself is changed. */}}

@@ -52,6 +52,8 @@ named_enum! {
         FailedProvision = "FAILED_PROVISION",
         /// It could not be stopped.
         FailedCleanup = "FAILED_CLEANUP",
+        /// Its place was taken from it, by a pod of higher priority, a drain or the loss of its node; it stops, or has stopped.
+        Preempted = "PREEMPTED",
     }
 }
 
@@ -72,7 +74,7 @@ impl ReplicaStatus {
     /// Whether it will never serve again.
     #[must_use]
     pub fn is_terminal(self) -> bool {
-        self == Self::ShuttingDown || self.is_failed()
+        matches!(self, Self::ShuttingDown | Self::Preempted) || self.is_failed()
     }
 }
 

@@ -16,7 +16,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use raftserve_model::{Incarnation, LogIndex, ReplicaId};
 use raftserve_proxy::{
-    AccessLog, OpenFiles, PortState, PortStatus, Proxy, ProxyConfig, Routes, Tracer,
+    AccessLog, Announcer, OpenFiles, PortState, PortStatus, Proxy, ProxyConfig, Routes, Tracer,
 };
 use raftserve_store::formats::SUPPORTED;
 use tokio::net::TcpListener;
@@ -288,6 +288,7 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
         consensus: peer.consensus(),
         share: Arc::clone(&parts.share),
         proxy: parts.proxy.metrics(),
+        announcer: parts.proxy.announcer(),
         certificates: certificates.clone(),
         credentials: credentials.clone(),
         denials: Arc::clone(&denials),
@@ -744,6 +745,7 @@ struct Metrics {
     consensus: Consensus,
     share: Arc<Share>,
     proxy: raftserve_proxy::MetricsHandle,
+    announcer: Announcer,
     certificates: Option<Arc<Certificates>>,
     credentials: Option<Arc<Credentials>>,
     denials: Arc<Denials>,
@@ -753,7 +755,11 @@ struct Metrics {
 impl Report for Metrics {
     fn departure(&self) -> BoxFuture<'static, &'static str> {
         match self.home.clone() {
-            Some(home) => home.departure(self.consensus.clone()).boxed(),
+            Some(home) => {
+                let announcer = self.announcer.clone();
+                let announce = async move { announcer.announce().await };
+                home.departure(self.consensus.clone(), announce).boxed()
+            }
             None => std::future::ready("nothing to wait for").boxed(),
         }
     }

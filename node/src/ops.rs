@@ -5,8 +5,9 @@
 //! leader or the quorum does not clear it, or a lost quorum would take the endpoint down with it.
 //! *Quorum* tells that instead.
 //!
-//! `/prestop` answers when the peer may be stopped: a pod's hook waits for it. It changes nothing. All who ask wait for
-//! one and the same answer, and few may, so that probes always find a place.
+//! `/prestop` answers when the peer may be stopped: a pod's hook waits for it. It changes nothing but that clients of a peer
+//! whose pod is deleted, as the API server says, are told so. All who ask wait for one and the same answer, and few may, so
+//! that probes always find a place.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;

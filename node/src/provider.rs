@@ -149,6 +149,8 @@ pub enum End {
     NotStarted,
     /// What watched over it died, and it with it; its exit was seen by nobody.
     Lost,
+    /// Its place was taken from it, by whom it does not depend on.
+    Preempted,
 }
 
 /// A replica's end, and what to tell people about it.
@@ -178,6 +180,8 @@ pub enum ReplicaState {
     Exited(Exit),
     /// It was told to stop, and something of it may still run.
     Stopping,
+    /// It was told to stop because its place is taken from it, and something of it may still run.
+    Preempted,
     /// It was stopped; nothing of it runs.
     Stopped,
 }

@@ -44,6 +44,13 @@ pub struct PortStatus {
     pub state: PortState,
 }
 
+/// What the control is told.
+pub(crate) enum Order {
+    /// Clients are to learn that this proxy stops soon.
+    Announce,
+    Stop(Stop),
+}
+
 /// Stop within `grace`, and say so when done.
 pub(crate) struct Stop {
     pub(crate) grace: Duration,
@@ -65,7 +72,8 @@ pub(crate) struct Control {
 
 impl Control {
     /// Runs until it is told to stop, or its teller is gone.
-    pub(crate) async fn run(mut self, mut stops: mpsc::Receiver<Stop>) {
+    pub(crate) async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        let mut announced = None;
         let mut published = self.shared.routes.published();
         let mut expire = interval(EXPIRE_EVERY);
         let mut retry = interval(RETRY_EVERY);
@@ -74,7 +82,14 @@ impl Control {
         let stop = loop {
             tokio::select! {
                 biased;
-                stop = stops.recv() => break stop,
+                order = orders.recv() => match order {
+                    Some(Order::Announce) => {
+                        announced.get_or_insert_with(tokio::time::Instant::now);
+                        self.tell_all(|| Command::Drain).await;
+                    }
+                    Some(Order::Stop(stop)) => break Some(stop),
+                    None => break None,
+                },
                 Ok(()) = published.changed() => self.reconcile().await,
                 _ = expire.tick() => self.shared.loads.expire(Instant::now()),
                 _ = retry.tick() => {
@@ -88,7 +103,7 @@ impl Control {
             }
         };
         let grace = stop.as_ref().map_or(Duration::ZERO, |stop| stop.grace);
-        self.stop(grace).await;
+        self.stop(grace, announced).await;
         if let Some(stop) = stop {
             let _ = stop.stopped.send(());
         }
@@ -101,14 +116,16 @@ impl Control {
         }
     }
 
-    async fn stop(&mut self, grace: Duration) {
+    /// Stops within `grace`. Clients have been told since `announced`, if that was before.
+    async fn stop(&mut self, grace: Duration, announced: Option<tokio::time::Instant>) {
         let now = tokio::time::Instant::now();
         let by = now + grace;
         self.tell_all(|| Command::Drain).await;
         // Where nothing is served, nobody has to learn that it ends.
         let is_served = !self.shared.routes.load().services().is_empty();
         if is_served {
-            sleep_until(by.min(now + self.shared.config.linger)).await;
+            let since = announced.unwrap_or(now);
+            sleep_until(by.min(since + self.shared.config.linger)).await;
         }
         self.tell_all(|| Command::Finish { by }).await;
         self.workers.clear();

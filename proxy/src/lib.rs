@@ -72,7 +72,7 @@ pub use control::{PortState, PortStatus};
 pub use lack::Lack;
 pub use load::PeerLoads;
 pub use open_files::OpenFiles;
-pub use proxy::{MetricsHandle, Proxy, Queues, StartError};
+pub use proxy::{Announcer, MetricsHandle, Proxy, Queues, StartError};
 pub use routes::{Endpoint, Listener, Resolved, RouteTable, Routes, ServiceRoute, USUAL_WEIGHT};
 pub use session::{BindError, BindFuture, BoundReplica, Lookup, NoSessions, Sessions};
 pub use tls::{TlsError, TlsListen, certificates};

@@ -12,7 +12,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::ProxyConfig;
-use crate::control::{Control, PortStatus, Stop};
+use crate::control::{Control, Order, PortStatus, Stop};
 use crate::lack::Lack;
 use crate::listener;
 use crate::load::PeerLoads;
@@ -51,7 +51,7 @@ pub struct Proxy {
     tls_address: Option<SocketAddr>,
     shared: Arc<Shared>,
     ports: watch::Receiver<Vec<PortStatus>>,
-    stop: mpsc::Sender<Stop>,
+    orders: mpsc::Sender<Order>,
 }
 
 impl Proxy {
@@ -127,7 +127,7 @@ impl Proxy {
         }
         drop(ended_sender);
         let (ports_sender, ports) = watch::channel(Vec::new());
-        let (stop, stops) = mpsc::channel(1);
+        let (orders, receiver) = mpsc::channel(1);
         let control = Control {
             shared: Arc::clone(&shared),
             address,
@@ -136,13 +136,17 @@ impl Proxy {
             ports: ports_sender,
             open: BTreeMap::new(),
         };
-        spawn("proxy-control".to_owned(), move || control.run(stops), ())?;
+        spawn(
+            "proxy-control".to_owned(),
+            move || control.run(receiver),
+            (),
+        )?;
         Ok(Self {
             address,
             tls_address,
             shared,
             ports,
-            stop,
+            orders,
         })
     }
 
@@ -194,14 +198,35 @@ impl Proxy {
         Queues(Arc::clone(&self.shared))
     }
 
+    /// For whoever knows that [`Self::shutdown`] will be called soon, while the proxy's owner keeps the proxy.
+    #[must_use]
+    pub fn announcer(&self) -> Announcer {
+        Announcer(self.orders.downgrade())
+    }
+
     /// Stops without failing a request, if `grace` suffices: answers tell clients to go elsewhere
-    /// while connections are still accepted for the configured linger; then the listeners close
-    /// once their queues are empty, idle connections close, and running requests finish. What still
-    /// runs when `grace` ends is cut. Returns when all is done.
+    /// while connections are still accepted for the configured linger, which began earlier if the stop
+    /// was announced; then the listeners close once their queues are empty, idle connections close, and
+    /// running requests finish. What still runs when `grace` ends is cut. Returns when all is done.
     pub async fn shutdown(self, grace: Duration) {
         let (stopped, done) = oneshot::channel();
-        if self.stop.send(Stop { grace, stopped }).await.is_ok() {
+        let stop = Order::Stop(Stop { grace, stopped });
+        if self.orders.send(stop).await.is_ok() {
             let _ = done.await;
+        }
+    }
+}
+
+/// Tells a proxy that it will be stopped soon.
+#[derive(Clone, Debug)]
+pub struct Announcer(mpsc::WeakSender<Order>);
+
+impl Announcer {
+    /// From now on answers tell clients to go elsewhere. All is served on, and connections are accepted, until the proxy is
+    /// stopped. Cannot be taken back; nothing happens where it was announced before, or the proxy is gone.
+    pub async fn announce(&self) {
+        if let Some(orders) = self.0.upgrade() {
+            let _ = orders.send(Order::Announce).await;
         }
     }
 }

@@ -182,6 +182,43 @@ async fn ports_stay_open_while_clients_may_not_have_heard() {
 }
 
 #[tokio::test]
+async fn a_stop_that_was_announced_lingers_from_then_on() {
+    let address =
+        upstream(|_| async { http::Response::new(Full::new(Bytes::from_static(b"ok"))) }).await;
+    let linger = Duration::from_secs(2);
+    let services = [service(1, "svc", &[address])];
+    let rig = Rig::with(lingering(linger), services, Arc::new(NoSessions));
+    let announced = Instant::now();
+    rig.proxy.announcer().announce().await;
+    let closes = |head: &[String]| head.iter().any(|line| line == "connection: close");
+    // It serves for as long as nobody stops it, and says that it goes, to each connection anew.
+    let mut told = 0;
+    while told < 2 || announced.elapsed() < linger {
+        let mut client = Hand::connect(rig.address).await;
+        let (head, body) = client.ask(GET).await;
+        assert_eq!(body, "ok", "{head:?}");
+        told += u32::from(closes(&head));
+    }
+    // A second word changes nothing.
+    rig.proxy.announcer().announce().await;
+    let begun = Instant::now();
+    let stopped = tokio::spawn(rig.proxy.shutdown(LIMIT));
+    closed(rig.address).await;
+    let lingered = begun.elapsed();
+    assert!(lingered < linger, "lingered {lingered:?} more");
+    soon("the stop", stopped).await.expect("no panic");
+}
+
+#[tokio::test]
+async fn an_announcer_keeps_no_proxy_alive() {
+    let rig = Rig::new([service(1, "svc", &[support::nowhere()])]);
+    let (address, announcer) = (rig.address, rig.proxy.announcer());
+    drop(rig);
+    closed(address).await;
+    announcer.announce().await;
+}
+
+#[tokio::test]
 async fn a_connection_accepted_at_the_last_moment_gets_its_first_answer() {
     let (address, mut connections) = by_hand().await;
     let rig = Rig::new([service(1, "svc", &[address])]);

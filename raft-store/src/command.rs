@@ -353,15 +353,21 @@ pub enum StopReason {
     Probing(String),
     /// It could not be created.
     Provision(String),
+    /// Its place was taken from it: no fault of its own.
+    Preempted(String),
 }
 
 impl StopReason {
-    /// Whether the replica ended in an error, so that its record is kept.
+    /// Whether the replica ended in an error or by force, so that its record is kept.
     #[must_use]
     pub fn is_failure(&self) -> bool {
         match self {
             Self::ScaleDown | Self::Outdated | Self::ServiceDown | Self::Terminated => false,
-            Self::Exited(_) | Self::InitialDelay(_) | Self::Probing(_) | Self::Provision(_) => true,
+            Self::Exited(_)
+            | Self::InitialDelay(_)
+            | Self::Probing(_)
+            | Self::Provision(_)
+            | Self::Preempted(_) => true,
         }
     }
 }
@@ -376,7 +382,8 @@ impl fmt::Display for StopReason {
             Self::Exited(why)
             | Self::InitialDelay(why)
             | Self::Probing(why)
-            | Self::Provision(why) => f.write_str(why),
+            | Self::Provision(why)
+            | Self::Preempted(why) => f.write_str(why),
         }
     }
 }

@@ -29,19 +29,18 @@ fn helm(verb: &[&str], values: &Path) -> anyhow::Result<Output> {
         .context("cannot run helm")
 }
 
+/// What an installation with these values would be, on a cluster with the Gateway API.
+const RENDER: [&str; 6] = [
+    "template",
+    "serve",
+    "--namespace",
+    "serving",
+    "--api-versions",
+    "gateway.networking.k8s.io/v1",
+];
+
 fn render(values: &Path) -> anyhow::Result<Output> {
-    let gateway = "gateway.networking.k8s.io/v1";
-    helm(
-        &[
-            "template",
-            "serve",
-            "--namespace",
-            "serving",
-            "--api-versions",
-            gateway,
-        ],
-        values,
-    )
+    helm(&RENDER, values)
 }
 
 /// The files of a folder of the chart's tests, in order.

@@ -7,7 +7,7 @@ use std::fs;
 use anyhow::{Context, ensure};
 use serde_json::{Map, Value, json};
 
-use crate::{chart, defaults, have_helm, render};
+use crate::{RENDER, chart, defaults, files, have_helm, helm, masked, render};
 
 /// A text that no pattern and no enumeration of the schema takes.
 const NONSENSE: &str = "?!";
@@ -136,11 +136,6 @@ fn each_rule_of_the_schema_refuses_what_breaks_it() -> anyhow::Result<()> {
     let mut left = Vec::new();
     broken_within(&schema()?, &[], &mut left)?;
     ensure!(left.len() > 150, "{} rules", left.len());
-    left.push(Broken {
-        path: vec!["replicas".to_owned()],
-        value: Value::Null,
-        said: "at '': missing property 'replicas'".to_owned(),
-    });
     let folder = tempfile::tempdir()?;
     // Helm tells all at once: as many as are of different values are asked for together.
     while !left.is_empty() {
@@ -201,4 +196,98 @@ fn the_schema_knows_each_value_and_no_other() -> anyhow::Result<()> {
     let differ: Vec<_> = known.symmetric_difference(&values).collect();
     ensure!(differ.is_empty(), "in one of both: {differ:?}");
     values.first().context("no values").map(drop)
+}
+
+/// Whether a value's default says nothing, so that null can say the same.
+fn is_empty(default: &str) -> bool {
+    ["\"\"", "[]", "{}", "null", "false"].contains(&default)
+}
+
+/// All values by their paths, without those of the FREE tables.
+fn closed() -> anyhow::Result<Vec<(Vec<String>, String)>> {
+    let all = defaults()?.into_iter().map(|(path, default)| {
+        let path: Vec<String> = path.split('.').map(str::to_owned).collect();
+        (path, default)
+    });
+    let is_closed = |path: &[String]| path.len() == 1 || !FREE.contains(&path[0].as_str());
+    Ok(all.filter(|(path, _)| is_closed(path)).collect())
+}
+
+#[test]
+fn a_null_means_the_default_where_that_is_empty() -> anyhow::Result<()> {
+    if !have_helm() {
+        return Ok(());
+    }
+    let mut nulls = json!({});
+    for (path, default) in closed()? {
+        if is_empty(&default) {
+            put(&mut nulls, &path, Value::Null);
+        }
+    }
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("nulls.json");
+    fs::write(&file, nulls.to_string())?;
+    let nulls = file.display().to_string();
+    for values in files("values")? {
+        // What the second file gives is not null any more.
+        let output = helm(&[&RENDER[..], &["--values", &nulls]].concat(), &values)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}: {said}", values.display());
+        let golden = chart().join("tests/golden");
+        let golden = golden.join(values.file_name().context("a file has a name")?);
+        let rendered = masked(&String::from_utf8(output.stdout)?);
+        for (rendered, expected) in rendered.lines().zip(fs::read_to_string(&golden)?.lines()) {
+            ensure!(rendered == expected, "{}: {rendered}", values.display());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_null_is_refused_by_name_where_the_default_says_something() -> anyhow::Result<()> {
+    if !have_helm() {
+        return Ok(());
+    }
+    let values = closed()?;
+    let tables = values.iter().filter_map(|(path, _)| path.get(..1));
+    let tables: BTreeSet<Vec<String>> = tables
+        .filter(|table| {
+            values
+                .iter()
+                .any(|(path, _)| path.len() > 1 && path[0] == table[0])
+        })
+        .map(<[String]>::to_vec)
+        .chain([vec!["resources".to_owned()]])
+        .collect();
+    let told = values.iter().filter(|(_, default)| !is_empty(default));
+    let leaves: BTreeSet<Vec<String>> = told.map(|(path, _)| path.clone()).collect();
+    ensure!(
+        tables.len() > 10 && leaves.len() > 20,
+        "{tables:?}, {leaves:?}"
+    );
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("values.json");
+    for paths in [tables, leaves] {
+        let mut nulls = json!({});
+        for path in &paths {
+            put(&mut nulls, path, Value::Null);
+        }
+        fs::write(&file, nulls.to_string())?;
+        let output = render(&file)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        for path in &paths {
+            let (last, above) = path.split_last().context("a path")?;
+            let place: String = above.iter().map(|part| format!("/{part}")).collect();
+            // Several of one table are told together.
+            let line = said
+                .lines()
+                .find(|line| line.contains(&format!("at '{place}': missing propert")));
+            ensure!(
+                line.is_some_and(|line| line.contains(&format!("'{last}'"))),
+                "{} may be null: {said}",
+                path.join(".")
+            );
+        }
+    }
+    Ok(())
 }

@@ -24,14 +24,27 @@ async fn a_peer_whose_volume_is_lost_takes_its_own_place_and_no_request_fails() 
         let pod = pod.context("there is no second pod")?;
         // The claim goes once its pod is gone, and so does the volume.
         let claim = format!("data-{}", pod.name);
+        let claim_uid = async || {
+            let uid = ["get", "pvc", &claim, "-o", "jsonpath={.metadata.uid}"];
+            release.namespace.kubectl(&uid).await
+        };
+        let lost = claim_uid().await?;
         let delete = ["delete", "pvc", &claim, "--wait=false"];
         release.namespace.kubectl(&delete).await?;
+        // Until then the peer has it, and goes on.
+        release.await_ready(3).await?;
+        release.await_members(3, 0).await?;
+        ensure!(claim_uid().await? == lost, "the claim went before its pod");
         release
             .namespace
             .kubectl(&["delete", "pod", &pod.name])
             .await?;
         release.await_successor(pod).await?;
         release.await_members(3, 0).await?;
+        ensure!(
+            claim_uid().await? != lost,
+            "the volume is the one that was lost"
+        );
         let after = served.admin().await?.members().await?;
         let ids = |members: &[v1::Member]| members.iter().map(|it| it.id).collect::<BTreeSet<_>>();
         let (before, after) = (ids(&before), ids(&after));

@@ -10,3 +10,4 @@ mod faults;
 mod orphans;
 mod reasons;
 mod stage;
+mod updating;

@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use jepsen_tests::admin::v1::ReplicaStatus;
+use jepsen_tests::kube::Namespace;
 use jepsen_tests::wait;
+use serde_json::{Value, json};
 
-use crate::stage::{SETTLE, on_namespace, peers, service};
+use crate::stage::{SETTLE, on_namespace, peers, ready, service};
 
 /// How soon after the API server knows of it a reason is to be told.
 const TOLD_WITHIN: Duration = Duration::from_secs(2);
@@ -170,6 +172,102 @@ async fn that_its_node_evicted_it_is_told() -> anyhow::Result<()> {
     let program = "head -c 8M /dev/zero > /scratch/it && exec sleep 300";
     let words = ["the node evicted its pod", "scratch"];
     end_told("evicted", &ending(program, scratch), "Evicted", &words).await
+}
+
+/// What only one node has, and only one of.
+const SLOT: &str = "raftserve.io/test-slot";
+
+/// The class of the pod that takes the replica's place.
+const FIRST: &str = "raftserve-test-first";
+
+fn patch_slots(op: &str) -> String {
+    let path = SLOT.replace('/', "~1");
+    let patch = json!([{ "op": op, "path": format!("/status/capacity/{path}"), "value": "1" }]);
+    patch.to_string()
+}
+
+/// A pod of higher priority that wants the slot, too.
+fn first() -> Value {
+    json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "first" }, "spec": {
+        "priorityClassName": FIRST,
+        "terminationGracePeriodSeconds": 0,
+        "containers": [{
+            "name": "main", "image": "docker.io/library/python:3.11-slim", "command": ["sleep", "600"],
+            "resources": { "requests": { SLOT: "1" }, "limits": { SLOT: "1" } },
+        }],
+    } })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_a_pod_of_higher_priority_took_its_place_is_told() -> anyhow::Result<()> {
+    on_namespace("preempted", async |namespace| {
+        let kube = namespace.kube();
+        if !kube.disruptive {
+            eprintln!("skipped: nodes are not to be changed here");
+            return Ok(());
+        }
+        let nodes = kube.nodes().await?;
+        let node = &nodes.first().context("no node")?.0;
+        let slots = async |op| {
+            let patch = patch_slots(op);
+            let patch = [
+                "patch",
+                "node",
+                node,
+                "--subresource=status",
+                "--type=json",
+                "-p",
+                &patch,
+            ];
+            kube.kubectl(&patch).await
+        };
+        slots("add").await?;
+        namespace
+            .apply(&json!({
+                "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+                "metadata": { "name": FIRST }, "value": 1_000,
+            }))
+            .await?;
+        let preempted = preempted(namespace).await;
+        // Whatever came of it, they are not the namespace's.
+        kube.kubectl(&["delete", "priorityclass", FIRST]).await?;
+        slots("remove").await?;
+        preempted
+    })
+    .await
+}
+
+async fn preempted(namespace: &Namespace) -> anyhow::Result<()> {
+    let cluster = peers(namespace, 1).await?;
+    let slot = format!(
+        "{{terminationGracePeriodSeconds: 5, containers: [{{resources: {{requests: {{{SLOT}: 1}}, limits: {{{SLOT}: 1}}}}}}]}}"
+    );
+    let program = "exec python3 -m http.server 8080";
+    cluster.admin(0).apply(&ending(program, &slot)).await?;
+    ready(&cluster, 1).await?;
+    namespace.apply(&first()).await?;
+    let mut known: Option<Instant> = None;
+    wait::until("word of the preemption", SETTLE, async || {
+        let replicas = cluster.admin(0).replicas().await?;
+        let told = replicas.iter().any(|it| {
+            it.status() == ReplicaStatus::Preempted && it.reason.contains("higher priority")
+        });
+        if told {
+            return Ok(());
+        }
+        let pods = serde_json::to_string(&namespace.objects("pods", "").await?)?;
+        if known.is_none() && pods.contains("PreemptionByScheduler") {
+            known = Some(Instant::now());
+        }
+        bail!("{replicas:?}; {pods}");
+    })
+    .await?;
+    ensure!(
+        known.is_none_or(|at| at.elapsed() <= TOLD_WITHIN),
+        "told after {known:?}"
+    );
+    cluster.pass();
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

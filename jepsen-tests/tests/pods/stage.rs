@@ -102,8 +102,10 @@ pub(crate) async fn ready(cluster: &Cluster, replicas: usize) -> anyhow::Result<
             .map(|it| it.id)
             .collect();
         let other = all.iter().any(|it| {
-            let status = it.status();
-            status != v1::ReplicaStatus::Ready && status != v1::ReplicaStatus::Failed
+            !matches!(
+                it.status(),
+                v1::ReplicaStatus::Ready | v1::ReplicaStatus::Failed | v1::ReplicaStatus::Preempted
+            )
         });
         ensure!(ready.len() == replicas && !other, "{all:?}");
         Ok(ready)

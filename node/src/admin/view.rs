@@ -71,7 +71,7 @@ pub(super) fn service(state: &State, service: &Service, ports: &ServicePorts) ->
             active_versions.insert(replica.version.0);
             ready += 1;
         }
-        live += u32::from(!status.is_failed());
+        live += u32::from(!status.is_failed() && status != ReplicaStatus::Preempted);
     }
     v1::Service {
         name: service.name.to_string(),
@@ -221,6 +221,7 @@ fn replica_status(status: ReplicaStatus) -> v1::ReplicaStatus {
         ReplicaStatus::FailedProbing => v1::ReplicaStatus::FailedProbing,
         ReplicaStatus::FailedProvision => v1::ReplicaStatus::FailedProvision,
         ReplicaStatus::FailedCleanup => v1::ReplicaStatus::FailedCleanup,
+        ReplicaStatus::Preempted => v1::ReplicaStatus::Preempted,
     }
 }
 

@@ -115,6 +115,7 @@ pub(super) fn is_failed(status: v1::ReplicaStatus) -> bool {
             | v1::ReplicaStatus::FailedProbing
             | v1::ReplicaStatus::FailedProvision
             | v1::ReplicaStatus::FailedCleanup
+            | v1::ReplicaStatus::Preempted
     )
 }
 

@@ -18,7 +18,7 @@ use crate::provider::{End, Exit, ReplicaState, Step};
 
 mod upstreams;
 
-/// How many replicas a rolling update may run beyond the wanted number.
+/// How many replicas a rolling update may run beyond the wanted number, those that drain among them.
 const SURGE: usize = 1;
 
 /// The most changes in one entry, so that a large service does not hold up small ones.
@@ -138,7 +138,7 @@ pub fn plan(state: &State, observed: &Observed) -> Plan {
         if service.going_down.is_none() && !service.spec().provider.makes_replicas() {
             upstreams::follow(&mut plan, service, &replicas, observed);
         } else if service.going_down.is_none() {
-            scale(&mut plan, service, &replicas, observed.now);
+            scale(&mut plan, service, &replicas, observed);
         } else if !replicas.iter().any(|replica| replica.occupies_resources()) {
             plan.record(Change::Forget {
                 service: service.id,
@@ -176,6 +176,9 @@ fn advance(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obs
             Some(ReplicaState::Exited(exit)) => {
                 plan.record(stop_now(id, ended(replica, exit, observed)))
             }
+            Some(ReplicaState::Preempted) => {
+                plan.record(stop_now(id, preempted(replica, observed)));
+            }
             Some(ReplicaState::Stopping | ReplicaState::Stopped) => {
                 plan.record(stop_now(id, stopped_by_another(replica, observed)));
             }
@@ -186,6 +189,9 @@ fn advance(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obs
             }
             Some(ReplicaState::Exited(exit)) => {
                 plan.record(stop_now(id, ended(replica, exit, observed)))
+            }
+            Some(ReplicaState::Preempted) => {
+                plan.record(stop_now(id, preempted(replica, observed)));
             }
             Some(ReplicaState::Stopping | ReplicaState::Stopped) => {
                 plan.record(stop_now(id, stopped_by_another(replica, observed)));
@@ -252,7 +258,7 @@ fn stopping(
         // Who finds nothing would say that it is stopped. A leader that sees it stops it.
     } else if observed.now >= drain_until
         || observed.drained.contains(&id)
-        || matches!(reason, StopReason::Exited(_))
+        || matches!(reason, StopReason::Exited(_) | StopReason::Preempted(_))
         || matches!(exists, Some(ReplicaState::Exited(_)))
         || replica.address.is_none()
     {
@@ -283,6 +289,12 @@ fn stopped_by_another(replica: &Replica, observed: &Observed) -> StopReason {
     )
 }
 
+/// Why a replica's place was taken from it, as far as anybody says.
+fn preempted(replica: &Replica, observed: &Observed) -> StopReason {
+    let said = observed.notes.get(&replica.id).cloned();
+    StopReason::Preempted(said.unwrap_or_else(|| "its place was taken".to_owned()))
+}
+
 /// Why a replica is no more that did not end by itself. Before it was ever ready that must not count against its version,
 /// which a few drained nodes would have given up.
 fn lost(replica: &Replica, said: String) -> StopReason {
@@ -302,7 +314,8 @@ fn ended(replica: &Replica, exit: &Exit, observed: &Observed) -> StopReason {
         ));
     }
     match exit.step {
-        // Evicted, say, or gone with its node.
+        _ if exit.end == End::Preempted => StopReason::Preempted(exit.message.clone()),
+        // Gone with what watched over it, say.
         Step::Run if exit.end == End::Lost => lost(replica, exit.message.clone()),
         Step::Setup => StopReason::Provision(exit.message.clone()),
         Step::Run => StopReason::Exited(exit.message.clone()),
@@ -348,7 +361,7 @@ fn probed(plan: &mut Plan, service: &Service, replica: &Replica, observed: &Obse
 
 /// Brings the number of replicas of the right version to what that version wants: a failed update
 /// does not change how many of the healthy one run, either.
-fn scale(plan: &mut Plan, service: &Service, replicas: &[&Replica], now: LogTime) {
+fn scale(plan: &mut Plan, service: &Service, replicas: &[&Replica], observed: &Observed) {
     let wanted = version_to_run(service, replicas);
     let target = service.spec_of(wanted).replicas as usize;
     let (mut new, mut other) = (Vec::new(), Vec::new());
@@ -364,16 +377,17 @@ fn scale(plan: &mut Plan, service: &Service, replicas: &[&Replica], now: LogTime
         (1.., 0) => proven(service, &other),
         _ => 0,
     };
-    let room = if other.is_empty() {
+    let draining = replicas.iter().filter(|it| drains(it, observed)).count();
+    let room = if other.is_empty() && draining == 0 {
         target
     } else {
         target.max(held) + SURGE
     };
     let create = target
         .saturating_sub(new.len())
-        .min(room.saturating_sub(new.len() + other.len()));
+        .min(room.saturating_sub(new.len() + other.len() + draining));
     if create > 0 {
-        match relaunch_pause(wanted, replicas, now) {
+        match relaunch_pause(wanted, replicas, observed.now) {
             Some(pause) => plan.wake(pause),
             None if given_up(wanted, replicas) => {}
             None => plan.intents.extend(std::iter::repeat_n(
@@ -391,6 +405,19 @@ fn scale(plan: &mut Plan, service: &Service, replicas: &[&Replica], now: LogTime
         &StopReason::Outdated,
         drain,
     );
+}
+
+/// Whether a newer version has taken the replica's place, and it runs on until its requests end: it needs room as ever.
+fn drains(replica: &Replica, observed: &Observed) -> bool {
+    let is_outdated = matches!(
+        replica.phase,
+        Phase::Stopping {
+            reason: StopReason::Outdated,
+            ..
+        }
+    );
+    let exists = observed.exists.get(&replica.id);
+    is_outdated && matches!(exists, Some(ReplicaState::Running { .. }))
 }
 
 /// How many of the replicas of other versions were ready once, and no more than such a version wanted:
@@ -442,7 +469,8 @@ fn scale_down_rank(status: ReplicaStatus) -> u8 {
         | ReplicaStatus::FailedInitialDelay
         | ReplicaStatus::FailedProbing
         | ReplicaStatus::FailedProvision
-        | ReplicaStatus::FailedCleanup => 5,
+        | ReplicaStatus::FailedCleanup
+        | ReplicaStatus::Preempted => 5,
     }
 }
 

@@ -132,7 +132,9 @@ impl Upstreams {
     fn start(&self, id: ServiceId, of: StaticUpstreams) -> Task {
         let found = Arc::clone(&self.found);
         let running = match of.clone() {
-            StaticUpstreams::Addresses(addresses) => tokio::spawn(resolve(id, addresses, found)),
+            StaticUpstreams::Addresses(addresses) => {
+                tokio::spawn(resolve(id, addresses, found, self.api.clone()))
+            }
             StaticUpstreams::KubernetesService(mut service) => {
                 service.namespace = service.namespace.or_else(|| self.namespace.clone());
                 let tell = move |addresses, trouble| found.set(id, addresses, trouble);
@@ -146,8 +148,51 @@ impl Upstreams {
     }
 }
 
-/// Resolves again and again what is not an address already. A name that does not resolve keeps what it had.
-async fn resolve(id: ServiceId, addresses: BTreeSet<String>, found: Arc<Found>) {
+/// Where the pods of headless Services are, by their names, as far as their cluster tells.
+#[derive(Default)]
+struct Headless {
+    told: Mutex<BTreeMap<String, BTreeSet<String>>>,
+    changed: Notify,
+}
+
+impl Headless {
+    /// Follows those of `names` that may be such Services', for as long as the tasks are kept.
+    fn follow(
+        self: &Arc<Self>,
+        names: &BTreeSet<String>,
+        api: &ApiServer,
+    ) -> Vec<AbortOnDropHandle<()>> {
+        let services = names.iter().filter_map(|text| {
+            let service = endpoints::ServiceName::parse(text)?;
+            let (headless, text) = (Arc::clone(self), text.clone());
+            let tell = move |told| headless.set(&text, told);
+            let following = endpoints::follow_headless(api.clone(), service, tell);
+            Some(AbortOnDropHandle::new(tokio::spawn(following)))
+        });
+        services.collect()
+    }
+
+    fn set(&self, name: &str, addresses: Option<BTreeSet<String>>) {
+        let mut all = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        match addresses {
+            Some(addresses) => drop(all.insert(name.to_owned(), addresses)),
+            None => drop(all.remove(name)),
+        }
+        drop(all);
+        self.changed.notify_one();
+    }
+
+    fn of(&self, name: &str) -> Option<BTreeSet<String>> {
+        let all = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(name).cloned()
+    }
+}
+
+/// Resolves again and again what is not an address already. A name that does not resolve keeps what it had. What a Kubernetes
+/// cluster tells of a name is known sooner, and counts instead.
+async fn resolve(id: ServiceId, addresses: BTreeSet<String>, found: Arc<Found>, api: ApiServer) {
+    let headless = Arc::<Headless>::default();
+    let _following = headless.follow(&addresses, &api);
     let mut known: BTreeMap<&String, BTreeSet<String>> = BTreeMap::new();
     let literal = |text: &String| text.parse::<SocketAddr>().is_ok();
     loop {
@@ -155,6 +200,10 @@ async fn resolve(id: ServiceId, addresses: BTreeSet<String>, found: Arc<Found>) 
         for text in &addresses {
             if literal(text) {
                 known.insert(text, BTreeSet::from([text.clone()]));
+                continue;
+            }
+            if let Some(told) = headless.of(text) {
+                known.insert(text, told);
                 continue;
             }
             match tokio::time::timeout(RESOLVE_MAX, tokio::net::lookup_host(text)).await {
@@ -172,6 +221,6 @@ async fn resolve(id: ServiceId, addresses: BTreeSet<String>, found: Arc<Found>) 
         if addresses.iter().all(literal) {
             return;
         }
-        tokio::time::sleep(RESOLVE_INTERVAL).await;
+        let _ = tokio::time::timeout(RESOLVE_INTERVAL, headless.changed.notified()).await;
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{CallError, Home, Wanted, call, ordinal};
 use crate::consensus::Consensus;
@@ -19,6 +19,9 @@ use crate::consensus::Consensus;
 /// How long connections may still come after the pod is told to stop: every node has to hear that it is no endpoint
 /// any more.
 const ENDPOINTS_LAG: Duration = Duration::from_secs(5);
+
+/// How long clients who connect anew may come back here. Who is told to go elsewhere later finds another peer.
+const NEW_CONNECTIONS_LAG: Duration = Duration::from_secs(1);
 
 /// How long a peer holds itself, at the most. The rest of the chart's terminationGracePeriodSeconds is for its requests.
 const HOLD_MAX: Duration = Duration::from_secs(35);
@@ -156,11 +159,29 @@ impl Home {
         }
     }
 
+    /// Awaits `announce` if the API server has been told to delete this pod, which cannot be taken back. Otherwise its
+    /// container may be restarted only, or somebody asks who is not its node.
+    async fn announce(&self, announce: impl Future<Output = ()>) {
+        let pod = call(self.pods.get_opt(&self.pod)).await.ok().flatten();
+        if pod.is_some_and(|pod| pod.metadata.deletion_timestamp.is_some()) {
+            announce.await;
+        }
+    }
+
     /// Returns when this pod, which is told to stop, may be stopped: no earlier than that no new connections come, and
     /// no later than 35 s after. Says why. A peer that is removed meanwhile ends by itself.
-    pub async fn departure(self: Arc<Self>, consensus: Consensus) -> &'static str {
+    ///
+    /// Awaits `announce`, which tells clients to go elsewhere, as soon as they would: so they are told while this waits, and
+    /// not only after it. Not so where the pod is not deleted: anybody may ask for its departure.
+    pub async fn departure(
+        self: Arc<Self>,
+        consensus: Consensus,
+        announce: impl Future<Output = ()> + Send,
+    ) -> &'static str {
         let told = Instant::now();
-        sleep(ENDPOINTS_LAG).await;
+        sleep(NEW_CONNECTIONS_LAG).await;
+        self.announce(announce).await;
+        sleep_until(told + ENDPOINTS_LAG).await;
         let mut said = None;
         loop {
             let verdict = self.scene(&consensus).await.judge();
@@ -185,6 +206,7 @@ impl Home {
 mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use k8s_openapi::jiff::Timestamp;
+    use serde_json::json;
 
     use super::*;
 
@@ -253,6 +275,26 @@ mod tests {
             ..scene(3)
         };
         assert!(goes(&unknown), "the API server is not needed to restart");
+    }
+
+    #[tokio::test]
+    async fn clients_are_told_only_of_a_pod_that_the_api_server_says_is_deleted() {
+        let stays = json!({"metadata": {"name": "rs-0"}});
+        let goes =
+            json!({"metadata": {"name": "rs-0", "deletionTimestamp": "2026-01-01T00:00:00Z"}});
+        for (pod, told) in [(Some(goes), true), (Some(stays), false), (None, false)] {
+            let service = tower::service_fn(move |_: http::Request<kube::client::Body>| {
+                let code = if pod.is_some() { 200 } else { 403 };
+                let body = pod.clone().unwrap_or_default().to_string();
+                let body = http_body_util::Full::<bytes::Bytes>::from(body);
+                std::future::ready(http::Response::builder().status(code).body(body))
+            });
+            let client = kube::Client::new(service, "ns");
+            let home = Home::with("rs".to_owned(), "rs-0.x:7001", client).unwrap();
+            let announced = std::cell::Cell::new(false);
+            home.announce(async { announced.set(true) }).await;
+            assert_eq!(announced.get(), told);
+        }
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub(super) fn describe(step: Step, end: End, last_words: &str) -> Exit {
         }
         End::NotStarted => format!("{step} could not be started"),
         End::Lost => format!("{step} was lost"),
+        End::Preempted => format!("{step} was preempted"),
     };
     Exit { step, end, message }
 }

@@ -83,11 +83,16 @@ impl Replica {
             Phase::Starting => ReplicaStatus::Starting,
             Phase::Ready => ReplicaStatus::Ready,
             Phase::NotReady { .. } => ReplicaStatus::NotReady,
+            Phase::Stopping {
+                reason: StopReason::Preempted(_),
+                ..
+            } => ReplicaStatus::Preempted,
             Phase::Stopping { .. } => ReplicaStatus::ShuttingDown,
             Phase::Failed { reason, .. } => match reason {
                 StopReason::InitialDelay(_) => ReplicaStatus::FailedInitialDelay,
                 StopReason::Probing(_) => ReplicaStatus::FailedProbing,
                 StopReason::Provision(_) => ReplicaStatus::FailedProvision,
+                StopReason::Preempted(_) => ReplicaStatus::Preempted,
                 StopReason::Exited(_)
                 | StopReason::ScaleDown
                 | StopReason::Outdated

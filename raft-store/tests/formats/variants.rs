@@ -71,6 +71,7 @@ fn stop_reasons() -> Vec<(&'static str, StopReason)> {
         ("initial-delay", StopReason::InitialDelay(why())),
         ("probing", StopReason::Probing(why())),
         ("provision", StopReason::Provision(why())),
+        ("preempted", StopReason::Preempted(why())),
     ]
 }
 

@@ -74,7 +74,8 @@ fn coming_up(version: u32, wanted: u32, replicas: &[v1::Replica]) -> Verdict {
     for replica in replicas {
         let status = replica.status();
         if is_failed(status) {
-            if replica.version == version {
+            // That its place was taken says nothing of the version.
+            if replica.version == version && status != ReplicaStatus::Preempted {
                 failures.push(replica);
             }
         } else if replica.version == version {

@@ -394,6 +394,30 @@ fn ready_versions(world: &World) -> Vec<u32> {
 }
 
 #[test]
+fn an_update_runs_no_more_than_the_surge_while_old_replicas_drain() {
+    let mut world = World::new();
+    world.put("serve", 3);
+    world.settle();
+    world.probe_all_ok();
+    world.settle();
+    world.put("serve otherwise", 3);
+    let mut most = 0;
+    for _ in 0..8 {
+        world.settle();
+        world.probe_all_ok();
+        world.settle();
+        let exists = world.observed.exists.values();
+        let running = exists.filter(|it| matches!(it, ReplicaState::Running { .. }));
+        most = most.max(running.count());
+        // Half of the time that they have for it.
+        world.pass(15);
+    }
+    assert_eq!(most, 3 + SURGE);
+    world.settle();
+    assert_eq!(ready_versions(&world), [2, 2, 2]);
+}
+
+#[test]
 fn an_update_to_fewer_replicas_drains_none_before_a_new_one_is_ready() {
     for fewer in [1, 3] {
         let mut world = World::new();
@@ -640,13 +664,13 @@ fn a_port_that_another_process_took_does_not_count_against_the_version() {
 
 #[test]
 fn replicas_that_are_lost_before_they_are_ready_do_not_count_against_the_version() {
-    let evicted = ReplicaState::Exited(Exit {
+    let lost = ReplicaState::Exited(Exit {
         step: Step::Run,
         end: End::Lost,
-        message: "the node evicted its pod".into(),
+        message: "its shim is gone".into(),
     });
     for (left, said) in [
-        (Some(evicted), "the node evicted its pod"),
+        (Some(lost), "its shim is gone"),
         (
             Some(ReplicaState::Stopping),
             "it was stopped by something else",
@@ -672,6 +696,47 @@ fn replicas_that_are_lost_before_they_are_ready_do_not_count_against_the_version
         let first = world.state.replica(world.id(1)).unwrap();
         assert_eq!(first.status(), ReplicaStatus::FailedProvision);
         assert_eq!(first.reason().as_deref(), Some(said));
+    }
+}
+
+#[test]
+fn a_replica_whose_place_is_taken_is_preempted_and_replaced_and_never_counts_against_the_version() {
+    let ended = ReplicaState::Exited(Exit {
+        step: Step::Run,
+        end: End::Preempted,
+        message: "the node evicted its pod".into(),
+    });
+    for (seen, was_ready) in [
+        (ended.clone(), false),
+        (ended, true),
+        (ReplicaState::Preempted, false),
+        (ReplicaState::Preempted, true),
+    ] {
+        let mut world = World::new();
+        world.put("serve", 1);
+        for number in 1..=5 {
+            world.settle();
+            if was_ready {
+                world.probe_all_ok();
+                world.settle();
+            }
+            let id = world.id(number);
+            let said = "the node evicted its pod".to_owned();
+            world.observed.notes.insert(id, said.clone());
+            world.observed.exists.insert(id, seen.clone());
+            world.settle();
+            // At once, and not only when it is gone.
+            let replica = world.state.replica(id).unwrap();
+            assert_eq!(replica.status(), ReplicaStatus::Preempted, "{number}");
+            assert_eq!(replica.reason(), Some(said));
+            world.observed.exists.remove(&id);
+            world.settle();
+            let status = world.state.replica(id).unwrap().status();
+            assert_eq!(status, ReplicaStatus::Preempted, "once it is gone");
+            world.pass(61);
+        }
+        world.settle();
+        assert!(world.state.replica(world.id(6)).is_some(), "{seen:?}");
     }
 }
 

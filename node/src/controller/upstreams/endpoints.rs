@@ -44,6 +44,7 @@ pub(super) async fn follow(
     let namespace = namespace.unwrap_or(client.default_namespace()).to_owned();
     let slices: Api<EndpointSlice> = Api::namespaced(client, &namespace);
     let labels = format!("kubernetes.io/service-name={}", service.name);
+    let port = service.port.as_deref();
     let mut watching = Watching::begin(slices, &labels);
     let mut known = Slices::new();
     let mut troubled = false;
@@ -62,11 +63,11 @@ pub(super) async fn follow(
                 continue;
             }
             Heard::Event(Event::InitApply(slice)) => {
-                note(&mut known, &slice, service.port.as_deref());
+                note(&mut known, &slice, port);
             }
             Heard::Event(Event::InitDone) | Heard::Recovered => tell_known(&known),
             Heard::Event(Event::Apply(slice)) => {
-                note(&mut known, &slice, service.port.as_deref());
+                note(&mut known, &slice, port);
                 tell_known(&known);
             }
             Heard::Event(Event::Delete(slice)) => {
@@ -85,6 +86,83 @@ pub(super) async fn follow(
                 }
                 tell(None, Some(said));
                 troubled = true;
+                continue;
+            }
+        }
+        troubled = false;
+    }
+}
+
+/// The name of a Service in the names of its cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ServiceName {
+    name: String,
+    namespace: String,
+    port: u16,
+}
+
+impl ServiceName {
+    /// Of `NAME.NAMESPACE.svc:PORT`, with or without the cluster's domain after `svc`. Shorter names may be anybody's.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        let mut labels = host.split('.');
+        let (name, namespace) = (labels.next()?, labels.next()?);
+        let is_service = labels.next() == Some("svc") && !name.is_empty() && !namespace.is_empty();
+        is_service.then_some(())?;
+        Some(Self {
+            name: name.to_owned(),
+            namespace: namespace.to_owned(),
+            port: port.parse().ok()?,
+        })
+    }
+}
+
+/// Tells where the ready pods of a headless Service are, now and whenever that changes, for ever: much sooner than a resolver
+/// that keeps answers for a while. Tells nothing where that cannot be known, as of a Service with an address of its own.
+pub(super) async fn follow_headless(
+    api: ApiServer,
+    service: ServiceName,
+    tell: impl Fn(Option<BTreeSet<String>>),
+) {
+    if api.is_known().await.is_err() {
+        return; // No peer of a Kubernetes cluster.
+    }
+    let Ok(client) = api.client().await else {
+        return;
+    };
+    let slices: Api<EndpointSlice> = Api::namespaced(client, &service.namespace);
+    let labels = format!(
+        "kubernetes.io/service-name={},service.kubernetes.io/headless",
+        service.name
+    );
+    let mut watching = Watching::begin(slices, &labels);
+    let mut known = Slices::new();
+    let mut troubled = false;
+    let tell_known = |known: &Slices| tell((!known.is_empty()).then(|| union(known)));
+    while let Some(heard) = watching.next().await {
+        match heard {
+            Heard::Event(Event::Init) => {
+                known.clear();
+                continue;
+            }
+            Heard::Event(Event::InitApply(slice)) => note(&mut known, &slice, service.port),
+            Heard::Event(Event::InitDone) | Heard::Recovered => tell_known(&known),
+            Heard::Event(Event::Apply(slice)) => {
+                note(&mut known, &slice, service.port);
+                tell_known(&known);
+            }
+            Heard::Event(Event::Delete(slice)) => {
+                known.remove(slice.metadata.name.as_deref().unwrap_or_default());
+                tell_known(&known);
+            }
+            Heard::Failed(error) => {
+                if !std::mem::replace(&mut troubled, true) {
+                    tracing::info!(
+                        service = service.name, namespace = service.namespace, error = %chain(&error),
+                        "cannot watch the endpoints of a name, which is resolved every two seconds instead"
+                    );
+                }
+                tell(None);
                 continue;
             }
         }
@@ -113,11 +191,49 @@ struct Slice {
     ready: BTreeSet<String>,
 }
 
-fn note(known: &mut Slices, slice: &EndpointSlice, port: Option<&str>) {
+/// Which port of the endpoints is asked for.
+#[derive(Clone, Copy)]
+enum Port<'a> {
+    /// One that their Service has, by name or number, or its first.
+    OfService(Option<&'a str>),
+    /// This one, whether or not their Service says anything of it.
+    Given(u16),
+}
+
+impl<'a> From<Option<&'a str>> for Port<'a> {
+    fn from(port: Option<&'a str>) -> Self {
+        Self::OfService(port)
+    }
+}
+
+impl From<u16> for Port<'_> {
+    fn from(port: u16) -> Self {
+        Self::Given(port)
+    }
+}
+
+impl Port<'_> {
+    fn of(self, slice: &EndpointSlice) -> Option<u16> {
+        let wanted = match self {
+            Self::Given(port) => return Some(port),
+            Self::OfService(wanted) => wanted,
+        };
+        let mut ports = slice.ports.iter().flatten();
+        let chosen = ports.find(|it| {
+            wanted.is_none_or(|wanted| {
+                it.name.as_deref() == Some(wanted)
+                    || it.port.is_some_and(|number| number.to_string() == wanted)
+            })
+        });
+        u16::try_from(chosen?.port?).ok()
+    }
+}
+
+fn note<'a>(known: &mut Slices, slice: &EndpointSlice, port: impl Into<Port<'a>>) {
     let name = slice.metadata.name.clone().unwrap_or_default();
     let told = Slice {
         is_ipv4: slice.address_type == "IPv4" && !slice.endpoints.is_empty(),
-        ready: addresses(slice, port),
+        ready: addresses(slice, port.into()),
     };
     known.insert(name, told);
 }
@@ -132,15 +248,8 @@ fn union(known: &Slices) -> BTreeSet<String> {
 
 /// The endpoints of a slice that are ready, which those that terminate are not. Of several addresses of one, only the
 /// first means anything.
-fn addresses(slice: &EndpointSlice, port: Option<&str>) -> BTreeSet<String> {
-    let mut ports = slice.ports.iter().flatten();
-    let chosen = ports.find(|it| {
-        port.is_none_or(|wanted| {
-            it.name.as_deref() == Some(wanted)
-                || it.port.is_some_and(|number| number.to_string() == wanted)
-        })
-    });
-    let Some(port) = chosen.and_then(|it| u16::try_from(it.port?).ok()) else {
+fn addresses(slice: &EndpointSlice, port: Port<'_>) -> BTreeSet<String> {
+    let Some(port) = port.of(slice) else {
         return BTreeSet::new();
     };
     let ready = slice.endpoints.iter().filter(|endpoint| {
@@ -172,11 +281,36 @@ mod tests {
             ],
         }))
         .unwrap();
-        let told = |port| addresses(&slice, port).into_iter().collect::<Vec<_>>();
+        let of = |port| addresses(&slice, port).into_iter().collect::<Vec<_>>();
+        let told = |port| of(Port::OfService(port));
+        assert_eq!(of(Port::Given(9)), ["10.0.0.1:9", "10.0.0.3:9"]);
         assert_eq!(told(None), ["10.0.0.1:80", "10.0.0.3:80"]);
         assert_eq!(told(Some("grpc")), ["10.0.0.1:50051", "10.0.0.3:50051"]);
         assert_eq!(told(Some("50051")), told(Some("grpc")));
         assert_eq!(told(Some("other")), [""; 0]);
+    }
+
+    #[test]
+    fn only_a_name_that_can_be_nothing_else_is_that_of_a_service() {
+        let parsed = |text| {
+            let name = ServiceName::parse(text)?;
+            Some((name.name, name.namespace, name.port))
+        };
+        let service = Some(("web".to_owned(), "ns".to_owned(), 80));
+        assert_eq!(parsed("web.ns.svc:80"), service);
+        assert_eq!(parsed("web.ns.svc.cluster.local:80"), service);
+        for other in [
+            "web:80",
+            "web.ns:80",
+            "web.example.com:80",
+            // One pod of a Service.
+            "web-0.web.ns.svc.cluster.local:80",
+            ".ns.svc:80",
+            "web.ns.svc",
+            "10.0.0.1:80",
+        ] {
+            assert_eq!(parsed(other), None, "{other}");
+        }
     }
 
     #[test]
@@ -194,7 +328,7 @@ mod tests {
         };
         let mut known = Slices::new();
         let mut told = |given: EndpointSlice| {
-            note(&mut known, &given, None);
+            note(&mut known, &given, Port::OfService(None));
             union(&known).into_iter().collect::<Vec<_>>()
         };
         assert_eq!(

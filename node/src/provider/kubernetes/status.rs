@@ -45,9 +45,15 @@ pub(super) fn seen(pod: &Pod) -> Seen {
     let nothing = PodStatus::default();
     let status = pod.status.as_ref().unwrap_or(&nothing);
     if pod.metadata.deletion_timestamp.is_some() {
+        let disruption = disruption(status);
         return Seen {
-            state: ReplicaState::Stopping,
-            note: Some(deleted_by(status)),
+            state: match disruption {
+                Some(_) => ReplicaState::Preempted,
+                None => ReplicaState::Stopping,
+            },
+            note: Some(one_line(
+                disruption.as_deref().unwrap_or("its pod was deleted"),
+            )),
         };
     }
     let container = container_of(status);
@@ -135,12 +141,12 @@ fn over(pod: &Pod, status: &PodStatus, ended: Option<&ContainerStateTerminated>)
         };
         let end = match reason {
             "Evicted" if exceeded_its_own(said) => End::Signal(9), // As its kubelet ends it.
-            _ => End::Lost,
+            _ => End::Preempted,
         };
         return Some(Seen::exited(Step::Run, end, told));
     }
     if failed && let Some(disruption) = disruption(status) {
-        return Some(Seen::exited(Step::Run, End::Lost, disruption));
+        return Some(Seen::exited(Step::Run, End::Preempted, disruption));
     }
     if let Some(ended) = ended {
         return Some(exit(ended, pod));
@@ -283,6 +289,7 @@ fn waiting(container: &ContainerStatus) -> Option<Seen> {
     }
 }
 
+/// Who takes the pod's place from it and why, where somebody does: a pod that is only deleted says nothing of it.
 fn disruption(status: &PodStatus) -> Option<String> {
     let mut conditions = status.conditions.iter().flatten();
     let target = conditions.find(|it| it.type_ == "DisruptionTarget" && it.status == "True")?;
@@ -291,13 +298,10 @@ fn disruption(status: &PodStatus) -> Option<String> {
         "DeletionByTaintManager" => format!("its node is lost or was tainted: {said}"),
         "PreemptionByScheduler" => format!("a pod of higher priority took its place: {said}"),
         "EvictionByEvictionAPI" => format!("its node is drained: {said}"),
+        "DeletionByPodGC" => format!("its node is gone: {said}"),
+        "TerminationByKubelet" => format!("its node shuts down or lacks room: {said}"),
         reason => format!("its pod was disrupted ({reason}): {said}"),
     })
-}
-
-fn deleted_by(status: &PodStatus) -> String {
-    let why = disruption(status).unwrap_or_else(|| "its pod was deleted".to_owned());
-    one_line(&why)
 }
 
 fn last_line(text: &str) -> &str {

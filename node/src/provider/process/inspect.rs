@@ -152,7 +152,8 @@ pub(super) fn is_over(dir: &RunDir) -> io::Result<bool> {
             ReplicaState::Prepared
             | ReplicaState::SettingUp
             | ReplicaState::Running { .. }
-            | ReplicaState::Stopping,
+            | ReplicaState::Stopping
+            | ReplicaState::Preempted,
         ) => false,
     })
 }

@@ -98,7 +98,10 @@ impl Watcher {
         for observation in seen {
             let alive = matches!(
                 observation.state,
-                ReplicaState::SettingUp | ReplicaState::Running { .. } | ReplicaState::Stopping
+                ReplicaState::SettingUp
+                    | ReplicaState::Running { .. }
+                    | ReplicaState::Stopping
+                    | ReplicaState::Preempted
             );
             if alive && connected.insert(observation.replica.clone()) {
                 let watcher = Arc::clone(self);

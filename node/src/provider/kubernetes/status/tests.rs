@@ -223,7 +223,7 @@ fn an_eviction_is_told_with_what_helps_against_this_one() {
         let status = json!({"phase": "Failed", "reason": "Evicted", "message": said});
         let exit = exit_of(with(status));
         let own = !said.contains("low on resource");
-        assert_eq!(exit.end != End::Lost, own, "{exit:?}");
+        assert_eq!(exit.end != End::Preempted, own, "{exit:?}");
         let told = exit.message;
         let one_line = said.trim();
         assert!(told.contains(one_line) && told.contains(remedy), "{told}");
@@ -237,7 +237,7 @@ fn what_takes_a_pod_away_is_told() {
     let evicted = exit_of(with(json!({
         "phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory.",
     })));
-    assert_eq!(evicted.end, End::Lost);
+    assert_eq!(evicted.end, End::Preempted);
     assert!(evicted.message.contains("low on resource"));
     for (reason, words) in [
         ("NodeShutdown", "its node was shut down"),
@@ -246,17 +246,21 @@ fn what_takes_a_pod_away_is_told() {
     ] {
         let status = json!({"phase": "Failed", "reason": reason, "message": "said so"});
         let exit = exit_of(with(status));
-        assert_eq!(exit.end, End::Lost);
+        assert_eq!(exit.end, End::Preempted);
         assert!(exit.message.starts_with(words), "{}", exit.message);
     }
     let preempted = exit_of(with(json!({"phase": "Failed", "conditions": [
         {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "x"}
     ]})));
     assert!(preempted.message.contains("higher priority"));
+    assert_eq!(preempted.end, End::Preempted);
     for (reason, words) in [
+        ("PreemptionByScheduler", "a pod of higher priority"),
         ("DeletionByTaintManager", "its node is lost"),
         ("EvictionByEvictionAPI", "its node is drained"),
-        ("DeletionByPodGC", "its pod was disrupted (DeletionByPodGC)"),
+        ("DeletionByPodGC", "its node is gone"),
+        ("TerminationByKubelet", "its node shuts down"),
+        ("Another", "its pod was disrupted (Another)"),
     ] {
         let deleted = shown(
             json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}),
@@ -265,10 +269,16 @@ fn what_takes_a_pod_away_is_told() {
                 {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": "y"}
             ], "containerStatuses": container(json!({"running": {}}))}),
         );
-        assert_eq!(deleted.state, ReplicaState::Stopping);
+        assert_eq!(deleted.state, ReplicaState::Preempted);
         let note = deleted.note.unwrap();
         assert!(note.starts_with(words), "{note}");
     }
+    let deleted = shown(
+        json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}),
+        json!({}),
+        json!({"phase": "Running", "podIP": "10.0.0.7", "containerStatuses": container(json!({"running": {}}))}),
+    );
+    assert_eq!(deleted.state, ReplicaState::Stopping, "by somebody");
 }
 
 #[test]
