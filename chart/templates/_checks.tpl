@@ -3,12 +3,34 @@
 {{- if not (has (int .Values.replicas) (list 1 3 5)) }}
 {{- fail (printf "replicas %d: choose 1, 3 or 5, since an even number of peers survives no more failures than one fewer" (int .Values.replicas)) }}
 {{- end }}
+{{- $name := include "raftserve.fullname" . }}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) }}
+{{- fail (printf "objects would be named %s, which no Service can be: set fullnameOverride to lower-case letters, digits and hyphens, a letter first" $name) }}
+{{- end }}
+{{- range $label := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" }}
+{{- if hasKey (default dict $.Values.podLabels) $label }}
+{{- fail (printf "podLabels: %s is a label by which the chart finds its pods, and has its value: leave it out" $label) }}
+{{- end }}
+{{- end }}
 {{- $users := include "raftserve.htpasswd" . }}
+{{- $names := list }}
+{{- range splitList "\n" $users }}
+{{- $names = append $names (regexFind "^[^:]+" .) }}
+{{- end }}
 {{- if and .Values.auth.existingSecret (or $users .Values.auth.tokens .Values.auth.roles) }}
 {{- fail "auth.existingSecret brings all credentials: move auth.credentials, auth.roles, auth.tokens and ingress.authCredentials into that Secret, or leave existingSecret empty" }}
 {{- end }}
 {{- if and .Values.auth.credentials .Values.ingress.authCredentials }}
 {{- fail "auth.credentials and ingress.authCredentials are the same value under two names: keep auth.credentials" }}
+{{- end }}
+{{- range $role := .Values.auth.roles }}
+{{- $user := regexFind "^[^:]+" $role }}
+{{- if not (has $user $names) }}
+{{- fail (printf "auth.roles: there is no user %s: add a line of that name to auth.credentials, or take %s out of auth.roles" $user $role) }}
+{{- end }}
+{{- end }}
+{{- if and .Values.ingress.tlsSecret (not .Values.ingress.enabled) }}
+{{- fail "ingress.tlsSecret has no meaning without an Ingress: set ingress.enabled, or for TLS at the peers tls.existingSecret" }}
 {{- end }}
 {{- if and .Values.storage.selector .Values.storage.volumeNames }}
 {{- fail "storage.selector and storage.volumeNames both choose volumes: keep one of them" }}
@@ -43,11 +65,8 @@
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) }}
 {{- fail "httpRoute.enabled needs httpRoute.parentRefs: name the Gateway that the route belongs to" }}
 {{- end }}
-{{- if and .Values.resources.limits (hasKey .Values.resources.limits "cpu") }}
-{{- fail "resources.limits.cpu throttles a peer, which then misses heartbeats and loses leadership: leave it out, and set resources.requests.cpu" }}
-{{- end }}
 {{- if lt (int .Values.terminationGracePeriodSeconds) 60 }}
-{{- fail (printf "terminationGracePeriodSeconds %d: a peer waits up to 45 seconds until the others can do without it, and only then hands over and drains: give it 60 or more" (int .Values.terminationGracePeriodSeconds)) }}
+{{- fail (printf "terminationGracePeriodSeconds %d: a peer waits up to 35 seconds until the others can do without it, and only then hands over and drains: give it 60 or more" (int .Values.terminationGracePeriodSeconds)) }}
 {{- end }}
 {{- if not .Values.serviceAccount.create }}
 {{- if not .Values.serviceAccount.name }}

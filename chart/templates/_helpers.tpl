@@ -80,6 +80,12 @@ app.kubernetes.io/part-of: raftserve
 {{- toJson (prepend (default list .Values.provider.namespaces) $first | uniq) }}
 {{- end }}
 
+{{/* Of the grace, in seconds: 10 are for handing over and ending, and half of the rest, but 35 at least, for the others to be
+able to do without a peer. */}}
+{{- define "raftserve.holdSeconds" -}}
+{{- max 35 (div (sub .Values.terminationGracePeriodSeconds 10) 2) -}}
+{{- end }}
+
 {{/* How many peers: as many as there are, however they were scaled, until the value itself is changed. */}}
 {{- define "raftserve.replicas" -}}
 {{- $live := lookup "apps/v1" "StatefulSet" .Release.Namespace (include "raftserve.fullname" .) | default dict -}}

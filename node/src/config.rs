@@ -47,6 +47,8 @@ pub struct NodeConfig {
     pub connection_age_grace: Option<Duration>,
     /// How long requests may finish when this peer is told to stop.
     pub drain_grace: Duration,
+    /// How long a pod that is told to stop may be held until the others can do without it.
+    pub hold_grace: Duration,
     /// Where it comes in with TLS, and with which certificates.
     pub tls: Option<TlsListen>,
     /// The certificates by which peers know each other and clients know this one.
@@ -243,6 +245,7 @@ impl TryFrom<NodeArgs> for NodeConfig {
             connection_age: args.connection_age,
             connection_age_grace: args.connection_age_grace,
             drain_grace: args.drain_grace,
+            hold_grace: args.hold_grace,
             cert_dir: args.cert_dir,
             credentials_dir: args.credentials_dir,
             login_lifetime: args.login_lifetime,
@@ -314,6 +317,8 @@ mod tests {
         let long = grace(&["--drain-grace=10m"]);
         assert_eq!(long, Ok(Duration::from_secs(600)));
         assert!(grace(&["--drain-grace=30"]).is_err(), "of what?");
+        let hold = config(&["--hold-grace=295s"]).unwrap().hold_grace;
+        assert_eq!(hold, Duration::from_secs(295));
     }
 
     #[test]

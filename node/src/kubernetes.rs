@@ -13,8 +13,10 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::client::ClientBuilder;
 use kube::{Api, Client, Config};
 use tokio::sync::OnceCell;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tower::timeout::TimeoutLayer;
+
+use endpoints::Gates;
 
 pub mod departure;
 pub mod endpoints;
@@ -119,6 +121,10 @@ pub struct Home {
     place: String,
     /// Of the StatefulSet that this process has first seen, for peers that may not read their own pod.
     uid: OnceLock<String>,
+    /// What keeps this peer from setting which readiness gates.
+    shut: Gates,
+    /// When this pod was first told to stop.
+    told: OnceLock<Instant>,
 }
 
 impl fmt::Debug for Home {
@@ -235,6 +241,8 @@ impl Home {
             set,
             ordinal,
             uid: OnceLock::new(),
+            shut: Gates::default(),
+            told: OnceLock::new(),
         })
     }
 

@@ -293,6 +293,7 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
         credentials: credentials.clone(),
         denials: Arc::clone(&denials),
         home: home.clone(),
+        hold_grace: config.hold_grace,
     }) as Arc<dyn Report>);
     if let Some(home) = &home {
         let consensus = || peer.consensus();
@@ -317,6 +318,7 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
             service_ports: parts.proxy.ports(),
             advertise_host: config.advertise_host.clone(),
             api: parts.api.clone(),
+            home: home.clone(),
             provider: Arc::clone(&parts.provider),
             certificates: certificates.clone(),
             credentials: credentials.clone(),
@@ -345,7 +347,9 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
     match &why {
         Ok(why) => {
             tracing::info!(why, "stopping");
-            let stopping = stop_gently(&peer, parts, config.drain_grace, &shutdown, &tasks);
+            let unused = home.as_ref().map(|home| home.unused(config.hold_grace));
+            let drain_grace = config.drain_grace + unused.unwrap_or_default();
+            let stopping = stop_gently(&peer, parts, drain_grace, &shutdown, &tasks);
             tokio::select! {
                 () = stopping => {}
                 _ = stop.told() => tracing::warn!("told again: stopping at once"),
@@ -750,6 +754,7 @@ struct Metrics {
     credentials: Option<Arc<Credentials>>,
     denials: Arc<Denials>,
     home: Option<Arc<Home>>,
+    hold_grace: Duration,
 }
 
 impl Report for Metrics {
@@ -758,7 +763,8 @@ impl Report for Metrics {
             Some(home) => {
                 let announcer = self.announcer.clone();
                 let announce = async move { announcer.announce().await };
-                home.departure(self.consensus.clone(), announce).boxed()
+                home.departure(self.consensus.clone(), self.hold_grace, announce)
+                    .boxed()
             }
             None => std::future::ready("nothing to wait for").boxed(),
         }

@@ -133,6 +133,125 @@ fn lint_finds_nothing() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The lines of the StatefulSet's `key`, in what helm renders.
+fn of_set<'a>(rendered: &'a str, key: &str) -> anyhow::Result<Vec<&'a str>> {
+    let mut objects = rendered.split("\n---\n");
+    let set = objects.find(|it| it.contains("\nkind: StatefulSet\n"));
+    let mut lines = set.context("no StatefulSet")?.lines();
+    let first = lines.find(|line| line.trim_start().starts_with(key) && line.starts_with("  "));
+    let first = first.with_context(|| format!("no {key}"))?;
+    let inner = lines.take_while(|line| line.starts_with("   "));
+    Ok(std::iter::once(first).chain(inner).collect())
+}
+
+#[test]
+fn an_upgrade_from_the_previous_chart_changes_nothing_that_cannot_be_changed() -> anyhow::Result<()>
+{
+    if !have_helm() {
+        return Ok(());
+    }
+    let walked = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../examples/kubernetes/ha-load-balancer/values.yaml");
+    let rendered = |chart: &Path| -> anyhow::Result<String> {
+        let output = Command::new("helm")
+            .args(["template", "serve"])
+            .arg(chart)
+            .arg("--values")
+            .arg(&walked)
+            .output()
+            .context("cannot run helm")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}: {said}", chart.display());
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let (now, before) = (
+        rendered(&chart())?,
+        rendered(&chart().join("tests/previous"))?,
+    );
+    ensure!(before.contains("-previous\n"), "its own version");
+    for fixed in [
+        "serviceName:",
+        "podManagementPolicy:",
+        "selector:",
+        "volumeClaimTemplates:",
+    ] {
+        let (now, before) = (of_set(&now, fixed)?, of_set(&before, fixed)?);
+        ensure!(now == before, "{now:#?}\ninstead of\n{before:#?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_release_whose_name_no_service_can_have_is_refused_with_a_sentence() -> anyhow::Result<()> {
+    if !have_helm() {
+        return Ok(());
+    }
+    for name in ["a.b", "1a"] {
+        let output = Command::new("helm")
+            .args(["template", name])
+            .arg(chart())
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success(), "{name} is taken");
+        ensure!(said.contains("set fullnameOverride to"), "{said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_grace_is_shared_out_between_waiting_and_draining() -> anyhow::Result<()> {
+    if !have_helm() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let values = folder.path().join("grace.json");
+    for (grace, hold, drain) in [(60, 35, 15), (75, 35, 30), (120, 55, 55), (600, 295, 295)] {
+        fs::write(
+            &values,
+            format!(r#"{{"terminationGracePeriodSeconds": {grace}}}"#),
+        )?;
+        let output = render(&values)?;
+        let rendered = String::from_utf8(output.stdout)?;
+        for flag in [
+            format!("--hold-grace={hold}s\n"),
+            format!("--drain-grace={drain}s\n"),
+        ] {
+            ensure!(rendered.contains(&flag), "no {flag} of {grace}: {rendered}");
+        }
+        ensure!(hold + drain + 10 <= grace, "{grace}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_notes_warn_of_what_is_allowed_and_may_do_harm() -> anyhow::Result<()> {
+    if !have_helm() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let values = folder.path().join("values.json");
+    fs::write(&values, "{}")?;
+    let warnings = [
+        "resources.limits.cpu lets a peer be throttled",
+        "--replicas=0` deletes every volume",
+    ];
+    let plain = notes(&values)?;
+    for warning in warnings {
+        ensure!(!plain.contains(warning), "{plain}");
+    }
+    fs::write(
+        &values,
+        r#"{"resources": {"limits": {"cpu": 4}}, "storage": {"whenScaled": "Delete"}, "service": {"type": "LoadBalancer"}}"#,
+    )?;
+    let warned = notes(&values)?;
+    // Some load balancers have a name, and no address.
+    let either = "{{with index .status.loadBalancer.ingress 0}}{{or .hostname .ip}}{{end}}";
+    for words in warnings.iter().chain([&either]) {
+        ensure!(warned.contains(words), "no {words:?}: {warned}");
+    }
+    Ok(())
+}
+
 /// What `helm install` would say at its end. Asks no cluster.
 fn notes(values: &Path) -> anyhow::Result<String> {
     let install = [

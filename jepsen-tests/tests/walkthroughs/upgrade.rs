@@ -1,53 +1,14 @@
 //! A release that an earlier chart made, with what is in it, goes over to this one.
 
-use std::fs;
-use std::path::Path;
-
 use anyhow::{Context, ensure};
 use jepsen_tests::kube::chart;
 
 use crate::stage::{RELEASE, Walk, walk_as};
 
-const VERSION: &str = "0.0.9";
-
 const SERVICE: &str = "sky-lb-ha";
 
-/// This chart as it was before it remembered what the values said of the number of peers, under a version of its own.
-fn earlier_chart(folder: &Path) -> anyhow::Result<()> {
-    copy(&chart(), folder)?;
-    edit(&folder.join("Chart.yaml"), |text| {
-        let lines = text.lines().map(|line| match line.split_once(": ") {
-            Some(("version", _)) => format!("version: {VERSION}\n"),
-            _ => format!("{line}\n"),
-        });
-        lines.collect()
-    })?;
-    edit(&folder.join("templates/statefulset.yaml"), |text| {
-        let of_today = r#"{{ include "raftserve.replicas" . }}"#;
-        let text = text.replace(of_today, "{{ .Values.replicas }}");
-        text.replace("raftserve.io/replicas:", "raftserve.io/earlier:")
-    })
-}
-
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        match entry.file_type()?.is_dir() {
-            true => copy(&entry.path(), &target)?,
-            false => drop(fs::copy(entry.path(), &target)?),
-        }
-    }
-    Ok(())
-}
-
-fn edit(file: &Path, change: impl FnOnce(&str) -> String) -> anyhow::Result<()> {
-    let text = fs::read_to_string(file)?;
-    let changed = change(&text);
-    ensure!(changed != text, "nothing to change in {}", file.display());
-    fs::write(file, changed).with_context(|| file.display().to_string())
-}
+/// What the version of the chart from before ends with, which is renewed at a release only.
+const EARLIER: &str = "-previous";
 
 impl Walk {
     /// What `helm list` says of the release.
@@ -70,12 +31,10 @@ impl Walk {
 async fn a_release_of_an_earlier_chart_goes_over_to_this_one_and_back_with_what_is_in_it()
 -> anyhow::Result<()> {
     walk_as("upgrade", "ha-load-balancer", async |walk| {
-        let folder = tempfile::tempdir()?;
-        let earlier = folder.path().join("raftserve");
-        earlier_chart(&earlier)?;
+        let earlier = chart().join("tests/previous");
         walk.helm_of(&earlier, "install", &[]).await?;
         walk.await_peers(3).await?;
-        ensure!(walk.chart_in_use().await?.ends_with(VERSION));
+        ensure!(walk.chart_in_use().await?.ends_with(EARLIER));
         let service = walk.file("http_server.yaml")?;
         walk.raftserve(&["up", "-n", SERVICE, &service, "-y"])
             .await?;
@@ -91,17 +50,18 @@ async fn a_release_of_an_earlier_chart_goes_over_to_this_one_and_back_with_what_
             Ok(())
         };
 
-        walk.helm("upgrade", &["podAnnotations.touched=once"])
-            .await?;
+        walk.helm("upgrade", &[]).await?;
         kept().await?;
-        ensure!(!walk.chart_in_use().await?.ends_with(VERSION));
+        ensure!(!walk.chart_in_use().await?.ends_with(EARLIER));
         eprintln!("upgraded after {:.1?}", load.elapsed());
 
         walk.namespace.helm(&["rollback", RELEASE, "1"]).await?;
         kept().await?;
-        ensure!(walk.chart_in_use().await?.ends_with(VERSION));
+        ensure!(walk.chart_in_use().await?.ends_with(EARLIER));
         eprintln!("rolled back after {:.1?}", load.elapsed());
 
+        walk.helm("upgrade", &[]).await?;
+        kept().await?;
         // No pod is another one for this, so nobody is rolled.
         let peers = walk.peers().await?;
         walk.helm("upgrade", &[]).await?;

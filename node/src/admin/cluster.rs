@@ -177,6 +177,7 @@ impl Cluster for ClusterApi {
             compared_index: compared.upto.0,
             differs_index: compared.differs.map_or(0, |(index, _)| index.0),
             hindrance: self.0.hindrance().unwrap_or_default(),
+            endpoints_hindrance: self.0.endpoints_hindrance().unwrap_or_default(),
             differs_peer: compared.differs.map_or(0, |(_, peer)| peer.0),
         }))
     }

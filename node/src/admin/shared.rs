@@ -20,7 +20,7 @@ use super::view::ServicePorts;
 use crate::access::{Certificates, Credentials};
 use crate::consensus::Consensus;
 use crate::controller::one_host;
-use crate::kubernetes::ApiServer;
+use crate::kubernetes::{ApiServer, Home};
 use crate::provider::Provider;
 
 /// How long a linearizable read may take before the caller is told that there is no quorum.
@@ -47,6 +47,8 @@ pub struct AdminParts {
     pub advertise_host: Option<String>,
     /// Where Kubernetes is asked for the endpoints of its Services.
     pub api: ApiServer,
+    /// Where this peer runs, if it is a pod of a StatefulSet.
+    pub home: Option<Arc<Home>>,
     /// Where replicas' output is read.
     pub provider: Arc<dyn Provider>,
     /// With which the port serves TLS; without, it serves none.
@@ -128,6 +130,11 @@ impl Shared {
         trouble.or_else(|| one_host::not_shared(&self.parts.consensus, provider))
     }
 
+    /// What keeps this peer from being an endpoint, or from saying who is one.
+    pub(super) fn endpoints_hindrance(&self) -> Option<String> {
+        self.parts.home.as_ref()?.gate_trouble()
+    }
+
     /// Where this peer's service ports are reached by a caller that reached it at `local`.
     pub(super) fn ports(&self, local: Option<SocketAddr>) -> ServicePorts {
         let reached = || local.map(|local| local.ip().to_string());
@@ -139,6 +146,7 @@ impl Shared {
             base: self.parts.service_port_base,
             provider: self.parts.provider.name(),
             hindrance: self.hindrance(),
+            endpoints: self.endpoints_hindrance(),
             refused: refused(&self.parts.service_ports.borrow()),
             remarks: BTreeMap::new(),
         }

@@ -22,6 +22,8 @@ pub(super) struct ServicePorts {
     pub(super) provider: &'static str,
     /// What keeps them from it.
     pub(super) hindrance: Option<String>,
+    /// What keeps this peer from being an endpoint of the client Service, or from saying who is one.
+    pub(super) endpoints: Option<String>,
     /// Services whose own port is not theirs, and why.
     pub(super) refused: BTreeMap<ServiceId, String>,
     /// Why static services lack replicas, as far as the leader tells.
@@ -29,22 +31,25 @@ pub(super) struct ServicePorts {
 }
 
 impl ServicePorts {
-    /// What keeps a service from being all that it was asked for. Without replicas, nothing else counts.
-    fn hindrances(&self, service: &Service) -> Vec<v1::Hindrance> {
+    /// What keeps a service from being all that it was asked for. Without replicas, its port and addresses do not count.
+    fn hindrances(&self, service: ServiceId, makes_replicas: bool) -> Vec<v1::Hindrance> {
         let of_kind = |kind: HindranceKind, text: String| v1::Hindrance {
             kind: kind.into(),
             text,
         };
-        if let (true, Some(hindrance)) = (service.spec().provider.makes_replicas(), &self.hindrance)
-        {
+        let endpoints = self.endpoints.clone();
+        let endpoints = endpoints.map(|text| of_kind(HindranceKind::Endpoints, text));
+        if let (true, Some(hindrance)) = (makes_replicas, &self.hindrance) {
             let text = format!("replicas cannot be made: {hindrance}");
-            return vec![of_kind(HindranceKind::Replicas, text)];
+            let replicas = of_kind(HindranceKind::Replicas, text);
+            return std::iter::once(replicas).chain(endpoints).collect();
         }
-        let addresses = self.remarks.get(&service.id).cloned();
-        let port = self.refused.get(&service.id).cloned();
+        let addresses = self.remarks.get(&service).cloned();
+        let port = self.refused.get(&service).cloned();
         let addresses = addresses.map(|text| of_kind(HindranceKind::Addresses, text));
         let port = port.map(|text| of_kind(HindranceKind::ServicePort, text));
-        addresses.into_iter().chain(port).collect()
+        let own = addresses.into_iter().chain(port);
+        own.chain(endpoints).collect()
     }
 
     /// The URL of the service's own port, if it has one.
@@ -61,7 +66,7 @@ impl ServicePorts {
 /// A service without its YAML.
 pub(super) fn service(state: &State, service: &Service, ports: &ServicePorts) -> v1::Service {
     let spec = service.spec();
-    let hindrances = ports.hindrances(service);
+    let hindrances = ports.hindrances(service.id, spec.provider.makes_replicas());
     let texts: Vec<&str> = hindrances.iter().map(|it| it.text.as_str()).collect();
     let mut active_versions = BTreeSet::new();
     let (mut ready, mut live) = (0, 0);
@@ -266,4 +271,34 @@ fn resources(spec: &ServiceSpec) -> String {
         .chain(spot)
         .collect::<Vec<_>>()
         .join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_keeps_a_peer_from_the_endpoints_hinders_each_service_beside_the_rest() {
+        let id = ServiceId(1);
+        let mut ports = ServicePorts {
+            host: String::new(),
+            base: 1,
+            provider: "kubernetes",
+            hindrance: None,
+            endpoints: Some("no gate".to_owned()),
+            refused: BTreeMap::from([(id, "taken".to_owned())]),
+            remarks: BTreeMap::new(),
+        };
+        let kinds = |ports: &ServicePorts| {
+            let found = ports.hindrances(id, true);
+            found.iter().map(v1::Hindrance::kind).collect::<Vec<_>>()
+        };
+        let both = [HindranceKind::ServicePort, HindranceKind::Endpoints];
+        assert_eq!(kinds(&ports), both);
+        ports.hindrance = Some("no kubelet".to_owned());
+        let both = [HindranceKind::Replicas, HindranceKind::Endpoints];
+        assert_eq!(kinds(&ports), both);
+        ports.endpoints = None;
+        assert_eq!(kinds(&ports), [HindranceKind::Replicas]);
+    }
 }

@@ -13,7 +13,7 @@ Examples:
   raftserve check --output json
 
 The checks of Kubernetes are made through `kubectl`. After an installation those of the version, DNS, nodes and clocks are made
-again where the peers are found through `kubectl`, and not where --server or the addresses of a context name them. A context
+again, and that of the endpoints, where the peers are found through `kubectl`, and not where --server or the addresses of a context name them. A context
 that a login through `kubectl` keeps has none. Storage and permissions are not looked at then: volumes are bound, and what the peers may not do they tell themselves, under `replicas` and in `status -v`. The exit code is 1 if a check failed; warnings do not count.")]
 pub struct CheckArgs {
     /// Check the Kubernetes cluster that kubectl works with, and no peers.

@@ -73,6 +73,7 @@ async fn status(format: Format, target: &Target) -> Result<(), Failure> {
         "differs_index": (status.differs_index > 0).then_some(status.differs_index),
         "differs_peer": (status.differs_index > 0).then_some(status.differs_peer),
         "ready": status.ready,
+        "endpoints_hindrance": (!status.endpoints_hindrance.is_empty()).then_some(&status.endpoints_hindrance),
         "services": status.services,
         "replicas": status.replicas,
         "sessions": status.sessions,
@@ -96,9 +97,13 @@ fn status_text(status: &v1::StatusResponse, paint: Paint) -> String {
         true => paint.tone(Tone::Good, "yes"),
         false => paint.tone(Tone::Busy, "no"),
     };
+    let endpoints = match status.endpoints_hindrance.as_str() {
+        "" => String::new(),
+        hindrance => format!("Endpoints  {}: {hindrance}\n", paint.tone(Tone::Bad, "no")),
+    };
     format!(
         "Cluster    {}\nVersion    {}\nPeer       {} (version {})\nLeader     {leader}, term {}\nQuorum     {quorum}\n\
-         Ready      {ready}\nApplied    {}\nCompared   {}\nServices   {}\nReplicas   {}\nSessions   {}\n",
+         Ready      {ready}\n{endpoints}Applied    {}\nCompared   {}\nServices   {}\nReplicas   {}\nSessions   {}\n",
         status.cluster_id,
         release::version_text(status),
         status.node_id,

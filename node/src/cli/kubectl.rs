@@ -125,6 +125,14 @@ impl Release {
             .filter(|text| !text.is_empty())
     }
 
+    /// How `kubectl get` is asked for the pods of its peers.
+    pub(super) fn pods(&self) -> [&str; 5] {
+        let Self {
+            namespace, peers, ..
+        } = self;
+        ["pods", "--selector", peers, "--namespace", namespace]
+    }
+
     /// Where requests to its services come in; none if its peers know better, or it cannot be seen.
     pub(super) fn entrance(&self) -> Option<Entrance> {
         if self.advertises {
@@ -132,7 +140,7 @@ impl Release {
         }
         let here = ["--namespace", &self.namespace];
         let service = get(&[&["service", &self.name][..], &here].concat()).ok()?;
-        let pods = get(&[&["pods", "--selector", &self.peers][..], &here].concat());
+        let pods = get(&self.pods());
         let pods = pods.unwrap_or_default();
         Entrance::read(
             &service,

@@ -143,6 +143,10 @@ pub struct NodeArgs {
     /// How long requests that run may still take when this peer is told to stop; then they are cut.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = durations::parse)]
     pub drain_grace: Duration,
+    /// How long this pod's preStop hook may hold it until the other peers are a quorum without it. What is left of that when
+    /// it stops is added to --drain-grace: together they must be less than the pod's grace. Only with --stateful-set.
+    #[arg(long, value_name = "DURATION", default_value = "35s", value_parser = durations::parse)]
+    pub hold_grace: Duration,
     /// Serve TLS too, with the certificates of this directory: NAME.crt with NAME.key (PEM), as many as there are, and
     /// those of directories in it. Which one a client gets depends on the name that it asks for. Files that change are
     /// read again; if they cannot be used, the ones before stay.

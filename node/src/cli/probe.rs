@@ -1,14 +1,16 @@
 //! `raftserve probe`: GET some URLs until each has answered with 200. For images without a shell or curl.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
+use http::uri::Authority;
 use http::{Request, Uri, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::durations;
@@ -24,11 +26,16 @@ const ANSWER_BYTES_MAX: usize = 1024;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example, in a pod of the chart:
-  raftserve probe http://127.0.0.1:7002/healthz/ready http://127.0.0.1:7002/healthz/quorum")]
+  raftserve probe http://127.0.0.1:7002/healthz/ready http://127.0.0.1:7002/healthz/quorum
+  raftserve probe --each-address http://raftserve-peers:7002/healthz/quorum")]
 pub struct ProbeArgs {
     /// URLs, http only.
     #[arg(required = true)]
     urls: Vec<Uri>,
+    /// Ask every address that a URL's host has, which is looked up anew for each try, and be content only when all answer. By
+    /// default the first that is reached is enough.
+    #[arg(long)]
+    each_address: bool,
     /// Give up after this long, such as 90s or 2m.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = durations::parse)]
     timeout: Duration,
@@ -39,9 +46,11 @@ pub(super) async fn run(args: ProbeArgs) -> Result<(), Failure> {
     for url in &args.urls {
         let mut last = "nothing answered".to_owned();
         loop {
-            match timeout_at(end, ask(url)).await {
-                Ok(Ok(answer)) => {
-                    println!("{url}: {answer}");
+            match timeout_at(end, ask(url, args.each_address)).await {
+                Ok(Ok(answers)) => {
+                    for answer in answers {
+                        println!("{url}: {answer}");
+                    }
                     break;
                 }
                 Ok(Err(reason)) => last = reason,
@@ -55,16 +64,45 @@ pub(super) async fn run(args: ProbeArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The first line of a good answer.
-async fn ask(url: &Uri) -> Result<String, String> {
+/// What the host of `url` answers: the first line of each good answer, or what is wrong with one of them.
+async fn ask(url: &Uri, each_address: bool) -> Result<Vec<String>, String> {
     let authority = match (url.scheme_str(), url.authority()) {
         (Some("http"), Some(authority)) => authority,
         _ => return Err("write http://HOST:PORT/PATH".to_owned()),
     };
     let host = authority.host().trim_matches(['[', ']']);
     let port = authority.port_u16().unwrap_or(80);
+    let found = lookup_host((host, port)).await;
+    let found: Vec<SocketAddr> = found.map_err(|error| error.to_string())?.collect();
+    if !each_address {
+        return Ok(vec![ask_at(url, authority, &found).await?]);
+    }
+    ask_each(url, authority, &found).await
+}
+
+/// The same of each of `addresses`.
+async fn ask_each(
+    url: &Uri,
+    authority: &Authority,
+    addresses: &[SocketAddr],
+) -> Result<Vec<String>, String> {
+    let mut answers = Vec::new();
+    for address in addresses {
+        let answer = ask_at(url, authority, &[*address]).await;
+        let answer = answer.map_err(|reason| format!("{address}: {reason}"))?;
+        answers.push(format!("{address}: {answer}"));
+    }
+    Ok(answers)
+}
+
+/// The first line of a good answer of the first of `addresses` that is reached.
+async fn ask_at(
+    url: &Uri,
+    authority: &Authority,
+    addresses: &[SocketAddr],
+) -> Result<String, String> {
     let said = |error: &dyn std::error::Error| error.to_string();
-    let stream = TcpStream::connect((host, port))
+    let stream = TcpStream::connect(addresses)
         .await
         .map_err(|error| said(&error))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
@@ -123,6 +161,7 @@ mod tests {
         let url: Uri = format!("http://{address}/healthz/ready").parse().unwrap();
         let args = |timeout| ProbeArgs {
             urls: vec![url.clone()],
+            each_address: false,
             timeout,
         };
         run(args(Duration::from_secs(30))).await.unwrap();
@@ -131,5 +170,35 @@ mod tests {
         let failure = run(args(Duration::from_millis(50))).await.unwrap_err();
         assert_eq!(failure.exit, Exit::Timeout);
         assert!(failure.message.contains("refused"), "{}", failure.message);
+    }
+
+    #[tokio::test]
+    async fn one_address_that_does_not_answer_well_is_enough_to_fail_where_all_are_asked() {
+        let serve = async |answer: &'static str| {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            tokio::spawn(async move {
+                while let Ok((mut stream, _)) = listener.accept().await {
+                    let mut head = [0; 4096];
+                    let _ = stream.read(&mut head).await.unwrap();
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                }
+            });
+            address
+        };
+        let good = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nready\n";
+        let bad = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 9\r\n\r\nno quorum";
+        let (one, two, three) = (serve(good).await, serve(good).await, serve(bad).await);
+        let url: Uri = "http://peers/healthz/ready".parse().unwrap();
+        let authority = url.authority().unwrap();
+        let answers = ask_each(&url, authority, &[one, two]).await.unwrap();
+        assert_eq!(answers, [format!("{one}: ready"), format!("{two}: ready")]);
+        let refused = ask_each(&url, authority, &[one, three]).await.unwrap_err();
+        assert!(
+            refused.starts_with(&three.to_string()) && refused.contains("no quorum"),
+            "{refused}"
+        );
+        let first = ask_at(&url, authority, &[one, three]).await.unwrap();
+        assert_eq!(first, "ready");
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::{CallError, Home, Wanted, call, ordinal};
 use crate::consensus::Consensus;
@@ -22,9 +22,6 @@ const ENDPOINTS_LAG: Duration = Duration::from_secs(5);
 
 /// How long clients who connect anew may come back here. Who is told to go elsewhere later finds another peer.
 const NEW_CONNECTIONS_LAG: Duration = Duration::from_secs(1);
-
-/// How long a peer holds itself, at the most. The rest of the chart's terminationGracePeriodSeconds is for its requests.
-const HOLD_MAX: Duration = Duration::from_secs(35);
 
 /// How often it looks again.
 const LOOK: Duration = Duration::from_millis(500);
@@ -114,6 +111,33 @@ fn ahead(set: &str, mine: u32, pods: &[Pod]) -> BTreeSet<u32> {
         .collect()
 }
 
+/// Waits until `judge` lets this peer go, or until `deadline`, whatever is still being asked then. Says why.
+async fn hold<F>(mut judge: impl FnMut() -> F, deadline: Instant) -> &'static str
+where
+    F: Future<Output = Verdict>,
+{
+    let mut said = None;
+    let going = async {
+        loop {
+            match judge().await {
+                Verdict::Go(why) => return why,
+                Verdict::Hold(why) => {
+                    if said.replace(why) != Some(why) {
+                        tracing::info!(why, "told to stop, and waiting");
+                    }
+                    sleep(LOOK).await;
+                }
+            }
+        }
+    };
+    let gone = timeout_at(deadline, going).await;
+    gone.unwrap_or_else(|_| {
+        let why = said.unwrap_or("it could not be told in time whether the others are a quorum");
+        tracing::warn!(why, "going all the same: the pod's grace runs out");
+        why
+    })
+}
+
 impl Home {
     async fn pods_of(&self, set: &StatefulSet) -> Result<Vec<Pod>, CallError> {
         let selector = set.spec.as_ref().map(|spec| &spec.selector);
@@ -168,37 +192,32 @@ impl Home {
         }
     }
 
+    /// How much is left now of `hold`, which began when [`Self::departure`] was first asked for; none if it never was. So much
+    /// longer its requests may take than if it had been held.
+    #[must_use]
+    pub fn unused(&self, hold: Duration) -> Duration {
+        let told = self.told.get();
+        told.map_or(Duration::ZERO, |told| hold.saturating_sub(told.elapsed()))
+    }
+
     /// Returns when this pod, which is told to stop, may be stopped: no earlier than that no new connections come, and
-    /// no later than 35 s after. Says why. A peer that is removed meanwhile ends by itself.
+    /// no later than `grace` after it was asked. Says why. A peer that is removed meanwhile ends by itself.
     ///
     /// Awaits `announce`, which tells clients to go elsewhere, as soon as they would: so they are told while this waits, and
     /// not only after it. Not so where the pod is not deleted: anybody may ask for its departure.
     pub async fn departure(
         self: Arc<Self>,
         consensus: Consensus,
+        grace: Duration,
         announce: impl Future<Output = ()> + Send,
     ) -> &'static str {
         let told = Instant::now();
+        self.told.get_or_init(|| told);
         sleep(NEW_CONNECTIONS_LAG).await;
         self.announce(announce).await;
         sleep_until(told + ENDPOINTS_LAG).await;
-        let mut said = None;
-        loop {
-            let verdict = self.scene(&consensus).await.judge();
-            match verdict {
-                Verdict::Go(why) => return why,
-                Verdict::Hold(why) if told.elapsed() > HOLD_MAX => {
-                    tracing::warn!(why, "going all the same: the pod's grace runs out");
-                    return why;
-                }
-                Verdict::Hold(why) => {
-                    if said.replace(why) != Some(why) {
-                        tracing::info!(why, "told to stop, and waiting");
-                    }
-                    sleep(LOOK).await;
-                }
-            }
-        }
+        let judge = || async { self.scene(&consensus).await.judge() };
+        hold(judge, told + grace).await
     }
 }
 
@@ -257,6 +276,41 @@ mod tests {
         learner.wanted = Some(Wanted::Peers(4));
         learner.voters.as_mut().unwrap()[0].fit = false;
         assert!(goes(&learner));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_is_held_for_as_long_as_it_is_told_and_not_a_moment_longer() {
+        let grace = Duration::from_secs(295);
+        let began = Instant::now();
+        let held = hold(|| async { Verdict::Hold("alone") }, began + grace).await;
+        assert_eq!((held, began.elapsed().as_secs()), ("alone", 295));
+        let began = Instant::now();
+        hold(std::future::pending, began + grace).await;
+        assert_eq!(began.elapsed().as_secs(), 295, "nobody answers");
+        let began = Instant::now();
+        let well = || match began.elapsed() < Duration::from_secs(100) {
+            true => Verdict::Hold("alone"),
+            false => Verdict::Go("not alone"),
+        };
+        let went = hold(|| std::future::ready(well()), began + grace).await;
+        assert_eq!((went, began.elapsed().as_secs()), ("not alone", 100));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_peer_is_not_held_for_is_left_to_its_requests() {
+        let service = tower::service_fn(|_: http::Request<kube::client::Body>| {
+            let body = http_body_util::Full::<bytes::Bytes>::default();
+            std::future::ready(http::Response::builder().status(404).body(body))
+        });
+        let client = kube::Client::new(service, "ns");
+        let home = Home::with("rs".to_owned(), "rs-0.x:7001", client).unwrap();
+        let hold = Duration::from_secs(35);
+        assert_eq!(home.unused(hold), Duration::ZERO, "told without a hook");
+        home.told.set(Instant::now()).unwrap();
+        tokio::time::advance(ENDPOINTS_LAG).await;
+        assert_eq!(home.unused(hold), Duration::from_secs(30));
+        tokio::time::advance(hold).await;
+        assert_eq!(home.unused(hold), Duration::ZERO);
     }
 
     #[test]

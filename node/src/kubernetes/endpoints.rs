@@ -6,7 +6,7 @@
 //! pod's gate: so the leader closes what the node would have, the pod's `Ready`, too. A node that lives puts that right.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kube::api::{Patch, PatchParams};
@@ -19,7 +19,7 @@ use super::{CallError, Home, call, ordinal};
 use crate::consensus::{Consensus, Leadership, MemberView};
 
 /// The gate's name, as the chart has it.
-const GATE: &str = "raftserve.io/reachable";
+pub(crate) const GATE: &str = "raftserve.io/reachable";
 
 /// How often the leader looks. Together with the second after which a silent peer counts as such, and an election if it
 /// led, this must stay below two seconds.
@@ -37,6 +37,62 @@ const LEADERLESS: Duration = Duration::from_secs(10);
 
 /// How long after a failed try a peer opens its own gate again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// What keeps this peer from setting gates, by ordinal: its own, and while it leads those of the others.
+#[derive(Debug, Default)]
+pub(super) struct Gates(Mutex<Tried>);
+
+#[derive(Debug, Default)]
+struct Tried {
+    /// Why a gate could not be set the last time.
+    failed: BTreeMap<u32, String>,
+    /// Whether this peer has set its own gate at all.
+    own_is_set: bool,
+}
+
+impl Gates {
+    fn lock(&self) -> MutexGuard<'_, Tried> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What came of setting the gate of `ordinal`. Only a refusal counts, since gates are set again and again, and that the
+    /// API server is away is told elsewhere; but where this peer's `own` gate was never set, whatever keeps it from that does.
+    fn tried(&self, ordinal: u32, own: bool, result: Result<(), &CallError>) {
+        let mut tried = self.lock();
+        match result {
+            Err(error) if error.code().is_some() || (own && !tried.own_is_set) => {
+                tried.failed.insert(ordinal, error.to_string());
+            }
+            Ok(()) | Err(_) => {
+                tried.own_is_set |= own && result.is_ok();
+                tried.failed.remove(&ordinal);
+            }
+        }
+    }
+
+    /// Leaves the others' gates to whoever leads.
+    fn keep_own(&self, own: u32) {
+        self.lock().failed.retain(|ordinal, _| *ordinal == own);
+    }
+
+    /// What is wrong, and what to do, for the pod `own` of `set`.
+    fn trouble(&self, set: &str, own: u32) -> Option<String> {
+        let tried = self.lock();
+        let failed = &tried.failed;
+        let other = || failed.iter().next();
+        let (ordinal, why) = failed.get_key_value(&own).or_else(other)?;
+        let said = match *ordinal == own {
+            true => "cannot be put among the endpoints of the client Service",
+            false => {
+                "cannot be put among the endpoints of the client Service, or taken out of them"
+            }
+        };
+        Some(format!(
+            "pod {set}-{ordinal} {said}: {why}; the peers' service account must be allowed to patch pods/status of its own pods, \
+             as in Role {set}-peers of the chart (rbac.create), and the API server must answer"
+        ))
+    }
+}
 
 /// Whether each pod of `set` among `members` is to get requests.
 fn reachable(set: &str, members: &[MemberView]) -> BTreeMap<u32, bool> {
@@ -161,12 +217,22 @@ impl Home {
         let status = conditions(up);
         let patch = Patch::Strategic(&status);
         let params = PatchParams::default();
-        match call(self.pods.patch_status(&pod, &params, &patch)).await {
+        let set = match call(self.pods.patch_status(&pod, &params, &patch)).await {
             Ok(_) => Ok(()),
             // It has no endpoint either.
             Err(error) if error.code() == Some(404) => Ok(()),
             Err(error) => Err(error),
-        }
+        };
+        let result = set.as_ref().copied();
+        self.shut.tried(ordinal, ordinal == self.ordinal, result);
+        set
+    }
+
+    /// What keeps this peer from being an endpoint of the client Service, or from saying who of the others is one, and what
+    /// to do about it. None if nothing does.
+    #[must_use]
+    pub fn gate_trouble(&self) -> Option<String> {
+        self.shut.trouble(&self.set, self.ordinal)
     }
 
     /// Opens this peer's own gate when it is ready for the first time, and whenever it has had no leader for a while:
@@ -236,6 +302,9 @@ impl Home {
                     async move { home.set(ordinal, up, before).await }
                 });
             }
+            // Ends what is under way first, which would else tell of it later.
+            setting.tasks.shutdown().await;
+            self.shut.keep_own(self.ordinal);
         }
     }
 }
@@ -345,6 +414,57 @@ mod tests {
         assert_eq!(types(true), [(quoted(GATE), quoted("True"))]);
         let closed = [GATE, "Ready"].map(|kind| (quoted(kind), quoted("False")));
         assert_eq!(types(false), closed);
+    }
+
+    #[tokio::test]
+    async fn a_gate_that_may_not_be_set_is_told_until_it_is_set() {
+        let code = Arc::new(std::sync::atomic::AtomicU16::new(403));
+        let answers = Arc::clone(&code);
+        let service = tower::service_fn(move |_: http::Request<kube::client::Body>| {
+            let code = answers.load(std::sync::atomic::Ordering::Relaxed);
+            let body = match code {
+                200 => json!({"metadata": {"name": "rs-0"}}),
+                _ => json!({
+                    "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
+                    "message": "cannot patch pods/status", "reason": "Forbidden", "code": code,
+                }),
+            };
+            let body = http_body_util::Full::<bytes::Bytes>::from(body.to_string());
+            std::future::ready(http::Response::builder().status(code).body(body))
+        });
+        let client = kube::Client::new(service, "ns");
+        let home = Home::with("rs".to_owned(), "rs-0.x:7001", client).unwrap();
+        assert_eq!(home.gate_trouble(), None);
+        home.set_gate(1, false).await.unwrap_err();
+        let other = home.gate_trouble().expect("of the other");
+        assert!(other.contains("rs-1"), "{other}");
+        home.set_gate(0, true).await.unwrap_err();
+        let own = home.gate_trouble().expect("of its own first");
+        for said in [
+            "rs-0",
+            "cannot patch pods/status",
+            "Role rs-peers",
+            "rbac.create",
+        ] {
+            assert!(own.contains(said), "{own}");
+        }
+        home.shut.keep_own(0);
+        code.store(200, std::sync::atomic::Ordering::Relaxed);
+        home.set_gate(0, true).await.unwrap();
+        assert_eq!(home.gate_trouble(), None);
+    }
+
+    #[test]
+    fn that_the_api_server_is_away_counts_only_for_a_peer_whose_own_gate_was_never_set() {
+        let gates = Gates::default();
+        gates.tried(1, false, Err(&CallError::Late));
+        assert_eq!(gates.trouble("rs", 0), None);
+        gates.tried(0, true, Err(&CallError::Late));
+        let own = gates.trouble("rs", 0).expect("its own");
+        assert!(own.contains("did not answer"), "{own}");
+        gates.tried(0, true, Ok(()));
+        gates.tried(0, true, Err(&CallError::Late));
+        assert_eq!(gates.trouble("rs", 0), None, "it is an endpoint");
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,9 +3,11 @@
 use prost_types::Timestamp;
 use serde_json::Value;
 
-use super::super::kubectl::{self, Refused};
+use super::super::kubectl::{self, Refused, Release};
 use super::{CheckArgs, Line};
+use crate::admin::v1;
 use crate::clock;
+use crate::kubernetes::endpoints::GATE;
 
 /// The oldest minor version of Kubernetes 1 that the chart is made for: API servers of earlier ones refuse pods of replicas,
 /// since they do not know `preStop.sleep`.
@@ -60,11 +62,68 @@ pub(super) fn check(args: &CheckArgs) -> Vec<Line> {
 
 /// The checks that still count once the chart is installed. Volumes are bound by then, and what peers may do, they
 /// tell themselves.
-pub(super) fn check_installed() -> Vec<Line> {
+pub(super) fn check_installed(release: &Release, status: &v1::StatusResponse) -> Vec<Line> {
     let version = asked_version().unwrap_or_else(unreached);
-    let mut lines = vec![version];
+    let endpoints = hindered_endpoints(status)
+        .unwrap_or_else(|| asked("endpoints", &release.pods(), &endpoints));
+    let mut lines = vec![version, endpoints];
     lines.extend(surroundings());
     lines
+}
+
+/// Where the peer that was asked says that it is no endpoint, or cannot say who is one.
+pub(super) fn hindered_endpoints(status: &v1::StatusResponse) -> Option<Line> {
+    (!status.endpoints_hindrance.is_empty()).then(|| {
+        Line::failed(
+            "endpoints",
+            status.endpoints_hindrance.clone(),
+            "until then the client Service leads to no peer whose gate is not open, and to one that dies until Kubernetes notices",
+        )
+    })
+}
+
+/// Whether each peer's pod has its readiness gate open.
+fn endpoints(pods: &[Value]) -> Line {
+    let gate = |pod: &Value| {
+        let conditions = pod["status"]["conditions"].as_array();
+        let mut conditions = conditions.into_iter().flatten();
+        let gate = conditions.find(|it| it["type"] == GATE)?;
+        gate["status"].as_str().map(str::to_owned)
+    };
+    let name = |pod: &Value| {
+        let name = pod["metadata"]["name"].as_str();
+        name.unwrap_or_default().to_owned()
+    };
+    let (mut unset, mut closed) = (Vec::new(), Vec::new());
+    for pod in pods {
+        match gate(pod).as_deref() {
+            Some("True") => {}
+            Some(_) => closed.push(name(pod)),
+            None => unset.push(name(pod)),
+        }
+    }
+    if !unset.is_empty() {
+        return Line::failed(
+            "endpoints",
+            format!(
+                "no endpoints of the client Service, since their gate {GATE} was never set: {}",
+                unset.join(", ")
+            ),
+            "a peer sets it when it is ready for the first time: if `raftserve cluster status` says that it is, let the peers' \
+             service account patch pods/status, as the chart's Role does (rbac.create)",
+        );
+    }
+    match closed.is_empty() {
+        true => Line::good("endpoints", format!("gates open: {}", pods.len())),
+        false => Line::failed(
+            "endpoints",
+            format!(
+                "taken out of the client Service, since the leader does not hear them: {}",
+                closed.join(", ")
+            ),
+            "see `raftserve cluster health`, and whether peers reach each other on port 7001",
+        ),
+    }
 }
 
 fn asked_version() -> Result<Line, Refused> {
@@ -379,6 +438,36 @@ mod tests {
         let missing = replicas(Some("models"), "serving", &|name| name == "models", &all);
         assert_eq!(missing.verdict, Verdict::Failed, "{missing:?}");
         assert!(missing.remedy.unwrap().contains("create namespace models"));
+    }
+
+    #[test]
+    fn a_peer_whose_gate_is_not_open_is_told_with_what_to_do() {
+        let pod = |name: &str, gate: Option<&str>| {
+            let gate = gate.map(|status| json!({"type": GATE, "status": status}));
+            let ready = json!({"type": "Ready", "status": "True"});
+            let conditions: Vec<_> = [ready].into_iter().chain(gate).collect();
+            json!({"metadata": {"name": name}, "status": {"conditions": conditions}})
+        };
+        let open = pod("rs-0", Some("True"));
+        let well = endpoints(std::slice::from_ref(&open));
+        assert_eq!(well, Line::good("endpoints", "gates open: 1"));
+        let unset = endpoints(&[open.clone(), pod("rs-1", None)]);
+        assert_eq!(unset.verdict, Verdict::Failed);
+        assert!(unset.seen.ends_with("never set: rs-1"), "{unset:?}");
+        assert!(unset.remedy.unwrap().contains("rbac.create"));
+        let closed = endpoints(&[open, pod("rs-2", Some("False"))]);
+        assert_eq!(closed.verdict, Verdict::Failed);
+        assert!(closed.seen.ends_with("hear them: rs-2"), "{closed:?}");
+    }
+
+    #[test]
+    fn what_the_peer_says_of_endpoints_is_told() {
+        let mut status = v1::StatusResponse::default();
+        assert_eq!(hindered_endpoints(&status), None);
+        status.endpoints_hindrance = "pod rs-0 cannot be put among them".to_owned();
+        let line = hindered_endpoints(&status).unwrap();
+        assert_eq!((line.check, line.verdict), ("endpoints", Verdict::Failed));
+        assert_eq!(line.seen, status.endpoints_hindrance);
     }
 
     #[test]

@@ -48,8 +48,9 @@ pub(super) async fn check(args: &CheckArgs) -> Vec<Line> {
             "`raftserve cluster members` shows what the peer that answers knows of the others",
         )),
     }
-    if servers.release().is_some() {
-        lines.extend(kubernetes::check_installed());
+    match servers.release() {
+        Some(release) => lines.extend(kubernetes::check_installed(release, &status)),
+        None => lines.extend(kubernetes::hindered_endpoints(&status)),
     }
     lines
 }
@@ -117,7 +118,7 @@ fn of_service(service: &v1::Service) -> Vec<Line> {
 /// None for what is told once, for all services.
 fn hindrance(service: &str, hindrance: &v1::Hindrance) -> Option<Line> {
     let (check, remedy) = match hindrance.kind() {
-        HindranceKind::Replicas => return None,
+        HindranceKind::Replicas | HindranceKind::Endpoints => return None,
         HindranceKind::ServicePort => (
             "service port",
             "requests to that port may reach somebody else; the shared port serves the service all the same",
@@ -235,6 +236,7 @@ mod tests {
         let others = [
             service("a", &[]),
             service("b", &[(HindranceKind::Replicas, "all")]),
+            service("c", &[(HindranceKind::Endpoints, "all")]),
         ];
         assert_eq!(hindrances(&others, false), []);
         let both = service(

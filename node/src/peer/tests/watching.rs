@@ -82,6 +82,7 @@ impl Port {
             service_ports: watch::channel(Vec::new()).1,
             advertise_host: None,
             api: Default::default(),
+            home: None,
             provider: Arc::new(Nothing),
             certificates: None,
             credentials: None,

@@ -13,6 +13,12 @@ const REASON_CHARS_MAX: usize = 600;
 /// The most that is quoted of what somebody else said, so that the remedy after it is not cut off.
 const QUOTE_CHARS_MAX: usize = 300;
 
+/// What comes of a pod whose place was taken: nobody has to do anything.
+const REPLACED: &str = "another replica takes its place";
+
+/// What to do about a program that ended.
+const SEE_LOGS: &str = "see raftserve logs";
+
 /// What a pod shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
@@ -52,7 +58,9 @@ pub(super) fn seen(pod: &Pod) -> Seen {
                 None => ReplicaState::Stopping,
             },
             note: Some(one_line(
-                disruption.as_deref().unwrap_or("its pod was deleted"),
+                disruption
+                    .as_deref()
+                    .unwrap_or("its pod was deleted; another replica takes its place"),
             )),
         };
     }
@@ -132,12 +140,25 @@ fn over(pod: &Pod, status: &PodStatus, ended: Option<&ContainerStateTerminated>)
                 format!("the node evicted its pod: {message}; {remedy}")
             }
             "NodeLost" | "NodeShutdown" | "Terminated" => {
-                format!("its node was shut down: {message}")
+                format!("its node was shut down: {message}; {REPLACED}")
             }
-            "UnexpectedAdmissionError" | "OutOfcpu" | "OutOfmemory" | "NodeAffinity" => {
-                format!("its node refused the pod ({reason}): {message}")
+            "NodeAffinity" | "NodeSelectorMismatching" => {
+                format!(
+                    "its node refused the pod ({reason}): {message}; {REPLACED}, where nodeSelector and affinity in pod_config allow it"
+                )
             }
-            other => format!("its pod failed ({other}): {message}"),
+            "UnexpectedAdmissionError" => {
+                format!(
+                    "its node refused the pod ({reason}): {message}; {REPLACED}. See kubectl describe node if it happens again"
+                )
+            }
+            refused if refused.starts_with("OutOf") => {
+                format!(
+                    "its node refused the pod ({reason}): {message}; {REPLACED}. If it happens again, ask for less in resources, \
+                     or add nodes"
+                )
+            }
+            other => format!("its pod failed ({other}): {message}; see kubectl describe pod"),
         };
         let end = match reason {
             "Evicted" if exceeded_its_own(said) => End::Signal(9), // As its kubelet ends it.
@@ -187,7 +208,6 @@ fn exit(ended: &ContainerStateTerminated, pod: &Pod) -> Seen {
         None => End::Code(code),
     };
     let last = last_line(ended.message.as_deref().unwrap_or_default());
-    let setup = last.starts_with("setup exited with code") || files::is_of_place(last);
     match ended.reason.as_deref() {
         Some("OOMKilled") => Seen::exited(
             Step::Run,
@@ -208,15 +228,27 @@ fn exit(ended: &ContainerStateTerminated, pod: &Pod) -> Seen {
                 }
             ),
         ),
-        _ if setup => Seen::exited(Step::Setup, end, last),
-        _ if last.is_empty() => {
-            Seen::exited(Step::Run, end, format!("run exited with code {code}"))
-        }
-        _ => Seen::exited(
-            Step::Run,
+        _ if files::is_of_place(last) => Seen::exited(
+            Step::Setup,
             end,
-            format!("run exited with code {code}: {last}"),
+            format!(
+                "{}; choose another destination in file_mounts, or an image whose user may write there",
+                quote(Some(&last.to_owned()))
+            ),
         ),
+        _ if last.starts_with("setup exited with code") => {
+            Seen::exited(Step::Setup, end, format!("{last}; {SEE_LOGS}"))
+        }
+        _ => {
+            let last = quote(Some(&last.to_owned()));
+            let said = if last.is_empty() { "" } else { ": " };
+            let remedy = match (ended.signal, code) {
+                (None, 0) => "run must go on for as long as the replica is to serve",
+                _ => SEE_LOGS,
+            };
+            let told = format!("run exited with code {code}{said}{last}; {remedy}");
+            Seen::exited(Step::Run, end, told)
+        }
     }
 }
 
@@ -226,10 +258,11 @@ fn init_failure(status: &PodStatus) -> Option<String> {
         let ended = it.state.as_ref()?.terminated.as_ref()?;
         (ended.exit_code != 0).then(|| {
             let last = last_line(ended.message.as_deref().unwrap_or_default());
-            let code = ended.exit_code;
+            let (name, code) = (&it.name, ended.exit_code);
+            let said = quote(Some(&last.to_owned()));
             format!(
-                "its init container {} exited with code {code}: {last}",
-                it.name
+                "its init container {name} exited with code {code}: {said}; see kubectl logs of the pod with -c {name}, and \
+                 correct pod_config"
             )
         })
     })
@@ -295,12 +328,26 @@ fn disruption(status: &PodStatus) -> Option<String> {
     let target = conditions.find(|it| it.type_ == "DisruptionTarget" && it.status == "True")?;
     let said = quote(target.message.as_ref());
     Some(match target.reason.as_deref().unwrap_or_default() {
-        "DeletionByTaintManager" => format!("its node is lost or was tainted: {said}"),
-        "PreemptionByScheduler" => format!("a pod of higher priority took its place: {said}"),
-        "EvictionByEvictionAPI" => format!("its node is drained: {said}"),
-        "DeletionByPodGC" => format!("its node is gone: {said}"),
-        "TerminationByKubelet" => format!("its node shuts down or lacks room: {said}"),
-        reason => format!("its pod was disrupted ({reason}): {said}"),
+        "DeletionByTaintManager" => {
+            format!(
+                "its node is lost or was tainted: {said}; {REPLACED}. Tolerations in pod_config keep it there in spite of a taint"
+            )
+        }
+        "PreemptionByScheduler" => {
+            format!(
+                "a pod of higher priority took its place: {said}; add nodes, or set priorityClassName in pod_config"
+            )
+        }
+        "EvictionByEvictionAPI" => {
+            format!("its node is drained: {said}; {REPLACED} on a node that takes pods")
+        }
+        "DeletionByPodGC" => format!("its node is gone: {said}; {REPLACED}"),
+        "TerminationByKubelet" => {
+            format!(
+                "its node shuts down or lacks room: {said}; {REPLACED}. Request what it needs by resources, if it was for room"
+            )
+        }
+        reason => format!("its pod was disrupted ({reason}): {said}; see kubectl describe pod"),
     })
 }
 

@@ -135,7 +135,8 @@ fn a_container_before_the_replica_that_fails_is_told_by_its_name() {
     assert_eq!((exit.step, exit.end), (Step::Setup, End::NotStarted));
     assert_eq!(
         exit.message,
-        "its init container fetch exited with code 3: no such model"
+        "its init container fetch exited with code 3: no such model; see kubectl logs of the pod with -c fetch, and correct \
+         pod_config"
     );
 }
 
@@ -152,14 +153,17 @@ fn an_end_tells_its_step_and_its_last_words() {
     assert_eq!((crash.step, crash.end), (Step::Run, End::Code(3)));
     assert_eq!(
         crash.message,
-        "run exited with code 3: ValueError: no model"
+        "run exited with code 3: ValueError: no model; see raftserve logs"
     );
     let setup = ended(json!({"exitCode": 1, "message": "setup exited with code 1\n"}));
     assert_eq!(setup.step, Step::Setup);
     let oom = ended(json!({"exitCode": 137, "reason": "OOMKilled"}));
     assert!(oom.message.contains("resources.memory"));
     let done = ended(json!({"exitCode": 0, "reason": "Completed"}));
-    assert_eq!(done.message, "run exited with code 0");
+    assert!(
+        done.message.starts_with("run exited with code 0; run must"),
+        "{done:?}"
+    );
     let refused = ended(json!({"exitCode": 128, "reason": "StartError", "message": "no /bin/sh"}));
     assert_eq!((refused.step, refused.end), (Step::Setup, End::NotStarted));
     let place = "file_mounts.~/x cannot be put in place (HOME is /, and it starts in /): no";
@@ -242,7 +246,8 @@ fn what_takes_a_pod_away_is_told() {
     for (reason, words) in [
         ("NodeShutdown", "its node was shut down"),
         ("OutOfcpu", "its node refused the pod (OutOfcpu)"),
-        ("OutOfpods", "its pod failed (OutOfpods)"),
+        ("OutOfpods", "its node refused the pod (OutOfpods)"),
+        ("DeadlineExceeded", "its pod failed (DeadlineExceeded)"),
     ] {
         let status = json!({"phase": "Failed", "reason": reason, "message": "said so"});
         let exit = exit_of(with(status));
@@ -279,6 +284,97 @@ fn what_takes_a_pod_away_is_told() {
         json!({"phase": "Running", "podIP": "10.0.0.7", "containerStatuses": container(json!({"running": {}}))}),
     );
     assert_eq!(deleted.state, ReplicaState::Stopping, "by somebody");
+}
+
+#[test]
+fn every_reason_says_what_to_do_however_much_was_said_before_it() {
+    let said = "so it was said ".repeat(60);
+    let failed = |reason: &str| json!({"phase": "Failed", "reason": reason, "message": said});
+    let target = |reason: &str| {
+        json!({"phase": "Failed", "conditions": [
+            {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": said},
+        ]})
+    };
+    let ended = |terminated: Value| json!({"phase": "Failed", "containerStatuses": container(json!({"terminated": terminated}))});
+    let waits = |reason: &str| {
+        let state = json!({"waiting": {"reason": reason, "message": said}});
+        json!({"phase": "Pending", "containerStatuses": container(state)})
+    };
+    let init = |message: &str| {
+        let state = json!({"terminated": {"exitCode": 1, "message": message}});
+        json!({"phase": "Failed", "initContainerStatuses": container(state)})
+    };
+    let unschedulable = json!({"phase": "Pending", "conditions": [
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said},
+    ]});
+    let place =
+        format!("file_mounts.x cannot be put in place (HOME is /, and it starts in /): {said}");
+    let status = [
+        (failed("Evicted"), "request what it needs"),
+        (failed("NodeLost"), REPLACED),
+        (failed("NodeShutdown"), REPLACED),
+        (failed("Terminated"), REPLACED),
+        (failed("UnexpectedAdmissionError"), "kubectl describe node"),
+        (failed("OutOfcpu"), "ask for less in resources"),
+        (failed("OutOfnvidia.com/gpu"), "ask for less in resources"),
+        (failed("NodeAffinity"), "nodeSelector and affinity"),
+        (failed("DeadlineExceeded"), "kubectl describe pod"),
+        (
+            target("DeletionByTaintManager"),
+            "Tolerations in pod_config",
+        ),
+        (target("PreemptionByScheduler"), "priorityClassName"),
+        (target("EvictionByEvictionAPI"), "on a node that takes pods"),
+        (target("DeletionByPodGC"), REPLACED),
+        (target("TerminationByKubelet"), "Request what it needs"),
+        (target("Another"), "kubectl describe pod"),
+        (ended(json!({"exitCode": 3, "message": said})), SEE_LOGS),
+        (ended(json!({"exitCode": 3})), SEE_LOGS),
+        (ended(json!({"exitCode": 139, "signal": 11})), SEE_LOGS),
+        (ended(json!({"exitCode": 0})), "run must go on"),
+        (
+            ended(json!({"exitCode": 1, "message": "setup exited with code 1"})),
+            SEE_LOGS,
+        ),
+        (
+            ended(json!({"exitCode": 1, "message": place})),
+            "another destination in file_mounts",
+        ),
+        (
+            ended(json!({"exitCode": 137, "reason": "OOMKilled"})),
+            "raise resources.memory",
+        ),
+        (
+            ended(json!({"exitCode": 128, "reason": "StartError", "message": said})),
+            "needs /bin/sh",
+        ),
+        (init(&said), "-c replica, and correct pod_config"),
+        (json!({"phase": "Failed"}), "kubectl describe pod"),
+        (unschedulable, "add nodes"),
+        (waits("ErrImagePull"), "check resources.image_id"),
+        (waits("InvalidImageName"), "correct resources.image_id"),
+        (waits("ErrImageNeverPull"), "let it be pulled"),
+        (waits("CrashLoopBackOff"), "see kubectl logs"),
+        (waits("CreateContainerError"), "correct pod_config"),
+    ];
+    for (status, remedy) in status {
+        let seen = with(status.clone());
+        let told = match seen.state {
+            ReplicaState::Exited(exit) => exit.message,
+            _ => seen.note.expect("a reason"),
+        };
+        let (_, after) = told
+            .split_once(';')
+            .or_else(|| told.split_once(','))
+            .expect(&told);
+        assert!(after.contains(remedy), "{told}");
+    }
+    let gone = shown(
+        json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}),
+        json!({}),
+        json!({"phase": "Running"}),
+    );
+    assert!(gone.note.unwrap().contains(REPLACED));
 }
 
 #[test]
