@@ -273,6 +273,17 @@ pub fn write_atomically(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Resul
     disk.sync_dir(dir)
 }
 
+/// Removes a file, which need not be there, so that it stays away.
+///
+/// # Errors
+/// As the operating system says. The file is then still there, or may come back.
+pub fn remove_durably(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    match disk.remove(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => disk.sync_dir(parent_of(path)),
+    }
+}
+
 /// The whole contents of a file; none if there is no such file.
 ///
 /// # Errors

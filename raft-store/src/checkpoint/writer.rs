@@ -75,6 +75,8 @@ impl Writer {
         rhythm: Rhythm,
     ) -> Result<Self, StateStoreError> {
         let next = place.clear(saved.as_ref().map(|it| it.generation))?;
+        // What was read as the only copy has been vouched for until now.
+        place.disown()?;
         let (generation, records, written) = match saved {
             None => (next, None, Applied::default()),
             Some(saved) => (saved.generation, Some(saved.records), saved.applied),
