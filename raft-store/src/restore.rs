@@ -230,7 +230,10 @@ fn replay(
             head.last = Some(entry.id);
             match payload {
                 Payload::Blank => {}
-                Payload::Command(command) => drop(state.apply(index, &command)),
+                Payload::Command(command) => {
+                    let members = &head.membership.membership;
+                    state.apply_among(index, &command, members);
+                }
                 Payload::Membership(membership) => {
                     head.membership = AppliedMembership {
                         log_id: head.last,
