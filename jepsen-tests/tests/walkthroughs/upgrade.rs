@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
+use jepsen_tests::folders;
 use jepsen_tests::kube::chart;
 
 use crate::stage::{RELEASE, Walk, walk_as};
@@ -14,7 +15,7 @@ const SERVICE: &str = "sky-lb-ha";
 
 /// This chart as it was before it remembered what the values said of the number of peers, under a version of its own.
 fn earlier_chart(folder: &Path) -> anyhow::Result<()> {
-    copy(&chart(), folder)?;
+    folders::copy(&chart(), folder)?;
     edit(&folder.join("Chart.yaml"), |text| {
         let lines = text.lines().map(|line| match line.split_once(": ") {
             Some(("version", _)) => format!("version: {VERSION}\n"),
@@ -27,19 +28,6 @@ fn earlier_chart(folder: &Path) -> anyhow::Result<()> {
         let text = text.replace(of_today, "{{ .Values.replicas }}");
         text.replace("raftserve.io/replicas:", "raftserve.io/earlier:")
     })
-}
-
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        match entry.file_type()?.is_dir() {
-            true => copy(&entry.path(), &target)?,
-            false => drop(fs::copy(entry.path(), &target)?),
-        }
-    }
-    Ok(())
 }
 
 fn edit(file: &Path, change: impl FnOnce(&str) -> String) -> anyhow::Result<()> {
