@@ -30,7 +30,7 @@ use self::records::Records;
 pub use self::store::{Backend, StateStore, StateStoreError, Take, VALUE_MAX, ValueEdit};
 use self::writer::{Rhythm, Writer};
 use crate::codec;
-use crate::disk::{Disk, read_file, remove_durably, write_atomically};
+use crate::disk::{Disk, read_file, remove_all, remove_durably, sync_all, write_atomically};
 use crate::entry::LogId;
 use crate::identity::DirectoryLock;
 use crate::raft::{Applied, StateReader};
@@ -215,7 +215,7 @@ impl Place {
         for generation in generations.iter().filter(|it| Some(**it) != kept) {
             let path = self.state_dir(*generation);
             // One that is still being written by a thread left behind goes with a later start.
-            if let Err(error) = std::fs::remove_dir_all(&path) {
+            if let Err(error) = remove_all(self.disk.as_ref(), &path) {
                 tracing::warn!(%error, path = %path.display(), "cannot delete a saved state");
             }
         }
@@ -225,7 +225,8 @@ impl Place {
     /// Syncs every file of the state, whatever the backend believes to have done, and then vouches for it.
     fn vouch(&self, generation: u64, applied: &Applied) -> Result<(), StateStoreError> {
         let state_dir = self.state_dir(generation);
-        sync_all(&state_dir).map_err(StateStoreError::io("sync", &state_dir))?;
+        sync_all(self.disk.as_ref(), &state_dir)
+            .map_err(StateStoreError::io("sync", &state_dir))?;
         for dir in [&self.dir.join(STATE_DIR), &self.dir] {
             let synced = self.disk.sync_dir(dir);
             synced.map_err(StateStoreError::io("sync", dir))?;
@@ -247,23 +248,6 @@ fn decode_marker(bytes: &[u8]) -> Option<Marker> {
     let (frame, crc) = bytes.split_last_chunk::<4>()?;
     let whole = crc32c::crc32c(frame).to_le_bytes() == *crc;
     whole.then(|| codec::decode(frame).ok()).flatten()
-}
-
-/// Syncs the files of a backend, which are the operating system's.
-fn sync_all(dir: &Path) -> io::Result<()> {
-    let mut dirs = vec![dir.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        for entry in std::fs::read_dir(&dir)? {
-            let path = entry?.path();
-            if path.is_dir() {
-                dirs.push(path);
-            } else {
-                std::fs::File::open(&path)?.sync_all()?;
-            }
-        }
-        std::fs::File::open(&dir)?.sync_all()?;
-    }
-    Ok(())
 }
 
 /// Keeps the checkpoint of a running peer, on a thread of its own. Holds the lock on its directory. Dropping it

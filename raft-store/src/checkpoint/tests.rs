@@ -1,5 +1,7 @@
 //! What every backend must do, and what is made of those that do not.
 
+mod crash;
+
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
