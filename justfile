@@ -50,9 +50,9 @@ bench-failover *ARGS:
     cargo build --release --locked -p raftserve-node
     cargo run --release --locked -p jepsen-tests --bin bench_failover -- {{ ARGS }}
 
-# Crashes a whole store at so many points of random workloads on a simulated disk. RAFTSERVE_CRASH_SEED=N repeats one.
+# Crashes a whole store, its checkpoint and a recovery at so many points each on a simulated disk. RAFTSERVE_CRASH_SEED=N repeats one.
 crash-points POINTS="100000":
-    RAFTSERVE_CRASH_POINTS={{ POINTS }} cargo test --release --locked -p raftserve-store --lib store::tests::crash::a_whole_store_survives_a_crash -- --nocapture
+    RAFTSERVE_CRASH_POINTS={{ POINTS }} cargo test --release --locked -p raftserve-store --lib survives_a_crash_at_every_operation -- --nocapture
 
 # Measures the log against a bare append and fdatasync loop, and how fast it is opened after a kill. DIR: on the disk in question.
 bench-log DIR="target/log-engine":

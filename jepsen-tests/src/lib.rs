@@ -18,6 +18,7 @@
 //! | [`source_ports`] | ports for the client's end that are used once |
 //! | [`register`] | reads and writes of keys, and many of them |
 //! | [`faulty_disk`] | a disk that fails on command |
+//! | [`folders`] | copying them |
 //! | [`program`] | a replica program that counts what it sees |
 //! | [`history`], [`check`] | what happened, and whether it was allowed |
 //! | [`etcd`], [`usage`] | what we are compared with, and what processes use |
@@ -32,6 +33,7 @@ pub mod cli;
 pub mod cluster;
 pub mod etcd;
 pub mod faulty_disk;
+pub mod folders;
 pub mod history;
 pub mod http;
 pub mod kube;

@@ -418,7 +418,7 @@ async fn run_raft(
         target: me,
         node: me,
         nonce: identity.nonce,
-        life: None,
+        life: Some(config.incarnation),
     };
     let announcement = announcement(config, &identity);
     let (fatal, failed) = watch::channel(None);

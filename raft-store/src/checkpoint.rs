@@ -1,12 +1,14 @@
 //! The applied state on disk, as a shortcut at the next start: nothing more.
 //!
-//! It spares a start the snapshot and the log after it. It is never the only copy of anything, and never lets the
-//! log be forgotten. While the peer runs, what changed is written to it now and then, at a bounded rate, off the
+//! It spares a start the snapshot and the log after it. It is not meant to be the only copy of anything, and never lets
+//! the log be forgotten. While the peer runs, what changed is written to it now and then, at a bounded rate, off the
 //! path of everything else; when the peer stops in good order only the rest is left to write, and what is kept for
-//! watchers, which changes too fast to be written more than once. A marker beside it, made durable last, holds the entry that it is the state of and the state's digest. The marker is removed before
-//! anything is read or changed, so that it serves one start only: after a crash there is none. If anything is
-//! in doubt (no marker, a digest that differs, a store that errs, panics or takes too long, a log that does not
-//! hold the entry) the state is deleted and rebuilt from snapshot and log.
+//! watchers, which changes too fast to be written more than once. A marker beside it, made durable last, holds the
+//! entry that it is the state of and the state's digest. The marker is removed before anything is read or changed, so
+//! that it serves one start only: after a crash there is none. If anything is in doubt (no marker, a digest that
+//! differs, a store that errs, panics or takes too long, a log that does not hold the entry) the state is deleted and
+//! rebuilt from snapshot and log. Where these are not there any more, because somebody has removed the snapshots, it has
+//! become the only copy: then nothing is deleted, and the marker goes only once the state was read.
 
 mod records;
 #[cfg(test)]
@@ -28,7 +30,7 @@ use self::records::Records;
 pub use self::store::{Backend, StateStore, StateStoreError, Take, VALUE_MAX, ValueEdit};
 use self::writer::{Rhythm, Writer};
 use crate::codec;
-use crate::disk::{Disk, read_file, write_atomically};
+use crate::disk::{Disk, read_file, remove_all, remove_durably, sync_all, write_atomically};
 use crate::entry::LogId;
 use crate::identity::DirectoryLock;
 use crate::raft::{Applied, StateReader};
@@ -47,11 +49,11 @@ const STOP_BUDGET: Duration = Duration::from_secs(5);
 
 /// What vouches for a state.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-struct Marker {
+pub(crate) struct Marker {
     /// The directory that holds it. Each start uses one of its own, which a thread that an earlier process of
     /// this peer left behind does not know.
     generation: u64,
-    head: SnapshotHead,
+    pub(crate) head: SnapshotHead,
     digest: Digest,
 }
 
@@ -82,37 +84,69 @@ impl Place {
         Self { backend, disk, dir }
     }
 
-    /// Takes the state that was saved when the peer last stopped; none if there is none, or any doubt about it.
-    /// Blocks, for ten seconds at most.
+    /// What vouches for the state that was saved when the peer last stopped; none if nothing does. Changes nothing. Blocks.
     ///
     /// # Errors
-    /// [`StateStoreError::Io`] if what vouches for it cannot be read or removed.
-    pub(crate) fn take(&self) -> Result<Option<Saved>, StateStoreError> {
-        self.take_within(OPEN_DEADLINE)
+    /// [`StateStoreError::Io`] if it cannot be read.
+    pub(crate) fn vouched(&self) -> Result<Option<Marker>, StateStoreError> {
+        let path = self.dir.join(MARKER);
+        let bytes = read_file(self.disk.as_ref(), &path);
+        let bytes = bytes.map_err(StateStoreError::io("read", &path))?;
+        let marker = bytes.as_deref().map(decode_marker);
+        if marker == Some(None) {
+            tracing::warn!(path = %path.display(), "what vouches for the saved state is damaged");
+        }
+        Ok(marker.flatten())
     }
 
-    fn take_within(&self, deadline: Duration) -> Result<Option<Saved>, StateStoreError> {
+    /// Takes away what vouches for a saved state, durably: from then on that may be changed. Blocks.
+    ///
+    /// # Errors
+    /// [`StateStoreError::Io`].
+    pub(crate) fn disown(&self) -> Result<(), StateStoreError> {
         let path = self.dir.join(MARKER);
-        let bytes =
-            read_file(self.disk.as_ref(), &path).map_err(StateStoreError::io("read", &path))?;
-        let Some(bytes) = bytes else {
-            return Ok(None);
-        };
-        self.disk
-            .remove(&path)
-            .and_then(|()| self.disk.sync_dir(&self.dir))
-            .map_err(StateStoreError::io("remove", &path))?;
-        let saved = decode_marker(&bytes).and_then(|marker| self.read_within(marker, deadline));
-        if saved.is_none() {
-            tracing::warn!(
-                "the state saved at the last stop is not used; rebuilding it from snapshot and log"
-            );
+        let removed = remove_durably(self.disk.as_ref(), &path);
+        removed.map_err(StateStoreError::io("remove", &path))
+    }
+
+    /// Takes the state that `marker` vouches for; none if there is any doubt about it. It serves this start only. Blocks,
+    /// for ten seconds at most.
+    ///
+    /// # Errors
+    /// [`StateStoreError::Io`] if what vouches for it cannot be removed.
+    pub(crate) fn take(&self, marker: Marker) -> Result<Option<Saved>, StateStoreError> {
+        self.take_within(OPEN_DEADLINE, marker)
+    }
+
+    fn take_within(
+        &self,
+        deadline: Duration,
+        marker: Marker,
+    ) -> Result<Option<Saved>, StateStoreError> {
+        self.disown()?;
+        match self.read_within(deadline, marker) {
+            Ok(saved) => Ok(Some(saved)),
+            Err(doubt) => {
+                tracing::warn!(
+                    error = &doubt as &dyn std::error::Error,
+                    "the state saved at the last stop is not used; rebuilding it from snapshot and log"
+                );
+                Ok(None)
+            }
         }
-        Ok(saved)
+    }
+
+    /// Reads the state that `marker` vouches for, and goes on vouching for, as is needed where there is no other copy. Blocks,
+    /// for ten seconds at most.
+    ///
+    /// # Errors
+    /// [`StateStoreError`]. Nothing was removed.
+    pub(crate) fn read_only_copy(&self, marker: Marker) -> Result<Saved, StateStoreError> {
+        self.read_within(OPEN_DEADLINE, marker)
     }
 
     /// Reads on a thread of its own, which is left alone if it takes too long or panics.
-    fn read_within(&self, marker: Marker, deadline: Duration) -> Option<Saved> {
+    fn read_within(&self, deadline: Duration, marker: Marker) -> Result<Saved, StateStoreError> {
         let (sender, receiver) = mpsc::sync_channel(1);
         let place = self.clone();
         let read = move || {
@@ -120,22 +154,14 @@ impl Place {
             let _ = sender.send(place.read(marker));
         };
         let thread = std::thread::Builder::new().name("checkpoint".to_owned());
-        thread.spawn(read).ok()?;
-        match receiver.recv_timeout(deadline) {
-            Ok(Ok(saved)) => Some(saved),
-            Ok(Err(doubt)) => {
-                tracing::warn!(%doubt, "the saved state is not what was saved");
-                None
-            }
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                tracing::warn!(?deadline, "the saved state was not read in time");
-                None
-            }
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                tracing::warn!("reading the saved state panicked");
-                None
-            }
-        }
+        let spawned = thread.spawn(read);
+        spawned.map_err(StateStoreError::io("start a thread for", &self.dir))?;
+        receiver.recv_timeout(deadline).unwrap_or_else(|error| {
+            Err(match error {
+                mpsc::RecvTimeoutError::Timeout => StateStoreError::NotReadInTime(deadline),
+                mpsc::RecvTimeoutError::Disconnected => StateStoreError::Panicked,
+            })
+        })
     }
 
     fn read(&self, marker: Marker) -> Result<Saved, StateStoreError> {
@@ -189,7 +215,7 @@ impl Place {
         for generation in generations.iter().filter(|it| Some(**it) != kept) {
             let path = self.state_dir(*generation);
             // One that is still being written by a thread left behind goes with a later start.
-            if let Err(error) = std::fs::remove_dir_all(&path) {
+            if let Err(error) = remove_all(self.disk.as_ref(), &path) {
                 tracing::warn!(%error, path = %path.display(), "cannot delete a saved state");
             }
         }
@@ -199,7 +225,8 @@ impl Place {
     /// Syncs every file of the state, whatever the backend believes to have done, and then vouches for it.
     fn vouch(&self, generation: u64, applied: &Applied) -> Result<(), StateStoreError> {
         let state_dir = self.state_dir(generation);
-        sync_all(&state_dir).map_err(StateStoreError::io("sync", &state_dir))?;
+        sync_all(self.disk.as_ref(), &state_dir)
+            .map_err(StateStoreError::io("sync", &state_dir))?;
         for dir in [&self.dir.join(STATE_DIR), &self.dir] {
             let synced = self.disk.sync_dir(dir);
             synced.map_err(StateStoreError::io("sync", dir))?;
@@ -221,23 +248,6 @@ fn decode_marker(bytes: &[u8]) -> Option<Marker> {
     let (frame, crc) = bytes.split_last_chunk::<4>()?;
     let whole = crc32c::crc32c(frame).to_le_bytes() == *crc;
     whole.then(|| codec::decode(frame).ok()).flatten()
-}
-
-/// Syncs the files of a backend, which are the operating system's.
-fn sync_all(dir: &Path) -> io::Result<()> {
-    let mut dirs = vec![dir.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        for entry in std::fs::read_dir(&dir)? {
-            let path = entry?.path();
-            if path.is_dir() {
-                dirs.push(path);
-            } else {
-                std::fs::File::open(&path)?.sync_all()?;
-            }
-        }
-        std::fs::File::open(&dir)?.sync_all()?;
-    }
-    Ok(())
 }
 
 /// Keeps the checkpoint of a running peer, on a thread of its own. Holds the lock on its directory. Dropping it

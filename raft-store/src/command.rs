@@ -108,7 +108,7 @@ pub enum Action {
     /// does so once, and again only while it is certain that it has not entered a log.
     Request(Request),
     /// Gives a peer with an empty data directory an id: this entry's index, or the one that the same directory was
-    /// given before.
+    /// given before. Refused where another peer has or had that id, as founders have, who are numbered from 1.
     AdmitPeer {
         /// Of its data directory.
         nonce: u64,
@@ -450,7 +450,8 @@ impl Refusal {
             Self::UnknownClient
             | Self::AlreadyAcknowledged
             | Self::PeerRemoved(_)
-            | Self::NoSuchPeer(_) => 0,
+            | Self::NoSuchPeer(_)
+            | Self::PeerIdTaken(_) => 0,
             Self::ServiceExists(name)
             | Self::NoSuchService(name)
             | Self::ServiceGoingDown(name)
@@ -517,6 +518,8 @@ pub enum Refusal {
     PeerRemoved(NodeId),
     /// No such peer is on record.
     NoSuchPeer(NodeId),
+    /// A member has, or a peer had, the id that a peer would be admitted under. A later entry has another one.
+    PeerIdTaken(NodeId),
 }
 
 impl fmt::Display for Command {

@@ -12,6 +12,8 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::codec;
+
 #[cfg(test)]
 pub(crate) mod failing;
 #[cfg(test)]
@@ -31,6 +33,12 @@ pub trait Disk: Debug + Send + Sync + 'static {
     /// As the operating system says.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
 
+    /// Whether there is a directory under this name, which is not a link to one.
+    ///
+    /// # Errors
+    /// As the operating system says; that there is nothing of this name is none.
+    fn is_dir(&self, path: &Path) -> io::Result<bool>;
+
     /// Makes a file that does not exist yet.
     ///
     /// # Errors
@@ -49,11 +57,23 @@ pub trait Disk: Debug + Send + Sync + 'static {
     /// As the operating system says.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Removes a name; open handles stay readable.
+    /// Lets two names, each of a file or of a directory with all that is in it, change places at one stroke.
+    ///
+    /// # Errors
+    /// As the operating system says. Nothing has changed then.
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()>;
+
+    /// Removes the name of a file; open handles stay readable.
     ///
     /// # Errors
     /// As the operating system says.
     fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Removes a directory that is empty.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
 
     /// Makes the names in a directory durable.
     ///
@@ -162,6 +182,14 @@ impl Disk for RealDisk {
         Ok(names)
     }
 
+    fn is_dir(&self, path: &Path) -> io::Result<bool> {
+        match std::fs::symlink_metadata(path) {
+            Ok(found) => Ok(found.is_dir()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let file = OpenOptions::new()
             .read(true)
@@ -181,8 +209,18 @@ impl Disk for RealDisk {
         std::fs::rename(from, to)
     }
 
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        let here = rustix::fs::CWD;
+        let exchange = rustix::fs::RenameFlags::EXCHANGE;
+        Ok(rustix::fs::renameat_with(here, one, here, other, exchange)?)
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         std::fs::remove_file(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_dir(path)
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
@@ -207,6 +245,10 @@ impl Disk for ReadOnlyDisk {
         RealDisk.list(dir)
     }
 
+    fn is_dir(&self, path: &Path) -> io::Result<bool> {
+        RealDisk.is_dir(path)
+    }
+
     fn create(&self, _: &Path) -> io::Result<Arc<dyn DiskFile>> {
         only_read()
     }
@@ -219,7 +261,15 @@ impl Disk for ReadOnlyDisk {
         only_read()
     }
 
+    fn exchange(&self, _: &Path, _: &Path) -> io::Result<()> {
+        only_read()
+    }
+
     fn remove(&self, _: &Path) -> io::Result<()> {
+        only_read()
+    }
+
+    fn remove_dir(&self, _: &Path) -> io::Result<()> {
         only_read()
     }
 
@@ -273,76 +323,73 @@ pub fn write_atomically(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Resul
     disk.sync_dir(dir)
 }
 
+/// Removes a file, which need not be there, so that it stays away.
+///
+/// # Errors
+/// As the operating system says. The file is then still there, or may come back.
+pub fn remove_durably(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    match disk.remove(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => disk.sync_dir(parent_of(path)),
+    }
+}
+
+/// Removes a directory and all that is in it; links are not followed. It need not be there.
+///
+/// # Errors
+/// As the operating system says. Any part of it may be gone then.
+pub fn remove_all(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    let names = match disk.list(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        names => names?,
+    };
+    for name in names {
+        let path = dir.join(name);
+        match disk.is_dir(&path)? {
+            true => remove_all(disk, &path)?,
+            false => disk.remove(&path)?,
+        }
+    }
+    disk.remove_dir(dir)
+}
+
+/// Makes every file and name in a directory durable, and in those within it.
+///
+/// # Errors
+/// As the operating system says. Fatal.
+pub fn sync_all(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    for name in disk.list(dir)? {
+        let path = dir.join(name);
+        match disk.is_dir(&path)? {
+            true => sync_all(disk, &path)?,
+            false => disk.open(&path)?.sync()?,
+        }
+    }
+    disk.sync_dir(dir)
+}
+
+/// The largest file that is read whole: above each that holds one frame. A length that was damaged must not take the memory.
+const FILE_MAX: u64 = 2 * codec::FRAME_MAX as u64;
+
 /// The whole contents of a file; none if there is no such file.
 ///
 /// # Errors
-/// As the operating system says.
+/// As the operating system says; `InvalidData` if it is larger than any that we write whole.
 pub fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Option<Vec<u8>>> {
     let file = match disk.open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    let size = usize::try_from(file.size()?).map_err(io::Error::other)?;
-    let mut bytes = vec![0; size];
+    let size = file.size()?;
+    if size > FILE_MAX {
+        let what = format!("it has {size} bytes, where {FILE_MAX} are the most");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    }
+    let mut bytes = vec![0; usize::try_from(size).map_err(io::Error::other)?];
     file.read_at(0, &mut bytes)?;
     Ok(Some(bytes))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn mode(path: &Path) -> u32 {
-        std::fs::metadata(path).unwrap().permissions().mode() & 0o777
-    }
-
-    #[test]
-    fn nobody_else_reads_what_is_made() {
-        let root = tempfile::tempdir().unwrap();
-        let dir = root.path().join("data/wal");
-        RealDisk.create_dir(&dir).unwrap();
-        RealDisk.create(&dir.join("1.wal")).unwrap();
-        write_atomically(&RealDisk, &dir.join("NODE"), b"x").unwrap();
-        assert_eq!(
-            (mode(&dir), mode(&root.path().join("data"))),
-            (0o700, 0o700)
-        );
-        assert_eq!(
-            (mode(&dir.join("1.wal")), mode(&dir.join("NODE"))),
-            (0o600, 0o600)
-        );
-    }
-
-    #[test]
-    fn a_directory_is_made_by_its_bare_name() {
-        let taken = tempfile::tempdir_in(".").unwrap();
-        let name = Path::new(taken.path().file_name().unwrap());
-        for path in [name.to_owned(), name.join("below"), name.join("a/b")] {
-            std::fs::remove_dir_all(name).unwrap();
-            RealDisk.create_dir(&path).unwrap();
-            assert!(path.is_dir(), "{}", path.display());
-            RealDisk.create_dir(&path).unwrap();
-        }
-    }
-
-    #[test]
-    fn what_others_could_read_they_can_no_more_and_what_links_lead_to_is_left_alone() {
-        let root = tempfile::tempdir().unwrap();
-        let (dir, foreign) = (root.path().join("data/wal"), root.path().join("foreign"));
-        std::fs::create_dir_all(&dir).unwrap();
-        let log = dir.join("1.wal");
-        for path in [&log, &foreign] {
-            std::fs::write(path, "secret").unwrap();
-            std::fs::set_permissions(path, Permissions::from_mode(0o664)).unwrap();
-        }
-        std::fs::set_permissions(&dir, Permissions::from_mode(0o2775)).unwrap();
-        std::os::unix::fs::symlink(&foreign, dir.join("link")).unwrap();
-        make_private(&root.path().join("data"));
-        assert_eq!(
-            (mode(&dir), mode(&log), mode(&foreign)),
-            (0o700, 0o600, 0o664)
-        );
-        make_private(&root.path().join("missing"));
-    }
-}
+mod tests;

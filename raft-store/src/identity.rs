@@ -15,15 +15,19 @@ use raftserve_model::{ClusterId, NodeId};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{Disk, parent_of, read_file, write_atomically};
+use crate::disk::{Disk, parent_of, read_file, remove_all, remove_durably, write_atomically};
 use crate::formats;
+use crate::store::{SNAPSHOT_DIR, WAL_DIR};
 
 /// The layout that is written, and the only one that is read.
 const FORMAT: u32 = formats::DATA_DIRECTORY;
 
-const FORMAT_FILE: &str = "FORMAT";
+pub(crate) const FORMAT_FILE: &str = "FORMAT";
 const NODE_FILE: &str = "NODE";
 const LOCK_FILE: &str = "LOCK";
+
+/// Lies in a directory from when it begins to be filled until it is a data directory: whoever fills it may begin anew.
+const UNFINISHED_FILE: &str = "UNFINISHED";
 
 /// What may lie in a directory that is still to be made ours: our own files from a first start that was cut
 /// short, and what file systems put into a fresh volume.
@@ -96,8 +100,7 @@ pub enum IdentityError {
     },
     /// It is to be filled, and holds something.
     #[error(
-        "{} is not empty: it holds {found:?}. Name a directory that is empty or does not exist; if it holds what was left \
-         of a try that was cut short, empty it",
+        "{} is not empty: it holds {found:?}. Name a directory that is empty or does not exist",
         .path.display()
     )]
     NotEmpty {
@@ -183,7 +186,7 @@ impl DirectoryLock {
     }
 
     /// Takes it without putting this process's name into it.
-    fn take_to_read(dir: &Path) -> Result<Self, IdentityError> {
+    pub(crate) fn take_to_read(dir: &Path) -> Result<Self, IdentityError> {
         let path = dir.join(LOCK_FILE);
         let mut file = File::open(&path).map_err(|source| IdentityError::Io {
             what: "lock",
@@ -297,45 +300,46 @@ impl DataDir {
     ///
     /// # Errors
     /// [`IdentityError`]; also where no peer ever ran.
-    pub(crate) fn open_to_read(path: &Path) -> Result<Self, IdentityError> {
-        let disk = crate::disk::ReadOnlyDisk;
+    pub(crate) fn open_to_read(
+        disk: Arc<dyn Disk>,
+        path: &Path,
+        lock: impl FnOnce(&Path) -> Result<DirectoryLock, IdentityError>,
+    ) -> Result<Self, IdentityError> {
         let io = |source| IdentityError::Io {
             what: "read",
             path: path.to_owned(),
             source,
         };
-        if read_file(&disk, &path.join(FORMAT_FILE))
-            .map_err(io)?
-            .is_none()
-        {
+        let format = read_file(&*disk, &path.join(FORMAT_FILE)).map_err(io)?;
+        if format.is_none() {
             let names = disk.list(path).map_err(io)?;
             return Err(IdentityError::Foreign {
                 path: path.to_owned(),
                 found: names.into_iter().next().unwrap_or_default(),
             });
         }
-        let lock = DirectoryLock::take_to_read(path)?;
-        Self::check_format(&disk, path)?;
-        let file = Self::read_or_make_node(&disk, path)?;
+        let lock = lock(path)?;
+        Self::check_format(&*disk, path)?;
+        let file = Self::read_or_make_node(&*disk, path)?;
         Ok(Self {
-            disk: Arc::new(disk),
+            disk,
             path: path.to_owned(),
             lock: Arc::new(lock),
             file,
         })
     }
 
-    /// Whether a directory holds nothing but what file systems put into a fresh volume. Blocks.
-    ///
-    /// # Errors
-    /// [`IdentityError::Io`].
-    pub fn is_empty(path: &Path) -> Result<bool, IdentityError> {
-        let names = crate::disk::RealDisk.list(path);
-        let names = names.map_err(|source| IdentityError::Io {
-            what: "list",
-            path: path.to_owned(),
-            source,
-        })?;
+    /// Whether there is no directory, or one that holds nothing but what file systems put into a fresh volume. Blocks.
+    pub(crate) fn is_empty(disk: &dyn Disk, path: &Path) -> Result<bool, IdentityError> {
+        use io::ErrorKind::{NotADirectory, NotFound};
+        let names = match disk.list(path) {
+            Err(error) if matches!(error.kind(), NotFound | NotADirectory) => return Ok(true),
+            names => names.map_err(|source| IdentityError::Io {
+                what: "list",
+                path: path.to_owned(),
+                source,
+            })?,
+        };
         Ok(names.iter().all(|name| IGNORED.contains(&name.as_str())))
     }
 
@@ -366,8 +370,9 @@ impl DataDir {
                 .map_err(io("write"))?;
         }
         Self::check_format(&*disk, path)?;
-        // A process that was killed may have left names that are not durable; nothing is built on them before they
-        // are.
+        // A process that was killed may have left names that are not durable, and one that was recovering a cluster
+        // that of the directory itself; nothing is built on them before they are.
+        sync_parent(&*disk, path)?;
         disk.sync_dir(path).map_err(io("sync"))?;
         let file = Self::read_or_make_node(&*disk, path)?;
         Ok(Self {
@@ -529,6 +534,17 @@ impl DataDir {
         })
     }
 
+    /// Makes of it, durably, what [`EmptyDir::take`] takes for the remains of a try that was cut short. Blocks.
+    pub(crate) fn undo(self) -> Result<(), IdentityError> {
+        let undone = mark_unfinished(&*self.disk, &self.path)
+            .and_then(|()| remove_durably(&*self.disk, &self.path.join(FORMAT_FILE)));
+        undone.map_err(|source| IdentityError::Io {
+            what: "undo",
+            path: self.path,
+            source,
+        })
+    }
+
     pub(crate) fn note_log_made(&mut self) -> Result<(), IdentityError> {
         self.save(NodeFile {
             log_made: true,
@@ -538,7 +554,8 @@ impl DataDir {
 }
 
 /// An empty directory, locked, that is being filled with a peer's data. It is a data directory only once it
-/// has an identity, which it is given last: what a crash leaves of it before is refused by every start.
+/// has an identity, which it is given last: what a crash leaves of it before is refused by every start, and may be
+/// filled anew.
 #[derive(Debug)]
 pub struct EmptyDir {
     disk: Arc<dyn Disk>,
@@ -548,11 +565,12 @@ pub struct EmptyDir {
 }
 
 impl EmptyDir {
-    /// Takes an empty or missing directory. Blocks.
+    /// Takes an empty or missing directory, or one that was being filled when that was cut short: what is in it is removed.
+    /// Blocks.
     ///
     /// # Errors
-    /// [`IdentityError::NotEmpty`], [`IdentityError::Locked`], [`IdentityError::Io`]. Nothing was changed, but
-    /// for making the directory.
+    /// [`IdentityError::NotEmpty`], [`IdentityError::Locked`]: nothing was changed, but for making the directory.
+    /// [`IdentityError::Io`].
     pub fn take(path: &Path) -> Result<Self, IdentityError> {
         let taken = Self::take_on(Arc::new(crate::disk::RealDisk), path, DirectoryLock::take)?;
         crate::disk::make_private(path);
@@ -569,26 +587,34 @@ impl EmptyDir {
             move |source| IdentityError::Io { what, path, source }
         };
         disk.create_dir(path).map_err(io("make"))?;
-        let refuse = |found: String| IdentityError::NotEmpty {
-            path: path.to_owned(),
-            found,
-        };
-        let kept = || -> Result<Option<String>, IdentityError> {
-            let names = disk.list(path).map_err(io("list"))?;
-            let other = |name: &String| !IGNORED.contains(&name.as_str());
-            Ok(names.into_iter().find(other))
+        let remains = || -> Result<Vec<String>, IdentityError> {
+            let mut names = disk.list(path).map_err(io("list"))?;
+            names.retain(|name| !IGNORED.contains(&name.as_str()));
+            match names.first() {
+                Some(found) if !is_unfinished(&names) => Err(IdentityError::NotEmpty {
+                    path: path.to_owned(),
+                    found: found.clone(),
+                }),
+                _ => Ok(names),
+            }
         };
         // A foreign directory is left without even a lock; of a peer's own, its being in use is told first.
-        if let Some(found) = kept()?
-            && !path.join(LOCK_FILE).exists()
-        {
-            return Err(refuse(found));
+        if !path.join(LOCK_FILE).exists() {
+            remains()?;
         }
         let lock = lock(path)?;
-        if let Some(found) = kept()? {
-            return Err(refuse(found));
+        let remains = remains()?;
+        for name in remains.iter().filter(|name| *name != UNFINISHED_FILE) {
+            let inner = path.join(name);
+            let removed = match disk.is_dir(&inner) {
+                Ok(true) => remove_all(&*disk, &inner),
+                Ok(false) => disk.remove(&inner),
+                Err(error) => Err(error),
+            };
+            removed.map_err(io("remove what is left in"))?;
         }
         sync_parent(&*disk, path)?;
+        mark_unfinished(&*disk, path).map_err(io("write to"))?;
         Ok(Self {
             nonce: random_nonce().map_err(io("draw a number for"))?,
             disk,
@@ -636,12 +662,31 @@ impl EmptyDir {
                 source,
             })?;
         }
+        // Beside a FORMAT it means nothing, should it stay.
+        if let Err(error) = self.disk.remove(&self.path.join(UNFINISHED_FILE)) {
+            tracing::warn!(%error, path = %self.path.display(), "cannot remove {UNFINISHED_FILE}");
+        }
         Ok(DataDir {
             disk: self.disk,
             path: self.path,
             lock: Arc::new(self.lock),
             file,
         })
+    }
+}
+
+/// Whether what is in a directory is what filling it had made when it was cut short.
+fn is_unfinished(names: &[String]) -> bool {
+    const MADE: [&str; 4] = [UNFINISHED_FILE, NODE_FILE, WAL_DIR, SNAPSHOT_DIR];
+    let made = |name: &String| MADE.contains(&name.as_str());
+    names.iter().any(|name| name == UNFINISHED_FILE) && names.iter().all(made)
+}
+
+/// Notes in a directory, durably, that it is being filled.
+fn mark_unfinished(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    match disk.create(&path.join(UNFINISHED_FILE)) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => disk.sync_dir(path),
     }
 }
 

@@ -13,19 +13,23 @@
 //! A directory is filled first and becomes a data directory last, so that what a crash leaves is refused by
 //! every start.
 
+mod in_place;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use raftserve_model::{ClusterId, LogIndex, NodeId};
 
 use crate::codec::{self, CodecError};
-use crate::disk::{Disk, RealDisk, parent_of};
+use crate::disk::{Disk, ReadOnlyDisk};
 use crate::entry::{AppliedMembership, LogId, Membership, Payload, PeerRecord, Vote};
-use crate::identity::{DataDir, EmptyDir, Identity, IdentityError};
+use crate::identity::{DataDir, DirectoryLock, EmptyDir, Identity, IdentityError};
 use crate::snapshot::{SnapshotError, SnapshotFile, SnapshotHead, Snapshots};
 use crate::state::{Claim, Lineage, State};
 use crate::store::{OpenError, SNAPSHOT_DIR, Store, WAL_DIR};
 use crate::wal::{Failed, Wal, WalError, WalOptions};
+
+pub use in_place::InPlace;
 
 /// The least by which a new cluster's log is ahead of the state that it begins with, where that is ahead of the calendar.
 const INDEX_GAP_MIN: u64 = 1 << 32;
@@ -115,6 +119,31 @@ pub enum RestoreError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// The old data was to go where there is something already.
+    #[error("{} exists", .path.display())]
+    Occupied {
+        /// What was there.
+        path: PathBuf,
+    },
+    /// What an earlier try has made is in use.
+    #[error(
+        "{} was made by an earlier try, is the data directory of a peer of cluster {cluster}, and may have been used since",
+        .path.display()
+    )]
+    GoneOn {
+        /// The directory.
+        path: PathBuf,
+        /// Its cluster.
+        cluster: ClusterId,
+    },
+    /// Where an earlier try may have left something.
+    #[error("cannot look at {}", .path.display())]
+    Beside {
+        /// The directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
     /// A directory of the new data.
     #[error("cannot make {}", .path.display())]
     Io {
@@ -181,13 +210,22 @@ impl Survivor {
     /// # Errors
     /// [`RestoreError`]; in particular [`IdentityError::Locked`] while the peer runs.
     pub fn read(path: &Path) -> Result<Self, RestoreError> {
+        let disk = Arc::new(ReadOnlyDisk);
+        Self::read_on(disk, path, DirectoryLock::take_to_read)
+    }
+
+    fn read_on(
+        disk: Arc<dyn Disk>,
+        path: &Path,
+        lock: impl FnOnce(&Path) -> Result<DirectoryLock, IdentityError>,
+    ) -> Result<Self, RestoreError> {
         let no_member = || RestoreError::NoMember {
             path: path.to_owned(),
         };
-        if !path.is_dir() || DataDir::is_empty(path)? {
+        if DataDir::is_empty(&*disk, path)? {
             return Err(no_member());
         }
-        let dir = DataDir::open_to_read(path)?;
+        let dir = DataDir::open_to_read(disk, path, lock)?;
         let Identity::Member { cluster, node, .. } = dir.identity() else {
             return Err(no_member());
         };
@@ -230,7 +268,10 @@ fn replay(
             head.last = Some(entry.id);
             match payload {
                 Payload::Blank => {}
-                Payload::Command(command) => drop(state.apply(index, &command)),
+                Payload::Command(command) => {
+                    let members = &head.membership.membership;
+                    state.apply_among(index, &command, members);
+                }
                 Payload::Membership(membership) => {
                     head.membership = AppliedMembership {
                         log_id: head.last,
@@ -264,8 +305,8 @@ pub struct Begun {
     pub cluster: ClusterId,
     /// Its only voter.
     pub node: NodeId,
-    /// What its log begins after.
-    pub index: LogIndex,
+    /// Where it comes from, and what its log begins after.
+    pub lineage: Lineage,
 }
 
 /// The index that a cluster's log begins after which begins at `unix_ms` with a state as of `last`, which was written
@@ -354,39 +395,7 @@ pub fn begin(
     Ok(Begun {
         cluster: beginning.cluster,
         node,
-        index,
-    })
-}
-
-/// Puts `made`, which [`begin`] filled, into the place of the survivor's directory, at one stroke; the survivor's
-/// is then at `aside`. All three lie in one directory. Blocks.
-///
-/// # Errors
-/// - [`RestoreError::Place`], also where the survivor's directory is the root of a volume; nothing was moved then.
-/// - [`RestoreError::Aside`]: the survivor's directory is at `made`, and must not be started.
-/// - [`RestoreError::Sync`]: nothing is amiss, unless the machine loses power before it has written it.
-pub fn take_place(survivor: Survivor, made: &Path, aside: &Path) -> Result<(), RestoreError> {
-    let place = survivor.path();
-    let cwd = rustix::fs::CWD;
-    let exchange = rustix::fs::RenameFlags::EXCHANGE;
-    rustix::fs::renameat_with(cwd, made, cwd, place, exchange).map_err(|errno| {
-        RestoreError::Place {
-            path: place.to_owned(),
-            source: errno.into(),
-        }
-    })?;
-    let disk = RealDisk;
-    let put_aside = disk.rename(made, aside);
-    put_aside.map_err(|source| RestoreError::Aside {
-        left: made.to_owned(),
-        aside: aside.to_owned(),
-        source,
-    })?;
-    let parent = parent_of(made);
-    let synced = disk.sync_dir(parent);
-    synced.map_err(|source| RestoreError::Sync {
-        path: parent.to_owned(),
-        source,
+        lineage,
     })
 }
 

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bincode::{Decode, Encode};
+use raftserve_model::{LogIndex, NodeId};
 
 use crate::codec::CodecError;
 use crate::disk::{Disk, DiskFile, RealDisk};
@@ -233,6 +234,19 @@ impl SnapshotFile {
         Ok(blocks.head().clone())
     }
 
+    /// As [`SnapshotFile::verify`]; and that it is the one that is given this name.
+    fn verify_as(&self, name: &str) -> Result<SnapshotHead, SnapshotError> {
+        let head = self.verify()?;
+        if file_name(head.last) == name {
+            return Ok(head);
+        }
+        Err(SnapshotError::Corrupt {
+            path: self.path.clone(),
+            offset: 0,
+            what: "it is another snapshot, renamed",
+        })
+    }
+
     /// Reads the state. All of the file is verified before anything is returned. Blocks.
     ///
     /// # Errors
@@ -335,7 +349,7 @@ impl Snapshots {
                 }
                 continue;
             }
-            if !name.ends_with(SUFFIX) {
+            if !is_given(name) {
                 continue;
             }
             if kept.len() == KEPT {
@@ -348,7 +362,7 @@ impl Snapshots {
                 file: disk.open(&path).map_err(io("open", &path))?,
                 path: path.clone(),
             };
-            match file.verify() {
+            match file.verify_as(name) {
                 Ok(head) => kept.push(Snapshot { head, file }),
                 Err(error @ SnapshotError::Corrupt { .. }) if others == Others::Leave => {
                     tracing::error!(%error, "passed over");
@@ -591,6 +605,20 @@ impl Snapshots {
             }
         }
     }
+}
+
+/// Whether it is a name that [`file_name`] gives: what has another one, such as a copy made by hand, is none of ours.
+fn is_given(name: &str) -> bool {
+    let mut parts = name.strip_suffix(SUFFIX).unwrap_or_default().split('-');
+    let mut number = || parts.next()?.parse::<u64>().ok();
+    let (Some(index), Some(term), Some(node)) = (number(), number(), number()) else {
+        return false;
+    };
+    file_name(Some(LogId {
+        term,
+        node: NodeId(node),
+        index: LogIndex(index),
+    })) == name
 }
 
 /// Names sort as the snapshots' indexes do.

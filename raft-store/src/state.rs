@@ -50,6 +50,7 @@ pub use summed::Digest;
 pub use trail::Compacted;
 
 use crate::command::{Action, Command, Outcome};
+use crate::entry::Membership;
 use clients::Clients;
 use events::Events;
 use kv::KeyValues;
@@ -101,8 +102,20 @@ pub struct State {
 }
 
 impl State {
-    /// Applies the entry at `index`, which must be above every index applied before.
+    /// As [`State::apply_among`] in a cluster whose members are all on record here: of founders about whom nothing was
+    /// decided since, only the membership tells.
     pub fn apply(&mut self, index: LogIndex, command: &Command) -> Outcome {
+        self.apply_among(index, command, &Membership::default())
+    }
+
+    /// Applies the entry at `index`, which must be above every index applied before, in a cluster whose membership is
+    /// then `members`, by the last entry before this one that changed it.
+    pub fn apply_among(
+        &mut self,
+        index: LogIndex,
+        command: &Command,
+        members: &Membership,
+    ) -> Outcome {
         self.now = self.now.max(command.now);
         self.wall = command.wall;
         match &command.action {
@@ -145,7 +158,7 @@ impl State {
                 promotion,
                 replaces,
             } => self
-                .admit_peer(index, *nonce, address, *promotion, *replaces)
+                .admit_peer(index, *nonce, address, *promotion, *replaces, members)
                 .unwrap_or_else(Outcome::Refused),
             Action::DismissPeer {
                 node,

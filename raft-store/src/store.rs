@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use raftserve_model::{Unsupported, VersionRange};
 
-use crate::checkpoint::{Checkpoint, Place, Saved, StateStoreError};
+use crate::checkpoint::{Checkpoint, Marker, Place, Saved, StateStoreError};
 use crate::entry::LogId;
 use crate::formats::SUPPORTED;
 use crate::identity::DataDir;
@@ -80,6 +80,31 @@ pub enum OpenError {
         /// The last entry of the snapshot, or `nothing`.
         snapshot: String,
     },
+    /// As in [`OpenError::Gap`], and the state that was saved at the last stop reaches further, but cannot be read.
+    #[error(
+        "the log of {} begins after entry {purged}, no intact snapshot reaches it, and the state saved at the last stop, the only \
+         copy, cannot be read. Nothing was removed: start the peer again once the disk can be read, or put back a newer \
+         snapshot from a copy; or remove the data directory, so that the peer joins again under a new id",
+        .path.display()
+    )]
+    OnlyCopy {
+        /// The data directory.
+        path: PathBuf,
+        /// The last entry that is no longer in the log.
+        purged: LogId,
+        /// Why it cannot be read.
+        source: StateStoreError,
+    },
+}
+
+impl OpenError {
+    fn gap(dir: &Path, purged: LogId, snapshot: Option<LogId>) -> Self {
+        Self::Gap {
+            path: dir.to_owned(),
+            purged,
+            snapshot: snapshot.map_or_else(|| "nothing".to_owned(), |last| last.to_string()),
+        }
+    }
 }
 
 /// An open store: what openraft takes, and what the rest of the peer uses.
@@ -170,25 +195,8 @@ impl Store {
             dir.note_log_made()?;
         }
         let (wal, place) = (Arc::new(wal), Place::new(disk, dir.path()));
-        // Also if it will not be used: what is saved now will not be the state at the next start.
-        let saved = place.take().map_err(OpenError::Checkpoint)?;
+        let saved = self.saved(dir.path(), &place, &wal, &snapshots)?;
         let place = self.checkpoint.then_some(place);
-        let saved = match saved.filter(|_| place.is_some()) {
-            Some(saved) => is_newest(&saved, &wal, &snapshots)
-                .map_err(|source| OpenError::Wal(WalError::io("read", &wal_dir, source)))?
-                .then_some(saved),
-            None => None,
-        };
-        if let Some(purged) = gap(&wal, snapshots.current().and_then(|it| it.head.last))
-            && saved.is_some()
-        {
-            tracing::error!(
-                "no intact snapshot of {} reaches entry {purged}, after which its log begins: they were removed, or damaged. \
-                 The state saved at the last stop is the only copy, and is used; a snapshot is taken at once. If this peer \
-                 crashes before, remove its data directory, so that it joins again under a new id",
-                dir.path().display()
-            );
-        }
         let applied = match &saved {
             Some(saved) => saved.applied.clone(),
             None => restore(dir.path(), &wal, snapshots.current())?,
@@ -209,6 +217,51 @@ impl Store {
             snapshots,
         };
         Ok((opened, writer))
+    }
+
+    /// The state that was saved at the last stop, if it is to be used. Nothing vouches for it from then on, also if it is not,
+    /// since what is saved now will not be the state at the next start; but where it is the only copy, that ends last, when
+    /// the checkpoint is begun.
+    fn saved(
+        &self,
+        dir: &Path,
+        place: &Place,
+        wal: &Wal,
+        snapshots: &Snapshots,
+    ) -> Result<Option<Saved>, OpenError> {
+        let snapshot = snapshots.current().and_then(|it| it.head.last);
+        let vouched = place.vouched().map_err(OpenError::Checkpoint)?;
+        let usable = match vouched.filter(|_| self.checkpoint) {
+            Some(marker) => is_newest(&marker, wal, snapshot)
+                .map_err(|source| OpenError::Wal(WalError::io("read", &dir.join(WAL_DIR), source)))?
+                .then_some(marker),
+            None => None,
+        };
+        let Some(purged) = gap(wal, snapshot) else {
+            return match usable {
+                Some(marker) => place.take(marker).map_err(OpenError::Checkpoint),
+                None => {
+                    place.disown().map_err(OpenError::Checkpoint)?;
+                    Ok(None)
+                }
+            };
+        };
+        let Some(marker) = usable else {
+            return Err(OpenError::gap(dir, purged, snapshot));
+        };
+        let only_copy = |source| OpenError::OnlyCopy {
+            path: dir.to_owned(),
+            purged,
+            source,
+        };
+        let saved = place.read_only_copy(marker).map_err(only_copy)?;
+        tracing::error!(
+            "no intact snapshot of {} reaches entry {purged}, after which its log begins: they were removed, or damaged. \
+             The state saved at the last stop is the only copy, and is used; a snapshot is taken at once. If this peer \
+             crashes before, remove its data directory, so that it joins again under a new id",
+            dir.display()
+        );
+        Ok(Some(saved))
     }
 
     /// The log of a peer that is down, and the state of its newest snapshot. Nothing is changed, and a log that was
@@ -260,9 +313,8 @@ fn holds_log(names: &[String]) -> bool {
 }
 
 /// Whether the state saved at the last stop is that of an entry of this log, and newer than the snapshot's.
-fn is_newest(saved: &Saved, wal: &Wal, snapshots: &Snapshots) -> io::Result<bool> {
-    let snapshot = snapshots.current().and_then(|it| it.head.last);
-    match saved.applied.last.filter(|last| Some(*last) > snapshot) {
+fn is_newest(marker: &Marker, wal: &Wal, snapshot: Option<LogId>) -> io::Result<bool> {
+    match marker.head.last.filter(|last| Some(*last) > snapshot) {
         Some(last) => holds(wal, last),
         None => Ok(false),
     }
@@ -289,11 +341,7 @@ pub(crate) fn restore(
 ) -> Result<Applied, OpenError> {
     let last = current.as_ref().and_then(|it| it.head.last);
     if let Some(purged) = gap(wal, last) {
-        return Err(OpenError::Gap {
-            path: dir.to_owned(),
-            purged,
-            snapshot: last.map_or_else(|| "nothing".to_owned(), |last| last.to_string()),
-        });
+        return Err(OpenError::gap(dir, purged, last));
     }
     let Some(current) = current else {
         return Ok(Applied::default());

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use jepsen_tests::cluster::{Cluster, PATIENCE};
+use jepsen_tests::folders;
 use jepsen_tests::peer::Company;
 use rustix::process::Signal;
 
@@ -13,23 +14,9 @@ use crate::stage::{self, SOME, TEST_TIME_MAX};
 /// Copies a directory as it is at one moment: what a volume's snapshot does.
 fn copy(cluster: &Cluster, peer: usize, to: &Path) -> anyhow::Result<()> {
     cluster.peer(peer).signal(Signal::STOP)?;
-    let copied = copy_tree(&cluster.peer(peer).setup.data_dir, to);
+    let copied = folders::copy(&cluster.peer(peer).setup.data_dir, to);
     cluster.peer(peer).signal(Signal::CONT)?;
     copied.with_context(|| format!("cannot copy the directory of peer {peer}"))
-}
-
-fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
-    std::fs::create_dir(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let to = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_tree(&entry.path(), &to)?;
-        } else {
-            std::fs::copy(entry.path(), to)?;
-        }
-    }
-    Ok(())
 }
 
 /// Starts a peer on a copy, and waits until it has ended and said why.

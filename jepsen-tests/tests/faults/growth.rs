@@ -16,6 +16,10 @@ const IN_FLIGHT_MAX: u64 = 50;
 /// kept: a log that is purged over what nobody has committed is another matter.
 const FILLERS: usize = 16;
 
+/// Entries that each of these writes at most: what is written in all is far more than what logs are to grow by, and the
+/// disk is not filled while a busy machine is late to purge them.
+const FILLS_MAX: usize = 1_000;
+
 /// How long logs may take to grow by some hundred entries, on however busy a machine.
 const GROWTH_MAX: Duration = Duration::from_secs(60);
 
@@ -53,18 +57,24 @@ pub(crate) async fn leaves_behind(cluster: &Cluster, away: usize) -> anyhow::Res
         Ok(())
     });
     let fillers = (0..FILLERS).map(|number| fill(cluster.admin(leader), number));
+    let filling = futures_util::future::join_all(fillers);
+    // Logs need not be purged by the time that all is written.
+    tokio::pin!(grown);
     tokio::select! {
-        grown = grown => grown.map(|()| target),
-        _ = futures_util::future::join_all(fillers) => unreachable!("they go on for ever"),
+        grown = &mut grown => return grown.map(|()| target),
+        _ = filling => {}
     }
+    grown.await.map(|()| target)
 }
 
 /// Writes a key of its own again and again.
 async fn fill(admin: Admin, number: usize) {
     let key = format!("filler-{number}");
-    loop {
+    let mut written = 0;
+    while written < FILLS_MAX {
         // Refused while there is no leader, it is tried again.
-        let _ = admin.put_key(&key, "x", None, None).await;
+        let put = admin.put_key(&key, "x", None, None).await;
+        written += usize::from(put.is_ok());
         tokio::task::yield_now().await;
     }
 }

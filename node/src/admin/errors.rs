@@ -319,6 +319,9 @@ pub fn refused(refusal: &Refusal) -> Status {
         Refusal::NoSuchPeer(node) => {
             Reason::NoSuchMember.status(format!("peer {node} has not joined this cluster since its bootstrap"))
         }
+        Refusal::PeerIdTaken(node) => Reason::Limit.status(format!(
+            "another peer has or had the id {node}: ask again, for the next one"
+        )),
         Refusal::KeyConflict { key, modified } => {
             let now = match modified {
                 Some(index) => format!("key {key} was changed at index {index}"),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use raftserve_model::NodeId;
-use raftserve_store::restore::{Parent, RestoreError, Survivor, take_place};
+use raftserve_store::restore::{InPlace, Parent, RestoreError, Survivor};
 use raftserve_store::state::{Claim, PeerStanding};
 use serde_json::json;
 
@@ -11,7 +11,7 @@ use super::confirm::confirm;
 use super::failure::{Exit, Failure};
 use super::output;
 use super::presence::Presence;
-use super::snapshot::{away, begin_in, failure, table, tell};
+use super::snapshot::{away, begin_in, beginning, failure, table, tell};
 use super::snapshot_args::RecoverArgs;
 
 /// Runs the verb.
@@ -29,6 +29,10 @@ pub(super) async fn run(args: RecoverArgs) -> Result<(), Failure> {
         return show(&survivor, &present, &args);
     }
     let cluster = survivor.parent.cluster;
+    let (survivor, args) = match away(move || finish(survivor, args)).await? {
+        Finished::Before => return Ok(()),
+        Finished::Not(survivor, args) => (*survivor, *args),
+    };
     if args.cluster_id != Some(cluster) {
         return Err(Failure::new(
             Exit::Refused,
@@ -165,59 +169,79 @@ fn recover(survivor: Survivor, args: &RecoverArgs) -> Result<(), Failure> {
     let format = args.output.output;
     if let Some(into) = &args.into {
         let begun = begin_in(&parent, Claim::TakeOver, into, address)?;
-        return tell(&parent, begun, Claim::TakeOver, into, None, format);
+        return tell(begun, into, None, format);
     }
-    let place = std::fs::canonicalize(survivor.path()).map_err(|error| {
+    let place = place_of(&survivor)?;
+    let recovery = InPlace::new(&place, parent.cluster);
+    let recovered = recovery.recover(survivor, &beginning(Claim::TakeOver, address));
+    let begun = recovered.map_err(|error| untaken(&error, &place, &recovery))?;
+    tell(begun, &args.data_dir, Some(recovery.aside()), format)
+}
+
+fn place_of(survivor: &Survivor) -> Result<PathBuf, Failure> {
+    std::fs::canonicalize(survivor.path()).map_err(|error| {
         Failure::failed(format!(
             "cannot find {}: {error}",
             survivor.path().display()
         ))
-    })?;
-    let made = beside(&place, "recovered");
-    let aside = beside(&place, &format!("of-{}", parent.cluster));
-    if aside.exists() {
-        return Err(
-            Failure::new(Exit::Refused, format!("{} exists", aside.display()))
-                .remedy("it was put aside by an earlier recovery: move it elsewhere"),
-        );
+    })
+}
+
+/// What came of looking for an earlier try.
+enum Finished {
+    /// It had given the new data its place, and its end was told.
+    Before,
+    /// There was none.
+    Not(Box<Survivor>, Box<RecoverArgs>),
+}
+
+/// Brings to its end an earlier try of the same, if what is in the place is the new data already.
+fn finish(survivor: Survivor, args: RecoverArgs) -> Result<Finished, Failure> {
+    if let (Some(cluster), None) = (args.cluster_id, &args.into)
+        && cluster != survivor.parent.cluster
+    {
+        let place = place_of(&survivor)?;
+        let recovery = InPlace::new(&place, cluster);
+        let finished = recovery.finish(&survivor);
+        let finished = finished.map_err(|error| untaken(&error, &place, &recovery))?;
+        if let Some(begun) = finished {
+            let (aside, format) = (recovery.aside(), args.output.output);
+            tell(begun, &args.data_dir, Some(aside), format)?;
+            return Ok(Finished::Before);
+        }
     }
-    let begun = begin_in(&parent, Claim::TakeOver, &made, address)?;
-    take_place(survivor, &made, &aside)
-        .map_err(|error| failure(&error).remedy(what_is_where(&error, &place, &made)))?;
-    tell(
-        &parent,
-        begun,
-        Claim::TakeOver,
-        &args.data_dir,
-        Some(aside),
-        format,
-    )
+    Ok(Finished::Not(Box::new(survivor), Box::new(args)))
+}
+
+fn untaken(error: &RestoreError, place: &Path, recovery: &InPlace) -> Failure {
+    let failure = failure(error);
+    match what_is_where(error, place, recovery.made()) {
+        Some(remedy) => failure.remedy(remedy),
+        None => failure,
+    }
 }
 
 /// Which directory is whose after `error`, and what to do.
-fn what_is_where(error: &RestoreError, place: &Path, made: &Path) -> String {
+fn what_is_where(error: &RestoreError, place: &Path, made: &Path) -> Option<String> {
     let (place, made) = (place.display(), made.display());
-    match error {
+    Some(match error {
         RestoreError::Aside { aside, .. } => format!(
             "start the peer with {place}, which is the new cluster's. {made} is the old cluster's and must never be started: \
-             move it to {} or elsewhere",
+             run the command again, or move it to {} or elsewhere",
             aside.display()
         ),
         RestoreError::Sync { .. } => format!(
             "{place} is the new cluster's: start the peer with it once `sync` succeeds, and the disk can be trusted"
         ),
-        _ => format!(
+        RestoreError::Place { .. } => format!(
             "{made} is the new cluster's data directory all the same: start the peer with it, or put it into its place by \
              hand, and never start the peer with {place} as it is"
         ),
-    }
-}
-
-/// A path beside `place`, with an ending.
-fn beside(place: &Path, ending: &str) -> PathBuf {
-    let mut name = place.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{ending}"));
-    place.with_file_name(name)
+        RestoreError::GoneOn { .. } => format!(
+            "if that cluster is to go on, start the peer with {made}, and never with {place}; if not, move it elsewhere"
+        ),
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -252,7 +276,7 @@ mod tests {
     fn after_a_failure_the_peer_is_to_be_started_with_the_directory_that_is_the_new_clusters() {
         let [place, made, aside] = ["/v/peer", "/v/peer.recovered", "/v/peer.of-1"].map(Path::new);
         let source = || std::io::ErrorKind::StorageFull.into();
-        let told = |error: RestoreError| what_is_where(&error, place, made);
+        let told = |error: RestoreError| what_is_where(&error, place, made).unwrap();
         let not_moved = told(RestoreError::Place {
             path: place.to_owned(),
             source: source(),

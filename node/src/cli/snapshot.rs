@@ -3,7 +3,7 @@
 mod file;
 mod save;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use raftserve_model::ClusterId;
 use raftserve_store::identity::{EmptyDir, IdentityError};
@@ -149,8 +149,7 @@ async fn restore(args: RestoreArgs) -> Result<(), Failure> {
     }
     away(move || {
         let begun = begin_in(&parent, claim, &args.data_dir, args.peer_addr.clone())?;
-        let format = args.output.output;
-        tell(&parent, begun, claim, &args.data_dir, None, format)
+        tell(begun, &args.data_dir, None, args.output.output)
     })
     .await
 }
@@ -182,48 +181,51 @@ pub(super) fn begin_in(
     dir: &Path,
     address: String,
 ) -> Result<Begun, Failure> {
-    let beginning = Beginning {
+    let target = EmptyDir::take(dir).map_err(|error| failure(&error.into()))?;
+    begin(parent, &beginning(claim, address), target).map_err(|error| failure(&error))
+}
+
+/// A new cluster, now.
+pub(super) fn beginning(claim: Claim, address: String) -> Beginning {
+    Beginning {
         cluster: ClusterId(rand::random()),
         claim,
         unix_ms: clock::unix_ms(),
         address,
-    };
-    let target = EmptyDir::take(dir).map_err(|error| failure(&error.into()))?;
-    begin(parent, &beginning, target).map_err(|error| failure(&error))
+    }
 }
 
 /// Says what was begun, and what comes next.
 pub(super) fn tell(
-    parent: &Parent,
     begun: Begun,
-    claim: Claim,
     dir: &Path,
-    aside: Option<PathBuf>,
+    aside: Option<&Path>,
     format: Format,
 ) -> Result<(), Failure> {
-    let claimed = match claim {
+    let lineage = begun.lineage;
+    let claimed = match lineage.claim {
         Claim::TakeOver => "take-over",
         Claim::Fork => "fork",
     };
     let value = json!({
         "cluster_id": begun.cluster.to_string(),
         "node_id": begun.node.0,
-        "first_index": begun.index.0,
+        "first_index": lineage.began.0,
         "data_dir": dir.display().to_string(),
-        "former_data_dir": aside.as_ref().map(|dir| dir.display().to_string()),
-        "parent_cluster_id": parent.cluster.to_string(),
-        "parent_index": parent.last.index.0,
+        "former_data_dir": aside.map(|dir| dir.display().to_string()),
+        "parent_cluster_id": lineage.parent.to_string(),
+        "parent_index": lineage.parent_index.0,
         "claim": claimed,
     });
     output::print(format, &value, || {
-        let replicas = match claim {
+        let replicas = match lineage.claim {
             Claim::TakeOver => format!(
                 "with the --replica-root that the peers of {} had: its replicas are adopted. That\n   cluster must never run again",
-                parent.cluster
+                lineage.parent
             ),
             Claim::Fork => format!(
                 "with a --replica-root, ports and --peers of its own: the replicas of cluster\n   {} are left alone",
-                parent.cluster
+                lineage.parent
             ),
         };
         let former = aside.map_or_else(String::new, |aside| {
@@ -239,8 +241,8 @@ pub(super) fn tell(
              3. raftserve cluster members\n",
             dir.display(),
             begun.cluster,
-            parent.cluster,
-            parent.last.index,
+            lineage.parent,
+            lineage.parent_index,
             dir.display(),
         )
     })
@@ -288,6 +290,11 @@ pub(super) fn failure(error: &RestoreError) -> Failure {
             | IdentityError::Format { .. }
             | IdentityError::Corrupt { .. },
         ) => (Exit::Refused, None),
+        RestoreError::Occupied { .. } => (
+            Exit::Refused,
+            Some("it was put aside by an earlier recovery: move it elsewhere"),
+        ),
+        RestoreError::GoneOn { .. } => (Exit::Refused, None),
         RestoreError::NoMember { .. } => (
             Exit::Refused,
             Some("name the directory that the peer was started with as --data-dir"),

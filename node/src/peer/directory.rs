@@ -135,7 +135,7 @@ pub(crate) struct Caller {
     pub(crate) node: NodeId,
     /// Of its data directory.
     pub(crate) nonce: u64,
-    /// Its life, once it was announced on this connection and taken.
+    /// Its life: where it is told with the call, or once it was announced on this connection and taken.
     pub(crate) life: Option<Incarnation>,
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bincode::Encode;
 use bytes::Bytes;
-use raftserve_model::NodeId;
+use raftserve_model::{Incarnation, NodeId};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -119,12 +119,14 @@ pub(crate) fn chain(status: &Status) -> String {
 
 /// The metadata by which a call says who makes it and whom it means.
 pub(crate) mod handshake {
-    use super::{Ascii, Caller, MetadataMap, MetadataValue, NodeId, Status};
+    use super::{Ascii, Caller, Incarnation, MetadataMap, MetadataValue, NodeId, Status};
 
     const CLUSTER: &str = "raftserve-cluster";
     const TARGET: &str = "raftserve-target";
     const SENDER: &str = "raftserve-sender";
     const NONCE: &str = "raftserve-nonce";
+    /// Which earlier builds do not send, and pass over.
+    const LIFE: &str = "raftserve-life";
 
     /// Writes who calls.
     pub(crate) fn write(caller: Caller, metadata: &mut MetadataMap) {
@@ -136,6 +138,9 @@ pub(crate) mod handshake {
         put(TARGET, caller.target.to_string());
         put(SENDER, caller.node.to_string());
         put(NONCE, caller.nonce.to_string());
+        if let Some(life) = caller.life {
+            put(LIFE, life.0.to_string());
+        }
     }
 
     /// Reads who calls.
@@ -158,7 +163,10 @@ pub(crate) mod handshake {
             target: NodeId(number(TARGET)?),
             node: NodeId(number(SENDER)?),
             nonce: number(NONCE)?,
-            life: None,
+            life: match metadata.contains_key(LIFE) {
+                true => Some(Incarnation(number(LIFE)?)),
+                false => None,
+            },
         })
     }
 }
@@ -418,4 +426,27 @@ pub(crate) fn read<T: bincode::Decode<()>>(target: NodeId, frame: &Frame) -> Res
         target,
         reason: error.to_string(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use raftserve_model::ClusterId;
+
+    use super::*;
+
+    #[test]
+    fn who_calls_is_read_as_it_was_written_with_its_life_and_without() {
+        for life in [None, Some(Incarnation(7))] {
+            let caller = Caller {
+                cluster: ClusterId([7; 16]),
+                target: NodeId(1),
+                node: NodeId(2),
+                nonce: 22,
+                life,
+            };
+            let mut metadata = MetadataMap::new();
+            handshake::write(caller, &mut metadata);
+            assert_eq!(handshake::read(&metadata).unwrap(), caller);
+        }
+    }
 }

@@ -1,8 +1,9 @@
 //! The plan of a bootstrap that is under way, on the disk of the peer that leads it.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
+
+use raftserve_store::disk::{Disk, RealDisk, read_file, remove_durably, write_atomically};
 
 use super::wire::{self, Plan};
 
@@ -28,10 +29,8 @@ impl PlanFile {
 
     /// The plan, if a bootstrap is under way.
     pub(crate) fn load(&self) -> io::Result<Option<Plan>> {
-        let bytes = match fs::read(self.path()) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
+        let Some(bytes) = read_file(&RealDisk, &self.path())? else {
+            return Ok(None);
         };
         wire::decode(&bytes).map(Some).map_err(|error| {
             let text = format!("{} is damaged: {error}", self.path().display());
@@ -41,24 +40,12 @@ impl PlanFile {
 
     /// Writes the plan so that after a crash there is the old one or the new one.
     pub(crate) fn save(&self, plan: &Plan) -> io::Result<()> {
-        fs::create_dir_all(&self.folder)?;
-        let draft = self.folder.join(format!("{NAME}.tmp"));
-        let mut file = File::create(&draft)?;
-        file.write_all(&wire::encode(plan))?;
-        file.sync_all()?;
-        fs::rename(&draft, self.path())?;
-        self.sync_folder()
+        RealDisk.create_dir(&self.folder)?;
+        write_atomically(&RealDisk, &self.path(), &wire::encode(plan))
     }
 
     /// Removes the plan: the bootstrap is complete.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        match fs::remove_file(self.path()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => self.sync_folder(),
-        }
-    }
-
-    fn sync_folder(&self) -> io::Result<()> {
-        File::open(&self.folder)?.sync_all()
+        remove_durably(&RealDisk, &self.path())
     }
 }

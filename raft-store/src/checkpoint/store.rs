@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::codec::CodecError;
 use crate::wal::Failed;
@@ -73,6 +74,12 @@ pub enum StateStoreError {
     /// What is there is not what was written.
     #[error("the state store is damaged: {0}")]
     Damaged(String),
+    /// Reading took too long.
+    #[error("the saved state was not read within {0:?}")]
+    NotReadInTime(Duration),
+    /// The backend panicked while it was read.
+    #[error("reading the saved state panicked")]
+    Panicked,
     /// The log failed before it was closed, so the stop is not in good order.
     #[error("the log had failed")]
     Log(#[source] Failed),

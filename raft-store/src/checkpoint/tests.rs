@@ -1,5 +1,7 @@
 //! What every backend must do, and what is made of those that do not.
 
+mod crash;
+
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
@@ -85,7 +87,12 @@ impl Scene {
     }
 
     fn take(&self) -> Option<Saved> {
-        self.place.take().unwrap()
+        self.take_within(OPEN_DEADLINE)
+    }
+
+    fn take_within(&self, deadline: Duration) -> Option<Saved> {
+        let marker = self.place.vouched().unwrap()?;
+        self.place.take_within(deadline, marker).unwrap()
     }
 
     fn files(&self) -> Vec<PathBuf> {
@@ -514,10 +521,7 @@ fn a_backend_that_panics_hangs_forgets_alters_or_fails_only_makes_the_start_slow
             Odd::Hangs => 20,
             _ => 10_000,
         });
-        assert!(
-            scene.place.take_within(deadline).unwrap().is_none(),
-            "{odd:?}"
-        );
+        assert!(scene.take_within(deadline).is_none(), "{odd:?}");
         // A thread left behind has its own directory.
         let place = Place::with_backend(Arc::new(sled::Sled), Arc::new(RealDisk), scene.dir.path());
         let next = Scene {

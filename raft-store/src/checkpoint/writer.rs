@@ -11,7 +11,7 @@ use super::records::Records;
 use super::{Order, Place, Saved, StateStoreError};
 use crate::entry::LogId;
 use crate::raft::{Applied, StateReader};
-use crate::state::Trails;
+use crate::state::{Edit, Trails};
 
 /// When and how fast what changed is written while the peer runs.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +58,14 @@ pub(super) struct Writer {
     progress: watch::Sender<Option<LogId>>,
 }
 
+/// What the thread is told while it writes.
+#[derive(Clone, Copy, Debug)]
+struct Told<'a> {
+    orders: &'a Receiver<Order>,
+    /// Whether nobody waits for it any more.
+    abandoned: &'a AtomicBool,
+}
+
 /// How a pass goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pace {
@@ -75,6 +83,8 @@ impl Writer {
         rhythm: Rhythm,
     ) -> Result<Self, StateStoreError> {
         let next = place.clear(saved.as_ref().map(|it| it.generation))?;
+        // What was read as the only copy has been vouched for until now.
+        place.disown()?;
         let (generation, records, written) = match saved {
             None => (next, None, Applied::default()),
             Some(saved) => (saved.generation, Some(saved.records), saved.applied),
@@ -106,7 +116,7 @@ impl Writer {
         orders: &Receiver<Order>,
         abandoned: &AtomicBool,
     ) -> Result<(), StateStoreError> {
-        let outcome = self.follow(orders, abandoned);
+        let outcome = self.follow(Told { orders, abandoned });
         match &outcome {
             Ok(()) => {}
             Err(StateStoreError::Ended) => tracing::debug!("the checkpoint is abandoned"),
@@ -118,38 +128,28 @@ impl Writer {
         outcome
     }
 
-    fn follow(
-        &mut self,
-        orders: &Receiver<Order>,
-        abandoned: &AtomicBool,
-    ) -> Result<(), StateStoreError> {
+    fn follow(&mut self, told: Told<'_>) -> Result<(), StateStoreError> {
         let mut pace = Pace::Bounded;
         while pace == Pace::Bounded {
-            match orders.recv_timeout(self.rhythm.period) {
+            match told.orders.recv_timeout(self.rhythm.period) {
                 Ok(Order::Finish) => pace = Pace::Full,
                 Err(RecvTimeoutError::Disconnected) => return Err(StateStoreError::Ended),
-                Err(RecvTimeoutError::Timeout) => pace = self.pass(pace, orders, abandoned)?,
+                Err(RecvTimeoutError::Timeout) => pace = self.pass(pace, told)?,
             }
         }
-        self.pass(Pace::Full, orders, abandoned)?;
-        self.write_trails(abandoned)?;
+        self.pass(Pace::Full, told)?;
+        self.write_trails(told)?;
         // Closes the store.
         self.records = None;
         self.place.vouch(self.generation, &self.written)
     }
 
     /// Makes the store one of the present state; says how to go on.
-    fn pass(
-        &mut self,
-        mut pace: Pace,
-        orders: &Receiver<Order>,
-        abandoned: &AtomicBool,
-    ) -> Result<Pace, StateStoreError> {
+    fn pass(&mut self, pace: Pace, told: Told<'_>) -> Result<Pace, StateStoreError> {
         let target = self.reader.load();
         if self.records.is_some() && target.last == self.written.last {
             return Ok(pace);
         }
-        let (base, rhythm) = (Arc::clone(&self.written), self.rhythm);
         let records = match &mut self.records {
             Some(records) => records,
             empty => {
@@ -159,45 +159,48 @@ impl Writer {
                 empty.insert(Records::empty(self.place.backend.open(&dir)?))
             }
         };
-        for edit in target.state.edits_since(&base.state) {
-            if records.push(edit)? < BATCH_BYTES {
-                continue;
-            }
-            let bytes = records.write()?;
-            if abandoned.load(Ordering::Relaxed) {
-                return Err(StateStoreError::Ended);
-            }
-            if pace == Pace::Bounded {
-                pace = match orders.recv_timeout(rhythm.time_of(bytes)) {
-                    Ok(Order::Finish) => Pace::Full,
-                    Err(RecvTimeoutError::Disconnected) => return Err(StateStoreError::Ended),
-                    Err(RecvTimeoutError::Timeout) => Pace::Bounded,
-                };
-            }
-        }
-        records.write()?;
-        records.flush()?;
+        let edits = target.state.edits_since(&self.written.state);
+        let pace = write(records, edits, pace, self.rhythm, told)?;
         self.progress.send_replace(target.last);
         self.written = target;
         Ok(pace)
     }
 
     /// Makes the trails in the store those of what was written last.
-    fn write_trails(&mut self, abandoned: &AtomicBool) -> Result<(), StateStoreError> {
+    fn write_trails(&mut self, told: Told<'_>) -> Result<(), StateStoreError> {
         let Some(records) = &mut self.records else {
             return Ok(());
         };
         let edits = self.written.state.trail_edits_since(&self.trails);
-        for edit in edits {
-            if records.push(edit)? < BATCH_BYTES {
-                continue;
-            }
-            records.write()?;
-            if abandoned.load(Ordering::Relaxed) {
-                return Err(StateStoreError::Ended);
-            }
-        }
-        records.write()?;
-        records.flush()
+        write(records, edits, Pace::Full, self.rhythm, told).map(drop)
     }
+}
+
+/// Writes `edits`, some at a time; says how to go on.
+fn write(
+    records: &mut Records,
+    edits: impl Iterator<Item = Edit>,
+    mut pace: Pace,
+    rhythm: Rhythm,
+    told: Told<'_>,
+) -> Result<Pace, StateStoreError> {
+    for edit in edits {
+        if records.push(edit)? < BATCH_BYTES {
+            continue;
+        }
+        let bytes = records.write()?;
+        if told.abandoned.load(Ordering::Relaxed) {
+            return Err(StateStoreError::Ended);
+        }
+        if pace == Pace::Bounded {
+            pace = match told.orders.recv_timeout(rhythm.time_of(bytes)) {
+                Ok(Order::Finish) => Pace::Full,
+                Err(RecvTimeoutError::Disconnected) => return Err(StateStoreError::Ended),
+                Err(RecvTimeoutError::Timeout) => Pace::Bounded,
+            };
+        }
+    }
+    records.write()?;
+    records.flush()?;
+    Ok(pace)
 }

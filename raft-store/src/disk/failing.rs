@@ -65,6 +65,11 @@ impl Disk for FailingReads {
         RealDisk.list(dir)
     }
 
+    fn is_dir(&self, path: &Path) -> io::Result<bool> {
+        self.read(path)?;
+        RealDisk.is_dir(path)
+    }
+
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         Ok(self.handle(path, RealDisk.create(path)?))
     }
@@ -76,6 +81,14 @@ impl Disk for FailingReads {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         RealDisk.rename(from, to)
+    }
+
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        RealDisk.exchange(one, other)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove_dir(path)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

@@ -4,11 +4,14 @@
 //! subset of sectors; beyond the synced length also zeros. Of names: any subset of the changes since their
 //! directory was synced. Sectors are written whole or not at all.
 
-use std::collections::BTreeMap;
+mod names;
+pub(crate) mod seeds;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use self::names::{Names, Node};
 use super::{Disk, DiskFile};
 
 /// A small generator of random numbers (splitmix64): one seed decides everything.
@@ -165,80 +168,24 @@ impl Contents {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Node {
-    File(usize),
-    Dir,
-}
-
-type Names = BTreeMap<PathBuf, Node>;
-
-#[derive(Clone, Debug)]
-enum Naming {
-    Add(PathBuf, Node),
-    Remove(PathBuf),
-    Rename(PathBuf, PathBuf, Node),
-}
-
-impl Naming {
-    fn apply(&self, names: &mut Names) {
-        match self {
-            Self::Add(path, node) => {
-                names.insert(path.clone(), *node);
-            }
-            Self::Remove(path) => {
-                names.remove(path);
-            }
-            Self::Rename(from, to, node) => {
-                names.remove(from);
-                names.insert(to.clone(), *node);
-            }
-        }
-    }
-
-    fn is_in(&self, dir: &Path) -> bool {
-        match self {
-            Self::Add(path, _) | Self::Remove(path) | Self::Rename(_, path, _) => {
-                path.parent() == Some(dir)
-            }
-        }
-    }
-}
-
 /// Everything on the disk, and what of it is not durable. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Image {
     files: Vec<Arc<Contents>>,
     names: Names,
-    durable_names: Names,
-    pending_names: Vec<Naming>,
 }
 
 impl Image {
     /// The disk as it may be after a power cut now.
     pub(crate) fn after_power_cut(&self, random: &mut Random) -> SimulatedDisk {
-        let mut names = self.durable_names.clone();
-        for naming in &self.pending_names {
-            if random.coin() {
-                naming.apply(&mut names);
-            }
-        }
-        // With a directory goes what is in it.
-        let dirs = self.names.iter().filter(|(_, node)| **node == Node::Dir);
-        let lost: Vec<_> = dirs
-            .map(|it| it.0)
-            .filter(|it| !names.contains_key(*it))
-            .collect();
-        names.retain(|path, _| !lost.iter().any(|dir| path.starts_with(dir)));
+        let names = self.names.remains(random);
         let files = self.files.iter().map(|file| match file.pending.is_empty() {
             true if file.durable == file.current => Arc::clone(file),
             _ => Arc::new(Contents::settled(file.remains(random))),
         });
         let image = Self {
             files: files.collect(),
-            durable_names: names.clone(),
             names,
-            pending_names: Vec::new(),
         };
         image.after_kill()
     }
@@ -346,21 +293,24 @@ impl Inner {
         }
     }
 
-    fn note(&mut self, naming: Naming) {
-        naming.apply(&mut self.image.names);
-        self.image.pending_names.push(naming);
+    /// Changes names, if the operation can be.
+    fn rename(
+        &mut self,
+        operation: Operation,
+        change: impl FnOnce(&mut Names) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut names = self.image.names.clone();
+        change(&mut names)?;
+        let course = self.begin(operation)?;
+        self.image.names = names;
         self.look();
-    }
-
-    fn node(&self, path: &Path) -> io::Result<Node> {
-        let node = self.image.names.get(path).copied();
-        node.ok_or_else(|| io::ErrorKind::NotFound.into())
+        course.end()
     }
 
     fn file(&self, path: &Path) -> io::Result<usize> {
-        match self.node(path)? {
+        match self.image.names.node(path)? {
             Node::File(file) => Ok(file),
-            Node::Dir => Err(io::ErrorKind::IsADirectory.into()),
+            Node::Dir(_) => Err(io::ErrorKind::IsADirectory.into()),
         }
     }
 
@@ -453,10 +403,12 @@ impl SimulatedDisk {
 
     /// All files.
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
-        let inner = self.inner();
-        let files = inner.image.names.iter();
-        let files = files.filter(|(_, node)| matches!(node, Node::File(_)));
-        files.map(|(path, _)| path.clone()).collect()
+        self.inner().image.names.files()
+    }
+
+    /// Has a directory be there as if it had always been: nothing else is, to begin with.
+    pub(crate) fn mount(&self, dir: &Path) {
+        self.inner().image.names.mount(dir).unwrap();
     }
 
     fn handle(&self, file: usize, path: &Path) -> Arc<dyn DiskFile> {
@@ -471,36 +423,37 @@ impl SimulatedDisk {
 impl Disk for SimulatedDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         let mut inner = self.inner();
-        if inner.image.names.contains_key(path) {
-            return Ok(());
+        match inner.image.names.node(path) {
+            Ok(Node::Dir(_)) => Ok(()),
+            Ok(Node::File(_)) => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(_) => inner.rename(Operation::Grow, |names| names.add_dir(path)),
         }
-        let course = inner.begin(Operation::Grow)?;
-        inner.note(Naming::Add(path.to_owned(), Node::Dir));
-        course.end()
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut inner = self.inner();
         inner.read(dir)?;
-        let names = inner
-            .image
-            .names
-            .keys()
-            .filter(|it| it.parent() == Some(dir));
-        let names = names.filter_map(|it| it.file_name());
-        Ok(names.map(|it| it.to_string_lossy().into_owned()).collect())
+        inner.image.names.list(dir)
+    }
+
+    fn is_dir(&self, path: &Path) -> io::Result<bool> {
+        let mut inner = self.inner();
+        inner.read(path)?;
+        match inner.image.names.node(path) {
+            Ok(node) => Ok(matches!(node, Node::Dir(_))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let mut inner = self.inner();
-        let course = inner.begin(Operation::Grow)?;
-        if inner.image.names.contains_key(path) {
+        if inner.image.names.node(path).is_ok() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let file = inner.image.files.len();
         inner.image.files.push(Arc::default());
-        inner.note(Naming::Add(path.to_owned(), Node::File(file)));
-        course.end()?;
+        inner.rename(Operation::Grow, |names| names.add_file(path, file))?;
         Ok(self.handle(file, path))
     }
 
@@ -513,19 +466,27 @@ impl Disk for SimulatedDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut inner = self.inner();
-        let course = inner.begin(Operation::Other)?;
-        let node = inner.node(from)?;
-        inner.note(Naming::Rename(from.to_owned(), to.to_owned(), node));
-        course.end()
+        self.inner()
+            .rename(Operation::Other, |names| names.rename(from, to))
+    }
+
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        self.inner()
+            .rename(Operation::Other, |names| names.exchange(one, other))
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut inner = self.inner();
         inner.file(path)?;
-        let course = inner.begin(Operation::Other)?;
-        inner.note(Naming::Remove(path.to_owned()));
-        course.end()
+        inner.rename(Operation::Other, |names| names.remove(path))
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        match inner.image.names.node(path)? {
+            Node::Dir(_) => inner.rename(Operation::Other, |names| names.remove(path)),
+            Node::File(_) => Err(io::ErrorKind::NotADirectory.into()),
+        }
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
@@ -533,14 +494,7 @@ impl Disk for SimulatedDisk {
         let course = inner.begin(Operation::Other)?;
         inner.look();
         if course == Course::Done {
-            let image = &mut inner.image;
-            for naming in std::mem::take(&mut image.pending_names) {
-                if naming.is_in(dir) {
-                    naming.apply(&mut image.durable_names);
-                } else {
-                    image.pending_names.push(naming);
-                }
-            }
+            inner.image.names.sync(dir)?;
         }
         course.end()
     }

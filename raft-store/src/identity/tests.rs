@@ -138,6 +138,7 @@ fn an_identity_is_never_taken_back() {
     let path = Path::new("/data");
     let open = |disk: &SimulatedDisk| {
         let lock = DirectoryLock::take(tempfile::tempdir().unwrap().path()).unwrap();
+        disk.mount(path);
         DataDir::open_on(Arc::new(disk.clone()), path, lock)
     };
     for seed in 0..10 {

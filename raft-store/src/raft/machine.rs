@@ -181,7 +181,8 @@ impl<C: StoreTypes> StateMachine<C> {
                 }
                 compare |= matches!(command.action, Action::CompareStates);
                 self.has_news |= !command.action.is_of_keys();
-                self.state.apply(id.index, command)
+                let members = &self.membership.membership;
+                self.state.apply_among(id.index, command, members)
             }
             EntryPayload::Membership(membership) => {
                 self.has_news = true;

@@ -278,6 +278,51 @@ async fn news_are_told_of_a_key_that_comes_with_them_and_of_a_snapshot() {
     assert_eq!(*news.borrow(), LogIndex(2), "whatever is in a snapshot");
 }
 
+/// By the membership in the log before it, or in the snapshot that took that log's place.
+#[tokio::test]
+async fn nobody_is_admitted_under_the_id_of_a_founder() {
+    let members = crate::entry::Membership {
+        configs: vec![[NodeId(1), NodeId(3)].into()],
+        nodes: [1, 2, 3]
+            .map(|node| (NodeId(node), PeerRecord::default()))
+            .into(),
+    };
+    let founding = EntryOf::<TypeConfig>::new(
+        log_id_to(LogId::default()),
+        EntryPayload::Membership(membership_to(members).unwrap()),
+    );
+    let admit = |at| {
+        let action = Action::AdmitPeer {
+            nonce: 7,
+            address: String::new(),
+            promotion: crate::state::Promotion::Automatic,
+            replaces: None,
+        };
+        Ok((entry(at, action), None))
+    };
+    let (_from, _, mut machine) = RealStore.build().await.unwrap();
+    let first = stream::iter([Ok((founding, None)), admit(1), admit(2)]);
+    machine.apply(first).await.unwrap();
+    assert_eq!(machine.reader().state().peers().count(), 0);
+    let mut builder = machine.get_snapshot_builder().await;
+    let built = builder.build_snapshot().await.unwrap();
+
+    let (_to, _, mut behind) = RealStore.build().await.unwrap();
+    behind
+        .install_snapshot(&built.meta, built.snapshot)
+        .await
+        .unwrap();
+    for machine in [&mut machine, &mut behind] {
+        let rest = stream::iter([admit(3), admit(4)]);
+        machine.apply(rest).await.unwrap();
+        let state = machine.reader().state();
+        let ids: Vec<_> = state.peers().map(|peer| peer.id).collect();
+        assert_eq!(ids, [NodeId(4)]);
+    }
+    let digest = |machine: &StateMachine| machine.reader().state().digest();
+    assert_eq!(digest(&machine), digest(&behind));
+}
+
 /// Though the peer has no snapshot of its own that would be newer.
 #[tokio::test]
 async fn a_snapshot_of_less_than_was_applied_is_refused() {

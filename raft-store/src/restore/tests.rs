@@ -1,4 +1,5 @@
 mod crash;
+mod in_place;
 
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftStateMachine};
 use raftserve_model::{LogTime, ReplicaId, ServiceId, SessionKey};
@@ -10,6 +11,7 @@ use crate::state::{Phase, REPLICA_NUMBERS_SKIPPED};
 
 const PARENT: ClusterId = ClusterId([1; 16]);
 const CHILD: ClusterId = ClusterId([2; 16]);
+const GRANDCHILD: ClusterId = ClusterId([3; 16]);
 /// In November 2026, in milliseconds.
 const NOW: u64 = 1_795_000_000_000;
 const SECOND: u64 = 1_000;
@@ -165,11 +167,14 @@ fn the_new_cluster_is_one_voter_that_was_never_known_before() {
             node: begun.node
         }
     );
-    assert_eq!((begun.cluster, begun.node.0), (CHILD, begun.index.0));
+    assert_eq!(
+        (begun.cluster, begun.node.0),
+        (CHILD, begun.lineage.began.0)
+    );
     let opened = opened(dir.path());
     let head = opened.reader.load().head();
     let last = head.last.unwrap();
-    assert_eq!((last.index, last.term), (begun.index, 8));
+    assert_eq!((last.index, last.term), (begun.lineage.began, 8));
     assert_eq!(head.membership.membership.configs, [[begun.node].into()]);
     let record = &head.membership.membership.nodes[&begun.node];
     assert_eq!(record.nonce, nonce);
@@ -188,7 +193,7 @@ fn a_take_over_keeps_services_replicas_sessions_and_clients() {
             parent: PARENT,
             parent_index: LogIndex(8),
             claim: Claim::TakeOver,
-            began: begun.index
+            began: begun.lineage.began
         })
     );
     let replicas = |state: &State| state.replicas().cloned().collect::<Vec<_>>();
@@ -216,7 +221,7 @@ fn a_fork_leaves_the_replicas_behind_and_moves_their_sessions() {
     assert_eq!(state.replicas().count(), 0);
     assert_eq!(state.session_count(ServiceId(3)), 1);
 
-    let generation = raftserve_model::Generation(begun.index.0 + 1);
+    let generation = raftserve_model::Generation(begun.lineage.began.0 + 1);
     let service = ServiceId(3);
     let number = state.service(service).unwrap().next_number;
     let replica = ReplicaId { service, number };
@@ -242,7 +247,8 @@ fn a_fork_leaves_the_replicas_behind_and_moves_their_sessions() {
         service,
         keys: vec![SessionKey::of(ServiceId(3), b"key")],
     };
-    for (index, action) in (begun.index.0 + 1..).zip([start, create, started, ready, bind]) {
+    for (index, action) in (begun.lineage.began.0 + 1..).zip([start, create, started, ready, bind])
+    {
         state.apply(LogIndex(index), &command(action));
     }
     assert_eq!(
@@ -253,18 +259,22 @@ fn a_fork_leaves_the_replicas_behind_and_moves_their_sessions() {
         .session(service, &SessionKey::of(ServiceId(3), b"key"))
         .unwrap();
     assert_eq!(session.replica, replica);
-    assert!(session.epoch > begun.index);
+    assert!(session.epoch > begun.lineage.began);
 }
 
 #[test]
 fn watches_of_the_parent_are_told_to_begin_anew() {
     let (dir, begun) = begun(Claim::TakeOver);
     let state = opened(dir.path()).reader.state();
-    for seen in [0, 8, 9, begun.index.0 - 1] {
+    for seen in [0, 8, 9, begun.lineage.began.0 - 1] {
         let compacted = state.events_after(LogIndex(seen)).err();
-        assert_eq!(compacted.map(|it| it.upto), Some(begun.index), "{seen}");
+        assert_eq!(
+            compacted.map(|it| it.upto),
+            Some(begun.lineage.began),
+            "{seen}"
+        );
     }
-    assert_eq!(state.events_after(begun.index).unwrap().count(), 0);
+    assert_eq!(state.events_after(begun.lineage.began).unwrap().count(), 0);
 }
 
 #[tokio::test]
@@ -347,55 +357,135 @@ fn reading_a_survivor_changes_nothing_not_even_what_is_damaged() {
     };
     flip(file("wal/00000001.wal"));
     std::fs::write(file("snap/7.tmp"), "half").unwrap();
-    std::fs::write(file("snap/99999999999999999999-1-1.snap"), "damaged").unwrap();
+    std::fs::write(file("snap/09999999999999999999-1-1.snap"), "damaged").unwrap();
     std::fs::write(file("CHECKPOINT"), "a marker").unwrap();
     std::fs::write(file("LOCK"), "1234\n").unwrap();
     let before = contents(dir.path());
     let survivor = Survivor::read(dir.path()).unwrap();
     assert_eq!(survivor.node, begun.node);
-    assert_eq!(survivor.parent.last.index, begun.index);
+    assert_eq!(survivor.parent.last.index, begun.lineage.began);
     let busy = DataDir::open(dir.path()).unwrap_err();
     assert!(matches!(busy, IdentityError::Locked { .. }), "{busy}");
     drop(survivor);
     assert!(contents(dir.path()) == before);
 }
 
-/// The node of the member whose data is in `dir`.
-fn node_in(dir: &Path) -> NodeId {
-    Survivor::read(dir).unwrap().node
+/// A survivor in `peer` of a volume, and what recovers it there.
+fn in_place() -> (tempfile::TempDir, PathBuf, InPlace) {
+    let volume = tempfile::tempdir().unwrap();
+    let place = volume.path().join("peer");
+    let target = EmptyDir::take(&place).unwrap();
+    begin(&parent(), &beginning(Claim::TakeOver), target).unwrap();
+    let recovery = InPlace::new(&place, CHILD);
+    (volume, place, recovery)
+}
+
+/// Of a cluster that takes `CHILD` over.
+fn recovered() -> Beginning {
+    Beginning {
+        cluster: GRANDCHILD,
+        unix_ms: NOW + DAY,
+        ..beginning(Claim::TakeOver)
+    }
+}
+
+fn cluster_in(dir: &Path) -> ClusterId {
+    Survivor::read(dir).unwrap().parent.cluster
 }
 
 #[test]
-fn where_the_new_data_takes_the_old_ones_place_a_failure_tells_which_is_where() {
-    let volume = tempfile::tempdir().unwrap();
-    let [place, made] = ["peer", "peer.recovered"].map(|name| volume.path().join(name));
-    let filled = |dir: &Path, unix_ms| {
-        let beginning = Beginning {
-            unix_ms,
-            ..beginning(Claim::TakeOver)
-        };
-        let target = EmptyDir::take(dir).unwrap();
-        begin(&parent(), &beginning, target).unwrap().node
+fn a_recovery_in_place_that_was_interrupted_goes_on_where_it_was() {
+    let (_volume, place, recovery) = in_place();
+    let recover = || recovery.recover(Survivor::read(&place).unwrap(), &recovered());
+    let finish = || recovery.finish(&Survivor::read(&place).unwrap()).unwrap();
+    assert_eq!(finish(), None, "nothing was begun");
+
+    // What is made is not whole, or was not yet moved.
+    std::fs::create_dir_all(recovery.made().join("wal")).unwrap();
+    for name in ["UNFINISHED", "NODE.tmp", "wal/00000001.wal"] {
+        std::fs::write(recovery.made().join(name), "half").unwrap();
+    }
+    let begun = recover().unwrap();
+    assert_eq!(
+        (cluster_in(&place), cluster_in(recovery.aside())),
+        (GRANDCHILD, CHILD)
+    );
+    assert!(!recovery.made().exists());
+    assert_eq!(finish(), Some(begun), "it was done");
+
+    // The old data was not put aside.
+    std::fs::rename(recovery.aside(), recovery.made()).unwrap();
+    assert_eq!(finish(), Some(begun));
+    assert_eq!(
+        (cluster_in(&place), cluster_in(recovery.aside())),
+        (GRANDCHILD, CHILD)
+    );
+    assert!(!recovery.made().exists());
+
+    // The new data did not get the place.
+    std::fs::rename(&place, recovery.made()).unwrap();
+    std::fs::rename(recovery.aside(), &place).unwrap();
+    assert_eq!(finish(), None);
+    let again = recover().unwrap();
+    assert_eq!(again.lineage, begun.lineage, "as if it was the first time");
+    assert_eq!(
+        (cluster_in(&place), cluster_in(recovery.aside())),
+        (GRANDCHILD, CHILD)
+    );
+}
+
+#[test]
+fn a_recovery_in_place_removes_nothing_that_is_not_its_own_or_was_used() {
+    let (_volume, place, recovery) = in_place();
+    let made = recovery.made().to_owned();
+    let recover = || recovery.recover(Survivor::read(&place).unwrap(), &recovered());
+    let unmoved = |error: RestoreError| {
+        assert_eq!(cluster_in(&place), CHILD, "{error}");
+        error
     };
-    let (old, new) = (filled(&place, NOW), filled(&made, NOW + DAY));
-    let survivor = || Survivor::read(&place).unwrap();
-    let aside = volume.path().join("peer.of-1");
+    std::fs::create_dir_all(made.join("letters")).unwrap();
+    let error = unmoved(recover().unwrap_err());
+    let foreign = matches!(
+        error,
+        RestoreError::Directory(IdentityError::NotEmpty { .. })
+    );
+    assert!(foreign && made.join("letters").exists(), "{error}");
+    std::fs::remove_dir_all(&made).unwrap();
 
-    let missing = volume.path().join("missing");
-    let error = take_place(survivor(), &missing, &aside).unwrap_err();
-    assert!(matches!(error, RestoreError::Place { .. }), "{error}");
-    assert_eq!((node_in(&place), node_in(&made)), (old, new));
+    // A peer ran on it, and wrote.
+    let target = EmptyDir::take(&made).unwrap();
+    let child = Survivor::read(&place).unwrap().parent;
+    begin(&child, &recovered(), target).unwrap();
+    let mut peer = DataDir::open(&made).unwrap();
+    let error = unmoved(recover().unwrap_err());
+    let locked = matches!(error, RestoreError::Directory(IdentityError::Locked { .. }));
+    assert!(locked, "{error}");
+    let mut opened = Store::default().open(&mut peer).unwrap();
+    write_one(&mut opened);
+    drop((opened, peer));
+    let error = unmoved(recover().unwrap_err());
+    assert!(matches!(error, RestoreError::GoneOn { .. }), "{error}");
+    assert_eq!(cluster_in(&made), GRANDCHILD);
+    std::fs::remove_dir_all(&made).unwrap();
 
-    let nowhere = volume.path().join("missing/peer.of-1");
-    let error = take_place(survivor(), &made, &nowhere).unwrap_err();
-    let RestoreError::Aside { left, .. } = &error else {
-        panic!("{error}");
+    std::fs::create_dir(recovery.aside()).unwrap();
+    let error = unmoved(recover().unwrap_err());
+    assert!(matches!(error, RestoreError::Occupied { .. }), "{error}");
+}
+
+/// Writes one entry after all there are.
+fn write_one(opened: &mut crate::store::Opened) {
+    let last = opened.reader.last().unwrap();
+    let next = LogId {
+        index: LogIndex(last.index.0 + 1),
+        ..last
     };
-    assert_eq!((node_in(&place), node_in(left)), (new, old));
-
-    take_place(survivor(), &made, &aside).unwrap();
-    assert_eq!((node_in(&place), node_in(&aside)), (old, new));
-    assert!(!made.exists());
+    let payload = openraft::EntryPayload::Normal(command(Action::OpenClient));
+    let entry: openraft::alias::EntryOf<TypeConfig> =
+        openraft::entry::RaftEntry::new(log_id_to(next), payload);
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let appended = opened.log.blocking_append([entry]);
+    runtime.unwrap().block_on(appended).unwrap();
 }
 
 #[test]
@@ -430,6 +520,7 @@ fn only_an_empty_directory_is_filled() {
 #[test]
 fn a_directory_that_was_not_filled_to_the_end_is_refused_by_every_start() {
     let (dir, _) = begun(Claim::TakeOver);
+    assert!(!dir.path().join("UNFINISHED").exists());
     for last in ["FORMAT", "NODE"] {
         // In the opposite order of writing.
         std::fs::remove_file(dir.path().join(last)).unwrap();

@@ -286,6 +286,9 @@ impl Cluster {
         disk: &SimulatedDisk,
         setting: &Setting,
     ) -> Result<(WatchedLog, WatchedMachine, Arc<Wal>, Writer, Arc<Snapshots>), String> {
+        for dir in ["/snap", "/wal"] {
+            disk.mount(Path::new(dir));
+        }
         let disk: Arc<dyn Disk> = Arc::new(disk.clone());
         let disk = match setting.defect {
             Defect::SkipsSync => Arc::new(LyingDisk(disk)),

@@ -221,6 +221,9 @@ impl Disk for LyingDisk {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         self.0.list(dir)
     }
+    fn is_dir(&self, path: &Path) -> io::Result<bool> {
+        self.0.is_dir(path)
+    }
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         // The header of a segment is synced all the same: an empty log would be refused at once, which is
         // another test's business.
@@ -231,6 +234,12 @@ impl Disk for LyingDisk {
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.0.rename(from, to)
+    }
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        self.0.exchange(one, other)
+    }
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.remove_dir(path)
     }
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.0.remove(path)

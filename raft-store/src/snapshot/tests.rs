@@ -28,6 +28,7 @@ fn state(count: u64) -> State {
 }
 
 fn open(disk: &SimulatedDisk) -> Snapshots {
+    disk.mount(Path::new(DIR));
     Snapshots::open(Arc::new(disk.clone()), Path::new(DIR)).unwrap()
 }
 
@@ -117,6 +118,32 @@ fn two_are_kept_and_the_log_is_needed_from_the_older() {
         assert_eq!(snapshots.log_floor(), head(2).last);
     }
     assert_eq!(disk.list(Path::new(DIR)).unwrap().len(), 2);
+}
+
+#[test]
+fn a_copy_by_another_name_is_left_alone_and_a_renamed_one_is_put_aside() {
+    let disk = SimulatedDisk::default();
+    let snapshots = open(&disk);
+    let oldest = disk.bytes(build(&snapshots, 1).file.path());
+    for index in [2, 3] {
+        build(&snapshots, index);
+    }
+    let put = |name: &str| {
+        let file = disk.create(&Path::new(DIR).join(name)).unwrap();
+        file.write_at(0, &oldest).unwrap();
+        file.sync().unwrap();
+    };
+    let later = file_name(head(9).last);
+    put("copy.snap");
+    put("9-1-1.snap");
+    put(&later);
+    let snapshots = open(&disk);
+    assert_eq!(snapshots.current().unwrap().head, head(3));
+    assert_eq!(snapshots.log_floor(), head(2).last);
+    let names = disk.list(Path::new(DIR)).unwrap();
+    for left in ["copy.snap", "9-1-1.snap", &format!("{later}.damaged")] {
+        assert!(names.iter().any(|name| name == left), "{left}: {names:?}");
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@ use super::events::EventKind;
 use super::record::Record;
 use super::summed::Recorded;
 use crate::command::{Outcome, Refusal};
+use crate::entry::Membership;
 
 /// The most peers that may be admitted and not removed: far above what a quorum is good for.
 pub const PEERS_MAX: usize = 64;
@@ -110,6 +111,7 @@ impl State {
         address: &str,
         promotion: Promotion,
         replaces: Option<Predecessor>,
+        members: &Membership,
     ) -> Result<Outcome, Refusal> {
         if let Some(known) = self.peers.values().find(|peer| peer.nonce == nonce) {
             return match known.is_removed() {
@@ -134,6 +136,11 @@ impl State {
             )));
         }
         let id = NodeId(index.0);
+        // No log holds one that an earlier build applied otherwise: leaders let the log grow beyond all ids first. Builds
+        // before they did were never released, and gave a newcomer an id under which it was refused ever after.
+        if self.peers.contains_key(&id) || members.nodes.contains_key(&id) {
+            return Err(Refusal::PeerIdTaken(id));
+        }
         if let Some(old) = replaces {
             self.succeed(index, old, id, address);
         }

@@ -172,6 +172,26 @@ async fn a_peer_whose_log_is_gone_does_not_start_with_an_empty_one() {
 }
 
 #[tokio::test]
+async fn a_copy_of_a_segment_by_another_name_is_no_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = open(dir.path()).unwrap();
+    let entries = (0..=3).map(entry);
+    opened.log.blocking_append(entries).await.unwrap();
+    drop(opened);
+    let segment = |name: &str| dir.path().join(WAL_DIR).join(name);
+    for name in ["copy.wal", "1.wal", "+0000001.wal"] {
+        std::fs::copy(segment("00000001.wal"), segment(name)).unwrap();
+    }
+    assert_eq!(open(dir.path()).unwrap().wal.range(), 0..4);
+    std::fs::remove_file(segment("00000001.wal")).unwrap();
+    let error = open(dir.path()).map(drop).unwrap_err();
+    assert!(
+        matches!(error, OpenError::Wal(WalError::Missing { .. })),
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn a_first_segment_that_was_emptied_or_shortened_is_no_fresh_log() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path()).unwrap());

@@ -114,6 +114,10 @@ impl Recovery {
             read_any: false,
         };
         let numbers = numbers(disk, dir)?;
+        if numbers.is_empty() && known == Known::Synced {
+            let path = segment_path(dir, 1);
+            return Err(WalError::Missing { path });
+        }
         for (expected, number) in (numbers.first().copied().unwrap_or(0)..).zip(&numbers) {
             if *number != expected {
                 let path = segment_path(dir, expected);
@@ -331,7 +335,11 @@ fn numbers(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>, WalError> {
     let names = disk
         .list(dir)
         .map_err(|source| WalError::io("list", dir, source))?;
-    let number = |name: &String| name.strip_suffix(".wal")?.parse().ok();
+    // What has another name that ends so, as a copy made by hand, is none of ours.
+    let number = |name: &String| {
+        let number = name.strip_suffix(".wal")?.parse().ok()?;
+        (segment_path(dir, number) == dir.join(name)).then_some(number)
+    };
     let mut numbers: Vec<u64> = names.iter().filter_map(number).collect();
     numbers.sort_unstable();
     Ok(numbers)

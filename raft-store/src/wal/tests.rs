@@ -64,6 +64,7 @@ impl Stepped {
     }
 
     fn open_with(disk: &SimulatedDisk, options: WalOptions) -> Result<Self, WalError> {
+        disk.mount(Path::new(DIR));
         let disk: Arc<dyn Disk> = Arc::new(disk.clone());
         let (wal, writer) = Wal::open_idle(disk, Path::new(DIR), options, Known::Nothing)?;
         Ok(Self { wal, writer })

@@ -147,6 +147,7 @@ fn every_outcome_has_a_fixture() {
         ),
         ("peer-removed", Refusal::PeerRemoved(NodeId(2))),
         ("no-such-peer", Refusal::NoSuchPeer(NodeId(2))),
+        ("peer-id-taken", Refusal::PeerIdTaken(NodeId(2))),
     ];
     each("refusal", &refusals);
     let refused = [

@@ -76,6 +76,9 @@ impl Core {
                 cluster: self.identity.cluster,
                 node: NodeId(index.0),
             },
+            Ok((_, Outcome::Refused(taken @ Refusal::PeerIdTaken(_)))) => {
+                JoinReply::NotYet(refused(&taken))
+            }
             Ok((_, Outcome::Refused(refusal))) => JoinReply::Refused(refused(&refusal)),
             Ok((_, other)) => JoinReply::Refused(format!("an unexpected outcome: {other}")),
             Err(error) => JoinReply::NotYet(error.to_string()),
@@ -376,6 +379,9 @@ fn refused(refusal: &Refusal) -> String {
              joins again under a new id"
         ),
         Refusal::NoSuchPeer(node) => format!("the cluster has no peer {node}"),
+        Refusal::PeerIdTaken(node) => {
+            format!("another peer has or had the id {node}: ask again, for the next one")
+        }
         Refusal::Limit(what) => what.clone(),
         other => format!("it was refused: {other:?}"),
     }

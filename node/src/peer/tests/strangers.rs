@@ -1,12 +1,10 @@
+use tokio_stream::wrappers::ReceiverStream;
+
 use super::*;
 use crate::peer::calls::Method;
 
 /// Connections by which `caller` would call the peer at `address`, whom it takes for `target`.
-async fn call_as(
-    caller: Caller,
-    address: &str,
-    patience: Duration,
-) -> Result<(), links::CallError> {
+fn links_as(caller: Caller, address: &str) -> Links {
     let directory = Arc::new(Directory::new(caller.cluster, caller.node));
     directory.set_roster(directory::Roster {
         decided_at: None,
@@ -19,13 +17,21 @@ async fn call_as(
         )]
         .into(),
     });
-    let links = Links::new(
+    Links::new(
         caller,
         None,
         Dialer::default(),
         directory,
         Handle::current(),
-    );
+    )
+}
+
+async fn call_as(
+    caller: Caller,
+    address: &str,
+    patience: Duration,
+) -> Result<(), links::CallError> {
+    let links = links_as(caller, address);
     let vote = openraft::raft::VoteRequest::new(openraft::Vote::new(1000, caller.node), None);
     let message = links::frame(&raft_wire::VoteRequest::from(vote));
     links
@@ -121,4 +127,43 @@ async fn a_peer_that_says_nothing_is_given_up_in_time() {
         matches!(error, links::CallError::Deadline { .. }),
         "{error}"
     );
+}
+
+/// As one from a process that was taken for another one's copy, or from before a restart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_from_another_life_of_a_peer_is_not_taken() {
+    let places = Places::new(3);
+    let peers = places.start_all().await;
+    open_client(&peers[1]).await;
+    let (to, from) = (&peers[0].core, &peers[1].core);
+    while to.directory.incarnation(from.me()) != Some(from.incarnation()) {
+        tokio::task::yield_now().await;
+    }
+    let sender = |life| {
+        let caller = Caller {
+            cluster: peers[0].cluster_id(),
+            target: to.me(),
+            node: from.me(),
+            nonce: from.announcement.nonce,
+            life,
+        };
+        links_as(caller, &places.0[0].address)
+    };
+    let begin = async |life| {
+        let (frames, outgoing) = tokio::sync::mpsc::channel(1);
+        let began = sender(life)
+            .stream(to.me(), PATIENCE, ReceiverStream::new(outgoing))
+            .await;
+        drop(frames);
+        began.map(drop)
+    };
+    let present = from.incarnation();
+    // An earlier build does not say in which life it is.
+    for life in [Some(present), None] {
+        begin(life).await.unwrap();
+    }
+    let former = Some(Incarnation(present.0 ^ 1));
+    let refusal = begin(former).await.unwrap_err().to_string();
+    assert!(refusal.contains("in another life"), "{refusal}");
+    stop_all(living(peers)).await;
 }

@@ -9,9 +9,16 @@ use crate::identity::{DirectoryLock, Identity};
 
 const DIR: &str = "/data";
 
+fn begin_on(disk: &SimulatedDisk) -> Begun {
+    let on = Arc::new(disk.clone());
+    let target = EmptyDir::take_on(on, Path::new(DIR), |_| Ok(DirectoryLock::nothing()));
+    begin(&parent(), &beginning(Claim::TakeOver), target.unwrap()).unwrap()
+}
+
 /// Whether what is on `disk` starts as the new cluster; if not, it must be nothing, or refused.
 fn is_begun(disk: &SimulatedDisk, begun: &Begun, what: &str) -> bool {
     let on: Arc<dyn Disk> = Arc::new(disk.clone());
+    on.create_dir(Path::new(DIR)).unwrap();
     let mut dir = match DataDir::open_on(on, Path::new(DIR), DirectoryLock::nothing()) {
         Err(IdentityError::Foreign { .. }) => return false,
         Err(error) => panic!("{what}: {error}"),
@@ -28,7 +35,7 @@ fn is_begun(disk: &SimulatedDisk, begun: &Begun, what: &str) -> bool {
         .open_idle(&mut dir)
         .unwrap_or_else(|error| panic!("{what}: {error}"));
     let last = opened.reader.last().unwrap();
-    assert_eq!(last.index, begun.index, "{what}");
+    assert_eq!(last.index, begun.lineage.began, "{what}");
     let vote = opened.wal.vote().unwrap();
     assert_eq!((vote.term, vote.node), (last.term, begun.node), "{what}");
     assert_eq!(opened.reader.state().client_count(), 1, "{what}");
@@ -36,14 +43,12 @@ fn is_begun(disk: &SimulatedDisk, begun: &Begun, what: &str) -> bool {
 }
 
 #[test]
-fn a_crash_at_any_operation_leaves_a_whole_cluster_or_none() {
+fn a_crash_at_any_operation_leaves_a_whole_cluster_or_what_is_begun_anew() {
     let disk = SimulatedDisk::default();
     let images = Arc::new(Mutex::new(Vec::<Image>::new()));
     let seen = Arc::clone(&images);
     disk.on_operation(move |image| seen.lock().unwrap().push(image));
-    let on = Arc::new(disk.clone());
-    let target = EmptyDir::take_on(on, Path::new(DIR), |_| Ok(DirectoryLock::nothing())).unwrap();
-    let begun = begin(&parent(), &beginning(Claim::TakeOver), target).unwrap();
+    let begun = begin_on(&disk);
 
     let mut random = Random(1);
     let images = std::mem::take(&mut *images.lock().unwrap());
@@ -55,7 +60,14 @@ fn a_crash_at_any_operation_leaves_a_whole_cluster_or_none() {
                 0 => image.after_kill(),
                 _ => image.after_power_cut(&mut random),
             };
-            whole += u64::from(is_begun(&left, &begun, &what));
+            // Looked at on a disk of its own: a start makes a data directory of nothing.
+            let is_whole = is_begun(&left.image().after_kill(), &begun, &what);
+            whole += u64::from(is_whole);
+            if !is_whole {
+                begin_on(&left);
+                let left = left.after_power_cut(&mut random);
+                assert!(is_begun(&left, &begun, &what), "{what}: begun anew");
+            }
         }
     }
     assert!(

@@ -2,6 +2,7 @@ use raftserve_model::LogTime;
 
 use super::*;
 use crate::command::{Action, Command};
+use crate::entry::PeerRecord;
 
 #[derive(Default)]
 struct Log {
@@ -82,6 +83,52 @@ fn a_peer_from_bootstrap_is_removed_like_any_other() {
     assert_eq!(log.standing(2), PeerStanding::Removed);
     let refused = Outcome::Refused(Refusal::PeerRemoved(NodeId(2)));
     assert_eq!(log.admit(22, None), refused);
+}
+
+#[test]
+fn nobody_is_admitted_under_an_id_that_another_peer_has_or_had() {
+    // Of five founders, of whom something is decided while the log is shorter than they are many.
+    let member = |node| (NodeId(node), PeerRecord::default());
+    let members = Membership {
+        configs: vec![[NodeId(1)].into()],
+        nodes: [1, 2, 3, 5].map(member).into(),
+    };
+    let admit = |log: &mut Log, nonce, replaces| {
+        log.index += 1;
+        let action = Action::AdmitPeer {
+            nonce,
+            address: "new:7001".to_owned(),
+            promotion: Promotion::Automatic,
+            replaces,
+        };
+        let command = Command::at(LogTime(log.index), action);
+        log.state
+            .apply_among(LogIndex(log.index), &command, &members)
+    };
+    let mut log = Log::default();
+    log.dismiss(4, 44);
+    log.apply(Action::RetirePeer { node: NodeId(4) });
+    assert_eq!(log.standing(4), PeerStanding::Removed);
+    let lost = Predecessor {
+        node: NodeId(1),
+        nonce: 11,
+    };
+    for taken in [3, 4, 5] {
+        let refused = Outcome::Refused(Refusal::PeerIdTaken(NodeId(taken)));
+        assert_eq!(admit(&mut log, 7, Some(lost)), refused);
+        assert_eq!(log.state.now(), LogTime(taken), "time goes on");
+    }
+    assert_eq!(log.state.peers().count(), 1, "nothing else came of it");
+    let admitted = Outcome::Index(LogIndex(6));
+    assert_eq!(admit(&mut log, 7, Some(lost)), admitted);
+    assert_eq!(admit(&mut log, 7, Some(lost)), admitted);
+    assert_eq!(log.standing(4), PeerStanding::Removed);
+    assert_eq!(
+        log.standing(1),
+        PeerStanding::Leaving {
+            successor: Some(NodeId(6))
+        }
+    );
 }
 
 #[test]

@@ -100,17 +100,16 @@ async fn state_of(opened: &mut Opened) -> Digest {
     opened.reader.state().digest()
 }
 
+/// Starts from what is in `settled` with each of its reads failing in turn, until none is left, and says which files failed.
 /// Every read but those of sled's own files, which doubts are enough about: see [`crate::checkpoint`].
-#[tokio::test]
-async fn a_start_whose_reads_fail_is_refused_with_their_place_and_nothing_that_is_needed_goes() {
-    let dir = tempfile::tempdir().unwrap();
-    let settled = dir.path().join("settled");
-    let mut opened = open(&settled).unwrap();
-    settle(&mut opened).await;
-    stop(opened);
+async fn with_each_read_failing(
+    dir: &Path,
+    settled: &Path,
+    floor: Option<LogId>,
+) -> std::collections::BTreeSet<std::path::PathBuf> {
     let wanted = {
-        let whole = dir.path().join("whole");
-        copy(&settled, &whole);
+        let whole = dir.join("whole");
+        copy(settled, &whole);
         let mut opened = open(&whole).unwrap();
         assert_eq!(
             opened.reader.last(),
@@ -121,8 +120,8 @@ async fn a_start_whose_reads_fail_is_refused_with_their_place_and_nothing_that_i
     };
     let mut failed = std::collections::BTreeSet::new();
     for reads in 0.. {
-        let path = dir.path().join(reads.to_string());
-        copy(&settled, &path);
+        let path = dir.join(reads.to_string());
+        copy(settled, &path);
         let disk = Arc::new(FailingReads::after(reads));
         let lock = DirectoryLock::take(&path).unwrap();
         let on_disk = DataDir::open_on(Arc::clone(&disk) as Arc<dyn Disk>, &path, lock);
@@ -143,11 +142,81 @@ async fn a_start_whose_reads_fail_is_refused_with_their_place_and_nothing_that_i
         assert!(named, "{what}: {said}");
         let mut opened = open(&path).unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(opened.wal.range(), 10..31, "{what}");
-        assert_eq!(opened.snapshots.log_floor(), Some(id(9)), "{what}");
+        assert_eq!(opened.snapshots.log_floor(), floor, "{what}");
         assert_eq!(state_of(&mut opened).await, wanted, "{what}");
         failed.insert(unread.strip_prefix(&path).unwrap().to_owned());
     }
+    failed
+}
+
+#[tokio::test]
+async fn a_start_whose_reads_fail_is_refused_with_their_place_and_nothing_that_is_needed_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let settled = dir.path().join("settled");
+    let mut opened = open(&settled).unwrap();
+    settle(&mut opened).await;
+    stop(opened);
+    let failed = with_each_read_failing(dir.path(), &settled, Some(id(9))).await;
     for met in ["FORMAT", "NODE", "wal", "snap", "CHECKPOINT", "state"] {
         assert!(failed.contains(Path::new(met)), "{met}: {failed:?}");
     }
+}
+
+#[tokio::test]
+async fn a_start_whose_reads_fail_keeps_a_saved_state_that_is_the_only_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let settled = dir.path().join("settled");
+    let mut opened = open(&settled).unwrap();
+    settle(&mut opened).await;
+    stop(opened);
+    std::fs::remove_dir_all(settled.join(SNAPSHOT_DIR)).unwrap();
+    let failed = with_each_read_failing(dir.path(), &settled, None).await;
+    for met in ["wal/00000001.wal", "CHECKPOINT", "state"] {
+        assert!(failed.contains(Path::new(met)), "{met}: {failed:?}");
+    }
+}
+
+/// The files in which the state is saved, and what is in them.
+fn saved_files(dir: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let generations = std::fs::read_dir(dir.join("state")).unwrap();
+    let inside = generations.flat_map(|it| std::fs::read_dir(it.unwrap().path()).unwrap());
+    let files = inside.map(|it| it.unwrap().path());
+    let files = files.filter(|path| path.is_file());
+    files
+        .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_saved_state_that_is_the_only_copy_is_kept_where_it_cannot_be_read_or_is_not_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = open(dir.path()).unwrap();
+    settle(&mut opened).await;
+    stop(opened);
+    std::fs::remove_dir_all(dir.path().join(SNAPSHOT_DIR)).unwrap();
+    let marker = std::fs::read(dir.path().join("CHECKPOINT")).unwrap();
+    let whole = saved_files(dir.path());
+    for (path, _) in &whole {
+        std::fs::write(path, "nothing of it can be read").unwrap();
+    }
+    for _ in 0..2 {
+        let error = open(dir.path()).map(drop).unwrap_err();
+        assert!(matches!(error, OpenError::OnlyCopy { .. }), "{error}");
+        assert_eq!(
+            std::fs::read(dir.path().join("CHECKPOINT")).unwrap(),
+            marker
+        );
+    }
+    for (path, bytes) in &whole {
+        std::fs::write(path, bytes).unwrap();
+    }
+    let without = Store {
+        checkpoint: false,
+        ..Store::default()
+    };
+    let error = without.open(&mut DataDir::open(dir.path()).unwrap());
+    let error = error.map(drop).unwrap_err();
+    assert!(matches!(error, OpenError::Gap { .. }), "{error}");
+    let opened = open(dir.path()).unwrap();
+    assert_eq!(opened.reader.last(), Some(id(25)));
 }

@@ -6,14 +6,14 @@
 //! outcome of a prefix of what was issued, no shorter than what was acknowledged; the state, rebuilt from
 //! snapshot and log by openraft's own start, must equal that of a model which applied the same entries.
 //!
-//! One seed decides everything. A failure names its seed and operation; `RAFTSERVE_CRASH_SEED=N` runs that seed
-//! alone, and `RAFTSERVE_CRASH_POINTS=N` runs seeds until so many points were tried.
+//! One seed decides everything. A failure names its seed and operation; [`crash_points`] says how one is run again.
 
 mod peer;
 mod reading;
 mod workload;
 
 use super::*;
+use crate::disk::simulated::seeds::crash_points;
 use crate::disk::simulated::{Fault, Image, Random, SimulatedDisk};
 use crate::identity::{FIXED_NONCE, Identity};
 use peer::Peer;
@@ -171,30 +171,9 @@ fn fail_everywhere(seed: u64, fault: Fault) -> u64 {
     unreachable!("the workload ends")
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "what to run is given to tests by the environment"
-)]
-fn number_from(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap())
-}
-
 #[test]
 fn a_whole_store_survives_a_crash_at_every_operation() {
-    if let Some(seed) = number_from("RAFTSERVE_CRASH_SEED") {
-        println!("seed {seed}: {} crash points", crash_everywhere(seed));
-        return;
-    }
-    let (first, wanted) = match number_from("RAFTSERVE_CRASH_POINTS") {
-        Some(wanted) => (1_000, wanted),
-        None => (0, 3_000),
-    };
-    let (mut points, mut seed) = (0, first);
-    while points < wanted {
-        points += crash_everywhere(seed);
-        seed += 1;
-    }
-    println!("{points} crash points, seeds {first} to {}", seed - 1);
+    crash_points(3_000, crash_everywhere);
 }
 
 #[test]

@@ -262,6 +262,9 @@ impl Disk for Observed {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         RealDisk.list(dir)
     }
+    fn is_dir(&self, path: &Path) -> io::Result<bool> {
+        RealDisk.is_dir(path)
+    }
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         Ok(Arc::new(ObservedFile(
             RealDisk.create(path)?,
@@ -273,6 +276,12 @@ impl Disk for Observed {
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         RealDisk.rename(from, to)
+    }
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        RealDisk.exchange(one, other)
+    }
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove_dir(path)
     }
     fn remove(&self, path: &Path) -> io::Result<()> {
         RealDisk.remove(path)

@@ -374,6 +374,28 @@ async fn a_restarted_receiver_goes_on_where_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receiver_that_was_wiped_is_sent_all_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let receiver = Receiver::start(dir.path()).await;
+    let line = Line::to(receiver.address).await;
+    let sender = Sender::new(&line);
+    let snapshot = build(&sender.snapshots, 7);
+    line.cut_after(size(&snapshot) / 2);
+    sender.send(&snapshot, PATIENCE).await.unwrap_err();
+    receiver.inbox.idle().await;
+    assert!(receiver.inbox.received() > 0);
+    drop(receiver);
+
+    let wiped = tempfile::tempdir().unwrap();
+    let receiver = Receiver::start(wiped.path()).await;
+    *line.to.lock().unwrap() = receiver.address;
+    line.mend();
+    sender.send_after_a_cut(&snapshot).await.unwrap();
+    assert_eq!(receiver.inbox.received(), size(&snapshot));
+    assert_eq!(receiver.installed(), [7]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_snapshot_than_the_one_begun_begins_anew_and_leaves_no_remains() {
     let dir = tempfile::tempdir().unwrap();
     let receiver = Receiver::start(dir.path()).await;

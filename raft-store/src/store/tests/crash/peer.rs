@@ -64,6 +64,7 @@ impl Peer {
             ..Store::default()
         };
         let lock = DirectoryLock::nothing();
+        disk.mount(Path::new(DIR));
         let disk: Arc<dyn Disk> = Arc::new(disk.clone());
         let mut dir = DataDir::open_on(disk, Path::new(DIR), lock)?;
         let (opened, writer) = store.open_idle(&mut dir)?;

@@ -484,6 +484,7 @@ impl Workload {
     /// A snapshot of all that is agreed, as another peer has it.
     fn snapshot_of_leader(&self, last: LogId) -> Vec<u8> {
         let disk = Arc::new(SimulatedDisk::default());
+        disk.mount(Path::new("/leader"));
         let snapshots = Snapshots::open(disk, Path::new("/leader")).unwrap();
         let head = SnapshotHead {
             last: Some(last),
