@@ -92,6 +92,15 @@ async fn without_an_answer_it_ends_with_the_time_for_one() {
 }
 
 #[tokio::test]
+async fn without_an_answer_it_ends_with_the_time_for_all_of_it() {
+    const TOTAL: Duration = Duration::from_millis(500);
+    let mut stuck = stuck(Some(TOTAL)).await;
+    assert_eq!(stuck.client.head().await[0], "http/1.1 504 gateway timeout");
+    stuck.replica.cut().await;
+    stuck.rig.idle().await;
+}
+
+#[tokio::test]
 async fn an_answer_that_falls_silent_ends_with_its_upload() {
     let mut stuck = stuck(None).await;
     let begun = Instant::now();
