@@ -450,7 +450,7 @@ impl Checkout {
             })
             .await
         };
-        given_up.is_over();
+        given_up.settle();
         let sent = || upload.last().map_or(began, |last| last.max(began));
         self.upstream.give_back_limit(limit);
         match outcome {

@@ -120,13 +120,14 @@ async fn the_rest_is_given_up_soon_after_the_answer_is_whole() {
     stuck.rig.idle().await;
 }
 
-/// Nor for the kernel, which counts only what is taken.
+/// Nor for the kernel, which counts only what is taken, once it has asked for room. That it does when nothing comes for
+/// some 200 ms.
 #[tokio::test]
 async fn one_that_goes_on_answering_is_no_silence() {
     let mut stuck = stuck_within(None, Duration::ZERO).await;
     stuck.begin_an_answer().await;
-    let mut pace = interval(SILENCE_MAX / 10);
-    for _ in 0..30 {
+    let mut pace = interval(SILENCE_MAX / 4);
+    for _ in 0..16 {
         pace.tick().await;
         stuck.replica.send("1\r\nx\r\n").await;
     }

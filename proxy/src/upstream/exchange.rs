@@ -31,7 +31,7 @@ impl GivenUp {
     }
 
     /// It was answered, or is known not to be.
-    pub(super) fn is_over(mut self) {
+    pub(super) fn settle(mut self) {
         self.0 = None;
     }
 }
