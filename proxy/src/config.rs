@@ -43,7 +43,7 @@ pub struct ProxyConfig {
     /// unanswered, before its connections are given up. Longer than the pause of a machine that moves to another host.
     pub host_silence: Duration,
     /// The same where more was sent than a replica may have room for: one that is busy takes it later
-    /// (`TCP_USER_TIMEOUT`).
+    /// (`TCP_USER_TIMEOUT`). Longer where the service allows its replicas a longer silence.
     pub tcp_user_timeout: Duration,
     /// The same for clients, and for the windows of their streams. Longer: a client may well pause for a while before it
     /// reads on.

@@ -62,6 +62,17 @@ impl ServiceRoute {
         own.unwrap_or(&self.traffic.timeouts)
     }
 
+    /// The longest silence from an upstream that any of its requests allows.
+    #[must_use]
+    pub fn silence_max(&self) -> Duration {
+        let rules = self.traffic.routes.iter();
+        let own = rules.filter_map(|rule| rule.timeouts.as_ref());
+        let all = own.chain([&self.traffic.timeouts]);
+        all.flat_map(|timeouts| [timeouts.first_byte, timeouts.idle])
+            .map(|limit| limit.unwrap_or(self.stream_timeout))
+            .fold(Duration::ZERO, Duration::max)
+    }
+
     /// When a request that met `rule` is tried again.
     #[must_use]
     pub fn retries<'r>(&'r self, rule: Option<&'r RouteRule>) -> &'r Retries {

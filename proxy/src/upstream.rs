@@ -38,11 +38,11 @@ use crate::metrics::{Latencies, ReplicaCounters, count};
 use crate::policy::PeakEwma;
 use crate::triage::Triage;
 
-use exchange::{Unanswered, over_http1, over_http2};
+use exchange::{GivenUp, Unanswered, over_http1, over_http2};
 
 pub(crate) use dial::Dialer;
 pub use reach::{ReachError, ReplicaDialer};
-pub(crate) use vigil::{FITS_BYTES, lengthen, shorten};
+pub(crate) use vigil::{FITS_BYTES, Long, long, shorten};
 
 /// What a request that broke off counts as having taken, at least.
 const FAILED_TOOK: Duration = Duration::from_secs(1);
@@ -420,6 +420,10 @@ impl Checkout {
     ) -> Result<Box<Response<Received>>, ExchangeError> {
         grpc::tell_deadline(&mut request, began);
         let upload = request.body().upload();
+        let given_up = GivenUp::new(match &self.link {
+            Link::Http1(connection) if !upload.is_empty() => Some(&connection.task),
+            Link::Http1(_) | Link::Http2(_) => None,
+        });
         let mut limit = self.upstream.limit(began + silence_max);
         let outcome = {
             let mut exchange = pin!(match &mut self.link {
@@ -446,6 +450,7 @@ impl Checkout {
             })
             .await
         };
+        given_up.settle();
         let sent = || upload.last().map_or(began, |last| last.max(began));
         self.upstream.give_back_limit(limit);
         match outcome {

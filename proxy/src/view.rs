@@ -133,11 +133,12 @@ impl ServiceView {
             ),
         };
         triage.adopt(&route.traffic);
+        let silence_max = route.silence_max();
         let dialer = match before {
-            Some(before) if before.dialer.fits(&route.traffic.upstream) => {
+            Some(before) if before.dialer.fits(&route.traffic.upstream, silence_max) => {
                 Rc::clone(&before.dialer)
             }
-            _ => Rc::new(Dialer::new(&route.traffic.upstream)),
+            _ => Rc::new(Dialer::new(&route.traffic.upstream, silence_max)),
         };
         let known: HashMap<(ReplicaId, SocketAddr), &Rc<Upstream>> = before
             .iter()

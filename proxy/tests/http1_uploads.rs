@@ -26,6 +26,12 @@ struct Stuck {
 }
 
 async fn stuck(total: Option<Duration>) -> Stuck {
+    // The kernel's bound would end them as well, if later.
+    stuck_within(total, LIMIT * 10).await
+}
+
+/// The same, where the kernel has its own bound on what a replica does not take.
+async fn stuck_within(total: Option<Duration>, tcp_user_timeout: Duration) -> Stuck {
     let (address, mut connections) = by_hand().await;
     let mut svc = service(1, "svc", &[address]);
     svc.stream_timeout = SILENCE_MAX;
@@ -34,8 +40,7 @@ async fn stuck(total: Option<Duration>) -> Stuck {
         ..Timeouts::default()
     };
     let config = ProxyConfig {
-        // It would end them as well, if later.
-        tcp_user_timeout: LIMIT * 10,
+        tcp_user_timeout,
         ..support::config()
     };
     let rig = Rig::with(config, [svc], Arc::new(NoSessions));
@@ -87,6 +92,15 @@ async fn without_an_answer_it_ends_with_the_time_for_one() {
 }
 
 #[tokio::test]
+async fn without_an_answer_it_ends_with_the_time_for_all_of_it() {
+    const TOTAL: Duration = Duration::from_millis(500);
+    let mut stuck = stuck(Some(TOTAL)).await;
+    assert_eq!(stuck.client.head().await[0], "http/1.1 504 gateway timeout");
+    stuck.replica.cut().await;
+    stuck.rig.idle().await;
+}
+
+#[tokio::test]
 async fn an_answer_that_falls_silent_ends_with_its_upload() {
     let mut stuck = stuck(None).await;
     let begun = Instant::now();
@@ -106,12 +120,14 @@ async fn the_rest_is_given_up_soon_after_the_answer_is_whole() {
     stuck.rig.idle().await;
 }
 
+/// Nor for the kernel, which counts only what is taken, once it has asked for room. That it does when nothing comes for
+/// some 200 ms.
 #[tokio::test]
 async fn one_that_goes_on_answering_is_no_silence() {
-    let mut stuck = stuck(None).await;
+    let mut stuck = stuck_within(None, Duration::ZERO).await;
     stuck.begin_an_answer().await;
-    let mut pace = interval(SILENCE_MAX / 10);
-    for _ in 0..20 {
+    let mut pace = interval(SILENCE_MAX / 4);
+    for _ in 0..16 {
         pace.tick().await;
         stuck.replica.send("1\r\nx\r\n").await;
     }

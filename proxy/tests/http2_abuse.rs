@@ -10,7 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Response;
 use http_body_util::Full;
-use raftserve_proxy::NoSessions;
+use raftserve_model::spec::UpstreamProtocol;
+use raftserve_proxy::{NoSessions, ServiceRoute};
+use support::replica::Replica;
 use support::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Hand, LIMIT, PING, RST_STREAM,
     Rig, SETTINGS, by_hand, frame, get, log, recorder, resident_bytes, service,
@@ -206,20 +208,61 @@ async fn a_body_of_tiny_frames_costs_no_more_than_any_other() {
     assert!(grown < HELD_MAX, "{grown} bytes more than before");
 }
 
-/// It may answer pings for as long as it likes: it holds a place at the replica meanwhile.
+/// It may answer pings for as long as it likes: it holds a place at the replica meanwhile, or what was read of it.
 #[tokio::test]
 async fn a_stream_whose_client_never_takes_its_answer_ends() {
     let _alone = MEASURED.lock().await;
-    let address =
-        support::upstream(|_| async { Response::new(Full::new(Bytes::from(vec![0; 64 << 10]))) });
+    for (window, bytes) in [(0, 64 << 10), (0, 1), (10, 64 << 10), (10, 11), (10, 20)] {
+        let body = Bytes::from(vec![0; bytes]);
+        let address = support::upstream(move |_| {
+            let body = Full::new(body.clone());
+            async { Response::new(body) }
+        });
+        let rig = impatient(service(1, "svc", &[address.await]));
+        take_no_more_than(&rig, window).await;
+        assert_eq!(rig.metric("requests_total"), 1);
+        support::until("no request running", || {
+            rig.metric("requests_in_flight") == 0
+        })
+        .await;
+    }
+}
+
+/// Its call is over once its status is known, and that waits behind what the client does not take.
+#[tokio::test]
+async fn a_call_whose_client_never_takes_its_message_ends() {
+    let _alone = MEASURED.lock().await;
+    let mut replica = Replica::start(10).await;
+    let mut svc = service(1, "svc", &[replica.address]);
+    svc.traffic.upstream.protocol = UpstreamProtocol::Http2;
+    let rig = impatient(svc);
+    let answer = async {
+        let (_request, mut respond) = replica.call().await;
+        let out = respond.send_response(Response::new(()), false);
+        let mut out = out.expect("the stream is open");
+        out.send_data(Bytes::from_static(&[0; 11]), false)
+            .expect("open");
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+        out.send_trailers(trailers).expect("open");
+    };
+    tokio::join!(take_no_more_than(&rig, 10), answer);
+}
+
+/// A proxy whose clients may pause for a second.
+fn impatient(svc: ServiceRoute) -> Rig {
     let mut config = support::config();
     config.client_user_timeout = Duration::from_secs(1);
-    let services = [service(1, "svc", &[address.await])];
-    let rig = Rig::with(config, services, Arc::new(NoSessions));
+    Rig::with(config, [svc], Arc::new(NoSessions))
+}
+
+/// Asks with a window of so many bytes, which stays as it is: the stream is reset, and nothing counts it any more.
+async fn take_no_more_than(rig: &Rig, window: u8) {
     let mut client = Hand::connect(rig.address).await;
     client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
-    let no_window = [0, 4, 0, 0, 0, 0];
-    client.send(frame(SETTINGS, 0, 0, &no_window)).await;
+    // SETTINGS_INITIAL_WINDOW_SIZE.
+    let settings = [0, 4, 0, 0, 0, window];
+    client.send(frame(SETTINGS, 0, 0, &settings)).await;
     let block = fields(&REQUEST);
     client
         .send(frame(HEADERS, END_STREAM | END_HEADERS, 1, &block))

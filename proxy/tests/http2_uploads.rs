@@ -16,7 +16,12 @@ use http_body_util::Full;
 use raftserve_model::spec::{Timeouts, UpstreamProtocol};
 use raftserve_proxy::{NoSessions, ProxyConfig};
 use support::replica::Replica;
-use support::{Hand, LINGER, Rig, get, http2_client, service, soon};
+use support::{
+    DATA, END_HEADERS, END_STREAM, HEADERS, Hand, LINGER, Rig, SETTINGS, WINDOW_UPDATE, by_hand,
+    frame, get, http2_client, service, soon,
+};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 /// How long a replica may be silent.
@@ -260,4 +265,65 @@ async fn a_client_that_leaves_amid_its_answer_takes_its_upload_along() {
         body: request.into_body(),
     };
     stuck.serves_another().await;
+}
+
+/// Over HTTP/2 as over HTTP/1: it reads nothing of its connection, however much room it has told of, and goes on answering.
+#[tokio::test]
+async fn a_connection_that_is_not_read_is_no_silence_while_it_goes_on_answering() {
+    /// The kernel asks for room when nothing comes for some 200 ms, and counts from then.
+    const PACE: Duration = Duration::from_millis(500);
+    /// Many times what all buffers on its way hold.
+    const BYTES: usize = 128 << 20;
+    let (address, mut connections) = by_hand().await;
+    let mut svc = service(1, "svc", &[address]);
+    svc.traffic.upstream.protocol = UpstreamProtocol::Http2;
+    svc.stream_timeout = PACE * 4;
+    let config = ProxyConfig {
+        host_silence: PACE * 4,
+        tcp_user_timeout: Duration::ZERO,
+        ..support::config()
+    };
+    let rig = Rig::with(config, [svc], Arc::new(NoSessions));
+    let stream = TcpStream::connect(rig.address).await.expect("it listens");
+    let (reads, mut sends) = stream.into_split();
+    let mut reads = BufReader::new(reads);
+    let head = format!("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: {BYTES}\r\n\r\n");
+    sends.write_all(head.as_bytes()).await.expect("open");
+    tokio::spawn(async move { while sends.write_all(&[b'x'; 64 << 10]).await.is_ok() {} });
+
+    let mut replica = support::accept(&mut connections).await;
+    let most = i32::MAX.to_be_bytes();
+    let settings = [&[0, 4][..], &most].concat(); // SETTINGS_INITIAL_WINDOW_SIZE.
+    replica.send(frame(SETTINGS, 0, 0, &settings)).await;
+    let room = (i32::MAX - 65_535).to_be_bytes();
+    replica.send(frame(WINDOW_UPDATE, 0, 0, &room)).await;
+    // Its head has come once anything beside the preface and the settings has.
+    let mut kind = 0;
+    replica.exactly(24).await;
+    while kind != HEADERS {
+        let mut head = [0; 9];
+        let read = replica.0.read_exact(&mut head);
+        soon("a frame", read).await.expect("open");
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        let read = replica.0.read_exact(&mut payload);
+        soon("its payload", read).await.expect("open");
+        kind = head[3];
+    }
+    let ok = frame(HEADERS, END_HEADERS, 1, &[0x88]);
+    replica.send(ok).await;
+    let mut pace = tokio::time::interval(PACE);
+    for _ in 0..16 {
+        pace.tick().await;
+        replica.send(frame(DATA, 0, 1, b"x")).await;
+    }
+    replica.send(frame(DATA, END_STREAM, 1, b"end")).await;
+    let mut answer = String::new();
+    while !answer.ends_with("0\r\n\r\n") {
+        let read = reads.read_line(&mut answer);
+        let count = soon("the answer", read).await.expect("text");
+        assert!(count > 0, "it breaks off: {answer}");
+    }
+    assert!(answer.contains("end"), "{answer}");
+    rig.idle().await;
 }

@@ -20,7 +20,8 @@ use hyper_util::rt::TokioIo;
 use raftserve_proxy::{Http1Path, NoSessions, ProxyConfig};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use support::{
-    LIMIT, Rig, config, http2_client, log, recorder, resident_bytes, service, soon, until,
+    LIMIT, Rig, config, http2_client, is_required, log, recorder, resident_bytes, service, soon,
+    until,
 };
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -241,11 +242,6 @@ fn allow_open_files() -> usize {
     let files = limit.maximum.unwrap_or(u64::MAX);
     setrlimit(Resource::Nofile, limit).expect("no more than may be");
     usize::try_from(files).unwrap_or(usize::MAX)
-}
-
-#[expect(clippy::disallowed_methods, reason = "it is the test's own setting")]
-fn is_required() -> bool {
-    std::env::var_os("RAFTSERVE_REQUIRE_TOOLS").is_some_and(|value| value == "1")
 }
 
 /// Ten thousand idle connections, as far as the limit of open files goes.

@@ -6,6 +6,7 @@
 
 mod access;
 mod bad_input;
+mod drain;
 mod durability;
 mod files;
 mod idle;

@@ -13,19 +13,14 @@ use tokio::time::Instant;
 use super::upload::{UploadBody, UploadError};
 use crate::limit::Limit;
 
-/// How many bytes of a body go without asking the receiver for room: a message as most are, which then takes one step.
-/// What the receiver does not take waits here, so all streams of a connection together may make us hold 1 MiB so.
-const UNASKED_MAX: usize = 4 << 10;
-
-/// Sends a body, as fast as the receiver takes it.
+/// Sends a body, as fast as the receiver takes it. No more is handed over than there is room for: what waits, waits here,
+/// where its time is bounded.
 #[derive(Debug)]
 pub(crate) struct Pipe<B> {
     body: B,
     out: SendStream<Bytes>,
     /// A part that waits for room, and whether it is the last.
     waits: Option<(Bytes, bool)>,
-    /// How many bytes may still go without asking.
-    unasked: usize,
     /// How long a receiver may leave no room, if not for ever.
     patience: Option<Duration>,
     /// The end of that, once there was no room; armed anew only when it fires.
@@ -42,7 +37,6 @@ where
             body,
             out,
             waits: None,
-            unasked: UNASKED_MAX,
             patience,
             limit: None,
             stalled: false,
@@ -53,14 +47,15 @@ where
     /// receiver that leaves no room for too long: else it would hold for ever what the body holds.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if self.waits.is_some() && !ready!(self.poll_room(cx)) {
-                self.out.send_reset(Reason::CANCEL);
-                return Poll::Ready(());
-            }
-            if let Some((data, last)) = self.waits.take()
-                && (self.out.send_data(data, last).is_err() || last)
-            {
-                return Poll::Ready(());
+            if self.waits.is_some() {
+                let Some(room) = ready!(self.poll_room(cx)) else {
+                    self.out.send_reset(Reason::CANCEL);
+                    return Poll::Ready(());
+                };
+                if self.send(room) {
+                    return Poll::Ready(());
+                }
+                continue;
             }
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
                 // The receiver may have lost interest meanwhile.
@@ -80,17 +75,7 @@ where
             match frame.into_data() {
                 Ok(data) => {
                     let last = self.body.is_end_stream();
-                    if data.len() > self.unasked {
-                        // Room for one byte: what is asked for beyond it is taken from others before it is used.
-                        self.unasked = 0;
-                        self.out.reserve_capacity(1);
-                        self.waits = Some((data, last));
-                        continue;
-                    }
-                    self.unasked -= data.len();
-                    if self.out.send_data(data, last).is_err() || last {
-                        return Poll::Ready(());
-                    }
+                    self.wait(data, last);
                 }
                 Err(frame) => {
                     if let Ok(trailers) = frame.into_trailers() {
@@ -102,17 +87,47 @@ where
         }
     }
 
-    /// Ready once there is room, or never will be: sending then fails. `false` if there was none for too long.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        while self.out.capacity() == 0 {
+    /// Has a part wait for room.
+    fn wait(&mut self, data: Bytes, last: bool) {
+        self.out.reserve_capacity(data.len());
+        self.waits = Some((data, last));
+    }
+
+    /// Hands over as much of what waits as has room. `true` if nothing follows, or the stream has ended.
+    fn send(&mut self, room: usize) -> bool {
+        let Some((mut data, last)) = self.waits.take() else {
+            return false;
+        };
+        let rest = data.split_off(room.min(data.len()));
+        let last_piece = rest.is_empty();
+        if self.out.send_data(data, last && last_piece).is_err() {
+            return true;
+        }
+        if !last_piece {
+            self.wait(rest, last);
+        }
+        last && last_piece
+    }
+
+    /// Ready with the room that there is for what waits. Where there never will be any, sending fails. `None` if there was
+    /// none for too long.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Option<usize>> {
+        let needs = self
+            .waits
+            .as_ref()
+            .is_some_and(|(data, _)| !data.is_empty());
+        loop {
+            let room = self.out.capacity();
+            if room > 0 || !needs {
+                self.stalled = false;
+                return Poll::Ready(Some(room));
+            }
             match self.out.poll_capacity(cx) {
                 Poll::Ready(Some(Ok(_))) => {}
-                Poll::Ready(_) => break,
-                Poll::Pending => return self.poll_patience(cx).map(|()| false),
+                Poll::Ready(_) => return Poll::Ready(Some(0)),
+                Poll::Pending => return self.poll_patience(cx).map(|()| None),
             }
         }
-        self.stalled = false;
-        Poll::Ready(true)
     }
 
     /// Ready once there was no room for too long.
@@ -264,6 +279,7 @@ mod tests {
             (1, 1),
             (1, 4 << 10),
             (5000, 300),
+            (1, 200_000),
             (9, 100_000),
             (3, 0),
         ] {
@@ -303,9 +319,62 @@ mod tests {
             drop(body);
         });
         read.await;
-        // The window of a stream that nobody chose is 65,535 bytes.
-        let most = 65_535 + UNASKED_MAX + (2 << 10);
+        // The window of a stream that nobody chose is 65,535 bytes, and one part waits.
+        let most = 65_535 + (1 << 10);
         assert!(taken.get() <= most, "{} bytes", taken.get());
+    }
+
+    /// The library would keep it, however long the receiver takes nothing.
+    #[tokio::test(start_paused = true)]
+    async fn what_has_no_room_is_not_handed_over_and_is_given_up() {
+        const PATIENCE: Duration = Duration::from_secs(7);
+        const WINDOW: usize = 65_535;
+        for (left, bytes, kept) in [
+            (1, WINDOW, None),
+            (1, WINDOW + 1, Some(1)),
+            (2, WINDOW - 1, Some(WINDOW - 2)),
+            (1, 4 * WINDOW, Some(3 * WINDOW)),
+        ] {
+            let taken = Cell::new(0);
+            let parts = Parts {
+                left,
+                bytes,
+                taken: &taken,
+                breaks: None,
+                paused: false,
+            };
+            let (near, far) = duplex(1 << 20);
+            let (server, client) = tokio::join!(server::handshake(near), client::handshake(far));
+            let (mut server, (mut sender, mut client)) =
+                (server.expect("both"), client.expect("both"));
+            let mut request = Request::new(());
+            *request.uri_mut() = Uri::from_static("http://replica/");
+            // Its answer is not read.
+            let (answer, _) = sender.send_request(request, true).expect("a good request");
+            let accept = async {
+                tokio::select! {
+                    accepted = server.accept() => accepted,
+                    ended = &mut client => panic!("{ended:?}"),
+                }
+            };
+            let (_, mut respond) = accept.await.expect("a request").expect("a good one");
+            let out = respond.send_response(Response::new(()), false);
+            let mut pipe = Pipe::new(parts, out.expect("the client waits"), Some(PATIENCE));
+            let begun = Instant::now();
+            let mut seen = None;
+            poll_fn(|cx| {
+                assert!(server.poll_closed(cx).is_pending());
+                assert!(Pin::new(&mut client).poll(cx).is_pending());
+                let polled = pipe.poll(cx);
+                seen = seen.or(pipe.waits.as_ref().map(|(data, _)| data.len()));
+                polled
+            })
+            .await;
+            assert_eq!(seen, kept, "{left} parts of {bytes} bytes");
+            let waited = kept.map_or(Duration::ZERO, |_| PATIENCE);
+            assert_eq!(begun.elapsed(), waited, "{left} parts of {bytes} bytes");
+            drop(answer);
+        }
     }
 
     #[tokio::test]

@@ -26,7 +26,7 @@ use crate::connection::Unsent;
 use crate::drain::Phase;
 use crate::load::InFlight;
 use crate::running::Running;
-use crate::upstream::{Upstream, shorten};
+use crate::upstream::{Upstream, long, shorten};
 use crate::view::ServiceView;
 
 use download::{Download, Ended};
@@ -89,7 +89,7 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
     let mut held = Some(held);
     let uploaded = Cell::new(intact && framing.is_done());
     let progress = Cell::new(Instant::now());
-    let (wanted, long) = (Cell::new(false), Cell::new(false));
+    let (wanted, long_held) = (Cell::new(false), Cell::new(None));
     let upload = Upload {
         buffers: &connection.worker.buffers,
         framing,
@@ -97,8 +97,11 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
         uploaded: &uploaded,
         progress: &progress,
         wanted: &wanted,
-        long: &long,
-        config: &connection.worker.shared.config,
+        long: &long_held,
+        long_bound: long(
+            service.route.silence_max(),
+            &connection.worker.shared.config,
+        ),
         intact,
     };
     let download = Download {
@@ -108,6 +111,7 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
         limit: &mut connection.limit,
         progress: &progress,
         wanted: &wanted,
+        long: &long_held,
         held: &mut held,
         to_head,
         close,
@@ -127,7 +131,7 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
         Ended::Whole { keeps, closes } => {
             if keeps && uploaded.get() {
                 let config = &connection.worker.shared.config;
-                if long.get() {
+                if long_held.get().is_some() {
                     shorten(&stream, config);
                 }
                 upstream.give_back_plain(stream, config);

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::socket::Socket;
 use super::trust::Trust;
+use super::vigil::Vigil;
 use super::{ConnectError, Wire, vigil};
 use crate::config::ProxyConfig;
 
@@ -19,21 +20,25 @@ use crate::config::ProxyConfig;
 #[derive(Debug)]
 pub(crate) struct Dialer {
     settings: UpstreamSettings,
+    /// How long its replicas may be silent.
+    silence_max: Duration,
     /// What could not be used refuses every connection: cleartext is no answer to a wish for TLS.
     trust: Option<io::Result<Trust>>,
 }
 
 impl Dialer {
-    pub(crate) fn new(settings: &UpstreamSettings) -> Self {
+    /// For replicas that may be silent for `silence_max`.
+    pub(crate) fn new(settings: &UpstreamSettings, silence_max: Duration) -> Self {
         Self {
             settings: settings.clone(),
+            silence_max,
             trust: settings.tls.as_ref().map(Trust::new),
         }
     }
 
     /// Whether it was made of these settings.
-    pub(crate) fn fits(&self, settings: &UpstreamSettings) -> bool {
-        self.settings == *settings
+    pub(crate) fn fits(&self, settings: &UpstreamSettings, silence_max: Duration) -> bool {
+        self.settings == *settings && self.silence_max == silence_max
     }
 
     /// Whether connections opened by `other` are as good.
@@ -56,11 +61,12 @@ impl Dialer {
     ) -> Result<Socket, ConnectError> {
         let opened = timeout(limit, async {
             let stream = tcp(address, config).await?;
+            let vigil = Vigil::new(self.silence_max, config);
             match &self.trust {
-                None => Ok(Socket::clear(stream, config)),
+                None => Ok(Socket::clear(stream, vigil)),
                 Some(Ok(trust)) => {
                     let stream = trust.connect(stream, address, wire).await?;
-                    Ok(Socket::tls(stream, config))
+                    Ok(Socket::tls(stream, vigil))
                 }
                 Some(Err(error)) => Err(io::Error::new(error.kind(), error.to_string())),
             }

@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use futures_util::FutureExt;
 use http::{Request, Response};
 use hyper::client::conn::http1;
+use tokio::task::AbortHandle;
 
 use super::http2;
 use crate::body::{Received, Upload, UploadBody};
@@ -19,6 +20,29 @@ pub(super) enum Unanswered {
 
 /// What came of a request. Boxed, since it passes through many hands.
 pub(super) type Outcome = Result<Box<Response<Received>>, Unanswered>;
+
+/// Ends the connection of a request with a body that is given up before its answer. Left to itself it would first write
+/// what it holds, for as long as its replica takes nothing.
+pub(super) struct GivenUp(Option<AbortHandle>);
+
+impl GivenUp {
+    pub(super) fn new(connection: Option<&AbortHandle>) -> Self {
+        Self(connection.cloned())
+    }
+
+    /// It was answered, or is known not to be.
+    pub(super) fn settle(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        if let Some(connection) = &self.0 {
+            connection.abort();
+        }
+    }
+}
 
 /// The request is handed over at once: what is awaited has no room for it.
 pub(super) fn over_http1(

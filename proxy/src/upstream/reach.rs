@@ -52,7 +52,7 @@ impl ReplicaDialer {
             ..settings.clone()
         };
         Self {
-            dialer: Dialer::new(&settings),
+            dialer: Dialer::new(&settings, Duration::ZERO),
             config: ProxyConfig::default(),
         }
     }

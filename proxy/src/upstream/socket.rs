@@ -9,7 +9,6 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use super::vigil::Vigil;
-use crate::config::ProxyConfig;
 
 /// A connection to a replica.
 #[derive(Debug)]
@@ -25,26 +24,31 @@ enum Stream {
 }
 
 impl Socket {
-    pub(super) fn clear(stream: TcpStream, config: &ProxyConfig) -> Self {
+    pub(super) fn clear(stream: TcpStream, vigil: Vigil) -> Self {
         Self {
             stream: Stream::Clear(stream),
-            vigil: Vigil::new(config),
+            vigil,
         }
     }
 
-    pub(super) fn tls(stream: TlsStream<TcpStream>, config: &ProxyConfig) -> Self {
+    pub(super) fn tls(stream: TlsStream<TcpStream>, vigil: Vigil) -> Self {
         Self {
             stream: Stream::Tls(Box::new(stream)),
-            vigil: Vigil::new(config),
+            vigil,
         }
     }
 
     fn wrote(&mut self, count: usize) {
-        let tcp = match &self.stream {
-            Stream::Clear(stream) => stream,
-            Stream::Tls(stream) => stream.get_ref().0,
-        };
-        self.vigil.wrote(count, tcp);
+        self.vigil.wrote(count, self.stream.tcp());
+    }
+}
+
+impl Stream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Clear(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
     }
 }
 
@@ -59,7 +63,7 @@ impl AsyncRead for Socket {
             Stream::Clear(stream) => Pin::new(stream).poll_read(cx, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         })?;
-        this.vigil.heard();
+        this.vigil.heard(this.stream.tcp());
         Poll::Ready(Ok(()))
     }
 }

@@ -8,8 +8,9 @@
 //!
 //! The same bound would end a connection whose other side acknowledges all and takes nothing, as one that is busy may for
 //! a while. It can only come to that once more was sent than there was room for. So the short bound holds while what was
-//! sent fits into any window, and the long one beyond that. A replica that writes need not have read: the short one comes
-//! back only where nothing is left that waits for room.
+//! sent fits into any window, and the long one beyond that. The long one is no shorter than the silence that the service
+//! allows, and each word of the replica begins it anew: the kernel counts only what is taken, and a replica that answers
+//! is alive. A replica that writes need not have read, so what it says has the short one looked at too.
 
 use std::io;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::config::ProxyConfig;
 
@@ -29,6 +31,9 @@ const PROBES: u32 = 3;
 /// The kernel counts the pauses between probes in seconds.
 const PROBE_EVERY_MIN: Duration = Duration::from_secs(1);
 
+/// The most that the kernel takes, in its milliseconds.
+const BOUND_MAX: Duration = Duration::from_millis(i32::MAX as u64);
+
 /// Has a new connection given up by the short bound.
 pub(super) fn begin(stream: &TcpStream, config: &ProxyConfig) -> io::Result<()> {
     let every = (config.host_silence / PROBES).max(PROBE_EVERY_MIN);
@@ -38,15 +43,56 @@ pub(super) fn begin(stream: &TcpStream, config: &ProxyConfig) -> io::Result<()> 
     socket.set_tcp_user_timeout(Some(config.host_silence))
 }
 
-/// Has it given up by the long bound: more is sent than may be taken at once.
-pub(crate) fn lengthen(stream: &TcpStream, config: &ProxyConfig) {
-    bound(stream, config.tcp_user_timeout);
+/// The long bound of a service whose replicas may be silent for `silence_max`: later than that, so that it is the service's
+/// own limit which ends a request.
+pub(crate) fn long(silence_max: Duration, config: &ProxyConfig) -> Duration {
+    config
+        .tcp_user_timeout
+        .max(silence_max.saturating_add(silence_max / 4))
+        .min(BOUND_MAX)
+}
+
+/// A connection that the long bound holds for: more was sent than may be taken at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Long {
+    bound: Duration,
+    /// When all that was sent had been taken last, in doubt earlier: the kernel counts from then, or later.
+    since: Instant,
+    /// When the bound was last set.
+    set: Instant,
+}
+
+impl Long {
+    /// Has it given up by the long `bound` from now on. Nothing has waited `since` longer than that.
+    pub(crate) fn begin(stream: &TcpStream, bound: Duration, since: Instant) -> Self {
+        let now = Instant::now();
+        set(stream, now - since + bound);
+        Self {
+            bound,
+            since,
+            set: now,
+        }
+    }
+
+    /// The replica said something: the bound counts anew.
+    pub(crate) fn heard(&mut self, stream: &TcpStream) {
+        let (now, step) = (Instant::now(), self.bound / 4);
+        if now.saturating_duration_since(self.set) < step {
+            return;
+        }
+        self.set = now;
+        if has_left(stream) {
+            self.since = now;
+        }
+        // What is said within the next step begins it no more.
+        set(stream, now - self.since + self.bound + step);
+    }
 }
 
 /// Has it given up by the short bound again, if nothing waits for room.
 pub(crate) fn shorten(stream: &TcpStream, config: &ProxyConfig) {
     if has_left(stream) {
-        bound(stream, config.host_silence);
+        set(stream, config.host_silence);
     }
 }
 
@@ -64,36 +110,53 @@ fn has_left(stream: &TcpStream) -> bool {
     socket.set_tcp_notsent_lowat(0).is_ok() && is_writable
 }
 
-fn bound(stream: &TcpStream, bound: Duration) {
+fn set(stream: &TcpStream, bound: Duration) {
     // It fails on a connection that has ended, and then does not matter.
-    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(bound));
+    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(bound.min(BOUND_MAX)));
 }
 
 /// Keeps the right bound on a connection that only sees what is read and written.
 #[derive(Debug)]
 pub(super) struct Vigil {
     short: Duration,
-    long: Duration,
-    is_long: bool,
+    long_bound: Duration,
+    /// Set while the long bound holds.
+    long: Option<Long>,
     /// How much was written since the replica last said something: it has taken what came before.
     written: u64,
     heard: bool,
+    /// When the first was written that it is not known to have taken.
+    unsure_since: Option<Instant>,
 }
 
 impl Vigil {
-    pub(super) fn new(config: &ProxyConfig) -> Self {
+    pub(super) fn new(silence_max: Duration, config: &ProxyConfig) -> Self {
         Self {
             short: config.host_silence,
-            long: config.tcp_user_timeout,
-            is_long: false,
+            long_bound: long(silence_max, config),
+            long: None,
             written: 0,
             heard: false,
+            unsure_since: None,
         }
     }
 
     /// Something was read.
-    pub(super) fn heard(&mut self) {
+    pub(super) fn heard(&mut self, stream: &TcpStream) {
         self.heard = true;
+        if let Some(long) = &mut self.long {
+            return long.heard(stream);
+        }
+        let Some(since) = self.unsure_since else {
+            return;
+        };
+        if since.elapsed() < self.short / 4 {
+            return;
+        }
+        match has_left(stream) {
+            true => self.unsure_since = None,
+            false => self.long = Some(Long::begin(stream, self.long_bound, since)),
+        }
     }
 
     /// So many bytes were written.
@@ -102,13 +165,14 @@ impl Vigil {
             self.written = 0;
         }
         self.written = self.written.saturating_add(count as u64);
-        let long = self.written > FITS_BYTES;
-        if long && !self.is_long {
-            self.is_long = true;
-            bound(stream, self.long);
-        } else if !long && self.is_long && has_left(stream) {
-            self.is_long = false;
-            bound(stream, self.short);
+        let since = *self.unsure_since.get_or_insert_with(Instant::now);
+        let is_long = self.written > FITS_BYTES;
+        if is_long && self.long.is_none() {
+            self.long = Some(Long::begin(stream, self.long_bound, since));
+        } else if !is_long && self.long.is_some() && has_left(stream) {
+            self.long = None;
+            self.unsure_since = None;
+            set(stream, self.short);
         }
     }
 }
@@ -122,6 +186,8 @@ mod tests {
 
     use super::*;
 
+    const SILENCE_MAX: Duration = Duration::from_secs(120);
+
     #[tokio::test]
     async fn the_long_bound_holds_once_more_was_sent_than_fits() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
@@ -131,15 +197,19 @@ mod tests {
         let config = ProxyConfig::default();
         begin(&stream, &config).expect("open");
         let bound = || SockRef::from(&stream).tcp_user_timeout().expect("open");
-        let mut vigil = Vigil::new(&config);
+        let mut vigil = Vigil::new(SILENCE_MAX, &config);
         let fits = usize::try_from(FITS_BYTES).expect("small");
         for _ in 0..2 {
             vigil.wrote(fits, &stream);
             assert_eq!(bound(), Some(config.host_silence));
             vigil.wrote(1, &stream);
-            assert_eq!(bound(), Some(config.tcp_user_timeout));
-            vigil.heard();
-            assert_eq!(bound(), Some(config.tcp_user_timeout), "it may wait still");
+            assert_eq!(bound(), Some(long(SILENCE_MAX, &config)));
+            vigil.heard(&stream);
+            assert_eq!(
+                bound(),
+                Some(long(SILENCE_MAX, &config)),
+                "it may wait still"
+            );
         }
         vigil.wrote(1, &stream);
         assert_eq!(bound(), Some(config.host_silence), "all was taken");
@@ -160,22 +230,100 @@ mod tests {
         let (mut replica, _) = listener.accept().await.expect("a connection");
         let config = ProxyConfig::default();
         begin(&stream, &config).expect("open");
-        let mut vigil = Vigil::new(&config);
+        let mut vigil = Vigil::new(SILENCE_MAX, &config);
         stream.write_all(&[0; UNREAD]).await.expect("room");
         vigil.wrote(UNREAD, &stream);
-        vigil.heard();
+        vigil.heard(&stream);
         stream.write_all(&[0]).await.expect("room");
         vigil.wrote(1, &stream);
         let bound = |stream: &TcpStream| SockRef::from(stream).tcp_user_timeout().expect("open");
-        assert_eq!(bound(&stream), Some(config.tcp_user_timeout), "it is full");
+        assert_eq!(
+            bound(&stream),
+            Some(long(SILENCE_MAX, &config)),
+            "it is full"
+        );
         shorten(&stream, &config);
-        assert_eq!(bound(&stream), Some(config.tcp_user_timeout), "it is full");
+        assert_eq!(
+            bound(&stream),
+            Some(long(SILENCE_MAX, &config)),
+            "it is full"
+        );
         assert!(stream.writable().await.is_ok(), "there is room here");
 
         let taken = replica.read_exact(&mut [0; UNREAD + 1]).await;
         taken.expect("all that was written");
-        vigil.heard();
+        vigil.heard(&stream);
         vigil.wrote(1, &stream);
         assert_eq!(bound(&stream), Some(config.host_silence), "all was taken");
+    }
+
+    /// Two ends of a connection whose receiver has room for far less than its sender, and a vigil on it.
+    async fn unequal(config: &ProxyConfig) -> (TcpStream, TcpStream, Vigil) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+        let listener = listener.expect("a free port");
+        let window = SockRef::from(&listener).set_recv_buffer_size(4 << 10);
+        window.expect("it listens");
+        let stream = TcpStream::connect(listener.local_addr().expect("bound")).await;
+        let stream = stream.expect("it listens");
+        let room = SockRef::from(&stream).set_send_buffer_size(256 << 10);
+        room.expect("open");
+        let (replica, _) = listener.accept().await.expect("a connection");
+        begin(&stream, config).expect("open");
+        (stream, replica, Vigil::new(SILENCE_MAX, config))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_answers_each_small_part_and_reads_none_comes_to_have_the_long_bound() {
+        const PART_BYTES: usize = 1 << 10;
+        let config = ProxyConfig::default();
+        let (mut stream, _replica, mut vigil) = unequal(&config).await;
+        for _ in 0..64 {
+            stream.write_all(&[0; PART_BYTES]).await.expect("room");
+            vigil.wrote(PART_BYTES, &stream);
+            vigil.heard(&stream);
+        }
+        let bound = || SockRef::from(&stream).tcp_user_timeout().expect("open");
+        assert_eq!(bound(), Some(config.host_silence), "nobody has looked");
+        tokio::time::advance(config.host_silence / 4).await;
+        vigil.heard(&stream);
+        let long = long(SILENCE_MAX, &config) + config.host_silence / 4;
+        assert_eq!(bound(), Some(long));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_long_bound_counts_from_the_last_word_of_the_replica() {
+        const UNREAD: usize = 64 << 10;
+        let config = ProxyConfig::default();
+        let (mut stream, mut replica, mut vigil) = unequal(&config).await;
+        stream.write_all(&[0; UNREAD]).await.expect("room");
+        vigil.wrote(UNREAD, &stream);
+        let long = long(SILENCE_MAX, &config);
+        let bound = |stream: &TcpStream| SockRef::from(stream).tcp_user_timeout().expect("open");
+        let step = long / 4;
+        for steps in 1..5 {
+            tokio::time::advance(step).await;
+            vigil.heard(&stream);
+            assert_eq!(bound(&stream), Some(long + step * (steps + 1)));
+        }
+        tokio::time::advance(step / 2).await;
+        vigil.heard(&stream);
+        assert_eq!(
+            bound(&stream),
+            Some(long + step * 5),
+            "each word costs nothing"
+        );
+
+        let taken = replica.read_exact(&mut [0; UNREAD]).await;
+        taken.expect("all that was written");
+        tokio::time::advance(step).await;
+        vigil.heard(&stream);
+        assert_eq!(bound(&stream), Some(long + step), "all was taken");
+    }
+
+    #[test]
+    fn the_long_bound_is_none_that_the_kernel_refuses() {
+        let config = ProxyConfig::default();
+        assert_eq!(long(Duration::ZERO, &config), config.tcp_user_timeout);
+        assert_eq!(long(Duration::MAX, &config), BOUND_MAX);
     }
 }

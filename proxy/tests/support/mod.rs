@@ -87,6 +87,7 @@ pub const RST_STREAM: u8 = 3;
 pub const SETTINGS: u8 = 4;
 pub const PING: u8 = 6;
 pub const GOAWAY: u8 = 7;
+pub const WINDOW_UPDATE: u8 = 8;
 pub const CONTINUATION: u8 = 9;
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
@@ -143,6 +144,12 @@ async fn take_some(address: SocketAddr, post: bool) {
             }
         }
     }
+}
+
+/// Whether a test that lacks something of its machine fails instead of being skipped.
+#[expect(clippy::disallowed_methods, reason = "it is the tests' own setting")]
+pub fn is_required() -> bool {
+    std::env::var_os("RAFTSERVE_REQUIRE_TOOLS").is_some_and(|value| value == "1")
 }
 
 /// Awaits a condition that must come to hold.

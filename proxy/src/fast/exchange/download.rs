@@ -6,6 +6,7 @@ use std::io::Write;
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
@@ -17,7 +18,7 @@ use crate::fast::buffers::{Buffer, Size, Text};
 use crate::fast::framing::Framing;
 use crate::fast::transfer::{poll_read, write_all};
 use crate::limit::Limit;
-use crate::upstream::Upstream;
+use crate::upstream::{Long, Upstream};
 use crate::view::ServiceView;
 use crate::worker::Worker;
 
@@ -31,6 +32,8 @@ pub(super) struct Download<'a> {
     pub(super) progress: &'a Cell<Instant>,
     /// Whether the replica waits for more of the request.
     pub(super) wanted: &'a Cell<bool>,
+    /// Set while the replica was sent more than it may have room for.
+    pub(super) long: &'a Cell<Option<Long>>,
     /// Let go of once the last of the answer is read, however slowly the client takes it.
     pub(super) held: &'a mut Option<Held>,
     pub(super) to_head: bool,
@@ -259,13 +262,16 @@ impl Download<'_> {
     ) -> Result<(), Stop> {
         let silence_max: Duration = self.service.route.stream_timeout;
         let buffers = &self.worker.buffers;
-        let limit = &mut *self.limit;
+        let (limit, long) = (&mut *self.limit, self.long);
         let mut armed = false;
         poll_fn(|cx| {
             if let Poll::Ready(read) = poll_read(replica, cx, slot, buffers, size) {
                 return Poll::Ready(match read {
                     Ok(0) => Err(Stop::End),
-                    Ok(_) => Ok(()),
+                    Ok(_) => {
+                        heard(long, replica.as_ref());
+                        Ok(())
+                    }
                     Err(_) => Err(Stop::Broken),
                 });
             }
@@ -276,6 +282,14 @@ impl Download<'_> {
             limit.poll(cx).map(|()| Err(Stop::Silent))
         })
         .await
+    }
+}
+
+/// The replica said something, and need not have taken what it was sent.
+fn heard(long: &Cell<Option<Long>>, replica: &TcpStream) {
+    if let Some(mut held) = long.get() {
+        held.heard(replica);
+        long.set(Some(held));
     }
 }
 

@@ -4,16 +4,16 @@
 use std::cell::Cell;
 use std::future::{pending, poll_fn};
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
-use crate::config::ProxyConfig;
 use crate::fast::buffers::{Buffer, Buffers, Size};
 use crate::fast::framing::Framing;
 use crate::fast::transfer::{poll_read, read};
-use crate::upstream::{FITS_BYTES, lengthen};
+use crate::upstream::{FITS_BYTES, Long};
 
 /// A request whose head was sent.
 pub(super) struct Upload<'a> {
@@ -28,8 +28,9 @@ pub(super) struct Upload<'a> {
     /// Whether the replica has all that the client sent, and not the whole request.
     pub(super) wanted: &'a Cell<bool>,
     /// Set once the replica is sent more than it may have room for.
-    pub(super) long: &'a Cell<bool>,
-    pub(super) config: &'a ProxyConfig,
+    pub(super) long: &'a Cell<Option<Long>>,
+    /// For how long it then may take nothing and say nothing.
+    pub(super) long_bound: Duration,
     pub(super) intact: bool,
 }
 
@@ -69,8 +70,8 @@ impl Upload<'_> {
     async fn pass(&mut self, client: &mut ReadHalf<'_>, replica: &mut WriteHalf<'_>) -> Passed {
         let mut size = Size::of_rest(self.framing.rest());
         if !self.framing.is_within(FITS_BYTES) {
-            lengthen(replica.as_ref(), self.config);
-            self.long.set(true);
+            let long = Long::begin(replica.as_ref(), self.long_bound, Instant::now());
+            self.long.set(Some(long));
         }
         while !self.framing.is_done() {
             self.wanted.set(true);
@@ -140,7 +141,7 @@ mod tests {
         let (mut to_replica, mut replica) = pair().await;
 
         let (uploaded, wanted, long) = (Cell::default(), Cell::default(), Cell::default());
-        let (progress, config) = (Cell::new(Instant::now()), ProxyConfig::default());
+        let progress = Cell::new(Instant::now());
         let (buffers, mut ahead) = (Rc::default(), None);
         let upload = Upload {
             buffers: &buffers,
@@ -150,7 +151,7 @@ mod tests {
             progress: &progress,
             wanted: &wanted,
             long: &long,
-            config: &config,
+            long_bound: Duration::from_secs(60),
             intact: true,
         };
         let (mut from_client, _) = from_client.split();
