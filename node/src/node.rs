@@ -46,7 +46,7 @@ use crate::projection;
 use crate::provider::Provider;
 use crate::provider::host::HostFingerprint;
 use crate::provider::kubernetes::KubernetesProvider;
-use crate::provider::process::ProcessProvider;
+use crate::provider::process::{ProcessProvider, ReplicaRoot};
 use crate::provider::run_dir::SocketPath;
 use crate::raft_metrics;
 use crate::share::{Loads, Share, Suspects};
@@ -236,7 +236,14 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
         Some(set) => Some(Arc::new(Home::of(set, &config.peer_address, &api).await?)),
         None => None,
     };
-    let founding = home.clone().map(|home| home as Arc<dyn Founding>);
+    let founding = match (&home, &config.kubernetes) {
+        (Some(home), _) => Some(Arc::clone(home) as Arc<dyn Founding>),
+        (None, None) => {
+            let root = ReplicaRoot::new(config.replica_root.clone());
+            Some(Arc::new(root) as Arc<dyn Founding>)
+        }
+        (None, Some(_)) => None,
+    };
     let starting = peer::start(PeerConfig {
         data_dir: config.data_dir.clone(),
         listener: ports.peer,

@@ -170,10 +170,24 @@ impl Teller {
     }
 
     pub(super) fn tell(&mut self, text: impl FnOnce() -> String) {
-        if self.0.is_none_or(|said| said.elapsed() >= TELL) {
-            self.0 = Some(Instant::now());
+        if self.is_due() {
             tracing::info!("{}", text());
         }
+    }
+
+    /// The same, where somebody has to do something.
+    pub(super) fn alarm(&mut self, text: impl FnOnce() -> String) {
+        if self.is_due() {
+            tracing::error!("{}", text());
+        }
+    }
+
+    fn is_due(&mut self) -> bool {
+        let is_due = self.0.is_none_or(|said| said.elapsed() >= TELL);
+        if is_due {
+            self.0 = Some(Instant::now());
+        }
+        is_due
     }
 }
 
