@@ -128,6 +128,8 @@ pub struct PeerConfig {
     pub certificates: Option<Arc<Certificates>>,
     /// Who knows whether there was a cluster here before; nobody beside the data directories, if none.
     pub founding: Option<Arc<dyn Founding>>,
+    /// Where it says what it waits for while it belongs to no cluster; empty until it waits for anything.
+    pub waits_for: watch::Sender<String>,
 }
 
 /// Why a peer did not start.
@@ -262,7 +264,7 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
     let dialer = Dialer::new(config.certificates.clone());
     let (address, founding) = (config.address.clone(), config.founding.clone());
     let cradle = Cradle::new(dir, names, address, join, wish, dialer, founding);
-    let cradle = Arc::new(cradle);
+    let cradle = Arc::new(cradle.telling(config.waits_for.clone()));
     let running = Arc::new(OnceLock::new());
     serve(
         &config,

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::args::{ClusterArgs, ClusterVerb, Format, Target};
 use super::confirm::confirm;
 use super::connect::Servers;
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::paint::{Paint, Tone};
 use super::table::Table;
 use super::{output, recover, shape, snapshot};
@@ -216,7 +216,19 @@ async fn health(format: Format, target: &Target) -> Result<(), Failure> {
     });
     output::print(format, &value, || {
         health_text(&found, Paint::of(&std::io::stdout()))
-    })
+    })?;
+    is_healthy(&found)
+}
+
+/// What `health` ends with once it has shown why.
+///
+/// # Errors
+/// That the cluster is not healthy.
+fn is_healthy(found: &v1::HealthResponse) -> Result<(), Failure> {
+    match found.healthy {
+        true => Ok(()),
+        false => Err(Failure::new(Exit::Unhealthy, "the cluster is not healthy")),
+    }
 }
 
 fn health_text(found: &v1::HealthResponse, paint: Paint) -> String {
@@ -586,6 +598,20 @@ mod tests {
         ] {
             assert!(told.contains(part), "{part}: {told}");
         }
+    }
+
+    #[test]
+    fn a_cluster_that_is_not_healthy_has_an_exit_code_of_its_own() {
+        let found = |healthy| v1::HealthResponse {
+            healthy,
+            ..v1::HealthResponse::default()
+        };
+        assert!(is_healthy(&found(true)).is_ok());
+        let ends = is_healthy(&found(false)).unwrap_err();
+        let value = ends.value();
+        assert_eq!(value["error"]["exit_code"], 7, "{value}");
+        assert_eq!(value["error"]["kind"], "unhealthy", "{value}");
+        assert!(value["error"]["reason"].is_null(), "{value}");
     }
 
     #[test]

@@ -201,6 +201,8 @@ pub(crate) struct Cradle {
     taken: watch::Sender<Option<Identity>>,
     /// Who looked here for a peer of a running cluster.
     sought: Sought,
+    /// What it waits for, in words.
+    waits_for: watch::Sender<String>,
 }
 
 impl Cradle {
@@ -228,7 +230,13 @@ impl Cradle {
             taken: watch::Sender::new(identity),
             identity: Mutex::new(identity),
             sought: Sought::default(),
+            waits_for: watch::Sender::default(),
         }
+    }
+
+    /// The same, which says in `waits_for` what it waits for.
+    pub(crate) fn telling(self, waits_for: watch::Sender<String>) -> Self {
+        Self { waits_for, ..self }
     }
 
     /// Notes that a member of a cluster looks for a peer here, and says so.
@@ -395,7 +403,7 @@ impl Cradle {
     /// Waits to be adopted, unless there is a cluster that will never do so.
     async fn await_adoption(&self) -> Result<Identity, BootstrapError> {
         let mut taken = self.taken.subscribe();
-        let mut teller = Teller::new();
+        let mut teller = Teller::new(&self.waits_for);
         loop {
             let answers = self.greet_all().await;
             // An answer may be older than an adoption that came meanwhile.

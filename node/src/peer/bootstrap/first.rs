@@ -50,7 +50,7 @@ impl Cradle {
 
     /// None if there is a cluster already.
     async fn make_plan(&self) -> Result<Option<Plan>, BootstrapError> {
-        let mut teller = Teller::new();
+        let mut teller = Teller::new(&self.waits_for);
         loop {
             let hello = HelloRequest { from: None };
             let replies = self.greet_company(&hello, Duration::MAX).await;
@@ -148,7 +148,7 @@ impl Cradle {
 
     /// Returns once every planned peer has its identity on disk.
     async fn adopt_all(&self, plan: &mut Plan) -> Result<(), BootstrapError> {
-        let mut teller = Teller::new();
+        let mut teller = Teller::new(&self.waits_for);
         loop {
             let mut missing = Vec::new();
             for place in 1..plan.members.len() {
