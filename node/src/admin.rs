@@ -34,9 +34,11 @@ mod snapshots;
 mod told;
 pub(crate) mod validate;
 mod view;
+mod waiting;
 mod watch;
 
 pub use door::Denials;
 pub use proposer::WRITE_BUDGET;
 pub use server::{AdminError, serve};
 pub use shared::AdminParts;
+pub use waiting::{Audience, serve as answer_while_waiting};

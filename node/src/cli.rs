@@ -13,6 +13,7 @@ mod confirm;
 mod connect;
 mod context;
 mod contexts;
+mod counted;
 mod down;
 mod durations;
 mod entrance;

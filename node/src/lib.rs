@@ -16,6 +16,7 @@ mod grpc_frame;
 mod grpc_health;
 pub mod kubernetes;
 mod local_files;
+mod logging;
 pub mod node;
 pub mod ops;
 pub mod otlp;

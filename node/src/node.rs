@@ -2,7 +2,7 @@
 //! the opposite order.
 
 use std::collections::BTreeSet;
-use std::io::{IsTerminal, Read};
+use std::io::Read;
 use std::net::TcpListener as StdTcpListener;
 use std::os::unix::net::UnixStream;
 use std::panic::AssertUnwindSafe;
@@ -24,21 +24,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::level_filters::LevelFilter;
-use tracing_subscriber::Layer;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::access::{self, Certificates, Credentials};
-use crate::admin::{self, AdminParts, Denials};
+use crate::admin::{self, AdminParts, Audience, Denials};
 use crate::bindings::Bindings;
-use crate::cli::node_args::{LogFormat, LogLevel, NodeArgs};
+use crate::cli::node_args::NodeArgs;
 use crate::clock;
 use crate::config::NodeConfig;
 use crate::consensus::{Consensus, Leadership};
 use crate::controller::Controller;
 use crate::kubernetes::{ApiServer, Home};
+use crate::logging;
 use crate::ops::{self, Readiness, Report};
 use crate::otlp::Exporter;
 use crate::peer::{self, BootstrapError, Founding, Peer, PeerConfig, StartError};
@@ -46,7 +42,7 @@ use crate::projection;
 use crate::provider::Provider;
 use crate::provider::host::HostFingerprint;
 use crate::provider::kubernetes::KubernetesProvider;
-use crate::provider::process::ProcessProvider;
+use crate::provider::process::{ProcessProvider, ReplicaRoot};
 use crate::provider::run_dir::SocketPath;
 use crate::raft_metrics;
 use crate::share::{Loads, Share, Suspects};
@@ -56,6 +52,9 @@ const REMOVED: &str = "the cluster has removed this peer";
 
 /// The exit code of a peer that the cluster has removed: to start it again helps nobody before its directory is empty.
 pub(crate) const REMOVED_EXIT: u8 = 6;
+
+/// The exit code for flags that do not fit one another, as for one that cannot be understood.
+const USAGE_EXIT: u8 = 2;
 
 /// How long handing leadership over may hold up a stop.
 const TRANSFER_DEADLINE: Duration = Duration::from_secs(2);
@@ -104,17 +103,21 @@ impl Ports {
 /// Runs one peer as the whole process.
 #[must_use]
 pub fn main(args: NodeArgs) -> ExitCode {
-    init_logging(args.log_level, args.log_format);
-    let outcome = NodeConfig::try_from(args)
-        .map_err(anyhow::Error::from)
-        .and_then(|config| {
-            let control = threads("control", THREADS)?;
-            let admin = threads("admin", ADMIN_THREADS)?;
-            let ran = control.block_on(run(config, admin.handle()));
-            control.shutdown_timeout(TASKS_DEADLINE);
-            admin.shutdown_timeout(TASKS_DEADLINE);
-            ran
-        });
+    logging::init(args.log_level, args.log_format);
+    let config = match NodeConfig::try_from(args) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("raftserve node: {error}");
+            return ExitCode::from(USAGE_EXIT);
+        }
+    };
+    let outcome = threads("control", THREADS).and_then(|control| {
+        let admin = threads("admin", ADMIN_THREADS)?;
+        let ran = control.block_on(run(config, admin.handle()));
+        control.shutdown_timeout(TASKS_DEADLINE);
+        admin.shutdown_timeout(TASKS_DEADLINE);
+        ran
+    });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -142,31 +145,6 @@ fn threads(name: &str, count: usize) -> anyhow::Result<tokio::runtime::Runtime> 
         .enable_all()
         .build()
         .context("cannot start threads")
-}
-
-fn init_logging(level: LogLevel, format: LogFormat) {
-    let level = match level {
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
-    };
-    // Libraries tell at `info` what only their authors want to know.
-    let libraries = level.min(LevelFilter::WARN);
-    // openraft warns of each heartbeat to a peer that is away; the exchange says that once.
-    let targets = Targets::new()
-        .with_default(libraries)
-        .with_target("openraft", level.min(LevelFilter::ERROR))
-        .with_target("raftserve", level);
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    let registry = tracing_subscriber::registry();
-    match format {
-        LogFormat::Text => registry.with(lines.with_filter(targets)).init(),
-        LogFormat::Json => registry.with(lines.json().with_filter(targets)).init(),
-    }
 }
 
 /// Runs one peer until it is told to stop. `admin_threads` serve the admin API.
@@ -236,7 +214,25 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
         Some(set) => Some(Arc::new(Home::of(set, &config.peer_address, &api).await?)),
         None => None,
     };
-    let founding = home.clone().map(|home| home as Arc<dyn Founding>);
+    let founding = match (&home, &config.kubernetes) {
+        (Some(home), _) => Some(Arc::clone(home) as Arc<dyn Founding>),
+        (None, None) => {
+            let root = ReplicaRoot::new(config.replica_root.clone());
+            Some(Arc::new(root) as Arc<dyn Founding>)
+        }
+        (None, Some(_)) => None,
+    };
+    let waits_for = watch::Sender::default();
+    let audience = match credentials {
+        Some(_) => Audience::Unknown,
+        None => Audience::Trusted,
+    };
+    let waiting = admin::answer_while_waiting(
+        &ports.admin,
+        certificates.clone(),
+        waits_for.subscribe(),
+        audience,
+    );
     let starting = peer::start(PeerConfig {
         data_dir: config.data_dir.clone(),
         listener: ports.peer,
@@ -254,8 +250,10 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
         wall_clock: clock::wall_now,
         certificates: certificates.clone(),
         founding,
+        waits_for,
     });
     let peer = tokio::select! {
+        () = waiting => unreachable!("it is answered until there is an answer"),
         peer = starting => peer.inspect_err(|error| {
             let removed = matches!(error, StartError::Bootstrap(BootstrapError::Removed { .. }));
             if removed && home.is_some() {
@@ -347,6 +345,7 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
     match &why {
         Ok(why) => {
             tracing::info!(why, "stopping");
+            logging::raft_will_stop();
             let unused = home.as_ref().map(|home| home.unused(config.hold_grace));
             let drain_grace = config.drain_grace + unused.unwrap_or_default();
             let stopping = stop_gently(&peer, parts, drain_grace, &shutdown, &tasks);

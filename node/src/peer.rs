@@ -26,6 +26,7 @@ pub(crate) mod core;
 mod dial;
 mod directory;
 mod exchange;
+mod foreign;
 mod leadership;
 mod links;
 mod lives;
@@ -36,6 +37,7 @@ mod plan_file;
 mod port;
 mod proposals;
 mod remarks;
+mod room;
 mod rounds;
 mod rpc;
 mod server;
@@ -48,6 +50,8 @@ pub use self::core::{FinalizeError, Release, Storage};
 pub use agreement::Compared;
 pub use bootstrap::{BootstrapError, Claim, Founding};
 pub use exchange::ExchangeHandler;
+pub use foreign::Foreigner;
+pub use room::Room;
 pub use steward::MembershipPolicy;
 pub(crate) use steward::TRAILING_MAX;
 pub use steward::plan::Vote;
@@ -57,7 +61,7 @@ pub use wire::{Announcement, MemberHealth, Remarks};
 use self::agreement::Agreement;
 use self::bootstrap::{Cradle, Wish};
 use self::clock::LogClock;
-use self::core::{Core, Stalls};
+use self::core::{Core, Tidings};
 use self::dial::Dialer;
 use self::directory::{Caller, Directory};
 use self::exchange::Slot;
@@ -124,6 +128,8 @@ pub struct PeerConfig {
     pub certificates: Option<Arc<Certificates>>,
     /// Who knows whether there was a cluster here before; nobody beside the data directories, if none.
     pub founding: Option<Arc<dyn Founding>>,
+    /// Where it says what it waits for while it belongs to no cluster; empty until it waits for anything.
+    pub waits_for: watch::Sender<String>,
 }
 
 /// Why a peer did not start.
@@ -258,7 +264,7 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
     let dialer = Dialer::new(config.certificates.clone());
     let (address, founding) = (config.address.clone(), config.founding.clone());
     let cradle = Cradle::new(dir, names, address, join, wish, dialer, founding);
-    let cradle = Arc::new(cradle);
+    let cradle = Arc::new(cradle.telling(config.waits_for.clone()));
     let running = Arc::new(OnceLock::new());
     serve(
         &config,
@@ -292,6 +298,8 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
     let places = [config.peers, config.join].concat();
     tokio::spawn(locate::run(Arc::clone(&core), places));
     tokio::spawn(steward::run(Arc::clone(&core)));
+    let segment = growth.segment_size;
+    tokio::spawn(room::run(Arc::clone(&core), config.data_dir, segment));
     tokio::spawn(snapshots::run(
         Arc::clone(&core),
         trigger,
@@ -486,7 +494,8 @@ async fn run_raft(
         agreement: Agreement::new(me),
         fatal,
         policy: config.policy,
-        stalls: Stalls::default(),
+        tidings: Tidings::default(),
+        room: room::Seen::default(),
         health: HealthBook::default(),
         remarks: Remarked::default(),
         removed: watch::Sender::new(false),

@@ -53,6 +53,14 @@ fn storage(storage: &Storage, text: &mut String) {
     line(text, "raft_log_longest_sync_seconds", "gauge", longest);
     let stalled = storage.stalled_for.unwrap_or_default().as_secs_f64();
     line(text, "raft_log_stalled_seconds", "gauge", stalled);
+    if let Some(room) = storage.room {
+        line(text, "data_dir_free_bytes", "gauge", room.free);
+        line(text, "data_dir_total_bytes", "gauge", room.total);
+        let is_short = u64::from(room.is_short);
+        line(text, "data_dir_short_of_room", "gauge", is_short);
+    }
+    let foreigners = storage.foreigners.len();
+    line(text, "foreign_clusters", "gauge", foreigners);
 }
 
 /// Appends one metric, without labels.
@@ -67,10 +75,11 @@ pub(crate) fn line(text: &mut String, name: &str, kind: &str, value: impl Displa
 mod tests {
     use std::time::Duration;
 
-    use raftserve_model::LogIndex;
+    use raftserve_model::{ClusterId, LogIndex, NodeId};
     use raftserve_store::wal::Work;
 
     use super::*;
+    use crate::peer::{Foreigner, Room};
 
     #[test]
     fn the_log_and_its_disk_are_told() {
@@ -86,6 +95,15 @@ mod tests {
                 longest: Duration::from_millis(1_250),
             },
             stalled_for: Some(Duration::from_millis(2_500)),
+            room: Some(Room {
+                free: 12,
+                total: 345,
+                is_short: true,
+            }),
+            foreigners: vec![Foreigner {
+                cluster: ClusterId([7; 16]),
+                node: NodeId(3),
+            }],
         };
         storage(&told, &mut text);
         let values: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
@@ -101,6 +119,10 @@ mod tests {
                 "raftserve_raft_log_sync_seconds_total 1.5",
                 "raftserve_raft_log_longest_sync_seconds 1.25",
                 "raftserve_raft_log_stalled_seconds 2.5",
+                "raftserve_data_dir_free_bytes 12",
+                "raftserve_data_dir_total_bytes 345",
+                "raftserve_data_dir_short_of_room 1",
+                "raftserve_foreign_clusters 1",
             ]
         );
     }

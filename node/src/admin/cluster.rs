@@ -55,9 +55,9 @@ fn proto_ms(ms: u64) -> Option<prost_types::Duration> {
     prost_types::Duration::try_from(Duration::from_millis(ms)).ok()
 }
 
-/// Whether it answers, is caught up, and has a disk that answers.
+/// Whether it answers, is caught up, has a disk that answers, and meets nobody of another cluster.
 fn is_well(member: &MemberHealth) -> bool {
-    member.healthy_for_ms.is_some() && member.stalled_ms.is_none()
+    member.healthy_for_ms.is_some() && member.stalled_ms.is_none() && member.foreigner.is_none()
 }
 
 /// How many more voters may fall silent before there is no quorum of those that are not far behind.
@@ -255,6 +255,15 @@ impl Cluster for ClusterApi {
                 vote: vote(health.vote).into(),
                 successor_id: successor.map(|successor| successor.0),
                 disk_stalled_for: health.stalled_ms.and_then(proto_ms),
+                disk_room: health.room.map(|room| v1::DiskRoom {
+                    free_bytes: room.free,
+                    total_bytes: room.total,
+                    short: room.is_short,
+                }),
+                foreigner: health.foreigner.map(|met| v1::Foreigner {
+                    cluster_id: met.cluster.to_string(),
+                    node_id: met.node.0,
+                }),
             }
         };
         Ok(Response::new(v1::HealthResponse {
@@ -325,6 +334,8 @@ mod tests {
             healthy_for_ms: None,
             silent_ms: None,
             stalled_ms: None,
+            room: None,
+            foreigner: None,
             vote: Vote::Has,
         };
         let near = member(true, Some(TRAILING_MAX - 1));

@@ -107,6 +107,8 @@ reasons! {
     NoQuorum = "NO_QUORUM", Unavailable;
     /// The peer is going away.
     Stopping = "STOPPING", Unavailable;
+    /// The peer waits to found or to join a cluster.
+    NoCluster = "NO_CLUSTER", Unavailable;
     /// A defect.
     Internal = "INTERNAL", Internal;
 }

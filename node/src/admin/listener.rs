@@ -46,7 +46,8 @@ pub(super) fn connections(
     connections
 }
 
-async fn accept_all(
+/// Sends `to_server` what `listener` accepts. Never ends.
+pub(super) async fn accept_all(
     listener: &TcpListener,
     certificates: Option<Arc<Certificates>>,
     to_server: &mpsc::Sender<Counted>,

@@ -83,6 +83,7 @@ fn main() -> anyhow::Result<()> {
         wall_clock: clock::wall_now,
         certificates: None,
         founding: None,
+        waits_for: tokio::sync::watch::Sender::default(),
     };
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

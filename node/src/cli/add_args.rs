@@ -15,6 +15,7 @@ use super::durations;
 Examples:
   raftserve cluster add                                  shows the command to run, then waits for the new peer
   raftserve cluster add --peer-addr 127.0.0.1:7401       at an address of your choice
+  raftserve cluster add --peer-addr 127.0.0.1:7401 --admin-addr 127.0.0.1:9000 --ops-addr 127.0.0.1:9001
   raftserve cluster add --no-wait                        only the command
   raftserve cluster add --no-wait --output json | jq .argv
 
@@ -22,10 +23,23 @@ A peer joins by itself once the command runs: it gets an id, catches up, and the
 odd in number. This waits for all of that, and says what it waits for. It may be repeated: a peer that is at
 --peer-addr already is waited for.")]
 pub struct AddArgs {
-    /// Where the new peer shall be reached by the others. By default its ports are 100 above those of the peer
-    /// with the highest ones.
+    /// Where the new peer shall be reached by the others. By default its port is 100 above the highest peer port that is
+    /// known, which is a guess: nobody is asked whether it is free.
     #[arg(long, value_name = "IP:PORT")]
     pub peer_addr: Option<SocketAddr>,
+    /// Where its admin API shall be. Guessed by default, as the next three are: as far from --peer-addr as the first of
+    /// several peers of a host has it.
+    #[arg(long, value_name = "IP:PORT")]
+    pub admin_addr: Option<SocketAddr>,
+    /// Where its health and metrics shall be.
+    #[arg(long, value_name = "IP:PORT")]
+    pub ops_addr: Option<SocketAddr>,
+    /// Where it shall take requests to services.
+    #[arg(long, value_name = "IP:PORT")]
+    pub proxy_addr: Option<SocketAddr>,
+    /// The first of the ports that services have of their own there.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..=65_516))]
+    pub service_port_base: Option<u16>,
     /// The new peer's data directory, for the command.
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,

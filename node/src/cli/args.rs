@@ -36,6 +36,7 @@ Exit codes:
   5  not done within --timeout
   6  refused: it exists already, is going down, a limit is reached, or a credential is not enough; of a peer:
      the cluster has removed it
+  7  `cluster health`: what was asked was answered, and the cluster is not healthy
   130  interrupted
 
 With --output json, the last line of stderr is then a JSON object: `error` with message, kind, reason, exit_code,
@@ -66,6 +67,8 @@ struct Before {
     ca_file: Option<PathBuf>,
     #[arg(long, global = true, hide = true)]
     tls_server_name: Option<String>,
+    #[arg(long, global = true, hide = true, value_parser = durations::parse)]
+    request_timeout: Option<Duration>,
 }
 
 /// The command, for whatever documents it.
@@ -149,6 +152,10 @@ pub struct Target {
     /// The name that the peers' certificates are for, if not the host's.
     #[arg(long, value_name = "NAME", env = "RAFTSERVE_TLS_SERVER_NAME")]
     pub tls_server_name: Option<String>,
+    /// How long a peer may take to answer one call, such as 5s: then the next one is asked, or the verb fails. 15s by default.
+    /// Where several peers are named, one that does not show that it lives is left after three seconds anyway.
+    #[arg(long, value_name = "DURATION", env = "RAFTSERVE_REQUEST_TIMEOUT", value_parser = durations::parse)]
+    pub request_timeout: Option<Duration>,
     /// A bearer token. From the environment only: others see a process's arguments.
     #[arg(long, env = "RAFTSERVE_TOKEN", hide = true, hide_env_values = true)]
     pub access_token: Option<String>,
@@ -439,6 +446,10 @@ with 1 if a peer differs or was not heard.")]
         target: Target,
     },
     /// How the leader sees the peers, and how many more may be lost.
+    #[command(after_help = "\
+Exits with 7 if the cluster is not healthy: if a peer does not answer or is behind, if the disk of one does not answer, or \
+if one has met a peer of another cluster. A disk that is nearly full is told, and the cluster is healthy for as long as \
+there is room.")]
     Health {
         #[command(flatten)]
         output: Output,
@@ -553,6 +564,24 @@ mod tests {
         };
         assert_eq!(args.target.server, ["a", "b"]);
         assert_eq!(args.target.context.as_deref(), Some("c"));
+    }
+
+    #[test]
+    fn how_long_a_peer_may_take_may_be_said_of_every_verb() {
+        for words in [
+            &["raftserve", "--request-timeout", "3s", "status"][..],
+            &["raftserve", "status", "--request-timeout", "3s"],
+        ] {
+            let Program::Client(verb) = Cli::parse_from(words).program else {
+                panic!("another program");
+            };
+            let Verb::Status(args) = *verb else {
+                panic!("another verb");
+            };
+            let patience = args.target.request_timeout;
+            assert_eq!(patience, Some(Duration::from_secs(3)));
+        }
+        refused(&["cluster", "health", "--request-timeout", "0s"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::args::{ClusterArgs, ClusterVerb, Format, Target};
 use super::confirm::confirm;
 use super::connect::Servers;
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::paint::{Paint, Tone};
 use super::table::Table;
 use super::{output, recover, shape, snapshot};
@@ -205,6 +205,11 @@ async fn health(format: Format, target: &Target) -> Result<(), Failure> {
             "vote": vote(member),
             "successor_id": member.successor_id,
             "disk_stalled_for_ms": ms(member.disk_stalled_for),
+            "disk_free_bytes": member.disk_room.map(|room| room.free_bytes),
+            "disk_total_bytes": member.disk_room.map(|room| room.total_bytes),
+            "disk_short_of_room": member.disk_room.map(|room| room.short),
+            "foreign_cluster_id": member.foreigner.as_ref().map(|met| &met.cluster_id),
+            "foreign_node_id": member.foreigner.as_ref().map(|met| met.node_id),
         })
     };
     let members: Vec<_> = found.members.iter().map(member).collect();
@@ -216,7 +221,19 @@ async fn health(format: Format, target: &Target) -> Result<(), Failure> {
     });
     output::print(format, &value, || {
         health_text(&found, Paint::of(&std::io::stdout()))
-    })
+    })?;
+    is_healthy(&found)
+}
+
+/// What `health` ends with once it has shown why.
+///
+/// # Errors
+/// That the cluster is not healthy.
+fn is_healthy(found: &v1::HealthResponse) -> Result<(), Failure> {
+    match found.healthy {
+        true => Ok(()),
+        false => Err(Failure::new(Exit::Unhealthy, "the cluster is not healthy")),
+    }
 }
 
 fn health_text(found: &v1::HealthResponse, paint: Paint) -> String {
@@ -280,12 +297,59 @@ fn health_text(found: &v1::HealthResponse, paint: Paint) -> String {
     });
     let stalled: String = stalled.collect();
     format!(
-        "Healthy            {healthy}\nFailure tolerance  {}\n\n{}{cut}{stalled}{}",
+        "Healthy            {healthy}\nFailure tolerance  {}\n\n{}{cut}{stalled}{}{}{}",
         found.failure_tolerance,
         table.render(paint),
+        short_of_room_text(&found.members),
+        foreign_text(&found.members),
         waiting_text(&found.members)
     )
 }
+
+/// Whose disks are nearly full.
+fn short_of_room_text(members: &[v1::MemberHealth]) -> String {
+    let short = members.iter().filter_map(|member| {
+        let room = member.disk_room.filter(|room| room.short)?;
+        Some(format!("\n{} {ROOM_REMEDY}\n", room_left(member.id, room)))
+    });
+    short.collect()
+}
+
+/// How much room a peer has left.
+pub(super) fn room_left(node: u64, room: v1::DiskRoom) -> String {
+    format!(
+        "Peer {node} has {} MiB of {} MiB left on the disk of its data directory.",
+        room.free_bytes >> 20,
+        room.total_bytes >> 20
+    )
+}
+
+/// What to do about a disk that is nearly full.
+pub(super) const ROOM_REMEDY: &str =
+    "It ends when there is none: make room there, as docs/runbooks/full-disk.md says.";
+
+/// Who has met peers of another cluster.
+fn foreign_text(members: &[v1::MemberHealth]) -> String {
+    let met = members.iter().filter_map(|member| {
+        let met = member.foreigner.as_ref()?;
+        Some(format!(
+            "\n{} {FOREIGN_REMEDY}\n",
+            foreigner_met(member.id, met)
+        ))
+    });
+    met.collect()
+}
+
+/// Whom a peer has met.
+pub(super) fn foreigner_met(node: u64, met: &v1::Foreigner) -> String {
+    format!(
+        "Peer {node} has met peer {} of another cluster, {}, where peers of this one are looked for.",
+        met.node_id, met.cluster_id
+    )
+}
+
+/// What to do about another cluster.
+pub(super) const FOREIGN_REMEDY: &str = "Its log says where. One of the two may have been founded by mistake: see docs/runbooks/two-clusters.md.";
 
 /// What those wait for whose votes others are to take over.
 fn waiting_text(members: &[v1::MemberHealth]) -> String {
@@ -503,6 +567,56 @@ mod tests {
         assert!(done["failure_tolerance_before"].is_null(), "{done}");
         assert!(done["failure_tolerance"].is_null(), "{done}");
         assert!(removed_text(3, None).contains("cannot be told"));
+    }
+
+    #[test]
+    fn a_disk_that_is_nearly_full_and_another_cluster_are_told_with_what_to_do() {
+        let mut member = v1::MemberHealth {
+            id: 2,
+            disk_room: Some(v1::DiskRoom {
+                free_bytes: 255 << 20,
+                total_bytes: 1 << 30,
+                short: false,
+            }),
+            ..v1::MemberHealth::default()
+        };
+        let told = |member: &v1::MemberHealth| {
+            let found = v1::HealthResponse {
+                members: vec![member.clone()],
+                ..v1::HealthResponse::default()
+            };
+            health_text(&found, Paint::fixed(false))
+        };
+        let fine = told(&member);
+        assert!(!fine.contains("MiB") && !fine.contains("cluster"), "{fine}");
+        member.disk_room.as_mut().unwrap().short = true;
+        member.foreigner = Some(v1::Foreigner {
+            cluster_id: "ab".to_owned(),
+            node_id: 7,
+        });
+        let told = told(&member);
+        for part in [
+            "Peer 2 has 255 MiB of 1024 MiB left",
+            "docs/runbooks/full-disk.md",
+            "Peer 2 has met peer 7 of another cluster, ab",
+            "docs/runbooks/two-clusters.md",
+        ] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_is_not_healthy_has_an_exit_code_of_its_own() {
+        let found = |healthy| v1::HealthResponse {
+            healthy,
+            ..v1::HealthResponse::default()
+        };
+        assert!(is_healthy(&found(true)).is_ok());
+        let ends = is_healthy(&found(false)).unwrap_err();
+        let value = ends.value();
+        assert_eq!(value["error"]["exit_code"], 7, "{value}");
+        assert_eq!(value["error"]["kind"], "unhealthy", "{value}");
+        assert!(value["error"]["reason"].is_null(), "{value}");
     }
 
     #[test]

@@ -26,9 +26,17 @@ const DEFAULT_PORT: u16 = 7_000;
 /// How long a peer may take to accept a connection. It is on the same network.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a peer may take to answer a call: over the two seconds within which it promises to, and
-/// over a transfer of leadership.
+/// How long a peer may take to answer a call, if nobody says otherwise: over the two seconds within which it promises to,
+/// and over a transfer of leadership.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Where another one may be asked, a peer that is silent for so long during a call is asked whether it lives (a ping of
+/// HTTP/2), ...
+const PING_AFTER: Duration = Duration::from_secs(1);
+
+/// ... and left if it has not said so within this: a process that hangs costs three seconds, and one that works on the
+/// call none.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often each peer is asked before giving up: a second time only if some connection broke and
 /// nobody said why, as when the one peer named is just starting again.
@@ -172,6 +180,8 @@ struct Peer {
 pub(super) struct Servers {
     peers: Vec<Peer>,
     credential: Credential,
+    /// How long a peer may take to answer a call.
+    patience: Duration,
     /// The one that answered last.
     current: usize,
     link: Option<Link>,
@@ -185,9 +195,16 @@ impl Servers {
         let Reached {
             context, forward, ..
         } = resolve(target)?;
+        let mut servers = Self::of(&context)?;
+        let patience = target.request_timeout.unwrap_or(CALL_TIMEOUT);
+        for peer in &mut servers.peers {
+            let endpoint = peer.endpoint.clone();
+            peer.endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT.min(patience));
+        }
         Ok(Self {
             forward,
-            ..Self::of(&context)?
+            patience,
+            ..servers
         })
     }
 
@@ -202,8 +219,18 @@ impl Servers {
             .map(|text| peer(text, context))
             .collect();
         let token = context.token.as_ref().map(|token| token.token.as_str());
+        let mut peers = peers?;
+        if peers.len() > 1 {
+            for peer in &mut peers {
+                let endpoint = peer.endpoint.clone();
+                peer.endpoint = endpoint
+                    .http2_keep_alive_interval(PING_AFTER)
+                    .keep_alive_timeout(PING_TIMEOUT);
+            }
+        }
         Ok(Self {
-            peers: peers?,
+            peers,
+            patience: CALL_TIMEOUT,
             credential: Credential::new(token)?,
             current: 0,
             link: None,
@@ -235,11 +262,12 @@ impl Servers {
             }
             for _ in 0..self.peers.len() {
                 let error = match self.link().await {
-                    Ok(link) => match tokio::time::timeout(CALL_TIMEOUT, call(link)).await {
+                    Ok(link) => match tokio::time::timeout(self.patience, call(link)).await {
                         Ok(Ok(answer)) => return Ok(answer.into_inner()),
                         Ok(Err(status)) => match misfit(&status) {
                             Some(misfit) => Status::unavailable(misfit),
                             None if !is_unanswered(&status) => return Err(status),
+                            None if is_silence(&status) => Status::unavailable(SILENT),
                             None => {
                                 seen.broken = true;
                                 status
@@ -367,7 +395,7 @@ impl Unanswered {
     fn status(self) -> Status {
         match &self.last {
             Some(status) if Reason::of(status).is_some() => status.clone(),
-            Some(_) => Reason::Stopping.status(format!(
+            Some(_) => Nobody::status(format!(
                 "no peer answers{}{}; name others with --server",
                 self.told(),
                 match self.broken {
@@ -377,6 +405,24 @@ impl Unanswered {
             )),
             None => Status::unavailable("no peer is named"),
         }
+    }
+}
+
+/// That no peer has answered: what is said then is said by nobody but this program.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Nobody(String);
+
+impl Nobody {
+    fn status(told: String) -> Status {
+        let mut status = Status::unavailable(told.clone());
+        status.set_source(std::sync::Arc::new(Self(told)));
+        status
+    }
+
+    /// What is said, if nobody has answered.
+    pub(super) fn of(status: &Status) -> Option<&Self> {
+        std::error::Error::source(status)?.downcast_ref()
     }
 }
 
@@ -390,6 +436,21 @@ fn is_unanswered(status: &Status) -> bool {
             Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded
         ),
     }
+}
+
+/// What is said of a peer that does not show that it lives.
+const SILENT: &str = "it takes connections, and does not answer";
+
+/// Whether a call ended because the peer did not answer a ping.
+fn is_silence(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<hyper::Error>() {
+            return error.is_timeout();
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// What may help against an error that says little.
@@ -610,5 +671,49 @@ mod tests {
         let failure = servers.request_id().await.unwrap_err();
         assert_eq!(failure.exit, Exit::Unavailable);
         assert!(failure.message.contains(&address), "{}", failure.message);
+    }
+
+    /// Somebody who takes connections, reads what comes, and says nothing.
+    fn silent() -> SocketAddr {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                std::thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
+            }
+        });
+        address
+    }
+
+    async fn asked(target: Target) -> (Failure, Duration) {
+        let begun = std::time::Instant::now();
+        let mut servers = Servers::new(&target).unwrap();
+        let failure = servers.request_id().await.unwrap_err();
+        assert_eq!((failure.exit, failure.reason), (Exit::Unavailable, None));
+        (failure, begun.elapsed())
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_hangs_costs_little_where_others_are_named() {
+        let (failure, took) = asked(Target {
+            server: vec![silent().to_string(), silent().to_string()],
+            ..Target::default()
+        })
+        .await;
+        assert!(took < CALL_TIMEOUT, "{took:?}");
+        assert_eq!(failure.message.matches(SILENT).count(), 2, "{failure:?}");
+    }
+
+    #[tokio::test]
+    async fn how_long_a_peer_may_take_is_for_the_user_to_say() {
+        let (failure, took) = asked(Target {
+            server: vec![silent().to_string()],
+            request_timeout: Some(Duration::from_millis(100)),
+            ..Target::default()
+        })
+        .await;
+        assert!(took < CALL_TIMEOUT, "{took:?}");
+        assert!(failure.message.contains("no answer in time"), "{failure:?}");
     }
 }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 
+use super::connect::Nobody;
 use super::paint::{Paint, Tone};
 use crate::admin::errors::{Reason, Violation, violations};
 
@@ -20,6 +21,7 @@ pub(super) enum Exit {
     Unavailable = 4,
     Timeout = 5,
     Refused = 6,
+    Unhealthy = 7,
     Interrupted = 130,
 }
 
@@ -33,6 +35,7 @@ impl Exit {
             Self::Unavailable => "unavailable",
             Self::Timeout => "timeout",
             Self::Refused => "refused",
+            Self::Unhealthy => "unhealthy",
             Self::Interrupted => "interrupted",
         }
     }
@@ -129,6 +132,9 @@ impl Failure {
 
     /// What a peer answered to a request that carried a YAML.
     pub(super) fn of_sent(status: &Status, sent: Option<Sent<'_>>) -> Self {
+        if let Some(nobody) = Nobody::of(status) {
+            return Self::new(Exit::Unavailable, nobody.to_string());
+        }
         if let Some(misfit) = misfit(status) {
             let message = format!("whoever answered is no peer's admin port: {misfit}");
             return Self::new(Exit::Unavailable, message);
@@ -313,6 +319,7 @@ fn remedy(reason: Reason) -> Option<&'static str> {
         | Reason::TooManyStreams
         | Reason::SlowConsumer
         | Reason::Stopping
+        | Reason::NoCluster
         | Reason::Internal => None,
     }
 }

@@ -7,6 +7,7 @@ use tonic::{Response, Status};
 
 use super::args::{Format, Target};
 use super::connect::{Link, Servers};
+use super::counted::counted;
 use super::failure::Failure;
 use super::kv_args::{Condition, KvArgs, KvVerb};
 use super::output;
@@ -303,7 +304,10 @@ fn change_line(index: u64, key: &str, value: Option<&[u8]>, paint: Paint) -> Str
         None => paint.tone(Tone::Strong, "deleted"),
         Some(value) => match std::str::from_utf8(value) {
             Ok(text) => format!("= {}", text.replace(char::is_control, " ")),
-            Err(_) => format!("= {} bytes, no text", value.len()),
+            Err(_) => format!(
+                "= {}, no text",
+                counted(value.len() as u64, "byte", "bytes")
+            ),
         },
     };
     format!("{index:>6}  {key}  {what}\n")
@@ -366,7 +370,7 @@ mod tests {
     fn a_change_is_one_line() {
         let line = |value: Option<&[u8]>| change_line(12, "k", value, Paint::fixed(false));
         assert_eq!(line(Some(b"on\noff")), "    12  k  = on off\n");
-        assert_eq!(line(Some(&[0xff])), "    12  k  = 1 bytes, no text\n");
+        assert_eq!(line(Some(&[0xff])), "    12  k  = 1 byte, no text\n");
         assert_eq!(line(None), "    12  k  deleted\n");
     }
 }

@@ -81,7 +81,8 @@ An empty data directory starts no cluster while one is known: the first peer nam
 when all peers named answer that they are empty. Without --peers and --join, a peer names itself alone, and is a
 cluster of one. The same flags may stay for as long as a peer named is a member: an empty directory whose named
 peers run a cluster joins it under a new id, and takes its own former place. Where all of them were replaced, name
-present ones with --join: they would found another cluster.
+present ones with --join: they would found another cluster, unless --replica-root holds one's replicas, or its
+members look for peers at their addresses.
 
 A further peer joins through any of them:
   raftserve node --data-dir /var/lib/raftserve/4 --join 127.0.0.1:7001,127.0.0.1:7101 \\

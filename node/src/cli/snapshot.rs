@@ -84,7 +84,20 @@ fn described(parent: &Parent, path: &Path, size: u64) -> Value {
     })
 }
 
-/// Keys and values, one a line.
+/// A field's name as people say it.
+fn label(key: &str) -> String {
+    let words = key.split('_').map(|word| match word {
+        "id" => "ID",
+        word => word,
+    });
+    let mut label = words.collect::<Vec<_>>().join(" ");
+    if let Some(first) = label.get_mut(..1) {
+        first.make_ascii_uppercase();
+    }
+    label
+}
+
+/// Fields and values for people, one a line.
 pub(super) fn table(value: &Value) -> String {
     let lines = value.as_object().into_iter().flatten();
     let shown = lines.filter(|(_, value)| !value.is_null());
@@ -98,7 +111,8 @@ pub(super) fn table(value: &Value) -> String {
                 }
                 other => other.to_string(),
             };
-            format!("{key:<18} {text}\n")
+            let key = label(key);
+            format!("{key:<20} {text}\n")
         })
         .collect()
 }
@@ -310,5 +324,19 @@ pub(super) fn failure(error: &RestoreError) -> Failure {
     match remedy {
         Some(remedy) => failure.remedy(remedy),
         None => failure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_read_words_and_not_names_of_fields() {
+        let value = json!({ "cluster_id": "ab", "last_term": 3, "leaving": null });
+        assert_eq!(
+            table(&value),
+            "Cluster ID           ab\nLast term            3\n"
+        );
     }
 }

@@ -38,7 +38,7 @@ Examples:
 Any peer will do: the snapshot holds everything that was acknowledged before it was asked for. The file
 appears under its name only once it is whole, verified and on disk.")]
 pub struct SaveArgs {
-    /// The file to write.
+    /// The file to write. Not standard output: a snapshot is verified before it has its name.
     pub file: PathBuf,
     /// Replace the file if it exists.
     #[arg(long)]

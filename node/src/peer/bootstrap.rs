@@ -32,6 +32,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 
 use self::greeting::{Answer, Teller, knows_a_cluster, missing, strangers_only};
+use self::sought::Sought;
 use super::dial::Dialer;
 use super::lives::{are_two, copy_of};
 use super::plan_file::PlanFile;
@@ -42,6 +43,7 @@ mod first;
 mod founding;
 mod greeting;
 mod joining;
+mod sought;
 
 pub use self::founding::{Claim, Founding};
 pub(crate) use self::greeting::{Unanswered, greet};
@@ -197,6 +199,10 @@ pub(crate) struct Cradle {
     /// Locked while an identity is taken, so that there is only ever one.
     identity: Mutex<Option<Identity>>,
     taken: watch::Sender<Option<Identity>>,
+    /// Who looked here for a peer of a running cluster.
+    sought: Sought,
+    /// What it waits for, in words.
+    waits_for: watch::Sender<String>,
 }
 
 impl Cradle {
@@ -223,7 +229,24 @@ impl Cradle {
             founding,
             taken: watch::Sender::new(identity),
             identity: Mutex::new(identity),
+            sought: Sought::default(),
+            waits_for: watch::Sender::default(),
         }
+    }
+
+    /// The same, which says in `waits_for` what it waits for.
+    pub(crate) fn telling(self, waits_for: watch::Sender<String>) -> Self {
+        Self { waits_for, ..self }
+    }
+
+    /// Notes that a member of a cluster looks for a peer here, and says so.
+    pub(crate) fn note_seeker(&self, said: &Announcement) {
+        self.sought.note(said);
+    }
+
+    /// Where those are who looked here lately for a peer of a running cluster.
+    pub(crate) fn seekers(&self) -> Vec<String> {
+        self.sought.places()
     }
 
     /// The data directory.
@@ -380,7 +403,7 @@ impl Cradle {
     /// Waits to be adopted, unless there is a cluster that will never do so.
     async fn await_adoption(&self) -> Result<Identity, BootstrapError> {
         let mut taken = self.taken.subscribe();
-        let mut teller = Teller::new();
+        let mut teller = Teller::new(&self.waits_for);
         loop {
             let answers = self.greet_all().await;
             // An answer may be older than an adoption that came meanwhile.

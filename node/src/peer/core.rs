@@ -23,6 +23,7 @@ use super::leadership::Confirmation;
 use super::links::{CallError, Links, Purpose, frame, read};
 use super::proposals::Proposals;
 use super::remarks::Remarked;
+use super::room::Seen;
 use super::rounds::{Rounds, Shared};
 use super::rpc::Frame;
 use super::steward::{HealthBook, MembershipPolicy};
@@ -40,8 +41,8 @@ mod storage;
 mod transfer;
 mod version;
 
-pub(crate) use self::storage::Stalls;
 pub use self::storage::Storage;
+pub(crate) use self::storage::Tidings;
 pub use self::version::{FinalizeError, Release};
 
 pub(crate) use transfer::LAG_MAX;
@@ -88,8 +89,10 @@ pub(crate) struct Core {
     pub(crate) fatal: watch::Sender<Option<String>>,
     /// When members come and go by themselves.
     pub(crate) policy: MembershipPolicy,
-    /// Whose disks do not answer.
-    pub(crate) stalls: Stalls,
+    /// What the others said last of themselves.
+    pub(crate) tidings: Tidings,
+    /// How much room is left for the log.
+    pub(crate) room: Seen,
     /// How long the others have been fit.
     pub(crate) health: HealthBook,
     /// What this peer's controller sees, while it reigns.

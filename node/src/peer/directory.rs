@@ -9,6 +9,7 @@ use raftserve_model::{ClusterId, Incarnation, LogIndex, NodeId};
 use raftserve_store::raft::PeerRecord;
 use raftserve_store::state::State;
 
+use super::foreign::{Foreigner, Foreigners};
 use super::lives::differ;
 use super::wire::Announcement;
 
@@ -145,6 +146,7 @@ struct Contacts {
     register: Register,
     announced: BTreeMap<NodeId, Arc<Announcement>>,
     answered: BTreeMap<NodeId, Instant>,
+    foreigners: Foreigners,
 }
 
 /// What a peer knows about the others.
@@ -210,6 +212,7 @@ impl Directory {
     /// [`Stranger`] if the call must be refused.
     pub(crate) fn admit(&self, caller: Caller) -> Result<(), Stranger> {
         if caller.cluster != self.cluster {
+            self.note_foreigner(caller.cluster, caller.node, None);
             return Err(Stranger::Cluster {
                 me: self.me,
                 mine: self.cluster,
@@ -255,11 +258,33 @@ impl Directory {
         }
     }
 
+    /// Notes a peer of another cluster that was met, and where it said it is. Said at error, once for each cluster until
+    /// it was not met for long.
+    fn note_foreigner(&self, cluster: ClusterId, node: NodeId, address: Option<&str>) {
+        let met = Foreigner { cluster, node };
+        let is_new = self.contacts().foreigners.note(met, Instant::now());
+        if is_new {
+            tracing::error!(
+                mine = %self.cluster, theirs = %cluster, peer = %node, address = address.unwrap_or("unknown"),
+                "a peer of another cluster takes this one for one of its own, or is where one of this cluster was \
+                 looked for: two clusters are run as if they were one. See docs/runbooks/two-clusters.md"
+            );
+        }
+    }
+
+    /// Peers of other clusters that were met lately, one of each.
+    pub(crate) fn foreigners(&self) -> Vec<Foreigner> {
+        self.contacts().foreigners.lately(Instant::now())
+    }
+
     /// Checks who announces itself.
     ///
     /// # Errors
     /// [`Stranger`] if it is not one of the cluster's.
     pub(crate) fn check(&self, said: &Announcement) -> Result<(), Stranger> {
+        if said.cluster != self.cluster {
+            self.note_foreigner(said.cluster, said.node, Some(&said.peer_address));
+        }
         self.admit(Caller {
             cluster: said.cluster,
             target: self.me,

@@ -46,6 +46,25 @@ fn judge(view: View, patience: Duration) -> Leadership {
     }
 }
 
+/// What is said of a change: who leads now, in which term. A term in which nobody leads yet is not news: the one that comes
+/// of it is.
+fn told(before: Leadership, now: Leadership) -> Option<String> {
+    match (before.leader, now.leader) {
+        (_, Some(leader)) if (before.leader, before.term) != (now.leader, now.term) => {
+            Some(match now.is_self {
+                true => format!("elected: this peer, {leader}, leads"),
+                false => format!("peer {leader} leads"),
+            })
+        }
+        (Some(leader), None) => Some(match before.is_self {
+            true => "this peer leads no more: no quorum has confirmed it, or another is elected"
+                .to_owned(),
+            false => format!("peer {leader} leads no more: there is no leader"),
+        }),
+        _ => None,
+    }
+}
+
 fn view(me: NodeId, metrics: &RaftMetrics<TypeConfig>) -> View {
     let mut voters = metrics.membership_config.voter_ids();
     View {
@@ -224,11 +243,14 @@ impl Follower {
         view.confirmed = view.confirmed.filter(|_| sent_at.is_some());
         let now = judge(view, self.confirmation.patience());
         self.confirmation.set(sent_at.filter(|_| now.is_self));
+        let mut before = now;
         self.leadership.send_if_modified(|known| {
-            let changed = *known != now;
-            *known = now;
-            changed
+            before = std::mem::replace(known, now);
+            before != now
         });
+        if let Some(text) = told(before, now) {
+            tracing::info!(term = now.term, "{text}");
+        }
         let decided_at = metrics.membership_config.log_id().map(|id| id.index);
         if self.directory.decided_at() != decided_at {
             self.directory.set_roster(roster(metrics));
@@ -265,6 +287,23 @@ mod tests {
             let judged = judge(leader(silent), PATIENCE);
             assert_eq!((judged.leader, judged.is_self), (None, false));
         }
+    }
+
+    #[test]
+    fn who_leads_is_told_once_for_each_term_and_so_is_its_end() {
+        let at = |term, leader: Option<u64>| Leadership {
+            term,
+            leader: leader.map(NodeId),
+            is_self: leader == Some(1),
+        };
+        let told = |before, now| told(before, now).unwrap_or_default();
+        assert_eq!(told(at(0, None), at(4, Some(2))), "peer 2 leads");
+        assert_eq!(told(at(4, Some(2)), at(4, Some(2))), "");
+        assert_eq!(told(at(4, Some(2)), at(5, Some(2))), "peer 2 leads");
+        assert!(told(at(4, Some(2)), at(5, Some(1))).starts_with("elected: this peer, 1"));
+        assert!(told(at(4, Some(2)), at(5, None)).starts_with("peer 2 leads no more"));
+        assert!(told(at(5, Some(1)), at(5, None)).starts_with("this peer leads no more"));
+        assert_eq!(told(at(5, None), at(6, None)), "", "candidates come and go");
     }
 
     #[test]

@@ -6,14 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::time::interval;
+use tokio::time::{Instant, interval};
 
 use super::bootstrap::{Unanswered, greet};
 use super::core::Core;
+use super::directory::Stranger;
 use super::wire::HelloRequest;
 
 /// How often peers that do not answer are looked for.
 const PERIOD: Duration = Duration::from_secs(1);
+
+/// How often it is looked who is where peers once were.
+pub(crate) const STRAY_PERIOD: Duration = Duration::from_secs(5);
 
 /// A peer that has been silent for so long may have moved.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
@@ -21,12 +25,27 @@ const SILENCE_MAX: Duration = Duration::from_secs(2);
 /// Looks for silent peers as long as this peer runs. `names` is where the flags say that peers are.
 pub(crate) async fn run(core: Arc<Core>, names: Vec<String>) {
     let mut period = interval(PERIOD);
+    let mut looked = Instant::now();
     loop {
         period.tick().await;
         if !all_answer(&core) {
             ask_everywhere(&core, &names).await;
+        } else if looked.elapsed() >= STRAY_PERIOD {
+            ask_strays(&core, &names).await;
+        } else {
+            continue;
         }
+        looked = Instant::now();
     }
+}
+
+/// Asks where the flags say that peers are, and none of this cluster is: whoever is there now belongs elsewhere, or is about
+/// to found another cluster, and is told of this one.
+async fn ask_strays(core: &Core, names: &[String]) {
+    let places = core.directory.places().into_iter();
+    let mut known: BTreeSet<String> = places.collect();
+    known.insert(core.announcement.peer_address.clone());
+    ask(core, names.iter().cloned().collect(), &mut known).await;
 }
 
 fn all_answer(core: &Core) -> bool {
@@ -84,7 +103,10 @@ async fn ask(
         if let Some(said) = said.announcement
             && let Err(stranger) = core.meet(said).await
         {
-            tracing::warn!(%stranger, "met a peer that does not belong here");
+            // Of another cluster it has been said, and is not said every time.
+            if !matches!(stranger, Stranger::Cluster { .. }) {
+                tracing::warn!(%stranger, "met a peer that does not belong here");
+            }
             continue;
         }
         further.extend(said.places);

@@ -303,6 +303,14 @@ impl Peer for Server {
         let hello: HelloRequest = head(&request.into_inner())?;
         let running = self.running.get();
         let (mut removed, mut places) = (false, Vec::new());
+        if running.is_none() {
+            if let Some(said) = &hello.from
+                && self.cradle.identity().await.is_none()
+            {
+                self.cradle.note_seeker(said);
+            }
+            places = self.cradle.seekers();
+        }
         if let (Some(running), Some(said)) = (running, hello.from) {
             removed = running.core.knows_removed(&said);
             match running.core.meet(said).await {

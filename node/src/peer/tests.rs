@@ -94,6 +94,7 @@ impl Place {
             wall_clock: clock::wall_now,
             certificates: None,
             founding: None,
+            waits_for: watch::Sender::default(),
         }
     }
 }

@@ -18,6 +18,8 @@ use raftserve_store::raft::{PeerRecord, StateCheck, log_id_to, vote_to};
 use raftserve_store::state::Promotion;
 use raftserve_store::{Command, Outcome};
 
+use super::foreign::Foreigner;
+use super::room::Room;
 use super::steward::plan::Vote;
 
 #[cfg(test)]
@@ -166,7 +168,8 @@ pub(crate) struct HelloReply {
     pub(crate) cluster_version: Option<ClusterVersion>,
     /// Whether who asks was removed from the cluster of both.
     pub(crate) removed: bool,
-    /// Where it knows the other members to be, if who asks is one of them: places to ask, no more.
+    /// Where it knows the other members to be, if who asks is one of them: places to ask, no more. Of a peer that belongs to
+    /// no cluster, where those are who look there for one of theirs.
     pub(crate) places: Vec<String>,
 }
 
@@ -243,6 +246,10 @@ pub struct MemberHealth {
     pub silent_ms: Option<u64>,
     /// For how long the disk of its log had not answered when it last told, if that was long.
     pub stalled_ms: Option<u64>,
+    /// How much room it said last is left where its log is.
+    pub room: Option<Room>,
+    /// A peer of another cluster that it has met lately.
+    pub foreigner: Option<Foreigner>,
     /// Whether it votes, or how it may come to.
     pub vote: Vote,
 }
@@ -353,6 +360,10 @@ pub(crate) struct ExchangeHead {
     pub(crate) checks: Vec<StateCheck>,
     /// For how long the disk of the sender's log has not answered, if that is long.
     pub(crate) stalled_ms: Option<u64>,
+    /// How much room is left where the sender's log is, if it knows.
+    pub(crate) room: Option<Room>,
+    /// A peer of another cluster that the sender has met lately.
+    pub(crate) foreigner: Option<Foreigner>,
 }
 
 /// The bytes that a command adds to an append.
@@ -374,6 +385,8 @@ mod tests {
             known: None,
             checks: Vec::new(),
             stalled_ms: None,
+            room: None,
+            foreigner: None,
         };
         let frame = encode(&head);
         assert_eq!(decode::<ExchangeHead>(&frame).unwrap(), head);

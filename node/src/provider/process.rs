@@ -4,6 +4,7 @@
 
 mod inspect;
 mod prune;
+mod root;
 mod start;
 mod stop;
 mod tail;
@@ -20,6 +21,7 @@ use raftserve_model::{ClusterId, ReplicaId, ServiceId};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub(crate) use self::root::ReplicaRoot;
 use super::host::HostFingerprint;
 use super::run_dir::RunDir;
 use super::{

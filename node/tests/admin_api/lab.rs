@@ -135,6 +135,7 @@ impl Lab {
             wall_clock: clock::wall_now,
             certificates: None,
             founding: None,
+            waits_for: tokio::sync::watch::Sender::default(),
         };
         let peer = peer::start(config).await.unwrap();
         let (ready, is_ready) = watch::channel(true);

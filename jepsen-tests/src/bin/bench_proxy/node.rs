@@ -29,11 +29,16 @@ pub(crate) fn start(
     folder: &Path,
 ) -> anyhow::Result<Running> {
     let data = folder.join("node");
-    let _ = fs::remove_dir_all(&data); // Of its former turn, if it had one.
+    let replicas = folder.join("node-replicas");
+    // Of its former turn, if it had one. No cluster is founded where another's replicas are.
+    for former in [&data, &replicas] {
+        let _ = fs::remove_dir_all(former);
+    }
     let address = |port: u16| format!("127.0.0.1:{port}");
     let mut words = vec![binary.display().to_string(), "node".to_owned()];
     for (flag, value) in [
         ("--data-dir", data.display().to_string()),
+        ("--replica-root", replicas.display().to_string()),
         ("--peer-addr", address(PEER_PORT)),
         ("--admin-addr", address(ADMIN_PORT)),
         ("--ops-addr", address(OPS_PORT)),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::super::cluster::{FOREIGN_REMEDY, ROOM_REMEDY, foreigner_met, room_left};
 use super::super::connect::Servers;
 use super::super::fetch;
 use super::{CheckArgs, Line, kubernetes};
@@ -40,6 +41,8 @@ pub(super) async fn check(args: &CheckArgs) -> Vec<Line> {
         Ok(health) => {
             lines.push(members(&health));
             lines.push(tolerance(&health));
+            lines.extend(rooms(&health));
+            lines.extend(foreigners(&health));
             lines.push(releases(&health, env!("CARGO_PKG_VERSION")));
         }
         Err(failure) => lines.push(Line::failed(
@@ -165,6 +168,25 @@ fn tolerance(health: &v1::HealthResponse) -> Line {
         ),
         count => Line::good("tolerance", format!("{count} may be lost")),
     }
+}
+
+/// Whose disks are nearly full. Only where it is so.
+fn rooms(health: &v1::HealthResponse) -> Vec<Line> {
+    let short = health.members.iter().filter_map(|member| {
+        let room = member.disk_room.filter(|room| room.short)?;
+        let seen = room_left(member.id, room);
+        Some(Line::warning("disk", seen, ROOM_REMEDY))
+    });
+    short.collect()
+}
+
+/// Who has met peers of another cluster. Only where it is so.
+fn foreigners(health: &v1::HealthResponse) -> Vec<Line> {
+    let met = health.members.iter().filter_map(|member| {
+        let seen = foreigner_met(member.id, member.foreigner.as_ref()?);
+        Some(Line::failed("other cluster", seen, FOREIGN_REMEDY))
+    });
+    met.collect()
 }
 
 fn releases(health: &v1::HealthResponse, own: &str) -> Line {
@@ -294,5 +316,17 @@ mod tests {
         assert_eq!(tolerance(&ill).verdict, Verdict::Warning);
         assert_eq!(releases(&ill, "1").seen, "peers run 1 and 2");
         assert!(ill.members.iter().all(|_| members(&ill).remedy.is_some()));
+        assert_eq!((rooms(&ill), foreigners(&ill)), (vec![], vec![]));
+        let mut full = ill;
+        full.members[1].disk_room = Some(v1::DiskRoom {
+            short: true,
+            ..v1::DiskRoom::default()
+        });
+        full.members[2].foreigner = Some(v1::Foreigner::default());
+        let (rooms, foreigners) = (rooms(&full), foreigners(&full));
+        assert!(rooms[0].seen.contains("Peer 2"), "{rooms:?}");
+        assert_eq!(rooms[0].verdict, Verdict::Warning);
+        assert!(foreigners[0].seen.contains("Peer 3"), "{foreigners:?}");
+        assert_eq!(foreigners[0].verdict, Verdict::Failed);
     }
 }

@@ -15,6 +15,7 @@ use crate::admin::v1::cluster_client::ClusterClient;
 use crate::cli::add_args::AddArgs;
 use crate::cli::args::Format;
 use crate::cli::connect::Servers;
+use crate::cli::counted::counted;
 use crate::cli::durations::brief;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::output;
@@ -36,6 +37,14 @@ pub(super) async fn run(args: AddArgs) -> Result<(), Failure> {
     let command = command::shell(&argv);
     let value = |peer: Value| json!({ "command": command, "argv": argv, "peer": peer });
     let format = args.output.output;
+    let guessed = command::guessed(&args);
+    if !guessed.is_empty() {
+        eprintln!(
+            "{} below {} guessed, and nobody was asked whether the ports are free: say others with the same flags here.",
+            guessed.join(", "),
+            if guessed.len() == 1 { "is" } else { "are" }
+        );
+    }
     if args.no_wait {
         return output::print(format, &value(Value::Null), || format!("{command}\n"));
     }
@@ -88,7 +97,9 @@ impl Wait {
                 Ok((stage, _)) => {
                     let text = stage.waits_for(self.address.as_deref());
                     let lag = match stage {
-                        Stage::Behind { lag: Some(lag), .. } => format!(", {lag} entries behind"),
+                        Stage::Behind { lag: Some(lag), .. } => {
+                            format!(", {} behind", counted(lag, "entry", "entries"))
+                        }
                         _ => String::new(),
                     };
                     self.display.show(&text, &lag, self.begun.elapsed());

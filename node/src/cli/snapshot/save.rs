@@ -15,6 +15,7 @@ use crate::admin::v1;
 use crate::admin::v1::save_snapshot_response::Part;
 use crate::admin::v1::snapshots_client::SnapshotsClient;
 use crate::cli::connect::Servers;
+use crate::cli::counted::counted;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::output;
 use crate::cli::snapshot_args::SaveArgs;
@@ -24,6 +25,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Runs the verb.
 pub(super) async fn run(args: SaveArgs) -> Result<(), Failure> {
+    refuse_stdout(&args.file)?;
     refuse_existing(&args.file, args.force)?;
     let draft = Draft::begin(&args.file).map_err(|error| unwritable(&args.file, &error))?;
     let parts = Servers::new(&args.target)?
@@ -47,17 +49,29 @@ pub(super) async fn run(args: SaveArgs) -> Result<(), Failure> {
     });
     output::print(args.output.output, &value, || {
         format!(
-            "Saved cluster {} as of entry {} to {}: {} bytes, {}\nsha256 {sha256}\n",
+            "Saved cluster {} as of entry {} to {}: {}, {}\nsha256 {sha256}\n",
             header.cluster_id,
             header.index,
             args.file.display(),
-            header.size,
-            match parent.state.services().count() {
-                1 => "1 service".to_owned(),
-                many => format!("{many} services"),
-            },
+            counted(header.size, "byte", "bytes"),
+            counted(
+                parent.state.services().count() as u64,
+                "service",
+                "services"
+            ),
         )
     })
+}
+
+/// What is written to standard output is gone before it is known to be whole.
+fn refuse_stdout(path: &Path) -> Result<(), Failure> {
+    if path != Path::new("-") {
+        return Ok(());
+    }
+    Err(
+        Failure::usage("a snapshot is not written to standard output: it has to be verified before anybody uses it")
+            .remedy("name a file, and send that on once this has succeeded; ./- is a file of that name"),
+    )
 }
 
 fn refuse_existing(path: &Path, force: bool) -> Result<(), Failure> {
@@ -171,5 +185,18 @@ impl Bar {
         if self.visible {
             let _ = writeln!(std::io::stderr());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn standard_output_is_no_file() {
+        let refused = refuse_stdout(Path::new("-")).unwrap_err();
+        assert_eq!(refused.exit, Exit::Usage);
+        assert!(refused.message.contains("standard output"), "{refused:?}");
+        assert!(refuse_stdout(Path::new("./-")).is_ok());
     }
 }

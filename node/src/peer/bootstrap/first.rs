@@ -1,15 +1,18 @@
 //! What the first-named peer does: plans, gives identities, initialises.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use raftserve_model::{ClusterId, NodeId};
 use raftserve_store::raft::PeerRecord;
 use tokio::time::sleep;
 
-use super::greeting::{Teller, another_bootstrap, ask_to_adopt, greet, knows_a_cluster, missing};
-use super::{BootstrapError, Claim, Cradle, ROUND};
+use super::greeting::{
+    Answer, Teller, another_bootstrap, ask_to_adopt, greet, knows_a_cluster, missing,
+};
+use super::{BootstrapError, Claim, Cradle, ROUND, standing};
 use crate::peer::store::{Identity, RaftHandle};
-use crate::peer::wire::{AdoptReply, AdoptRequest, HelloRequest, Plan, Standing};
+use crate::peer::wire::{AdoptReply, AdoptRequest, HelloReply, HelloRequest, Plan, Standing};
 
 impl Cradle {
     /// Makes the plan when every other is pristine, and takes the first identity in it.
@@ -47,14 +50,32 @@ impl Cradle {
 
     /// None if there is a cluster already.
     async fn make_plan(&self) -> Result<Option<Plan>, BootstrapError> {
-        let mut teller = Teller::new();
+        let mut teller = Teller::new(&self.waits_for);
         loop {
-            let answers = self.greet_all().await;
+            let hello = HelloRequest { from: None };
+            let replies = self.greet_company(&hello, Duration::MAX).await;
+            let mut seekers = self.seekers();
+            for (_, reply) in &replies {
+                if let Ok(HelloReply {
+                    standing: Standing::Pristine { .. },
+                    places,
+                    ..
+                }) = reply
+                {
+                    seekers.extend(places.iter().cloned());
+                }
+            }
+            let answers: Vec<Answer> = replies.into_iter().map(standing).collect();
             if knows_a_cluster(&answers) {
                 return Ok(None);
             }
             if let Some(error) = another_bootstrap(&answers) {
                 return Err(error);
+            }
+            if !seekers.is_empty() {
+                teller.alarm(|| sought_after(seekers));
+                sleep(ROUND).await;
+                continue;
             }
             let nonces: Vec<u64> = answers
                 .iter()
@@ -127,7 +148,7 @@ impl Cradle {
 
     /// Returns once every planned peer has its identity on disk.
     async fn adopt_all(&self, plan: &mut Plan) -> Result<(), BootstrapError> {
-        let mut teller = Teller::new();
+        let mut teller = Teller::new(&self.waits_for);
         loop {
             let mut missing = Vec::new();
             for place in 1..plan.members.len() {
@@ -195,4 +216,16 @@ impl Cradle {
             Err(reason) => Some(reason),
         })
     }
+}
+
+/// Why nothing is founded while members of a running cluster look for peers at the founders' addresses.
+fn sought_after(mut seekers: Vec<String>) -> String {
+    seekers.sort_unstable();
+    seekers.dedup();
+    format!(
+        "no cluster is founded: there is one, whose members at {0} look for peers at the addresses of these, which are \
+         empty. To join it, start this peer with --join {0}; to found another one, start those members without these \
+         addresses in --peers and --join first",
+        seekers.join(",")
+    )
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use raftserve_model::ClusterId;
+use tokio::sync::watch;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 use tonic::{Code, Response, Status};
@@ -162,18 +163,44 @@ fn read_answer(awaited: Result<Result<Response<Frame>, Status>, Elapsed>) -> Res
 }
 
 /// Says what is waited for, but not in every round.
-pub(super) struct Teller(Option<Instant>);
+pub(super) struct Teller {
+    said: Option<Instant>,
+    /// Where it is said to whoever asks.
+    waits_for: watch::Sender<String>,
+}
 
 impl Teller {
-    pub(super) fn new() -> Self {
-        Self(None)
+    /// One that says the same in `waits_for`.
+    pub(super) fn new(waits_for: &watch::Sender<String>) -> Self {
+        Self {
+            said: None,
+            waits_for: waits_for.clone(),
+        }
     }
 
     pub(super) fn tell(&mut self, text: impl FnOnce() -> String) {
-        if self.0.is_none_or(|said| said.elapsed() >= TELL) {
-            self.0 = Some(Instant::now());
-            tracing::info!("{}", text());
+        if self.is_due() {
+            let text = text();
+            tracing::info!("{text}");
+            self.waits_for.send_replace(text);
         }
+    }
+
+    /// The same, where somebody has to do something.
+    pub(super) fn alarm(&mut self, text: impl FnOnce() -> String) {
+        if self.is_due() {
+            let text = text();
+            tracing::error!("{text}");
+            self.waits_for.send_replace(text);
+        }
+    }
+
+    fn is_due(&mut self) -> bool {
+        let is_due = self.said.is_none_or(|said| said.elapsed() >= TELL);
+        if is_due {
+            self.said = Some(Instant::now());
+        }
+        is_due
     }
 }
 

@@ -26,7 +26,7 @@ impl Cradle {
             promotion: self.wish.promotion,
             supports: self.wish.supports,
         };
-        let mut teller = Teller::new();
+        let mut teller = Teller::new(&self.waits_for);
         let began = Instant::now();
         let mut empty = None;
         loop {

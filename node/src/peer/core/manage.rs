@@ -189,6 +189,7 @@ impl Core {
             let mine = *node == self.me();
             let at = matched.get(node).copied().flatten().map(|id| id.index);
             let condition = view.conditions.get(node);
+            let tiding = self.tiding_of(*node);
             MemberHealth {
                 node: *node,
                 voter: view.voters.contains(node),
@@ -211,11 +212,9 @@ impl Core {
                         .last_answer(*node)
                         .map(|at| millis(at.elapsed()))
                 },
-                stalled_ms: if mine {
-                    self.storage().stalled_for.map(millis)
-                } else {
-                    self.stalled_ms_of(*node)
-                },
+                stalled_ms: tiding.stalled_ms,
+                room: tiding.room,
+                foreigner: tiding.foreigner,
                 vote: view.vote(*node),
             }
         };

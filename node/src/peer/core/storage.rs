@@ -9,6 +9,8 @@ use raftserve_model::{LogIndex, NodeId};
 use raftserve_store::wal::Work;
 
 use super::Core;
+use crate::peer::foreign::Foreigner;
+use crate::peer::room::Room;
 use crate::peer::wire::ExchangeHead;
 
 /// What a peer holds on its disk, and how the disk does.
@@ -23,36 +25,45 @@ pub struct Storage {
     /// For how long the disk of the log has not answered, if that is longer than any election: nothing that this peer
     /// is to acknowledge is acknowledged until it does.
     pub stalled_for: Option<Duration>,
+    /// How much room is left there, once it was looked.
+    pub room: Option<Room>,
+    /// Peers of other clusters that were met lately, one of each.
+    pub foreigners: Vec<Foreigner>,
 }
 
-/// For how long what a peer says of its disk holds: several exchanges.
+/// For how long what a peer says of itself holds: several exchanges.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// What the others last said of the disks of their logs.
-#[derive(Debug, Default)]
-pub(crate) struct Stalls(Mutex<BTreeMap<NodeId, Said>>);
-
-#[derive(Clone, Copy, Debug)]
-struct Said {
-    at: Instant,
-    for_ms: u64,
+/// What a peer says of itself in an exchange, beside what its log says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tiding {
+    /// For how long the disk of its log has not answered, if that is long.
+    pub(crate) stalled_ms: Option<u64>,
+    /// How much room is left there.
+    pub(crate) room: Option<Room>,
+    /// A peer of another cluster that it has met lately.
+    pub(crate) foreigner: Option<Foreigner>,
 }
 
-impl Stalls {
-    /// Takes what `node` says now: for how long its disk has not answered, if that is long.
-    fn note(&self, node: NodeId, for_ms: Option<u64>, at: Instant) {
+/// What the others last said of themselves.
+#[derive(Debug, Default)]
+pub(crate) struct Tidings(Mutex<BTreeMap<NodeId, (Instant, Tiding)>>);
+
+impl Tidings {
+    /// Takes what `node` says at `at`.
+    fn note(&self, node: NodeId, tiding: Tiding, at: Instant) {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        said.retain(|known, it| *known != node && at.saturating_duration_since(it.at) < FRESH);
-        if let Some(for_ms) = for_ms {
-            said.insert(node, Said { at, for_ms });
-        }
+        said.retain(|_, (then, _)| at.saturating_duration_since(*then) < FRESH);
+        said.insert(node, (at, tiding));
     }
 
-    /// For how long the disk of `node` had not answered when it told that lately, in milliseconds.
-    fn of(&self, node: NodeId, now: Instant) -> Option<u64> {
+    /// What `node` said lately; nothing if it was not heard.
+    fn of(&self, node: NodeId, now: Instant) -> Tiding {
         let said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let said = said.get(&node)?;
-        (now.saturating_duration_since(said.at) < FRESH).then_some(said.for_ms)
+        let fresh = said
+            .get(&node)
+            .filter(|(then, _)| now.saturating_duration_since(*then) < FRESH);
+        fresh.map(|(_, tiding)| *tiding).unwrap_or_default()
     }
 }
 
@@ -64,6 +75,8 @@ impl Core {
             snapshot: snapshot.map(|last| last.index),
             work: self.wal.work(),
             stalled_for: self.stalled_for(),
+            room: self.room.last(),
+            foreigners: self.directory.foreigners(),
         }
     }
 
@@ -72,25 +85,49 @@ impl Core {
         stall.map(|stall| Instant::now().saturating_duration_since(stall.began))
     }
 
+    /// What this peer says of itself.
+    fn own_tiding(&self) -> Tiding {
+        Tiding {
+            stalled_ms: self.stalled_for().map(super::millis),
+            room: self.room.last(),
+            foreigner: self.directory.foreigners().first().copied(),
+        }
+    }
+
     /// What heads this peer's part of an exchange with `other`.
     pub(crate) fn exchange_head(&self, other: NodeId) -> ExchangeHead {
+        let Tiding {
+            stalled_ms,
+            room,
+            foreigner,
+        } = self.own_tiding();
         ExchangeHead {
             incarnation: self.incarnation(),
             known: self.directory.incarnation(other),
             checks: self.reader.checks(),
-            stalled_ms: self.stalled_for().map(super::millis),
+            stalled_ms,
+            room,
+            foreigner,
         }
     }
 
     /// Takes what heads the part of `other`.
     pub(crate) fn take_exchange_head(&self, other: NodeId, head: &ExchangeHead) {
         self.compare(other, &head.checks);
-        self.stalls.note(other, head.stalled_ms, Instant::now());
+        let tiding = Tiding {
+            stalled_ms: head.stalled_ms,
+            room: head.room,
+            foreigner: head.foreigner,
+        };
+        self.tidings.note(other, tiding, Instant::now());
     }
 
-    /// For how long the disk of another peer had not answered when it told that lately, in milliseconds.
-    pub(crate) fn stalled_ms_of(&self, other: NodeId) -> Option<u64> {
-        self.stalls.of(other, Instant::now())
+    /// What `node` says of itself: this peer now, another one when it was last heard, if that was lately.
+    pub(crate) fn tiding_of(&self, node: NodeId) -> Tiding {
+        match node == self.me() {
+            true => self.own_tiding(),
+            false => self.tidings.of(node, Instant::now()),
+        }
     }
 }
 
@@ -99,19 +136,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_peer_said_of_its_disk_holds_until_it_says_otherwise_or_nothing_more() {
-        let (stalls, begun) = (Stalls::default(), Instant::now());
+    fn what_a_peer_said_of_itself_holds_until_it_says_otherwise_or_nothing_more() {
+        let (tidings, begun) = (Tidings::default(), Instant::now());
         let [one, other] = [NodeId(1), NodeId(2)];
-        stalls.note(one, Some(1_500), begun);
-        stalls.note(other, Some(9_000), begun);
-        assert_eq!(stalls.of(one, begun + FRESH / 2), Some(1_500));
-        stalls.note(one, None, begun + FRESH / 2);
-        assert_eq!(stalls.of(one, begun + FRESH / 2), None);
-        assert_eq!(stalls.of(other, begun + FRESH / 2), Some(9_000));
-        assert_eq!(stalls.of(other, begun + FRESH), None);
-        stalls.note(one, Some(1), begun + FRESH);
+        let stalled = |ms| Tiding {
+            stalled_ms: Some(ms),
+            ..Tiding::default()
+        };
+        tidings.note(one, stalled(1_500), begun);
+        tidings.note(other, stalled(9_000), begun);
+        assert_eq!(tidings.of(one, begun + FRESH / 2), stalled(1_500));
+        tidings.note(one, Tiding::default(), begun + FRESH / 2);
+        assert_eq!(tidings.of(one, begun + FRESH / 2), Tiding::default());
+        assert_eq!(tidings.of(other, begun + FRESH / 2), stalled(9_000));
+        assert_eq!(tidings.of(other, begun + FRESH), Tiding::default());
+        tidings.note(one, stalled(1), begun + FRESH * 2);
         assert_eq!(
-            stalls.0.lock().unwrap().len(),
+            tidings.0.lock().unwrap().len(),
             1,
             "who is gone is forgotten"
         );

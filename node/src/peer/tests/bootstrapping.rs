@@ -295,3 +295,44 @@ async fn a_peer_waits_for_its_former_self_and_not_for_ever() {
     assert!(locked, "{error:?}");
     drop(successor);
 }
+
+/// A cluster that nobody named here belongs to looks for peers at one of the founders' addresses.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_cluster_is_founded_while_members_of_another_look_for_peers_at_a_founders_address() {
+    let places = Places::new(3);
+    let first = tokio::spawn(start(places.config(0)));
+    let second = tokio::spawn(start(places.config(1)));
+    let said = Announcement {
+        cluster: ClusterId([9; 16]),
+        node: NodeId(4),
+        nonce: 4,
+        incarnation: Incarnation(4),
+        peer_address: "present:7001".to_owned(),
+        admin_address: String::new(),
+        proxy_address: String::new(),
+        host: String::new(),
+        version: String::new(),
+        supports: SUPPORTED,
+    };
+    let hello = HelloRequest { from: Some(said) };
+    let dialer = Dialer::default();
+    let reply = within(async {
+        loop {
+            if let Ok(reply) = bootstrap::greet(&dialer, &places.0[1].address, &hello).await {
+                return reply;
+            }
+        }
+    });
+    // It goes on to say so to whoever asks, the first peer among them, which founds nothing for as long.
+    assert_eq!(reply.await.places, ["present:7001"]);
+    let looked = Instant::now();
+    let third = places.start(2).await;
+    assert!(looked.elapsed() > locate::STRAY_PERIOD * 2);
+    let peers = [
+        within(first).await.unwrap().unwrap(),
+        within(second).await.unwrap().unwrap(),
+        third,
+    ];
+    open_client(&peers[2]).await;
+    stop_all(living(peers.into())).await;
+}

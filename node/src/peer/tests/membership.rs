@@ -279,3 +279,36 @@ async fn a_removal_that_would_cost_the_quorum_is_refused() {
     assert_eq!(members(peers[leader].as_ref().unwrap()), all(&peers));
     stop_all(peers).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_founder_that_was_replaced_and_founds_again_is_noticed_by_both_clusters() {
+    let growing = Growing::new(1, 3);
+    let mut peers = growing.start_first().await;
+    for place in 1..4 {
+        peers.push(Some(growing.start(place).await));
+    }
+    let founder = peers[0].take().unwrap();
+    let node = founder.node_id();
+    let present = || peers[1..].iter().flatten();
+    until(|| present().all(|peer| voters(peer).len() == 3)).await;
+    let removed = present().next().unwrap().consensus();
+    removed.remove_member(node, PATIENCE).await.unwrap();
+    founder.stop().await;
+    // The founder's flags, and an empty directory.
+    let empty = tempfile::tempdir().unwrap();
+    let mut config = growing.config(0);
+    config.data_dir = empty.path().to_owned();
+    let second = within(start(config)).await.unwrap();
+    let foreign = |peer: &Peer| {
+        let met = peer.consensus().storage().foreigners;
+        met.first().map(|met| met.cluster)
+    };
+    let (old, new) = (removed.cluster_id(), second.cluster_id());
+    assert_ne!(old, new);
+    until(|| present().any(|peer| foreign(peer) == Some(new))).await;
+    until(|| foreign(&second) == Some(old)).await;
+    let health = second.consensus().member_health(PATIENCE).await.unwrap();
+    assert_eq!(health[0].foreigner.map(|met| met.cluster), Some(old));
+    peers.push(Some(second));
+    stop_all(peers).await;
+}

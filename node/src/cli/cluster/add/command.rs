@@ -63,12 +63,13 @@ pub(super) fn join_command(
         None => free(members)?,
     };
     let port = address.port();
-    if !(2..=PEER_MAX).contains(&port) {
+    if !guessed(args).is_empty() && !(2..=PEER_MAX).contains(&port) {
         return Err(Failure::usage(format!(
             "the new peer's address would be {address}, and no ports go with that"
         ))
         .remedy(format!(
-            "choose a free port from 2 to {PEER_MAX} with --peer-addr"
+            "choose a free port from 2 to {PEER_MAX} with --peer-addr, or say all of --admin-addr, --ops-addr, --proxy-addr \
+             and --service-port-base"
         )));
     }
     let protection = [
@@ -86,15 +87,23 @@ pub(super) fn join_command(
         .data_dir
         .clone()
         .unwrap_or_else(|| PathBuf::from(format!("/var/lib/raftserve/{port}")));
-    let own = |of_first| SocketAddr::new(address.ip(), beside(port, of_first)).to_string();
+    let own = |given: Option<SocketAddr>, of_first| {
+        given.unwrap_or_else(|| SocketAddr::new(address.ip(), beside(port, of_first)))
+    };
+    let proxy = args
+        .proxy_addr
+        .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], beside(port, 8_080))));
+    let base = args
+        .service_port_base
+        .unwrap_or_else(|| beside(port, 30_001));
     let flags = [
         ("--data-dir", data_dir.display().to_string()),
         ("--join", company(members)),
         ("--peer-addr", address.to_string()),
-        ("--admin-addr", own(7_000)),
-        ("--ops-addr", own(7_002)),
-        ("--proxy-addr", format!("0.0.0.0:{}", beside(port, 8_080))),
-        ("--service-port-base", beside(port, 30_001).to_string()),
+        ("--admin-addr", own(args.admin_addr, 7_000).to_string()),
+        ("--ops-addr", own(args.ops_addr, 7_002).to_string()),
+        ("--proxy-addr", proxy.to_string()),
+        ("--service-port-base", base.to_string()),
     ];
     let mut argv = ["raftserve", "node"].map(str::to_owned).to_vec();
     argv.extend(
@@ -115,6 +124,19 @@ pub(super) fn join_command(
         argv.push("--learner".to_owned());
     }
     Ok(argv)
+}
+
+/// The flags of the command whose values nobody has given.
+pub(super) fn guessed(args: &AddArgs) -> Vec<&'static str> {
+    let given = [
+        ("--peer-addr", args.peer_addr.is_some()),
+        ("--admin-addr", args.admin_addr.is_some()),
+        ("--ops-addr", args.ops_addr.is_some()),
+        ("--proxy-addr", args.proxy_addr.is_some()),
+        ("--service-port-base", args.service_port_base.is_some()),
+    ];
+    let missing = given.into_iter().filter(|(_, is_given)| !is_given);
+    missing.map(|(flag, _)| flag).collect()
 }
 
 /// As a shell reads it.
@@ -199,6 +221,30 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?}: {text}");
         }
+    }
+
+    #[test]
+    fn what_is_given_is_not_guessed() {
+        let flags = [
+            "--peer-addr=127.0.0.1:60000",
+            "--admin-addr=127.0.0.1:1",
+            "--ops-addr=127.0.0.1:2",
+            "--proxy-addr=0.0.0.0:3",
+            "--service-port-base=4",
+        ];
+        let text = shell(&asked(&members(), &flags).unwrap());
+        let said = "--peer-addr 127.0.0.1:60000 --admin-addr 127.0.0.1:1 --ops-addr 127.0.0.1:2 --proxy-addr 0.0.0.0:3 \
+                    --service-port-base 4 ";
+        assert!(text.contains(said), "{text}");
+        let guessed = |flags: &[&str]| {
+            let words = ["add"].iter().chain(flags);
+            guessed(&Add::try_parse_from(words).unwrap().args)
+        };
+        assert!(guessed(&flags).is_empty());
+        assert_eq!(guessed(&flags[..4]), ["--service-port-base"]);
+        assert_eq!(guessed(&[]).len(), 5);
+        // Such a port leaves no room for the others beside it.
+        assert!(asked(&members(), &flags[..4]).is_err());
     }
 
     #[test]

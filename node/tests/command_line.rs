@@ -1,0 +1,58 @@
+//! What the program answers to command lines for which no cluster is needed: exit codes and last words.
+
+use std::net::TcpListener;
+use std::process::{Command, Output};
+
+fn raftserve(words: &[&str]) -> Output {
+    let home = tempfile::tempdir().unwrap();
+    Command::new(env!("CARGO_BIN_EXE_raftserve"))
+        .args(words)
+        .env_clear()
+        .env("HOME", home.path())
+        .current_dir(home.path())
+        .output()
+        .unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn flags_of_node_that_do_not_fit_one_another_are_wrong_usage() {
+    for (flags, named) in [
+        (
+            &["--peers", "127.0.0.1:7001,127.0.0.1:7101"][..],
+            "a cluster has 1, 3 or 5",
+        ),
+        (&["--admin-addr", "10.0.0.1:7000"], "--cert-dir"),
+        (&["--node-index", "2"], "--node-index 2"),
+        (&["--join", "a:1", "--peers", "b:1"], "cannot be used with"),
+    ] {
+        let ended = raftserve(&[&["node", "--data-dir", "d"], flags].concat());
+        assert_eq!(ended.status.code(), Some(2), "{flags:?}");
+        assert!(said(&ended).contains(named), "{}", said(&ended));
+    }
+}
+
+#[test]
+fn nobody_gives_a_reason_where_nobody_listens() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let ended = raftserve(&["status", "--server", &address, "--output", "json"]);
+    assert_eq!(ended.status.code(), Some(4));
+    let said = said(&ended);
+    let error: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    let error = &error["error"];
+    assert!(error["reason"].is_null(), "{error}");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.starts_with("no peer answers"), "{message}");
+}
+
+#[test]
+fn a_snapshot_is_not_saved_to_standard_output() {
+    let ended = raftserve(&["cluster", "snapshot", "save", "-"]);
+    assert_eq!(ended.status.code(), Some(2));
+    assert!(said(&ended).contains("name a file"), "{}", said(&ended));
+}
