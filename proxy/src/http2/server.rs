@@ -47,16 +47,21 @@ const ERRORS_MAX: usize = 1024;
 /// How often a silent connection is pinged, and how long its answer may take.
 const PING: Duration = Duration::from_secs(20);
 
-/// Serves a connection until it ends. Its errors are the client's affair, and told to no one.
-pub(crate) async fn serve<S>(worker: Rc<Worker>, stream: S, client: Rc<Client>, mut watch: Watch)
-where
+/// Serves a connection until it ends, whose settings must have come by a time. Its errors are the client's affair, and
+/// told to no one.
+pub(crate) async fn serve<S>(
+    worker: Rc<Worker>,
+    stream: S,
+    client: Rc<Client>,
+    (mut watch, by): (Watch, Instant),
+) where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let stream = Heard::new(stream);
     let heard = stream.at();
     let handshake = builder().handshake::<_, Bytes>(stream);
     let handshake = async { handshake.await.map_err(io::Error::other) };
-    let Some(mut connection) = begin(&worker, handshake, &mut watch).await else {
+    let Some(mut connection) = begin(handshake, &mut watch, by).await else {
         return;
     };
     let mut pulse = connection
