@@ -20,7 +20,7 @@ use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::{Heard, Pulse};
+use super::{Calm, Heard, Pulse};
 use crate::body::{Asking, OWED_MAX, Pipe, Received, ResponseBody, Stream};
 use crate::connection::{Client, HEAD_BYTES_MAX, begin};
 use crate::drain::{Phase, Watch};
@@ -59,6 +59,8 @@ pub(crate) async fn serve<S>(
 {
     let stream = Heard::new(stream);
     let heard = stream.at();
+    let stream = Calm::new(stream);
+    let mut flooded = Some(stream.flooded());
     let handshake = builder().handshake::<_, Bytes>(stream);
     let handshake = async { handshake.await.map_err(io::Error::other) };
     let Some(mut connection) = begin(handshake, &mut watch, by).await else {
@@ -80,6 +82,10 @@ pub(crate) async fn serve<S>(
                     return Poll::Ready(());
                 };
                 begin_stream(&worker, &client, request, respond);
+            }
+            if flooded.take_if(|flooded| flooded.get()).is_some() {
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                continue;
             }
             let over = |pulse: &mut Pulse| pulse.poll(cx).is_ready();
             if pulse.take_if(over).is_some() {
