@@ -224,7 +224,7 @@ async fn send_until_nobody_takes(mut replica: Hand) -> (Hand, usize) {
 }
 
 /// What one request may hold that its client does not take, here and at both ends, which are all in this process.
-const EACH_MAX: usize = 2 << 20;
+const EACH_MAX: usize = 4 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_read_nothing_hold_little_of_what_is_sent_for_ever() {

@@ -436,7 +436,7 @@ async fn a_replica_is_told_what_is_left_of_the_whole_time() {
             let [told] = &told[..] else {
                 panic!("{told:?}")
             };
-            let told = told.parse().expect("a number");
+            let told: u64 = told.parse().expect("a number");
             assert!(told > 0 && told <= most, "{told}");
             least = least.min(told);
         }

@@ -100,7 +100,7 @@ pub const BROKEN: &str = "x-broken";
 pub async fn meet(rig: &Rig, rounds: usize, what: &str) {
     const AT_ONCE: usize = 16;
     /// What each may hold here, at its client and at its replica, which are all in this process.
-    const EACH_MAX: usize = 3 << 20;
+    const EACH_MAX: usize = 4 << 20;
     let before = resident_bytes();
     for round in 0..rounds {
         let asks = (0..AT_ONCE).map(|n| {
