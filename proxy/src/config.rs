@@ -27,8 +27,9 @@ pub struct ProxyConfig {
     pub listen: SocketAddr,
     /// How many workers, each a thread; one per core without it.
     pub workers: Option<NonZeroUsize>,
-    /// The longest from an idle or new connection to a whole request head. It bounds both how long a
-    /// client may keep an unused connection and how slowly it may send a head.
+    /// The longest from an idle or new connection to a whole request head, a handshake of TLS before it too. It bounds both
+    /// how long a client may keep an unused connection and how slowly it may send a head. Of HTTP/2 it bounds what a
+    /// connection begins with, and `http2_idle` how long it may be without a request.
     pub header_timeout: Duration,
     /// The longest that a request may wait for its session's binding, or for its bound replica to
     /// accept a connection. Five seconds outlast a change of leader with a wide margin.

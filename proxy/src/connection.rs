@@ -19,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use raftserve_model::ReplicaId;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::answer::Refusal;
@@ -86,13 +86,13 @@ pub(crate) struct Unsent {
     pub(crate) trace: Option<Rc<Trace>>,
 }
 
-/// Serves a connection until it ends. Its errors are the client's affair, and told to no one.
-pub(crate) async fn serve<S>(worker: Rc<Worker>, stream: S, client: Client)
+/// Serves a connection until it ends. Its first head must have come when it is `head_by`. Its errors are the client's
+/// affair, and told to no one.
+pub(crate) async fn serve<S>(worker: Rc<Worker>, stream: S, client: Client, head_by: Instant)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let watch = worker.drain.watch();
-    let head_by = Instant::now() + worker.shared.config.header_timeout;
     let mut lent = Lent {
         worker,
         client: Rc::new(client),
@@ -108,32 +108,37 @@ where
     }
 }
 
-/// Serves a connection with TLS until it ends.
-pub(crate) async fn serve_tls(worker: Rc<Worker>, stream: TcpStream, mut client: Client) {
+/// Serves a connection with TLS until it ends. The handshake has no time of its own: it ends with that for the first head.
+pub(crate) async fn serve_tls(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    mut client: Client,
+    head_by: Instant,
+) {
     let Some(tls) = &worker.shared.tls else {
         return;
     };
     let handshake = TlsAcceptor::from(tls.current()).accept(stream);
     let mut watch = worker.drain.watch();
-    let Some(stream) = begin(&worker, handshake, &mut watch).await else {
+    let Some(stream) = begin(handshake, &mut watch, head_by).await else {
         return;
     };
     drop(watch);
     let certificates = stream.get_ref().1.peer_certificates();
     client.certificate = certificates.and_then(tls::client_certificate);
     client.agreed_on_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    serve(worker, stream, client).await;
+    serve(worker, stream, client, head_by).await;
 }
 
-/// Awaits what a connection begins with. When the proxy closes, one that was just accepted still has
-/// its first request on the way, and gets [`FIRST_REQUEST_WITHIN`].
+/// Awaits what a connection begins with, until it is `by` at the latest. When the proxy closes, one that was just
+/// accepted still has its first request on the way, and gets [`FIRST_REQUEST_WITHIN`].
 pub(crate) async fn begin<T>(
-    worker: &Worker,
     first: impl Future<Output = io::Result<T>>,
     watch: &mut Watch,
+    by: Instant,
 ) -> Option<T> {
     let mut first = pin!(first);
-    let mut limit = pin!(sleep(worker.shared.config.header_timeout));
+    let mut limit = pin!(sleep_until(by));
     let mut shortened = false;
     poll_fn(|cx| {
         if let Poll::Ready(done) = first.as_mut().poll(cx) {
@@ -159,26 +164,23 @@ pub(crate) struct Lent {
 }
 
 impl Lent {
-    /// Serves a connection from its beginning until it has ended. The stream, if it rests.
+    /// Serves a connection from its beginning until it has ended, or from a head that must have come when the limit ends.
+    /// The stream, if it rests.
     pub(crate) async fn serve<S>(&mut self, stream: S) -> Option<S>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let detect = protocol::detect(stream);
-        let (protocol, stream) = begin(&self.worker, detect, &mut self.watch).await?;
+        let (detect, head_by) = (protocol::detect(stream), self.limit.end());
+        let (protocol, stream) = begin(detect, &mut self.watch, head_by).await?;
         match protocol {
             // Nothing else begins a connection that was agreed to speak HTTP/2 (RFC 9113, 3.4).
             Protocol::Http1 if self.client.agreed_on_http2 => None,
-            Protocol::Http1 => {
-                let head_by = Instant::now() + self.worker.shared.config.header_timeout;
-                self.limit.set(head_by);
-                self.carry(stream).await
-            }
+            Protocol::Http1 => self.carry(stream).await,
             Protocol::Http2 => {
                 let (worker, client) = (Rc::clone(&self.worker), Rc::clone(&self.client));
                 let watch = worker.drain.watch();
                 // Boxed, so that connections of HTTP/1 are no larger for it.
-                Box::pin(server::serve(worker, stream, client, watch)).await;
+                Box::pin(server::serve(worker, stream, client, (watch, head_by))).await;
                 None
             }
         }

@@ -117,12 +117,12 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, client: Client)
             {
                 End::Keep => {
                     first = false;
-                    let header_timeout = connection.worker.shared.config.header_timeout;
-                    connection.limit.set(Instant::now() + header_timeout);
+                    connection.await_head();
                     continue;
                 }
                 End::Close => return,
-                End::Unsent => {}
+                // Its head is there; what the limit has measured is the silence of a replica.
+                End::Unsent => connection.await_head(),
             },
             Next::Other => {}
             Next::Ended => return,
@@ -138,6 +138,12 @@ pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, client: Client)
 }
 
 impl Connection {
+    /// Gives the next head its time from now on.
+    fn await_head(&mut self) {
+        let header_timeout = self.worker.shared.config.header_timeout;
+        self.limit.set(Instant::now() + header_timeout);
+    }
+
     /// Has the general path serve it, until it rests or has ended.
     async fn lend(self) -> Option<Self> {
         let Self {

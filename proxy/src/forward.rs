@@ -23,6 +23,7 @@ use crate::access_log::Record;
 use crate::answer::{Dialect, Refusal, no_such_service};
 use crate::body::{Ending, Held, Patience, Received, ResponseBody, Streamed, UploadBody};
 use crate::connection::Client;
+use crate::deadline;
 use crate::drain::Phase;
 use crate::grpc;
 use crate::hash_key;
@@ -174,8 +175,8 @@ fn begin(
         (Some(service), Some(call)) => Some(service.min(call)),
         (service, call) => service.or(call),
     };
-    if let (Dialect::Grpc, Some(end)) = (dialect, end) {
-        grpc::set_deadline(&mut request, end);
+    if let Some(end) = end {
+        deadline::set(&mut request, dialect, end, now);
     }
     let ending = Ending::of(&request, dialect);
     let hash = service.hash(&request, client);

@@ -11,6 +11,7 @@ use rand::RngExt;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
+use crate::answer::Dialect;
 use crate::fast::fuzz::each;
 use crate::headers::{Seen, end_hop};
 use crate::protocol::{Protocol, detect};
@@ -18,7 +19,7 @@ use crate::routes::Listener;
 use crate::routes::tests::table;
 use crate::session::cookie;
 use crate::trace::{self, Parent, TRACEPARENT, TRACESTATE};
-use crate::{grpc, json_key, rules};
+use crate::{deadline, grpc, json_key, rules};
 
 /// Fields by lines, as far as they are any.
 fn map(lines: &[u8]) -> HeaderMap {
@@ -185,8 +186,8 @@ fn the_time_of_a_call_is_read_as_it_is_written_and_never_grows() {
         };
         // What the next hop is told is such a value again, and no longer.
         let later = now + Duration::from_nanos(random.random_range(0..u64::from(u32::MAX)));
-        grpc::set_deadline(&mut request, end);
-        grpc::tell_deadline(&mut request, later);
+        deadline::set(&mut request, Dialect::Grpc, end, now);
+        deadline::tell(&mut request, later);
         let told = grpc::deadline(&request, later);
         assert!(told.expect("it is told") <= end.max(later), "{text}");
     });

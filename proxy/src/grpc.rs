@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
-use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Request, Response, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version};
 use tokio::time::Instant;
 
 use crate::body::ResponseBody;
@@ -40,34 +40,9 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
 }
 
-/// When a call must have ended.
-#[derive(Clone, Copy, Debug)]
-struct Deadline(Instant);
-
 /// When a call that came at `now` must have ended, if it says so.
 pub(crate) fn deadline<B>(request: &Request<B>, now: Instant) -> Option<Instant> {
     now.checked_add(timeout(request.headers())?)
-}
-
-/// Has whoever sends the call on tell what is left until then.
-pub(crate) fn set_deadline<B>(request: &mut Request<B>, end: Instant) {
-    request.extensions_mut().insert(Deadline(end));
-}
-
-/// Leaves of what is attached to a request only its deadline.
-pub(crate) fn keep_deadline(extensions: &mut Extensions) {
-    let deadline = extensions.remove::<Deadline>();
-    extensions.clear();
-    if let Some(deadline) = deadline {
-        extensions.insert(deadline);
-    }
-}
-
-/// Tells the next hop how long a call with a deadline may still take.
-pub(crate) fn tell_deadline<B>(request: &mut Request<B>, now: Instant) {
-    if let Some(&Deadline(end)) = request.extensions().get() {
-        set_timeout(request.headers_mut(), end.saturating_duration_since(now));
-    }
 }
 
 /// How long the call may take, if it says so.
@@ -90,7 +65,7 @@ fn timeout(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// Tells the next hop how long the call may still take.
-fn set_timeout(headers: &mut HeaderMap, left: Duration) {
+pub(crate) fn set_timeout(headers: &mut HeaderMap, left: Duration) {
     let units = [
         (left.as_micros(), 'u'),
         (left.as_millis(), 'm'),

@@ -25,6 +25,7 @@ mod choice;
 mod config;
 mod connection;
 mod control;
+mod deadline;
 mod drain;
 mod fast;
 mod forward;

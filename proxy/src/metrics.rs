@@ -29,7 +29,7 @@ const VERSIONS_KEPT: usize = 8;
 pub(crate) struct Counters {
     pub(crate) requests: AtomicU64,
     pub(crate) ended: AtomicU64,
-    /// By the first digit of the status; the first two are unused.
+    /// By the first digit of the status; the first is unused. Of the class 1 are those that switch protocols.
     statuses: [AtomicU64; 6],
     pub(crate) retries: AtomicU64,
     pub(crate) retries_over_budget: AtomicU64,
@@ -198,7 +198,8 @@ impl Metrics {
             for service in services.values() {
                 for (version, workers) in &service.latencies {
                     let labels = format!("{},version=\"{version}\"", service.label());
-                    latency::render(&mut text, name, &labels, workers, read);
+                    let each = workers.iter().map(|worker| read(worker));
+                    latency::render(&mut text, name, &labels, &latency::BOUNDS, each);
                 }
             }
         }
@@ -211,7 +212,7 @@ impl Metrics {
         let name = "raftserve_proxy_responses_total";
         family(&mut text, name, "counter", "Answers, by class of status.");
         for service in services.values() {
-            for class in 2..6 {
+            for class in 1..6 {
                 let labels = format!("{},code=\"{class}xx\"", service.label());
                 let value = service.sum(|counters| &counters.statuses[class]);
                 sample(&mut text, name, &labels, value);

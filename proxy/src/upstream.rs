@@ -30,7 +30,7 @@ use tokio::time::Instant;
 
 use crate::body::{Fault, Received, Upload, UploadBody};
 use crate::config::ProxyConfig;
-use crate::grpc;
+use crate::deadline;
 use crate::health::Health;
 use crate::limit::Limit;
 use crate::load::{Gauge, InFlight};
@@ -418,7 +418,7 @@ impl Checkout {
         began: Instant,
         silence_max: Duration,
     ) -> Result<Box<Response<Received>>, ExchangeError> {
-        grpc::tell_deadline(&mut request, began);
+        deadline::tell(&mut request, began);
         let upload = request.body().upload();
         let given_up = GivenUp::new(match &self.link {
             Link::Http1(connection) if !upload.is_empty() => Some(&connection.task),

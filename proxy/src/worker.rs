@@ -373,13 +373,17 @@ impl Worker {
             lifetime: Lifetime::begin(Instant::now(), &self.shared.config, Lifetime::draw()),
         };
         let worker = Rc::clone(self);
+        let head_by = Instant::now() + self.shared.config.header_timeout;
         if transport == Transport::Tls {
-            return self.keep(connection::serve_tls(worker, stream, client), permit);
+            let served = connection::serve_tls(worker, stream, client, head_by);
+            return self.keep(served, permit);
         }
         // Each has a task of its own size.
         match self.shared.config.http1_path {
             Http1Path::Fast => self.keep(fast::serve(worker, stream, client), permit),
-            Http1Path::Hyper => self.keep(connection::serve(worker, stream, client), permit),
+            Http1Path::Hyper => {
+                self.keep(connection::serve(worker, stream, client, head_by), permit);
+            }
         }
     }
 

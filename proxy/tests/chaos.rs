@@ -10,8 +10,14 @@ use std::time::Duration;
 
 use raftserve_model::spec::LoadBalancingPolicy;
 use raftserve_proxy::{Http1Path, NoSessions, ProxyConfig, ServiceRoute};
-use support::{BROKEN, Hand, Rig, accept, by_hand, config, log, meet, recorder, service, soon};
+use support::{
+    BROKEN, Hand, Rig, accept, by_hand, config, log, meet, recorder, resident_bytes, service, soon,
+};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Mutex;
+
+/// Held by each test, as they measure what this process holds.
+static MEASURED: Mutex<()> = Mutex::const_new(());
 
 /// What a bad replica does with each request.
 #[derive(Clone, Copy, Debug)]
@@ -158,6 +164,7 @@ const TOTAL: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_replicas_hang_no_request_and_leave_nothing_behind() {
+    let _alone = MEASURED.lock().await;
     for (path, timed) in [
         (Http1Path::Fast, false),
         (Http1Path::Hyper, false),
@@ -197,4 +204,66 @@ async fn meet_bad_replicas(path: Http1Path, timed: bool) {
     let rig = Rig::with(config, [svc], Arc::new(NoSessions));
     meet(&rig, ROUNDS, &format!("{path:?}")).await;
     done.store(true, Ordering::Relaxed);
+}
+
+/// Sends an answer that has no end until nothing of it was taken for a while: how much was sent.
+async fn send_until_nobody_takes(mut replica: Hand) -> (Hand, usize) {
+    const WHILE: Duration = Duration::from_millis(500);
+    let chunk = [b"4000\r\n", &[b'x'; 0x4000][..], b"\r\n"].concat();
+    replica
+        .send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        .await;
+    let mut sent = 0;
+    while tokio::time::timeout(WHILE, replica.0.write_all(&chunk))
+        .await
+        .is_ok_and(|written| written.is_ok())
+    {
+        sent += chunk.len();
+    }
+    (replica, sent)
+}
+
+/// What one request may hold that its client does not take, here and at both ends, which are all in this process.
+const EACH_MAX: usize = 4 << 20;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_read_nothing_hold_little_of_what_is_sent_for_ever() {
+    const CLIENTS: usize = 16;
+    /// What is sent to one of them until nothing more is taken: the kernel's buffers of both connections have most of it.
+    const SENT_MAX: usize = 40 << 20;
+    let _alone = MEASURED.lock().await;
+    for path in [Http1Path::Fast, Http1Path::Hyper] {
+        let (address, mut connections) = by_hand().await;
+        let svc = service(1, "svc", &[address]);
+        let config = ProxyConfig {
+            http1_path: path,
+            ..config()
+        };
+        let rig = Rig::with(config, [svc], Arc::new(NoSessions));
+        let before = resident_bytes();
+        let (mut clients, mut replicas) = (Vec::new(), Vec::new());
+        for _ in 0..CLIENTS {
+            let mut client = Hand::connect(rig.address).await;
+            client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+            let mut replica = accept(&mut connections).await;
+            replica.head().await;
+            clients.push(client);
+            replicas.push(tokio::spawn(send_until_nobody_takes(replica)));
+        }
+        let mut held_back = Vec::new();
+        for replica in replicas {
+            let sent = soon("a replica that is held back", replica).await;
+            let (replica, sent) = sent.expect("no panic");
+            assert!(sent < SENT_MAX, "{path:?}: {sent} bytes were taken");
+            held_back.push(replica);
+        }
+        assert_eq!(rig.metric("requests_in_flight"), CLIENTS as u64);
+        let grown = resident_bytes().saturating_sub(before);
+        assert!(
+            grown < CLIENTS * EACH_MAX,
+            "{path:?}: {grown} bytes more than before"
+        );
+        drop((clients, held_back));
+        rig.idle().await;
+    }
 }

@@ -223,3 +223,50 @@ async fn one_client_more_than_may_be_connected_waits_until_another_leaves() {
     assert_eq!(third.exactly(1).await, "a");
     assert_eq!(second.ask(GET).await.1, "a");
 }
+
+/// A client that sends so many bytes at such a pace, and reads: how long its connection lasted.
+async fn dribble(address: std::net::SocketAddr, bytes: &[u8], pace: Duration) -> Duration {
+    let mut client = TcpStream::connect(address).await.expect("it listens");
+    let begin = std::time::Instant::now();
+    let mut pace = tokio::time::interval(pace);
+    let (mut read, mut write) = client.split();
+    let send = async {
+        for byte in bytes {
+            pace.tick().await;
+            if write.write_all(&[*byte]).await.is_err() {
+                break;
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    let mut rest = Vec::new();
+    tokio::select! {
+        () = send => unreachable!("it waits"),
+        // By a reset, if a byte comes when it is closed.
+        _ = soon("the end", read.read_to_end(&mut rest)) => {}
+    }
+    assert_eq!(String::from_utf8_lossy(&rest), "");
+    begin.elapsed()
+}
+
+/// Every step of a connection's beginning has what is left of one time: whoever hands it on gives it no more.
+#[tokio::test]
+async fn a_head_that_comes_byte_by_byte_has_one_time_from_the_first_on() {
+    const TIME: Duration = Duration::from_secs(3);
+    /// The first bytes take so long that another such time from any of them on ends far later.
+    const PACE: Duration = Duration::from_millis(700);
+    let mut config = config();
+    config.header_timeout = TIME;
+    let rig = rig(config, recorder("a", &log()).await);
+    let head = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
+    let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let (plain, http2) = tokio::join!(
+        dribble(rig.address, head.as_bytes(), PACE),
+        dribble(rig.address, preface.as_bytes(), PACE),
+    );
+    for lasted in [plain, http2] {
+        assert!(lasted >= TIME, "{lasted:?}");
+        assert!(lasted < TIME + 2 * PACE, "{lasted:?}");
+    }
+    assert_eq!(rig.metric("requests_total"), 0);
+}

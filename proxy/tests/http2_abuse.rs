@@ -65,21 +65,56 @@ async fn rig() -> (Rig, std::sync::Arc<std::sync::Mutex<Vec<support::Seen>>>) {
     )
 }
 
-/// Sends frames until the connection ends, `most` at the most, without reading: whether it ended.
-async fn flood(client: &mut Hand, most: u32, mut next: impl FnMut(u32) -> Vec<u8>) -> bool {
+/// What came of a flood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// The connection has ended.
+    Ended,
+    /// Nothing more is taken of it.
+    Stalled,
+    /// All was taken, and the connection is still there.
+    Taken,
+}
+
+/// Sends frames until the connection ends, `most` at the most, without reading.
+async fn flood(client: &mut Hand, most: u32, mut next: impl FnMut(u32) -> Vec<u8>) -> Outcome {
     let send = async {
         for n in 0..most {
             if client.0.write_all(&next(n)).await.is_err() {
-                return true;
+                return Outcome::Ended;
             }
         }
         // All was taken: it may still be told.
         let mut rest = Vec::new();
         let read = tokio::time::timeout(Duration::from_secs(5), client.0.read_to_end(&mut rest));
-        read.await.is_ok()
+        match read.await {
+            Ok(_) => Outcome::Ended,
+            Err(_) => Outcome::Taken,
+        }
     };
-    // One whose answers are not read may be left waiting, which costs the proxy nothing more.
-    tokio::time::timeout(LIMIT, send).await.unwrap_or(true)
+    let sent = tokio::time::timeout(LIMIT, send).await;
+    sent.unwrap_or(Outcome::Stalled)
+}
+
+/// Sends a frame again and again, and reads whatever comes, until the connection ends.
+async fn flood_and_read(client: &mut Hand, frame: &[u8]) {
+    let block = frame.repeat(100);
+    let (mut read, mut write) = tokio::io::split(&mut client.0);
+    let read = async {
+        let mut room = vec![0; 64 << 10];
+        while let Ok(1..) = read.read(&mut room).await {}
+    };
+    let send = async {
+        while write.write_all(&block).await.is_ok() {}
+        std::future::pending::<()>().await;
+    };
+    let ended = async {
+        tokio::select! {
+            () = read => {}
+            () = send => {}
+        }
+    };
+    support::soon("the flood's end", ended).await;
 }
 
 /// Reads frames until one of this kind, for this stream; `None` at the connection's end.
@@ -121,7 +156,8 @@ async fn whoever_floods_loses_its_connection_and_nobody_else() {
     };
 
     let mut client = connect(&rig).await;
-    assert!(flood(&mut client, 20_000, rapid_reset).await, "rapid reset");
+    let outcome = flood(&mut client, 20_000, rapid_reset).await;
+    assert_eq!(outcome, Outcome::Ended, "rapid reset");
     holds_little("rapid reset");
 
     let continuation = |n: u32| match n {
@@ -134,10 +170,8 @@ async fn whoever_floods_loses_its_connection_and_nobody_else() {
         ),
     };
     let mut client = connect(&rig).await;
-    assert!(
-        flood(&mut client, 2_000, continuation).await,
-        "continuation"
-    );
+    let outcome = flood(&mut client, 2_000, continuation).await;
+    assert_eq!(outcome, Outcome::Ended, "continuation");
     holds_little("continuation");
 
     let empty = |n: u32| match n {
@@ -145,20 +179,37 @@ async fn whoever_floods_loses_its_connection_and_nobody_else() {
         _ => frame(CONTINUATION, 0, 1, &[]),
     };
     let mut client = connect(&rig).await;
-    assert!(
-        flood(&mut client, 100_000, empty).await,
-        "empty continuation"
-    );
+    let outcome = flood(&mut client, 100_000, empty).await;
+    assert_eq!(outcome, Outcome::Ended, "empty continuation");
     holds_little("empty continuation");
 
-    // Answers that are not read are no reason to remember ever more of them.
     for (kind, payload) in [(SETTINGS, &[][..]), (PING, &[7; 8][..])] {
+        let again = frame(kind, 0, 0, payload);
+        // Answers that are not read are no reason to remember ever more of them.
         let mut client = connect(&rig).await;
-        flood(&mut client, 200_000, |_| frame(kind, 0, 0, payload)).await;
+        let outcome = flood(&mut client, 200_000, |_| again.clone()).await;
+        assert_ne!(outcome, Outcome::Taken, "answers that are not read");
         holds_little("answers that are not read");
+        // Nor are those that are read a reason to give ever more of them.
+        let mut client = connect(&rig).await;
+        flood_and_read(&mut client, &again).await;
+        holds_little("answers that are read");
     }
     assert_eq!(get(rig.address, "svc", "/").await.0, 200);
     rig.idle().await;
+}
+
+/// A client that measures its connection asks again with each answer, for as long as it likes.
+#[tokio::test]
+async fn pings_that_wait_for_their_answers_are_no_flood() {
+    let _alone = MEASURED.lock().await;
+    let (rig, _log) = rig().await;
+    let mut client = connect(&rig).await;
+    // More than may come at once.
+    for _ in 0..12_000 {
+        client.send(frame(PING, 0, 0, &[1; 8])).await;
+        assert!(await_frame(&mut client, PING, 0).await.is_some());
+    }
 }
 
 /// A body is kept until it is answered, to be sent again if need be. What is kept of each frame costs more than its byte.

@@ -220,6 +220,14 @@ async fn each_replica_and_version_has_its_own_counters() {
     assert!(value(&format!("{name}_failures_total{{{c}}}")) >= 1);
     assert!(value(&format!("{name}_ejections_total{{{c}}}")) >= 1);
     assert_eq!(value(&format!("{name}_requests_in_flight{{{a}}}")), 0);
+    for (labels, count) in [(&a, requests[0]), (&b, requests[1])] {
+        let name = format!("{name}_first_byte_seconds");
+        assert_eq!(value(&format!("{name}_count{{{labels}}}")), count);
+        for end in ["30", "+Inf"] {
+            let bucket = format!("{name}_bucket{{{labels},le=\"{end}\"}}");
+            assert_eq!(value(&bucket), count, "each took less");
+        }
+    }
     for (version, count) in [(1, requests[0]), (2, requests[1])] {
         let labels = format!("service=\"svc\",version=\"{version}\"");
         for histogram in ["first_byte", "request"] {

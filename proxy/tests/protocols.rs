@@ -187,6 +187,9 @@ async fn an_upgraded_connection_is_a_tunnel() {
         1,
         "a tunnel is a request in flight"
     );
+    let switched = "raftserve_proxy_responses_total{service=\"svc\",code=\"1xx\"} 1";
+    let told = rig.proxy.render_prometheus();
+    assert!(told.lines().any(|line| line == switched), "{told}");
     drop(client);
     assert_eq!(replica.rest().await, "");
     drop(replica);

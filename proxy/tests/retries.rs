@@ -13,6 +13,7 @@ use http_body_util::Full;
 use raftserve_model::spec::LoadBalancingPolicy;
 use raftserve_proxy::ServiceRoute;
 use support::{Hand, Rig, by_hand, get, log, recorder, service, soon, table, until, upstream};
+use tokio::io::AsyncReadExt;
 
 /// Longer than any of these tests: what is ejected stays so.
 const FOR_EVER: Duration = Duration::from_secs(3600);
@@ -384,6 +385,64 @@ async fn the_whole_time_of_a_request_bounds_it_at_each_stage() {
         rig.metric("requests_in_flight") == 0
     })
     .await;
+}
+
+/// What replicas were told of the time left, of each request that was seen since.
+fn told(log: &std::sync::Mutex<Vec<support::Seen>>) -> Vec<Vec<String>> {
+    let mut log = log.lock().expect("no panic");
+    let seen = log.drain(..).map(|seen| {
+        let values = seen.headers.get_all("x-envoy-expected-rq-timeout-ms");
+        let values = values.iter().map(|value| value.to_str().expect("text"));
+        values.map(str::to_owned).collect()
+    });
+    seen.collect()
+}
+
+#[tokio::test]
+async fn a_replica_is_told_what_is_left_of_the_whole_time() {
+    let log = log();
+    let address = recorder("a", &log).await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let asks = ["", "x-envoy-expected-rq-timeout-ms: 5000\r\n"]
+        .map(|field| format!("GET / HTTP/1.1\r\nhost: h\r\n{field}\r\n"));
+    let mut client = Hand::connect(rig.address).await;
+    for ask in &asks {
+        client.ask(ask).await;
+    }
+    let none: Vec<String> = Vec::new();
+    assert_eq!(told(&log), [none, vec!["5000".to_owned()]]);
+
+    // Beside a replica that breaks off what it was sent, so that half of the requests are tried again.
+    let (broken, mut connections) = by_hand().await;
+    let pause = Duration::from_millis(20);
+    tokio::spawn(async move {
+        while let Some(mut replica) = connections.recv().await {
+            replica.head().await;
+            // Until so much of the time has passed; it never sends more.
+            let _ = tokio::time::timeout(pause, replica.0.read_u8()).await;
+        }
+    });
+    let mut svc = service(1, "svc", &[address, broken]);
+    svc.traffic.ejection.consecutive_errors = 0;
+    svc.traffic.retries.budget_percent = 100;
+    svc.traffic.timeouts.total = Some(Duration::from_secs(30));
+    rig.routes.publish(table([svc]));
+    for (ask, most) in asks.iter().zip([30_000, 5_000]) {
+        let mut least = u64::MAX;
+        for _ in 0..4 {
+            let (head, _) = client.ask(ask).await;
+            assert_eq!(head[0], "http/1.1 200 ok");
+            let told = told(&log).concat();
+            let [told] = &told[..] else {
+                panic!("{told:?}")
+            };
+            let told: u64 = told.parse().expect("a number");
+            assert!(told > 0 && told <= most, "{told}");
+            least = least.min(told);
+        }
+        // What the first try took is told with the second.
+        assert!(least <= most - 20, "{least}");
+    }
 }
 
 #[tokio::test]

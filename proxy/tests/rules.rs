@@ -6,13 +6,18 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::Request;
+use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use raftserve_model::ServiceVersion;
-use raftserve_model::spec::{HashKey, LoadBalancingPolicy, RouteRule};
+use raftserve_model::spec::{HashKey, LoadBalancingPolicy, Retries, RouteRule, Timeouts};
 use raftserve_proxy::{NoSessions, ProxyConfig, ServiceRoute};
-use support::{Rig, ask, config, get, log, nowhere, recorder, service, table, text};
+use support::{
+    Hand, LIMIT, Rig, accept, ask, by_hand, config, get, log, nowhere, recorder, service, soon,
+    table, text, upstream,
+};
+use tokio::io::AsyncWriteExt;
 
 /// A service whose replicas, one at each address, are of these versions.
 fn versions(replicas: &[(SocketAddr, u32)], rules: Vec<RouteRule>) -> ServiceRoute {
@@ -206,5 +211,132 @@ async fn with_a_hash_policy_a_key_keeps_its_version_and_its_replica() {
         assert_eq!(counted.len(), 4, "{policy:?} {counted:?}");
         let two = counted["a2"] + counted["b2"];
         assert!((12..50).contains(&two), "{policy:?} {counted:?}");
+    }
+}
+
+fn timed(path_prefix: &str, timeouts: Timeouts) -> RouteRule {
+    RouteRule {
+        path_prefix: Some(path_prefix.to_owned()),
+        timeouts: Some(timeouts),
+        ..RouteRule::default()
+    }
+}
+
+/// A request that has come to its replica, from its client.
+async fn asked(
+    rig: &Rig,
+    path: &str,
+    connections: &mut tokio::sync::mpsc::Receiver<Hand>,
+) -> (Hand, Hand) {
+    let mut client = Hand::connect(rig.address).await;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: h\r\n\r\n");
+    client.send(request).await;
+    let mut replica = accept(connections).await;
+    let head = replica.head().await;
+    assert!(head[0].starts_with(&format!("get {path} ")), "{head:?}");
+    (client, replica)
+}
+
+#[tokio::test]
+async fn the_times_of_a_rule_go_before_those_of_its_service() {
+    const SHORT: Duration = Duration::from_millis(300);
+    let (address, mut connections) = by_hand().await;
+    let mut svc = service(1, "svc", &[address]);
+    svc.traffic.ejection.consecutive_errors = 0;
+    // Each far beyond what is waited for.
+    let long = Timeouts {
+        first_byte: Some(LIMIT * 2),
+        idle: Some(LIMIT * 2),
+        total: Some(LIMIT * 2),
+        tunnel_idle: None,
+    };
+    svc.traffic.timeouts = long.clone();
+    let mut first_byte = long.clone();
+    first_byte.first_byte = Some(SHORT);
+    let mut idle = long.clone();
+    idle.idle = Some(SHORT);
+    let mut total = long.clone();
+    total.total = Some(SHORT);
+    svc.traffic.routes = vec![
+        timed("/first", first_byte.clone()),
+        timed("/idle", idle),
+        timed("/total", total),
+    ];
+    let rig = Rig::new([svc.clone()]);
+
+    let (mut client, mut replica) = asked(&rig, "/first", &mut connections).await;
+    assert_eq!(client.head().await[0], "http/1.1 504 gateway timeout");
+    assert_eq!(replica.rest().await, "");
+
+    let (mut client, mut replica) = asked(&rig, "/idle", &mut connections).await;
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nab";
+    replica.send(answer).await;
+    assert_eq!(client.head().await[0], "http/1.1 200 ok");
+    assert_eq!(client.rest().await, "ab");
+
+    let (mut client, mut replica) = asked(&rig, "/total", &mut connections).await;
+    let never_pauses = tokio::spawn(async move {
+        let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+        replica.send(head).await;
+        while replica.0.write_all(b"1\r\nx\r\n").await.is_ok() {}
+    });
+    client.head().await;
+    client.rest().await;
+    soon("the replica's end", never_pauses)
+        .await
+        .expect("no panic");
+
+    // The other way round: what the service would have ended by now goes on.
+    svc.traffic.timeouts = first_byte;
+    svc.traffic.routes = vec![timed("/long", long)];
+    rig.routes.publish(table([svc]));
+    let (mut client, mut replica) = asked(&rig, "/long", &mut connections).await;
+    let (mut other, _silent) = asked(&rig, "/", &mut connections).await;
+    assert_eq!(other.head().await[0], "http/1.1 504 gateway timeout");
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+    replica.send(answer).await;
+    assert_eq!(client.head().await[0], "http/1.1 200 ok");
+    assert_eq!(client.exactly(2).await, "ok");
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn the_retries_of_a_rule_go_before_those_of_its_service() {
+    let overloaded = upstream(async |_| {
+        let mut answer = Response::new(Full::from("overloaded"));
+        *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        answer
+    });
+    let replicas = [overloaded.await, recorder("good", &log()).await];
+    let mut svc = service(1, "svc", &replicas);
+    svc.traffic.ejection.consecutive_errors = 0;
+    let again = Retries {
+        statuses: vec![503],
+        ..Retries::default()
+    };
+    let never = Retries {
+        max: 0,
+        ..again.clone()
+    };
+    for (service, own, at_the_rule) in [
+        (again.clone(), never.clone(), [503, 200]),
+        (never, again, [200, 200]),
+    ] {
+        svc.traffic.retries = service;
+        svc.traffic.routes = vec![RouteRule {
+            path_prefix: Some("/own".to_owned()),
+            retries: Some(own),
+            ..RouteRule::default()
+        }];
+        let rig = Rig::with(one_worker(), [svc.clone()], Arc::new(NoSessions));
+        let mut statuses = Vec::new();
+        for target in ["/own", "/own", "/", "/"] {
+            statuses.push(get(rig.address, "h", target).await.0);
+        }
+        statuses[..2].sort_unstable_by(|one, two| two.cmp(one));
+        assert_eq!(statuses[..2], at_the_rule, "{statuses:?}");
+        let others = statuses[2..].iter().filter(|&&status| status == 503);
+        let expected = usize::from(at_the_rule == [200, 200]);
+        assert_eq!(others.count(), expected, "{statuses:?}");
     }
 }

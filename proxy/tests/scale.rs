@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
+use hyper::client;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -25,7 +26,7 @@ use support::{
 };
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::block_in_place;
+use tokio::task::{JoinHandle, block_in_place};
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
 
@@ -44,7 +45,9 @@ fn request() -> Request<Full<Bytes>> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_streams_and_many_connections_are_all_served() {
     for path in [Http1Path::Fast, Http1Path::Hyper] {
-        a_thousand_streams(path).await;
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            a_thousand_streams(path, version).await;
+        }
         ten_thousand_idle_connections(path).await;
     }
 }
@@ -76,12 +79,48 @@ async fn in_steps(parts: usize, step: watch::Receiver<usize>) -> SocketAddr {
     address
 }
 
-/// One proxy, one replica, and a thousand streams that flow at once over four connections.
-async fn a_thousand_streams(path: Http1Path) {
+/// Asks for so many answers at once: over four connections of HTTP/2, or one of HTTP/1.1 each.
+async fn ask_at_once(
+    rig: &Rig,
+    version: Version,
+    count: usize,
+) -> Vec<JoinHandle<hyper::Result<Response<Incoming>>>> {
+    const STREAMS_EACH: usize = 250;
+    let mut asks = Vec::new();
+    if version == Version::HTTP_2 {
+        for _ in 0..count.div_ceil(STREAMS_EACH) {
+            let (mut sender, _connection) = http2_client(rig).await;
+            let streams = STREAMS_EACH.min(count - asks.len());
+            asks.extend((0..streams).map(|_| tokio::spawn(sender.send_request(request()))));
+        }
+        return asks;
+    }
+    for _ in 0..count {
+        let stream = tokio::net::TcpStream::connect(rig.address).await;
+        let stream = TokioIo::new(stream.expect("it listens"));
+        let (mut sender, connection) = client::conn::http1::handshake(stream)
+            .await
+            .expect("it speaks HTTP/1.1");
+        tokio::spawn(connection);
+        let request = Request::get("/").header("host", "svc");
+        let request = request.body(Full::<Bytes>::default());
+        let request = request.expect("a good request");
+        asks.push(tokio::spawn(
+            async move { sender.send_request(request).await },
+        ));
+    }
+    asks
+}
+
+/// One proxy, one replica, and a thousand streams that flow at once, as far as the limit of open files goes.
+async fn a_thousand_streams(path: Http1Path, version: Version) {
     const STREAMS: usize = 1000;
     const PARTS: usize = 20;
     /// What a stream may hold at its client, here and at its replica, which are all in this process.
     const EACH_MAX: usize = 128 << 10;
+    /// Both ends of a client's connection and of one to the replica.
+    const FILES_EACH: usize = 4;
+    let streams = as_many_as_may_be(STREAMS, FILES_EACH, "streams");
     let (next, step) = watch::channel(0);
     let address = in_steps(PARTS, step).await;
     let config = ProxyConfig {
@@ -91,15 +130,13 @@ async fn a_thousand_streams(path: Http1Path) {
     let rig = rig(config, address);
     let before = resident_bytes();
     let taken = Arc::<AtomicUsize>::default();
-    let mut asks = Vec::new();
-    let mut kept = Vec::new();
-    for _ in 0..4 {
-        let (mut sender, connection) = http2_client(&rig).await;
-        for _ in 0..STREAMS / 4 {
-            let answer = sender.send_request(request());
+    let asks = ask_at_once(&rig, version, streams).await.into_iter();
+    let asks: Vec<_> = asks
+        .map(|ask| {
             let taken = Arc::clone(&taken);
-            asks.push(tokio::spawn(async move {
-                let mut body = answer.await.expect("an answer").into_body();
+            tokio::spawn(async move {
+                let answer = ask.await.expect("no panic").expect("an answer");
+                let mut body = answer.into_body();
                 let mut whole = Vec::new();
                 while let Some(frame) = body.frame().await {
                     let frame = frame.expect("a whole body");
@@ -108,20 +145,22 @@ async fn a_thousand_streams(path: Http1Path) {
                     taken.fetch_add(part.len(), Ordering::Relaxed);
                 }
                 whole
-            }));
-        }
-        kept.push((sender, connection));
-    }
+            })
+        })
+        .collect();
     for n in 0..PARTS {
-        let all = (n + 1) * 2 * STREAMS;
+        let all = (n + 1) * 2 * streams;
         until("a part of each stream", || {
             taken.load(Ordering::Relaxed) == all
         })
         .await;
         if n == PARTS / 2 {
-            assert_eq!(rig.metric("requests_in_flight"), STREAMS as u64);
+            assert_eq!(rig.metric("requests_in_flight"), streams as u64);
             let grown = resident_bytes().saturating_sub(before);
-            assert!(grown < STREAMS * EACH_MAX, "{path:?}: {grown} bytes more");
+            assert!(
+                grown < streams * EACH_MAX,
+                "{path:?} {version:?}: {grown} bytes more"
+            );
         }
         next.send_replace(n + 1);
     }
@@ -130,7 +169,7 @@ async fn a_thousand_streams(path: Http1Path) {
         let whole = soon("an answer", ask).await.expect("no panic");
         assert_eq!(whole, expected.as_bytes());
     }
-    assert_eq!(rig.metric("requests_total"), STREAMS as u64);
+    assert_eq!(rig.metric("requests_total"), streams as u64);
     rig.idle().await;
     until("no request running", || {
         rig.metric("requests_in_flight") == 0
@@ -244,16 +283,31 @@ fn allow_open_files() -> usize {
     usize::try_from(files).unwrap_or(usize::MAX)
 }
 
+/// As many as the limit of open files allows, `most` at the most, where each needs so many of this process. A line says so
+/// where that is fewer.
+///
+/// # Panics
+/// Where it is fewer, and tests must not be skipped.
+fn as_many_as_may_be(most: usize, files_each: usize, what: &str) -> usize {
+    /// What all else needs.
+    const FILES_BESIDE: usize = 400;
+    let files = allow_open_files();
+    let count = (files.saturating_sub(FILES_BESIDE) / files_each).min(most);
+    if count < most {
+        let lack =
+            format!("the limit of {files} open files allows {count} {what} instead of {most}");
+        assert!(!is_required(), "{lack}");
+        eprintln!("reduced: {lack}");
+    }
+    count
+}
+
 /// Ten thousand idle connections, as far as the limit of open files goes.
 async fn ten_thousand_idle_connections(path: Http1Path) {
     const COUNT: usize = 10_000;
     /// What each may hold once it is at rest, here and at the replica, which is in this process too.
     const EACH_MAX: usize = 16 << 10;
-    let count = allow_open_files().saturating_sub(400).min(COUNT);
-    assert!(
-        count == COUNT || !is_required(),
-        "the limit of open files allows {count} connections only"
-    );
+    let count = as_many_as_may_be(COUNT, 1, "idle connections");
     let mut config = config();
     config.header_timeout = LIMIT * 30;
     config.http1_path = path;

@@ -5,6 +5,7 @@ mod support;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Version};
@@ -255,6 +256,77 @@ async fn a_connection_that_rests_is_closed_as_tls_asks_for() {
         .await
         .expect("TLS says that it is the end");
     soon("a stop", ending).await.expect("it stops");
+}
+
+/// A stalled handshake, one that comes slowly, and a head behind it have one time together.
+#[tokio::test]
+async fn a_handshake_and_the_first_head_have_one_time_together() {
+    const TIME: Duration = Duration::from_secs(3);
+    let authority = Authority::new();
+    let directory = tempfile::tempdir().expect("a directory");
+    authority.write(directory.path(), "default", &["svc.test"]);
+    let config = ProxyConfig {
+        tls: Some(listen(directory.path())),
+        header_timeout: TIME,
+        ..support::config()
+    };
+    let seen = log();
+    let replica = recorder("r", &seen).await;
+    let rig = Rig::with(
+        config,
+        [service(1, "svc", &[replica])],
+        Arc::new(NoSessions),
+    );
+    let address = rig.proxy.tls_addr().expect("it was asked for");
+
+    // The beginning of a record, and no more.
+    let stalled = async {
+        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        let begin = Instant::now();
+        stream.write_all(&[22, 3, 1]).await.expect("it is sent");
+        let mut rest = Vec::new();
+        // By a reset, as it may have been read only in part.
+        let _ = soon("the end", stream.read_to_end(&mut rest)).await;
+        assert!(begin.elapsed() >= TIME);
+    };
+    // A handshake after two thirds of the time, and a byte of a head every now and then.
+    let slow = async |protocol: &str, head: &[u8]| {
+        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        let mut pace = tokio::time::interval(TIME * 2 / 3);
+        pace.tick().await;
+        pace.tick().await;
+        let name = ServerName::try_from("svc.test").expect("a name");
+        let client = client(&authority, &[protocol], None);
+        let handshake = TlsConnector::from(client).connect(name, &mut stream);
+        let mut stream = soon("a handshake", handshake).await.expect("a handshake");
+        let shaken = Instant::now();
+        let mut pace = tokio::time::interval(TIME / 10);
+        let (mut read, mut write) = tokio::io::split(&mut stream);
+        let send = async {
+            for byte in head {
+                pace.tick().await;
+                let sent = write.write_all(&[*byte]).await.and(write.flush().await);
+                if sent.is_err() {
+                    break;
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        let mut rest = Vec::new();
+        tokio::select! {
+            () = send => unreachable!("it waits"),
+            _ = soon("the end", read.read_to_end(&mut rest)) => {}
+        }
+        // Else the head had a time of its own.
+        let lasted = shaken.elapsed();
+        assert!(lasted < TIME, "{lasted:?}");
+    };
+    tokio::join!(
+        stalled,
+        slow("http/1.1", b"GET / HTTP/1.1\r\nhost: svc"),
+        slow("h2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r"),
+    );
+    assert!(seen.lock().expect("no panic").is_empty());
 }
 
 #[tokio::test]

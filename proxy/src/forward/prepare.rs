@@ -13,7 +13,7 @@ use raftserve_model::spec::{RouteRule, UpstreamProtocol};
 use crate::answer::Dialect;
 use crate::body::{Received, UploadBody};
 use crate::connection::Client;
-use crate::grpc;
+use crate::deadline;
 use crate::headers::{
     Field, Forwarded, Seen, begin_request_hop, end_hop, is_plainly_framed, set_certificate,
 };
@@ -122,7 +122,7 @@ pub(super) fn outgoing(
             parts.version = Version::HTTP_2;
         }
     }
-    grpc::keep_deadline(&mut parts.extensions);
+    deadline::keep(&mut parts.extensions);
     let affinity = route.affinity.as_ref();
     let key = affinity.and_then(|affinity| key_of(route.id, affinity, &parts.headers));
     let body = UploadBody::new(body, route.body_bytes_max(rule));

@@ -20,7 +20,7 @@ use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::{Heard, Pulse};
+use super::{Calm, Heard, Pulse};
 use crate::body::{Asking, OWED_MAX, Pipe, Received, ResponseBody, Stream};
 use crate::connection::{Client, HEAD_BYTES_MAX, begin};
 use crate::drain::{Phase, Watch};
@@ -47,16 +47,23 @@ const ERRORS_MAX: usize = 1024;
 /// How often a silent connection is pinged, and how long its answer may take.
 const PING: Duration = Duration::from_secs(20);
 
-/// Serves a connection until it ends. Its errors are the client's affair, and told to no one.
-pub(crate) async fn serve<S>(worker: Rc<Worker>, stream: S, client: Rc<Client>, mut watch: Watch)
-where
+/// Serves a connection until it ends, whose settings must have come by a time. Its errors are the client's affair, and
+/// told to no one.
+pub(crate) async fn serve<S>(
+    worker: Rc<Worker>,
+    stream: S,
+    client: Rc<Client>,
+    (mut watch, by): (Watch, Instant),
+) where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let stream = Heard::new(stream);
     let heard = stream.at();
+    let stream = Calm::new(stream);
+    let mut flooded = Some(stream.flooded());
     let handshake = builder().handshake::<_, Bytes>(stream);
     let handshake = async { handshake.await.map_err(io::Error::other) };
-    let Some(mut connection) = begin(&worker, handshake, &mut watch).await else {
+    let Some(mut connection) = begin(handshake, &mut watch, by).await else {
         return;
     };
     let mut pulse = connection
@@ -75,6 +82,10 @@ where
                     return Poll::Ready(());
                 };
                 begin_stream(&worker, &client, request, respond);
+            }
+            if flooded.take_if(|flooded| flooded.get()).is_some() {
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                continue;
             }
             let over = |pulse: &mut Pulse| pulse.poll(cx).is_ready();
             if pulse.take_if(over).is_some() {

@@ -1,14 +1,13 @@
 //! How long requests take, in fixed buckets: a worker adds to its own, and a scrape sums them.
 
 use std::fmt::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::{add, count};
 
 /// Upper ends of the buckets, in microseconds: from a cache hit to the last token of a long answer.
-const BOUNDS: [u64; 16] = [
+pub(super) const BOUNDS: [u64; 16] = [
     1_000,
     2_500,
     5_000,
@@ -26,6 +25,10 @@ const BOUNDS: [u64; 16] = [
     60_000_000,
     300_000_000,
 ];
+
+/// Those that are told of each replica, of which there may be hundreds.
+pub(super) const BOUNDS_OF_REPLICAS: [u64; 6] =
+    [10_000, 100_000, 500_000, 1_000_000, 5_000_000, 30_000_000];
 
 /// Counts of durations by bucket; the last has no upper end.
 #[derive(Debug, Default)]
@@ -52,32 +55,30 @@ pub(crate) struct Latencies {
     pub(crate) total: Histogram,
 }
 
-/// Writes the sum of the workers' histograms.
-pub(super) fn render(
+/// Writes the sum of the workers' histograms, with these of the buckets' ends.
+pub(super) fn render<'h>(
     text: &mut String,
     name: &str,
     labels: &str,
-    workers: &[Arc<Latencies>],
-    read: fn(&Latencies) -> &Histogram,
+    ends: &[u64],
+    workers: impl Iterator<Item = &'h Histogram> + Clone,
 ) {
     let mut below = 0;
     for (at, bound) in BOUNDS.iter().map(Some).chain([None]).enumerate() {
-        let each = workers.iter();
+        let each = workers.clone();
         below += each
-            .map(|worker| read(worker).buckets[at].load(Ordering::Relaxed))
+            .map(|worker| worker.buckets[at].load(Ordering::Relaxed))
             .sum::<u64>();
+        if bound.is_some_and(|bound| !ends.contains(bound)) {
+            continue;
+        }
         let bound = bound.map_or_else(|| "+Inf".to_owned(), |&bound| decimal(bound));
         let _ = writeln!(text, "{name}_bucket{{{labels},le=\"{bound}\"}} {below}");
     }
-    let sum = workers.iter();
-    let sum = sum.map(|worker| read(worker).sum_micros.load(Ordering::Relaxed));
-    render_sum(text, name, labels, sum.sum(), below);
-}
-
-/// Writes how many there were, and how long they took together.
-pub(super) fn render_sum(text: &mut String, name: &str, labels: &str, micros: u64, number: u64) {
-    let _ = writeln!(text, "{name}_sum{{{labels}}} {}", decimal(micros));
-    let _ = writeln!(text, "{name}_count{{{labels}}} {number}");
+    let micros = workers.map(|worker| worker.sum_micros.load(Ordering::Relaxed));
+    let micros = decimal(micros.sum());
+    let _ = writeln!(text, "{name}_sum{{{labels}}} {micros}");
+    let _ = writeln!(text, "{name}_count{{{labels}}} {below}");
 }
 
 /// Microseconds as seconds, without zeros at the end.
@@ -88,6 +89,8 @@ pub(super) fn decimal(micros: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
@@ -97,9 +100,8 @@ mod tests {
         workers[1].total.observe(Duration::from_millis(2));
         workers[1].total.observe(Duration::from_secs(1_000));
         let mut text = String::new();
-        render(&mut text, "x", "service=\"s\"", &workers, |each| {
-            &each.total
-        });
+        let total = workers.iter().map(|each| &each.total);
+        render(&mut text, "x", "service=\"s\"", &BOUNDS, total);
         for line in [
             "x_bucket{service=\"s\",le=\"0.001\"} 1",
             "x_bucket{service=\"s\",le=\"0.0025\"} 2",
@@ -110,5 +112,31 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
+    }
+
+    #[test]
+    fn fewer_ends_leave_out_no_duration() {
+        let histogram = Histogram::default();
+        for millis in [1, 11, 90, 400, 2_000, 100_000] {
+            histogram.observe(Duration::from_millis(millis));
+        }
+        let mut text = String::new();
+        let ends = &BOUNDS_OF_REPLICAS;
+        render(&mut text, "x", "r=\"1\"", ends, [&histogram].into_iter());
+        let expected = [
+            ("0.01", 1),
+            ("0.1", 3),
+            ("0.5", 4),
+            ("1", 4),
+            ("5", 5),
+            ("30", 5),
+            ("+Inf", 6),
+        ];
+        let expected =
+            expected.map(|(end, below)| format!("x_bucket{{r=\"1\",le=\"{end}\"}} {below}\n"));
+        let rest = "x_sum{r=\"1\"} 102.502\nx_count{r=\"1\"} 6\n";
+        assert_eq!(text, expected.concat() + rest);
+        let known = |end: &u64| BOUNDS.contains(end);
+        assert!(ends.iter().all(known), "else it would never be told");
     }
 }

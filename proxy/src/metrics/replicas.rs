@@ -13,11 +13,12 @@ use std::time::Duration;
 use http::StatusCode;
 use raftserve_model::{ReplicaId, ServiceId, ServiceVersion};
 
+use super::latency::{self, Histogram};
 use super::tally::Tally;
-use super::{VERSIONS_KEPT, add, count, family, latency, sample};
+use super::{VERSIONS_KEPT, count, family, sample};
 use crate::load::PeerLoads;
 
-/// The most replicas of one service that a scrape tells one by one: a dozen series each.
+/// The most replicas of one service that a scrape tells one by one: some twenty series each.
 const TOLD_MAX: usize = 200;
 
 /// One worker's counts for one replica, on cache lines of their own.
@@ -30,9 +31,8 @@ pub(crate) struct ReplicaCounters {
     pub(crate) failures: AtomicU64,
     pub(crate) retries: AtomicU64,
     pub(crate) ejections: AtomicU64,
-    /// Of the answers that went on to clients: how many, and what they took to begin.
-    passed_on: AtomicU64,
-    first_byte_micros: AtomicU64,
+    /// What the answers that went on to clients took to begin.
+    first_byte: Histogram,
 }
 
 impl ReplicaCounters {
@@ -44,9 +44,7 @@ impl ReplicaCounters {
 
     /// An answer goes on to its client, so long after the request's head had come.
     pub(crate) fn passed_on(&self, first_byte: Duration) {
-        count(&self.passed_on);
-        let micros = u64::try_from(first_byte.as_micros()).unwrap_or(u64::MAX);
-        add(&self.first_byte_micros, micros);
+        self.first_byte.observe(first_byte);
     }
 }
 
@@ -232,11 +230,10 @@ impl Replicas {
         }
         let name = "raftserve_proxy_replica_first_byte_seconds";
         let help = "From a request's head to that of the replica's answer.";
-        family(text, name, "summary", help);
+        family(text, name, "histogram", help);
         for (labels, replica, _) in &told {
-            let micros = replica.sum(|counters| &counters.first_byte_micros);
-            let answers = replica.sum(|counters| &counters.passed_on);
-            latency::render_sum(text, name, labels, micros, answers);
+            let each = replica.workers.iter().map(|worker| &worker.first_byte);
+            latency::render(text, name, labels, &latency::BOUNDS_OF_REPLICAS, each);
         }
         let name = "raftserve_proxy_replica_requests_in_flight";
         let help = "Requests that this peer has at the replica.";

@@ -99,6 +99,8 @@ pub const BROKEN: &str = "x-broken";
 /// and what is held stays bounded. `what` is told.
 pub async fn meet(rig: &Rig, rounds: usize, what: &str) {
     const AT_ONCE: usize = 16;
+    /// What each may hold here, at its client and at its replica, which are all in this process.
+    const EACH_MAX: usize = 4 << 20;
     let before = resident_bytes();
     for round in 0..rounds {
         let asks = (0..AT_ONCE).map(|n| {
@@ -116,7 +118,10 @@ pub async fn meet(rig: &Rig, rounds: usize, what: &str) {
     .await;
     assert_eq!(rig.metric("requests_total"), (rounds * AT_ONCE) as u64);
     let grown = resident_bytes().saturating_sub(before);
-    assert!(grown < 128 << 20, "{what}: {grown} bytes more than before");
+    assert!(
+        grown < AT_ONCE * EACH_MAX,
+        "{what}: {grown} bytes more than before"
+    );
 }
 
 /// A request, and its answer as far as it is wanted: whole or broken off, it ends.

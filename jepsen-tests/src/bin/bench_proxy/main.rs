@@ -21,12 +21,14 @@ proxy has core 0 and one worker; clients and replicas have core 1. Programs that
 
 Usage: bench_proxy --forward PATH [--node PATH] [--envoy PATH] [--rounds N] [--seconds N]
                    [--scenarios h1,h2c,sse,big,idle,workers]
-                   [--peers raftserve,hyper,node,node-hyper,two-workers,haproxy,nginx,envoy]
+                   [--peers raftserve,hyper,node,node-hyper,haproxy,nginx,envoy,two-workers,
+                            hyper-two-workers,node-two-workers,node-hyper-two-workers]
 
   --forward  the data plane by itself: the example `forward` of raftserve-proxy
   --node     the binary raftserve: measured as a cluster of one peer
   raftserve  the data plane as it is; hyper: with the HTTP library carrying every request
-  node       the whole peer, Raft, admin API and all; node-hyper likewise";
+  node       the whole peer, Raft, admin API and all; node-hyper likewise
+  two-workers and those that end so: the same with two workers on the core, compared with one";
 
 struct Args {
     programs: Programs,

@@ -20,10 +20,10 @@ const SERVICE_PORT: u16 = 19_210;
 /// How long it may take until it leads itself and takes the service.
 const UP_MAX: Duration = Duration::from_secs(20);
 
-/// A cluster of one peer with one service, whose replicas are at `ports`.
+/// A cluster of one peer with one service, whose replicas are at `ports`. It starts on these cores.
 pub(crate) fn start(
     binary: &Path,
-    code: &str,
+    (code, cores): (&str, &str),
     ports: [u16; 4],
     scenario: Scenario,
     folder: &Path,
@@ -49,7 +49,7 @@ pub(crate) fn start(
         words.extend([flag.to_owned(), value]);
     }
     let log = folder.join("node.log");
-    let running = Running::start("0", &words, &log, &[ADMIN_PORT])?;
+    let running = Running::start(cores, &words, &log, &[ADMIN_PORT])?;
     let service = folder.join("svc.yaml");
     fs::write(&service, yaml(ports, scenario)).context("cannot write a service")?;
     let end = Instant::now() + UP_MAX;

@@ -37,21 +37,30 @@ pub(crate) enum Peer {
     NodeHyper,
     /// The data plane with the HTTP library carrying every request.
     Hyper,
-    /// raftserve with two workers on the one core.
+    /// [`Self::Raftserve`] with two workers on the one core.
     TwoWorkers,
+    /// [`Self::Hyper`] likewise.
+    HyperTwoWorkers,
+    /// [`Self::Node`] likewise.
+    NodeTwoWorkers,
+    /// [`Self::NodeHyper`] likewise.
+    NodeHyperTwoWorkers,
     Haproxy,
     Nginx,
     Envoy,
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Haproxy,
         Self::Raftserve,
         Self::Hyper,
         Self::Node,
         Self::NodeHyper,
         Self::TwoWorkers,
+        Self::HyperTwoWorkers,
+        Self::NodeTwoWorkers,
+        Self::NodeHyperTwoWorkers,
         Self::Nginx,
         Self::Envoy,
     ];
@@ -63,6 +72,9 @@ impl Peer {
             Self::Node => "node",
             Self::NodeHyper => "node-hyper",
             Self::TwoWorkers => "two-workers",
+            Self::HyperTwoWorkers => "hyper-two-workers",
+            Self::NodeTwoWorkers => "node-two-workers",
+            Self::NodeHyperTwoWorkers => "node-hyper-two-workers",
             Self::Haproxy => "haproxy",
             Self::Nginx => "nginx",
             Self::Envoy => "envoy",
@@ -71,6 +83,23 @@ impl Peer {
 
     pub(crate) fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|peer| peer.name() == name)
+    }
+
+    /// The same with one worker, for one that has two.
+    pub(crate) fn with_one_worker(self) -> Option<Self> {
+        match self {
+            Self::TwoWorkers => Some(Self::Raftserve),
+            Self::HyperTwoWorkers => Some(Self::Hyper),
+            Self::NodeTwoWorkers => Some(Self::Node),
+            Self::NodeHyperTwoWorkers => Some(Self::NodeHyper),
+            Self::Raftserve
+            | Self::Node
+            | Self::NodeHyper
+            | Self::Hyper
+            | Self::Haproxy
+            | Self::Nginx
+            | Self::Envoy => None,
+        }
     }
 
     /// Starts it for a scenario. `None` if its program is not installed.
@@ -88,20 +117,30 @@ impl Peer {
         let path = config.display().to_string();
         let write = |text: String| fs::write(&config, text).context("cannot write a configuration");
         let words: Vec<String> = match self {
-            Self::Raftserve | Self::Hyper | Self::TwoWorkers => {
-                let workers = if self == Self::TwoWorkers { "2" } else { "1" };
-                let code = if self == Self::Hyper { "hyper" } else { "fast" };
+            Self::Raftserve | Self::Hyper | Self::TwoWorkers | Self::HyperTwoWorkers => {
+                let workers = self.with_one_worker().map_or("1", |_| "2");
+                let code = match self {
+                    Self::Hyper | Self::HyperTwoWorkers => "hyper",
+                    _ => "fast",
+                };
                 let replicas = ports.map(|port| format!("127.0.0.1:{port}")).join(",");
                 let listen = format!("127.0.0.1:{PROXY_PORT}");
                 let forward = programs.forward.display().to_string();
                 vec![forward, listen, workers.into(), replicas, code.into()]
             }
-            Self::Node | Self::NodeHyper => {
+            Self::Node | Self::NodeHyper | Self::NodeTwoWorkers | Self::NodeHyperTwoWorkers => {
                 let Some(node) = &programs.node else {
                     return Ok(None);
                 };
-                let code = if self == Self::Node { "fast" } else { "hyper" };
-                return node::start(node, code, ports, scenario, folder).map(Some);
+                let code = match self {
+                    Self::NodeHyper | Self::NodeHyperTwoWorkers => "hyper",
+                    _ => "fast",
+                };
+                // A peer has a worker for each core that it finds at its start.
+                let cores = self.with_one_worker().map_or("0", |_| "0,1");
+                let started = node::start(node, (code, cores), ports, scenario, folder)?;
+                started.pin("0")?;
+                return Ok(Some(started));
             }
             Self::Haproxy => {
                 write(haproxy(ports, scenario == Scenario::H2c))?;
@@ -188,6 +227,20 @@ impl Running {
             }
         }
         Ok(running)
+    }
+
+    /// Leaves all its threads one core only.
+    fn pin(&self, core: &str) -> anyhow::Result<()> {
+        let pid = self.pid()?.to_string();
+        let pinned = Command::new("taskset")
+            .args(["--all-tasks", "--cpu-list", "--pid", core, &pid])
+            .stdout(Stdio::null())
+            .status()
+            .context("cannot start taskset (Debian's util-linux)")?;
+        if !pinned.success() {
+            bail!("taskset cannot move process {pid} to core {core}");
+        }
+        Ok(())
     }
 
     pub(crate) fn pid(&self) -> anyhow::Result<i32> {

@@ -27,17 +27,17 @@ impl Report {
     /// Prints the medians of one scenario.
     pub(crate) fn print(&self, scenario: Scenario) {
         println!("\n{} ({})", scenario.name(), scenario.unit());
-        let yardstick = self.median(scenario, scenario.yardstick());
         for peer in Peer::ALL {
             let Some((median, least, most)) = self.median(scenario, peer) else {
                 continue;
             };
+            let yardstick = self.median(scenario, scenario.yardstick(peer));
             let ratio = yardstick.map_or(f64::NAN, |(yardstick, ..)| median / yardstick);
             let of_it = |each: &&(Scenario, Peer, Measured)| (each.0, each.1) == (scenario, peer);
             let last = self.measured.iter().rev().find(of_it);
             let note = last.map_or("", |each| each.2.note.as_str());
             println!(
-                "  {:<12} {median:>7.2} ({least:.2}-{most:.2})  x {ratio:.2}  {note}",
+                "  {:<22} {median:>7.2} ({least:.2}-{most:.2})  x {ratio:.2}  {note}",
                 peer.name()
             );
         }

@@ -28,7 +28,7 @@ pub(crate) enum Scenario {
     Big,
     /// Connections that idle after a request.
     Idle,
-    /// [`Self::H1`], with one worker and two.
+    /// [`Self::H1`], with one worker and two, each path and the whole peer by themselves.
     Workers,
 }
 
@@ -72,19 +72,23 @@ impl Scenario {
         Self::ALL.into_iter().find(|each| each.name() == name)
     }
 
-    /// What the others are compared with.
-    pub(crate) fn yardstick(self) -> Peer {
+    /// What a peer is compared with.
+    pub(crate) fn yardstick(self, peer: Peer) -> Peer {
         match self {
-            Self::Workers => Peer::Raftserve,
+            Self::Workers => peer.with_one_worker().unwrap_or(peer),
             _ => Peer::Haproxy,
         }
     }
 
     pub(crate) fn concerns(self, peer: Peer) -> bool {
+        let has_two = peer.with_one_worker().is_some();
         match self {
-            Self::Workers => matches!(peer, Peer::Raftserve | Peer::TwoWorkers),
-            Self::H2c => !matches!(peer, Peer::TwoWorkers | Peer::Hyper | Peer::NodeHyper),
-            _ => peer != Peer::TwoWorkers,
+            Self::Workers => {
+                let is_of_two = |two: &Peer| two.with_one_worker() == Some(peer);
+                has_two || Peer::ALL.iter().any(is_of_two)
+            }
+            Self::H2c => !has_two && !matches!(peer, Peer::Hyper | Peer::NodeHyper),
+            _ => !has_two,
         }
     }
 

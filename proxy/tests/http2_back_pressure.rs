@@ -1,0 +1,110 @@
+//! Who takes nothing over HTTP/2 stops whoever sends over HTTP/2 at the other side of the proxy.
+
+mod support;
+
+use std::future::poll_fn;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::{RecvStream, SendStream, client};
+use http::{Request, Response};
+use raftserve_model::spec::UpstreamProtocol;
+use support::replica::Replica;
+use support::{Rig, service, soon};
+use tokio::net::TcpStream;
+
+const MIB: usize = 1 << 20;
+/// Far more than all windows and buffers on the way hold.
+const LARGE: usize = 64 * MIB;
+/// What a body that nobody takes may occupy: a window and a buffer of each of the two connections, at both ends.
+const BUFFERED_MAX: usize = 4 * MIB;
+const BLOCK: usize = 64 << 10;
+static BYTES: [u8; BLOCK] = [b'x'; BLOCK];
+
+/// Sends as much as there is room for at once.
+async fn send_some(out: &mut SendStream<Bytes>, sent: &mut usize) {
+    let wanted = BLOCK.min(LARGE - *sent);
+    out.reserve_capacity(wanted);
+    let room = poll_fn(|cx| out.poll_capacity(cx)).await;
+    let room = room.expect("it is open").expect("it is open").min(wanted);
+    let data = Bytes::from_static(&BYTES).slice(..room);
+    out.send_data(data, false).expect("it is open");
+    *sent += room;
+}
+
+/// Sends until nothing was taken for a while, or all is sent.
+async fn send_until_stalled(out: &mut SendStream<Bytes>) -> usize {
+    const WHILE: Duration = Duration::from_millis(500);
+    let mut sent = 0;
+    while sent < LARGE {
+        let some = send_some(out, &mut sent);
+        if tokio::time::timeout(WHILE, some).await.is_err() {
+            break;
+        }
+    }
+    sent
+}
+
+async fn send_rest(out: &mut SendStream<Bytes>, mut sent: usize) {
+    while sent < LARGE {
+        soon("room", send_some(out, &mut sent)).await;
+    }
+    out.send_data(Bytes::new(), true).expect("it is open");
+}
+
+async fn take_all(body: &mut RecvStream) {
+    let mut taken = 0;
+    while let Some(data) = soon("data", body.data()).await {
+        let count = data.expect("a whole body").len();
+        taken += count;
+        let released = body.flow_control().release_capacity(count);
+        released.expect("it was taken");
+    }
+    assert_eq!(taken, LARGE);
+}
+
+async fn rig() -> (Rig, Replica, client::SendRequest<Bytes>) {
+    let replica = Replica::start(10).await;
+    let mut svc = service(1, "svc", &[replica.address]);
+    svc.traffic.upstream.protocol = UpstreamProtocol::Http2;
+    let rig = Rig::new([svc]);
+    let stream = TcpStream::connect(rig.address).await.expect("it listens");
+    let (sender, connection) = client::handshake(stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let sender = soon("room for a stream", sender.ready()).await;
+    (rig, replica, sender.expect("it is open"))
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_holds_the_replica_back() {
+    let (rig, mut replica, mut sender) = rig().await;
+    let request = Request::get("http://svc/").body(()).expect("a request");
+    let (answer, _) = sender.send_request(request, true).expect("it is open");
+    let (_request, mut respond) = replica.call().await;
+    let out = respond.send_response(Response::new(()), false);
+    let mut out = out.expect("it is open");
+    let sent = send_until_stalled(&mut out).await;
+    assert!(sent < BUFFERED_MAX, "{sent} bytes were taken");
+    assert_eq!(rig.proxy.loads().len(), 1);
+    let answer = soon("an answer", answer).await.expect("an answer");
+    let mut body = answer.into_body();
+    tokio::join!(send_rest(&mut out, sent), take_all(&mut body));
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_replica_that_takes_nothing_holds_the_client_back() {
+    let (rig, mut replica, mut sender) = rig().await;
+    let request = Request::post("http://svc/").body(()).expect("a request");
+    let (answer, mut out) = sender.send_request(request, false).expect("it is open");
+    let (mut request, mut respond) = replica.call().await;
+    let sent = send_until_stalled(&mut out).await;
+    assert!(sent < BUFFERED_MAX, "{sent} bytes were taken");
+    assert_eq!(rig.proxy.loads().len(), 1);
+    tokio::join!(send_rest(&mut out, sent), take_all(request.body_mut()));
+    let end = respond.send_response(Response::new(()), true);
+    end.expect("it is open");
+    let answer = soon("an answer", answer).await.expect("an answer");
+    assert_eq!(answer.status(), 200);
+    rig.idle().await;
+}
