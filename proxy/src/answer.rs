@@ -70,6 +70,10 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
+    /// The client sends what is no body.
+    pub(crate) const BAD_BODY: Self =
+        Self::BadRequest("the request's body broke off, or breaks the protocol");
+
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,

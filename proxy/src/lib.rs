@@ -36,6 +36,7 @@ mod guard;
 mod hash_key;
 mod headers;
 mod health;
+mod host;
 mod http2;
 mod json_key;
 mod lack;

@@ -12,15 +12,18 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
 use crate::metrics::count_shared;
 
 /// What one service's waiting requests may hold at a peer: their heads, and their bodies over HTTP/2, of which a window
-/// may come before anybody reads; as much of them as is known when they line up. Of a body over HTTP/1, only what the
-/// kernel and one read took in is held. A thousand requests with prompts as most are have room.
+/// may come before anybody reads. One that tells its length counts with that, any other as it comes, until it counts with
+/// a window. Of a body over HTTP/1, only what the kernel and one read took in is held. A thousand requests with prompts
+/// as most are have room.
 pub(crate) const BYTES_MAX: u64 = 64 << 20;
 
 /// How many requests are let go at once for each ready replica.
@@ -170,8 +173,33 @@ impl Place {
     }
 
     /// Waits for its turn. `false` if that will not come.
-    pub(crate) async fn called(&mut self) -> bool {
-        (&mut self.called).await.is_ok()
+    pub(crate) fn poll_called(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        self.called.poll_unpin(cx).map(|called| called.is_ok())
+    }
+
+    /// Lines up again where it stood: it was called, and found nobody.
+    pub(crate) fn returns(&mut self) {
+        let (turn, called) = oneshot::channel();
+        self.called = called;
+        let mut line = self.queue.line.borrow_mut();
+        let at = line.partition_point(|&(ticket, _)| ticket < self.ticket);
+        line.insert(at, (self.ticket, turn));
+    }
+
+    /// It holds so many bytes by now.
+    ///
+    /// # Errors
+    /// All that wait hold too many with them: it may wait no longer.
+    pub(crate) fn holds(&mut self, bytes: u64) -> Result<(), Full> {
+        let waiting = &self.share.waiting;
+        let more = bytes.saturating_sub(self.share.bytes);
+        let held = waiting.bytes.fetch_add(more, Ordering::Relaxed) + more;
+        self.share.bytes += more;
+        if held > BYTES_MAX {
+            count_shared(&waiting.turned_away);
+            return Err(Full);
+        }
+        Ok(())
     }
 
     /// It waited in vain, or so long.

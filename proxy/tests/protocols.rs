@@ -111,6 +111,24 @@ async fn trailers_pass_both_ways_when_asked_for() {
     assert_eq!(client.exactly(22).await, "1\r\nb\r\n0\r\nx-down: 2\r\n\r\n");
 }
 
+/// Over HTTP/1.1 the library sends none but those that a head named. The message is whole without them.
+#[tokio::test]
+async fn trailers_that_no_head_announced_end_on_the_general_path() {
+    let (rig, mut connections) = rig().await;
+    let mut client = Hand::connect(rig.address).await;
+    let request = "POST / HTTP/1.1\r\nhost: h\r\nte: trailers\r\nconnection: te\r\n\
+                   transfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\nx-up: 1\r\n\r\n";
+    client.send(request).await;
+    let mut replica = accept(&mut connections).await;
+    replica.head().await;
+    assert_eq!(replica.exactly(11).await, "1\r\na\r\n0\r\n\r\n");
+    let answer =
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nb\r\n0\r\nx-down: 2\r\n\r\n";
+    replica.send(answer).await;
+    client.head().await;
+    assert_eq!(client.exactly(11).await, "1\r\nb\r\n0\r\n\r\n");
+}
+
 #[tokio::test]
 async fn expect_is_met_once_the_replica_takes_the_body() {
     let (rig, mut connections) = rig().await;

@@ -2,13 +2,16 @@
 
 mod support;
 
+use std::convert::Infallible;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream;
 use http::{Request, Response};
-use http_body_util::Full;
+use http_body_util::{Full, StreamBody};
+use hyper::body::Frame;
 use raftserve_model::ServiceId;
 use raftserve_model::spec::LoadBalancingPolicy;
 use raftserve_proxy::{NoSessions, ProxyConfig, ServiceRoute};
@@ -118,6 +121,66 @@ async fn requests_with_large_bodies_are_refused_before_there_are_too_many_bytes(
         ask.abort();
     }
     waiting(&rig, 0).await;
+}
+
+/// A request over HTTP/2 whose body is of this size, and does not say so.
+async fn post_untold(rig: &Rig, bytes: usize) -> tokio::task::JoinHandle<()> {
+    let data = Frame::data(Bytes::from(vec![0; bytes]));
+    let data = stream::iter([Ok::<_, Infallible>(data)]);
+    let (mut sender, _) = http2_client(rig).await;
+    let request = Request::post("http://h/").body(StreamBody::new(data));
+    let answer = sender.send_request(request.expect("a good request"));
+    tokio::spawn(async move {
+        let _ = answer.await;
+        drop(sender);
+    })
+}
+
+#[tokio::test]
+async fn large_bodies_that_tell_no_length_are_refused_as_they_come() {
+    const MIB: usize = 1 << 20;
+    // Each counts with what was taken of it, and with a window that may follow.
+    const PLACES: u64 = 61;
+    const ASKS: u64 = 70;
+    let rig = Rig::new([asleep(&[nowhere()], 1000, LIMIT * 2)]);
+    let mut asks = Vec::new();
+    for _ in 0..ASKS {
+        asks.push(post_untold(&rig, MIB).await);
+    }
+    until("those that are refused", || {
+        rig.metric("queue_refused_total") >= ASKS - PLACES
+            && rig.metric("queue_length") + rig.metric("queue_refused_total") == ASKS
+    })
+    .await;
+    assert!(
+        rig.metric("queue_length") >= PLACES - 2,
+        "no more than need be"
+    );
+    for ask in asks {
+        ask.abort();
+    }
+    waiting(&rig, 0).await;
+}
+
+#[tokio::test]
+async fn small_bodies_that_tell_no_length_count_with_what_they_are() {
+    const ASKS: usize = 200;
+    let log = log();
+    let mut svc = asleep(&[recorder("a", &log).await], 1000, LIMIT * 2);
+    let rig = Rig::new([svc.clone()]);
+    let mut asks = Vec::new();
+    for _ in 0..ASKS {
+        asks.push(post_untold(&rig, 100).await);
+    }
+    waiting(&rig, ASKS as u64).await;
+    svc.endpoints[0].ready = true;
+    rig.routes.publish(table([svc]));
+    for ask in asks {
+        soon("an answer", ask).await.expect("no panic");
+    }
+    let log = log.lock().expect("no panic");
+    assert_eq!(log.len(), ASKS);
+    assert!(log.iter().all(|seen| seen.body.len() == 100));
 }
 
 /// In the order in which they came, as far as one worker has them all.

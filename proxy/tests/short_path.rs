@@ -221,7 +221,23 @@ async fn a_malformed_chunk_ends_the_request_on_both_sides() {
     assert_eq!(replica.exactly(8).await, "3\r\none\r\n");
     client.send("1\nx\n0\n\n").await;
     assert_eq!(replica.rest().await, "", "nothing of it is passed on");
-    client.rest().await;
+    assert_eq!(client.head().await[0], "http/1.1 400 bad request");
+    assert!(client.rest().await.contains("bad_request"));
+
+    // Once an answer has begun, it can only be broken off.
+    let mut client = Hand::connect(rig.address).await;
+    client
+        .send("POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n")
+        .await;
+    let mut replica = support::accept(&mut connections).await;
+    replica.head().await;
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nab")
+        .await;
+    client.head().await;
+    assert_eq!(client.exactly(2).await, "ab");
+    client.send("1\nx\n0\n\n").await;
+    assert_eq!(client.rest().await, "");
 
     // The replica's: the client must not take what it got for whole.
     let mut client = Hand::connect(rig.address).await;
@@ -235,6 +251,45 @@ async fn a_malformed_chunk_ends_the_request_on_both_sides() {
     assert_eq!(client.exactly(6).await, "1\r\nx\r\n");
     replica.send("0\n\n").await;
     assert_eq!(client.rest().await, "");
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn trailers_pass_as_they_came_unless_they_frame_or_route() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let begun = "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n";
+    let mut client = Hand::connect(rig.address).await;
+    client.send(begun).await;
+    let mut replica = support::accept(&mut connections).await;
+    replica.head().await;
+    assert_eq!(replica.exactly(6).await, "1\r\na\r\n");
+    let end = "0\r\nX-Up:1\r\n\r\n";
+    client.send(end).await;
+    assert_eq!(replica.exactly(end.len()).await, end);
+    let answer = "1\r\nb\r\n0\r\nX-Down:2\r\n\r\n";
+    replica
+        .send(format!(
+            "HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n{answer}"
+        ))
+        .await;
+    client.head().await;
+    assert_eq!(client.exactly(answer.len()).await, answer);
+    for barred in [
+        "content-length: 5",
+        "Transfer-Encoding: chunked",
+        "HOST: evil",
+        "x-forwarded-for: 1.1.1.1",
+    ] {
+        let mut client = Hand::connect(rig.address).await;
+        client.send(begun).await;
+        let mut replica = support::accept(&mut connections).await;
+        replica.head().await;
+        assert_eq!(replica.exactly(6).await, "1\r\na\r\n");
+        client.send(format!("0\r\nx: y\r\n{barred}\r\n\r\n")).await;
+        assert_eq!(client.head().await[0], "http/1.1 400 bad request");
+        assert_eq!(replica.rest().await, "", "{barred}");
+    }
     rig.idle().await;
 }
 

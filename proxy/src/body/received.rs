@@ -180,15 +180,24 @@ fn length(headers: &HeaderMap) -> Option<u64> {
 }
 
 impl Received {
-    /// What is held of it before anybody takes it: all that may come, if it has told its length, else what has come so
-    /// far. Of HTTP/1 it is no more than one read takes in, which is not counted.
+    /// What is held of it before anybody takes it: all that may come, if it has told its length or waits to be asked for,
+    /// else what has come so far. Of HTTP/1 it is no more than one read takes in, which is not counted.
     pub(crate) fn untaken(&mut self) -> u64 {
         match self {
             Self::Request(..) | Self::Http1(_) => 0,
-            Self::Http2(body) => match body.left {
-                Some(left) => left.min(u64::from(WINDOW)),
-                None => body.frames.flow_control().used_capacity() as u64,
+            Self::Http2(body) => match (body.left, &body.asking) {
+                (Some(left), _) => left.min(u64::from(WINDOW)),
+                (None, Some(_)) => u64::from(WINDOW),
+                (None, None) => body.frames.flow_control().used_capacity() as u64,
             },
+        }
+    }
+
+    /// Whether it comes unasked, of a length that nobody knows, and so may fill a window while nobody takes it.
+    pub(crate) fn comes_unforeseen(&self) -> bool {
+        match self {
+            Self::Request(..) | Self::Http1(_) => false,
+            Self::Http2(body) => body.left.is_none() && body.asking.is_none() && !body.is_ended(),
         }
     }
 

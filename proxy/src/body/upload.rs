@@ -17,6 +17,7 @@ use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{ReceiveError, Received};
+use crate::http2::server::WINDOW;
 
 /// How much of a body is kept to be sent again. Most calls of gRPC and most prompts are smaller; with 256
 /// streams a connection may make the proxy hold 16 MiB.
@@ -278,13 +279,35 @@ impl UploadBody {
         let Some(source) = &self.source else {
             return 0;
         };
-        let untaken = source
-            .incoming
-            .borrow_mut()
-            .as_mut()
-            .map_or(0, Received::untaken);
+        let mut incoming = source.incoming.borrow_mut();
+        let untaken = match incoming.as_mut() {
+            // No more of it is taken ahead.
+            Some(incoming) if incoming.comes_unforeseen() && source.kept_bytes() >= KEPT_MAX => {
+                u64::from(WINDOW)
+            }
+            Some(incoming) => incoming.untaken(),
+            None => 0,
+        };
         let kept = source.kept.borrow();
         untaken + kept.as_ref().map_or(0, |kept| kept.bytes as u64)
+    }
+
+    /// Takes and keeps the next part of a body over HTTP/2 that has not told its length, so that [`Self::held`] counts what
+    /// it costs; but no more than [`KEPT_MAX`]. Whoever reads the body gets it all the same. Ready once there is a part.
+    pub(crate) fn poll_ahead(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(source) = &self.source else {
+            return Poll::Pending;
+        };
+        let is_open = !source.ended.get() && source.fault.get().is_none();
+        let unforeseen = |incoming: &Received| incoming.comes_unforeseen();
+        let comes = is_open && source.incoming.borrow().as_ref().is_some_and(unforeseen);
+        if !comes || source.kept_bytes() >= KEPT_MAX {
+            return Poll::Pending;
+        }
+        source.peeking.set(true);
+        let polled = source.poll_incoming(cx);
+        source.peeking.set(false);
+        polled.map(drop)
     }
 
     pub(crate) fn upload(&self) -> Upload {

@@ -30,7 +30,7 @@ use crate::upstream::{Upstream, long, shorten};
 use crate::view::ServiceView;
 
 use download::{Download, Ended};
-use upload::Upload;
+use upload::{Left, Upload};
 
 /// What becomes of the client's connection.
 pub(super) enum End {
@@ -89,7 +89,8 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
     let mut held = Some(held);
     let uploaded = Cell::new(intact && framing.is_done());
     let progress = Cell::new(Instant::now());
-    let (wanted, long_held) = (Cell::new(false), Cell::new(None));
+    let (wanted, answering) = (Cell::new(false), Cell::new(false));
+    let long_held = Cell::new(None);
     let upload = Upload {
         buffers: &connection.worker.buffers,
         framing,
@@ -113,6 +114,7 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
         wanted: &wanted,
         long: &long_held,
         held: &mut held,
+        answering: &answering,
         to_head,
         close,
     };
@@ -122,7 +124,10 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
         let mut download = pin!(download.run(&mut from_replica, &mut to_client));
         let mut upload = pin!(upload.run(&mut from_client, &mut to_replica));
         poll_fn(|cx| match download.as_mut().poll(cx) {
-            Poll::Pending => upload.as_mut().poll(cx).map(|()| Ended::Cut),
+            Poll::Pending => upload.as_mut().poll(cx).map(|left| match left {
+                Left::Malformed if !answering.get() => Ended::Refused(Refusal::BAD_BODY),
+                Left::Malformed | Left::Gone => Ended::Cut,
+            }),
             ready => ready,
         })
         .await

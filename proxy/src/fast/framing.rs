@@ -13,6 +13,56 @@ const TRAILER_BYTES_MAX: u16 = 16 << 10;
 /// The most digits of a chunk's size: far beyond any chunk, and far from overflow.
 const SIZE_DIGITS_MAX: u8 = 15;
 
+/// What no trailer section may hold: who joins it with the head would read another message, for someone else or from
+/// someone else (RFC 9110, 6.5.1).
+pub(super) const BARRED_TRAILERS: [&str; 23] = [
+    "authorization",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-range",
+    "content-type",
+    "cookie",
+    "expect",
+    "forwarded",
+    "host",
+    "keep-alive",
+    "max-forwards",
+    "proxy-connection",
+    "set-cookie",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-forwarded-client-cert",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-prefix",
+    "x-forwarded-proto",
+];
+
+/// The hashes of those, by which names are compared without being kept. Another name with one of them is barred as well.
+const BARRED_HASHES: [u64; BARRED_TRAILERS.len()] = {
+    let mut hashes = [HASH_START; BARRED_TRAILERS.len()];
+    let mut at = 0;
+    while at < hashes.len() {
+        let mut name = BARRED_TRAILERS[at].as_bytes();
+        while let [first, rest @ ..] = name {
+            hashes[at] = hash_on(hashes[at], *first);
+            name = rest;
+        }
+        at += 1;
+    }
+    hashes
+};
+
+/// FNV-1a.
+const HASH_START: u64 = 0xcbf2_9ce4_8422_2325;
+
+const fn hash_on(hash: u64, byte: u8) -> u64 {
+    (hash ^ byte.to_ascii_lowercase() as u64).wrapping_mul(0x0100_0000_01b3)
+}
+
 /// The bytes are not a chunked body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
@@ -79,7 +129,7 @@ impl Framing {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Chunks {
     state: State,
-    /// What is left of the chunk's data; its size, while that is being read.
+    /// What is left of the chunk's data; its size, while that is being read; the hash of a trailer's name.
     left: u64,
     /// How many bytes were read of the present size, extension or trailer section.
     seen: u16,
@@ -98,7 +148,8 @@ enum State {
     DataLf,
     /// At the start of a line after the last chunk.
     Trailer,
-    TrailerLine,
+    TrailerName,
+    TrailerValue,
     TrailerLf,
     EndLf,
     Done,
@@ -159,15 +210,24 @@ impl Chunks {
             (State::DataCr, b'\r') => Ok(State::DataLf),
             (State::DataLf, b'\n') => Ok(State::Size),
             (State::Trailer, b'\r') => Ok(State::EndLf),
-            (State::Trailer | State::TrailerLine, byte) if is_text(byte) => {
-                // A line that starts with a space would go on the one before it (obs-fold).
-                if self.state == State::Trailer && matches!(byte, b' ' | b'\t' | b':') {
-                    return Err(Malformed);
+            // A line that starts with a space would go on the one before it (obs-fold).
+            (State::Trailer | State::TrailerName, byte) if is_token(byte) => {
+                if self.state == State::Trailer {
+                    self.left = HASH_START;
                 }
+                self.left = hash_on(self.left, byte);
                 self.count(TRAILER_BYTES_MAX)?;
-                Ok(State::TrailerLine)
+                Ok(State::TrailerName)
             }
-            (State::TrailerLine, b'\r') => Ok(State::TrailerLf),
+            (State::TrailerName, b':') if !BARRED_HASHES.contains(&self.left) => {
+                self.count(TRAILER_BYTES_MAX)?;
+                Ok(State::TrailerValue)
+            }
+            (State::TrailerValue, byte) if is_text(byte) => {
+                self.count(TRAILER_BYTES_MAX)?;
+                Ok(State::TrailerValue)
+            }
+            (State::TrailerValue, b'\r') => Ok(State::TrailerLf),
             (State::TrailerLf, b'\n') => Ok(State::Trailer),
             (State::EndLf, b'\n') => Ok(State::Done),
             _ => Err(Malformed),
@@ -194,6 +254,11 @@ impl Chunks {
         self.seen += 1;
         Ok(())
     }
+}
+
+/// What a field's name is made of (RFC 9110, 5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// What may stand in a field's value (RFC 9110, 5.5).

@@ -11,6 +11,7 @@ use std::mem::MaybeUninit;
 use http::HeaderValue;
 
 use super::framing::{Chunks, Framing};
+use crate::host;
 use crate::trace;
 
 /// The most fields of a plain request's head.
@@ -125,7 +126,7 @@ impl<'h, 'b> PlainRequest<'h, 'b> {
                 Field::ContentType if is_grpc(value) => return None,
                 Field::ContentType => false,
                 Field::Special => return None,
-                Field::Host => host.replace(visible(value)?).is_some(),
+                Field::Host => host.replace(host_of(value)?).is_some(),
                 Field::Connection => connection.replace(close_of(value)?).is_some(),
                 Field::ContentLength => length.replace(length_of(value)?).is_some(),
                 Field::TransferEncoding if value.eq_ignore_ascii_case(b"chunked") => {
@@ -352,9 +353,11 @@ fn is_grpc(value: &[u8]) -> bool {
         .is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
 }
 
-fn visible(value: &[u8]) -> Option<&str> {
-    let visible = value.iter().all(|byte| byte.is_ascii_graphic());
-    std::str::from_utf8(value).ok().filter(|_| visible)
+/// A host that is one to every reader.
+fn host_of(value: &[u8]) -> Option<&str> {
+    host::is_legal(value)
+        .then(|| std::str::from_utf8(value).ok())
+        .flatten()
 }
 
 /// Whether a `Connection` field closes; `None` if it says anything else.

@@ -163,9 +163,7 @@ pub(super) fn refusal(error: &ExchangeError, terms: &Terms<'_>) -> Refusal {
         ExchangeError::Client(Fault::TooLarge) => Refusal::TooLarge {
             bytes_max: terms.body_bytes_max(),
         },
-        ExchangeError::Client(Fault::Broken) => {
-            Refusal::BadRequest("the request's body broke off, or breaks the protocol")
-        }
+        ExchangeError::Client(Fault::Broken) => Refusal::BAD_BODY,
         ExchangeError::Client(Fault::Stalled) => Refusal::ClientSilent,
         ExchangeError::Broke => Refusal::Broke,
         ExchangeError::Silent => Refusal::Silent,

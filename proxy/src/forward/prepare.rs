@@ -17,6 +17,7 @@ use crate::deadline;
 use crate::headers::{
     Field, Forwarded, Seen, begin_request_hop, end_hop, is_plainly_framed, set_certificate,
 };
+use crate::host;
 use crate::routes::ServiceRoute;
 use crate::rules;
 use crate::session::key_of;
@@ -36,8 +37,9 @@ pub(super) struct Prepared {
 /// 9112, 3.2; RFC 9113, 8.3.1). Empty for HTTP/1.0 without.
 ///
 /// # Errors
-/// It has none or several, which two readers might tell differently.
+/// It has none, or what two readers might tell differently: several, or one that is no host.
 pub(super) fn host(request: &Request<Received>, seen: Seen) -> Result<&str, &'static str> {
+    const NO_HOST: &str = "the Host field is no host, with or without a port";
     let mut line = None;
     if seen.has(Field::Host) {
         let mut lines = request.headers().get_all(HOST).iter();
@@ -45,18 +47,19 @@ pub(super) fn host(request: &Request<Received>, seen: Seen) -> Result<&str, &'st
         if lines.next().is_some() {
             return Err("the request has several Host fields");
         }
+        if !line.is_none_or(|line| host::is_legal(line.as_bytes())) {
+            return Err(NO_HOST);
+        }
     }
     if let Some(authority) = request.uri().authority() {
         let authority = authority.as_str();
-        if authority.contains('@') {
-            return Err("the request's target names a user");
+        if !host::is_legal(authority.as_bytes()) {
+            return Err("the request's target names more than a host and a port");
         }
         return Ok(authority);
     }
     match line {
-        Some(line) => line
-            .to_str()
-            .map_err(|_| "the Host field is not made of visible characters"),
+        Some(line) => line.to_str().map_err(|_| NO_HOST),
         None if request.version() == Version::HTTP_11 => Err("the request has no Host field"),
         None => Ok(""),
     }

@@ -1,12 +1,15 @@
 //! A request that waits for its service to have a ready replica.
 
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 
 use http::Request;
 use tokio::time::{Instant, timeout_at};
 
 use crate::answer::Refusal;
 use crate::body::UploadBody;
+use crate::queue::Full;
 use crate::view::ServiceView;
 use crate::worker::Worker;
 
@@ -26,36 +29,48 @@ pub(super) async fn for_ready(
     let start = Instant::now();
     let settings = &service.route.traffic.queue;
     let end = start + settings.wait;
-    loop {
-        // The view of this moment: who lines up by an older one could miss the call.
-        let Some(now) = worker.view().service(service.route.id).cloned() else {
-            return Err(Refusal::NoneReady);
+    // The view of this moment: who lines up by an older one could miss the call.
+    let current = || worker.view().service(service.route.id).cloned();
+    let now = current().ok_or(Refusal::NoneReady)?;
+    if is_ready(&now) {
+        return Ok(now);
+    }
+    if settings.requests == 0 {
+        return match now.ready_count() {
+            0 => Err(Refusal::NoneReady),
+            _ => Ok(now),
         };
-        if is_ready(&now) {
-            return Ok(now);
-        }
-        if settings.requests == 0 {
-            return match now.ready_count() {
-                0 => Err(Refusal::NoneReady),
-                _ => Ok(now),
-            };
-        }
-        let place = now.queue.enter(held_bytes(request), settings.requests);
-        let mut place = place.map_err(|_| Refusal::QueueFull)?;
-        if place.is_first() {
-            worker.shared.queues.send_modify(|begun| *begun += 1);
-        }
-        let called = timeout_at(end, place.called()).await;
-        let ready = worker.view().service(service.route.id).cloned();
-        let ready = ready.filter(|service| service.ready_count() > 0);
-        match (called, ready) {
-            (Ok(true), Some(service)) => {
+    }
+    let head = head_bytes(request);
+    let body = request.body();
+    let place = now.queue.enter(head + body.held(), settings.requests);
+    let mut place = place.map_err(|_| Refusal::QueueFull)?;
+    drop(now);
+    if place.is_first() {
+        worker.shared.queues.send_modify(|begun| *begun += 1);
+    }
+    loop {
+        let called = poll_fn(|cx| {
+            if let Poll::Ready(called) = place.poll_called(cx) {
+                return Poll::Ready(Ok(called));
+            }
+            while body.poll_ahead(cx).is_ready() {
+                place.holds(head + body.held())?;
+            }
+            Poll::Pending
+        });
+        let called = match timeout_at(end, called).await {
+            Ok(called) => called.map_err(|Full| Refusal::QueueFull)?,
+            Err(_) => false,
+        };
+        match current().filter(|_| called) {
+            Some(service) if service.ready_count() > 0 => {
                 place.ended(start.elapsed(), true);
                 return Ok(service);
             }
             // It was called, and whoever was ready is not any more.
-            (Ok(true), None) => {}
-            (Ok(false) | Err(_), _) => {
+            Some(_) => place.returns(),
+            None => {
                 place.ended(start.elapsed(), false);
                 return Err(Refusal::NoneReady);
             }
@@ -63,8 +78,8 @@ pub(super) async fn for_ready(
     }
 }
 
-/// About how much a request holds while it waits.
-fn held_bytes(request: &Request<UploadBody>) -> u64 {
+/// About how much a request's head holds while it waits.
+fn head_bytes(request: &Request<UploadBody>) -> u64 {
     /// What a field costs beside its text.
     const FIELD: usize = 64;
     let fields = request.headers().iter();
@@ -73,5 +88,5 @@ fn held_bytes(request: &Request<UploadBody>) -> u64 {
         .uri()
         .path_and_query()
         .map_or(0, |target| target.as_str().len());
-    (fields.sum::<usize>() + target) as u64 + request.body().held()
+    (fields.sum::<usize>() + target) as u64
 }

@@ -1,3 +1,5 @@
+use std::future::poll_fn;
+
 use super::*;
 
 fn queue() -> (Rc<Queue>, Arc<Waiting>) {
@@ -26,6 +28,39 @@ fn they_are_called_in_order_and_those_who_left_take_no_turn() {
 }
 
 #[test]
+fn who_was_called_in_vain_keeps_its_place() {
+    let (queue, waiting) = queue();
+    let mut places: Vec<_> = (0..4).map(|_| queue.enter(1, 4).expect("room")).collect();
+    assert!(queue.call(2));
+    places.push(queue.enter(1, 9).expect("room"));
+    // The second comes back before the first.
+    for called in [1, 0] {
+        assert!(is_called(&mut places[called]));
+        places[called].returns();
+    }
+    assert_eq!(waiting.requests(), 5);
+    for n in 0..5 {
+        assert_eq!(queue.call(1), n < 4);
+        let called: Vec<_> = places.iter_mut().map(is_called).collect();
+        let alone: Vec<_> = (0..5).map(|each| each == n).collect();
+        assert_eq!(called, alone, "one after the other");
+    }
+    assert_eq!(waiting.turned_away.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn who_comes_to_hold_too_much_must_leave() {
+    let (queue, waiting) = queue();
+    let mut grows = queue.enter(1, 9).expect("room");
+    let _other = queue.enter(BYTES_MAX / 2, 9).expect("room");
+    grows.holds(BYTES_MAX / 2).expect("room");
+    assert_eq!(grows.holds(BYTES_MAX), Err(Full));
+    drop(grows);
+    assert_eq!(waiting.bytes.load(Ordering::Relaxed), BYTES_MAX / 2);
+    assert_eq!(waiting.turned_away.load(Ordering::Relaxed), 1);
+}
+
+#[test]
 fn the_bounds_hold_over_the_lines_of_all_workers() {
     let (one, waiting) = queue();
     let other = Rc::new(Queue::new(Arc::clone(&waiting)));
@@ -46,5 +81,5 @@ async fn a_dismissed_line_ends_every_wait() {
     let (queue, _) = queue();
     let mut place = queue.enter(1, 2).expect("room");
     queue.dismiss();
-    assert!(!place.called().await);
+    assert!(!poll_fn(|cx| place.poll_called(cx)).await);
 }

@@ -36,6 +36,8 @@ pub(super) struct Download<'a> {
     pub(super) long: &'a Cell<Option<Long>>,
     /// Let go of once the last of the answer is read, however slowly the client takes it.
     pub(super) held: &'a mut Option<Held>,
+    /// Set once some of the answer goes to the client.
+    pub(super) answering: &'a Cell<bool>,
     pub(super) to_head: bool,
     pub(super) close: bool,
 }
@@ -107,6 +109,7 @@ impl Download<'_> {
         let closes = self.close || self.worker.drain.phase() != Phase::Serving;
         let date = self.worker.date.at(self.progress.get());
         answer::finish(&answer, closes, &date, &mut text);
+        self.answering.set(true);
         let first = &buffer.filled()[..count];
         if pass(client, &framing, &mut text, first).await.is_err() {
             return Ended::Cut;

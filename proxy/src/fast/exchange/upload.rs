@@ -39,13 +39,24 @@ enum Passed {
     Whole,
     /// The replica takes no more. It may have answered before the end.
     ReplicaStopped,
-    /// The client left, or sends what is no body.
-    ClientGone,
+    ClientLeft(Left),
+}
+
+/// How a client ended its request before its answer had ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    Gone,
+    /// It sends what is no body.
+    Malformed,
 }
 
 impl Upload<'_> {
-    /// Ends only if the client has gone.
-    pub(super) async fn run(mut self, client: &mut ReadHalf<'_>, replica: &mut WriteHalf<'_>) {
+    /// Ends only if the client has gone, or breaks the protocol.
+    pub(super) async fn run(
+        mut self,
+        client: &mut ReadHalf<'_>,
+        replica: &mut WriteHalf<'_>,
+    ) -> Left {
         if !self.intact {
             return pending().await;
         }
@@ -53,7 +64,7 @@ impl Upload<'_> {
             match self.pass(client, replica).await {
                 Passed::Whole => self.uploaded.set(true),
                 Passed::ReplicaStopped => return pending().await,
-                Passed::ClientGone => return,
+                Passed::ClientLeft(left) => return left,
             }
         }
         // What a client sends ahead is kept, as far as one buffer goes; only its end matters now.
@@ -61,7 +72,7 @@ impl Upload<'_> {
             let (ahead, buffers) = (self.ahead, self.buffers);
             let read = poll_fn(|cx| poll_read(client, cx, ahead, buffers, Size::Small)).await;
             if !read.is_ok_and(|count| count > 0) {
-                return;
+                return Left::Gone;
             }
         }
         pending().await
@@ -76,14 +87,14 @@ impl Upload<'_> {
         while !self.framing.is_done() {
             self.wanted.set(true);
             let Ok(Some(mut buffer)) = read(client, self.buffers, size).await else {
-                return Passed::ClientGone;
+                return Passed::ClientLeft(Left::Gone);
             };
             self.wanted.set(false);
             if buffer.is_full() {
                 size = Size::Large;
             }
             let Ok(count) = self.framing.advance(buffer.filled()) else {
-                return Passed::ClientGone;
+                return Passed::ClientLeft(Left::Malformed);
             };
             let part = &buffer.filled()[..count];
             let mut taken = 0;

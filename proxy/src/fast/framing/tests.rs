@@ -22,6 +22,7 @@ fn a_chunked_body_ends_at_its_last_line_however_it_is_cut() {
         ("00A;x=\"y\"\r\n0\r\n\r\n01234\r\n0\r\n\r\n", "0\r\n\r\n"),
         ("1 \t;x\r\nb\r\n0;\r\n\r\n", "0"),
         ("1 \r\na\r\n0\r\nx-sum: 1\r\ny: 2\r\n\r\n", "\r\n"),
+        ("0\r\nhosts:host: a\r\nX-Te:\r\n\r\n", "x"),
     ] {
         let whole = format!("{body}{rest}");
         for piece in 1..=whole.len() {
@@ -56,10 +57,19 @@ fn what_two_readers_might_tell_differently_is_malformed() {
         "0\r\n x: y\r\n\r\n",
         "0\r\n: y\r\n\r\n",
         "0\r\nx: \0\r\n\r\n",
+        "0\r\nx\r\n\r\n",
+        "0\r\nx : y\r\n\r\n",
+        "0\r\nx y: z\r\n\r\n",
+        "0\r\nx\u{e4}: z\r\n\r\n",
+        "0\r\nx: y\r\nCONTENT-length: 5\r\n\r\n",
         "0\r\n\rx",
         "1000000000000000\r\n",
         "0000000000000001\r\na",
     ] {
+        assert_eq!(follow(body.as_bytes(), 1), Err(Malformed), "{body:?}");
+    }
+    for name in BARRED_TRAILERS {
+        let body = format!("0\r\n{name}: y\r\n\r\n");
         assert_eq!(follow(body.as_bytes(), 1), Err(Malformed), "{body:?}");
     }
     for part in ["x", " "] {

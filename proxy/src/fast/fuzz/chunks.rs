@@ -48,13 +48,28 @@ const DATA: [&str; 5] = [
     "GET / HTTP/1.1\r\nhost: h\r\n\r\n",
 ];
 
-const TRAILERS: [&str; 3] = ["", "x: y\r\n", "x: 1\r\ny:\r\n"];
+const TRAILERS: [&str; 4] = ["", "x: y\r\n", "x: 1\r\ny:\r\n", "x-host:a:b\r\n"];
+
+/// What no trailer section holds. None ends one.
+const WRONG_TRAILERS: [&str; 9] = [
+    "x\r\n",
+    "x y: z\r\n",
+    "x : y\r\n",
+    ": y\r\n",
+    " x: y\r\n",
+    "x: y\r\n\tz\r\n",
+    "Content-Length: 5\r\n",
+    "x: y\r\ntransfer-encoding:chunked\r\n",
+    "HOST:\r\n",
+];
 
 /// A body with its end.
 pub(crate) struct Body {
     pub(crate) bytes: Vec<u8>,
-    /// Whether all of its lines are as the grammar has them.
+    /// Whether all lines of its chunks are as the grammar has them.
     pub(crate) is_good: bool,
+    /// Whether its trailers are, and may be any.
+    pub(crate) has_good_trailers: bool,
 }
 
 impl Debug for Body {
@@ -72,6 +87,7 @@ impl Body {
         let mut body = Self {
             bytes: Vec::new(),
             is_good: true,
+            has_good_trailers: !random.random_ratio(1, BAD_IN),
         };
         for _ in 0..random.random_range(0..4) {
             let data = one(&DATA, random);
@@ -80,7 +96,10 @@ impl Body {
             body.bytes.extend_from_slice(b"\r\n");
         }
         body.line(0, random);
-        let trailers = one(&TRAILERS, random);
+        let trailers = match body.has_good_trailers {
+            true => one(&TRAILERS, random),
+            false => one(&WRONG_TRAILERS, random),
+        };
         body.bytes.extend_from_slice(trailers.as_bytes());
         body.bytes.extend_from_slice(b"\r\n");
         body
