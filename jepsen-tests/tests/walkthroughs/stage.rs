@@ -67,8 +67,17 @@ pub(crate) async fn walk_abreast(
     name: &str,
     case: impl AsyncFnOnce(&Walk) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    walk_abreast_as(name, name, case).await
+}
+
+/// As [`walk_as`], but beside others of its kind.
+pub(crate) async fn walk_abreast_as(
+    name: &str,
+    example: &str,
+    case: impl AsyncFnOnce(&Walk) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let _machine = MACHINE.read().await;
-    go(name, name, case).await
+    go(name, example, case).await
 }
 
 async fn go(
@@ -98,7 +107,7 @@ async fn go(
 pub(crate) struct Walk {
     pub(crate) namespace: Namespace,
     /// The release's name.
-    release: String,
+    pub(crate) release: String,
     folder: PathBuf,
     program: PathBuf,
     /// With the reader's settings.
