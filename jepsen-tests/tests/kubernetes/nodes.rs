@@ -10,7 +10,7 @@ use jepsen_tests::kube::Lab;
 use jepsen_tests::source_ports::SourcePorts;
 use jepsen_tests::steady::Tally;
 
-use crate::kills::{direct, met_elsewhere, retrying};
+use crate::kills::{direct, retrying};
 use crate::served::{PODS, Served};
 use crate::stage::{RATE, RELEASE, Release, on_release, peers_only};
 
@@ -49,6 +49,7 @@ async fn a_dead_node_gets_no_requests_after_two_seconds_and_its_replicas_are_rep
             true => 2,
             false => left.len(),
         };
+        let requests = release.kube.requests.div_ceil(kills);
         for round in 0..kills {
             let replicas = release.namespace.pods(PODS).await?;
             let carries = |node: &String| {
@@ -66,7 +67,7 @@ async fn a_dead_node_gets_no_requests_after_two_seconds_and_its_replicas_are_rep
             left.retain(|node| *node != victim);
             let lost = carries(&victim);
             eprintln!("{victim} is killed, with {lost} replicas");
-            kill(&release, &served, &lab, &victim, &ports).await?;
+            kill(&release, &served, &lab, &victim, &ports, requests).await?;
             replaced += lost;
         }
         ensure!(replaced > 0, "no dead node carried a replica");
@@ -81,6 +82,7 @@ async fn kill(
     lab: &Lab,
     victim: &str,
     ports: &Arc<SourcePorts>,
+    requests: usize,
 ) -> anyhow::Result<()> {
     let nodes = release.kube.nodes().await?;
     let port = release.namespace.node_port(RELEASE, "http").await?;
@@ -113,7 +115,8 @@ async fn kill(
     // With as many pods as there were, or Kubernetes has not told yet that the node is dead.
     let replaced = served.await_replaced(victim).await;
     eprintln!("replaced {:?} after", load.progress().elapsed - killed);
-    let (through_service, at_peers) = (load.finish(0).await, at_peers.finish(0).await);
+    // The node stays dead for as long as it takes.
+    let (through_service, at_peers) = (load.finish(requests).await, at_peers.finish(requests).await);
     // Whatever came of it, others need the node.
     lab.start(number).await?;
     release.await_ready(3).await?;
@@ -121,7 +124,10 @@ async fn kill(
     window(victim, &through_service?, before, killed)?;
     let at_peers = at_peers?;
     // A peer that lives may have sent one to a replica that died.
-    let elsewhere = met_elsewhere(&at_peers, &direct(&dead)).len();
+    let dead = direct(&dead);
+    let elsewhere = at_peers.saved.iter();
+    let elsewhere = elsewhere.filter(|missed| missed.tries.iter().any(|it| !dead.contains(&it.at)));
+    let elsewhere = elsewhere.count();
     eprintln!(
         "{victim} killed, at the peers: {}, {elsewhere} of them at one that lived",
         at_peers.line()
