@@ -116,7 +116,8 @@ async fn kill(
     let replaced = served.await_replaced(victim).await;
     eprintln!("replaced {:?} after", load.progress().elapsed - killed);
     // The node stays dead for as long as it takes.
-    let (through_service, at_peers) = (load.finish(requests).await, at_peers.finish(requests).await);
+    let (through_service, at_peers) =
+        (load.finish(requests).await, at_peers.finish(requests).await);
     // Whatever came of it, others need the node.
     lab.start(number).await?;
     release.await_ready(3).await?;

@@ -22,6 +22,9 @@ const CLIENTS: usize = 10;
 const TIME: Duration = Duration::from_secs(30);
 const TIME_AFTER_SIEGE: Duration = Duration::from_secs(10);
 
+/// What a peer tells of the requests that it has sent to a replica begins so.
+const SENT: &str = "raftserve_proxy_replica_requests_total{service=\"ml-app\"";
+
 /// By how much the busiest may have more than the idlest, of what each should have.
 const SPREAD_MAX: f64 = 0.05;
 
@@ -54,7 +57,18 @@ async fn ten_clients_are_all_answered_and_by_each_replica_alike() -> anyhow::Res
         })
         .await?;
 
-        let besieged = siege(at).await?;
+        let besieged = binary::may_have("siege");
+        if besieged {
+            let before = sent(walk).await?;
+            let hits = siege(at).await?;
+            let mut sent = sent(walk).await?;
+            for (replica, count) in &mut sent {
+                *count -= before.get(replica).copied().unwrap_or_default();
+            }
+            eprintln!("five-replicas: {hits} of siege: {sent:?}");
+            ensure!(sent.values().sum::<usize>() >= hits, "{hits}: {sent:?}");
+            ensure_even(walk, &sent).await?;
+        }
         let time = if besieged { TIME_AFTER_SIEGE } else { TIME };
         let end = Instant::now() + time;
         let clients = (0..CLIENTS).map(|_| async {
@@ -74,18 +88,37 @@ async fn ten_clients_are_all_answered_and_by_each_replica_alike() -> anyhow::Res
             *answers.entry(answer).or_default() += count;
         }
         eprintln!("five-replicas: {answers:?}");
-        ensure!(answers.len() == 5, "{answers:?}");
-        let most = answers.values().max().copied().unwrap_or_default();
-        let least = answers.values().min().copied().unwrap_or_default();
-        let each = answers.values().sum::<usize>() as f64 / 5.0;
-        let spread = (most - least) as f64 / each;
-        if spread > SPREAD_TOLD {
-            tell_of_replicas(walk).await?;
-        }
-        ensure!(spread <= SPREAD_MAX, "{spread:.3}: {answers:?}");
-        Ok(())
+        ensure_even(walk, &answers).await
     })
     .await
+}
+
+/// Looks whether each of the five has had about as much as the others.
+async fn ensure_even(walk: &Walk, requests: &BTreeMap<String, usize>) -> anyhow::Result<()> {
+    ensure!(requests.len() == 5, "{requests:?}");
+    let most = requests.values().max().copied().unwrap_or_default();
+    let least = requests.values().min().copied().unwrap_or_default();
+    let each = requests.values().sum::<usize>() as f64 / 5.0;
+    let spread = (most - least) as f64 / each;
+    if spread > SPREAD_TOLD {
+        tell_of_replicas(walk).await?;
+    }
+    ensure!(spread <= SPREAD_MAX, "{spread:.3}: {requests:?}");
+    Ok(())
+}
+
+/// How many requests the peers have sent to each replica so far.
+async fn sent(walk: &Walk) -> anyhow::Result<BTreeMap<String, usize>> {
+    let mut sent: BTreeMap<String, usize> = BTreeMap::new();
+    for peer in walk.peers().await? {
+        let text = walk.namespace.pod_path(&peer.name, OPS, "/metrics").await?;
+        let lines = text.lines();
+        for line in lines.filter_map(|line| line.strip_prefix(SENT)) {
+            let (labels, count) = line.rsplit_once(' ').context("no value")?;
+            *sent.entry(labels.to_owned()).or_default() += count.parse::<usize>()?;
+        }
+    }
+    Ok(sent)
 }
 
 /// Why some got less than others, as far as the peers know.
@@ -101,11 +134,8 @@ async fn tell_of_replicas(walk: &Walk) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the example's own command, where it is installed: whether it is.
-async fn siege(at: SocketAddr) -> anyhow::Result<bool> {
-    if !binary::may_have("siege") {
-        return Ok(false);
-    }
+/// Runs the example's own command: how many requests were answered.
+async fn siege(at: SocketAddr) -> anyhow::Result<usize> {
     let url = format!("http://{at}/test");
     let ran = Command::new("siege")
         .args(["-c", "10", "-t", "30s", &url])
@@ -122,5 +152,12 @@ async fn siege(at: SocketAddr) -> anyhow::Result<bool> {
         availability.is_some_and(|line| line.contains("100.00")),
         "{said}"
     );
-    Ok(true)
+    let hits = said.lines().find_map(|line| {
+        let (what, count) = line.split_once(':')?;
+        let transactions = what.trim().to_lowercase().contains("transactions");
+        transactions.then(|| count.trim().split(' ').next())?
+    });
+    let hits: usize = hits.with_context(|| said.clone())?.parse()?;
+    ensure!(hits > 0, "{said}");
+    Ok(hits)
 }

@@ -303,7 +303,11 @@ async fn with_one_volume_missing_a_peer_joins_anew_and_with_two_none_serves() ->
         let selector = format!("storage.selector.{mark}");
         found.install(3, &[&selector]).await?;
         let there: BTreeSet<String> = found.volumes().await?.into_iter().collect();
-        ensure!(there.iter().eq(&volumes.iter().cloned().collect::<BTreeSet<_>>()));
+        ensure!(
+            there
+                .iter()
+                .eq(&volumes.iter().cloned().collect::<BTreeSet<_>>())
+        );
         let kept = found.raftserve(&["kv", "get", "config/limit"]).await?;
         ensure!(kept.contains("20"), "{kept}");
         wait::until("three voters", PATIENCE, async || {
