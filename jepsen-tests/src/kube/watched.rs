@@ -106,7 +106,7 @@ impl Told {
     pub async fn at(&mut self) -> anyhow::Result<Instant> {
         let at = self.at.wait_for(Option::is_some).await;
         let at = at.context("the watch has ended")?;
-        at.context("it was told")
+        (*at).context("it was told")
     }
 }
 

@@ -92,7 +92,6 @@ enum End {
     Loss,
 }
 
-#[expect(clippy::too_many_arguments, reason = "one kill of one case")]
 async fn kill(
     release: &Release,
     served: &Served,

@@ -155,7 +155,7 @@ async fn siege(at: SocketAddr) -> anyhow::Result<usize> {
     let hits = said.lines().find_map(|line| {
         let (what, count) = line.split_once(':')?;
         let transactions = what.trim().to_lowercase().contains("transactions");
-        transactions.then(|| count.trim().split(' ').next())?
+        transactions.then(|| count.trim().split(|it: char| !it.is_ascii_digit()).next())?
     });
     let hits: usize = hits.with_context(|| said.clone())?.parse()?;
     ensure!(hits > 0, "{said}");

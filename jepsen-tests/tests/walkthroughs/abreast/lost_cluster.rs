@@ -251,7 +251,11 @@ async fn another_kubernetes_cluster_with_the_same_volumes_serves_the_same() -> a
         let endpoint = found.endpoint("chat").await?;
         found.curl(endpoint, "/").await?;
         found.ask_as_clients().await?;
-        bound_once_more(&sessions, &found.admin().await?.sessions("chat").await?)?;
+        let moved = found.admin().await?.sessions("chat").await?;
+        moved_once(&sessions, &moved)?;
+        found.ask_as_clients().await?;
+        let kept = found.admin().await?.sessions("chat").await?;
+        ensure!(kept == moved, "{kept:?} instead of {moved:?}");
 
         found.give_back(&volumes).await?;
         found.namespace.delete().await?;
@@ -260,8 +264,8 @@ async fn another_kubernetes_cluster_with_the_same_volumes_serves_the_same() -> a
     .await
 }
 
-/// All sessions are there, each moved once from a replica that is gone to one that is new, whichever peer was asked.
-fn bound_once_more(before: &Table, after: &Table) -> anyhow::Result<()> {
+/// All sessions are there, each moved from a replica that is gone to one that is new.
+fn moved_once(before: &Table, after: &Table) -> anyhow::Result<()> {
     ensure!(before.keys().eq(after.keys()), "{before:?}, then {after:?}");
     let gone: BTreeSet<u32> = before.values().map(|(replica, _)| *replica).collect();
     let last = before.values().map(|(_, epoch)| *epoch).max();
@@ -303,11 +307,8 @@ async fn with_one_volume_missing_a_peer_joins_anew_and_with_two_none_serves() ->
         let selector = format!("storage.selector.{mark}");
         found.install(3, &[&selector]).await?;
         let there: BTreeSet<String> = found.volumes().await?.into_iter().collect();
-        ensure!(
-            there
-                .iter()
-                .eq(&volumes.iter().cloned().collect::<BTreeSet<_>>())
-        );
+        let wanted: BTreeSet<String> = volumes.iter().cloned().collect();
+        ensure!(there == wanted, "{there:?} instead of {wanted:?}");
         let kept = found.raftserve(&["kv", "get", "config/limit"]).await?;
         ensure!(kept.contains("20"), "{kept}");
         wait::until("three voters", PATIENCE, async || {
