@@ -18,9 +18,8 @@ const PORT: u16 = 32_000;
 /// Clients at a time, as the example's `siege` has them.
 const CLIENTS: usize = 10;
 
-/// How long they ask where `siege` cannot, and for how long after it, to see who answers.
+/// How long they ask where `siege` cannot.
 const TIME: Duration = Duration::from_secs(30);
-const TIME_AFTER_SIEGE: Duration = Duration::from_secs(10);
 
 /// What a peer tells of the requests that it has sent to a replica begins so.
 const SENT: &str = "raftserve_proxy_replica_requests_total{service=\"ml-app\"";
@@ -57,40 +56,50 @@ async fn ten_clients_are_all_answered_and_by_each_replica_alike() -> anyhow::Res
         })
         .await?;
 
-        let besieged = binary::may_have("siege");
-        if besieged {
-            let before = sent(walk).await?;
-            let hits = siege(at).await?;
-            let mut sent = sent(walk).await?;
-            for (replica, count) in &mut sent {
-                *count -= before.get(replica).copied().unwrap_or_default();
-            }
-            eprintln!("five-replicas: {hits} of siege: {sent:?}");
-            ensure!(sent.values().sum::<usize>() >= hits, "{hits}: {sent:?}");
-            ensure_even(walk, &sent).await?;
-        }
-        let time = if besieged { TIME_AFTER_SIEGE } else { TIME };
-        let end = Instant::now() + time;
-        let clients = (0..CLIENTS).map(|_| async {
-            let mut answers: BTreeMap<String, usize> = BTreeMap::new();
-            while Instant::now() < end {
-                // A connection each, as siege makes them.
-                let reply = http::get(at, "/test").await;
-                let reply = reply.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
-                ensure!(reply.status == 200, "{}", reply.status);
-                let answer = String::from_utf8_lossy(&reply.body).trim().to_owned();
-                *answers.entry(answer).or_default() += 1;
-            }
-            Ok(answers)
-        });
-        let mut answers: BTreeMap<String, usize> = BTreeMap::new();
-        for (answer, count) in try_join_all(clients).await?.into_iter().flatten() {
-            *answers.entry(answer).or_default() += count;
-        }
-        eprintln!("five-replicas: {answers:?}");
-        ensure_even(walk, &answers).await
+        let requests = match binary::may_have("siege") {
+            true => besiege(walk, at).await?,
+            false => ask(at).await?,
+        };
+        ensure_even(walk, &requests).await
     })
     .await
+}
+
+/// How many requests of `siege` each replica was sent.
+async fn besiege(walk: &Walk, at: SocketAddr) -> anyhow::Result<BTreeMap<String, usize>> {
+    let before = sent(walk).await?;
+    let hits = siege(at).await?;
+    let mut requests = sent(walk).await?;
+    for (replica, count) in &mut requests {
+        *count -= before.get(replica).copied().unwrap_or_default();
+    }
+    eprintln!("five-replicas: {hits} of siege: {requests:?}");
+    let sum: usize = requests.values().sum();
+    ensure!(sum >= hits, "{hits} answered, {sum} sent");
+    Ok(requests)
+}
+
+/// As many clients by themselves, which see who answers.
+async fn ask(at: SocketAddr) -> anyhow::Result<BTreeMap<String, usize>> {
+    let end = Instant::now() + TIME;
+    let clients = (0..CLIENTS).map(|_| async {
+        let mut answers: BTreeMap<String, usize> = BTreeMap::new();
+        while Instant::now() < end {
+            // A connection each, as siege makes them.
+            let reply = http::get(at, "/test").await;
+            let reply = reply.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
+            ensure!(reply.status == 200, "{}", reply.status);
+            let answer = String::from_utf8_lossy(&reply.body).trim().to_owned();
+            *answers.entry(answer).or_default() += 1;
+        }
+        anyhow::Ok(answers)
+    });
+    let mut answers: BTreeMap<String, usize> = BTreeMap::new();
+    for (answer, count) in try_join_all(clients).await?.into_iter().flatten() {
+        *answers.entry(answer).or_default() += count;
+    }
+    eprintln!("five-replicas: {answers:?}");
+    Ok(answers)
 }
 
 /// Looks whether each of the five has had about as much as the others.
