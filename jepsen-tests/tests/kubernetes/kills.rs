@@ -83,7 +83,7 @@ struct Kill {
     means: Means,
     /// Where the peer took requests.
     peer: Vec<SocketAddr>,
-    /// When it was ordered; of a signal, when the process was dead.
+    /// When it was ordered; by a signal it is dead at once.
     at: Duration,
     /// When all peers were ready again.
     mended: Duration,
@@ -139,7 +139,6 @@ fn met_elsewhere<'a>(tally: &'a Tally, kills: &[Kill]) -> Vec<&'a Missed> {
     tally.saved.iter().filter(lived).collect()
 }
 
-#[cfg(test)]
 fn at_second(means: Means, at: u64) -> Kill {
     Kill {
         means,
@@ -265,8 +264,8 @@ impl Release {
         let led = victim.uid == leader.uid;
         let silent = self.kube.lab.is_some() && round % 4 < 2 && victim.restarts == 0;
         let (means, at) = if silent {
-            let at = load.elapsed();
             let process = processes::first_in_pod(&victim.uid, PROGRAM)?;
+            let at = load.elapsed();
             processes::signal(process, Signal::KILL)?;
             wait::until("the peer's return", stage::PATIENCE, async || {
                 let pods = self.pods().await?;
