@@ -166,7 +166,7 @@ async fn siege(at: SocketAddr) -> anyhow::Result<usize> {
         let transactions = what.trim().to_lowercase().contains("transactions");
         transactions.then(|| count.trim().split(|it: char| !it.is_ascii_digit()).next())?
     });
-    let hits: usize = hits.with_context(|| said.clone())?.parse()?;
+    let hits: usize = hits.with_context(|| said.to_string())?.parse()?;
     ensure!(hits > 0, "{said}");
     Ok(hits)
 }

@@ -41,8 +41,8 @@ impl Walk {
         let authorities = folder.path().join("ca.crt");
         let secret = format!("{}-certificates", self.release);
         let template = r#"go-template={{index .data "ca.crt" | base64decode}}"#;
-        let certificate = self.kubectl(&["get", "secret", &secret, "-o", template]);
-        tokio::fs::write(&authorities, certificate.await?).await?;
+        let read = ["get", "secret", &secret, "-o", template];
+        tokio::fs::write(&authorities, self.kubectl(&read).await?).await?;
         let peers = self.peers().await?;
         let address = peers.first().and_then(|pod| pod.address);
         let address = SocketAddr::new(address.context("no peer")?, ADMIN);
