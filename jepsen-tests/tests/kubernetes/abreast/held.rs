@@ -1,11 +1,10 @@
 //! A rolling update goes from the highest ordinal down, whether or not lower ones are well (kubernetes#96218): a peer whose going
 //! would cost the quorum holds itself.
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use jepsen_tests::kube::Pod;
 use jepsen_tests::wait;
 
-use crate::served::KEPT;
 use crate::stage::{PATIENCE, RELEASE, Release, on_release_abreast};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -50,8 +49,7 @@ async fn an_update_while_a_lower_peer_is_down_waits_for_it_and_keeps_the_quorum(
             Ok(())
         })
         .await?;
-        let admin = served.admin_at(last.address.context("no address")?);
-        admin.put_key(KEPT, "while held", None, None).await?;
+        served.keep("while held").await?;
         let held = release.pods().await?;
         ensure!(
             held.iter().any(|pod| pod.uid == last.uid && pod.going),

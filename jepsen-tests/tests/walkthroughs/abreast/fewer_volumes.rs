@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 
 use crate::stage::{PATIENCE, Walk, walk_abreast_as};
 
+/// The class of the volumes that come back, which is theirs alone.
+const CLASS: &str = "raftserve-test-fewer-volumes";
+
 /// Chooses the volumes that one case comes back with.
 const LABEL: &str = "raftserve-test-volumes";
 
@@ -32,7 +35,7 @@ impl Walk {
         .await?;
         self.reclaim(&volume, "Retain").await?;
         self.kubectl(&["delete", "pvc", name, "--wait"]).await?;
-        self.unclaim(&volume).await?;
+        self.unclaim(&volume, CLASS).await?;
         Ok(volume)
     }
 
@@ -69,7 +72,7 @@ async fn with_one_volume_missing_a_peer_joins_anew_and_with_two_none_serves() ->
         let before = lost.members().await?;
         let mut volumes = lost.volumes().await?;
         volumes.remove(0);
-        lost.lose_all_but(&volumes).await?;
+        lost.lose_all_but(&volumes, CLASS).await?;
 
         // Whichever peer finds whichever volume.
         let found = lost
@@ -81,7 +84,8 @@ async fn with_one_volume_missing_a_peer_joins_anew_and_with_two_none_serves() ->
             found.kubectl(&["label", "pv", volume, &mark]).await?;
         }
         let selector = format!("storage.selector.{mark}");
-        found.install(3, &[&selector]).await?;
+        let class = format!("storage.storageClassName={CLASS}");
+        found.install(3, &[&class, &selector]).await?;
         let there: BTreeSet<String> = found.volumes().await?.into_iter().collect();
         let wanted: BTreeSet<String> = volumes.iter().cloned().collect();
         ensure!(there == wanted, "{there:?} instead of {wanted:?}");
@@ -101,7 +105,7 @@ async fn with_one_volume_missing_a_peer_joins_anew_and_with_two_none_serves() ->
         let kept = found.raftserve(&["kv", "get", "config/limit"]).await?;
         ensure!(kept.contains("20"), "{kept}");
         let all = found.volumes().await?;
-        found.lose_all_but(&all).await?;
+        found.lose_all_but(&all, CLASS).await?;
 
         // Of these, only one is left.
         let left = lost
@@ -113,7 +117,7 @@ async fn with_one_volume_missing_a_peer_joins_anew_and_with_two_none_serves() ->
             left.empty_volume("second").await?,
         ];
         let named_so = format!("storage.volumeNames={{{}}}", named.join(","));
-        left.helm("install", &[&named_so]).await?;
+        left.helm("install", &[&class, &named_so]).await?;
         wait::until("what to do instead", PATIENCE, async || {
             for pod in ["raftserve-left-1", "raftserve-left-2"] {
                 let said = left.said(pod).await;

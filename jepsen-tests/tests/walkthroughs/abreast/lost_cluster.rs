@@ -8,7 +8,7 @@ use jepsen_tests::access::Credential;
 use jepsen_tests::admin::Admin;
 use jepsen_tests::http::Connection;
 use jepsen_tests::wait;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::stage::{PATIENCE, PEERS, Walk, walk_abreast};
 
@@ -23,6 +23,9 @@ const PROXY: u16 = 8_080;
 
 /// Clients of the service, by what they send as `x-session-id`.
 const CLIENTS: [&str; 5] = ["ada", "bo", "cy", "di", "ed"];
+
+/// The class of the volumes that come back, which is theirs alone.
+const CLASS: &str = "raftserve-test-lost-cluster";
 
 /// Which replica each session is bound to, and in which epoch, by key.
 type Table = BTreeMap<String, (u32, u64)>;
@@ -114,16 +117,20 @@ impl Walk {
             .map(drop)
     }
 
-    /// Has a volume that was released be claimed anew.
-    pub(super) async fn unclaim(&self, volume: &str) -> anyhow::Result<()> {
-        let unclaim = r#"[{"op": "remove", "path": "/spec/claimRef"}]"#;
-        self.kubectl(&["patch", "pv", volume, "--type=json", "-p", unclaim])
+    /// Has a volume that was released be claimed anew, by whoever asks for `class`: nobody else is to find it.
+    pub(super) async fn unclaim(&self, volume: &str, class: &str) -> anyhow::Result<()> {
+        let unclaim = json!([
+            { "op": "remove", "path": "/spec/claimRef" },
+            { "op": "replace", "path": "/spec/storageClassName", "value": class },
+        ]);
+        let unclaim = unclaim.to_string();
+        self.kubectl(&["patch", "pv", volume, "--type=json", "-p", &unclaim])
             .await
             .map(drop)
     }
 
     /// All that was in the cluster is lost, its record of what was founded there too, but for these volumes.
-    pub(super) async fn lose_all_but(&self, volumes: &[String]) -> anyhow::Result<()> {
+    pub(super) async fn lose_all_but(&self, volumes: &[String], class: &str) -> anyhow::Result<()> {
         for volume in volumes {
             self.reclaim(volume, "Retain").await?;
         }
@@ -133,7 +140,7 @@ impl Walk {
         kube.kubectl(&[&args[..], &["--ignore-not-found"]].concat())
             .await?;
         for volume in volumes {
-            self.unclaim(volume).await?;
+            self.unclaim(volume, class).await?;
         }
         Ok(())
     }
@@ -190,14 +197,15 @@ async fn another_kubernetes_cluster_with_the_same_volumes_serves_the_same() -> a
         let sessions = lost.admin().await?.sessions("chat").await?;
         ensure!(sessions.len() == CLIENTS.len(), "{sessions:?}");
         let volumes = lost.volumes().await?;
-        lost.lose_all_but(&volumes).await?;
+        lost.lose_all_but(&volumes, CLASS).await?;
 
         // Neither the release's name nor its namespace is what it was.
         let found = lost
             .elsewhere("lost-cluster", "walk-found-cluster", "raftserve-again")
             .await?;
         let same = format!("storage.volumeNames={{{}}}", volumes.join(","));
-        found.install(3, &[&credentials, &same]).await?;
+        let class = format!("storage.storageClassName={CLASS}");
+        found.install(3, &[&credentials, &class, &same]).await?;
         ensure!(found.volumes().await? == volumes);
         found.log_in().await?;
         let kept = found.raftserve(&["kv", "get", "config/limit"]).await?;
