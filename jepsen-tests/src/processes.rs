@@ -117,6 +117,26 @@ pub fn kill_all(directory: &Path, cluster_ids: &[String]) -> anyhow::Result<()> 
     }
 }
 
+/// The first process of a container, by the uid of its pod and its name, where the pod's node is on this host.
+///
+/// # Errors
+/// If there is none.
+pub fn first_in_pod(uid: &str, name: &str) -> anyhow::Result<i32> {
+    let read = |pid: i32, what: &str| {
+        let text = fs::read_to_string(format!("/proc/{pid}/{what}"));
+        text.unwrap_or_default()
+    };
+    let is_it = |pid: &i32| {
+        let first = read(*pid, "status")
+            .lines()
+            .filter_map(|line| line.strip_prefix("NSpid:"))
+            .any(|numbers| numbers.split_whitespace().next_back() == Some("1"));
+        first && read(*pid, "comm").trim() == name && read(*pid, "cgroup").contains(uid)
+    };
+    let found = pids()?.find(is_it);
+    found.with_context(|| format!("pod {uid} has no {name} on this host"))
+}
+
 fn pids() -> anyhow::Result<impl Iterator<Item = i32>> {
     Ok(fs::read_dir("/proc")
         .context("cannot list /proc")?

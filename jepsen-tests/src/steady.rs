@@ -27,6 +27,9 @@ const FAILURES_MAX: usize = 2_000;
 /// How many of them are shown.
 const SHOWN_MAX: usize = 20;
 
+/// The most that a request may be sent after its time. A longer pause of the load could hide one of the server.
+const LATE_MAX: Duration = Duration::from_secs(2);
+
 /// What to send.
 #[derive(Clone, Debug)]
 pub struct Steady {
@@ -51,8 +54,19 @@ pub struct Steady {
 pub struct Missed {
     /// When it was sent, since the load began.
     pub at: Duration,
-    /// What became of each try, and where.
-    pub tries: Vec<(SocketAddr, String)>,
+    /// What became of each try, in turn.
+    pub tries: Vec<Try>,
+}
+
+/// One try without the expected answer.
+#[derive(Clone, Debug)]
+pub struct Try {
+    /// Where.
+    pub at: SocketAddr,
+    /// When it ended, since the load began.
+    pub ended: Duration,
+    /// What became of it.
+    pub why: String,
 }
 
 /// What came of it all.
@@ -70,9 +84,33 @@ pub struct Tally {
     pub saved: Vec<Missed>,
     /// Latencies of the good, in milliseconds, and how many had each.
     pub latencies: BTreeMap<u64, usize>,
+    /// The most that a request was sent after its time.
+    pub latest: Duration,
+    /// Whether so many requests were under way that no more were sent.
+    pub broke_off: bool,
 }
 
 impl Tally {
+    /// Looks whether the load was what it was to be: `count` requests at least, none of them sent long after its time.
+    fn ensure_sent(&self, count: usize) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            !self.broke_off,
+            "the load broke off with {UNDER_WAY_MAX} requests under way: {}",
+            self.line()
+        );
+        anyhow::ensure!(
+            self.good + self.bad >= count,
+            "fewer than {count} requests: {}",
+            self.line()
+        );
+        anyhow::ensure!(
+            self.latest <= LATE_MAX,
+            "the load itself paused for {:?}",
+            self.latest
+        );
+        Ok(())
+    }
+
     /// The latency that a share of the good kept below, in milliseconds.
     #[must_use]
     pub fn percentile(&self, share: f64) -> u64 {
@@ -205,7 +243,7 @@ impl Running {
     /// Sends until `count` requests are done, and no more. Returns what came of them all.
     ///
     /// # Errors
-    /// If a task panicked.
+    /// If fewer were sent, if the load paused or broke off by itself, or if a task panicked.
     pub async fn finish(self, count: usize) -> anyhow::Result<Tally> {
         self.reaches(|progress| progress.done >= count).await;
         self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -214,6 +252,7 @@ impl Running {
             ended?;
         }
         let tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        tally.ensure_sent(count)?;
         Ok(tally.clone())
     }
 }
@@ -238,9 +277,17 @@ impl Sender {
         let mut ticks = interval(period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
         for number in 0_usize.. {
-            ticks.tick().await;
+            let due = ticks.tick().await;
             while under_way.try_join_next().is_some() {}
-            if stop.load(std::sync::atomic::Ordering::Relaxed) || under_way.len() >= UNDER_WAY_MAX {
+            if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                break;
+            }
+            let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+            tally.latest = tally.latest.max(due.elapsed());
+            tally.broke_off = under_way.len() >= UNDER_WAY_MAX;
+            let broke_off = tally.broke_off;
+            drop(tally);
+            if broke_off {
                 break;
             }
             under_way.spawn(self.clone().send(number));
@@ -289,22 +336,24 @@ impl Sender {
             });
             let late = |_| Failure::Unknown(format!("no answer in {:?}", self.steady.patience));
             let answer = answer.await.map_err(late).flatten();
-            match answer {
+            let why = match answer {
                 Ok(reply) if reply.status == self.steady.status => {
                     good = true;
                     break;
                 }
-                Ok(reply) => tries.push((
-                    entrance,
-                    format!(
-                        "{} {}",
-                        reply.status,
-                        String::from_utf8_lossy(&reply.body).trim()
-                    ),
-                )),
-                Err(Failure::Refused(why)) => tries.push((entrance, format!("refused: {why}"))),
-                Err(Failure::Unknown(why)) => tries.push((entrance, format!("broke off: {why}"))),
-            }
+                Ok(reply) => format!(
+                    "{} {}",
+                    reply.status,
+                    String::from_utf8_lossy(&reply.body).trim()
+                ),
+                Err(Failure::Refused(why)) => format!("refused: {why}"),
+                Err(Failure::Unknown(why)) => format!("broke off: {why}"),
+            };
+            tries.push(Try {
+                at: entrance,
+                ended: self.began.elapsed(),
+                why,
+            });
         }
         let took = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
@@ -406,6 +455,29 @@ mod tests {
         let tally = steady(1).start(entrances).finish(100).await.unwrap();
         tally.all_good().unwrap();
         assert!(tally.retried > 0, "{}", tally.line());
+    }
+
+    #[test]
+    fn a_load_that_was_not_what_was_asked_for_is_no_load() {
+        let sent = Tally {
+            good: 60,
+            bad: 40,
+            latest: LATE_MAX,
+            ..Tally::default()
+        };
+        sent.ensure_sent(100).unwrap();
+        let fewer = sent.ensure_sent(101).unwrap_err().to_string();
+        assert!(fewer.contains("fewer than 101"), "{fewer}");
+        let paused = Tally {
+            latest: LATE_MAX + Duration::from_millis(1),
+            ..sent.clone()
+        };
+        assert!(paused.ensure_sent(100).is_err());
+        let broke_off = Tally {
+            broke_off: true,
+            ..sent
+        };
+        assert!(broke_off.ensure_sent(100).is_err());
     }
 
     #[tokio::test]

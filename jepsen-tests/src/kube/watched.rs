@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::Namespace;
@@ -83,12 +85,67 @@ impl Watched {
     }
 }
 
+/// When something was told of a pod for the first time. Ends when dropped.
+#[derive(Debug)]
+pub struct Told {
+    at: watch::Receiver<Option<Instant>>,
+    reading: JoinHandle<anyhow::Error>,
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
+}
+
+impl Told {
+    /// When it was, once it was.
+    ///
+    /// # Errors
+    /// If the watch ends before.
+    pub async fn at(&mut self) -> anyhow::Result<Instant> {
+        let at = self.at.wait_for(Option::is_some).await;
+        let at = at.context("the watch has ended")?;
+        (*at).context("it was told")
+    }
+}
+
 impl Namespace {
     /// Watches the pods that `selector` finds, those that are there and those to come.
     ///
     /// # Errors
     /// If it cannot.
     pub fn watch_pods(&self, selector: &str) -> anyhow::Result<Watched> {
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let taken = Arc::clone(&seen);
+        let reading = self.watch(selector, move |line| {
+            let event = serde_json::from_str(line).context("no JSON")?;
+            let mut seen = taken.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.take(&event)
+        })?;
+        Ok(Watched { seen, reading })
+    }
+
+    /// Watches all pods for `words`, as they stand in their JSON.
+    ///
+    /// # Errors
+    /// If it cannot.
+    pub fn watch_for(&self, words: &'static str) -> anyhow::Result<Told> {
+        let (told, at) = watch::channel(None);
+        let reading = self.watch("", move |line| {
+            if line.contains(words) && told.borrow().is_none() {
+                told.send_replace(Some(Instant::now()));
+            }
+            Ok(())
+        })?;
+        Ok(Told { at, reading })
+    }
+
+    fn watch(
+        &self,
+        selector: &str,
+        mut take: impl FnMut(&str) -> anyhow::Result<()> + Send + 'static,
+    ) -> anyhow::Result<JoinHandle<anyhow::Error>> {
         let path = format!(
             "/api/v1/namespaces/{}/pods?watch=1&labelSelector={selector}",
             self.name
@@ -102,9 +159,7 @@ impl Namespace {
             .spawn()
             .context("cannot run kubectl")?;
         let output = child.stdout.take().context("no output")?;
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        let taken = Arc::clone(&seen);
-        let reading = tokio::spawn(async move {
+        Ok(tokio::spawn(async move {
             let _child = child;
             let mut lines = BufReader::new(output).lines();
             loop {
@@ -113,14 +168,11 @@ impl Namespace {
                     Ok(None) => return anyhow::anyhow!("the watch was closed"),
                     Err(error) => return error.into(),
                 };
-                let event = serde_json::from_str(&line).context("no JSON");
-                let mut seen = taken.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Err(error) = event.and_then(|event: Value| seen.take(&event)) {
+                if let Err(error) = take(&line) {
                     return error;
                 }
             }
-        });
-        Ok(Watched { seen, reading })
+        }))
     }
 }
 

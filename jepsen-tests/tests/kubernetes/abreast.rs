@@ -4,6 +4,7 @@
 mod elsewhere;
 mod files;
 mod founding;
+mod held;
 mod recovering;
 mod renders;
 mod stopping;

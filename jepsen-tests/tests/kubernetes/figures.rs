@@ -1,4 +1,4 @@
-//! Figures for `docs/benchmarks.md`, and no promise: `just bench-kube` prints them.
+//! Figures for `docs/benchmarks.md`: `just bench-kube` prints them, and fails for what is beyond its bound.
 
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,13 @@ const WRITE_MAX: Duration = Duration::from_secs(1);
 /// How soon the next one follows.
 const BETWEEN_WRITES: Duration = Duration::from_millis(20);
 
+/// The most that an idle peer may use: memory that no file is behind, in bytes, and of a core.
+const IDLE_MEMORY_MAX: f64 = 60e6;
+const IDLE_SHARE_MAX: f64 = 0.02;
+
+/// The most that the leader may use of a core while [`MANY`] pods change in a minute.
+const MANY_SHARE_MAX: f64 = 0.2;
+
 /// How many replicas the large service has.
 const MANY: usize = 500;
 
@@ -59,6 +66,10 @@ run: "true"
 #[ignore = "prints figures: just bench-kube"]
 async fn figures() -> anyhow::Result<()> {
     on_release("figures", &[], async |release| {
+        if !release.kube.disruptive {
+            eprintln!("skipped: volumes are not to be deleted here");
+            return Ok(());
+        }
         install(&release).await?;
         release.await_members(3, 0).await?;
         rest(&release).await?;
@@ -163,6 +174,11 @@ async fn rest(release: &Release) -> anyhow::Result<()> {
             "at rest, {}{role}: {percent:.1} % of a core, {mib:.0} MiB",
             pod.name
         );
+        ensure!(
+            share <= IDLE_SHARE_MAX && memory <= IDLE_MEMORY_MAX,
+            "{} is not idle",
+            pod.name
+        );
     }
     Ok(())
 }
@@ -263,6 +279,7 @@ async fn many(release: &Release, served: &Served) -> anyhow::Result<()> {
         println!(
             "{MANY} pods, as many changes in a minute: leader {percent:.1} % of a core, {mib:.0} MiB"
         );
+        ensure!(share <= MANY_SHARE_MAX, "too much for {MANY} changes");
     }
     Ok(())
 }

@@ -1,18 +1,21 @@
 //! A node that loses its power: its pods say nothing, its kubelet neither, and until Kubernetes notices, a third of all
-//! connections would go there. The leader takes the peer out of the endpoints long before, and replaces its replicas.
+//! connections would go there. The leader takes the peer out of the endpoints long before, and replaces its replicas. The last
+//! one does not come back, and its peer's volume is lost with it.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use jepsen_tests::kube::Lab;
+use jepsen_tests::kube::{Lab, Pod};
 use jepsen_tests::source_ports::SourcePorts;
 use jepsen_tests::steady::Tally;
+use jepsen_tests::wait;
 
-use crate::kills::{direct, met_elsewhere, retrying};
+use crate::kills::{direct, retrying};
 use crate::served::{PODS, Served};
-use crate::stage::{RATE, RELEASE, Release, on_release, peers_only};
+use crate::stage::{PATIENCE, RATE, RELEASE, Release, on_release, peers_only};
 
 /// How long after its death requests may still be sent to a peer.
 const WINDOW_MAX: Duration = Duration::from_secs(2);
@@ -49,6 +52,7 @@ async fn a_dead_node_gets_no_requests_after_two_seconds_and_its_replicas_are_rep
             true => 2,
             false => left.len(),
         };
+        let requests = release.kube.requests.div_ceil(kills);
         for round in 0..kills {
             let replicas = release.namespace.pods(PODS).await?;
             let carries = |node: &String| {
@@ -66,7 +70,11 @@ async fn a_dead_node_gets_no_requests_after_two_seconds_and_its_replicas_are_rep
             left.retain(|node| *node != victim);
             let lost = carries(&victim);
             eprintln!("{victim} is killed, with {lost} replicas");
-            kill(&release, &served, &lab, &victim, &ports).await?;
+            let end = match round + 1 < kills {
+                true => End::Return,
+                false => End::Loss,
+            };
+            kill(&release, &served, &lab, &victim, &ports, requests, end).await?;
             replaced += lost;
         }
         ensure!(replaced > 0, "no dead node carried a replica");
@@ -75,12 +83,23 @@ async fn a_dead_node_gets_no_requests_after_two_seconds_and_its_replicas_are_rep
     .await
 }
 
+/// What becomes of a dead node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It comes back with all that is on it.
+    Return,
+    /// Its peers' volumes are lost with it. What comes back, for others, is a new node.
+    Loss,
+}
+
 async fn kill(
     release: &Release,
     served: &Served,
     lab: &Lab,
     victim: &str,
     ports: &Arc<SourcePorts>,
+    requests: usize,
+    end: End,
 ) -> anyhow::Result<()> {
     let nodes = release.kube.nodes().await?;
     let port = release.namespace.node_port(RELEASE, "http").await?;
@@ -113,20 +132,70 @@ async fn kill(
     // With as many pods as there were, or Kubernetes has not told yet that the node is dead.
     let replaced = served.await_replaced(victim).await;
     eprintln!("replaced {:?} after", load.progress().elapsed - killed);
-    let (through_service, at_peers) = (load.finish(0).await, at_peers.finish(0).await);
+    let through_service = load.finish(0).await;
+    // The node stays dead for as long as it takes.
+    let at_peers = at_peers.finish(requests).await;
+    let healed = match end {
+        End::Return => Ok(()),
+        End::Loss => lose(release, served, victim, &dead).await,
+    };
     // Whatever came of it, others need the node.
     lab.start(number).await?;
+    let ready = format!("node/{victim}");
+    let ready = ["wait", &ready, "--for=condition=Ready", "--timeout=60s"];
+    wait::until("the node", PATIENCE, async || {
+        release.kube.kubectl(&ready).await
+    })
+    .await?;
     release.await_ready(3).await?;
+    healed?;
     replaced?;
     window(victim, &through_service?, before, killed)?;
     let at_peers = at_peers?;
     // A peer that lives may have sent one to a replica that died.
-    let elsewhere = met_elsewhere(&at_peers, &direct(&dead)).len();
+    let dead = direct(&dead);
+    let elsewhere = at_peers.saved.iter();
+    let elsewhere = elsewhere.filter(|missed| missed.tries.iter().any(|it| !dead.contains(&it.at)));
+    let elsewhere = elsewhere.count();
     eprintln!(
         "{victim} killed, at the peers: {}, {elsewhere} of them at one that lived",
         at_peers.line()
     );
     at_peers.all_good()
+}
+
+/// The node will not come back, and nor will what was on it: its peer's place is taken by another one, elsewhere.
+async fn lose(
+    release: &Release,
+    served: &Served,
+    victim: &str,
+    dead: &[Pod],
+) -> anyhow::Result<()> {
+    let ids = async || {
+        let members = wait::until("the members", PATIENCE, async || {
+            Ok(served.admin().await?.members().await?)
+        })
+        .await?;
+        anyhow::Ok(members.iter().map(|it| it.id).collect::<BTreeSet<u64>>())
+    };
+    let before = ids().await?;
+    served.keep("before").await?;
+    release.kube.kubectl(&["delete", "node", victim]).await?;
+    for pod in dead {
+        let claim = format!("data-{}", pod.name);
+        let delete = ["delete", "pvc", &claim, "--wait=false"];
+        release.namespace.kubectl(&delete).await?;
+        let delete = ["delete", "pod", &pod.name, "--grace-period=0", "--force"];
+        release.namespace.kubectl(&delete).await?;
+    }
+    for pod in dead {
+        release.await_successor(pod).await?;
+    }
+    release.await_members(3, 0).await?;
+    let after = ids().await?;
+    let kept = before.intersection(&after).count();
+    ensure!(kept + dead.len() == 3, "{before:?}, then {after:?}");
+    served.ensure_kept("before").await
 }
 
 /// Looks at what a dead peer has cost those who ask the Service.

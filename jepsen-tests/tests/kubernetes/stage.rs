@@ -213,7 +213,8 @@ impl Release {
             .collect())
     }
 
-    async fn metric(&self, pod: &str, name: &str) -> anyhow::Result<f64> {
+    /// One of them.
+    pub(crate) async fn metric(&self, pod: &str, name: &str) -> anyhow::Result<f64> {
         let metrics = self.metrics(pod).await?;
         let found = metrics.get(&format!("raftserve_{name}")).copied();
         found.with_context(|| format!("{pod} tells no {name}"))

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::ensure;
+use jepsen_tests::cluster::Cluster;
+use jepsen_tests::kube::Namespace;
 use jepsen_tests::{http, wait};
 
-use crate::stage::{SETTLE, any_admin, ask, on_namespace, peers, ready, service, uids};
+use crate::stage::{SECRET, SETTLE, any_admin, ask, on_namespace, peers, ready, service, uids};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_pod_is_replaced_and_its_replacement_serves() -> anyhow::Result<()> {
@@ -16,7 +18,7 @@ async fn a_killed_pod_is_replaced_and_its_replacement_serves() -> anyhow::Result
         let reply = http::get(cluster.peer(0).setup.ports.proxy, "/").await;
         let reply = reply.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
         ensure!(
-            reply.header("x-word").as_deref() == Some("hush"),
+            reply.header("x-word").as_deref() == Some(SECRET),
             "secrets reach it"
         );
         let victim = uids(namespace).await?.into_iter().next().expect("two pods");
@@ -41,10 +43,46 @@ async fn a_killed_pod_is_replaced_and_its_replacement_serves() -> anyhow::Result
         .await?;
         let left = uids(namespace).await?;
         ensure!(left.len() == 2 && !left.contains(&victim), "{left:?}");
+        ensure_hushed(namespace, &cluster).await?;
         cluster.pass();
         Ok(())
     })
     .await
+}
+
+/// Looks for the service's secret wherever somebody without a right to it may look.
+async fn ensure_hushed(namespace: &Namespace, cluster: &Cluster) -> anyhow::Result<()> {
+    let mut said = vec![
+        ("the log", cluster.peer(0).log_text()),
+        (
+            "Events",
+            namespace.kubectl(&["get", "events", "-o", "yaml"]).await?,
+        ),
+        (
+            "pods",
+            namespace.kubectl(&["get", "pods", "-o", "yaml"]).await?,
+        ),
+    ];
+    let looks: [(&str, &[&str]); 3] = [
+        ("status", &["status", "web", "--verbose"]),
+        (
+            "status in full",
+            &["status", "web", "--verbose", "--output", "yaml"],
+        ),
+        ("events", &["events", "web", "--no-follow"]),
+    ];
+    for (what, look) in looks {
+        let ran = cluster.cli(0).run(look).await?;
+        ensure!(ran.code == Some(0), "{ran:?}");
+        said.push((what, ran.stdout + &ran.stderr));
+    }
+    for (what, text) in said {
+        // The log names services by their ids.
+        let told = text.contains("web") || text.contains("ServiceId(");
+        ensure!(told, "nothing of the service in {what}: {text}");
+        ensure!(!text.contains(SECRET), "the secret is in {what}: {text}");
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

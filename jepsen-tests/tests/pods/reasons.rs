@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use jepsen_tests::admin::v1::ReplicaStatus;
 use jepsen_tests::kube::Namespace;
+use jepsen_tests::kube::watched::Told;
 use jepsen_tests::wait;
 use serde_json::{Value, json};
 
@@ -117,36 +118,41 @@ async fn that_its_image_cannot_be_pulled_is_told() -> anyhow::Result<()> {
     .await
 }
 
-/// Brings up a service whose pod ends, and waits until that is told of a replica. A pod that has ended is deleted at once, so
-/// the API server may not be seen to know of it; if it is, the replica's reason has to follow soon.
-async fn end_told(test: &str, yaml: &str, in_pod: &str, in_status: &[&str]) -> anyhow::Result<()> {
+/// Brings up a service whose pod ends, and waits until that is told of a replica, which has to be soon after the API server
+/// has told it. A pod that has ended is deleted at once, so the API server is watched.
+async fn end_told(
+    test: &str,
+    yaml: &str,
+    in_pod: &'static str,
+    in_status: &[&str],
+    status: ReplicaStatus,
+) -> anyhow::Result<()> {
     on_namespace(test, async |namespace| {
         let cluster = peers(namespace, 1).await?;
+        let mut known = namespace.watch_for(in_pod)?;
         cluster.admin(0).apply(yaml).await?;
-        let mut known: Option<Instant> = None;
-        wait::until("the replica's reason", SETTLE, async || {
+        let told = wait::until("the replica's reason", SETTLE, async || {
             let replicas = cluster.admin(0).replicas().await?;
-            if replicas
-                .iter()
-                .any(|it| in_status.iter().all(|words| it.reason.contains(words)))
-            {
-                return Ok(());
-            }
-            let pods = serde_json::to_string(&namespace.objects("pods", "").await?)?;
-            if known.is_none() && pods.contains(in_pod) {
-                known = Some(Instant::now());
-            }
-            bail!("{replicas:?}; {pods}");
+            let right = |it: &jepsen_tests::admin::v1::Replica| {
+                it.status() == status && in_status.iter().all(|words| it.reason.contains(words))
+            };
+            ensure!(replicas.iter().any(right), "{replicas:?}");
+            Ok(Instant::now())
         })
         .await?;
-        ensure!(
-            known.is_none_or(|at| at.elapsed() <= TOLD_WITHIN),
-            "told after {known:?}"
-        );
+        soon(told, &mut known).await?;
         cluster.pass();
         Ok(())
     })
     .await
+}
+
+async fn soon(told: Instant, known: &mut Told) -> anyhow::Result<()> {
+    let known = tokio::time::timeout(SETTLE, known.at()).await;
+    let known = known.context("the API server never told")??;
+    let after = told.saturating_duration_since(known);
+    ensure!(after <= TOLD_WITHIN, "told after {after:?}");
+    Ok(())
 }
 
 /// A service of one replica that runs `program`, with a part of its pod.
@@ -162,7 +168,7 @@ async fn that_it_used_more_memory_than_it_may_is_told() -> anyhow::Result<()> {
     let limits = "{containers: [{resources: {limits: {memory: 32Mi}}}]}";
     let yaml = ending("exec python3 -c 'bytearray(1 << 28)'", limits);
     let words = ["more memory than it may", "raise resources.memory"];
-    end_told("memory", &yaml, "OOMKilled", &words).await
+    end_told("memory", &yaml, "OOMKilled", &words, ReplicaStatus::Failed).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -171,7 +177,9 @@ async fn that_its_node_evicted_it_is_told() -> anyhow::Result<()> {
                    volumes: [{name: scratch, emptyDir: {sizeLimit: 1Mi}}]}";
     let program = "head -c 8M /dev/zero > /scratch/it && exec sleep 300";
     let words = ["the node evicted its pod", "scratch"];
-    end_told("evicted", &ending(program, scratch), "Evicted", &words).await
+    let yaml = ending(program, scratch);
+    // It took more than its own pod allows, wherever it runs.
+    end_told("evicted", &yaml, "Evicted", &words, ReplicaStatus::Failed).await
 }
 
 /// What only one node has, and only one of.
@@ -245,27 +253,18 @@ async fn preempted(namespace: &Namespace) -> anyhow::Result<()> {
     let program = "exec python3 -m http.server 8080";
     cluster.admin(0).apply(&ending(program, &slot)).await?;
     ready(&cluster, 1).await?;
+    let mut known = namespace.watch_for("PreemptionByScheduler")?;
     namespace.apply(&first()).await?;
-    let mut known: Option<Instant> = None;
-    wait::until("word of the preemption", SETTLE, async || {
+    let told = wait::until("word of the preemption", SETTLE, async || {
         let replicas = cluster.admin(0).replicas().await?;
         let told = replicas.iter().any(|it| {
             it.status() == ReplicaStatus::Preempted && it.reason.contains("higher priority")
         });
-        if told {
-            return Ok(());
-        }
-        let pods = serde_json::to_string(&namespace.objects("pods", "").await?)?;
-        if known.is_none() && pods.contains("PreemptionByScheduler") {
-            known = Some(Instant::now());
-        }
-        bail!("{replicas:?}; {pods}");
+        ensure!(told, "{replicas:?}");
+        Ok(Instant::now())
     })
     .await?;
-    ensure!(
-        known.is_none_or(|at| at.elapsed() <= TOLD_WITHIN),
-        "told after {known:?}"
-    );
+    soon(told, &mut known).await?;
     cluster.pass();
     Ok(())
 }
@@ -274,5 +273,6 @@ async fn preempted(namespace: &Namespace) -> anyhow::Result<()> {
 async fn that_its_program_ends_is_told_with_its_last_line() -> anyhow::Result<()> {
     let program = "echo no model here; exit 7";
     let words = ["run exited with code 7", "no model here"];
-    end_told("crash", &ending(program, "{}"), "\"exitCode\":7", &words).await
+    let (yaml, code) = (ending(program, "{}"), "\"exitCode\":7");
+    end_told("crash", &yaml, code, &words, ReplicaStatus::Failed).await
 }

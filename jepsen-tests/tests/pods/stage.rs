@@ -63,6 +63,9 @@ pub(crate) async fn uids(namespace: &Namespace) -> anyhow::Result<BTreeSet<(Stri
     Ok(pods.into_iter().map(|pod| (pod.name, pod.uid)).collect())
 }
 
+/// What replicas are given to keep to themselves.
+pub(crate) const SECRET: &str = "hush";
+
 /// A service whose replicas answer with their numbers.
 pub(crate) fn service(name: &str, replicas: u32) -> String {
     format!(
@@ -70,7 +73,7 @@ pub(crate) fn service(name: &str, replicas: u32) -> String {
          service: {{readiness_probe: /, replicas: {replicas}}}\n\
          resources: {{ports: 8080}}\n\
          _metadata: {{raftserve: {{drain_timeout_seconds: 1, stop_grace_seconds: 2}}}}\n\
-         secrets: {{WORD: hush}}\n\
+         secrets: {{WORD: {SECRET}}}\n\
          run: |\n  exec python3 -c '\n{PROGRAM}'\n"
     )
 }

@@ -2,5 +2,6 @@
 //! none of the others waits between them for the cluster to be its own.
 
 mod controller;
+mod fewer_volumes;
 mod grpc;
 mod lost_cluster;

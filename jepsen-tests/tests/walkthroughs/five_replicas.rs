@@ -18,9 +18,11 @@ const PORT: u16 = 32_000;
 /// Clients at a time, as the example's `siege` has them.
 const CLIENTS: usize = 10;
 
-/// How long they ask where `siege` cannot, and for how long after it, to see who answers.
+/// How long they ask where `siege` cannot.
 const TIME: Duration = Duration::from_secs(30);
-const TIME_AFTER_SIEGE: Duration = Duration::from_secs(10);
+
+/// What a peer tells of the requests that it has sent to a replica begins so.
+const SENT: &str = "raftserve_proxy_replica_requests_total{service=\"ml-app\"";
 
 /// By how much the busiest may have more than the idlest, of what each should have.
 const SPREAD_MAX: f64 = 0.05;
@@ -54,38 +56,78 @@ async fn ten_clients_are_all_answered_and_by_each_replica_alike() -> anyhow::Res
         })
         .await?;
 
-        let besieged = siege(at).await?;
-        let time = if besieged { TIME_AFTER_SIEGE } else { TIME };
-        let end = Instant::now() + time;
-        let clients = (0..CLIENTS).map(|_| async {
-            let mut answers: BTreeMap<String, usize> = BTreeMap::new();
-            while Instant::now() < end {
-                // A connection each, as siege makes them.
-                let reply = http::get(at, "/test").await;
-                let reply = reply.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
-                ensure!(reply.status == 200, "{}", reply.status);
-                let answer = String::from_utf8_lossy(&reply.body).trim().to_owned();
-                *answers.entry(answer).or_default() += 1;
-            }
-            Ok(answers)
-        });
-        let mut answers: BTreeMap<String, usize> = BTreeMap::new();
-        for (answer, count) in try_join_all(clients).await?.into_iter().flatten() {
-            *answers.entry(answer).or_default() += count;
-        }
-        eprintln!("five-replicas: {answers:?}");
-        ensure!(answers.len() == 5, "{answers:?}");
-        let most = answers.values().max().copied().unwrap_or_default();
-        let least = answers.values().min().copied().unwrap_or_default();
-        let each = answers.values().sum::<usize>() as f64 / 5.0;
-        let spread = (most - least) as f64 / each;
-        if spread > SPREAD_TOLD {
-            tell_of_replicas(walk).await?;
-        }
-        ensure!(spread <= SPREAD_MAX, "{spread:.3}: {answers:?}");
-        Ok(())
+        let requests = match binary::may_have("siege") {
+            true => besiege(walk, at).await?,
+            false => ask(at).await?,
+        };
+        ensure_even(walk, &requests).await
     })
     .await
+}
+
+/// How many requests of `siege` each replica was sent.
+async fn besiege(walk: &Walk, at: SocketAddr) -> anyhow::Result<BTreeMap<String, usize>> {
+    let before = sent(walk).await?;
+    let hits = siege(at).await?;
+    let mut requests = sent(walk).await?;
+    for (replica, count) in &mut requests {
+        *count -= before.get(replica).copied().unwrap_or_default();
+    }
+    eprintln!("five-replicas: {hits} of siege: {requests:?}");
+    let sum: usize = requests.values().sum();
+    ensure!(sum >= hits, "{hits} answered, {sum} sent");
+    Ok(requests)
+}
+
+/// As many clients by themselves, which see who answers.
+async fn ask(at: SocketAddr) -> anyhow::Result<BTreeMap<String, usize>> {
+    let end = Instant::now() + TIME;
+    let clients = (0..CLIENTS).map(|_| async {
+        let mut answers: BTreeMap<String, usize> = BTreeMap::new();
+        while Instant::now() < end {
+            // A connection each, as siege makes them.
+            let reply = http::get(at, "/test").await;
+            let reply = reply.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
+            ensure!(reply.status == 200, "{}", reply.status);
+            let answer = String::from_utf8_lossy(&reply.body).trim().to_owned();
+            *answers.entry(answer).or_default() += 1;
+        }
+        anyhow::Ok(answers)
+    });
+    let mut answers: BTreeMap<String, usize> = BTreeMap::new();
+    for (answer, count) in try_join_all(clients).await?.into_iter().flatten() {
+        *answers.entry(answer).or_default() += count;
+    }
+    eprintln!("five-replicas: {answers:?}");
+    Ok(answers)
+}
+
+/// Looks whether each of the five has had about as much as the others.
+async fn ensure_even(walk: &Walk, requests: &BTreeMap<String, usize>) -> anyhow::Result<()> {
+    ensure!(requests.len() == 5, "{requests:?}");
+    let most = requests.values().max().copied().unwrap_or_default();
+    let least = requests.values().min().copied().unwrap_or_default();
+    let each = requests.values().sum::<usize>() as f64 / 5.0;
+    let spread = (most - least) as f64 / each;
+    if spread > SPREAD_TOLD {
+        tell_of_replicas(walk).await?;
+    }
+    ensure!(spread <= SPREAD_MAX, "{spread:.3}: {requests:?}");
+    Ok(())
+}
+
+/// How many requests the peers have sent to each replica so far.
+async fn sent(walk: &Walk) -> anyhow::Result<BTreeMap<String, usize>> {
+    let mut sent: BTreeMap<String, usize> = BTreeMap::new();
+    for peer in walk.peers().await? {
+        let text = walk.namespace.pod_path(&peer.name, OPS, "/metrics").await?;
+        let lines = text.lines();
+        for line in lines.filter_map(|line| line.strip_prefix(SENT)) {
+            let (labels, count) = line.rsplit_once(' ').context("no value")?;
+            *sent.entry(labels.to_owned()).or_default() += count.parse::<usize>()?;
+        }
+    }
+    Ok(sent)
 }
 
 /// Why some got less than others, as far as the peers know.
@@ -101,11 +143,8 @@ async fn tell_of_replicas(walk: &Walk) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the example's own command, where it is installed: whether it is.
-async fn siege(at: SocketAddr) -> anyhow::Result<bool> {
-    if !binary::may_have("siege") {
-        return Ok(false);
-    }
+/// Runs the example's own command: how many requests were answered.
+async fn siege(at: SocketAddr) -> anyhow::Result<usize> {
     let url = format!("http://{at}/test");
     let ran = Command::new("siege")
         .args(["-c", "10", "-t", "30s", &url])
@@ -122,5 +161,12 @@ async fn siege(at: SocketAddr) -> anyhow::Result<bool> {
         availability.is_some_and(|line| line.contains("100.00")),
         "{said}"
     );
-    Ok(true)
+    let hits = said.lines().find_map(|line| {
+        let (what, count) = line.split_once(':')?;
+        let transactions = what.trim().to_lowercase().contains("transactions");
+        transactions.then(|| count.trim().split(|it: char| !it.is_ascii_digit()).next())?
+    });
+    let hits: usize = hits.with_context(|| said.to_string())?.parse()?;
+    ensure!(hits > 0, "{said}");
+    Ok(hits)
 }

@@ -15,7 +15,7 @@ use jepsen_tests::{binary, http, wait};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
-use tokio::sync::RwLock;
+use tokio::sync::{Mutex, RwLock};
 
 /// The release's name, and that of its StatefulSet and client Service, but where a walk-through says otherwise.
 pub(crate) const RELEASE: &str = "raftserve";
@@ -67,8 +67,17 @@ pub(crate) async fn walk_abreast(
     name: &str,
     case: impl AsyncFnOnce(&Walk) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    walk_abreast_as(name, name, case).await
+}
+
+/// As [`walk_as`], but beside others of its kind.
+pub(crate) async fn walk_abreast_as(
+    name: &str,
+    example: &str,
+    case: impl AsyncFnOnce(&Walk) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let _machine = MACHINE.read().await;
-    go(name, name, case).await
+    go(name, example, case).await
 }
 
 async fn go(
@@ -81,12 +90,19 @@ async fn go(
     };
     let began = Instant::now();
     let home = Arc::new(tempfile::tempdir()?);
-    let walk = Walk::begin(&kube, example, &format!("walk-{name}"), home).await?;
+    let walk = Walk::begin(
+        &kube,
+        example,
+        &format!("walk-{name}"),
+        home,
+        Arc::default(),
+    )
+    .await?;
     let walked = tokio::time::timeout(WALK_MAX, case(&walk)).await;
     let walked = walked.with_context(|| format!("it did not end in {WALK_MAX:?}"));
     if let Err(error) = walked.and_then(|walked| walked) {
         walk.describe().await;
-        walk.namespace.give_up().await;
+        walk.give_up().await;
         return Err(error.context(name.to_owned()));
     }
     eprintln!("{name}: walked in {:.1?}", began.elapsed());
@@ -98,13 +114,15 @@ async fn go(
 pub(crate) struct Walk {
     pub(crate) namespace: Namespace,
     /// The release's name.
-    release: String,
+    pub(crate) release: String,
     folder: PathBuf,
     program: PathBuf,
     /// With the reader's settings.
     home: Arc<TempDir>,
     /// The reader's context, which is the namespace.
     config: PathBuf,
+    /// All namespaces of the walk-through so far.
+    namespaces: Arc<Mutex<Vec<Namespace>>>,
 }
 
 impl Walk {
@@ -114,8 +132,10 @@ impl Walk {
         example: &str,
         name: &str,
         home: Arc<TempDir>,
+        namespaces: Arc<Mutex<Vec<Namespace>>>,
     ) -> anyhow::Result<Self> {
         let namespace = kube.open_namespace(name).await?;
+        namespaces.lock().await.push(namespace.clone());
         Ok(Self {
             config: namespace.context(home.path()).await?,
             namespace,
@@ -123,6 +143,7 @@ impl Walk {
             folder: examples().join(example),
             program: binary::raftserve()?,
             home,
+            namespaces,
         })
     }
 
@@ -134,7 +155,8 @@ impl Walk {
         release: &str,
     ) -> anyhow::Result<Self> {
         let home = Arc::clone(&self.home);
-        let mut walk = Self::begin(self.namespace.kube(), example, name, home).await?;
+        let namespaces = Arc::clone(&self.namespaces);
+        let mut walk = Self::begin(self.namespace.kube(), example, name, home, namespaces).await?;
         release.clone_into(&mut walk.release);
         Ok(walk)
     }
@@ -313,6 +335,13 @@ impl Walk {
         })
         .await?;
         Ok(load.start(entrances))
+    }
+
+    /// What follows a failure, once it has been described.
+    async fn give_up(&self) {
+        for namespace in self.namespaces.lock().await.iter() {
+            namespace.give_up().await;
+        }
     }
 
     /// Says what is there when it has failed.

@@ -1,0 +1,145 @@
+//! Of the volumes of a lost cluster some are lost, too.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, ensure};
+use jepsen_tests::wait;
+use serde_json::{Value, json};
+
+use crate::stage::{PATIENCE, Walk, walk_abreast_as};
+
+/// The class of the volumes that come back, which is theirs alone.
+const CLASS: &str = "raftserve-test-fewer-volumes";
+
+/// Chooses the volumes that one case comes back with.
+const LABEL: &str = "raftserve-test-volumes";
+
+impl Walk {
+    /// A volume with nothing on it, of the class and size that the example's peers have.
+    async fn empty_volume(&self, name: &str) -> anyhow::Result<String> {
+        let claim = json!({
+            "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": { "name": name },
+            "spec": {
+                "storageClassName": "standard",
+                "accessModes": ["ReadWriteOnce"],
+                "resources": { "requests": { "storage": "1Gi" } },
+            },
+        });
+        self.namespace.apply(&claim).await?;
+        let volume = wait::until("an empty volume", PATIENCE, async || {
+            let bound = ["get", "pvc", name, "-o", "jsonpath={.spec.volumeName}"];
+            let volume = self.kubectl(&bound).await?;
+            ensure!(!volume.is_empty(), "none yet");
+            Ok(volume)
+        })
+        .await?;
+        self.reclaim(&volume, "Retain").await?;
+        self.kubectl(&["delete", "pvc", name, "--wait"]).await?;
+        self.unclaim(&volume, CLASS).await?;
+        Ok(volume)
+    }
+
+    /// The ids of all members, and whether each has a vote.
+    async fn members(&self) -> anyhow::Result<BTreeMap<u64, bool>> {
+        let shown = ["cluster", "members", "--output", "json"];
+        let shown: Value = serde_json::from_str(&self.raftserve(&shown).await?)?;
+        let members = shown["members"].as_array().context("no members")?;
+        let member = |it: &Value| Some((it["id"].as_u64()?, it["role"] != "learner"));
+        let members: Option<BTreeMap<_, _>> = members.iter().map(member).collect();
+        members.with_context(|| shown.to_string())
+    }
+
+    /// All that a container has said in this run and the one before.
+    async fn said(&self, pod: &str) -> String {
+        let now = self.kubectl(&["logs", pod]).await;
+        let before = self.kubectl(&["logs", pod, "--previous"]).await;
+        before.unwrap_or_default() + &now.unwrap_or_default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_one_volume_missing_a_peer_joins_anew_and_with_two_none_serves() -> anyhow::Result<()>
+{
+    walk_abreast_as("lost-volumes", "lost-cluster", async |lost| {
+        if !lost.namespace.kube().disruptive {
+            eprintln!("skipped: volumes are not to be deleted here");
+            return Ok(());
+        }
+        lost.install(3, &[]).await?;
+        let service = lost.file("chat.yaml")?;
+        lost.raftserve(&["up", &service, "-y", "--async"]).await?;
+        lost.raftserve(&["kv", "put", "config/limit", "20"]).await?;
+        let before = lost.members().await?;
+        let mut volumes = lost.volumes().await?;
+        volumes.remove(0);
+        lost.lose_all_but(&volumes, CLASS).await?;
+
+        // Whichever peer finds whichever volume.
+        let found = lost
+            .elsewhere("lost-cluster", "walk-found-volumes", "raftserve-fewer")
+            .await?;
+        volumes.push(found.empty_volume("first").await?);
+        let mark = format!("{LABEL}={}", volumes[0]);
+        for volume in &volumes {
+            found.kubectl(&["label", "pv", volume, &mark]).await?;
+        }
+        let selector = format!("storage.selector.{mark}");
+        let class = format!("storage.storageClassName={CLASS}");
+        found.install(3, &[&class, &selector]).await?;
+        let there: BTreeSet<String> = found.volumes().await?.into_iter().collect();
+        let wanted: BTreeSet<String> = volumes.iter().cloned().collect();
+        ensure!(there == wanted, "{there:?} instead of {wanted:?}");
+        let kept = found.raftserve(&["kv", "get", "config/limit"]).await?;
+        ensure!(kept.contains("20"), "{kept}");
+        wait::until("three voters", PATIENCE, async || {
+            let after = found.members().await?;
+            let old = after.keys().filter(|id| before.contains_key(id)).count();
+            ensure!(
+                after.len() == 3 && old == 2 && after.values().all(|votes| *votes),
+                "{after:?} after {before:?}"
+            );
+            Ok(())
+        })
+        .await?;
+        found.await_chat().await?;
+        let kept = found.raftserve(&["kv", "get", "config/limit"]).await?;
+        ensure!(kept.contains("20"), "{kept}");
+        let all = found.volumes().await?;
+        found.lose_all_but(&all, CLASS).await?;
+
+        // Of these, only one is left.
+        let left = lost
+            .elsewhere("lost-cluster", "walk-left-volume", "raftserve-left")
+            .await?;
+        let named = [
+            all[0].clone(),
+            left.empty_volume("first").await?,
+            left.empty_volume("second").await?,
+        ];
+        let named_so = format!("storage.volumeNames={{{}}}", named.join(","));
+        left.helm("install", &[&class, &named_so]).await?;
+        wait::until("what to do instead", PATIENCE, async || {
+            for pod in ["raftserve-left-1", "raftserve-left-2"] {
+                let said = left.said(pod).await;
+                ensure!(said.contains("cluster recover"), "{pod}: {said}");
+            }
+            Ok(())
+        })
+        .await?;
+        let peers = left.peers().await?;
+        ensure!(
+            peers.len() == 3 && peers.iter().all(|pod| !pod.ready),
+            "{peers:?}"
+        );
+
+        let nobodys = all.iter().skip(1).chain(&named);
+        left.give_back(nobodys).await?;
+        left.namespace.delete().await?;
+        for volume in &all[1..] {
+            let delete = ["delete", "pv", volume, "--wait=false"];
+            lost.namespace.kube().kubectl(&delete).await?;
+        }
+        lost.come_back().await
+    })
+    .await
+}
