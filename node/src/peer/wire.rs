@@ -425,6 +425,21 @@ mod tests {
         }
     }
 
+    fn room() -> Room {
+        Room {
+            free: 21,
+            total: 22,
+            is_short: true,
+        }
+    }
+
+    fn foreigner() -> Foreigner {
+        Foreigner {
+            cluster: ClusterId([23; 16]),
+            node: NodeId(24),
+        }
+    }
+
     fn health(vote: Vote) -> MemberHealth {
         MemberHealth {
             node: NodeId(4),
@@ -436,6 +451,8 @@ mod tests {
             silent_ms: Some(8),
             stalled_ms: Some(9),
             vote,
+            room: Some(room()),
+            foreigner: Some(foreigner()),
         }
     }
 
@@ -596,6 +613,8 @@ mod tests {
                 digest: Digest([19; 32]),
             }],
             stalled_ms: Some(20),
+            room: Some(room()),
+            foreigner: Some(foreigner()),
         };
         kept.message("exchange head", &head);
         kept.finish();

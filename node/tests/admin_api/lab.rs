@@ -147,6 +147,7 @@ impl Lab {
             service_ports: watch::channel(Vec::new()).1,
             advertise_host: None,
             api: Default::default(),
+            home: None,
             provider: Arc::new(TwoLines),
             certificates: None,
             credentials: None,
