@@ -89,20 +89,25 @@ pub fn have_module(module: &str) -> bool {
     noted(&format!("python3's {module}"), imported)
 }
 
+fn noted(program: &str, runs: bool) -> bool {
+    if !runs {
+        skip(&format!("{program} is not installed"));
+    }
+    runs
+}
+
+/// Says that a test is skipped, and why.
+///
+/// # Panics
+/// As [`have`].
 #[expect(
     clippy::disallowed_methods,
     reason = "a test is told by its environment whether it may be skipped"
 )]
-fn noted(program: &str, runs: bool) -> bool {
-    if !runs {
-        let required = env::var_os(REQUIRE_TOOLS_VARIABLE).is_some_and(|value| value == "1");
-        assert!(
-            !required,
-            "{program} is missing, and {REQUIRE_TOOLS_VARIABLE}=1"
-        );
-        eprintln!("skipped: {program} is not installed");
-    }
-    runs
+pub fn skip(why: &str) {
+    let required = env::var_os(REQUIRE_TOOLS_VARIABLE).is_some_and(|value| value == "1");
+    assert!(!required, "{why}, and {REQUIRE_TOOLS_VARIABLE}=1");
+    eprintln!("skipped: {why}");
 }
 
 fn runs(program: &str, args: &[&str]) -> bool {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
+use jepsen_tests::binary;
 use jepsen_tests::cluster::{Cluster, Options, PATIENCE};
 use jepsen_tests::wait;
 
@@ -97,7 +98,7 @@ async fn a_peer_with_a_full_disk_stops_and_says_why_and_the_others_go_on() -> an
             match SmallDisk::mount(&cluster.peer(index).setup.data_dir)? {
                 Some(disk) => disks.push(disk),
                 None => {
-                    eprintln!("skipped: this user may not mount a file system in memory");
+                    binary::skip("this user may not mount a file system in memory");
                     cluster.pass();
                     return Ok(());
                 }
