@@ -49,11 +49,16 @@ impl Walk {
         members.with_context(|| shown.to_string())
     }
 
-    /// All that a container has said in this run and the one before.
-    async fn said(&self, pod: &str) -> String {
-        let now = self.kubectl(&["logs", pod]).await;
-        let before = self.kubectl(&["logs", pod, "--previous"]).await;
-        before.unwrap_or_default() + &now.unwrap_or_default()
+    /// Waits until a pod's container has told, in this run or the one before, what is to be done.
+    async fn await_advice(&self, pod: &str) -> anyhow::Result<()> {
+        wait::until("what to do instead", PATIENCE, async || {
+            let now = self.kubectl(&["logs", pod]).await;
+            let before = self.kubectl(&["logs", pod, "--previous"]).await;
+            let said = before.unwrap_or_default() + &now.unwrap_or_default();
+            ensure!(said.contains("cluster recover"), "{pod}: {said}");
+            Ok(())
+        })
+        .await
     }
 }
 
@@ -133,14 +138,11 @@ async fn of_two_empty_volumes_no_peer_serves_and_each_says_what_to_do() -> anyho
         let class = format!("storage.storageClassName={CLASS}");
         let same = format!("storage.volumeNames={{{}}}", named.join(","));
         left.helm("install", &[&class, &same]).await?;
-        wait::until("what to do instead", PATIENCE, async || {
-            for pod in ["raftserve-left-1", "raftserve-left-2"] {
-                let said = left.said(pod).await;
-                ensure!(said.contains("cluster recover"), "{pod}: {said}");
-            }
-            Ok(())
-        })
-        .await?;
+        // At once: a kubelet may throw away the words of one that has ended while the other is still silent.
+        tokio::try_join!(
+            left.await_advice("raftserve-left-1"),
+            left.await_advice("raftserve-left-2")
+        )?;
         let peers = left.peers().await?;
         ensure!(
             peers.len() == 3 && peers.iter().all(|pod| !pod.ready),
