@@ -93,8 +93,8 @@ struct Kill {
 impl Kill {
     /// Whether a try may have failed for it.
     fn excuses(&self, failed: &Try) -> bool {
-        let meanwhile = self.at..=self.mended + PATIENCE;
-        self.peer.contains(&failed.at) && meanwhile.contains(&failed.ended)
+        let meanwhile = failed.began <= self.mended && failed.ended >= self.at;
+        self.peer.contains(&failed.at) && meanwhile
     }
 }
 
@@ -181,10 +181,13 @@ fn a_kill_excuses_what_failed_there_and_then() {
     let kill = at_second(Means::Signal, 10);
     let failed = |port: u16, ended: u64| Try {
         at: SocketAddr::from(([127, 0, 0, 1], port)),
+        began: Duration::from_secs(ended - 2),
         ended: Duration::from_secs(ended),
         why: String::new(),
     };
-    assert!(kill.excuses(&failed(80, 11)));
+    for its in [failed(80, 10), failed(80, 15)] {
+        assert!(kill.excuses(&its), "{its:?}");
+    }
     for other in [failed(80, 9), failed(80, 16), failed(81, 11)] {
         assert!(!kill.excuses(&other), "{other:?}");
     }
