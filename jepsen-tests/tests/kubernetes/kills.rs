@@ -219,6 +219,7 @@ async fn a_killed_peer_costs_nothing_that_one_retry_elsewhere_does_not_mend() ->
             at_peers.line()
         );
         eprintln!("through the Service: {}", service.line());
+        at_peers.all_good()?;
         ensure!(
             u64::from(round) + 1 >= elapsed.as_secs() / PERIOD.as_secs(),
             "{round} kills in {elapsed:?}"
@@ -242,7 +243,6 @@ async fn a_killed_peer_costs_nothing_that_one_retry_elsewhere_does_not_mend() ->
             silent == 0 || windows.iter().any(|it| it.0.means == Means::Signal),
             "no death without a word was noticed: {kills:?}"
         );
-        at_peers.all_good()?;
         // What needed the other try had met a peer that was dead then, and nobody else.
         let elsewhere = met_elsewhere(&at_peers, &kills);
         ensure!(
