@@ -63,7 +63,9 @@ pub struct Missed {
 pub struct Try {
     /// Where.
     pub at: SocketAddr,
-    /// When it ended, since the load began.
+    /// When it began, since the load did.
+    pub began: Duration,
+    /// When it ended.
     pub ended: Duration,
     /// What became of it.
     pub why: String,
@@ -325,6 +327,7 @@ impl Sender {
         let mut tries = Vec::new();
         let mut good = false;
         for step in 0..=self.steady.retries {
+            let try_began = self.began.elapsed();
             let Some(entrance) = self.entrance(number + step) else {
                 break;
             };
@@ -351,6 +354,7 @@ impl Sender {
             };
             tries.push(Try {
                 at: entrance,
+                began: try_began,
                 ended: self.began.elapsed(),
                 why,
             });

@@ -93,8 +93,8 @@ struct Kill {
 impl Kill {
     /// Whether a try may have failed for it.
     fn excuses(&self, failed: &Try) -> bool {
-        let meanwhile = self.at..=self.mended + PATIENCE;
-        self.peer.contains(&failed.at) && meanwhile.contains(&failed.ended)
+        let meanwhile = failed.began <= self.mended && failed.ended >= self.at;
+        self.peer.contains(&failed.at) && meanwhile
     }
 }
 
@@ -181,10 +181,13 @@ fn a_kill_excuses_what_failed_there_and_then() {
     let kill = at_second(Means::Signal, 10);
     let failed = |port: u16, ended: u64| Try {
         at: SocketAddr::from(([127, 0, 0, 1], port)),
+        began: Duration::from_secs(ended - 2),
         ended: Duration::from_secs(ended),
         why: String::new(),
     };
-    assert!(kill.excuses(&failed(80, 11)));
+    for its in [failed(80, 10), failed(80, 15)] {
+        assert!(kill.excuses(&its), "{its:?}");
+    }
     for other in [failed(80, 9), failed(80, 16), failed(81, 11)] {
         assert!(!kill.excuses(&other), "{other:?}");
     }
@@ -216,6 +219,7 @@ async fn a_killed_peer_costs_nothing_that_one_retry_elsewhere_does_not_mend() ->
             at_peers.line()
         );
         eprintln!("through the Service: {}", service.line());
+        at_peers.all_good()?;
         ensure!(
             u64::from(round) + 1 >= elapsed.as_secs() / PERIOD.as_secs(),
             "{round} kills in {elapsed:?}"
@@ -239,7 +243,6 @@ async fn a_killed_peer_costs_nothing_that_one_retry_elsewhere_does_not_mend() ->
             silent == 0 || windows.iter().any(|it| it.0.means == Means::Signal),
             "no death without a word was noticed: {kills:?}"
         );
-        at_peers.all_good()?;
         // What needed the other try had met a peer that was dead then, and nobody else.
         let elsewhere = met_elsewhere(&at_peers, &kills);
         ensure!(

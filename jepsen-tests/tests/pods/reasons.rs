@@ -119,7 +119,7 @@ async fn that_its_image_cannot_be_pulled_is_told() -> anyhow::Result<()> {
 }
 
 /// Brings up a service whose pod ends, and waits until that is told of a replica, which has to be soon after the API server
-/// has told it. A pod that has ended is deleted at once, so the API server is watched.
+/// has told it. A pod that has ended is deleted at once, so the API server is watched; until it is gone, the replica shuts down.
 async fn end_told(
     test: &str,
     yaml: &str,
@@ -131,16 +131,21 @@ async fn end_told(
         let cluster = peers(namespace, 1).await?;
         let mut known = namespace.watch_for(in_pod)?;
         cluster.admin(0).apply(yaml).await?;
-        let told = wait::until("the replica's reason", SETTLE, async || {
-            let replicas = cluster.admin(0).replicas().await?;
-            let right = |it: &jepsen_tests::admin::v1::Replica| {
-                it.status() == status && in_status.iter().all(|words| it.reason.contains(words))
-            };
-            ensure!(replicas.iter().any(right), "{replicas:?}");
-            Ok(Instant::now())
-        })
-        .await?;
-        soon(told, &mut known).await?;
+        let told = async |statuses: &[ReplicaStatus]| {
+            wait::until("the replica's reason", SETTLE, async || {
+                let replicas = cluster.admin(0).replicas().await?;
+                let right = |it: &jepsen_tests::admin::v1::Replica| {
+                    statuses.contains(&it.status())
+                        && in_status.iter().all(|words| it.reason.contains(words))
+                };
+                ensure!(replicas.iter().any(right), "{replicas:?}");
+                Ok(Instant::now())
+            })
+            .await
+        };
+        let first = told(&[ReplicaStatus::ShuttingDown, status]).await?;
+        soon(first, &mut known).await?;
+        told(&[status]).await?;
         cluster.pass();
         Ok(())
     })

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::stage::{PATIENCE, Walk, walk_abreast_as};
 
-/// The class of the volumes that come back, which is theirs alone.
+/// The class of the volumes that come back, which is theirs alone: those of both cases are asked for by name or by label.
 const CLASS: &str = "raftserve-test-fewer-volumes";
 
 /// Chooses the volumes that one case comes back with.
@@ -49,17 +49,22 @@ impl Walk {
         members.with_context(|| shown.to_string())
     }
 
-    /// All that a container has said in this run and the one before.
-    async fn said(&self, pod: &str) -> String {
-        let now = self.kubectl(&["logs", pod]).await;
-        let before = self.kubectl(&["logs", pod, "--previous"]).await;
-        before.unwrap_or_default() + &now.unwrap_or_default()
+    /// Waits until a pod's container has told, in this run or the one before, what is to be done.
+    async fn await_advice(&self, pod: &str) -> anyhow::Result<()> {
+        wait::until("what to do instead", PATIENCE, async || {
+            let now = self.kubectl(&["logs", pod]).await;
+            let before = self.kubectl(&["logs", pod, "--previous"]).await;
+            let said = before.unwrap_or_default() + &now.unwrap_or_default();
+            ensure!(said.contains("cluster recover"), "{pod}: {said}");
+            Ok(())
+        })
+        .await
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_one_volume_missing_a_peer_joins_anew_and_with_two_none_serves() -> anyhow::Result<()>
-{
+async fn an_empty_volume_among_three_makes_a_new_peer_in_place_of_the_lost_one()
+-> anyhow::Result<()> {
     walk_abreast_as("lost-volumes", "lost-cluster", async |lost| {
         if !lost.namespace.kube().disruptive {
             eprintln!("skipped: volumes are not to be deleted here");
@@ -104,41 +109,48 @@ async fn with_one_volume_missing_a_peer_joins_anew_and_with_two_none_serves() ->
         found.await_chat().await?;
         let kept = found.raftserve(&["kv", "get", "config/limit"]).await?;
         ensure!(kept.contains("20"), "{kept}");
-        let all = found.volumes().await?;
-        found.lose_all_but(&all, CLASS).await?;
 
-        // Of these, only one is left.
+        found.give_back(&volumes).await?;
+        found.namespace.delete().await?;
+        lost.come_back().await
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_empty_volumes_no_peer_serves_and_each_says_what_to_do() -> anyhow::Result<()> {
+    walk_abreast_as("lost-majority", "lost-cluster", async |lost| {
+        if !lost.namespace.kube().disruptive {
+            eprintln!("skipped: volumes are not to be deleted here");
+            return Ok(());
+        }
+        lost.install(3, &[]).await?;
+        let volumes = lost.volumes().await?;
+        lost.lose_all_but(&volumes[..1], CLASS).await?;
         let left = lost
             .elsewhere("lost-cluster", "walk-left-volume", "raftserve-left")
             .await?;
         let named = [
-            all[0].clone(),
+            volumes[0].clone(),
             left.empty_volume("first").await?,
             left.empty_volume("second").await?,
         ];
-        let named_so = format!("storage.volumeNames={{{}}}", named.join(","));
-        left.helm("install", &[&class, &named_so]).await?;
-        wait::until("what to do instead", PATIENCE, async || {
-            for pod in ["raftserve-left-1", "raftserve-left-2"] {
-                let said = left.said(pod).await;
-                ensure!(said.contains("cluster recover"), "{pod}: {said}");
-            }
-            Ok(())
-        })
-        .await?;
+        let class = format!("storage.storageClassName={CLASS}");
+        let same = format!("storage.volumeNames={{{}}}", named.join(","));
+        left.helm("install", &[&class, &same]).await?;
+        // At once: a kubelet may throw away the words of one that has ended while the other is still silent.
+        tokio::try_join!(
+            left.await_advice("raftserve-left-1"),
+            left.await_advice("raftserve-left-2")
+        )?;
         let peers = left.peers().await?;
         ensure!(
             peers.len() == 3 && peers.iter().all(|pod| !pod.ready),
             "{peers:?}"
         );
 
-        let nobodys = all.iter().skip(1).chain(&named);
-        left.give_back(nobodys).await?;
+        left.give_back(&named).await?;
         left.namespace.delete().await?;
-        for volume in &all[1..] {
-            let delete = ["delete", "pv", volume, "--wait=false"];
-            lost.namespace.kube().kubectl(&delete).await?;
-        }
         lost.come_back().await
     })
     .await
