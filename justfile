@@ -24,9 +24,9 @@ lint:
 test *ARGS:
     cargo test --workspace {{ ARGS }}
 
-# Simulates whole clusters, one per seed: just sim 500, or one seed again: just sim 1 1234. RAFTSERVE_SIM_TRACE=1 tells all.
-sim SEEDS="200" SEED="":
-    RAFTSERVE_SIM_SEEDS={{ SEEDS }} RAFTSERVE_SIM_SEED={{ SEED }} cargo test --locked -p raftserve-store --lib \
+# Simulates whole clusters, so many seeds from a random one on: just sim 500, or one seed again: just sim 1 1234. RAFTSERVE_SIM_TRACE=1 tells all.
+sim SEEDS="200" FIRST="random":
+    RAFTSERVE_SIM_SEEDS={{ SEEDS }} RAFTSERVE_SIM_FIRST={{ FIRST }} cargo test --locked -p raftserve-store --lib \
         --config profile.test.package.raftserve-store.opt-level=1 simulation::every_seed -- --nocapture
 
 # Runs the black-box tests: three real peers, and the loss of any of them. ARGS as `cargo test` has them.
@@ -50,9 +50,10 @@ bench-failover *ARGS:
     cargo build --release --locked -p raftserve-node
     cargo run --release --locked -p jepsen-tests --bin bench_failover -- {{ ARGS }}
 
-# Crashes a whole store, its checkpoint and a recovery at so many points each on a simulated disk. RAFTSERVE_CRASH_SEED=N repeats one.
-crash-points POINTS="100000":
-    RAFTSERVE_CRASH_POINTS={{ POINTS }} cargo test --release --locked -p raftserve-store --lib survives_a_crash_at_every_operation -- --nocapture
+# Crashes a whole store, its checkpoint and a recovery at so many points each on a simulated disk, from a random seed on or from FIRST. RAFTSERVE_CRASH_SEED=N repeats one.
+crash-points POINTS="100000" FIRST="random":
+    RAFTSERVE_CRASH_POINTS={{ POINTS }} RAFTSERVE_CRASH_FIRST={{ FIRST }} \
+        cargo test --release --locked -p raftserve-store --lib survives_a_crash_at_every_operation -- --nocapture
 
 # Measures the log against a bare append and fdatasync loop, and how fast it is opened after a kill. DIR: on the disk in question.
 bench-log DIR="target/log-engine":

@@ -70,7 +70,47 @@ pub(crate) struct Place {
 pub(crate) struct Saved {
     pub(crate) applied: Applied,
     generation: u64,
-    records: Records,
+    records: Idle,
+}
+
+/// The records of a saved state, for whoever goes on writing them. Nobody does where the start is refused after they were
+/// read. Then they are closed on a thread of their own, since closing them may hang, as whatever a backend does.
+#[derive(Debug)]
+struct Idle(Option<Records>);
+
+impl Idle {
+    fn take(&mut self) -> Option<Records> {
+        self.0.take()
+    }
+
+    /// Closes them, and waits for that for so long at most.
+    fn close_within(&mut self, longest: Duration) {
+        let Some(records) = self.take() else { return };
+        let (closed, done) = mpsc::sync_channel(1);
+        let close = move || {
+            drop(records);
+            // Whoever waited may have given up.
+            let _ = closed.send(());
+        };
+        let thread = std::thread::Builder::new().name("checkpoint".to_owned());
+        if let Err(error) = thread.spawn(close) {
+            tracing::warn!(%error, "cannot start a thread to close a saved state");
+        }
+        let ended = done.recv_timeout(longest);
+        if ended == Err(mpsc::RecvTimeoutError::Timeout) {
+            tracing::warn!(
+                ?longest,
+                "the store of the state saved at the last stop is not closed yet; it is left alone"
+            );
+        }
+    }
+}
+
+impl Drop for Idle {
+    /// Waits, so that the next start can open the store; unless it hangs.
+    fn drop(&mut self) {
+        self.close_within(STOP_BUDGET);
+    }
 }
 
 impl Place {
@@ -188,7 +228,7 @@ impl Place {
         Ok(Saved {
             applied,
             generation: marker.generation,
-            records,
+            records: Idle(Some(records)),
         })
     }
 

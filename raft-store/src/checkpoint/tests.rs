@@ -430,6 +430,8 @@ enum Odd {
     Panics,
     PanicsAtWrite,
     Hangs,
+    /// Once it is closed.
+    HangsAtClose,
     Forgets,
     Alters,
     /// A read of its files fails, when it is opened or later.
@@ -496,13 +498,37 @@ impl StateStore for OddStore {
                     "injected error of a read",
                 )))
             }
-            Odd::PanicsAtWrite | Odd::CannotOpen => self.1.scan(take),
+            Odd::PanicsAtWrite | Odd::HangsAtClose | Odd::CannotOpen => self.1.scan(take),
         }
     }
 
     fn flush(&mut self) -> Result<(), StateStoreError> {
         self.1.flush()
     }
+}
+
+impl Drop for OddStore {
+    fn drop(&mut self) {
+        while matches!(self.0, Odd::HangsAtClose) {
+            std::thread::park();
+        }
+    }
+}
+
+#[test]
+fn a_backend_that_hangs_when_it_is_closed_does_not_hold_up_a_start_that_was_refused() {
+    let scene = Scene::new(Arc::new(sled::Sled));
+    scene.save(&applied(300));
+    let marker = scene.place.vouched().unwrap().unwrap();
+    // One that does not hang is closed by then: it can be opened again at once.
+    for _ in 0..3 {
+        drop(scene.place.read_only_copy(marker.clone()).unwrap());
+    }
+    let hangs = Arc::new(Odd::HangsAtClose);
+    let place = Place::with_backend(hangs, Arc::new(RealDisk), scene.dir.path());
+    let mut saved = place.take(marker).unwrap().unwrap();
+    saved.records.close_within(Duration::from_millis(20));
+    drop(saved);
 }
 
 #[test]

@@ -87,7 +87,7 @@ impl Writer {
         place.disown()?;
         let (generation, records, written) = match saved {
             None => (next, None, Applied::default()),
-            Some(saved) => (saved.generation, Some(saved.records), saved.applied),
+            Some(mut saved) => (saved.generation, saved.records.take(), saved.applied),
         };
         let written = Arc::new(written);
         Ok(Self {

@@ -102,41 +102,64 @@ impl Clients {
         }
     }
 
+    /// Opens a session, under whose number writes are carried out once.
+    async fn open_session(&self) -> Result<LogIndex, String> {
+        match self.propose(Action::OpenClient).await.1 {
+            Outcome::Index(client) => Ok(client),
+            opened => Err(format!("a client session was answered {opened:?}")),
+        }
+    }
+
+    /// Makes version `sequence` of service `of`, which must not have been made before.
+    async fn count_up(&self, client: LogIndex, of: usize, sequence: u32) -> Result<(), String> {
+        let action = Action::Client {
+            client,
+            sequence: sequence.into(),
+            acknowledged: u64::from(sequence) - 1,
+            request: Request::PutService {
+                name: service(of),
+                spec: spec(of, sequence),
+                precondition: Precondition::Any,
+            },
+        };
+        let (id, outcome) = self.propose(action).await;
+        match &outcome {
+            Outcome::ServicePut { version, .. } if version.0 == sequence => Ok(()),
+            _ => Err(format!(
+                "exactly once: write {sequence} of client {of} at {id} gave {outcome:?}"
+            )),
+        }
+    }
+
     /// Counts up service `me` until told to stop.
     pub(super) async fn write(self, me: usize) {
-        let (_, opened) = self.propose(Action::OpenClient).await;
-        let Outcome::Index(client) = opened else {
-            let what = format!("a client session was answered {opened:?}");
-            return self.cluster.observe(|it| it.violation(what));
+        let client = match self.open_session().await {
+            Ok(client) => client,
+            Err(what) => return self.cluster.observe(|it| it.violation(what)),
         };
         let mut sequence = 0u32;
         while !self.stopped() {
             runtime::sleep(runtime::below(THINK_MAX)).await;
             sequence += 1;
             self.register(me, |register| register.at_most = sequence);
-            let action = Action::Client {
-                client,
-                sequence: sequence.into(),
-                acknowledged: u64::from(sequence) - 1,
-                request: Request::PutService {
-                    name: service(me),
-                    spec: spec(me, sequence),
-                    precondition: Precondition::Any,
-                },
-            };
-            let (id, outcome) = self.propose(action).await;
-            let version = match &outcome {
-                Outcome::ServicePut { version, .. } => version.0,
-                _ => 0,
-            };
-            if version != sequence {
-                let what = format!(
-                    "exactly once: write {sequence} of client {me} at {id} gave {outcome:?}"
-                );
+            if let Err(what) = self.count_up(client, me, sequence).await {
                 self.cluster.observe(|it| it.violation(what));
             }
             self.register(me, |register| register.at_least = sequence);
         }
+    }
+
+    /// Writes service `of`, which nobody has written before, and reads it once: that must find the write.
+    pub(super) async fn write_and_read(&self, of: usize) -> Result<(), String> {
+        let client = self.open_session().await?;
+        self.count_up(client, of, 1).await?;
+        let found = self.read_once(of).await;
+        if found != Some(1) {
+            return Err(format!(
+                "the healed cluster acknowledged version 1 of service {of}, and a read gave {found:?}"
+            ));
+        }
+        Ok(())
     }
 
     /// Reads any of `services` at any peer until told to stop.

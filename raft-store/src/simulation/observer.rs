@@ -3,14 +3,14 @@
 //! The observer sees what no peer sees: all logs, all states, all answers. It keeps one reference state, to
 //! which each committed entry is applied once, in order; every peer's state must equal it at the same index.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use openraft::EntryPayload;
 use openraft::alias::EntryOf;
 use raftserve_model::{LogIndex, NodeId};
 
 use crate::codec;
-use crate::command::Outcome;
+use crate::command::{Action, Outcome};
 use crate::entry::{LogId, Payload, Vote};
 use crate::raft::acked::Cut;
 use crate::raft::{TypeConfig, log_id_from, membership_from};
@@ -66,6 +66,8 @@ pub(super) struct Observer {
     /// Which life had a leadership.
     leaderships: BTreeMap<Leadership, Life>,
     committed: BTreeMap<u64, Committed>,
+    /// What clients asked for in committed entries: the session, and the request's number.
+    asked: BTreeSet<(LogIndex, u64)>,
     /// The reference after each index, and what applying it answered.
     states: BTreeMap<u64, (State, Outcome)>,
     violations: Vec<String>,
@@ -82,7 +84,10 @@ pub(super) struct Counts {
     pub(super) memberships: u64,
     pub(super) writes: u64,
     pub(super) reads: u64,
+    /// Attempts of a client that were not answered with what it asked for.
     pub(super) retries: u64,
+    /// Writes that were committed once more.
+    pub(super) repeats: u64,
     pub(super) kills: u64,
     pub(super) power_cuts: u64,
     pub(super) disk_errors: u64,
@@ -100,11 +105,34 @@ impl std::ops::AddAssign for Counts {
         self.writes += other.writes;
         self.reads += other.reads;
         self.retries += other.retries;
+        self.repeats += other.repeats;
         self.kills += other.kills;
         self.power_cuts += other.power_cuts;
         self.disk_errors += other.disk_errors;
         self.found_cut += other.found_cut;
         self.agreed_cut += other.agreed_cut;
+    }
+}
+
+impl Counts {
+    /// What many runs must have met, and these have not.
+    pub(super) fn unmet(&self) -> Vec<&'static str> {
+        let all = [
+            ("elections", self.elections),
+            ("truncations", self.truncations),
+            ("snapshots installed", self.snapshots_installed),
+            ("purges", self.purges),
+            ("changes of the membership", self.memberships),
+            ("writes", self.writes),
+            ("reads", self.reads),
+            ("retries", self.retries),
+            ("writes committed twice", self.repeats),
+            ("kills", self.kills),
+            ("power cuts", self.power_cuts),
+            ("disk errors", self.disk_errors),
+        ];
+        let unmet = all.into_iter().filter(|(_, count)| *count == 0);
+        unmet.map(|(what, _)| what).collect()
     }
 }
 
@@ -253,7 +281,16 @@ impl Observer {
             }
         };
         let outcome = match &entry.payload {
-            EntryPayload::Normal(command) => state.apply(id.index, command),
+            EntryPayload::Normal(command) => {
+                if let Action::Client {
+                    client, sequence, ..
+                } = command.action
+                    && !self.asked.insert((client, sequence))
+                {
+                    self.counts.repeats += 1;
+                }
+                state.apply(id.index, command)
+            }
             EntryPayload::Membership(_) => {
                 self.counts.memberships += 1;
                 Outcome::default()
@@ -359,10 +396,31 @@ impl Observer {
         }
     }
 
-    /// The newest state that anyone has.
+    /// The reference, after every entry that was committed.
     pub(super) fn newest(&self) -> Option<(LogIndex, &State)> {
         let (index, (state, _)) = self.states.last_key_value()?;
         Some((LogIndex(*index), state))
+    }
+
+    /// Whether a peer that has applied `last` has applied all that the reference has, and holds its state.
+    pub(super) fn equals_reference(
+        &self,
+        node: NodeId,
+        last: Option<LogId>,
+        state: &State,
+    ) -> Result<(), String> {
+        let Some((newest, reference)) = self.newest() else {
+            return Err("nothing was ever applied".to_owned());
+        };
+        if last.map(|last| last.index) != Some(newest) {
+            return Err(format!("peer {node} ends at {last:?}, and not at {newest}"));
+        }
+        if state.digest() != reference.digest() {
+            return Err(format!(
+                "peer {node} ends in another state than {newest} gives"
+            ));
+        }
+        Ok(())
     }
 }
 

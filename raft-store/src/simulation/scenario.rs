@@ -21,6 +21,9 @@ use crate::wal::WalOptions;
 /// How long after everything is healed the cluster may take to be as good as new: several elections.
 const RECOVERY_MAX: Duration = Duration::from_secs(20);
 
+/// How long the healed cluster may take to serve a client that knows nobody's role.
+const SERVICE_MAX: Duration = Duration::from_secs(2);
+
 /// Everything about a run.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
@@ -204,7 +207,11 @@ async fn scenario(cluster: Cluster, plan: Plan) -> Result<(), String> {
             .map_err(|error| error.to_string())?;
     }
     converge(&cluster).await?;
-    clients.check_registers()
+    clients.check_registers()?;
+    let served = clients.write_and_read(plan.writers);
+    let served = runtime::within(SERVICE_MAX, served).await;
+    served.ok_or("no progress: the healed cluster does not serve a write and a read")??;
+    equal_states(&cluster).await
 }
 
 /// Ends all trouble, and brings every peer back.
@@ -221,21 +228,10 @@ pub(super) async fn heal(cluster: &Cluster) {
     }
 }
 
-/// Waits until one leader stays, and every member holds what it does.
+/// Waits until one leader stays, and every member holds what it does: all that was ever committed.
 pub(super) async fn converge(cluster: &Cluster) -> Result<(), String> {
     within(RECOVERY_MAX, "a leader", || cluster.leader().is_some()).await?;
-    let all_the_same = || {
-        let Some((_, leader)) = cluster.leader() else {
-            return false;
-        };
-        let (voters, learners) = leader.members();
-        let last = leader.reader.last();
-        voters.iter().chain(&learners).all(|node| {
-            let member = cluster.running(*node);
-            member.is_some_and(|member| member.reader.last() == last)
-        })
-    };
-    within(RECOVERY_MAX, "equal states", all_the_same).await?;
+    equal_states(cluster).await?;
     let term = |cluster: &Cluster| cluster.leader().map(|(node, it)| (node, it.term()));
     let before = term(cluster);
     runtime::sleep(Duration::from_secs(2)).await;
@@ -244,6 +240,26 @@ pub(super) async fn converge(cluster: &Cluster) -> Result<(), String> {
         return Err(format!(
             "elections go on without need: {before:?}, then {after:?}"
         ));
+    }
+    equal_states(cluster).await
+}
+
+/// Waits until every member has applied what the leader has, and compares all with the reference.
+async fn equal_states(cluster: &Cluster) -> Result<(), String> {
+    let members = || {
+        let (_, leader) = cluster.leader()?;
+        let (voters, learners) = leader.members();
+        let members = voters.into_iter().chain(learners);
+        let members: Option<Vec<_>> = members
+            .map(|node| Some((node, cluster.running(node)?.reader)))
+            .collect();
+        let last = leader.reader.last();
+        members.filter(|members| members.iter().all(|(_, reader)| reader.last() == last))
+    };
+    within(RECOVERY_MAX, "equal states", || members().is_some()).await?;
+    for (node, reader) in members().into_iter().flatten() {
+        let (last, state) = (reader.last(), reader.state());
+        cluster.observe(|it| it.equals_reference(node, last, &state))?;
     }
     Ok(())
 }

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
 
+use crate::disk::simulated::seeds::setting;
+
 /// Lines kept for whoever has to understand a failure.
 const LINES_KEPT: usize = 150;
 
@@ -22,7 +24,7 @@ impl Default for Trace {
         Self {
             hash: OFFSET,
             lines: VecDeque::new(),
-            aloud: super::environment("RAFTSERVE_SIM_TRACE").is_some(),
+            aloud: setting("RAFTSERVE_SIM_TRACE").is_some(),
         }
     }
 }

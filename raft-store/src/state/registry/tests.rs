@@ -181,3 +181,31 @@ fn the_record_is_bounded_and_survives_as_records() {
     assert_eq!(again.digest(), log.state.digest());
     assert!(again.peers().eq(log.state.peers()));
 }
+
+#[test]
+fn the_id_of_a_removed_peer_that_is_forgotten_stays_refused() {
+    let mut log = Log::default();
+    let mut ids = Vec::new();
+    for nonce in 0..=u64::try_from(REMOVED_PEERS_MAX).unwrap() {
+        let Outcome::Index(id) = log.admit(nonce, None) else {
+            panic!("admitted");
+        };
+        log.dismiss(id.0, nonce);
+        log.apply(Action::RetirePeer { node: NodeId(id.0) });
+        ids.push(NodeId(id.0));
+    }
+    let (first, second) = (ids[0], ids[1]);
+    assert_eq!(log.state.peer(first), None, "forgotten");
+    let removed = Outcome::Refused(Refusal::PeerRemoved(second));
+    assert_eq!(log.admit(1, None), removed, "not forgotten");
+    assert_eq!(
+        log.apply(Action::PromotePeer { node: first }),
+        Outcome::Refused(Refusal::NoSuchPeer(first))
+    );
+    // The directory that is not known any more is a new one: its id is of an entry that no log had when it was removed.
+    let Outcome::Index(again) = log.admit(0, None) else {
+        panic!("admitted");
+    };
+    assert!(again.0 > ids.last().unwrap().0, "{again}");
+    assert_eq!(log.state.peer(first), None);
+}
