@@ -54,6 +54,9 @@ impl StoreTypes for SimulatedTypes {
 /// Seeds that CI runs: what fits into half a minute.
 const SEEDS: u64 = 16;
 
+/// Any seeds meet everything that is counted, if they are so many. So do those that CI runs.
+const SEEDS_MANY: u64 = 100;
+
 #[test]
 fn every_seed_keeps_what_must_always_hold_and_makes_progress_once_healed() {
     let seeds = match number_from("RAFTSERVE_SIM_SEED") {
@@ -63,7 +66,9 @@ fn every_seed_keeps_what_must_always_hold_and_makes_progress_once_healed() {
             first..first + number_from("RAFTSERVE_SIM_SEEDS").unwrap_or(SEEDS)
         }
     };
-    let (mut counts, mut passed, ran) = (Counts::default(), Duration::ZERO, seeds.clone().count());
+    let (mut counts, mut passed) = (Counts::default(), Duration::ZERO);
+    let ran = seeds.end - seeds.start;
+    let must_meet_all = ran >= SEEDS_MANY || (seeds.start == 0 && ran >= SEEDS);
     for seed in seeds {
         let report = simulate(&Plan::drawn(seed)).unwrap_or_else(|failure| panic!("{failure}"));
         println!("seed {seed}: {report:?}");
@@ -74,7 +79,7 @@ fn every_seed_keeps_what_must_always_hold_and_makes_progress_once_healed() {
     println!("{ran} seeds, {hours:.2} simulated hours: {counts:?}");
     let unmet = counts.unmet();
     assert!(
-        (ran as u64) < SEEDS || unmet.is_empty(),
+        !must_meet_all || unmet.is_empty(),
         "the seeds do not meet {unmet:?}: {counts:?}"
     );
 }

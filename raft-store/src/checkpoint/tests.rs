@@ -509,8 +509,10 @@ impl StateStore for OddStore {
 
 impl Drop for OddStore {
     fn drop(&mut self) {
-        while matches!(self.0, Odd::HangsAtClose) {
-            std::thread::park();
+        if matches!(self.0, Odd::HangsAtClose) {
+            loop {
+                std::thread::park();
+            }
         }
     }
 }

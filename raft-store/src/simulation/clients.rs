@@ -16,7 +16,7 @@ use raftserve_model::spec::{
 use raftserve_model::{LogIndex, LogTime, NodeId, ServiceName};
 
 use super::cluster::{Cluster, Running};
-use super::network::{CLIENTS, call};
+use super::network::{CLIENTS, Silence, call};
 use super::observer::Register;
 use super::runtime;
 use crate::command::{Action, Command, Outcome, Precondition, Request};
@@ -149,15 +149,22 @@ impl Clients {
         }
     }
 
-    /// Writes service `of`, which nobody has written before, and reads it once: that must find the write.
+    /// Writes service `of`, which nobody has written before, and reads it at each member: every read must find the write.
     pub(super) async fn write_and_read(&self, of: usize) -> Result<(), String> {
         let client = self.open_session().await?;
         self.count_up(client, of, 1).await?;
-        let found = self.read_once(of).await;
-        if found != Some(1) {
-            return Err(format!(
-                "the healed cluster acknowledged version 1 of service {of}, and a read gave {found:?}"
-            ));
+        let (leading, leader) = self.cluster.leader().ok_or("nobody leads any more")?;
+        let (voters, learners) = leader.members();
+        for member in voters.into_iter().chain(learners) {
+            let found = match self.read_index_at(leading).await {
+                Ok(Answer::Done(index)) => self.read_at(member, of, index).await,
+                _ => None,
+            };
+            if found != Some(1) {
+                return Err(format!(
+                    "version 1 of service {of} is acknowledged, and a read at the healed peer {member} gave {found:?}"
+                ));
+            }
         }
         Ok(())
     }
@@ -183,18 +190,23 @@ impl Clients {
     async fn read_once(&self, of: usize) -> Option<u32> {
         let mut leader = self.any_peer();
         for _ in 0..3 {
-            match call(&self.cluster, (CLIENTS, leader), PATIENCE, (), read_index).await {
-                Ok(Answer::Done(index)) => {
-                    let request = (of, index);
-                    let ends = (CLIENTS, self.any_peer());
-                    let read = call(&self.cluster, ends, PATIENCE, request, read_from);
-                    return read.await.ok();
-                }
+            match self.read_index_at(leader).await {
+                Ok(Answer::Done(index)) => return self.read_at(self.any_peer(), of, index).await,
                 Ok(Answer::NotLeader(Some(other))) => leader = other,
                 Ok(Answer::NotLeader(None) | Answer::Unknown) | Err(_) => return None,
             }
         }
         None
+    }
+
+    async fn read_index_at(&self, leader: NodeId) -> Result<Answer<LogIndex>, Silence> {
+        call(&self.cluster, (CLIENTS, leader), PATIENCE, (), read_index).await
+    }
+
+    async fn read_at(&self, peer: NodeId, of: usize, index: LogIndex) -> Option<u32> {
+        let request = (of, index);
+        let read = call(&self.cluster, (CLIENTS, peer), PATIENCE, request, read_from);
+        read.await.ok()
     }
 
     /// Whether the newest state holds every write that was acknowledged, and nothing that was never sent.

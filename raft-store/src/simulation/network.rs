@@ -24,7 +24,7 @@ use super::cluster::{Cluster, Running};
 use super::runtime::{self, Process, SimulatedRuntime};
 use crate::raft::acked::{Acked, Cut, lacks};
 use crate::raft::{PeerRecord, decode_entry, encode_entry, log_id_from, vote_from};
-use crate::snapshot::SnapshotFile;
+use crate::snapshot::{SnapshotFile, SnapshotId};
 
 /// Clients, as the far end of a link.
 pub(super) const CLIENTS: NodeId = NodeId(u64::MAX);
@@ -39,6 +39,17 @@ const DELAY_MIN: Duration = Duration::from_micros(100);
 
 /// Bytes of a snapshot in one piece.
 const PIECE: usize = 1024;
+
+/// How often the connection of a snapshot's sender ends before a piece.
+const BROKEN_OFF_PER_MILLE: u64 = 30;
+
+/// A snapshot on its way, in pieces.
+type Transfer = (
+    VoteOf<SimulatedTypes>,
+    SnapshotMetaOf<SimulatedTypes>,
+    SnapshotId,
+    Vec<Vec<u8>>,
+);
 
 /// How the network is.
 #[derive(Clone, Debug)]
@@ -314,12 +325,19 @@ impl RaftNetworkV2<SimulatedTypes> for Link {
             offset += piece.len() as u64;
             pieces.push(piece);
         }
-        let request = (vote, snapshot.meta, pieces);
+        let checksum = snapshot.snapshot.checksum();
+        let id = SnapshotId {
+            last: snapshot.meta.last_log_id.as_ref().map(log_id_from),
+            size: offset,
+            checksum: checksum.map_err(|error| Unreachable::new(&error))?,
+        };
+        let request = (vote, snapshot.meta, id, pieces);
+        let cluster = self.cluster.clone();
         let sending = self.call(
             RPCTypes::InstallSnapshot,
             SNAPSHOT_DEADLINE,
             request,
-            |running, (vote, meta, pieces)| receive(running, vote, meta, pieces),
+            move |running, transfer| receive(cluster.clone(), running, transfer),
         );
         match SimulatedRuntime::select2(Box::pin(cancel), Box::pin(sending)).await {
             Select2::First(closed) => Err(closed.into()),
@@ -344,20 +362,39 @@ impl RaftNetworkV2<SimulatedTypes> for Link {
     }
 }
 
-/// Takes a snapshot as a peer's inbox does: one at a time, into a file of its own.
+/// Takes a snapshot as a peer's inbox does: one at a time, going on where an earlier try of it ended, and verified once it
+/// is whole.
 async fn receive(
+    cluster: Cluster,
     running: Running,
-    vote: VoteOf<SimulatedTypes>,
-    meta: SnapshotMetaOf<SimulatedTypes>,
-    pieces: Vec<Vec<u8>>,
+    (vote, meta, id, pieces): Transfer,
 ) -> Option<SnapshotResponse<SimulatedTypes>> {
     let _one = running.inbox.lock().await;
-    let file = running.snapshots.receive().ok()?;
+    let (file, has) = running.snapshots.resume(&id).ok()?;
+    if has > 0 {
+        runtime::note(format_args!("has {has} of {} bytes of a snapshot", id.size));
+        cluster.observe(|it| it.counts.snapshots_resumed += 1);
+    }
     let mut offset = 0;
     for piece in pieces {
-        runtime::sleep(runtime::disk_delay()).await;
-        file.write(offset, &piece).ok()?;
-        offset += piece.len() as u64;
+        let missing = usize::try_from(has.saturating_sub(offset)).unwrap();
+        let end = offset + piece.len() as u64;
+        if let Some(rest) = piece.get(missing..).filter(|rest| !rest.is_empty()) {
+            if runtime::chance(BROKEN_OFF_PER_MILLE) {
+                return None;
+            }
+            runtime::sleep(runtime::disk_delay()).await;
+            if file.write(offset + missing as u64, rest).is_err() {
+                running.snapshots.discard(&file);
+                return None;
+            }
+        }
+        offset = end;
+    }
+    let head = file.verify();
+    if !head.is_ok_and(|head| head.last == id.last) {
+        running.snapshots.discard(&file);
+        return None;
     }
     let snapshot = SnapshotOf::<SimulatedTypes, SnapshotFile> {
         meta,

@@ -80,6 +80,8 @@ pub(super) struct Counts {
     pub(super) elections: u64,
     pub(super) truncations: u64,
     pub(super) snapshots_installed: u64,
+    /// Transfers that went on where an earlier one had ended.
+    pub(super) snapshots_resumed: u64,
     pub(super) purges: u64,
     pub(super) memberships: u64,
     pub(super) writes: u64,
@@ -100,6 +102,7 @@ impl std::ops::AddAssign for Counts {
         self.elections += other.elections;
         self.truncations += other.truncations;
         self.snapshots_installed += other.snapshots_installed;
+        self.snapshots_resumed += other.snapshots_resumed;
         self.purges += other.purges;
         self.memberships += other.memberships;
         self.writes += other.writes;
@@ -121,6 +124,7 @@ impl Counts {
             ("elections", self.elections),
             ("truncations", self.truncations),
             ("snapshots installed", self.snapshots_installed),
+            ("snapshots resumed", self.snapshots_resumed),
             ("purges", self.purges),
             ("changes of the membership", self.memberships),
             ("writes", self.writes),

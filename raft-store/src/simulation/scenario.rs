@@ -21,9 +21,6 @@ use crate::wal::WalOptions;
 /// How long after everything is healed the cluster may take to be as good as new: several elections.
 const RECOVERY_MAX: Duration = Duration::from_secs(20);
 
-/// How long the healed cluster may take to serve a client that knows nobody's role.
-const SERVICE_MAX: Duration = Duration::from_secs(2);
-
 /// Everything about a run.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
@@ -209,7 +206,7 @@ async fn scenario(cluster: Cluster, plan: Plan) -> Result<(), String> {
     converge(&cluster).await?;
     clients.check_registers()?;
     let served = clients.write_and_read(plan.writers);
-    let served = runtime::within(SERVICE_MAX, served).await;
+    let served = runtime::within(RECOVERY_MAX, served).await;
     served.ok_or("no progress: the healed cluster does not serve a write and a read")??;
     equal_states(&cluster).await
 }

@@ -15,7 +15,7 @@ use crate::codec;
 use crate::command::{Precondition, Request};
 use crate::entry::Payload;
 use crate::raft::log_id_from;
-use crate::snapshot::SnapshotHead;
+use crate::snapshot::{SnapshotHead, SnapshotId};
 use crate::state::Digest;
 
 const ACTIONS: usize = 40;
@@ -457,17 +457,15 @@ impl Workload {
                 return Ok(());
             }
         }
-        let bytes = self.snapshot_of_leader(last);
-        let peer = self.peer();
-        let file = peer
-            .opened
-            .snapshots
-            .receive()
-            .map_err(|it| it.to_string())?;
+        let (bytes, id) = self.snapshot_of_leader(last);
+        let snapshots = Arc::clone(&self.peer().opened.snapshots);
         let (head, tail) = bytes.split_at(bytes.len() / 2);
-        let written = file.write(0, head);
-        let written = written.and_then(|()| file.write(head.len() as u64, tail));
-        written.map_err(|error| error.to_string())?;
+        let (file, _) = snapshots.resume(&id).map_err(|it| it.to_string())?;
+        file.write(0, head).map_err(|error| error.to_string())?;
+        // The sender is lost, and comes again.
+        let (file, has) = snapshots.resume(&id).map_err(|it| it.to_string())?;
+        assert_eq!(has, head.len() as u64, "of what was received");
+        file.write(has, tail).map_err(|error| error.to_string())?;
         let meta = SnapshotMetaOf::<Inline> {
             last_log_id: Some(log_id_to(last)),
             ..Default::default()
@@ -482,7 +480,7 @@ impl Workload {
     }
 
     /// A snapshot of all that is agreed, as another peer has it.
-    fn snapshot_of_leader(&self, last: LogId) -> Vec<u8> {
+    fn snapshot_of_leader(&self, last: LogId) -> (Vec<u8>, SnapshotId) {
         let disk = Arc::new(SimulatedDisk::default());
         disk.mount(Path::new("/leader"));
         let snapshots = Snapshots::open(disk, Path::new("/leader")).unwrap();
@@ -491,7 +489,12 @@ impl Workload {
             ..SnapshotHead::default()
         };
         let snapshot = snapshots.build(&head, self.state.records()).unwrap();
-        snapshot.file.read(0, usize::MAX).unwrap()
+        let id = SnapshotId {
+            last: Some(last),
+            size: snapshot.file.size().unwrap(),
+            checksum: snapshot.file.checksum().unwrap(),
+        };
+        (snapshot.file.read(0, usize::MAX).unwrap(), id)
     }
 
     fn join(&mut self) -> Result<(), String> {
