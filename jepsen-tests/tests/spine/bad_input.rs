@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use jepsen_tests::cli::Ran;
 use jepsen_tests::cluster::{Cluster, Options, PATIENCE};
-use jepsen_tests::peer::Company;
+use jepsen_tests::peer::{Company, PeerSetup};
+use jepsen_tests::ports::PortBlock;
 use jepsen_tests::program::Service;
 use jepsen_tests::wait;
 
@@ -264,14 +265,23 @@ async fn a_directory_that_is_foreign_or_in_use_is_refused_by_name() -> anyhow::R
         let named = in_use.to_string_lossy().into_owned();
         check_no_start(&mut cluster, 2, &[&named]).await?;
 
-        // Of another cluster, which this peer was alone.
-        cluster.peer_mut(2).setup.data_dir = cluster.path("foreign");
-        cluster.peer_mut(2).setup.company = Company::Named(vec![own.ports.peer.to_string()]);
+        // Of another cluster, which this peer was alone: elsewhere, since where one is no other is founded.
+        let elsewhere = PortBlock::take()?;
+        let foreign = cluster.path("foreign");
+        fs::create_dir_all(&foreign)?;
+        let setup = &mut cluster.peer_mut(2).setup;
+        setup.ports = elsewhere.peer(0);
+        setup.company = Company::Named(vec![setup.ports.peer.to_string()]);
+        setup.replica_root = foreign.join("replicas");
+        setup.data_dir = foreign.join("data");
         check_starts(&mut cluster, 2).await?;
         let foreign_id = cluster.admin(2).status().await?.cluster_id;
         ensure!(foreign_id != own_id, "{foreign_id} twice");
         cluster.peer_mut(2).kill()?;
-        cluster.peer_mut(2).setup.company = own.company.clone();
+        cluster.peer_mut(2).setup = PeerSetup {
+            data_dir: foreign.join("data"),
+            ..own.clone()
+        };
         check_no_start(&mut cluster, 2, &[&foreign_id, &own_id]).await?;
 
         // None of it has touched the cluster, nor the peer's own directory.
