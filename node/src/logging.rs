@@ -39,7 +39,9 @@ pub(crate) fn init(level: LogLevel, format: LogFormat) {
         .with_target("openraft", level.min(LevelFilter::ERROR))
         .with_target("raftserve", level);
     let news =
-        dynamic_filter_fn(|metadata, _| is_news(metadata.target(), STOPS.load(Ordering::Relaxed)));
+        dynamic_filter_fn(|metadata, _| is_news(metadata.target(), STOPS.load(Ordering::Relaxed)))
+            // Else every finer event would be looked at, only to be dropped.
+            .with_max_level_hint(level);
     let filter = targets.and(news);
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)

@@ -381,11 +381,12 @@ fn scale(plan: &mut Plan, service: &Service, replicas: &[&Replica], observed: &O
     let room = if other.is_empty() && draining == 0 {
         target
     } else {
-        target.max(held) + SURGE
+        // Those that drain take the surge, and no more of it: what is wanted never waits for their ends.
+        target.max(held) + SURGE.saturating_sub(draining)
     };
     let create = target
         .saturating_sub(new.len())
-        .min(room.saturating_sub(new.len() + other.len() + draining));
+        .min(room.saturating_sub(new.len() + other.len()));
     if create > 0 {
         match relaunch_pause(wanted, replicas, observed.now) {
             Some(pause) => plan.wake(pause),

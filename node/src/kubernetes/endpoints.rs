@@ -50,6 +50,11 @@ struct Tried {
     own_is_set: bool,
 }
 
+/// Whether the API server will not have it, however often it is asked.
+fn is_refusal(error: &CallError) -> bool {
+    matches!(error.code(), Some(401 | 403 | 404 | 405 | 422))
+}
+
 impl Gates {
     fn lock(&self) -> MutexGuard<'_, Tried> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -60,7 +65,7 @@ impl Gates {
     fn tried(&self, ordinal: u32, own: bool, result: Result<(), &CallError>) {
         let mut tried = self.lock();
         match result {
-            Err(error) if error.code().is_some() || (own && !tried.own_is_set) => {
+            Err(error) if is_refusal(error) || (own && !tried.own_is_set) => {
                 tried.failed.insert(ordinal, error.to_string());
             }
             Ok(()) | Err(_) => {
@@ -70,9 +75,11 @@ impl Gates {
         }
     }
 
-    /// Leaves the others' gates to whoever leads.
-    fn keep_own(&self, own: u32) {
-        self.lock().failed.retain(|ordinal, _| *ordinal == own);
+    /// Forgets what came of gates but of the `own` one and those that `is_kept`: whoever leads sees to the others, and
+    /// those of pods that are gone are nobody's.
+    fn keep(&self, own: u32, is_kept: impl Fn(u32) -> bool) {
+        let kept = |ordinal: &u32| *ordinal == own || is_kept(*ordinal);
+        self.lock().failed.retain(|ordinal, _| kept(ordinal));
     }
 
     /// What is wrong, and what to do, for the pod `own` of `set`.
@@ -296,7 +303,11 @@ impl Home {
                     consensus.read_barrier(CONFIRM_MAX).await.is_ok()
                         && consensus.leadership().borrow().is_self
                 };
-                let judged = judged(look, leads).await.unwrap_or_default();
+                let judged = judged(look, leads).await;
+                if let Some(judged) = &judged {
+                    self.shut.keep(self.ordinal, |it| judged.contains_key(&it));
+                }
+                let judged = judged.unwrap_or_default();
                 setting.begin(judged, |ordinal, up, before| {
                     let home = Arc::clone(&self);
                     async move { home.set(ordinal, up, before).await }
@@ -304,7 +315,7 @@ impl Home {
             }
             // Ends what is under way first, which would else tell of it later.
             setting.tasks.shutdown().await;
-            self.shut.keep_own(self.ordinal);
+            self.shut.keep(self.ordinal, |_| false);
         }
     }
 }
@@ -438,6 +449,11 @@ mod tests {
         home.set_gate(1, false).await.unwrap_err();
         let other = home.gate_trouble().expect("of the other");
         assert!(other.contains("rs-1"), "{other}");
+        home.shut.keep(0, |ordinal| ordinal == 1);
+        assert!(home.gate_trouble().is_some());
+        home.shut.keep(0, |_| false);
+        assert_eq!(home.gate_trouble(), None, "its pod is gone");
+        home.set_gate(1, false).await.unwrap_err();
         home.set_gate(0, true).await.unwrap_err();
         let own = home.gate_trouble().expect("of its own first");
         for said in [
@@ -448,7 +464,7 @@ mod tests {
         ] {
             assert!(own.contains(said), "{own}");
         }
-        home.shut.keep_own(0);
+        home.shut.keep(0, |_| false);
         code.store(200, std::sync::atomic::Ordering::Relaxed);
         home.set_gate(0, true).await.unwrap();
         assert_eq!(home.gate_trouble(), None);

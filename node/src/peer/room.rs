@@ -21,6 +21,9 @@ const SHARE: u64 = 20;
 /// Nor is less than this much room: the log writes on while somebody is called.
 const LEAST: u64 = 256 << 20;
 
+/// More than this much room is never little for its share alone.
+const MOST: u64 = 4 << 30;
+
 /// A file system that is small as a whole is not short of room for that: a quarter of it is enough.
 const SMALL: u64 = 4;
 
@@ -41,7 +44,7 @@ pub struct Room {
 /// Below how many free bytes there is a shortage, on a file system of `total` bytes where a snapshot and a segment of the
 /// log take so many. The next snapshot is written beside the two that are kept, and the log grows meanwhile.
 fn mark(total: u64, snapshot: u64, segment: u64) -> u64 {
-    let usual = (total / SHARE).max(LEAST).min(total / SMALL);
+    let usual = (total / SHARE).clamp(LEAST, MOST).min(total / SMALL);
     let next = snapshot
         .saturating_mul(2)
         .saturating_add(segment.saturating_mul(2));

@@ -91,7 +91,7 @@ impl InPlace {
                 path: self.aside.clone(),
             });
         }
-        self.undo()?;
+        self.undo(&survivor)?;
         let target = EmptyDir::take_on(Arc::clone(&self.disk), &self.made, self.lock)?;
         let begun = begin(&survivor.parent, beginning, target)?;
         self.take_place()?;
@@ -101,7 +101,7 @@ impl InPlace {
     }
 
     /// Brings to its end an earlier try that had given the new data its place; `there` is what has it now. Says what was
-    /// begun then, and nothing where there was no such try. Blocks.
+    /// begun then, and nothing where there was no such try, or where a peer has run on what it began. Blocks.
     ///
     /// # Errors
     /// [`RestoreError::Aside`], [`RestoreError::Sync`], [`RestoreError::Directory`].
@@ -119,7 +119,7 @@ impl InPlace {
                 Identity::Member { cluster, .. } if cluster == self.cluster => self.put_aside()?,
                 _ => return Ok(None),
             }
-        } else if self.is_dir(&self.aside)? {
+        } else if self.is_dir(&self.aside)? && lineage.began == there.parent.last.index {
             self.sync(|error| self.unsynced(error))?;
         } else {
             return Ok(None);
@@ -140,12 +140,20 @@ impl InPlace {
     }
 
     /// Has what an earlier try has made whole, and not moved, be taken for what is not whole, which is made anew.
-    fn undo(&self) -> Result<(), RestoreError> {
+    fn undo(&self, survivor: &Survivor) -> Result<(), RestoreError> {
         let there = self.disk.list(&self.made);
         if !there.is_ok_and(|names| names.iter().any(|name| name == FORMAT_FILE)) {
             return Ok(());
         }
         let made = Survivor::read_on(Arc::clone(&self.disk), &self.made, self.lock)?;
+        let there = survivor.parent.state.lineage();
+        if there.is_some_and(|it| it.parent == made.parent.cluster) {
+            // The old data, which that recovery has exchanged and not put aside.
+            return Err(self.not_aside(io::Error::other(format!(
+                "the recovery of cluster {0} was interrupted here: run it again to its end, with --cluster-id {0}",
+                made.parent.cluster
+            ))));
+        }
         self.must_be_unused(&made)?;
         Ok(made.dir.undo()?)
     }

@@ -418,6 +418,24 @@ fn an_update_runs_no_more_than_the_surge_while_old_replicas_drain() {
 }
 
 #[test]
+fn what_is_wanted_is_made_however_many_drain() {
+    let mut world = World::new();
+    world.put("serve", 3);
+    world.settle();
+    world.probe_all_ok();
+    world.settle();
+    world.put("serve otherwise", 1);
+    world.settle();
+    world.probe_all_ok();
+    world.settle();
+    assert_eq!(ready_versions(&world), [2]);
+    world.exit(4);
+    world.settle();
+    let made = world.replicas().pop().unwrap();
+    assert_eq!(made, (5, ReplicaStatus::Starting));
+}
+
+#[test]
 fn an_update_to_fewer_replicas_drains_none_before_a_new_one_is_ready() {
     for fewer in [1, 3] {
         let mut world = World::new();

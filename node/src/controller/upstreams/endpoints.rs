@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -102,12 +103,18 @@ pub(super) struct ServiceName {
 }
 
 impl ServiceName {
-    /// Of `NAME.NAMESPACE.svc:PORT`, with or without the cluster's domain after `svc`. Shorter names may be anybody's.
+    /// Of `NAME.NAMESPACE.svc:PORT`, with or without the cluster's domain after `svc`. Other names may be anybody's.
     pub(super) fn parse(text: &str) -> Option<Self> {
+        Self::parse_in(text, cluster_domain())
+    }
+
+    fn parse_in(text: &str, domain: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
-        let mut labels = host.split('.');
+        let host = host.strip_suffix('.').unwrap_or(host);
+        let mut labels = host.splitn(4, '.');
         let (name, namespace) = (labels.next()?, labels.next()?);
         let is_service = labels.next() == Some("svc") && !name.is_empty() && !namespace.is_empty();
+        let is_service = is_service && labels.next().is_none_or(|tail| tail == domain);
         is_service.then_some(())?;
         Some(Self {
             name: name.to_owned(),
@@ -115,6 +122,23 @@ impl ServiceName {
             port: port.parse().ok()?,
         })
     }
+}
+
+/// The domain of this cluster's names, as the resolver of a pod has it.
+fn cluster_domain() -> &'static str {
+    static DOMAIN: OnceLock<String> = OnceLock::new();
+    DOMAIN.get_or_init(|| {
+        let settings = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        domain_in(&settings).unwrap_or("cluster.local").to_owned()
+    })
+}
+
+fn domain_in(settings: &str) -> Option<&str> {
+    let mut searched = settings
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("search"))
+        .flat_map(str::split_whitespace);
+    searched.find_map(|domain| domain.trim_end_matches('.').strip_prefix("svc."))
 }
 
 /// Tells where the ready pods of a headless Service are, now and whenever that changes, for ever: much sooner than a resolver
@@ -291,9 +315,17 @@ mod tests {
     }
 
     #[test]
+    fn the_domain_of_a_cluster_is_what_its_resolver_searches() {
+        let settings =
+            "nameserver 10.0.0.10\nsearch ns.svc.my.org svc.my.org my.org\noptions ndots:5\n";
+        assert_eq!(domain_in(settings), Some("my.org"));
+        assert_eq!(domain_in("search example.com\n"), None);
+    }
+
+    #[test]
     fn only_a_name_that_can_be_nothing_else_is_that_of_a_service() {
         let parsed = |text| {
-            let name = ServiceName::parse(text)?;
+            let name = ServiceName::parse_in(text, "cluster.local")?;
             Some((name.name, name.namespace, name.port))
         };
         let service = Some(("web".to_owned(), "ns".to_owned(), 80));
@@ -303,6 +335,7 @@ mod tests {
             "web:80",
             "web.ns:80",
             "web.example.com:80",
+            "api.shop.svc.example.com:443",
             // One pod of a Service.
             "web-0.web.ns.svc.cluster.local:80",
             ".ns.svc:80",
