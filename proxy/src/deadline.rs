@@ -50,7 +50,8 @@ pub(crate) fn tell<B>(request: &mut Request<B>, now: Instant) {
     match dialect {
         Dialect::Grpc => grpc::set_timeout(request.headers_mut(), left),
         Dialect::Http => {
-            let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+            // 0 would mean that there is no end.
+            let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
             let mut value = HeaderValue::from(millis);
             value.set_sensitive(true); // Nothing that comes again: not for HTTP/2's table of fields.
             request.headers_mut().insert(EXPECTED, value);
@@ -58,14 +59,14 @@ pub(crate) fn tell<B>(request: &mut Request<B>, now: Instant) {
     }
 }
 
-/// How long the client waits, if it says so.
+/// How long the client waits, if it says so. 0 says that it waits without end.
 fn expected(headers: &HeaderMap) -> Option<Duration> {
     let digits = headers.get(EXPECTED)?.as_bytes();
     if !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let millis = std::str::from_utf8(digits).ok()?.parse().ok()?;
-    Some(Duration::from_millis(millis))
+    let millis: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    (millis > 0).then(|| Duration::from_millis(millis))
 }
 
 #[cfg(test)]
@@ -79,8 +80,10 @@ mod tests {
         for (own, told) in [
             (None, "8999"),
             (Some("5000"), "3999"),
-            (Some("500"), "0"),
-            (Some("0"), "0"),
+            (Some("500"), "1"),
+            (Some("1001"), "1"),
+            (Some("0"), "8999"),
+            (Some("000"), "8999"),
             (Some("60000"), "8999"),
             (Some("18446744073709551615"), "8999"),
             (Some("18446744073709551616"), "8999"),

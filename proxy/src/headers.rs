@@ -22,6 +22,34 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 
+/// What no trailer section of a request may hold: who joins it with the head would read another request, for someone else or
+/// from someone else (RFC 9110, 6.5.1).
+pub(crate) const BARRED_TRAILERS: [&str; 23] = [
+    "authorization",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-range",
+    "content-type",
+    "cookie",
+    "expect",
+    "forwarded",
+    "host",
+    "keep-alive",
+    "max-forwards",
+    "proxy-connection",
+    "set-cookie",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-forwarded-client-cert",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-prefix",
+    "x-forwarded-proto",
+];
+
 /// What the fields that ended here asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hop {
@@ -43,6 +71,13 @@ pub(crate) fn is_plainly_framed(headers: &HeaderMap) -> bool {
             .eq_ignore_ascii_case(b"chunked")
     };
     line.is_none_or(chunked) && lines.next().is_none()
+}
+
+/// Leaves out of a request's trailers what none may hold.
+pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
+    for name in BARRED_TRAILERS {
+        trailers.remove(name);
+    }
 }
 
 /// Tells a replica what certificate the client has shown to us. What the client says of that is not believed.

@@ -236,8 +236,8 @@ impl Announcer {
 pub struct Queues(Arc<Shared>);
 
 impl Queues {
-    /// Changes whenever the first request of a service begins to wait: once for each time that a service is
-    /// to be woken up, not for each request.
+    /// Changes whenever a service is to be woken up: when the first request of it begins to wait, not with each, and when
+    /// one that was let go finds no ready replica any more and waits on.
     #[must_use]
     pub fn begun(&self) -> watch::Receiver<u64> {
         self.0.queues.subscribe()

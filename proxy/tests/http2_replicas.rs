@@ -111,7 +111,7 @@ async fn a_service_may_have_all_its_requests_sent_over_http_2() {
     let mut hand = Hand::connect(rig.address).await;
     hand.send(
         "POST /p?q=1 HTTP/1.1\r\nhost: svc.example:81\r\nconnection: upgrade, x-hop\r\nupgrade: websocket\r\n\
-         x-hop: 1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nx-up: 1\r\n\r\n",
+         x-hop: 1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nx-up: 1\r\nX-Forwarded-Client-Cert: Subject=admin\r\n\r\n",
     )
     .await;
     let (request, mut respond) = replica.call().await;
@@ -130,7 +130,9 @@ async fn a_service_may_have_all_its_requests_sent_over_http_2() {
     let trailers = soon("trailers", body.trailers())
         .await
         .expect("a whole body");
-    assert_eq!(trailers.expect("trailers")["x-up"], "1");
+    let trailers = trailers.expect("trailers");
+    assert_eq!(trailers["x-up"], "1");
+    assert_eq!(trailers.len(), 1, "{trailers:?}");
     let head = Response::builder().status(201).body(()).expect("a head");
     let mut answer = respond.send_response(head, false).expect("a stream");
     answer

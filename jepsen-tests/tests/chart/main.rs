@@ -198,6 +198,27 @@ fn a_release_whose_name_no_service_can_have_is_refused_with_a_sentence() -> anyh
     Ok(())
 }
 
+/// Labels may have a dot, and those of the selector must stay as they are in what is installed.
+#[test]
+fn a_dotted_name_is_taken_where_the_full_name_is_set() -> anyhow::Result<()> {
+    if !have_helm() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let values = folder.path().join("values.json");
+    fs::write(
+        &values,
+        r#"{"nameOverride": "a.b", "fullnameOverride": "ab"}"#,
+    )?;
+    let output = render(&values)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{said}");
+    let rendered = String::from_utf8(output.stdout)?;
+    ensure!(rendered.contains("app.kubernetes.io/name: a.b\n"));
+    ensure!(rendered.contains("\n  name: ab\n"));
+    Ok(())
+}
+
 #[test]
 fn the_grace_is_shared_out_between_waiting_and_draining() -> anyhow::Result<()> {
     if !have_helm() {

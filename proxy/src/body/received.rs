@@ -17,6 +17,7 @@ use tokio::task::spawn_local;
 use tokio::time::sleep;
 
 use super::LINGER;
+use crate::headers::clean_trailers;
 use crate::http2::server::WINDOW;
 use crate::turns::Taking;
 
@@ -83,6 +84,7 @@ pub(crate) struct Stream {
     asked: Cell<bool>,
     /// Who has to be told that it is asked for, until then.
     asking: Option<Arc<Asking>>,
+    of_request: bool,
 }
 
 impl Stream {
@@ -98,12 +100,14 @@ impl Stream {
             ended: Cell::new(ended),
             asked: Cell::new(true),
             asking: None,
+            of_request: false,
         }
     }
 
     /// The same of a client's request. If the client waits to be told to go on, who has to tell it.
     pub(crate) fn request(headers: &HeaderMap, frames: RecvStream) -> (Self, Option<Arc<Asking>>) {
         let mut body = Self::new(headers, frames);
+        body.of_request = true;
         let expects = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
         if !body.ended.get() && headers.get(EXPECT).is_some_and(expects) {
             body.asking = Some(Arc::default());
@@ -163,6 +167,17 @@ impl Stream {
             }
             Err(error) => broke_off(error),
         })
+    }
+}
+
+/// A frame of a request, as it goes on. `None` if nothing is left of its trailers: it ends without.
+fn cleaned(frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
+    match frame.into_trailers() {
+        Ok(mut trailers) => {
+            clean_trailers(&mut trailers);
+            (!trailers.is_empty()).then(|| Frame::trailers(trailers))
+        }
+        Err(frame) => Some(frame),
     }
 }
 
@@ -243,7 +258,13 @@ impl Body for Received {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
-        match self.get_mut() {
+        let received = self.get_mut();
+        let of_request = match received {
+            Self::Request(..) => true,
+            Self::Http1(_) => false,
+            Self::Http2(body) => body.of_request,
+        };
+        let frame = match received {
             Self::Request(body, taking) => {
                 let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
                 let last = match &frame {
@@ -254,13 +275,17 @@ impl Body for Received {
                 if last {
                     taking.ended();
                 }
-                Poll::Ready(frame.map(|frame| frame.map_err(ReceiveError::from)))
+                frame.map(|frame| frame.map_err(ReceiveError::from))
             }
-            Self::Http1(body) => Pin::new(body)
-                .poll_frame(cx)
-                .map(|frame| frame.map(|frame| frame.map_err(ReceiveError::from))),
-            Self::Http2(body) => body.poll_frame(cx),
-        }
+            Self::Http1(body) => {
+                ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(ReceiveError::from))
+            }
+            Self::Http2(body) => ready!(body.poll_frame(cx)),
+        };
+        Poll::Ready(match of_request {
+            true => frame.and_then(|frame| frame.map(cleaned).transpose()),
+            false => frame,
+        })
     }
 
     fn is_end_stream(&self) -> bool {
@@ -275,5 +300,61 @@ impl Body for Received {
             Self::Request(body, _) | Self::Http1(body) => body.size_hint(),
             Self::Http2(body) => body.left.map_or_else(SizeHint::new, SizeHint::with_exact),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use h2::{client, server};
+    use http::{HeaderName, Method, Request};
+    use http_body_util::BodyExt;
+    use tokio::io::duplex;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_cannot_say_in_its_trailers_whose_it_is() {
+        let (near, far) = duplex(64 << 10);
+        let call = async {
+            let mut request = Request::new(());
+            *request.method_mut() = Method::POST;
+            *request.uri_mut() = "http://svc/".parse().expect("an address");
+            let mut trailers = HeaderMap::new();
+            for name in [
+                "x-forwarded-client-cert",
+                "authorization",
+                "host",
+                "x-up",
+                "cookie",
+            ] {
+                let value = HeaderValue::from_static("1");
+                trailers.append(HeaderName::from_static(name), value);
+            }
+            let (mut sender, connection) = client::handshake(far).await.expect("a server is there");
+            let sent = sender.send_request(request, false);
+            let (_answer, mut out) = sent.expect("it is a good request");
+            out.send_trailers(trailers).expect("the stream is open");
+            connection.await
+        };
+        let serve = async {
+            let mut connection = server::handshake(near).await.expect("a client is there");
+            let accepted = connection.accept().await.expect("a request comes");
+            let (request, _respond) = accepted.expect("it is a good one");
+            let (head, frames) = request.into_parts();
+            let (body, _) = Stream::request(&head.headers, frames);
+            tokio::select! {
+                whole = Received::Http2(body).collect() => whole.expect("it ends well"),
+                _ = connection.accept() => unreachable!("there is no other"),
+            }
+        };
+        let whole = tokio::select! {
+            whole = serve => whole,
+            ended = call => unreachable!("the server is there: {ended:?}"),
+        };
+        let expected = HeaderMap::from_iter([(
+            HeaderName::from_static("x-up"),
+            HeaderValue::from_static("1"),
+        )]);
+        assert_eq!(whole.trailers(), Some(&expected));
     }
 }

@@ -116,7 +116,7 @@ fn answer(
         _ if bodiless => Framing::Length(0),
         (true, length) => {
             keeps &= length.is_none(); // Two claims: chunks decide, and it is not trusted again.
-            Framing::Chunked(Chunks::default())
+            Framing::Chunked(Chunks::of_answer())
         }
         (false, Some(length)) => Framing::Length(length),
         (false, None) => Framing::UntilClose,

@@ -26,7 +26,7 @@ use crate::connection::Unsent;
 use crate::drain::Phase;
 use crate::load::InFlight;
 use crate::running::Running;
-use crate::upstream::{Upstream, long, shorten};
+use crate::upstream::{Bounds, Upstream, shorten};
 use crate::view::ServiceView;
 
 use download::{Download, Ended};
@@ -99,7 +99,7 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
         progress: &progress,
         wanted: &wanted,
         long: &long_held,
-        long_bound: long(
+        bounds: Bounds::new(
             service.route.silence_max(),
             &connection.worker.shared.config,
         ),

@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod tests;
 
+use crate::headers::BARRED_TRAILERS;
+
 /// The most bytes of one chunk's extensions: nobody uses them, and none are worth more.
 const EXTENSION_BYTES_MAX: u16 = 1 << 10;
 
@@ -13,35 +15,8 @@ const TRAILER_BYTES_MAX: u16 = 16 << 10;
 /// The most digits of a chunk's size: far beyond any chunk, and far from overflow.
 const SIZE_DIGITS_MAX: u8 = 15;
 
-/// What no trailer section may hold: who joins it with the head would read another message, for someone else or from
-/// someone else (RFC 9110, 6.5.1).
-pub(super) const BARRED_TRAILERS: [&str; 23] = [
-    "authorization",
-    "connection",
-    "content-encoding",
-    "content-length",
-    "content-range",
-    "content-type",
-    "cookie",
-    "expect",
-    "forwarded",
-    "host",
-    "keep-alive",
-    "max-forwards",
-    "proxy-connection",
-    "set-cookie",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "x-forwarded-client-cert",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-prefix",
-    "x-forwarded-proto",
-];
-
-/// The hashes of those, by which names are compared without being kept. Another name with one of them is barred as well.
+/// The hashes of [`BARRED_TRAILERS`], by which names are compared without being kept. Another name with one of them is
+/// barred as well.
 const BARRED_HASHES: [u64; BARRED_TRAILERS.len()] = {
     let mut hashes = [HASH_START; BARRED_TRAILERS.len()];
     let mut at = 0;
@@ -126,18 +101,19 @@ impl Framing {
 }
 
 /// How far a chunked body has been followed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Chunks {
     state: State,
     /// What is left of the chunk's data; its size, while that is being read; the hash of a trailer's name.
     left: u64,
     /// How many bytes were read of the present size, extension or trailer section.
     seen: u16,
+    /// Whether trailers are read as a request's: by name.
+    of_request: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    #[default]
     Size,
     /// Behind the size, where only blanks, an extension or the line's end may be.
     Blank,
@@ -149,6 +125,7 @@ enum State {
     /// At the start of a line after the last chunk.
     Trailer,
     TrailerName,
+    /// In a trailer's value, or anywhere in a line of an answer's.
     TrailerValue,
     TrailerLf,
     EndLf,
@@ -156,6 +133,24 @@ enum State {
 }
 
 impl Chunks {
+    /// Those of a request. Its trailers are fields, and none of [`BARRED_TRAILERS`].
+    pub(super) fn of_request() -> Self {
+        Self {
+            of_request: true,
+            ..Self::of_answer()
+        }
+    }
+
+    /// Those of an answer, whose trailers are the client's to read.
+    pub(super) fn of_answer() -> Self {
+        Self {
+            state: State::Size,
+            left: 0,
+            seen: 0,
+            of_request: false,
+        }
+    }
+
     fn advance(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
         let mut at = 0;
         while at < bytes.len() && self.state != State::Done {
@@ -211,6 +206,12 @@ impl Chunks {
             (State::DataLf, b'\n') => Ok(State::Size),
             (State::Trailer, b'\r') => Ok(State::EndLf),
             // A line that starts with a space would go on the one before it (obs-fold).
+            (State::Trailer, byte)
+                if !self.of_request && is_text(byte) && !b" \t:".contains(&byte) =>
+            {
+                self.count(TRAILER_BYTES_MAX)?;
+                Ok(State::TrailerValue)
+            }
             (State::Trailer | State::TrailerName, byte) if is_token(byte) => {
                 if self.state == State::Trailer {
                     self.left = HASH_START;

@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::answer;
-use super::framing::{BARRED_TRAILERS, Chunks, Framing, Malformed};
+use super::framing::{Chunks, Framing, Malformed};
 use super::request::{FIELDS_MAX, Parsed, PlainRequest, Way};
 
 /// How many inputs each parser gets in a usual test run: a second or two.
@@ -257,15 +257,15 @@ pub(crate) fn chunked_len(body: &[u8]) -> Option<usize> {
         }
         let colon = trailer.iter().position(|&byte| byte == b':')?;
         let name = http::HeaderName::from_bytes(&trailer[..colon]).ok()?;
-        if BARRED_TRAILERS.contains(&name.as_str()) {
+        if crate::headers::BARRED_TRAILERS.contains(&name.as_str()) {
             return None;
         }
     }
 }
 
-/// How far a chunked body goes that is read in pieces: `None` if it is none or not whole.
+/// How far a request's chunked body goes that is read in pieces: `None` if it is none or not whole.
 fn followed(body: &[u8], random: &mut StdRng) -> Option<usize> {
-    let mut framing = Framing::Chunked(Chunks::default());
+    let mut framing = Framing::Chunked(Chunks::of_request());
     let (mut used, mut rest) = (0, body);
     while !rest.is_empty() && !framing.is_done() {
         let (piece, later) = rest.split_at(random.random_range(1..=rest.len()));

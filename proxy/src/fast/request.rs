@@ -152,7 +152,7 @@ impl<'h, 'b> PlainRequest<'h, 'b> {
         }
         let framing = match (length, chunked) {
             (Some(_), true) => return None, // The way in of request smuggling (RFC 9112, 11.2).
-            (None, true) => Framing::Chunked(Chunks::default()),
+            (None, true) => Framing::Chunked(Chunks::of_request()),
             (length, false) => Framing::Length(length.unwrap_or(0)),
         };
         Some(Self {

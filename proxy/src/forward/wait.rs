@@ -46,8 +46,9 @@ pub(super) async fn for_ready(
     let place = now.queue.enter(head + body.held(), settings.requests);
     let mut place = place.map_err(|_| Refusal::QueueFull)?;
     drop(now);
+    let wake = || worker.shared.queues.send_modify(|begun| *begun += 1);
     if place.is_first() {
-        worker.shared.queues.send_modify(|begun| *begun += 1);
+        wake();
     }
     loop {
         let called = poll_fn(|cx| {
@@ -68,8 +69,11 @@ pub(super) async fn for_ready(
                 place.ended(start.elapsed(), true);
                 return Ok(service);
             }
-            // It was called, and whoever was ready is not any more.
-            Some(_) => place.returns(),
+            // It was called, and whoever was ready is not any more, perhaps put to sleep.
+            Some(_) => {
+                place.returns();
+                wake();
+            }
             None => {
                 place.ended(start.elapsed(), false);
                 return Err(Refusal::NoneReady);

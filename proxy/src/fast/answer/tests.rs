@@ -27,7 +27,7 @@ fn what_ends_at_this_hop_is_not_passed_on() {
 
 #[test]
 fn the_framing_is_the_one_that_the_standard_gives() {
-    let chunked = || Framing::Chunked(Chunks::default());
+    let chunked = || Framing::Chunked(Chunks::of_answer());
     for (head, framing, keeps, field) in [
         (
             "1.1 200 OK\r\ncontent-length: 7\r\ncontent-length: 7",

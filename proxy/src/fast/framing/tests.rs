@@ -1,8 +1,12 @@
 use super::*;
 
-/// Follows a chunked body in pieces of this size: what of it was used, and whether that was all.
+/// Follows a request's chunked body in pieces of this size: what of it was used, and whether that was all.
 fn follow(bytes: &[u8], piece: usize) -> Result<(usize, bool), Malformed> {
-    let mut framing = Framing::Chunked(Chunks::default());
+    follow_as(Chunks::of_request(), bytes, piece)
+}
+
+fn follow_as(chunks: Chunks, bytes: &[u8], piece: usize) -> Result<(usize, bool), Malformed> {
+    let mut framing = Framing::Chunked(chunks);
     let mut used = 0;
     for piece in bytes.chunks(piece) {
         let count = framing.advance(piece)?;
@@ -81,6 +85,24 @@ fn what_two_readers_might_tell_differently_is_malformed() {
     }
     let trailers = format!("0\r\n{}", "x: y\r\n".repeat(usize::from(TRAILER_BYTES_MAX)));
     assert_eq!(follow(trailers.as_bytes(), 999), Err(Malformed));
+}
+
+#[test]
+fn an_answers_trailers_pass_whatever_they_name() {
+    let follow = |body: &str, piece| follow_as(Chunks::of_answer(), body.as_bytes(), piece);
+    let lines = BARRED_TRAILERS.map(|name| format!("{name}: y"));
+    for line in lines.iter().map(String::as_str).chain(["x", "x y: z"]) {
+        let body = format!("1\r\na\r\n0\r\nx-sum: 1\r\n{line}\r\n\r\n");
+        for piece in 1..=body.len() {
+            assert_eq!(follow(&body, piece), Ok((body.len(), true)), "{body:?}");
+        }
+    }
+    for line in [" x: y", "\tx: y", ": y", "x: \0", "x: y\n", "\n"] {
+        let body = format!("0\r\n{line}\r\n\r\n");
+        assert_eq!(follow(&body, 1), Err(Malformed), "{body:?}");
+    }
+    let long = format!("0\r\n{}", "x: y\r\n".repeat(usize::from(TRAILER_BYTES_MAX)));
+    assert_eq!(follow(&long, 999), Err(Malformed));
 }
 
 #[test]
