@@ -210,7 +210,16 @@ impl Walk {
         self.raftserve_reading("", args).await
     }
 
-    /// The same, with `input` to read.
+    /// Puts a key, again where a try meets an election.
+    pub(crate) async fn put(&self, key: &str, value: &str) -> anyhow::Result<()> {
+        wait::until("an agreed write", PATIENCE, async || {
+            let put = self.raftserve(&["kv", "put", key, value]).await;
+            put.map(drop)
+        })
+        .await
+    }
+
+    /// `raftserve ARGS` with `input` to read.
     pub(crate) async fn raftserve_reading(
         &self,
         input: &str,

@@ -38,7 +38,7 @@ async fn a_release_of_an_earlier_chart_goes_over_to_this_one_and_back_with_what_
         let service = walk.file("http_server.yaml")?;
         walk.raftserve(&["up", "-n", SERVICE, &service, "-y"])
             .await?;
-        walk.raftserve(&["kv", "put", "config/limit", "20"]).await?;
+        walk.put("config/limit", "20").await?;
         let replicas = walk.replicas(SERVICE).await?;
         let load = walk.load(50, &format!("/{SERVICE}/")).await?;
         let kept = async || {

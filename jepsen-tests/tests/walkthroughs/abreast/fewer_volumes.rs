@@ -73,7 +73,7 @@ async fn an_empty_volume_among_three_makes_a_new_peer_in_place_of_the_lost_one()
         lost.install(3, &[]).await?;
         let service = lost.file("chat.yaml")?;
         lost.raftserve(&["up", &service, "-y", "--async"]).await?;
-        lost.raftserve(&["kv", "put", "config/limit", "20"]).await?;
+        lost.put("config/limit", "20").await?;
         let before = lost.members().await?;
         let mut volumes = lost.volumes().await?;
         volumes.remove(0);

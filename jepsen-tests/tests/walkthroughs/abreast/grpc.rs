@@ -15,8 +15,9 @@ const CALLS_UNTIL_SHARED: usize = 100;
 /// How many calls are looked at.
 const CALLS: usize = 200;
 
-/// How long after servers or peers are ready all these calls may take, at the most.
-const SPREAD_WITHIN: Duration = Duration::from_secs(20);
+/// How long all these calls may take, at the most: the client makes its calls, and its log is read, as fast as the machine
+/// lets them. What is judged is counted in calls.
+const SPREAD_WITHIN: Duration = Duration::from_secs(90);
 
 /// By how much one server may have more or fewer calls than its share.
 const UNEVEN_MAX: f64 = 0.1;

@@ -177,7 +177,7 @@ async fn another_kubernetes_cluster_with_the_same_volumes_serves_the_same() -> a
         lost.log_in().await?;
         let service = lost.file("chat.yaml")?;
         lost.raftserve(&["up", &service, "-y"]).await?;
-        lost.raftserve(&["kv", "put", "config/limit", "20"]).await?;
+        lost.put("config/limit", "20").await?;
         let folder = tempfile::tempdir()?;
         let second = folder.path().join("chat.yaml");
         let text = tokio::fs::read_to_string(&service).await?;
