@@ -26,7 +26,7 @@ use crate::connection::Unsent;
 use crate::drain::Phase;
 use crate::load::InFlight;
 use crate::running::Running;
-use crate::upstream::{Bounds, Upstream, shorten};
+use crate::upstream::{Upstream, long, shorten};
 use crate::view::ServiceView;
 
 use download::{Download, Ended};
@@ -99,7 +99,7 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
         progress: &progress,
         wanted: &wanted,
         long: &long_held,
-        bounds: Bounds::new(
+        long_bound: long(
             service.route.silence_max(),
             &connection.worker.shared.config,
         ),

@@ -10,8 +10,7 @@
 //! a while. It can only come to that once more was sent than there was room for. So the short bound holds while what was
 //! sent fits into any window, and the long one beyond that. The long one is no shorter than the silence that the service
 //! allows, and each word of the replica begins it anew: the kernel counts only what is taken, and a replica that answers
-//! is alive. A replica that writes need not have read, so what it says has both looked at: the long one ends once nothing
-//! waits for room. So a host that dies in the middle of an answer is found dead as soon after a long upload as after a short one.
+//! is alive. A replica that writes need not have read, so what it says has the short one looked at too.
 
 use std::io;
 use std::time::Duration;
@@ -44,74 +43,49 @@ pub(super) fn begin(stream: &TcpStream, config: &ProxyConfig) -> io::Result<()> 
     socket.set_tcp_user_timeout(Some(config.host_silence))
 }
 
-/// For how long a service's replicas may take nothing and say nothing.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bounds {
-    short: Duration,
-    long: Duration,
-}
-
-impl Bounds {
-    /// Those of a service whose replicas may be silent for `silence_max`. The long one is later than that, so that it is the
-    /// service's own limit which ends a request.
-    pub(crate) fn new(silence_max: Duration, config: &ProxyConfig) -> Self {
-        let long = config
-            .tcp_user_timeout
-            .max(silence_max.saturating_add(silence_max / 4))
-            .min(BOUND_MAX);
-        Self {
-            short: config.host_silence,
-            long,
-        }
-    }
-
-    /// How often what is said has the bound looked at, at most.
-    fn look_every(self) -> Duration {
-        self.short / 4
-    }
+/// The long bound of a service whose replicas may be silent for `silence_max`: later than that, so that it is the service's
+/// own limit which ends a request.
+pub(crate) fn long(silence_max: Duration, config: &ProxyConfig) -> Duration {
+    config
+        .tcp_user_timeout
+        .max(silence_max.saturating_add(silence_max / 4))
+        .min(BOUND_MAX)
 }
 
 /// A connection that the long bound holds for: more was sent than may be taken at once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Long {
-    bounds: Bounds,
+    bound: Duration,
     /// When all that was sent had been taken last, in doubt earlier: the kernel counts from then, or later.
     since: Instant,
-    /// When it was last looked at.
-    looked: Instant,
+    /// When the bound was last set.
+    set: Instant,
 }
 
 impl Long {
-    /// Has it given up by the long bound from now on. Nothing has waited `since` longer than that, nor longer than the short
-    /// bound, which held until now.
-    pub(crate) fn begin(stream: &TcpStream, bounds: Bounds, since: Instant) -> Self {
+    /// Has it given up by the long `bound` from now on. Nothing has waited `since` longer than that.
+    pub(crate) fn begin(stream: &TcpStream, bound: Duration, since: Instant) -> Self {
         let now = Instant::now();
-        let earliest = now.checked_sub(bounds.short);
-        let since = earliest.map_or(since, |earliest| since.max(earliest));
-        set(stream, now - since + bounds.long);
+        set(stream, now - since + bound);
         Self {
-            bounds,
+            bound,
             since,
-            looked: now,
+            set: now,
         }
     }
 
-    /// The replica said something: the bound counts anew. `false` if nothing waits for room any more: the short bound holds
-    /// again.
-    #[must_use]
-    pub(crate) fn heard(&mut self, stream: &TcpStream) -> bool {
-        let (now, step) = (Instant::now(), self.bounds.look_every());
-        if now.saturating_duration_since(self.looked) < step {
-            return true;
+    /// The replica said something: the bound counts anew.
+    pub(crate) fn heard(&mut self, stream: &TcpStream) {
+        let (now, step) = (Instant::now(), self.bound / 4);
+        if now.saturating_duration_since(self.set) < step {
+            return;
         }
-        self.looked = now;
+        self.set = now;
         if has_left(stream) {
-            set(stream, self.bounds.short);
-            return false;
+            self.since = now;
         }
         // What is said within the next step begins it no more.
-        set(stream, now - self.since + self.bounds.long + step);
-        true
+        set(stream, now - self.since + self.bound + step);
     }
 }
 
@@ -144,7 +118,8 @@ fn set(stream: &TcpStream, bound: Duration) {
 /// Keeps the right bound on a connection that only sees what is read and written.
 #[derive(Debug)]
 pub(super) struct Vigil {
-    bounds: Bounds,
+    short: Duration,
+    long_bound: Duration,
     /// Set while the long bound holds.
     long: Option<Long>,
     /// How much was written since the replica last said something: it has taken what came before.
@@ -157,7 +132,8 @@ pub(super) struct Vigil {
 impl Vigil {
     pub(super) fn new(silence_max: Duration, config: &ProxyConfig) -> Self {
         Self {
-            bounds: Bounds::new(silence_max, config),
+            short: config.host_silence,
+            long_bound: long(silence_max, config),
             long: None,
             written: 0,
             heard: false,
@@ -169,21 +145,17 @@ impl Vigil {
     pub(super) fn heard(&mut self, stream: &TcpStream) {
         self.heard = true;
         if let Some(long) = &mut self.long {
-            if !long.heard(stream) {
-                self.long = None;
-                self.unsure_since = None;
-            }
-            return;
+            return long.heard(stream);
         }
         let Some(since) = self.unsure_since else {
             return;
         };
-        if since.elapsed() < self.bounds.look_every() {
+        if since.elapsed() < self.short / 4 {
             return;
         }
         match has_left(stream) {
             true => self.unsure_since = None,
-            false => self.long = Some(Long::begin(stream, self.bounds, since)),
+            false => self.long = Some(Long::begin(stream, self.long_bound, since)),
         }
     }
 
@@ -196,11 +168,11 @@ impl Vigil {
         let since = *self.unsure_since.get_or_insert_with(Instant::now);
         let is_long = self.written > FITS_BYTES;
         if is_long && self.long.is_none() {
-            self.long = Some(Long::begin(stream, self.bounds, since));
+            self.long = Some(Long::begin(stream, self.long_bound, since));
         } else if !is_long && self.long.is_some() && has_left(stream) {
             self.long = None;
             self.unsure_since = None;
-            set(stream, self.bounds.short);
+            set(stream, self.short);
         }
     }
 }
@@ -216,11 +188,7 @@ mod tests {
 
     const SILENCE_MAX: Duration = Duration::from_secs(120);
 
-    fn long(config: &ProxyConfig) -> Duration {
-        Bounds::new(SILENCE_MAX, config).long
-    }
-
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn the_long_bound_holds_once_more_was_sent_than_fits() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
         let listener = listener.expect("a free port");
@@ -235,36 +203,19 @@ mod tests {
             vigil.wrote(fits, &stream);
             assert_eq!(bound(), Some(config.host_silence));
             vigil.wrote(1, &stream);
-            assert_eq!(bound(), Some(long(&config)));
+            assert_eq!(bound(), Some(long(SILENCE_MAX, &config)));
             vigil.heard(&stream);
-            assert_eq!(bound(), Some(long(&config)), "it may wait still");
+            assert_eq!(
+                bound(),
+                Some(long(SILENCE_MAX, &config)),
+                "it may wait still"
+            );
         }
         vigil.wrote(1, &stream);
         assert_eq!(bound(), Some(config.host_silence), "all was taken");
-
-        vigil.wrote(fits, &stream);
-        assert_eq!(bound(), Some(long(&config)));
-        tokio::time::advance(config.host_silence / 4).await;
-        vigil.heard(&stream);
-        assert_eq!(bound(), Some(config.host_silence), "nothing waits");
-        vigil.wrote(fits + 1, &stream);
-        assert_eq!(bound(), Some(long(&config)), "it begins anew");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_was_taken_long_ago_makes_the_long_bound_no_longer() {
-        let config = ProxyConfig::default();
-        let (stream, _replica, mut vigil) = unequal(&config).await;
-        vigil.wrote(1, &stream);
-        vigil.heard(&stream);
-        tokio::time::advance(Duration::from_secs(3600)).await;
-        let more = usize::try_from(FITS_BYTES).expect("small") + 1;
-        vigil.wrote(more, &stream);
-        let bound = SockRef::from(&stream).tcp_user_timeout().expect("open");
-        assert_eq!(bound, Some(long(&config) + config.host_silence));
-    }
-
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_replica_that_writes_and_does_not_read_is_not_cut_by_the_short_bound() {
         const UNREAD: usize = 64 << 10;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
@@ -286,9 +237,17 @@ mod tests {
         stream.write_all(&[0]).await.expect("room");
         vigil.wrote(1, &stream);
         let bound = |stream: &TcpStream| SockRef::from(stream).tcp_user_timeout().expect("open");
-        assert_eq!(bound(&stream), Some(long(&config)), "it is full");
+        assert_eq!(
+            bound(&stream),
+            Some(long(SILENCE_MAX, &config)),
+            "it is full"
+        );
         shorten(&stream, &config);
-        assert_eq!(bound(&stream), Some(long(&config)), "it is full");
+        assert_eq!(
+            bound(&stream),
+            Some(long(SILENCE_MAX, &config)),
+            "it is full"
+        );
         assert!(stream.writable().await.is_ok(), "there is room here");
 
         let taken = replica.read_exact(&mut [0; UNREAD + 1]).await;
@@ -327,7 +286,7 @@ mod tests {
         assert_eq!(bound(), Some(config.host_silence), "nobody has looked");
         tokio::time::advance(config.host_silence / 4).await;
         vigil.heard(&stream);
-        let long = long(&config) + config.host_silence / 4;
+        let long = long(SILENCE_MAX, &config) + config.host_silence / 4;
         assert_eq!(bound(), Some(long));
     }
 
@@ -338,9 +297,9 @@ mod tests {
         let (mut stream, mut replica, mut vigil) = unequal(&config).await;
         stream.write_all(&[0; UNREAD]).await.expect("room");
         vigil.wrote(UNREAD, &stream);
-        let long = long(&config);
+        let long = long(SILENCE_MAX, &config);
         let bound = |stream: &TcpStream| SockRef::from(stream).tcp_user_timeout().expect("open");
-        let step = config.host_silence / 4;
+        let step = long / 4;
         for steps in 1..5 {
             tokio::time::advance(step).await;
             vigil.heard(&stream);
@@ -358,14 +317,13 @@ mod tests {
         taken.expect("all that was written");
         tokio::time::advance(step).await;
         vigil.heard(&stream);
-        assert_eq!(bound(&stream), Some(config.host_silence), "all was taken");
+        assert_eq!(bound(&stream), Some(long + step), "all was taken");
     }
 
     #[test]
     fn the_long_bound_is_none_that_the_kernel_refuses() {
         let config = ProxyConfig::default();
-        let long = |silence_max| Bounds::new(silence_max, &config).long;
-        assert_eq!(long(Duration::ZERO), config.tcp_user_timeout);
-        assert_eq!(long(Duration::MAX), BOUND_MAX);
+        assert_eq!(long(Duration::ZERO, &config), config.tcp_user_timeout);
+        assert_eq!(long(Duration::MAX, &config), BOUND_MAX);
     }
 }

@@ -291,8 +291,8 @@ impl Download<'_> {
 /// The replica said something, and need not have taken what it was sent.
 fn heard(long: &Cell<Option<Long>>, replica: &TcpStream) {
     if let Some(mut held) = long.get() {
-        let holds = held.heard(replica);
-        long.set(holds.then_some(held));
+        held.heard(replica);
+        long.set(Some(held));
     }
 }
 

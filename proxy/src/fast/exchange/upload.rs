@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::future::{pending, poll_fn};
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 use crate::fast::buffers::{Buffer, Buffers, Size};
 use crate::fast::framing::Framing;
 use crate::fast::transfer::{poll_read, read};
-use crate::upstream::{Bounds, FITS_BYTES, Long};
+use crate::upstream::{FITS_BYTES, Long};
 
 /// A request whose head was sent.
 pub(super) struct Upload<'a> {
@@ -26,10 +27,10 @@ pub(super) struct Upload<'a> {
     pub(super) progress: &'a Cell<Instant>,
     /// Whether the replica has all that the client sent, and not the whole request.
     pub(super) wanted: &'a Cell<bool>,
-    /// Set while the replica was sent more than it may have room for.
+    /// Set once the replica is sent more than it may have room for.
     pub(super) long: &'a Cell<Option<Long>>,
-    /// For how long it may take nothing and say nothing.
-    pub(super) bounds: Bounds,
+    /// For how long it then may take nothing and say nothing.
+    pub(super) long_bound: Duration,
     pub(super) intact: bool,
 }
 
@@ -79,7 +80,10 @@ impl Upload<'_> {
 
     async fn pass(&mut self, client: &mut ReadHalf<'_>, replica: &mut WriteHalf<'_>) -> Passed {
         let mut size = Size::of_rest(self.framing.rest());
-        let may_fit = self.framing.is_within(FITS_BYTES);
+        if !self.framing.is_within(FITS_BYTES) {
+            let long = Long::begin(replica.as_ref(), self.long_bound, Instant::now());
+            self.long.set(Some(long));
+        }
         while !self.framing.is_done() {
             self.wanted.set(true);
             let Ok(Some(mut buffer)) = read(client, self.buffers, size).await else {
@@ -95,10 +99,6 @@ impl Upload<'_> {
             let part = &buffer.filled()[..count];
             let mut taken = 0;
             while taken < count {
-                if !may_fit && self.long.get().is_none() {
-                    let long = Long::begin(replica.as_ref(), self.bounds, Instant::now());
-                    self.long.set(Some(long));
-                }
                 let Ok(more @ 1..) = replica.write(&part[taken..]).await else {
                     return Passed::ReplicaStopped;
                 };
@@ -118,14 +118,12 @@ impl Upload<'_> {
 mod tests {
     use std::net::Ipv4Addr;
     use std::pin::pin;
-    use std::time::Duration;
 
     use socket2::SockRef;
     use tokio::io::AsyncReadExt;
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
-    use crate::config::ProxyConfig;
 
     /// Two ends of a connection, which holds as little as it may.
     async fn pair() -> (TcpStream, TcpStream) {
@@ -141,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_bit_of_a_part_that_the_replica_takes_is_progress_and_may_be_more_than_fits() {
+    async fn each_bit_of_a_part_that_the_replica_takes_is_progress() {
         const PART_BYTES: usize = 64 << 10;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
         let listener = listener.expect("a free port");
@@ -164,7 +162,7 @@ mod tests {
             progress: &progress,
             wanted: &wanted,
             long: &long,
-            bounds: Bounds::new(Duration::from_secs(60), &ProxyConfig::default()),
+            long_bound: Duration::from_secs(60),
             intact: true,
         };
         let (mut from_client, _) = from_client.split();
@@ -184,17 +182,5 @@ mod tests {
         }
         assert!(steps > 1, "the part was written at once");
         assert!(wanted.get());
-
-        // As a word of the replica leaves it that has taken all of this part.
-        long.set(None);
-        client.write_all(b"x").await.expect("room");
-        let mut byte = [0];
-        let mut read = pin!(replica.read_exact(&mut byte));
-        let read = poll_fn(|cx| {
-            assert!(upload.as_mut().poll(cx).is_pending(), "more is to come");
-            read.as_mut().poll(cx)
-        });
-        read.await.expect("the next part");
-        assert!(long.get().is_some(), "it may have no room for the rest");
     }
 }
