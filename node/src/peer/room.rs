@@ -147,7 +147,8 @@ mod tests {
     fn the_mark_is_a_share_of_the_disk_and_never_less_than_what_comes_next_needs() {
         let segment = 64 * MIB;
         let of = |total, snapshot| mark(total, snapshot, segment);
-        assert_eq!(of(100 * GIB, 0), 5 * GIB);
+        assert_eq!(of(40 * GIB, 0), 2 * GIB);
+        assert_eq!(of(2000 * GIB, 0), 4 * GIB, "room enough for anybody");
         assert_eq!(of(2 * GIB, 0), 256 * MIB, "a twentieth would be too little");
         assert_eq!(of(4 * GIB, GIB), 2 * GIB, "the half of it at most");
         assert_eq!(of(100 * GIB, 4 * GIB), 8 * GIB + 128 * MIB);
