@@ -73,6 +73,16 @@ impl World {
         world
     }
 
+    /// One whose service has so many ready replicas.
+    fn with_ready(replicas: u32) -> Self {
+        let mut world = Self::new();
+        world.put("serve", replicas);
+        world.settle();
+        world.probe_all_ok();
+        world.settle();
+        world
+    }
+
     fn apply(&mut self, action: Action) {
         self.index += 1;
         let now = self.observed.now;
@@ -265,11 +275,7 @@ fn a_leader_that_sees_nothing_yet_goes_by_probes_and_neither_makes_nor_stops() {
 
 #[test]
 fn what_stops_is_left_to_a_leader_that_sees_it() {
-    let mut world = World::new();
-    world.put("serve", 2);
-    world.settle();
-    world.probe_all_ok();
-    world.settle();
+    let mut world = World::with_ready(2);
     world.put("serve", 1);
     world.settle();
     world.pass(100_000);
@@ -317,11 +323,7 @@ fn a_replica_never_ready_within_the_initial_delay_is_replaced() {
 
 #[test]
 fn what_who_makes_it_knows_of_a_replica_says_more_than_that_it_does_not_answer() {
-    let mut world = World::new();
-    world.put("serve", 1);
-    world.settle();
-    world.probe_all_ok();
-    world.settle();
+    let mut world = World::with_ready(1);
     let lost = "node n is lost".to_owned();
     world.observed.notes.insert(world.id(1), lost.clone());
     // As long as it answers, it serves.
@@ -336,11 +338,7 @@ fn what_who_makes_it_knows_of_a_replica_says_more_than_that_it_does_not_answer()
 #[test]
 fn a_replica_failing_for_the_threshold_is_replaced() {
     use ReplicaStatus::{FailedProbing, NotReady, Starting};
-    let mut world = World::new();
-    world.put("serve", 1);
-    world.settle();
-    world.probe_all_ok();
-    world.settle();
+    let mut world = World::with_ready(1);
     world.probe(1, Err("timeout".into()), 179);
     world.settle();
     assert_eq!(world.replicas(), [(1, NotReady)]);
@@ -352,11 +350,7 @@ fn a_replica_failing_for_the_threshold_is_replaced() {
 #[test]
 fn a_dead_replica_is_replaced_at_once_under_a_new_number() {
     use ReplicaStatus::{Failed, Ready, Starting};
-    let mut world = World::new();
-    world.put("serve", 2);
-    world.settle();
-    world.probe_all_ok();
-    world.settle();
+    let mut world = World::with_ready(2);
     world.exit(1);
     world.settle();
     assert_eq!(world.replicas(), [(1, Failed), (2, Ready), (3, Starting)]);
@@ -364,11 +358,7 @@ fn a_dead_replica_is_replaced_at_once_under_a_new_number() {
 
 #[test]
 fn a_rolling_update_runs_one_extra_and_drains_an_old_one_for_each_that_is_ready() {
-    let mut world = World::new();
-    world.put("serve", 3);
-    world.settle();
-    world.probe_all_ok();
-    world.settle();
+    let mut world = World::with_ready(3);
     world.put("serve otherwise", 3);
     for _ in 0..40 {
         world.settle();
@@ -395,11 +385,7 @@ fn ready_versions(world: &World) -> Vec<u32> {
 
 #[test]
 fn an_update_runs_no_more_than_the_surge_while_old_replicas_drain() {
-    let mut world = World::new();
-    world.put("serve", 3);
-    world.settle();
-    world.probe_all_ok();
-    world.settle();
+    let mut world = World::with_ready(3);
     world.put("serve otherwise", 3);
     let mut most = 0;
     for _ in 0..8 {
@@ -419,11 +405,7 @@ fn an_update_runs_no_more_than_the_surge_while_old_replicas_drain() {
 
 #[test]
 fn what_is_wanted_is_made_however_many_drain() {
-    let mut world = World::new();
-    world.put("serve", 3);
-    world.settle();
-    world.probe_all_ok();
-    world.settle();
+    let mut world = World::with_ready(3);
     world.put("serve otherwise", 1);
     world.settle();
     world.probe_all_ok();
@@ -438,11 +420,7 @@ fn what_is_wanted_is_made_however_many_drain() {
 #[test]
 fn an_update_to_fewer_replicas_drains_none_before_a_new_one_is_ready() {
     for fewer in [1, 3] {
-        let mut world = World::new();
-        world.put("serve", 4);
-        world.settle();
-        world.probe_all_ok();
-        world.settle();
+        let mut world = World::with_ready(4);
         world.put("serve otherwise", fewer);
         world.settle();
         assert_eq!(ready_versions(&world), [1, 1, 1, 1]);
@@ -461,11 +439,7 @@ fn an_update_to_fewer_replicas_drains_none_before_a_new_one_is_ready() {
 
 #[test]
 fn an_update_to_fewer_replicas_that_fails_leaves_as_many_of_the_healthy_version_as_there_were() {
-    let mut world = World::new();
-    world.put("serve", 4);
-    world.settle();
-    world.probe_all_ok();
-    world.settle();
+    let mut world = World::with_ready(4);
     world.put("fail", 1);
     for number in 5..8 {
         world.settle();
@@ -484,11 +458,7 @@ fn an_update_to_fewer_replicas_that_fails_leaves_as_many_of_the_healthy_version_
 
 #[test]
 fn an_update_to_no_replicas_waits_for_none() {
-    let mut world = World::new();
-    world.put("serve", 2);
-    world.settle();
-    world.probe_all_ok();
-    world.settle();
+    let mut world = World::with_ready(2);
     world.put("serve otherwise", 0);
     world.settle();
     assert!(ready_versions(&world).is_empty());
@@ -497,11 +467,7 @@ fn an_update_to_no_replicas_waits_for_none() {
 #[test]
 fn what_is_absent_says_nothing_where_replicas_may_be_elsewhere() {
     use ReplicaStatus::{Failed, FailedProvision, Ready, ShuttingDown, Starting};
-    let mut world = World::new();
-    world.put("serve", 3);
-    world.settle();
-    world.probe_all_ok();
-    world.settle();
+    let mut world = World::with_ready(3);
     let seen = std::mem::take(&mut world.observed.exists);
     world.observed.elsewhere = true;
     world.request(Request::TerminateReplica {
@@ -553,11 +519,7 @@ fn what_is_absent_says_nothing_where_replicas_may_be_elsewhere() {
 
 #[test]
 fn draining_ends_with_the_last_request_or_the_time() {
-    let mut world = World::new();
-    world.put("serve", 2);
-    world.settle();
-    world.probe_all_ok();
-    world.settle();
+    let mut world = World::with_ready(2);
     world.put("serve", 1);
     world.settle();
     assert_eq!(world.replicas()[1], (2, ReplicaStatus::ShuttingDown));
@@ -603,11 +565,7 @@ fn scale_down_takes_the_least_far_along_then_the_newest() {
 
 #[test]
 fn a_version_that_never_starts_is_given_up_and_the_old_one_healed() {
-    let mut world = World::new();
-    world.put("serve", 2);
-    world.settle();
-    world.probe_all_ok();
-    world.settle();
+    let mut world = World::with_ready(2);
     world.put("fail", 2);
     for number in 3..6 {
         world.settle();
@@ -760,11 +718,7 @@ fn a_replica_whose_place_is_taken_is_preempted_and_replaced_and_never_counts_aga
 
 #[test]
 fn early_failures_are_retried_ever_more_slowly() {
-    let mut world = World::new();
-    world.put("serve", 1);
-    world.settle();
-    world.probe_all_ok();
-    world.settle();
+    let mut world = World::with_ready(1);
     let mut pauses = Vec::new();
     for number in 1..=5 {
         world.exit(number);

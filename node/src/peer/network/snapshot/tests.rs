@@ -314,6 +314,14 @@ impl Sender {
     }
 }
 
+/// Sends a snapshot over a line that is cut after half of it. Returns how many bytes the receiver then has had.
+async fn send_half(sender: &Sender, snapshot: &Snapshot, line: &Line, receiver: &Receiver) -> u64 {
+    line.cut_after(size(snapshot) / 2);
+    sender.send(snapshot, PATIENCE).await.unwrap_err();
+    receiver.inbox.idle().await;
+    receiver.inbox.received()
+}
+
 fn size(snapshot: &Snapshot) -> u64 {
     snapshot.file.size().unwrap()
 }
@@ -358,10 +366,7 @@ async fn a_restarted_receiver_goes_on_where_it_was() {
     let line = Line::to(receiver.address).await;
     let sender = Sender::new(&line);
     let snapshot = build(&sender.snapshots, 7);
-    line.cut_after(size(&snapshot) / 2);
-    sender.send(&snapshot, PATIENCE).await.unwrap_err();
-    receiver.inbox.idle().await;
-    let before = receiver.inbox.received();
+    let before = send_half(&sender, &snapshot, &line, &receiver).await;
     assert!(before > 0);
     drop(receiver);
 
@@ -380,10 +385,8 @@ async fn a_receiver_that_was_wiped_is_sent_all_of_it() {
     let line = Line::to(receiver.address).await;
     let sender = Sender::new(&line);
     let snapshot = build(&sender.snapshots, 7);
-    line.cut_after(size(&snapshot) / 2);
-    sender.send(&snapshot, PATIENCE).await.unwrap_err();
-    receiver.inbox.idle().await;
-    assert!(receiver.inbox.received() > 0);
+    let before = send_half(&sender, &snapshot, &line, &receiver).await;
+    assert!(before > 0);
     drop(receiver);
 
     let wiped = tempfile::tempdir().unwrap();
@@ -402,11 +405,8 @@ async fn another_snapshot_than_the_one_begun_begins_anew_and_leaves_no_remains()
     let line = Line::to(receiver.address).await;
     let sender = Sender::new(&line);
     let first = build(&sender.snapshots, 7);
-    line.cut_after(size(&first) / 2);
-    sender.send(&first, PATIENCE).await.unwrap_err();
-    receiver.inbox.idle().await;
+    let before = send_half(&sender, &first, &line, &receiver).await;
     assert_eq!(partial_files(dir.path()).len(), 1);
-    let before = receiver.inbox.received();
 
     line.mend();
     let second = build(&sender.snapshots, 9);
