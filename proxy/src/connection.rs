@@ -19,7 +19,8 @@ use hyper_util::rt::TokioIo;
 use raftserve_model::ReplicaId;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use crate::answer::Refusal;
@@ -69,6 +70,8 @@ pub(crate) struct Client {
     pub(crate) lifetime: Lifetime,
     /// How the short path failed at the request that comes next.
     pub(crate) unsent: RefCell<Option<Unsent>>,
+    /// Its place among those that may be connected, if there was one: whatever holds the client, as a tunnel does, holds it.
+    pub(crate) _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// A first try of a request that came to nothing, and may be followed by another.
@@ -118,12 +121,16 @@ pub(crate) async fn serve_tls(
     let Some(tls) = &worker.shared.tls else {
         return;
     };
-    let handshake = TlsAcceptor::from(tls.current()).accept(stream);
     let mut watch = worker.drain.watch();
-    let Some(stream) = begin(handshake, &mut watch, head_by).await else {
+    if begin(stream.readable(), &mut watch, head_by).await.is_none() {
+        return;
+    }
+    drop(watch);
+    // One that is under way has its whole time, even if the proxy closes.
+    let handshake = TlsAcceptor::from(tls.current()).accept(stream);
+    let Ok(Ok(stream)) = timeout_at(head_by, handshake).await else {
         return;
     };
-    drop(watch);
     let certificates = stream.get_ref().1.peer_certificates();
     client.certificate = certificates.and_then(tls::client_certificate);
     client.agreed_on_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");

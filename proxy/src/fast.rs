@@ -315,8 +315,9 @@ impl Connection {
             {
                 return Poll::Ready(read.is_ok_and(|count| count > 0));
             }
-            if !shortened && watch.poll(cx) == Phase::Ending {
-                if !first && slot.is_none() {
+            // What has begun to come has its whole time, even if the proxy closes.
+            if !shortened && slot.is_none() && watch.poll(cx) == Phase::Ending {
+                if !first {
                     return Poll::Ready(false);
                 }
                 shortened = true;
