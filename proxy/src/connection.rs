@@ -25,6 +25,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::answer::Refusal;
 use crate::body::{Received, ResponseBody};
+use crate::client_bound::OverTcp;
 use crate::drain::{Phase, Watch};
 use crate::forward;
 use crate::guard::Guard;
@@ -93,7 +94,7 @@ pub(crate) struct Unsent {
 /// affair, and told to no one.
 pub(crate) async fn serve<S>(worker: Rc<Worker>, stream: S, client: Client, head_by: Instant)
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + OverTcp + Unpin + Send + 'static,
 {
     let watch = worker.drain.watch();
     let mut lent = Lent {
@@ -122,7 +123,10 @@ pub(crate) async fn serve_tls(
         return;
     };
     let mut watch = worker.drain.watch();
-    if begin(stream.readable(), &mut watch, head_by).await.is_none() {
+    if begin(stream.readable(), &mut watch, head_by)
+        .await
+        .is_none()
+    {
         return;
     }
     drop(watch);
@@ -175,7 +179,7 @@ impl Lent {
     /// The stream, if it rests.
     pub(crate) async fn serve<S>(&mut self, stream: S) -> Option<S>
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: AsyncRead + AsyncWrite + OverTcp + Unpin + Send + 'static,
     {
         let (detect, head_by) = (protocol::detect(stream), self.limit.end());
         let (protocol, stream) = begin(detect, &mut self.watch, head_by).await?;
@@ -224,11 +228,12 @@ impl Lent {
     /// ended. The stream, if it rests.
     async fn carry<S>(&mut self, stream: Prefixed<S>) -> Option<S>
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: AsyncRead + AsyncWrite + OverTcp + Unpin + Send + 'static,
     {
         let turns = &self.client.turns;
         turns.restart();
-        let stream = Guard::new(stream, Arc::clone(turns));
+        let client_user_timeout = self.worker.shared.config.client_user_timeout;
+        let stream = Guard::new(stream, Arc::clone(turns), client_user_timeout);
         let mut connection = http1::Builder::new()
             .max_header_size(HEAD_BYTES_MAX as usize)
             .serve_connection(
