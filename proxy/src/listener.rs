@@ -156,9 +156,9 @@ mod tests {
             let accepted_one = listener.accept().await.expect("it listens");
             accepted.send(accepted_one).await.expect("room");
         };
-        let by = Instant::now() + HANDSHAKE_WITHIN;
+        let by = Instant::now() + 4 * HANDSHAKE_WITHIN;
         let closing = tokio::spawn(close(listener, by, accept));
-        tokio::task::yield_now().await; // It begins, on this one thread.
+        tokio::time::sleep(HANDSHAKE_WITHIN / 2).await; // It begins, on this one thread.
         std::io::Write::write_all(&mut client, b"ask").expect("it takes itself for connected");
         let came = tokio::time::timeout(LIMIT, came.recv()).await;
         let (mut stream, peer) = came.expect("in time").expect("it is not reset");
