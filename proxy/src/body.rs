@@ -1,6 +1,7 @@
 //! Bodies on their way through, frame by frame: nothing is gathered, and who takes slowly slows who
 //! sends.
 
+mod backlog;
 mod pipe;
 mod received;
 mod upload;
@@ -21,7 +22,8 @@ use crate::load::InFlight;
 use crate::running::Running;
 use crate::upstream::Checkout;
 
-pub(crate) use pipe::Pipe;
+pub(crate) use backlog::{Backlog, Part};
+pub(crate) use pipe::{Client, Pipe};
 pub(crate) use received::{Asking, OWED_MAX, ReceiveError, Received, Stream};
 pub(crate) use upload::{Fault, LINGER, Upload, UploadBody};
 
@@ -84,6 +86,15 @@ impl Body for ResponseBody {
         match self {
             Self::Whole(body) => body.size_hint(),
             Self::Streamed(body) => body.inner.size_hint(),
+        }
+    }
+}
+
+impl pipe::Answer for ResponseBody {
+    fn asked_last(&self) -> Option<Instant> {
+        match self {
+            Self::Whole(_) => None,
+            Self::Streamed(body) => body.held.as_ref()?.checkout.upload()?.last(),
         }
     }
 }

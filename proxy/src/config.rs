@@ -47,10 +47,10 @@ pub struct ProxyConfig {
     /// (`TCP_USER_TIMEOUT`). Longer where the service allows its replicas a longer silence.
     pub tcp_user_timeout: Duration,
     /// The same for clients, and for the windows of their streams. Longer: a client may well pause for a while before it
-    /// reads on.
+    /// reads on. It counts from the last that came of a client's request, if that is later.
     pub client_user_timeout: Duration,
-    /// The most client connections at once, over all workers. Beyond it the kernel's queue holds
-    /// new ones back. Keep it below half of the limit of open files, as [`OpenFiles::connections`] does: each may
+    /// The most client connections at once, over all workers, those that became tunnels too. Beyond it the kernel's queue
+    /// holds new ones back; but a port that closes takes what its queue holds. Keep it below half of the limit of open files, as [`OpenFiles::connections`] does: each may
     /// need an upstream.
     pub connections_max: usize,
     /// How long a proxy that is told to stop still accepts: the time for everyone who sends it

@@ -19,11 +19,13 @@ use hyper_util::rt::TokioIo;
 use raftserve_model::ReplicaId;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use crate::answer::Refusal;
 use crate::body::{Received, ResponseBody};
+use crate::client_bound::OverTcp;
 use crate::drain::{Phase, Watch};
 use crate::forward;
 use crate::guard::Guard;
@@ -69,6 +71,8 @@ pub(crate) struct Client {
     pub(crate) lifetime: Lifetime,
     /// How the short path failed at the request that comes next.
     pub(crate) unsent: RefCell<Option<Unsent>>,
+    /// Its place among those that may be connected, if there was one: whatever holds the client, as a tunnel does, holds it.
+    pub(crate) _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// A first try of a request that came to nothing, and may be followed by another.
@@ -90,7 +94,7 @@ pub(crate) struct Unsent {
 /// affair, and told to no one.
 pub(crate) async fn serve<S>(worker: Rc<Worker>, stream: S, client: Client, head_by: Instant)
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + OverTcp + Unpin + Send + 'static,
 {
     let watch = worker.drain.watch();
     let mut lent = Lent {
@@ -118,12 +122,19 @@ pub(crate) async fn serve_tls(
     let Some(tls) = &worker.shared.tls else {
         return;
     };
-    let handshake = TlsAcceptor::from(tls.current()).accept(stream);
     let mut watch = worker.drain.watch();
-    let Some(stream) = begin(handshake, &mut watch, head_by).await else {
+    if begin(stream.readable(), &mut watch, head_by)
+        .await
+        .is_none()
+    {
+        return;
+    }
+    drop(watch);
+    // One that is under way has its whole time, even if the proxy closes.
+    let handshake = TlsAcceptor::from(tls.current()).accept(stream);
+    let Ok(Ok(stream)) = timeout_at(head_by, handshake).await else {
         return;
     };
-    drop(watch);
     let certificates = stream.get_ref().1.peer_certificates();
     client.certificate = certificates.and_then(tls::client_certificate);
     client.agreed_on_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
@@ -168,7 +179,7 @@ impl Lent {
     /// The stream, if it rests.
     pub(crate) async fn serve<S>(&mut self, stream: S) -> Option<S>
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: AsyncRead + AsyncWrite + OverTcp + Unpin + Send + 'static,
     {
         let (detect, head_by) = (protocol::detect(stream), self.limit.end());
         let (protocol, stream) = begin(detect, &mut self.watch, head_by).await?;
@@ -217,11 +228,12 @@ impl Lent {
     /// ended. The stream, if it rests.
     async fn carry<S>(&mut self, stream: Prefixed<S>) -> Option<S>
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: AsyncRead + AsyncWrite + OverTcp + Unpin + Send + 'static,
     {
         let turns = &self.client.turns;
         turns.restart();
-        let stream = Guard::new(stream, Arc::clone(turns));
+        let client_user_timeout = self.worker.shared.config.client_user_timeout;
+        let stream = Guard::new(stream, Arc::clone(turns), client_user_timeout);
         let mut connection = http1::Builder::new()
             .max_header_size(HEAD_BYTES_MAX as usize)
             .serve_connection(

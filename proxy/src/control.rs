@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use raftserve_model::ServiceId;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
@@ -142,8 +144,8 @@ impl Control {
             .filter(|(port, service)| wanted.get(port) != Some(service))
             .map(|(port, _)| *port)
             .collect();
-        for port in unwanted {
-            self.close(port).await;
+        if !unwanted.is_empty() {
+            self.close(&unwanted).await;
         }
         let mut statuses = conflicts(&table, &wanted);
         for (&port, &service) in &wanted {
@@ -187,17 +189,27 @@ impl Control {
         Ok(())
     }
 
-    async fn close(&mut self, port: u16) {
+    /// Closes these ports, all at once: each has some time for those who are connecting to it.
+    async fn close(&mut self, ports: &[u16]) {
         let mut pending = Vec::new();
-        for worker in &self.workers {
-            let (closed, done) = oneshot::channel();
-            let _ = worker.send(Command::Close { port, closed }).await;
-            pending.push(done);
+        for &port in ports {
+            for worker in &self.workers {
+                let (closed, done) = oneshot::channel();
+                let _ = worker.send(Command::Close { port, closed }).await;
+                pending.push(done);
+            }
+            self.open.remove(&port);
         }
-        for done in pending {
-            let _ = done.await;
+        let mut closed = pin!(join_all(pending));
+        let mut expire = interval(EXPIRE_EVERY);
+        expire.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                _ = &mut closed => return,
+                _ = expire.tick() => self.shared.loads.expire(Instant::now()),
+            }
         }
-        self.open.remove(&port);
     }
 }
 

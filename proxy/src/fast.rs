@@ -30,6 +30,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::access_log::Record;
+use crate::client_bound::ClientBound;
 use crate::connection::{Client, FIRST_REQUEST_WITHIN, Lent, is_blank};
 use crate::drain::{Phase, Watch};
 use crate::limit::Limit;
@@ -61,6 +62,7 @@ struct Connection {
     replay: Option<Buffer>,
     /// What was read and not used yet.
     buffer: Option<Buffer>,
+    bound: ClientBound,
     limit: Limit,
     watch: Watch,
 }
@@ -100,12 +102,14 @@ enum Next {
 pub(crate) async fn serve(worker: Rc<Worker>, stream: TcpStream, client: Client) {
     let watch = worker.drain.watch();
     let limit = Limit::new(Instant::now() + worker.shared.config.header_timeout);
+    let bound = ClientBound::new(worker.shared.config.client_user_timeout);
     let mut connection = Connection {
         worker,
         client: Rc::new(client),
         stream,
         replay: None,
         buffer: None,
+        bound,
         limit,
         watch,
     };
@@ -151,9 +155,10 @@ impl Connection {
             client,
             stream,
             buffer,
+            bound,
             limit,
             watch,
-            ..
+            replay: _,
         } = self;
         let read = buffer.map_or(Vec::new(), |buffer| buffer.filled().to_vec());
         let mut lent = Lent {
@@ -178,6 +183,7 @@ impl Connection {
             stream,
             replay: None,
             buffer: None,
+            bound,
             limit,
             watch,
         })
@@ -315,8 +321,9 @@ impl Connection {
             {
                 return Poll::Ready(read.is_ok_and(|count| count > 0));
             }
-            if !shortened && watch.poll(cx) == Phase::Ending {
-                if !first && slot.is_none() {
+            // What has begun to come has its whole time, even if the proxy closes.
+            if !shortened && slot.is_none() && watch.poll(cx) == Phase::Ending {
+                if !first {
                     return Poll::Ready(false);
                 }
                 shortened = true;

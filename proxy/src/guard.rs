@@ -18,11 +18,13 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::body::LINGER;
+use crate::client_bound::{ClientBound, OverTcp};
 use crate::turns::Turns;
 
 /// How much of a line is kept if it comes in pieces: more than the two fields and a number take.
@@ -39,32 +41,40 @@ pub(crate) struct Guard<S> {
     /// What of [`END`] a broken head still gets.
     end: &'static [u8],
     turns: Arc<Turns>,
+    bound: ClientBound,
     /// Runs while a client that still sends is listened to.
     linger: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Guard<S> {
-    pub(crate) fn new(stream: S, turns: Arc<Turns>) -> Self {
+impl<S: OverTcp> Guard<S> {
+    /// Of a client that may leave what it is sent for `client_user_timeout`.
+    pub(crate) fn new(stream: S, turns: Arc<Turns>, client_user_timeout: Duration) -> Self {
         Self {
             stream,
             scan: Scan::default(),
             end: END,
             turns,
+            bound: ClientBound::new(client_user_timeout),
             linger: None,
         }
     }
 
     /// The stream, which goes on where this was.
-    pub(crate) fn into_inner(self) -> S {
+    pub(crate) fn into_inner(mut self) -> S {
+        self.bound.rest(self.stream.tcp());
         self.stream
+    }
+}
+
+impl<S> Guard<S> {
+    /// Whether the client sends a body, as far as was read.
+    fn is_in_a_body(&self) -> bool {
+        matches!(self.scan.at, At::Body { .. } | At::ChunkSize | At::Trailers)
     }
 
     /// Whether the client has begun a request and not sent all of it, as far as can be told.
     fn is_amid_a_body(&self) -> bool {
-        let amid = matches!(
-            self.scan.at,
-            At::Body { .. } | At::ChunkSize | At::Trailers | At::Lost
-        );
+        let amid = self.is_in_a_body() || self.scan.at == At::Lost;
         amid && !self.turns.is_tunnelled()
     }
 }
@@ -243,7 +253,7 @@ fn chunk_size(line: &[u8]) -> Option<u64> {
     (size <= u64::MAX - 2).then_some(size)
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
+impl<S: AsyncRead + OverTcp + Unpin> AsyncRead for Guard<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -266,11 +276,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
             buffer.set_filled(before + at + 1);
         }
         self.turns.read(self.scan.heads, self.scan.is_between());
+        let is_in_a_body = self.is_in_a_body();
+        let this = &mut *self;
+        match is_in_a_body {
+            true => this.bound.sent(Instant::now(), this.stream.tcp()),
+            false => this.bound.rest(this.stream.tcp()),
+        }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
+impl<S: AsyncRead + AsyncWrite + OverTcp + Unpin> AsyncWrite for Guard<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -322,10 +338,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-    use tokio::time::{Instant, timeout};
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -380,7 +394,7 @@ mod tests {
     /// A guard that has read this, and its client.
     async fn after(text: &str) -> (DuplexStream, Guard<DuplexStream>) {
         let (mut client, ours) = duplex(1 << 10);
-        let mut guard = Guard::new(ours, Arc::default());
+        let mut guard = Guard::new(ours, Arc::default(), Duration::MAX);
         client.write_all(text.as_bytes()).await.expect("room");
         let mut read = vec![0; text.len()];
         guard.read_exact(&mut read).await.expect("it was sent");

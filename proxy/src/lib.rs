@@ -22,6 +22,7 @@ mod answer;
 mod body;
 mod budget;
 mod choice;
+mod client_bound;
 mod config;
 mod connection;
 mod control;

@@ -5,7 +5,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
+use crate::client_bound::OverTcp;
 use crate::write_through::write_through;
 
 /// A stream that gives back what was read of it before it gives more.
@@ -31,6 +33,12 @@ impl<S> Prefixed<S> {
         let mut read = self.read;
         read.drain(..self.given);
         (read, self.stream)
+    }
+}
+
+impl<S: OverTcp> OverTcp for Prefixed<S> {
+    fn tcp(&self) -> Option<&TcpStream> {
+        self.stream.tcp()
     }
 }
 

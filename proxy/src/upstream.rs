@@ -42,7 +42,7 @@ use exchange::{GivenUp, Unanswered, over_http1, over_http2};
 
 pub(crate) use dial::Dialer;
 pub use reach::{ReachError, ReplicaDialer};
-pub(crate) use vigil::{FITS_BYTES, Long, long, shorten};
+pub(crate) use vigil::{FITS_BYTES, Long, has_left, long, look_every, set_bound, shorten};
 
 /// What a request that broke off counts as having taken, at least.
 const FAILED_TOOK: Duration = Duration::from_secs(1);

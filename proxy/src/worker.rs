@@ -2,19 +2,22 @@
 //! only what is atomic.
 
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::fmt::Write;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::FutureExt;
+use futures_util::future::join_all;
 use http::HeaderValue;
 use raftserve_model::ReplicaId;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 use tokio_util::task::TaskTracker;
@@ -106,7 +109,7 @@ pub(crate) enum Command {
         listener: Listener,
         transport: Transport,
     },
-    /// Take what its queue holds, and close it.
+    /// Take what its queue holds and what is under way to it, and close it.
     Close {
         port: u16,
         closed: oneshot::Sender<()>,
@@ -126,13 +129,13 @@ pub(crate) struct Worker {
     pub(crate) date: fast::Date,
     view: RefCell<Rc<View>>,
     tasks: TaskTracker,
-    /// One permit for each client connection.
+    /// One permit for each client connection, as long as its socket is open.
     room: Arc<Semaphore>,
 }
 
 struct Open {
     port: u16,
-    close: oneshot::Sender<()>,
+    close: oneshot::Sender<Instant>,
     task: JoinHandle<()>,
 }
 
@@ -261,19 +264,23 @@ impl Worker {
                     open.extend(self.open(port, socket, (listener, transport)));
                 }
                 Some(Command::Close { port, closed }) => {
-                    if let Some(at) = open.iter().position(|open| open.port == port) {
-                        open.swap_remove(at).close().await;
-                    }
-                    let _ = closed.send(());
+                    let at = open.iter().position(|open| open.port == port);
+                    let open = at.map(|at| open.swap_remove(at));
+                    self.spawn(async move {
+                        if let Some(open) = open {
+                            open.close(Instant::now() + listener::HANDSHAKE_WITHIN)
+                                .await;
+                        }
+                        let _ = closed.send(());
+                    });
                 }
                 Some(Command::Drain) => self.drain.enter(Phase::Draining),
                 Some(Command::Finish { by }) => break by,
                 None => break Instant::now(),
             }
         };
-        for each in open {
-            each.close().await;
-        }
+        let close_by = by.min(Instant::now() + listener::HANDSHAKE_WITHIN);
+        join_all(open.into_iter().map(|open| open.close(close_by))).await;
         self.drain.enter(Phase::Draining);
         self.drain.enter(Phase::Closing);
         self.tasks.close();
@@ -307,15 +314,32 @@ impl Worker {
         self: Rc<Self>,
         socket: TcpListener,
         kind: (Listener, Transport),
-        mut closing: oneshot::Receiver<()>,
+        closing: oneshot::Receiver<Instant>,
     ) {
+        let by = tokio::select! {
+            biased;
+            by = closing => by.unwrap_or_else(|_| Instant::now()),
+            never = self.accept_all(&socket, kind) => match never {},
+        };
+        let accept = async |socket: &TcpListener| self.accept_all(socket, kind).await;
+        for (stream, peer) in listener::close(socket, by, accept).await {
+            let nonblocking = stream.set_nonblocking(true);
+            if let Ok(stream) = nonblocking.and_then(|()| TcpStream::from_std(stream)) {
+                // Without room it would be reset, and there are no more of them than the queue holds.
+                let permit = Arc::clone(&self.room).try_acquire_owned().ok();
+                self.serve(stream, peer, kind, permit);
+            }
+        }
+    }
+
+    async fn accept_all(
+        self: &Rc<Self>,
+        socket: &TcpListener,
+        kind: (Listener, Transport),
+    ) -> Infallible {
         let mut fails = false;
         loop {
-            let accepted = tokio::select! {
-                biased;
-                _ = &mut closing => break,
-                accepted = self.accept_one(&socket, kind) => accepted,
-            };
+            let accepted = self.accept_one(socket, kind).await;
             let failed_before = std::mem::replace(&mut fails, accepted.is_err());
             if let Err(error) = accepted {
                 if !failed_before {
@@ -324,27 +348,27 @@ impl Worker {
                 sleep(ACCEPT_REST).await;
             }
         }
-        let Ok(socket) = socket.into_std() else {
-            return; // It closes; the system cannot take it back from the event queue.
-        };
-        for (stream, peer) in listener::close(socket) {
-            let nonblocking = stream.set_nonblocking(true);
-            if let Ok(stream) = nonblocking.and_then(|()| TcpStream::from_std(stream)) {
-                self.serve(stream, peer, kind, None);
-            }
-        }
     }
 
+    /// Accepts a connection once there is one, and room for it.
     async fn accept_one(
         self: &Rc<Self>,
         socket: &TcpListener,
         kind: (Listener, Transport),
     ) -> io::Result<()> {
-        let room = Arc::clone(&self.room);
-        let permit = room.acquire_owned().await.expect("it is never closed");
-        let (stream, peer) = socket.accept().await?;
-        self.serve(stream, peer, kind, Some(permit));
-        Ok(())
+        loop {
+            let room = Arc::clone(&self.room);
+            let permit = room.acquire_owned().await.expect("it is never closed");
+            let accepted = poll_fn(|cx| Poll::Ready(socket.poll_accept(cx))).await;
+            if let Poll::Ready(accepted) = accepted {
+                let (stream, peer) = accepted?;
+                self.serve(stream, peer, kind, Some(permit));
+                return Ok(());
+            }
+            // A port that nobody connects to takes no room: it asks for some again when it is woken by a connection.
+            drop(permit);
+            woken().await;
+        }
     }
 
     fn serve(
@@ -352,7 +376,7 @@ impl Worker {
         stream: TcpStream,
         peer: SocketAddr,
         (listener, transport): (Listener, Transport),
-        permit: Option<tokio::sync::OwnedSemaphorePermit>,
+        permit: Option<OwnedSemaphorePermit>,
     ) {
         count_shared(&self.shared.metrics.connections);
         if tune(&stream, &self.shared.config).is_err() {
@@ -371,36 +395,35 @@ impl Worker {
             turns: Arc::default(),
             unsent: RefCell::default(),
             lifetime: Lifetime::begin(Instant::now(), &self.shared.config, Lifetime::draw()),
+            _permit: permit,
         };
         let worker = Rc::clone(self);
         let head_by = Instant::now() + self.shared.config.header_timeout;
         if transport == Transport::Tls {
-            let served = connection::serve_tls(worker, stream, client, head_by);
-            return self.keep(served, permit);
+            return self.spawn(connection::serve_tls(worker, stream, client, head_by));
         }
         // Each has a task of its own size.
         match self.shared.config.http1_path {
-            Http1Path::Fast => self.keep(fast::serve(worker, stream, client), permit),
-            Http1Path::Hyper => {
-                self.keep(connection::serve(worker, stream, client, head_by), permit);
-            }
+            Http1Path::Fast => self.spawn(fast::serve(worker, stream, client)),
+            Http1Path::Hyper => self.spawn(connection::serve(worker, stream, client, head_by)),
         }
-    }
-
-    /// Runs a connection, which keeps its room until it ends.
-    fn keep(
-        &self,
-        connection: impl Future<Output = ()> + 'static,
-        permit: Option<tokio::sync::OwnedSemaphorePermit>,
-    ) {
-        // An async block would hold the connection twice: as it was given, and as it is awaited.
-        self.spawn(connection.map(move |()| drop(permit)));
     }
 }
 
+/// Awaits whatever this task was last registered with.
+async fn woken() {
+    let mut slept = false;
+    poll_fn(|_| match std::mem::replace(&mut slept, true) {
+        false => Poll::Pending,
+        true => Poll::Ready(()),
+    })
+    .await;
+}
+
 impl Open {
-    async fn close(self) {
-        let _ = self.close.send(());
+    /// Takes what its queue holds and what is under way to it, until it is `by` at the latest, and closes it.
+    async fn close(self, by: Instant) {
+        let _ = self.close.send(by);
         let _ = self.task.await;
     }
 }

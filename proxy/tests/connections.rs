@@ -196,12 +196,7 @@ async fn blank_lines_alone_keep_no_connection() {
 
 #[tokio::test]
 async fn one_client_more_than_may_be_connected_waits_until_another_leaves() {
-    let config = ProxyConfig {
-        workers: std::num::NonZeroUsize::new(1),
-        connections_max: 2,
-        ..config()
-    };
-    let rig = rig(config, recorder("a", &log()).await);
+    let rig = rig(at_most(2), recorder("a", &log()).await);
     let mut first = Hand::connect(rig.address).await;
     let mut second = Hand::connect(rig.address).await;
     for client in [&mut first, &mut second] {
@@ -222,6 +217,99 @@ async fn one_client_more_than_may_be_connected_waits_until_another_leaves() {
     assert_eq!(third.head().await[0], "http/1.1 200 ok");
     assert_eq!(third.exactly(1).await, "a");
     assert_eq!(second.ask(GET).await.1, "a");
+}
+
+/// A config of one worker that takes so many clients.
+fn at_most(connections_max: usize) -> ProxyConfig {
+    ProxyConfig {
+        workers: std::num::NonZeroUsize::new(1),
+        connections_max,
+        ..config()
+    }
+}
+
+/// The HTTP library lets go of its connection, whose socket is open still.
+#[tokio::test]
+async fn a_tunnel_counts_as_a_client_until_it_ends() {
+    const SWITCHED: &str =
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    let (address, mut connections) = by_hand().await;
+    let rig = rig(at_most(1), address);
+    let mut client = Hand::connect(rig.address).await;
+    let upgrade = "GET / HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    client.send(upgrade).await;
+    let mut replica = support::accept(&mut connections).await;
+    replica.head().await;
+    replica.send(SWITCHED).await;
+    assert_eq!(client.head().await[0], "http/1.1 101 switching protocols");
+    let mut second = Hand::connect(rig.address).await;
+    second.send(GET).await;
+    // The one worker passes these on meanwhile, turn after turn.
+    for _ in 0..50 {
+        client.send("ask").await;
+        assert_eq!(replica.exactly(3).await, "ask");
+        replica.send("answer").await;
+        assert_eq!(client.exactly(6).await, "answer");
+    }
+    assert_eq!(accepted(&rig), 1);
+    drop(client);
+    assert_eq!(replica.rest().await, "");
+    assert_eq!(accepted(&rig), 1, "the tunnel's other half is open");
+    drop(replica);
+    let mut replica = support::accept(&mut connections).await;
+    replica.head().await;
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\na")
+        .await;
+    assert_eq!(second.head().await[0], "http/1.1 200 ok");
+}
+
+/// How many connections of clients were accepted.
+fn accepted(rig: &Rig) -> u64 {
+    let text = rig.proxy.render_prometheus();
+    let mut lines = text.lines();
+    let found = lines.find_map(|line| line.strip_prefix("raftserve_proxy_connections_total "));
+    found.expect("it is told").parse().expect("a number")
+}
+
+#[tokio::test]
+async fn ports_that_nobody_connects_to_take_no_place_of_a_client() {
+    const PORTS: u64 = 4;
+    let replica = recorder("a", &log()).await;
+    let own: Vec<_> = (0..PORTS).map(|_| support::nowhere()).collect();
+    let services = own.iter().zip(1..).map(|(own, id)| {
+        let mut service = service(id, &format!("svc-{id}"), &[replica]);
+        service.port = Some(own.port());
+        service
+    });
+    let rig = Rig::with(at_most(1), services, Arc::new(NoSessions));
+    let mut ports = rig.proxy.ports();
+    let open = ports.wait_for(|ports| ports.len() as u64 == PORTS);
+    soon("open ports", open).await.expect("it runs");
+    // Each in turn, and the shared one: the only place goes from port to port.
+    for _ in 0..2 {
+        for &address in &own {
+            let mut client = Hand::connect(address).await;
+            assert_eq!(client.ask(GET).await.1, "a");
+        }
+        let mut client = Hand::connect(rig.address).await;
+        assert_eq!(
+            client.ask("GET / HTTP/1.1\r\nhost: svc-1\r\n\r\n").await.1,
+            "a"
+        );
+    }
+    // With one who stays, the next waits at whatever port.
+    let mut stays = Hand::connect(own[0]).await;
+    assert_eq!(stays.ask(GET).await.1, "a");
+    let before = accepted(&rig);
+    let mut waits = Hand::connect(own[1]).await;
+    waits.send(GET).await;
+    for _ in 0..50 {
+        assert_eq!(stays.ask(GET).await.1, "a");
+    }
+    assert_eq!(accepted(&rig), before);
+    drop(stays);
+    assert_eq!(waits.head().await[0], "http/1.1 200 ok");
 }
 
 /// A client that sends so many bytes at such a pace, and reads: how long its connection lasted.

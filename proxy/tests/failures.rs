@@ -10,7 +10,7 @@ use raftserve_model::spec::{LoadBalancingPolicy, RouteRule, UpstreamProtocol};
 use raftserve_model::{Incarnation, NodeId};
 use raftserve_proxy::NoSessions;
 use support::{
-    Hand, Rig, by_hand, get, log, nowhere, recorder, replica, service, soon, table, until,
+    Hand, LIMIT, Rig, by_hand, get, log, nowhere, recorder, replica, service, soon, table, until,
 };
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
@@ -499,6 +499,44 @@ async fn a_client_that_stops_sending_is_told_so_and_its_replica_is_not_blamed() 
     client.rest().await;
     rig.idle().await;
     assert_eq!(rig.metric("ejections_total"), 0);
+}
+
+/// It could not all be sent at once, and then was: what is waited for since is no more than an answer.
+#[tokio::test]
+async fn a_host_that_is_gone_is_found_so_after_a_long_upload_as_well() {
+    const BODY_BYTES: usize = 1 << 20;
+    let config = raftserve_proxy::ProxyConfig {
+        host_silence: Duration::from_secs(1),
+        tcp_user_timeout: LIMIT * 10,
+        ..support::config()
+    };
+    let (address, mut connections) = by_hand().await;
+    let mut svc = service(1, "svc", &[address]);
+    svc.stream_timeout = LIMIT * 10;
+    let sessions = std::sync::Arc::new(raftserve_proxy::NoSessions);
+    let rig = Rig::with(config, [svc], sessions);
+    let head = format!("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: {BODY_BYTES}\r\n\r\n");
+    for begun in [false, true] {
+        let mut client = Hand::connect(rig.address).await;
+        client.send(&head).await;
+        let mut replica = support::accept(&mut connections).await;
+        replica.head().await;
+        let body = vec![b'x'; BODY_BYTES];
+        let (_, taken) = tokio::join!(client.send(body), replica.exactly(BODY_BYTES));
+        assert_eq!(taken.len(), BODY_BYTES);
+        if begun {
+            let part = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf";
+            replica.send(part).await;
+            assert_eq!(client.head().await[0], "http/1.1 200 ok");
+            assert_eq!(client.exactly(4).await, "half");
+        }
+        replica.vanish();
+        match begun {
+            true => assert_eq!(client.rest().await, ""),
+            false => assert_eq!(client.head().await[0], "http/1.1 502 bad gateway"),
+        }
+    }
+    rig.idle().await;
 }
 
 #[tokio::test]

@@ -238,6 +238,53 @@ async fn a_connection_accepted_at_the_last_moment_gets_its_first_answer() {
     soon("the stop", stopped).await.expect("no panic");
 }
 
+/// Once it has begun to come it has its own time, and not the second that one gets who has said nothing.
+#[tokio::test]
+async fn a_first_request_that_is_under_way_when_the_ports_close_goes_on() {
+    const LONGER: Duration = Duration::from_millis(1_500);
+    let address =
+        upstream(|_| async { http::Response::new(Full::new(Bytes::from_static(b"ok"))) }).await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let mut client = Hand::connect(rig.address).await;
+    let (begins, ends) = GET.split_at(GET.len() / 2);
+    client.send(begins).await;
+    let address = rig.address;
+    let stopped = tokio::spawn(rig.proxy.shutdown(LIMIT));
+    closed(address).await;
+    tokio::time::sleep(LONGER).await;
+    let (head, body) = client.ask(ends).await;
+    assert!(head.contains(&"connection: close".to_owned()), "{head:?}");
+    assert_eq!(body, "ok");
+    soon("the stop", stopped).await.expect("no panic");
+}
+
+/// Nobody had room for them before.
+#[tokio::test]
+async fn who_sits_in_the_queue_of_a_port_that_closes_is_answered() {
+    let address =
+        upstream(|_| async { http::Response::new(Full::new(Bytes::from_static(b"ok"))) }).await;
+    let config = ProxyConfig {
+        workers: std::num::NonZeroUsize::new(1),
+        connections_max: 1,
+        ..config()
+    };
+    let services = [service(1, "svc", &[address])];
+    let rig = Rig::with(config, services, Arc::new(NoSessions));
+    let mut first = Hand::connect(rig.address).await;
+    assert_eq!(first.ask(GET).await.1, "ok");
+    let mut queued = Vec::new();
+    for _ in 0..5 {
+        let mut client = Hand::connect(rig.address).await;
+        client.send(GET).await;
+        queued.push(client);
+    }
+    let stopped = tokio::spawn(rig.proxy.shutdown(LIMIT));
+    for mut client in queued {
+        assert_eq!(client.head().await[0], "http/1.1 200 ok");
+    }
+    soon("the stop", stopped).await.expect("no panic");
+}
+
 #[tokio::test]
 async fn http_2_streams_finish_after_goaway() {
     let (address, mut connections) = by_hand().await;

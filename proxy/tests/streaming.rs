@@ -156,6 +156,58 @@ async fn read_all(hand: &mut Hand) {
     }
 }
 
+/// It may well say all before it listens: what it leaves meanwhile is bounded from its last part on.
+#[tokio::test]
+async fn a_client_that_sends_for_long_and_takes_nothing_meanwhile_gets_its_answer() {
+    const BOUND: Duration = Duration::from_secs(2);
+    let config = raftserve_proxy::ProxyConfig {
+        client_user_timeout: BOUND,
+        ..support::config()
+    };
+    let (address, mut connections) = by_hand().await;
+    let services = [service(1, "svc", &[address])];
+    let rig = Rig::with(config, services, Arc::new(raftserve_proxy::NoSessions));
+    let mut client = Hand::connect(rig.address).await;
+    let head = "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n";
+    client.send(head).await;
+    let mut replica = support::accept(&mut connections).await;
+    replica.head().await;
+    let (mut reads, mut writes) = replica.0.into_inner().into_split();
+    let answers = tokio::spawn(async move {
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {LARGE}\r\n\r\n");
+        writes.write_all(head.as_bytes()).await?;
+        let part = vec![b'x'; MIB];
+        for _ in 0..LARGE / MIB {
+            writes.write_all(&part).await?;
+        }
+        std::io::Result::Ok(writes)
+    });
+    let takes = tokio::spawn(async move {
+        let mut upload = Vec::new();
+        while !upload.ends_with(b"0\r\n\r\n") && reads.read_buf(&mut upload).await? > 0 {}
+        std::io::Result::Ok(reads)
+    });
+    // The kernel asks for room when nothing comes for some 200 ms, and counts from then.
+    let mut pace = tokio::time::interval(BOUND / 4);
+    for _ in 0..12 {
+        pace.tick().await;
+        client.send("1\r\nx\r\n").await;
+    }
+    client.send("0\r\n\r\n").await;
+    assert_eq!(client.head().await[0], "http/1.1 200 ok");
+    let mut taken = 0;
+    let mut part = vec![0; MIB];
+    while taken < LARGE {
+        let read = soon("the answer", client.0.read(&mut part)).await;
+        let count = read.expect("it is not cut");
+        assert!(count > 0, "it ends after {taken} bytes");
+        taken += count;
+    }
+    let sent = soon("the answer's end", answers).await.expect("no panic");
+    let took = soon("the request's end", takes).await.expect("no panic");
+    drop((sent.expect("it is taken"), took.expect("it comes")));
+}
+
 #[tokio::test]
 async fn a_client_that_does_not_read_holds_the_replica_back() {
     let (address, mut connections) = by_hand().await;

@@ -258,6 +258,48 @@ async fn a_connection_that_rests_is_closed_as_tls_asks_for() {
     soon("a stop", ending).await.expect("it stops");
 }
 
+/// Once it has begun it has its own time, and not the second that the proxy gives to who has said nothing when it closes.
+#[tokio::test]
+async fn a_handshake_that_is_under_way_when_the_ports_close_goes_on() {
+    const LONGER: Duration = Duration::from_millis(1_500);
+    let authority = Authority::new();
+    let directory = tempfile::tempdir().expect("a directory");
+    authority.write(directory.path(), "default", &["svc.test"]);
+    let (rig, address) = rig(listen(directory.path()), &log()).await;
+
+    let (near, mut far) = tokio::io::duplex(64 << 10);
+    let shakes = tokio::spawn({
+        let client = client(&authority, &["http/1.1"], None);
+        let name = ServerName::try_from("svc.test").expect("a name");
+        async move {
+            let handshake = TlsConnector::from(client).connect(name, near);
+            let mut stream = handshake.await.expect("a handshake");
+            let request = b"GET / HTTP/1.1\r\nhost: svc.test\r\n\r\n";
+            stream.write_all(request).await.expect("it is sent");
+            let mut answer = Vec::new();
+            let read = stream.read_to_end(&mut answer).await;
+            read.expect("TLS says that it is the end");
+            String::from_utf8(answer).expect("text")
+        }
+    });
+    let mut proxy = TcpStream::connect(address).await.expect("it listens");
+    let mut hello = [0; 100];
+    let read = soon("the first words", far.read_exact(&mut hello)).await;
+    read.expect("a longer hello");
+    proxy.write_all(&hello).await.expect("it is sent");
+
+    let stopped = tokio::spawn(async move { rig.proxy.shutdown(support::LIMIT).await });
+    let closed = async { while TcpStream::connect(address).await.is_ok() {} };
+    soon("a closed port", closed).await;
+    tokio::time::sleep(LONGER).await;
+    let rest = tokio::io::copy_bidirectional(&mut far, &mut proxy);
+    let (rest, answer) = tokio::join!(soon("the rest", rest), shakes);
+    rest.expect("it is not reset");
+    let answer = answer.expect("no panic");
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    soon("a stop", stopped).await.expect("no panic");
+}
+
 /// A stalled handshake, one that comes slowly, and a head behind it have one time together.
 #[tokio::test]
 async fn a_handshake_and_the_first_head_have_one_time_together() {

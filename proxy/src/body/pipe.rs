@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -10,17 +11,41 @@ use h2::{Reason, SendStream};
 use http_body::Body;
 use tokio::time::Instant;
 
+use super::backlog::{Backlog, Part, Share};
 use super::upload::{UploadBody, UploadError};
 use crate::limit::Limit;
+
+/// A body on its way to a client.
+pub(crate) trait Answer {
+    /// When the client last sent a part of the request that this answers, as far as it is known and matters.
+    fn asked_last(&self) -> Option<Instant>;
+}
+
+impl Answer for UploadBody {
+    fn asked_last(&self) -> Option<Instant> {
+        None
+    }
+}
+
+/// What is asked of a client that takes an answer.
+#[derive(Debug)]
+pub(crate) struct Client {
+    /// How long it may leave no room, unless it sends its request meanwhile.
+    pub(crate) patience: Duration,
+    /// What its connection holds.
+    pub(crate) backlog: Rc<Backlog>,
+}
 
 /// Sends a body, as fast as the receiver takes it. No more is handed over than there is room for: what waits, waits here,
 /// where its time is bounded.
 #[derive(Debug)]
 pub(crate) struct Pipe<B> {
     body: B,
-    out: SendStream<Bytes>,
+    out: SendStream<Part>,
     /// A part that waits for room, and whether it is the last.
     waits: Option<(Bytes, bool)>,
+    /// What its connection holds, if that is bounded.
+    share: Option<Share>,
     /// How long a receiver may leave no room, if not for ever.
     patience: Option<Duration>,
     /// The end of that, once there was no room; armed anew only when it fires.
@@ -30,13 +55,16 @@ pub(crate) struct Pipe<B> {
 
 impl<B> Pipe<B>
 where
-    B: Body<Data = Bytes, Error: Error + 'static> + Unpin,
+    B: Body<Data = Bytes, Error: Error + 'static> + Answer + Unpin,
 {
-    pub(crate) fn new(body: B, out: SendStream<Bytes>, patience: Option<Duration>) -> Self {
+    /// Of a body that goes to a `client`, or to a replica.
+    pub(crate) fn new(body: B, out: SendStream<Part>, client: Option<Client>) -> Self {
+        let patience = client.as_ref().map(|client| client.patience);
         Self {
             body,
             out,
             waits: None,
+            share: client.map(|client| Share::new(client.backlog)),
             patience,
             limit: None,
             stalled: false,
@@ -57,6 +85,15 @@ where
                 }
                 continue;
             }
+            // What is read would only be held.
+            if self.poll_share(cx).is_pending() {
+                if self.poll_patience(cx).is_ready() {
+                    self.out.send_reset(Reason::CANCEL);
+                    return Poll::Ready(());
+                }
+                return self.out.poll_reset(cx).map(|_| ());
+            }
+            self.stalled = false;
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
                 // The receiver may have lost interest meanwhile.
                 return self.out.poll_reset(cx).map(|_| ());
@@ -68,7 +105,7 @@ where
                     return Poll::Ready(());
                 }
                 None => {
-                    let _ = self.out.send_data(Bytes::new(), true); // Else it has ended anyway.
+                    let _ = self.out.send_data(Bytes::new().into(), true); // Else it has ended anyway.
                     return Poll::Ready(());
                 }
             };
@@ -100,6 +137,10 @@ where
         };
         let rest = data.split_off(room.min(data.len()));
         let last_piece = rest.is_empty();
+        let data = match &self.share {
+            Some(share) => share.count(data),
+            None => data.into(),
+        };
         if self.out.send_data(data, last && last_piece).is_err() {
             return true;
         }
@@ -118,6 +159,9 @@ where
             .is_some_and(|(data, _)| !data.is_empty());
         loop {
             let room = self.out.capacity();
+            if room > 0 && needs && self.poll_share(cx).is_pending() {
+                return self.poll_patience(cx).map(|()| None);
+            }
             if room > 0 || !needs {
                 self.stalled = false;
                 return Poll::Ready(Some(room));
@@ -130,7 +174,16 @@ where
         }
     }
 
-    /// Ready once there was no room for too long.
+    /// Ready while the connection may hold more.
+    fn poll_share(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.share {
+            Some(share) => share.poll_room(cx),
+            None => Poll::Ready(()),
+        }
+    }
+
+    /// Ready once there was no room for too long. A client that sends its request meanwhile is there, and may well listen
+    /// once it has said all.
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(patience) = self.patience else {
             return Poll::Pending;
@@ -142,9 +195,17 @@ where
                 None => self.limit = Some(Limit::new(end)),
             }
         }
-        self.limit
-            .as_mut()
-            .map_or(Poll::Pending, |limit| limit.poll(cx))
+        let Some(limit) = &mut self.limit else {
+            return Poll::Pending;
+        };
+        loop {
+            ready!(limit.poll(cx));
+            let later = self.body.asked_last().map(|last| last + patience);
+            match later.filter(|&later| later > limit.end()) {
+                Some(later) => limit.set(later),
+                None => return Poll::Ready(()),
+            }
+        }
     }
 }
 
@@ -186,8 +247,8 @@ mod tests {
     use http::{Request, Response, Uri};
     use http_body::Frame;
     use http_body_util::BodyExt;
-    use tokio::io::duplex;
-    use tokio::time::timeout;
+    use tokio::io::{DuplexStream, duplex};
+    use tokio::time::{sleep, timeout};
 
     use super::super::{Received, Stream};
     use super::*;
@@ -205,6 +266,12 @@ mod tests {
         /// How it ends, after a pause.
         breaks: Option<Breaks>,
         paused: bool,
+    }
+
+    impl Answer for Parts<'_> {
+        fn asked_last(&self) -> Option<Instant> {
+            None
+        }
     }
 
     #[derive(Debug, thiserror::Error)]
@@ -233,11 +300,23 @@ mod tests {
         }
     }
 
+    async fn handshake(near: DuplexStream) -> server::Connection<DuplexStream, Part> {
+        let connection = server::Builder::new().handshake(near).await;
+        connection.expect("a client is there")
+    }
+
+    fn patient(patience: Duration) -> Option<Client> {
+        Some(Client {
+            patience,
+            backlog: Rc::default(),
+        })
+    }
+
     /// Answers one request with this body, and lets `read` have the answer's.
     async fn answered<T>(body: Parts<'_>, read: impl AsyncFnOnce(Received) -> T) -> T {
         let (near, far) = duplex(64 << 10);
         let serve = async {
-            let mut connection = server::handshake(near).await.expect("a client is there");
+            let mut connection = handshake(near).await;
             let accepted = connection.accept().await.expect("a request comes");
             let (_request, mut respond) = accepted.expect("it is a good one");
             let out = respond.send_response(Response::new(()), false);
@@ -344,9 +423,8 @@ mod tests {
                 paused: false,
             };
             let (near, far) = duplex(1 << 20);
-            let (server, client) = tokio::join!(server::handshake(near), client::handshake(far));
-            let (mut server, (mut sender, mut client)) =
-                (server.expect("both"), client.expect("both"));
+            let (mut server, client) = tokio::join!(handshake(near), client::handshake(far));
+            let (mut sender, mut client) = client.expect("both");
             let mut request = Request::new(());
             *request.uri_mut() = Uri::from_static("http://replica/");
             // Its answer is not read.
@@ -359,7 +437,7 @@ mod tests {
             };
             let (_, mut respond) = accept.await.expect("a request").expect("a good one");
             let out = respond.send_response(Response::new(()), false);
-            let mut pipe = Pipe::new(parts, out.expect("the client waits"), Some(PATIENCE));
+            let mut pipe = Pipe::new(parts, out.expect("the client waits"), patient(PATIENCE));
             let begun = Instant::now();
             let mut seen = None;
             poll_fn(|cx| {
@@ -375,6 +453,138 @@ mod tests {
             assert_eq!(begun.elapsed(), waited, "{left} parts of {bytes} bytes");
             drop(answer);
         }
+    }
+
+    /// An answer that goes on for ever, to a request that does for a while.
+    struct Both {
+        sends_until: Instant,
+        taken: Rc<Cell<usize>>,
+    }
+
+    const ENDLESS_BYTES: usize = 16 << 10;
+
+    impl Body for Both {
+        type Data = Bytes;
+        type Error = Broke;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Broke>>> {
+            self.taken.set(self.taken.get() + ENDLESS_BYTES);
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from(vec![7; ENDLESS_BYTES])))))
+        }
+    }
+
+    impl Answer for Both {
+        fn asked_last(&self) -> Option<Instant> {
+            Some(self.sends_until.min(Instant::now()))
+        }
+    }
+
+    /// So many requests of one client, which takes none of the answers: two ends whose streams have windows of this size.
+    async fn untaken(
+        count: usize,
+        window: u32,
+        room: usize,
+    ) -> (
+        server::Connection<DuplexStream, Part>,
+        Vec<SendStream<Part>>,
+        impl Sized,
+    ) {
+        let (near, far) = duplex(room);
+        let mut builder = client::Builder::new();
+        builder
+            .initial_window_size(window)
+            .initial_connection_window_size(window)
+            .initial_max_send_streams(count);
+        let shake = builder.handshake::<_, Bytes>(far);
+        let (mut server, client) = tokio::join!(handshake(near), shake);
+        let (mut sender, mut client) = client.expect("both");
+        let mut outs = Vec::new();
+        let mut answers = Vec::new();
+        for _ in 0..count {
+            let mut request = Request::new(());
+            *request.uri_mut() = Uri::from_static("http://replica/");
+            let (answer, _) = sender.send_request(request, true).expect("a good request");
+            answers.push(answer);
+            let accepted = tokio::select! {
+                accepted = server.accept() => accepted,
+                ended = &mut client => panic!("{ended:?}"),
+            };
+            let (_, mut respond) = accepted.expect("a request").expect("a good one");
+            let out = respond.send_response(Response::new(()), false);
+            outs.push(out.expect("the client waits"));
+        }
+        (server, outs, (sender, client, answers))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_sends_is_waited_for_from_its_last_part_on() {
+        const PATIENCE: Duration = Duration::from_secs(7);
+        const SENDS: Duration = Duration::from_secs(60);
+        let (mut server, mut outs, _client) = untaken(1, 65_535, 1 << 20).await;
+        let begun = Instant::now();
+        let body = Both {
+            sends_until: begun + SENDS,
+            taken: Rc::default(),
+        };
+        let mut pipe = Pipe::new(body, outs.remove(0), patient(PATIENCE));
+        poll_fn(|cx| {
+            assert!(server.poll_closed(cx).is_pending());
+            pipe.poll(cx)
+        })
+        .await;
+        assert_eq!(begun.elapsed(), SENDS + PATIENCE);
+    }
+
+    /// However much room it has told of, on however many streams.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_connection_holds_is_bounded_over_all_its_streams() {
+        const STREAMS: usize = 200;
+        const PATIENCE: Duration = Duration::from_secs(7);
+        /// What the socket takes before it is full.
+        const SOCKET: usize = 64 << 10;
+        /// Each stream may read a part before there is too much, beside what is handed over.
+        const HELD_MAX: usize = (2 << 20) + SOCKET;
+        let (mut server, outs, client) = untaken(STREAMS, (1 << 31) - 1, SOCKET).await;
+        let taken = Rc::new(Cell::new(0));
+        let client_of = patient(PATIENCE).expect("one");
+        let mut pipes: Vec<_> = outs
+            .into_iter()
+            .map(|out| {
+                let body = Both {
+                    sends_until: Instant::now(),
+                    taken: Rc::clone(&taken),
+                };
+                let client = Client {
+                    patience: PATIENCE,
+                    backlog: Rc::clone(&client_of.backlog),
+                };
+                Pipe::new(body, out, Some(client))
+            })
+            .collect();
+        let mut turn = async |pipes: &mut Vec<Pipe<Both>>| {
+            poll_fn(|cx| {
+                assert!(server.poll_closed(cx).is_pending());
+                pipes.retain_mut(|pipe| pipe.poll(cx).is_pending());
+                Poll::Ready(())
+            })
+            .await;
+        };
+        for _ in 0..100 {
+            turn(&mut pipes).await;
+        }
+        assert_eq!(pipes.len(), STREAMS);
+        assert!(taken.get() <= HELD_MAX, "{} bytes", taken.get());
+        assert!(taken.get() > SOCKET, "{} bytes", taken.get());
+        // Nobody who holds a replica does so for ever, not even who gets what others held.
+        for _ in 0..10 {
+            sleep(PATIENCE).await;
+            turn(&mut pipes).await;
+        }
+        assert!(pipes.is_empty(), "{} are left", pipes.len());
+        drop(client);
     }
 
     #[tokio::test]

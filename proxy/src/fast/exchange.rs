@@ -95,6 +95,7 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
         buffers: &connection.worker.buffers,
         framing,
         ahead: &mut connection.buffer,
+        bound: &mut connection.bound,
         uploaded: &uploaded,
         progress: &progress,
         wanted: &wanted,
@@ -103,6 +104,7 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
             service.route.silence_max(),
             &connection.worker.shared.config,
         ),
+        config: &connection.worker.shared.config,
         intact,
     };
     let download = Download {
@@ -132,6 +134,7 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
         })
         .await
     };
+    connection.bound.rest(Some(&connection.stream));
     let closes = match ended {
         Ended::Whole { keeps, closes } => {
             if keeps && uploaded.get() {

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::server::{Builder, SendResponse};
 use h2::{Reason, RecvStream};
 use http::header::{CONTENT_LENGTH, DATE};
@@ -21,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::{Calm, Heard, Pulse};
-use crate::body::{Asking, OWED_MAX, Pipe, Received, ResponseBody, Stream};
+use crate::body::{self, Asking, Backlog, OWED_MAX, Part, Pipe, Received, ResponseBody, Stream};
 use crate::connection::{Client, HEAD_BYTES_MAX, begin};
 use crate::drain::{Phase, Watch};
 use crate::forward;
@@ -38,7 +37,7 @@ pub(crate) const WINDOW: u32 = 1 << 20;
 /// What is owed to all streams of a connection leaves half of its window.
 const _: () = assert!(OWED_MAX * STREAMS_MAX <= WINDOW / 2);
 
-/// What is buffered of one answer.
+/// What is buffered of one answer, as far as its connection's [`Backlog`] allows it.
 const SEND_BUFFER: usize = 400 << 10;
 
 /// How many streams may break the protocol before the connection ends.
@@ -61,7 +60,7 @@ pub(crate) async fn serve<S>(
     let heard = stream.at();
     let stream = Calm::new(stream);
     let mut flooded = Some(stream.flooded());
-    let handshake = builder().handshake::<_, Bytes>(stream);
+    let handshake = builder().handshake::<_, Part>(stream);
     let handshake = async { handshake.await.map_err(io::Error::other) };
     let Some(mut connection) = begin(handshake, &mut watch, by).await else {
         return;
@@ -74,6 +73,7 @@ pub(crate) async fn serve<S>(
     // Each request that runs holds the client, beside those that do already.
     let holders = Rc::strong_count(&client);
     let busy = || Rc::strong_count(&client) > holders;
+    let backlog = Rc::default();
     let mut told = false;
     poll_fn(|cx| {
         loop {
@@ -81,7 +81,7 @@ pub(crate) async fn serve<S>(
                 let Some(Ok((request, respond))) = accepted else {
                     return Poll::Ready(());
                 };
-                begin_stream(&worker, &client, request, respond);
+                begin_stream(&worker, &client, &backlog, (request, respond));
             }
             if flooded.take_if(|flooded| flooded.get()).is_some() {
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
@@ -119,12 +119,15 @@ fn builder() -> Builder {
     builder
 }
 
+/// Who answers on a connection, and what that holds.
+type To = (Rc<Worker>, Rc<Backlog>);
+
 /// Begins to serve a request.
 fn begin_stream(
     worker: &Rc<Worker>,
     client: &Rc<Client>,
-    request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
+    backlog: &Rc<Backlog>,
+    (request, respond): (Request<RecvStream>, SendResponse<Part>),
 ) {
     let (head, frames) = request.into_parts();
     let (body, asking) = Stream::request(&head.headers, frames);
@@ -135,19 +138,19 @@ fn begin_stream(
         Rc::clone(client),
         request,
     ));
-    let worker = Rc::clone(worker);
+    let to = (Rc::clone(worker), Rc::clone(backlog));
     match asking {
-        None => tokio::task::spawn_local(answer(worker, served, respond)),
+        None => tokio::task::spawn_local(answer(to, served, respond)),
         // Boxed: few do.
-        Some(asking) => tokio::task::spawn_local(Box::pin(go_on(worker, served, respond, asking))),
+        Some(asking) => tokio::task::spawn_local(Box::pin(go_on(to, served, respond, asking))),
     };
 }
 
 /// Tells the client to go on once its body is asked for, if that is before its answer, and sends the answer.
 async fn go_on(
-    worker: Rc<Worker>,
+    to: To,
     mut served: Pin<Box<impl Future<Output = Response<ResponseBody>>>>,
-    mut respond: SendResponse<Bytes>,
+    mut respond: SendResponse<Part>,
     asking: Arc<Asking>,
 ) {
     let answered = poll_fn(|cx| match served.as_mut().poll(cx) {
@@ -157,22 +160,22 @@ async fn go_on(
     });
     match answered.await {
         None => {}
-        Some(Some(response)) => answer(worker, Box::pin(ready(response)), respond).await,
+        Some(Some(response)) => answer(to, Box::pin(ready(response)), respond).await,
         Some(None) => {
             let mut go_on = Response::new(());
             *go_on.status_mut() = StatusCode::CONTINUE;
             // It fails only if the stream has ended, which is found out just below.
             let _ = respond.send_informational(go_on);
-            answer(worker, served, respond).await;
+            answer(to, served, respond).await;
         }
     }
 }
 
 /// Sends the answer that comes of `served`, unless the client loses interest before.
 async fn answer(
-    worker: Rc<Worker>,
+    (worker, backlog): To,
     served: Pin<Box<impl Future<Output = Response<ResponseBody>>>>,
-    mut respond: SendResponse<Bytes>,
+    mut respond: SendResponse<Part>,
 ) {
     let Some(response) = await_answer(served, &mut respond).await else {
         return;
@@ -190,14 +193,15 @@ async fn answer(
         return;
     };
     if !last {
-        let mut pipe = Pipe::new(body, out, Some(patience));
+        let client = body::Client { patience, backlog };
+        let mut pipe = Pipe::new(body, out, Some(client));
         poll_fn(|cx| pipe.poll(cx)).await;
     }
 }
 
 async fn await_answer(
     mut served: Pin<Box<impl Future<Output = Response<ResponseBody>>>>,
-    respond: &mut SendResponse<Bytes>,
+    respond: &mut SendResponse<Part>,
 ) -> Option<Response<ResponseBody>> {
     poll_fn(|cx| match served.as_mut().poll(cx) {
         Poll::Ready(response) => Poll::Ready(Some(response)),

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::client::{Builder, SendRequest};
 use http::Request;
 use tokio::sync::watch;
@@ -24,7 +23,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::dial::Dialer;
 use super::socket::Socket;
 use super::{ConnectError, Wire};
-use crate::body::UploadBody;
+use crate::body::{Part, UploadBody};
 use crate::config::ProxyConfig;
 
 pub(super) use call::Call;
@@ -75,7 +74,7 @@ pub(super) struct Pool {
 struct Connection {
     /// Each request is sent by a clone: a handle that has a stream waiting for its turn takes no other, and asking it
     /// when it will would take the stream's place as who is woken. The connection ends with this one.
-    sender: RefCell<SendRequest<Bytes>>,
+    sender: RefCell<SendRequest<Part>>,
     state: Rc<State>,
     idle_since: Cell<Instant>,
 }
@@ -285,7 +284,7 @@ fn builder() -> Builder {
 }
 
 /// Runs a connection to its end, which is told to the requests on it.
-async fn drive(connection: h2::client::Connection<Socket, Bytes>, state: Rc<State>) {
+async fn drive(connection: h2::client::Connection<Socket, Part>, state: Rc<State>) {
     let mut connection = pin!(connection);
     poll_fn(|cx| {
         let done = connection.as_mut().poll(cx);

@@ -38,8 +38,9 @@ impl Socket {
         }
     }
 
-    fn wrote(&mut self, count: usize) {
+    fn wrote(&mut self, count: usize, cx: &mut Context<'_>) {
         self.vigil.wrote(count, self.stream.tcp());
+        self.vigil.look(cx, self.stream.tcp());
     }
 }
 
@@ -59,10 +60,14 @@ impl AsyncRead for Socket {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(match &mut this.stream {
+        let read = match &mut this.stream {
             Stream::Clear(stream) => Pin::new(stream).poll_read(cx, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
-        })?;
+        };
+        if read.is_pending() {
+            this.vigil.look(cx, this.stream.tcp());
+        }
+        ready!(read)?;
         this.vigil.heard(this.stream.tcp());
         Poll::Ready(Ok(()))
     }
@@ -79,7 +84,7 @@ impl AsyncWrite for Socket {
             Stream::Clear(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         })?;
-        this.wrote(count);
+        this.wrote(count, cx);
         Poll::Ready(Ok(count))
     }
 
@@ -117,7 +122,7 @@ impl AsyncWrite for Socket {
             Stream::Clear(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         })?;
-        this.wrote(count);
+        this.wrote(count, cx);
         Poll::Ready(Ok(count))
     }
 }

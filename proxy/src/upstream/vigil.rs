@@ -11,8 +11,13 @@
 //! sent fits into any window, and the long one beyond that. The long one is no shorter than the silence that the service
 //! allows, and each word of the replica begins it anew: the kernel counts only what is taken, and a replica that answers
 //! is alive. A replica that writes need not have read, so what it says has the short one looked at too.
+//!
+//! The long one is left once nothing waits for room any more, which is looked at every now and then: nobody tells of it,
+//! and a replica may well be silent from then on until it has made its answer. What is written after that may again find
+//! no room, however little it is, so that is looked at as well.
 
 use std::io;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -21,6 +26,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::config::ProxyConfig;
+use crate::limit::Limit;
 
 /// What fits into the window of any receiver who has taken all that came before: the least that systems offer at first.
 pub(crate) const FITS_BYTES: u64 = 16 << 10;
@@ -66,7 +72,7 @@ impl Long {
     /// Has it given up by the long `bound` from now on. Nothing has waited `since` longer than that.
     pub(crate) fn begin(stream: &TcpStream, bound: Duration, since: Instant) -> Self {
         let now = Instant::now();
-        set(stream, now - since + bound);
+        set_bound(stream, now - since + bound);
         Self {
             bound,
             since,
@@ -85,20 +91,27 @@ impl Long {
             self.since = now;
         }
         // What is said within the next step begins it no more.
-        set(stream, now - self.since + self.bound + step);
+        set_bound(stream, now - self.since + self.bound + step);
     }
 }
 
-/// Has it given up by the short bound again, if nothing waits for room.
-pub(crate) fn shorten(stream: &TcpStream, config: &ProxyConfig) {
-    if has_left(stream) {
-        set(stream, config.host_silence);
+/// How often it is looked at whether anything waits for room, where the short bound may hold.
+pub(crate) fn look_every(config: &ProxyConfig) -> Duration {
+    config.host_silence / 4
+}
+
+/// Has it given up by the short bound again, if nothing waits for room. Whether it has.
+pub(crate) fn shorten(stream: &TcpStream, config: &ProxyConfig) -> bool {
+    let has_left = has_left(stream);
+    if has_left {
+        set_bound(stream, config.host_silence);
     }
+    has_left
 }
 
 /// Whether all that was written has been sent, in doubt not. The count of what has not (`SIOCOUTQNSD`) cannot be asked
 /// for without unsafe code, but a socket is writable only while less than its `TCP_NOTSENT_LOWAT` is unsent.
-fn has_left(stream: &TcpStream) -> bool {
+pub(crate) fn has_left(stream: &TcpStream) -> bool {
     let socket = SockRef::from(stream);
     if socket.set_tcp_notsent_lowat(1).is_err() {
         return false;
@@ -110,7 +123,8 @@ fn has_left(stream: &TcpStream) -> bool {
     socket.set_tcp_notsent_lowat(0).is_ok() && is_writable
 }
 
-fn set(stream: &TcpStream, bound: Duration) {
+/// Has a connection given up whose other side takes nothing for so long.
+pub(crate) fn set_bound(stream: &TcpStream, bound: Duration) {
     // It fails on a connection that has ended, and then does not matter.
     let _ = SockRef::from(stream).set_tcp_user_timeout(Some(bound.min(BOUND_MAX)));
 }
@@ -119,6 +133,7 @@ fn set(stream: &TcpStream, bound: Duration) {
 #[derive(Debug)]
 pub(super) struct Vigil {
     short: Duration,
+    look_every: Duration,
     long_bound: Duration,
     /// Set while the long bound holds.
     long: Option<Long>,
@@ -127,17 +142,21 @@ pub(super) struct Vigil {
     heard: bool,
     /// When the first was written that it is not known to have taken.
     unsure_since: Option<Instant>,
+    /// When to look whether anything waits for room. Made with the first long bound: most connections have none.
+    look: Option<Limit>,
 }
 
 impl Vigil {
     pub(super) fn new(silence_max: Duration, config: &ProxyConfig) -> Self {
         Self {
             short: config.host_silence,
+            look_every: look_every(config),
             long_bound: long(silence_max, config),
             long: None,
             written: 0,
             heard: false,
             unsure_since: None,
+            look: None,
         }
     }
 
@@ -150,12 +169,56 @@ impl Vigil {
         let Some(since) = self.unsure_since else {
             return;
         };
-        if since.elapsed() < self.short / 4 {
+        if since.elapsed() < self.look_every {
             return;
         }
         match has_left(stream) {
             true => self.unsure_since = None,
-            false => self.long = Some(Long::begin(stream, self.long_bound, since)),
+            false => self.lengthen(stream),
+        }
+    }
+
+    /// Has the long bound hold.
+    fn lengthen(&mut self, stream: &TcpStream) {
+        let now = Instant::now();
+        // Nothing has waited longer than by the bound that held until now, however long ago the first was written.
+        let earliest = now.checked_sub(self.short).unwrap_or(now);
+        let since = self.unsure_since.map_or(now, |since| since.max(earliest));
+        self.unsure_since = Some(since);
+        self.long = Some(Long::begin(stream, self.long_bound, since));
+        self.look_at(now + self.look_every);
+    }
+
+    fn look_at(&mut self, when: Instant) {
+        match &mut self.look {
+            Some(look) => look.set(when),
+            None => self.look = Some(Limit::new(when)),
+        }
+    }
+
+    /// Has the short bound hold: nothing waits for room.
+    fn settle(&mut self, stream: &TcpStream) {
+        self.unsure_since = None;
+        if self.long.take().is_some() {
+            set_bound(stream, self.short);
+        }
+    }
+
+    /// Looks whether anything waits for room, if that may be and it is time. Whoever reads and writes is woken to do so again.
+    pub(super) fn look(&mut self, cx: &mut Context<'_>, stream: &TcpStream) {
+        while self.long.is_some() || self.unsure_since.is_some() {
+            let Some(Poll::Ready(())) = self.look.as_mut().map(|look| look.poll(cx)) else {
+                return;
+            };
+            self.look_at(Instant::now() + self.look_every);
+            match has_left(stream) {
+                true => {
+                    self.written = 0;
+                    self.settle(stream);
+                }
+                false if self.long.is_none() => self.lengthen(stream),
+                false => {}
+            }
         }
     }
 
@@ -165,20 +228,25 @@ impl Vigil {
             self.written = 0;
         }
         self.written = self.written.saturating_add(count as u64);
-        let since = *self.unsure_since.get_or_insert_with(Instant::now);
+        if self.unsure_since.is_none() {
+            let now = Instant::now();
+            self.unsure_since = Some(now);
+            if let Some(look) = &mut self.look {
+                look.set(now + self.look_every);
+            }
+        }
         let is_long = self.written > FITS_BYTES;
         if is_long && self.long.is_none() {
-            self.long = Some(Long::begin(stream, self.long_bound, since));
+            self.lengthen(stream);
         } else if !is_long && self.long.is_some() && has_left(stream) {
-            self.long = None;
-            self.unsure_since = None;
-            set(stream, self.short);
+            self.settle(stream);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
     use std::net::Ipv4Addr;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -188,7 +256,7 @@ mod tests {
 
     const SILENCE_MAX: Duration = Duration::from_secs(120);
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_long_bound_holds_once_more_was_sent_than_fits() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
         let listener = listener.expect("a free port");
@@ -318,6 +386,75 @@ mod tests {
         tokio::time::advance(step).await;
         vigil.heard(&stream);
         assert_eq!(bound(&stream), Some(long + step), "all was taken");
+    }
+
+    /// What a connection does whose task is woken after this time, and finds nothing to read.
+    async fn look_after(vigil: &mut Vigil, stream: &TcpStream, time: Duration) -> Option<Duration> {
+        tokio::time::advance(time).await;
+        poll_fn(|cx| Poll::Ready(vigil.look(cx, stream))).await;
+        SockRef::from(stream).tcp_user_timeout().expect("open")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_long_bound_is_left_once_all_was_taken_although_the_replica_says_nothing() {
+        const UNREAD: usize = 64 << 10;
+        let config = ProxyConfig::default();
+        let (mut stream, mut replica, mut vigil) = unequal(&config).await;
+        let (short, long) = (config.host_silence, long(SILENCE_MAX, &config));
+        let look_every = look_every(&config);
+        for _ in 0..2 {
+            stream.write_all(&[0; UNREAD]).await.expect("room");
+            vigil.wrote(UNREAD, &stream);
+            for _ in 0..8 {
+                let bound = look_after(&mut vigil, &stream, look_every).await;
+                assert_eq!(bound, Some(long), "it is full");
+            }
+            let taken = replica.read_exact(&mut [0; UNREAD]).await;
+            taken.expect("all that was written");
+            let bound = look_after(&mut vigil, &stream, look_every / 2).await;
+            assert_eq!(bound, Some(long), "nobody has looked");
+            let bound = look_after(&mut vigil, &stream, look_every / 2).await;
+            assert_eq!(bound, Some(short), "all was taken");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_little_that_finds_no_room_later_comes_to_have_the_long_bound() {
+        const PART_BYTES: usize = 1 << 10;
+        let config = ProxyConfig::default();
+        let (mut stream, mut replica, mut vigil) = unequal(&config).await;
+        let (short, long) = (config.host_silence, long(SILENCE_MAX, &config));
+        let look_every = look_every(&config);
+        stream.write_all(&[0; 64 * PART_BYTES]).await.expect("room");
+        vigil.wrote(64 * PART_BYTES, &stream);
+        let taken = replica.read_exact(&mut [0; 64 * PART_BYTES]).await;
+        taken.expect("all that was written");
+        let bound = look_after(&mut vigil, &stream, look_every).await;
+        assert_eq!(bound, Some(short), "all was taken");
+        // Filled by others, as it were: what is written now and then is no more than may be at once.
+        while has_left(&stream) {
+            stream.write_all(&[0; PART_BYTES]).await.expect("room");
+        }
+        tokio::time::advance(short * 100).await;
+        vigil.wrote(1, &stream);
+        let bound = look_after(&mut vigil, &stream, look_every / 2).await;
+        assert_eq!(bound, Some(short), "nobody has looked");
+        let bound = look_after(&mut vigil, &stream, look_every / 2).await;
+        assert_eq!(bound, Some(long + look_every), "since it was written");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_taken_long_ago_makes_the_long_bound_no_longer() {
+        let config = ProxyConfig::default();
+        let (stream, _replica, mut vigil) = unequal(&config).await;
+        vigil.wrote(1, &stream);
+        vigil.heard(&stream);
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        let more = usize::try_from(FITS_BYTES).expect("small") + 1;
+        vigil.wrote(more, &stream);
+        let bound = SockRef::from(&stream).tcp_user_timeout().expect("open");
+        let most = long(SILENCE_MAX, &config) + config.host_silence;
+        assert_eq!(bound, Some(most));
     }
 
     #[test]

@@ -3,17 +3,22 @@
 
 use std::cell::Cell;
 use std::future::{pending, poll_fn};
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep};
 
+use crate::client_bound::ClientBound;
+use crate::config::ProxyConfig;
 use crate::fast::buffers::{Buffer, Buffers, Size};
 use crate::fast::framing::Framing;
-use crate::fast::transfer::{poll_read, read};
-use crate::upstream::{FITS_BYTES, Long};
+use crate::fast::transfer::poll_read;
+use crate::upstream::{FITS_BYTES, Long, look_every, shorten};
 
 /// A request whose head was sent.
 pub(super) struct Upload<'a> {
@@ -21,6 +26,8 @@ pub(super) struct Upload<'a> {
     pub(super) framing: Framing,
     /// What the client sent beyond this request.
     pub(super) ahead: &'a mut Option<Buffer>,
+    /// For how long the client may take nothing.
+    pub(super) bound: &'a mut ClientBound,
     /// Set once the replica was sent all of it.
     pub(super) uploaded: &'a Cell<bool>,
     /// When some of it was last taken.
@@ -31,6 +38,7 @@ pub(super) struct Upload<'a> {
     pub(super) long: &'a Cell<Option<Long>>,
     /// For how long it then may take nothing and say nothing.
     pub(super) long_bound: Duration,
+    pub(super) config: &'a ProxyConfig,
     pub(super) intact: bool,
 }
 
@@ -60,36 +68,76 @@ impl Upload<'_> {
         if !self.intact {
             return pending().await;
         }
+        let mut look = pin!(None);
         if !self.framing.is_done() {
-            match self.pass(client, replica).await {
+            match self.pass(client, replica, look.as_mut()).await {
                 Passed::Whole => self.uploaded.set(true),
                 Passed::ReplicaStopped => return pending().await,
                 Passed::ClientLeft(left) => return left,
             }
         }
+        let replica = (*replica).as_ref();
         // What a client sends ahead is kept, as far as one buffer goes; only its end matters now.
-        if self.ahead.is_none() {
-            let (ahead, buffers) = (self.ahead, self.buffers);
-            let read = poll_fn(|cx| poll_read(client, cx, ahead, buffers, Size::Small)).await;
-            if !read.is_ok_and(|count| count > 0) {
-                return Left::Gone;
+        poll_fn(|cx| {
+            self.poll_look(cx, look.as_mut(), replica);
+            if self.ahead.is_some() {
+                return Poll::Pending;
             }
-        }
-        pending().await
+            match ready!(poll_read(client, cx, self.ahead, self.buffers, Size::Small)) {
+                Ok(1..) => Poll::Pending,
+                Ok(0) | Err(_) => Poll::Ready(Left::Gone),
+            }
+        })
+        .await
     }
 
-    async fn pass(&mut self, client: &mut ReadHalf<'_>, replica: &mut WriteHalf<'_>) -> Passed {
+    /// While nothing more is there for the replica: has the short bound hold again once it had room for all of it.
+    fn poll_look(&self, cx: &mut Context<'_>, look: Pin<&mut Option<Sleep>>, replica: &TcpStream) {
+        let Some(mut look) = look.as_pin_mut() else {
+            return;
+        };
+        while self.long.get().is_some() && look.as_mut().poll(cx).is_ready() {
+            if shorten(replica, self.config) {
+                self.long.set(None);
+            }
+            let next = Instant::now() + look_every(self.config);
+            look.as_mut().reset(next);
+        }
+    }
+
+    async fn pass(
+        &mut self,
+        client: &mut ReadHalf<'_>,
+        replica: &mut WriteHalf<'_>,
+        mut look: Pin<&mut Option<Sleep>>,
+    ) -> Passed {
         let mut size = Size::of_rest(self.framing.rest());
-        if !self.framing.is_within(FITS_BYTES) {
-            let long = Long::begin(replica.as_ref(), self.long_bound, Instant::now());
-            self.long.set(Some(long));
+        let may_fit = self.framing.is_within(FITS_BYTES);
+        if !may_fit {
+            look.set(Some(sleep(look_every(self.config))));
         }
         while !self.framing.is_done() {
             self.wanted.set(true);
-            let Ok(Some(mut buffer)) = read(client, self.buffers, size).await else {
+            let mut slot = None;
+            let read = poll_fn(|cx| {
+                let read = poll_read(client, cx, &mut slot, self.buffers, size);
+                if read.is_pending() {
+                    self.poll_look(cx, look.as_mut(), (*replica).as_ref());
+                }
+                read
+            });
+            let read = read.await;
+            let (Ok(_), Some(mut buffer)) = (read, slot) else {
                 return Passed::ClientLeft(Left::Gone);
             };
             self.wanted.set(false);
+            // When the part before it was taken: about now, or in doubt earlier.
+            self.bound
+                .sent(self.progress.get(), Some((*client).as_ref()));
+            if !may_fit && self.long.get().is_none() {
+                let long = Long::begin((*replica).as_ref(), self.long_bound, Instant::now());
+                self.long.set(Some(long));
+            }
             if buffer.is_full() {
                 size = Size::Large;
             }
@@ -117,11 +165,10 @@ impl Upload<'_> {
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
-    use std::pin::pin;
 
     use socket2::SockRef;
     use tokio::io::AsyncReadExt;
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::net::TcpListener;
 
     use super::*;
 
@@ -154,15 +201,19 @@ mod tests {
         let (uploaded, wanted, long) = (Cell::default(), Cell::default(), Cell::default());
         let progress = Cell::new(Instant::now());
         let (buffers, mut ahead) = (Rc::default(), None);
+        let config = ProxyConfig::default();
+        let mut bound = ClientBound::new(config.client_user_timeout);
         let upload = Upload {
             buffers: &buffers,
             framing: Framing::Length(2 * PART_BYTES as u64),
             ahead: &mut ahead,
+            bound: &mut bound,
             uploaded: &uploaded,
             progress: &progress,
             wanted: &wanted,
             long: &long,
             long_bound: Duration::from_secs(60),
+            config: &config,
             intact: true,
         };
         let (mut from_client, _) = from_client.split();

@@ -4,13 +4,12 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use http::header::CONTENT_LENGTH;
 use http::{Method, Request, Response};
 use http_body::Body;
 
-use crate::body::{Pipe, Received, Stream, UploadBody};
+use crate::body::{Part, Pipe, Received, Stream, UploadBody};
 
 /// A request that was sent. Dropped before its answer, it is taken back.
 #[derive(Debug)]
@@ -26,7 +25,7 @@ impl Call {
     /// # Errors
     /// The connection takes none. Nothing was sent.
     pub(super) fn begin(
-        mut sender: SendRequest<Bytes>,
+        mut sender: SendRequest<Part>,
         mut head: Request<()>,
         body: UploadBody,
     ) -> Result<Self, UploadBody> {
