@@ -70,6 +70,11 @@ bench-store *ARGS:
 bench-state *ARGS:
     cargo run --release --locked -p raftserve-store --example state_scale -- {{ ARGS }}
 
+# Measures clients' writes while peers with 10,000 replicas and a million sessions take snapshots: --sessions N, --snapshots N.
+bench-snapshots *ARGS:
+    cargo build --release --locked -p raftserve-node
+    cargo run --release --locked -p jepsen-tests --bin bench_store -- --sessions 1000000 {{ ARGS }}
+
 # Gives each parser of the proxy so many mutated inputs, from SEED on.
 fuzz INPUTS="5000000" SEED="0":
     RAFTSERVE_FUZZ_INPUTS={{ INPUTS }} RAFTSERVE_FUZZ_SEED={{ SEED }} cargo test --locked -p raftserve-proxy --lib \

@@ -25,6 +25,7 @@ mod copies;
 mod cut_log;
 mod divergence;
 mod encrypted;
+mod handing_over;
 mod leading;
 mod membership;
 mod skew;

@@ -190,6 +190,16 @@ impl Image {
         image.after_kill()
     }
 
+    /// The most bytes of one file that were written and not synced.
+    pub(crate) fn unsynced(&self) -> usize {
+        let written = |change: &Change| match change {
+            Change::Write(_, data) => data.len(),
+            Change::SetSize(_) => 0,
+        };
+        let of_file = |file: &Arc<Contents>| file.pending.iter().map(written).sum();
+        self.files.iter().map(of_file).max().unwrap_or(0)
+    }
+
     /// The disk after the process was killed and the power stayed: nothing is lost yet.
     pub(crate) fn after_kill(&self) -> SimulatedDisk {
         SimulatedDisk(Arc::new(Mutex::new(Inner {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use crc32c::{crc32c, crc32c_append};
 
+use super::pace::Pace;
 use super::{SnapshotError, SnapshotFile, SnapshotHead};
 use crate::codec;
 use crate::formats;
@@ -25,13 +26,14 @@ const BLOCK_SIZE: usize = 64 << 10;
 /// The largest block that is read: one record may be as large as a frame.
 const BLOCK_MAX: usize = BLOCK_SIZE + codec::FRAME_MAX + 64;
 
-/// Writes records into an empty file.
+/// Writes records into an empty file, whose last piece is not synced.
 pub(super) struct SnapshotWriter<'a> {
     file: &'a SnapshotFile,
     block: Vec<u8>,
     offset: u64,
     crc: u32,
     count: u64,
+    pace: Pace,
 }
 
 impl<'a> SnapshotWriter<'a> {
@@ -45,6 +47,7 @@ impl<'a> SnapshotWriter<'a> {
             offset: 0,
             crc: 0,
             count: 0,
+            pace: Pace::default(),
         };
         let head = codec::encode(head).map_err(|source| writer.codec(source))?;
         let mut bytes = Vec::with_capacity(FIXED_LEN + head.len());
@@ -101,7 +104,8 @@ impl<'a> SnapshotWriter<'a> {
         written.map_err(self.file.io("write"))?;
         self.crc = crc32c_append(self.crc, bytes);
         self.offset += bytes.len() as u64;
-        Ok(())
+        let synced = self.pace.wrote(bytes.len(), &*self.file.file);
+        synced.map_err(self.file.io("sync"))
     }
 
     fn codec(&self, source: codec::CodecError) -> SnapshotError {

@@ -6,6 +6,9 @@ use crate::disk::simulated::{Fault, Random, SimulatedDisk};
 
 const DIR: &str = "/snap";
 
+/// Above what one write of a snapshot of small records has.
+const BLOCK_BYTES: usize = 128 << 10;
+
 fn head(index: u64) -> SnapshotHead {
     SnapshotHead {
         last: Some(LogId {
@@ -44,6 +47,25 @@ fn a_state_survives_its_snapshot() {
     let current = open(&disk).current().unwrap();
     let (found, restored) = current.file.load().unwrap();
     assert_eq!((found, restored.digest()), (head(900), state(900).digest()));
+}
+
+#[test]
+fn of_a_large_one_only_a_piece_waits_for_the_disk_at_a_time() {
+    let disk = SimulatedDisk::default();
+    let snapshots = open(&disk);
+    let most = Arc::new(Mutex::new(0));
+    let seen = Arc::clone(&most);
+    disk.on_operation(move |image| {
+        let mut most = seen.lock().unwrap();
+        *most = image.unsynced().max(*most);
+    });
+    let some: Vec<Record> = state(900).records().collect();
+    let many = some.iter().cycle().take(100_000).cloned();
+    let built = snapshots.build(&head(900), many).unwrap();
+    let (size, most) = (built.file.size().unwrap() as usize, *most.lock().unwrap());
+    assert!(size > 4 * pace::PIECE, "{size}");
+    // One write more, at most, than what is due.
+    assert!(most < pace::PIECE + BLOCK_BYTES, "{most} of {size}");
 }
 
 #[test]

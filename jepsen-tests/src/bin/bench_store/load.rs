@@ -119,6 +119,13 @@ async fn fill(target: Target) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// One operation that ended while they counted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call {
+    pub(crate) began: Instant,
+    pub(crate) took: Duration,
+}
+
 /// Runs `step` for `warm_up` and then `length`, which counts.
 pub(crate) async fn measure(
     running: &Running,
@@ -131,26 +138,14 @@ pub(crate) async fn measure(
     if step.operation == Operation::Get {
         fill(target).await?;
     }
-    let shared = Arc::new(Shared {
-        counting: AtomicBool::new(false),
-        ended: AtomicBool::new(false),
-        next: AtomicU64::new(0),
-        value: Bytes::from(vec![b'v'; VALUE_BYTES]),
-    });
-    let threads = start_threads(target, step, connections, &shared)?;
-    tokio::time::sleep(warm_up).await;
     let pids = running.pids()?;
-    let (before, begun) = (Usage::of(&pids)?, Instant::now());
-    shared.counting.store(true, Ordering::Relaxed);
-    tokio::time::sleep(length).await;
-    shared.ended.store(true, Ordering::Relaxed);
-    let (took, used) = (begun.elapsed(), Usage::of(&pids)? - before);
-    let mut latencies = Vec::new();
-    for thread in threads {
-        let measured = thread.join();
-        latencies.extend(measured.map_err(|_| anyhow!("a thread of clients panicked"))??);
-    }
-    ensure!(!latencies.is_empty(), "nothing was answered");
+    let counting = async {
+        let (before, begun) = (Usage::of(&pids)?, Instant::now());
+        tokio::time::sleep(length).await;
+        anyhow::Ok((begun.elapsed(), Usage::of(&pids)? - before))
+    };
+    let (calls, (took, used)) = calls_until(target, step, connections, warm_up, counting).await?;
+    let mut latencies: Vec<Duration> = calls.iter().map(|call| call.took).collect();
     latencies.sort_unstable();
     let count = latencies.len() as f64;
     Ok(Figures {
@@ -163,7 +158,37 @@ pub(crate) async fn measure(
     })
 }
 
-type Latencies = anyhow::Result<Vec<Duration>>;
+/// Runs `step` for `warm_up` and then until `ended`, which is begun only then. Returns the calls that ended meanwhile, of
+/// which there are some, and what `ended` brought.
+pub(crate) async fn calls_until<T>(
+    target: Target,
+    step: Step,
+    connections: usize,
+    warm_up: Duration,
+    ended: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<(Vec<Call>, T)> {
+    let shared = Arc::new(Shared {
+        counting: AtomicBool::new(false),
+        ended: AtomicBool::new(false),
+        next: AtomicU64::new(0),
+        value: Bytes::from(vec![b'v'; VALUE_BYTES]),
+    });
+    let threads = start_threads(target, step, connections, &shared)?;
+    tokio::time::sleep(warm_up).await;
+    shared.counting.store(true, Ordering::Relaxed);
+    let brought = ended.await;
+    shared.ended.store(true, Ordering::Relaxed);
+    let mut calls = Vec::new();
+    for thread in threads {
+        let measured = thread.join();
+        calls.extend(measured.map_err(|_| anyhow!("a thread of clients panicked"))??);
+    }
+    let brought = brought?;
+    ensure!(!calls.is_empty(), "nothing was answered");
+    Ok((calls, brought))
+}
+
+type Calls = anyhow::Result<Vec<Call>>;
 
 /// Starts the clients, on as many threads as there are processors for. A connection and its clients have one thread, so
 /// that what they tell each other wakes no other.
@@ -172,7 +197,7 @@ fn start_threads(
     step: Step,
     connections: usize,
     shared: &Arc<Shared>,
-) -> anyhow::Result<Vec<JoinHandle<Latencies>>> {
+) -> anyhow::Result<Vec<JoinHandle<Calls>>> {
     let connections = connections.min(step.clients);
     let threads = THREADS.min(connections);
     let clients_of = |connection| (connection..step.clients).step_by(connections).count();
@@ -198,7 +223,7 @@ async fn run_clients(
     operation: Operation,
     clients: Vec<usize>,
     shared: Arc<Shared>,
-) -> Latencies {
+) -> Calls {
     let mut running = JoinSet::new();
     for clients in clients {
         let connection = target.connect().await?;
@@ -210,23 +235,19 @@ async fn run_clients(
             ));
         }
     }
-    let mut latencies = Vec::new();
+    let mut calls = Vec::new();
     while let Some(ended) = running.join_next().await {
-        latencies.extend(ended.context("a client panicked")??);
+        calls.extend(ended.context("a client panicked")??);
     }
-    Ok(latencies)
+    Ok(calls)
 }
 
-/// Works until the end, and returns the latency of each operation that ended while they counted.
-async fn run_client(
-    connection: Connection,
-    operation: Operation,
-    shared: Arc<Shared>,
-) -> Latencies {
-    let mut latencies = Vec::new();
+/// Works until the end, and returns each operation that ended while they counted.
+async fn run_client(connection: Connection, operation: Operation, shared: Arc<Shared>) -> Calls {
+    let mut calls = Vec::new();
     while !shared.ended.load(Ordering::Relaxed) {
         let key = key(shared.next.fetch_add(1, Ordering::Relaxed));
-        let begun = Instant::now();
+        let began = Instant::now();
         match operation {
             Operation::Put => connection.put(key, &shared.value).await?,
             Operation::Get => {
@@ -238,16 +259,16 @@ async fn run_client(
                 );
             }
         }
-        let took = begun.elapsed();
+        let took = began.elapsed();
         if shared.counting.load(Ordering::Relaxed) && !shared.ended.load(Ordering::Relaxed) {
-            latencies.push(took);
+            calls.push(Call { began, took });
         }
     }
-    Ok(latencies)
+    Ok(calls)
 }
 
 /// The least time that at least this part of the sorted times does not exceed.
-fn quantile(sorted: &[Duration], part: f64) -> Duration {
+pub(crate) fn quantile(sorted: &[Duration], part: f64) -> Duration {
     let rank = (sorted.len() as f64 * part).ceil() as usize;
     sorted[rank.clamp(1, sorted.len()) - 1]
 }

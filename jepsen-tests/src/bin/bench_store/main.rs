@@ -1,9 +1,12 @@
-//! Writes and reads per second, their latency and what they cost, beside etcd on the same disk.
+//! Writes and reads per second, their latency and what they cost, beside etcd on the same disk; and writes while peers
+//! take snapshots of a large state.
 
+mod crowd;
 mod grpc;
 mod load;
 mod raw;
 mod report;
+mod snapshots;
 mod system;
 
 use std::path::PathBuf;
@@ -26,10 +29,14 @@ begins with an empty cluster.
 
 Usage: bench_store [--rounds N] [--seconds N] [--systems etcd,grpc,raw] [--clients 1,16,128]
                    [--raw PATH]
+       bench_store --sessions N [--snapshots N]
 
   etcd  three etcd members, gRPC
   grpc  three peers of raftserve, gRPC (raftserve.v1.KeyValue)
-  raw   three peers' log and state behind bare frames instead of gRPC: the program raw_frames, at PATH";
+  raw   three peers' log and state behind bare frames instead of gRPC: the program raw_frames, at PATH
+
+With --sessions it measures three peers of raftserve alone, whose state has 10,000 replicas and so many sessions:
+the latency of writes over gRPC while snapshots are taken, and while none is, until there were so many snapshots.";
 
 /// Connections of the load generator, if it has as many clients: the same number to every system.
 const CONNECTIONS: usize = 16;
@@ -43,6 +50,8 @@ struct Args {
     systems: Vec<String>,
     clients: Vec<usize>,
     raw: Option<PathBuf>,
+    sessions: Option<u64>,
+    snapshots: usize,
 }
 
 fn parse() -> anyhow::Result<Option<Args>> {
@@ -52,6 +61,8 @@ fn parse() -> anyhow::Result<Option<Args>> {
         systems: ["etcd", "grpc", "raw"].map(str::to_owned).to_vec(),
         clients: vec![1, 16, 128],
         raw: None,
+        sessions: None,
+        snapshots: 15,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -69,11 +80,18 @@ fn parse() -> anyhow::Result<Option<Args>> {
                 let numbers: Result<_, _> = list().map(|number| number.parse()).collect();
                 args.clients = numbers.context("--clients takes numbers")?;
             }
+            "--sessions" => {
+                args.sessions = Some(value.parse().context("--sessions takes a number")?)
+            }
+            "--snapshots" => {
+                args.snapshots = value.parse().context("--snapshots takes a number")?
+            }
             "--raw" => args.raw = Some(PathBuf::from(value)),
             _ => bail!("unknown argument {word}\n\n{USAGE}"),
         }
     }
-    if args.rounds == 0 || args.seconds == 0 || args.clients.contains(&0) {
+    let some = args.rounds > 0 && args.seconds > 0 && args.snapshots > 0;
+    if !some || args.clients.contains(&0) {
         bail!("numbers must be at least 1\n\n{USAGE}");
     }
     Ok(Some(args))
@@ -105,6 +123,9 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(sessions) = args.sessions {
+        return snapshots::run(sessions, args.snapshots).await;
+    }
     let systems = systems(args)?;
     let mut steps: Vec<Step> = args
         .clients

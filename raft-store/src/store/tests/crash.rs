@@ -2,7 +2,8 @@
 //! vote, marks, snapshots built and received, purges, restarts.
 //!
 //! A workload does to a store what openraft does to it, in the same order. It runs once, and an image of the disk is
-//! taken in the middle of every operation: each is a crash point. What is found after a crash must be the
+//! taken in the middle of every operation: each is a crash point. From some of them the workload goes on, in up to two
+//! further lives that crash as well. What is found after a crash must be the
 //! outcome of a prefix of what was issued, no shorter than what was acknowledged; the state, rebuilt from
 //! snapshot and log by openraft's own start, must equal that of a model which applied the same entries.
 //!
@@ -22,8 +23,27 @@ use workload::{Model, Moment, Progress, Workload};
 /// Where the data directory is on the simulated disk.
 const DIR: &str = "/data";
 
+/// The lives of a peer, each but the last of which ends in a crash after some of what a workload does.
+const LIVES: usize = 3;
+
+/// One of so many crash points is the beginning of a further life.
+const POINTS_PER_LIFE: u64 = 8;
+
+/// Actions of a further life, at most.
+const ACTIONS_OF_LIFE: u64 = 12;
+
+/// Crash points of a further life that are checked. All of them would leave room for few first lives.
+const CHECKS_PER_LIFE: usize = 4;
+
+/// A store that was opened after a crash.
+struct Revived {
+    disk: SimulatedDisk,
+    peer: Peer,
+    found: Found,
+}
+
 /// Opens a store, and again as long as the power goes while it is opened.
-fn reopen(image: &Image, random: &mut Random, what: &str) -> (SimulatedDisk, Peer, Found) {
+fn reopen(image: &Image, random: &mut Random, what: &str) -> Revived {
     let mut image = image.clone();
     loop {
         let disk = if random.coin() {
@@ -42,7 +62,7 @@ fn reopen(image: &Image, random: &mut Random, what: &str) -> (SimulatedDisk, Pee
         match opened {
             Ok((peer, found)) if !disk.is_off() => {
                 disk.fail_at(0, Fault::PowerCut);
-                return (disk, peer, found);
+                return Revived { disk, peer, found };
             }
             Ok(_) => {}
             Err(error) => assert!(disk.is_off(), "{what}: refused: {error}"),
@@ -71,19 +91,25 @@ impl Found {
     }
 }
 
-/// Checks what is found after a moment, and that the store goes on from there.
-fn check(moment: &Moment, workload: &Workload, random: &mut Random, what: &str) {
-    let (disk, mut peer, found) = reopen(&moment.image, random, what);
-    let progress = &moment.progress;
-    check_identity(progress, &found, what);
+/// Checks what is found after a moment, and returns which of the possible logs it is.
+fn check_found<'a>(
+    moment: &Moment,
+    workload: &'a Workload,
+    revived: &Revived,
+    what: &str,
+) -> &'a Model {
+    let (progress, found) = (&moment.progress, &revived.found);
+    check_identity(progress, found, what);
     let durable = progress.durable.max(1);
     let mut possible = workload.models[durable - 1..progress.issued.max(1)].iter();
-    assert!(
-        possible.any(|model| model.allows(&found.model, found.first)),
-        "{what}: {durable} of {} durable; expected {:#?} or later, found {found:#?}",
-        progress.issued,
-        workload.models[durable - 1],
-    );
+    let model = possible.find(|model| model.allows(&found.model, found.first));
+    let model = model.unwrap_or_else(|| {
+        panic!(
+            "{what}: {durable} of {} durable; expected {:#?} or later, found {found:#?}",
+            progress.issued,
+            workload.models[durable - 1]
+        )
+    });
     let restored = found.restored.map(|id| id.index);
     assert!(
         progress.snapshot_durable <= restored && restored <= progress.snapshot_issued,
@@ -91,7 +117,19 @@ fn check(moment: &Moment, workload: &Workload, random: &mut Random, what: &str) 
         progress.snapshot_durable,
         progress.snapshot_issued
     );
-    check_state(&peer, &found, workload, what);
+    check_state(&revived.peer, found, workload, what);
+    model
+}
+
+/// Checks what is found after a moment, and that the store goes on from there.
+fn check(moment: &Moment, workload: &Workload, random: &mut Random, what: &str) {
+    let revived = reopen(&moment.image, random, what);
+    check_found(moment, workload, &revived, what);
+    let Revived {
+        disk,
+        mut peer,
+        found,
+    } = revived;
     let applied = peer.opened.reader.last();
 
     // It goes on, and what it acknowledges now is there after another crash.
@@ -99,7 +137,9 @@ fn check(moment: &Moment, workload: &Workload, random: &mut Random, what: &str) 
         .append_one(1 << 40)
         .unwrap_or_else(|error| panic!("{what}: {error}"));
     drop(peer);
-    let (_, peer, last) = reopen(&disk.image(), random, what);
+    let Revived {
+        peer, found: last, ..
+    } = reopen(&disk.image(), random, what);
     assert_eq!(last.model.last, Some(next), "{what}");
     assert_eq!(
         last.model.vote.map(|vote| vote.term),
@@ -108,6 +148,34 @@ fn check(moment: &Moment, workload: &Workload, random: &mut Random, what: &str) 
     );
     assert_eq!(last.identity, found.identity, "{what}");
     assert_eq!(peer.opened.reader.last(), applied, "{what}");
+}
+
+/// Lets the workload go on in a further life after a moment of the one before, and checks crashes in that, from some of
+/// which there is one life more, as long as there are `lives`. Returns the number of crash points.
+fn live_on(
+    moment: &Moment,
+    workload: &Workload,
+    lives: usize,
+    random: &mut Random,
+    what: &str,
+) -> u64 {
+    let revived = reopen(&moment.image, random, what);
+    let model = check_found(moment, workload, &revived, what);
+    let seed = Random(random.next());
+    let mut next = workload.next_life(&moment.progress, model, revived, seed);
+    let actions = 1 + random.below(ACTIONS_OF_LIFE) as usize;
+    let moments = next.record(|life| life.go_on(actions));
+    let mut points = 0;
+    for _ in 0..CHECKS_PER_LIFE {
+        let at = random.below(moments.len() as u64) as usize;
+        let what = format!("{what}, then operation {at} of {}", moments.len());
+        check(&moments[at], &next, random, &what);
+        points += 1;
+        if lives > 1 && random.below(POINTS_PER_LIFE) == 0 {
+            points += live_on(&moments[at], &next, lives - 1, random, &what);
+        }
+    }
+    points
 }
 
 fn check_identity(progress: &Progress, found: &Found, what: &str) {
@@ -132,18 +200,23 @@ fn check_state(peer: &Peer, found: &Found, workload: &Workload, what: &str) {
     );
 }
 
-/// Runs the workload of `seed` once, and checks a power cut or a kill in the middle of each of its operations.
-/// Returns the number of crash points.
+/// Runs the workload of `seed` once, and checks a power cut or a kill in the middle of each of its operations, and in
+/// lives after some of those. Returns the number of crash points.
 fn crash_everywhere(seed: u64) -> u64 {
     FIXED_NONCE.set(Some(seed));
     let disk = SimulatedDisk::default();
-    let (workload, moments) = Workload::record(&disk, seed);
+    let mut workload = Workload::new(&disk, seed);
+    let moments = workload.record(Workload::run);
+    let mut points = moments.len() as u64;
     for (at, moment) in moments.iter().enumerate() {
         let mut random = Random(seed ^ (at as u64) << 32);
         let what = format!("seed {seed}, operation {at}");
         check(moment, &workload, &mut random, &what);
+        if random.below(POINTS_PER_LIFE) == 0 {
+            points += live_on(moment, &workload, LIVES - 1, &mut random, &what);
+        }
     }
-    moments.len() as u64
+    points
 }
 
 /// Runs the workload of `seed` with `fault` at every operation. Returns how often that was.

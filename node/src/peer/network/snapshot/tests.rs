@@ -469,3 +469,86 @@ async fn a_snapshot_with_a_wrong_byte_is_never_installed() {
     sender.send(&snapshot, PATIENCE).await.unwrap();
     assert_eq!(receiver.installed(), [7]);
 }
+
+/// Says from where on it wants a snapshot, and takes no piece of it. Its connection works, and answers pings.
+struct Stuck {
+    asked: AtomicU64,
+}
+
+/// What a stuck receiver holds on to: while it does, its side of the call stays open.
+type Held = (Streaming<Frame>, mpsc::Sender<Result<Frame, Status>>);
+
+#[tonic::async_trait]
+impl SnapshotTransfer for Arc<Stuck> {
+    type TransferStream = ReceiverStream<Result<Frame, Status>>;
+
+    async fn transfer(
+        &self,
+        request: Request<Streaming<Frame>>,
+    ) -> Result<Response<Self::TransferStream>, Status> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let (answers, answered) = mpsc::channel(AHEAD);
+        answers
+            .send(Ok(frame(&SnapshotAnswer::From(0))))
+            .await
+            .unwrap();
+        let held: Held = (request.into_inner(), answers);
+        tokio::spawn(async move {
+            // Ends with the call, which the sender has to give up.
+            held.1.closed().await;
+            drop(held);
+        });
+        Ok(Response::new(ReceiverStream::new(answered)))
+    }
+}
+
+async fn serve_stuck() -> (Arc<Stuck>, SocketAddr) {
+    let stuck = Arc::new(Stuck {
+        asked: AtomicU64::new(0),
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tonic::transport::Server::builder()
+        .add_service(SnapshotTransferServer::new(Arc::clone(&stuck)))
+        .serve_with_incoming(TcpIncoming::from(listener));
+    tokio::spawn(async move { drop(serving.await) });
+    (stuck, address)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receiver_that_answers_and_takes_no_piece_is_given_up_and_others_get_their_turn() {
+    let (stuck, address) = serve_stuck().await;
+    let line = Line::to(address).await;
+    let sender = Sender::new(&line);
+    let snapshot = build(&sender.snapshots, 7);
+    let dir = tempfile::tempdir().unwrap();
+    let receiver = Receiver::start(dir.path()).await;
+    let mut healthy = Sender::new(&*Line::to(receiver.address).await);
+    healthy.outbox = sender.outbox.clone();
+
+    let step = Duration::from_secs(2);
+    let began = std::time::Instant::now();
+    let given_up = async {
+        let sends = (0..SENDS_MAX).map(|_| sender.send(&snapshot, step));
+        let ends = futures_util::future::join_all(sends).await;
+        (ends, began.elapsed())
+    };
+    let others = async {
+        // Once both places are taken.
+        while stuck.asked.load(Ordering::Relaxed) < SENDS_MAX as u64 {
+            tokio::task::yield_now().await;
+        }
+        healthy.send(&snapshot, PATIENCE).await.unwrap();
+    };
+    let ((ends, took), ()) = tokio::join!(given_up, others);
+    for end in ends {
+        assert!(
+            matches!(end, Err(CallError::Deadline { waited, .. }) if waited == step),
+            "{end:?}"
+        );
+    }
+    assert!(step <= took && took < 3 * step, "{took:?}");
+    assert_eq!(receiver.installed(), [7]);
+    assert_eq!(sender.outbox.room.available_permits(), SENDS_MAX);
+    // That the test ends says that nothing reads the file for a receiver that was given up: a runtime waits for its threads.
+}

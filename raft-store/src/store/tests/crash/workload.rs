@@ -78,6 +78,8 @@ pub(super) struct Progress {
     pub(super) snapshot_durable: Option<LogIndex>,
     pub(super) nonce: Option<u64>,
     pub(super) joined: bool,
+    /// On how many entries the cluster has agreed.
+    agreed: usize,
 }
 
 /// What a run left behind at one moment.
@@ -131,18 +133,51 @@ impl Workload {
         }
     }
 
-    /// Runs the workload of `seed`, and notes the disk in the middle of each operation.
-    pub(super) fn record(disk: &SimulatedDisk, seed: u64) -> (Self, Vec<Moment>) {
-        let mut workload = Self::new(disk, seed);
+    /// The next life of the peer that had come as far as `progress`, crashed, and was found to be as `model` has it.
+    pub(super) fn next_life(
+        &self,
+        progress: &Progress,
+        model: &Model,
+        revived: Revived,
+        random: Random,
+    ) -> Self {
+        let Revived { disk, peer, found } = revived;
+        let mut next = Self {
+            random,
+            // Of a leader who knows nothing of what was lost.
+            term: self.term + 1,
+            peer: Some(peer),
+            models: vec![model.clone()],
+            spec: Arc::clone(&self.spec),
+            ..Self::new(&disk, 0)
+        };
+        next.tell(|next| {
+            next.durable = 1;
+            next.snapshot_issued = found.restored.map(|id| id.index);
+            next.snapshot_durable = next.snapshot_issued;
+            next.nonce = Some(found.identity.nonce());
+            next.joined = matches!(found.identity, Identity::Member { .. });
+        });
+        for entry in &self.agreed[..progress.agreed] {
+            next.agree(entry.clone());
+        }
+        next.is_found_restored(&found);
+        next
+    }
+
+    /// Runs `life` of the peer, and notes the disk in the middle of each operation.
+    pub(super) fn record(
+        &mut self,
+        life: impl FnOnce(&mut Self) -> Result<(), String>,
+    ) -> Vec<Moment> {
         let moments = Arc::new(Mutex::new(Vec::new()));
-        let (noted, progress) = (Arc::clone(&moments), Arc::clone(&workload.progress));
-        disk.on_operation(move |image| {
+        let (noted, progress) = (Arc::clone(&moments), Arc::clone(&self.progress));
+        self.disk.on_operation(move |image| {
             let progress = *progress.lock().unwrap();
             noted.lock().unwrap().push(Moment { image, progress });
         });
-        workload.run().unwrap();
-        let moments = std::mem::take(&mut *moments.lock().unwrap());
-        (workload, moments)
+        life(self).unwrap();
+        std::mem::take(&mut *moments.lock().unwrap())
     }
 
     pub(super) fn progress(&self) -> Progress {
@@ -155,16 +190,34 @@ impl Workload {
 
     /// Acts until something fails, as a peer does, or all is done.
     pub(super) fn run(&mut self) -> Result<(), String> {
-        let outcome = self.open().and_then(|()| {
-            for _ in 0..ACTIONS {
-                self.act()?;
-            }
-            self.peer().flush();
-            self.hear()
-        });
+        let outcome = self.open().and_then(|()| self.act_on(ACTIONS));
         // What was written before the failure may still be acknowledged; nothing after it.
         let heard = self.hear();
         outcome.and(heard)
+    }
+
+    /// Goes on after a crash: the present leader voids what it does not know, and more follows.
+    pub(super) fn go_on(&mut self, actions: usize) -> Result<(), String> {
+        self.vote()?;
+        let held = self.model().entries.iter();
+        let conflict = held
+            .map(|(index, (id, _))| (*index, *id))
+            .find(|(index, id)| {
+                let agreed = self.agreed.get(*index as usize);
+                agreed.is_some_and(|agreed| log_id_from(&agreed.log_id) != *id)
+            });
+        if let Some((index, _)) = conflict {
+            self.truncate_after(index)?;
+        }
+        self.act_on(actions)
+    }
+
+    fn act_on(&mut self, actions: usize) -> Result<(), String> {
+        for _ in 0..actions {
+            self.act()?;
+        }
+        self.peer().flush();
+        self.hear()
     }
 
     fn open(&mut self) -> Result<(), String> {
@@ -342,6 +395,8 @@ impl Workload {
         }
         self.digests.push(self.state.digest());
         self.agreed.push(entry);
+        let agreed = self.agreed.len();
+        self.tell(|progress| progress.agreed = agreed);
     }
 
     fn vote(&mut self) -> Result<(), String> {
@@ -521,17 +576,24 @@ impl Workload {
         let model = possible.find(|it| it.allows(&found.model, found.first));
         let model = model.unwrap_or_else(|| panic!("found {found:#?}")).clone();
         // What was found is durable before anything is done with it.
-        let last = model.last;
         self.note(|latest| *latest = model);
         self.is_durable(self.models.len());
         peer.start()?;
+        self.is_found_restored(&found);
+        self.peer = Some(peer);
+        Ok(())
+    }
+
+    /// A start has given up a log that ends before the snapshot.
+    fn is_found_restored(&mut self, found: &Found) {
         if let Some(restored) = found.restored
-            && last.is_none_or(|last| last.index < restored.index)
+            && found
+                .model
+                .last
+                .is_none_or(|last| last.index < restored.index)
         {
             self.note(|model| model.replace(restored));
         }
-        self.peer = Some(peer);
-        Ok(())
     }
 }
 
