@@ -63,6 +63,7 @@ impl Walk {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "where volumes are bound to other names than before, the lost voter may stay beside a learner"]
 async fn an_empty_volume_among_three_makes_a_new_peer_in_place_of_the_lost_one()
 -> anyhow::Result<()> {
     walk_abreast_as("lost-volumes", "lost-cluster", async |lost| {
