@@ -303,6 +303,11 @@ impl Consensus {
         self.core.members()
     }
 
+    /// For how long this peer has looked for the others, whoever led meanwhile.
+    pub fn looked_for(&self) -> Duration {
+        self.core.directory.age()
+    }
+
     /// The members as the leader sees them. May be asked of any peer.
     ///
     /// # Errors

@@ -10,26 +10,19 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
-use kube::client::ClientBuilder;
 use kube::{Api, Client, Config};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
-use tower::timeout::TimeoutLayer;
 
 use endpoints::Gates;
 
+pub(crate) mod client;
 pub mod departure;
 pub mod endpoints;
 pub mod founding;
 pub mod scaling;
 pub mod watching;
 pub mod whereabouts;
-
-/// The longest that connecting to the API server may take.
-const CONNECT_MAX: Duration = Duration::from_secs(3);
-
-/// The longest that the head of an answer may take: an API server that is up is told by its own store within less.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// The longest that a call may take of those that peers make for themselves; whoever calls tries again.
 const CALL_MAX: Duration = Duration::from_secs(3);
@@ -63,16 +56,8 @@ impl ApiServer {
     }
 }
 
-/// A client that waits for no answer for ever, as kube's own does: of an API server that is gone without a word,
-/// TCP tells after a quarter of an hour. What is watched or streamed may take its time once it has begun.
 async fn connect() -> Result<Client, kube::Error> {
-    client(Config::infer().await.map_err(kube::Error::InferConfig)?)
-}
-
-fn client(mut config: Config) -> Result<Client, kube::Error> {
-    config.connect_timeout = Some(CONNECT_MAX);
-    let client = ClientBuilder::try_from(config)?.with_layer(&TimeoutLayer::new(ANSWER_MAX));
-    Ok(client.build())
+    client::client(Config::infer().await.map_err(kube::Error::InferConfig)?)
 }
 
 /// Why a call to the API server came to nothing.
@@ -298,20 +283,6 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-
-    #[tokio::test]
-    async fn a_silent_api_server_is_not_waited_for_for_ever() {
-        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", silent.local_addr().unwrap());
-        let client = client(Config::new(url.parse().unwrap())).unwrap();
-        let pods: Api<Pod> = Api::namespaced(client, "ns");
-        let asked = tokio::spawn(async move { pods.get("p").await });
-        let (_connection, _) = silent.accept().await.unwrap();
-        // From here on, time passes as soon as nobody has anything else to do.
-        tokio::time::pause();
-        let error = asked.await.unwrap().unwrap_err();
-        assert!(matches!(error, kube::Error::Service(_)), "{error:?}");
-    }
 
     #[test]
     fn a_peer_is_known_by_the_ordinal_in_its_name() {

@@ -162,7 +162,10 @@ impl Home {
                     Voter {
                         ordinal: match me {
                             true => Some(self.ordinal),
-                            false => known.and_then(|it| ordinal(&self.set, &it.address)),
+                            // Where this pod is now, a peer may have been whose volume is lost.
+                            false => known
+                                .and_then(|it| ordinal(&self.set, &it.address))
+                                .filter(|other| *other != self.ordinal),
                         },
                         fit: member.answers && member.lag.is_some_and(|lag| lag < LAG_MAX),
                     }

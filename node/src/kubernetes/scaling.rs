@@ -14,7 +14,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use raftserve_model::NodeId;
 use raftserve_store::state::PeerStanding;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::{Home, Wanted, ordinal};
 use crate::consensus::{Consensus, MemberView};
@@ -25,8 +25,8 @@ const LOOK: Duration = Duration::from_secs(30);
 /// How long after something has stood in the way it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How long a voter from another place must be silent before it counts as lost, and how long a leader must have led to
-/// know. What merely restarts is back long before.
+/// How long a voter that this peer has never heard must have been looked for before it counts as lost. What merely restarts
+/// is back long before. Peers look for each other whoever leads, so that elections do not make it longer.
 const LOST_AFTER: Duration = Duration::from_secs(60);
 
 /// The same for one that this leader has heard: its place may merely be cut off, or be upgraded as a whole.
@@ -66,10 +66,11 @@ fn is_pod(address: &str) -> bool {
     labels.get(3) == Some(&"svc") && ordinal.is_some_and(|it| it.parse::<u32>().is_ok())
 }
 
-/// Voters whose volumes did not come along when a cluster was brought up from its volumes under another name or in another
-/// namespace: pods of another place that are silent, while each pod that is wanted here answers, and as many have come
-/// since. A cluster that has peers in several places on purpose has one that answers from there. Where a pod comes back to
-/// its own place, its successor is known by the address.
+/// Voters whose volumes did not come along when a cluster was brought up from its volumes: silent ones that were pods of
+/// another place, or of a name at which another peer answers now, while each pod that is wanted here answers, and as many
+/// have come since. Names say nothing of who was lost: volumes may be bound to other ones than before. A cluster that has
+/// peers in several places on purpose has one that answers from there. Where a pod comes back to its own place, its
+/// successor is known by the address.
 ///
 /// `members` are those that nobody has told to leave, and `place` is what follows the pods' names in addresses.
 fn lost(set: &str, place: &str, count: u32, members: &[MemberView]) -> BTreeSet<NodeId> {
@@ -77,20 +78,20 @@ fn lost(set: &str, place: &str, count: u32, members: &[MemberView]) -> BTreeSet<
         let own = ordinal(set, &member.address).filter(|ordinal| *ordinal < count)?;
         (member.address == format!("{set}-{own}{place}")).then_some(own)
     };
-    let answering = members.iter().filter(|member| member.up);
-    let places: BTreeSet<Option<u32>> = answering.map(here).collect();
+    let answering = || members.iter().filter(|member| member.up);
+    let places: BTreeSet<Option<u32>> = answering().map(here).collect();
     let complete = places == (0..count).map(Some).collect();
+    // Two cannot be at one address, and where a silent one was last may be anybody's by now.
+    let displaced = |member: &MemberView| answering().any(|it| it.address == member.address);
     let silent = |member: &&MemberView| {
         let ago = member.last_contact;
         let silent = ago.is_none_or(|ago| ago >= HEARD_LOST_AFTER);
-        member.voter && silent && here(member).is_none() && is_pod(&member.address)
+        let elsewhere = here(member).is_none() && is_pod(&member.address);
+        member.voter && !member.up && silent && (elsewhere || displaced(member))
     };
     let lost: BTreeSet<NodeId> = members.iter().filter(silent).map(|it| it.id).collect();
     // Ids follow the order of arrival.
-    let come_since = |id: NodeId| {
-        let since = members.iter().filter(|member| member.id > id);
-        since.filter_map(here).count()
-    };
+    let come_since = |id: NodeId| answering().filter(|member| member.id > id).count();
     let followed = lost.iter().all(|id| come_since(*id) >= lost.len());
     match complete && followed {
         true => lost,
@@ -112,8 +113,8 @@ impl Home {
         }
     }
 
-    /// Decides after having led for `led`. True if there is nothing left to decide for now.
-    async fn try_scale(&self, consensus: &Consensus, led: Duration) -> bool {
+    /// Decides. True if there is nothing left to decide for now.
+    async fn try_scale(&self, consensus: &Consensus) -> bool {
         let wanted = match self.read_set().await {
             Ok((_, wanted)) => wanted,
             Err(error) => {
@@ -126,7 +127,7 @@ impl Home {
         let standing = |node| state.peer(node).map(|peer| peer.standing);
         let mut surplus = surplus(&self.set, wanted, &members, standing);
         if let Wanted::Peers(count) = wanted
-            && led >= LOST_AFTER
+            && consensus.looked_for() >= LOST_AFTER
             && surplus.is_empty()
         {
             let mut staying = members;
@@ -153,20 +154,9 @@ impl Home {
         let (changes, mut changed) = watch::channel(0);
         tokio::join!(self.watch_set(&changes), async {
             let mut leadership = consensus.leadership();
-            let (mut reign, mut since) = (0, Instant::now());
-            loop {
-                let Ok(term) = leadership
-                    .wait_for(|now| now.is_self)
-                    .await
-                    .map(|now| now.term)
-                else {
-                    return;
-                };
-                if term != reign {
-                    (reign, since) = (term, Instant::now());
-                }
+            while leadership.wait_for(|now| now.is_self).await.is_ok() {
                 changed.mark_unchanged();
-                if self.try_scale(&consensus, since.elapsed()).await {
+                if self.try_scale(&consensus).await {
                     let _ = timeout(LOOK, changed.changed()).await;
                 } else {
                     sleep(RETRY).await;
@@ -247,7 +237,11 @@ pub(super) mod tests {
         spared(|it| it[3].up = false);
         spared(|it| it[0].up = false);
         spared(|it| it[2].address = "vm-2:7001".to_owned());
-        spared(|it| it[2].address = format!("new-2{PLACE}"));
+        // Nobody else answers where it was last.
+        spared(|it| {
+            it[2].address = format!("new-2{PLACE}");
+            it[3].up = false;
+        });
         // It came after all of these: it is one more, and nobody's predecessor.
         spared(|it| it[2].id = NodeId(78));
         let mut stretched = Vec::from(cluster("old", "from"));
@@ -256,6 +250,73 @@ pub(super) mod tests {
         let mut heard = cluster("old", "from");
         heard[2].last_contact = Some(HEARD_LOST_AFTER);
         assert_eq!(lost(&heard), [NodeId(3)].into());
+    }
+
+    /// All orders of `items`.
+    fn orders<T: Clone>(items: &[T]) -> Vec<Vec<T>> {
+        if items.is_empty() {
+            return vec![Vec::new()];
+        }
+        let each = items.iter().enumerate();
+        each.flat_map(|(at, first)| {
+            let mut rest = items.to_vec();
+            rest.remove(at);
+            orders(&rest).into_iter().map(move |mut order| {
+                order.insert(0, first.clone());
+                order
+            })
+        })
+        .collect()
+    }
+
+    /// Whichever volumes are empty, and whichever names the others and the empty ones are bound to: in another place, under
+    /// another name, or where all is called as it was.
+    #[test]
+    fn whose_volume_is_empty_is_found_however_names_are_bound_to_volumes() {
+        const PLACE: &str = ".new-peers.to.svc.cluster.local:7001";
+        let mut seen = 0;
+        for (count, empty) in [(3_u64, 1), (5, 1), (5, 2)] {
+            for order in orders(&Vec::from_iter(1..=count)) {
+                // Each set of empty volumes once, whatever their order.
+                let (gone, kept) = order.split_at(empty);
+                if !gone.is_sorted() || !kept.is_sorted() {
+                    continue;
+                }
+                let newcomers = 31..31 + u64::try_from(empty).unwrap();
+                let bound: Vec<u64> = kept.iter().copied().chain(newcomers).collect();
+                for bound in orders(&bound) {
+                    for old in ["new", "old"] {
+                        let last = |id: &u64| match old {
+                            "new" => format!("new-{}{PLACE}", id - 1),
+                            _ => format!("old-{}.old-peers.from.svc.cluster.local:7001", id - 1),
+                        };
+                        let mut members: Vec<MemberView> = gone
+                            .iter()
+                            .map(|id| MemberView {
+                                up: false,
+                                last_contact: None,
+                                ..member(*id, &last(id))
+                            })
+                            .collect();
+                        members.extend(bound.iter().enumerate().map(|(at, id)| MemberView {
+                            voter: *id <= count,
+                            ..member(*id, &format!("new-{at}{PLACE}"))
+                        }));
+                        let wanted: BTreeSet<NodeId> = gone.iter().copied().map(NodeId).collect();
+                        let peers = u32::try_from(count).unwrap();
+                        let found = lost("new", PLACE, peers, &members);
+                        assert_eq!(found, wanted, "{bound:?} are at new-0 and on, {old}");
+                        // One that is away for a moment is no reason.
+                        let away = members.last_mut().unwrap();
+                        (away.up, away.last_contact) = (false, Some(Duration::from_secs(2)));
+                        let found = lost("new", PLACE, peers, &members);
+                        assert_eq!(found, [].into(), "{bound:?}");
+                        seen += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(seen, 2 * (3 * 6 + 5 * 120 + 10 * 120));
     }
 
     #[test]

@@ -18,12 +18,13 @@ use kube::runtime::watcher::{self, DefaultBackoff, Event, watcher};
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout_at};
 
-use super::ANSWER_MAX;
+use super::client::ANSWER_MAX;
 
 /// How much later than it should a failure may be told, on a busy machine.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// How long one watch lasts, in seconds. A connection that died without a word is noticed after it.
+/// How long one watch lasts, in seconds. A server that says nothing any more is noticed after it; that there is no path to it
+/// any more, long before, by the connection itself.
 const WATCH_SECS: u32 = 60;
 
 /// What is heard of a watch.

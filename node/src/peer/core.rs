@@ -37,6 +37,7 @@ use crate::consensus::{Leadership, ProposeError, ReadError, TransferError};
 
 mod manage;
 mod members;
+mod place;
 mod storage;
 mod transfer;
 mod version;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use raftserve_model::{ClusterId, Incarnation, LogIndex, NodeId};
 use raftserve_store::raft::PeerRecord;
@@ -154,6 +154,7 @@ struct Contacts {
 pub(crate) struct Directory {
     cluster: ClusterId,
     me: NodeId,
+    began: Instant,
     contacts: Mutex<Contacts>,
 }
 
@@ -163,8 +164,14 @@ impl Directory {
         Self {
             cluster,
             me,
+            began: Instant::now(),
             contacts: Mutex::default(),
         }
+    }
+
+    /// For how long others have been met.
+    pub(crate) fn age(&self) -> Duration {
+        self.began.elapsed()
     }
 
     fn contacts(&self) -> std::sync::MutexGuard<'_, Contacts> {

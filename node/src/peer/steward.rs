@@ -238,8 +238,8 @@ impl Core {
             Step::Promote(nodes) => self.change(ChangeMembers::AddVoterIds(nodes.clone())).await,
             Step::Replace { old, new } => {
                 let changes = vec![
-                    ChangeMembers::AddVoterIds([*new].into()),
-                    ChangeMembers::RemoveVoters([*old].into()),
+                    ChangeMembers::AddVoterIds(new.clone()),
+                    ChangeMembers::RemoveVoters(old.clone()),
                 ];
                 self.change(ChangeMembers::Batch(changes)).await
             }

@@ -11,11 +11,13 @@ use raftserve_store::command::{Action, Refusal};
 use raftserve_store::state::{PeerStanding, Predecessor};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::place::{self, Known, Place};
 use super::{ANSWER_GRACE, Core, Obstacle, millis, pause};
 use crate::consensus::{ManageError, ProposeError};
 use crate::peer::bootstrap::greet;
 use crate::peer::calls::Method;
 use crate::peer::links::frame;
+use crate::peer::steward::SILENCE_MAX;
 use crate::peer::wire::{
     HelloRequest, JoinReply, JoinRequest, ManageReply, ManageRequest, ManageTask, MemberHealth,
     ProposeReply, Standing,
@@ -65,9 +67,19 @@ impl Core {
         if let Err(error) = self.pass_all_ids(until).await {
             return JoinReply::NotYet(error.to_string());
         }
+        let replaces = match self.place_of(&asked) {
+            Place::New => None,
+            Place::Of(predecessor) => Some(predecessor),
+            Place::Unsure(node) => {
+                return JoinReply::NotYet(format!(
+                    "peer {node}, which was at {} last, is looked for: it may be elsewhere now",
+                    asked.address
+                ));
+            }
+        };
         let action = Action::AdmitPeer {
             nonce: asked.nonce,
-            replaces: self.predecessor(&asked),
+            replaces,
             address: asked.address,
             promotion: asked.promotion,
         };
@@ -101,30 +113,42 @@ impl Core {
         }
     }
 
-    /// The peer that ran where a new one answers now: two cannot run there at once.
-    fn predecessor(&self, asked: &JoinRequest) -> Option<Predecessor> {
+    /// Whose place a peer takes that asks to be let in.
+    fn place_of(&self, asked: &JoinRequest) -> Place {
         let roster = self.directory.roster();
-        let there = |node: NodeId| self.directory.address(node).as_ref() == Some(&asked.address);
-        let member = roster.members.iter().find_map(|(node, record)| {
-            let other = record.nonce != asked.nonce && there(*node);
-            other.then_some(Predecessor {
-                node: *node,
-                nonce: record.nonce,
-            })
-        });
         let state = self.reader.state();
-        let admitted = || {
-            let mut peers = state.peers();
-            let other = peers.find(|peer| {
-                let active = matches!(peer.standing, PeerStanding::Active(_));
-                active && peer.nonce != asked.nonce && peer.address == asked.address
-            })?;
-            (!roster.members.contains_key(&other.id)).then_some(Predecessor {
-                node: other.id,
-                nonce: other.nonce,
-            })
+        let of = |node, nonce, recorded: &str| {
+            let said = self.announced(node).map(|said| said.peer_address);
+            let heard = self.directory.last_answer(node);
+            Known {
+                peer: Predecessor { node, nonce },
+                said: said.is_some(),
+                address: said.unwrap_or_else(|| recorded.to_owned()),
+                answers: node == self.me() || heard.is_some_and(|at| at.elapsed() <= SILENCE_MAX),
+            }
         };
-        member.or_else(admitted)
+        // Who leaves has a successor, or needs none.
+        let is_active = |standing| matches!(standing, PeerStanding::Active(_));
+        let stays = |node| state.peer(node).is_none_or(|it| is_active(it.standing));
+        let members = roster.members.iter().filter(|(node, _)| stays(**node));
+        let members = members.map(|(node, record)| of(*node, record.nonce, &record.address));
+        let admitted = state
+            .peers()
+            .filter(|peer| is_active(peer.standing) && !roster.members.contains_key(&peer.id));
+        let admitted = admitted.map(|peer| of(peer.id, peer.nonce, &peer.address));
+        let known: Vec<Known> = members.chain(admitted).collect();
+        let place = place::of(&asked.address, asked.nonce, &known, self.directory.age());
+        let Place::Of(last) = place else {
+            return place;
+        };
+        // One that was wiped again before it had the vote of the one before it.
+        let successor = Some(last.node);
+        let mut peers = state.peers();
+        let before = peers.find(|it| it.standing == PeerStanding::Leaving { successor });
+        Place::Of(before.map_or(last, |before| Predecessor {
+            node: before.id,
+            nonce: before.nonce,
+        }))
     }
 
     /// The entry that decides that `node` is to go; none if there is no such member.

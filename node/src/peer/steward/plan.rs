@@ -75,8 +75,11 @@ pub(crate) enum Step {
     AddLearner(NodeId),
     /// Gives learners a vote.
     Promote(BTreeSet<NodeId>),
-    /// Gives `new` the vote of `old`, in one joint change.
-    Replace { old: NodeId, new: NodeId },
+    /// Gives the votes of `old` to `new`, in one joint change.
+    Replace {
+        old: BTreeSet<NodeId>,
+        new: BTreeSet<NodeId>,
+    },
     /// Takes the votes and the membership of all these, in one joint change.
     RemoveVoters(BTreeSet<NodeId>),
     /// Forgets a learner.
@@ -131,10 +134,7 @@ impl View {
         if self.voters.is_disjoint(nodes) {
             return Ok(());
         }
-        let rest = self.voters.difference(nodes);
-        let (count, live) = rest.fold((0, 0), |(count, live), voter| {
-            (count + 1, live + usize::from(self.counts(*voter)))
-        });
+        let (count, live) = self.left_without(nodes);
         if count == 0 {
             let names: Vec<String> = nodes.iter().map(|node| format!("peer {node}")).collect();
             return Err(format!(
@@ -150,6 +150,14 @@ impl View {
             ));
         }
         Ok(())
+    }
+
+    /// How many voters are left without `nodes`, and how many of those a quorum can be made of now.
+    fn left_without(&self, nodes: &BTreeSet<NodeId>) -> (usize, usize) {
+        let rest = self.voters.difference(nodes);
+        rest.fold((0, 0), |(count, live), voter| {
+            (count + 1, live + usize::from(self.counts(*voter)))
+        })
     }
 
     /// What is to be done about one that is to go, other than taking the vote of one without a successor.
@@ -169,7 +177,10 @@ impl View {
         }
         let new = self.pending(successor)?;
         let ready = self.is_learner(new) && self.is_ready(new);
-        ready.then_some(Step::Replace { old: node, new })
+        ready.then(|| Step::Replace {
+            old: [node].into(),
+            new: [new].into(),
+        })
     }
 
     /// The successor, as long as it does not vote itself.
@@ -177,22 +188,49 @@ impl View {
         successor.filter(|successor| !self.voters.contains(successor))
     }
 
-    /// All that are to go together go in one change: between two, those that stay might need a vote of one that
-    /// has been told to end. Failing that, whoever can.
-    fn removals(&self) -> Option<Step> {
+    /// Voters that are to go, and whose votes nobody is to take over.
+    fn going(&self) -> BTreeSet<NodeId> {
         let going = self.leaving().filter_map(|(peer, successor)| {
             let alone = self.pending(successor).is_none() && self.voters.contains(&peer.id);
             alone.then_some(peer.id)
         });
-        let going: BTreeSet<NodeId> = going.collect();
+        going.collect()
+    }
+
+    /// Learners that are ready for the votes of `going`: as many as leave the number of voters odd, and never more than go.
+    fn substitutes(&self, going: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        let (rest, _) = self.left_without(going);
+        let ready = self.promotable(Promotion::Automatic);
+        let most = ready.len().min(going.len());
+        let odd = (0..=most).rev().find(|new| (rest + new) % 2 == 1);
+        ready.into_iter().take(odd.unwrap_or(0)).collect()
+    }
+
+    /// Takes the votes of `going`, which learners that are ready get in the same change; none while there is no quorum to
+    /// agree to that, or would be none after it.
+    fn removal_of(&self, going: BTreeSet<NodeId>) -> Option<Step> {
+        let new = self.substitutes(&going);
+        if new.is_empty() {
+            let may_go = self.may_lose_all(&going).is_ok();
+            return may_go.then_some(Step::RemoveVoters(going));
+        }
+        let (before, live_before) = self.left_without(&BTreeSet::new());
+        let (rest, live) = self.left_without(&going);
+        let agrees =
+            live_before >= majority(before) && live + new.len() >= majority(rest + new.len());
+        agrees.then_some(Step::Replace { old: going, new })
+    }
+
+    /// All that are to go together go in one change: between two, those that stay might need a vote of one that
+    /// has been told to end. Failing that, whoever can.
+    fn removals(&self) -> Option<Step> {
+        let going = self.going();
         if going.is_empty() || !going.is_subset(&self.lease_free) {
             return None;
         }
-        if self.may_lose_all(&going).is_ok() {
-            return Some(Step::RemoveVoters(going));
-        }
-        let one = going.into_iter().find(|node| self.may_lose(*node).is_ok());
-        one.map(|node| Step::RemoveVoters([node].into()))
+        let mut each = going.iter().copied();
+        self.removal_of(going.clone())
+            .or_else(|| each.find_map(|node| self.removal_of([node].into())))
     }
 
     fn leaving(&self) -> impl Iterator<Item = (&Arc<PeerEntry>, Option<NodeId>)> {
@@ -232,10 +270,11 @@ impl View {
             .collect()
     }
 
-    /// An even number of voters survives no more losses than one less, and needs one more to agree.
+    /// An even number of voters survives no more losses than one less, and needs one more to agree. Learners that may take
+    /// over the votes of those that go are kept for that.
     fn promotions(&self) -> Option<Step> {
         let mut chosen: BTreeSet<_> = self.promotable(Promotion::Ordered).into_iter().collect();
-        if chosen.is_empty() {
+        if chosen.is_empty() && self.going().is_empty() {
             let ready = self.promotable(Promotion::Automatic);
             let even = self.voters.len().is_multiple_of(2);
             let count = if even { 1 } else { 2 };
@@ -272,7 +311,8 @@ impl View {
                 && (peer.id == node || self.answers(peer.id))
         });
         let waiting: Vec<NodeId> = waiting.map(|peer| peer.id).collect();
-        let even = self.voters.len().is_multiple_of(2);
+        let (staying, _) = self.left_without(&self.going());
+        let even = staying.is_multiple_of(2);
         let left_over = waiting.len().is_multiple_of(2) == even;
         let last = waiting.last().is_some_and(|last| *last == node);
         match left_over && last {
@@ -448,8 +488,8 @@ mod tests {
         view.peers.push(peer(3, leaving));
         silence(&mut view, 3, STEADY);
         let replace = Step::Replace {
-            old: NodeId(3),
-            new: NodeId(10),
+            old: ids([3]),
+            new: ids([10]),
         };
         assert_eq!(view.steps(), [replace]);
         let before = view.clone();
@@ -458,6 +498,61 @@ mod tests {
         let mut view = before;
         silence(&mut view, 10, STEADY);
         assert_eq!(view.steps(), [], "nor does it lose its vote to nobody");
+    }
+
+    #[test]
+    fn learners_that_are_ready_get_the_votes_of_those_that_go_in_the_same_change() {
+        let gone = PeerStanding::Leaving { successor: None };
+        let lost = |voters, lost: &[u64], learners: &[u64]| {
+            let learners: Vec<_> = learners.iter().map(|id| (*id, AUTOMATIC)).collect();
+            let mut view = view(voters, &learners);
+            view.me = NodeId((1..).find(|id| !lost.contains(id)).unwrap());
+            view.peers.extend(lost.iter().map(|id| peer(*id, gone)));
+            for id in lost {
+                silence(&mut view, *id, STEADY);
+            }
+            view
+        };
+        let replace = |old: &[u64], new: &[u64]| Step::Replace {
+            old: ids(old.iter().copied()),
+            new: ids(new.iter().copied()),
+        };
+        for old in 1..=3 {
+            let mut view = lost(3, &[old], &[31]);
+            assert_eq!(view.vote(NodeId(31)), Vote::Due);
+            assert_eq!(view.steps(), [replace(&[old], &[31])]);
+            view.lease_free.remove(&NodeId(old));
+            assert_eq!(view.steps(), [], "it may yet use what it read");
+        }
+        for (one, other) in [(1, 2), (1, 5), (2, 4), (4, 5)] {
+            let two = [one, other];
+            assert_eq!(
+                lost(5, &two, &[31, 32]).steps(),
+                [replace(&two, &[31, 32])],
+                "{two:?}"
+            );
+            // Four voters would be no better than three.
+            let steps = lost(5, &two, &[31]).steps();
+            assert_eq!(steps, [Step::RemoveVoters(ids(two))]);
+        }
+        // A learner that is not ready yet is waited for by nobody: it is promoted later.
+        let mut early = lost(3, &[1], &[31]);
+        silence(&mut early, 31, STEADY);
+        assert_eq!(early.steps(), [Step::RemoveVoters(ids([1]))]);
+        // One that gets a vote by hand only takes none.
+        let mut by_hand = lost(3, &[1], &[]);
+        let manual = peer(31, PeerStanding::Active(Promotion::Manual));
+        by_hand.peers.push(manual);
+        by_hand.members.insert(NodeId(31));
+        assert_eq!(by_hand.steps(), [Step::RemoveVoters(ids([1]))]);
+        // Nor is a vote moved where too few are left to agree to anything after it.
+        let mut few = lost(3, &[1], &[31]);
+        silence(&mut few, 3, STEADY);
+        assert_eq!(few.steps(), [], "one of three answers");
+        let mut few = lost(5, &[1, 2], &[31, 32]);
+        assert!(!few.steps().is_empty());
+        silence(&mut few, 5, STEADY);
+        assert_eq!(few.steps(), [], "two of five answer");
     }
 
     #[test]

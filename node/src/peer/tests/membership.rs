@@ -189,6 +189,70 @@ async fn a_wiped_voter_joins_again_and_takes_its_own_place_under_a_new_id() {
     }
 }
 
+/// All peers end, one directory is lost, and the others and an empty one come back at other addresses than before: each at
+/// one that was another's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_directory_takes_the_vote_that_was_lost_whoever_has_whose_address_now() {
+    for binding in [[1, 2, 0], [1, 0, 2], [2, 1, 0], [0, 2, 1]] {
+        let mut places = Places::new(3);
+        let peers = living(places.start_all().await);
+        open_client(peers[2].as_ref().unwrap()).await;
+        let lost = peers[0].as_ref().unwrap().node_id();
+        let kept: BTreeSet<NodeId> = all(&peers[1..]);
+        stop_all(peers).await;
+        let mut folders: Vec<_> = places
+            .0
+            .iter_mut()
+            .map(|place| std::mem::replace(&mut place.folder, tempfile::tempdir().unwrap()))
+            .collect();
+        folders[0] = tempfile::tempdir().unwrap();
+        for (place, folder) in binding.into_iter().zip(folders) {
+            places.0[place].folder = folder;
+        }
+
+        let peers = living(places.start_all().await);
+        let everybody = all(&peers);
+        assert!(kept.is_subset(&everybody) && !everybody.contains(&lost));
+        let newcomer = *everybody.difference(&kept).next().unwrap();
+        let leader = peers[leader_of(&peers).await].as_ref().unwrap();
+        let consensus = leader.consensus();
+        let standing = |node| consensus.state().peer(node).map(|peer| peer.standing);
+        for node in &kept {
+            assert_eq!(standing(*node), None, "{node} is to go: {binding:?}");
+        }
+        if binding[0] != 0 {
+            // Nobody knows yet who is lost; on Kubernetes this is found out.
+            assert_eq!(standing(lost), None, "{binding:?}");
+            within(async {
+                loop {
+                    let health = consensus.member_health(PATIENCE).await.unwrap();
+                    let mut ready = health.iter().filter(|it| it.healthy_for_ms.is_some());
+                    if ready.any(|member| member.node == newcomer) {
+                        break;
+                    }
+                }
+            })
+            .await;
+            let dismissed = consensus.dismiss_members([lost].into(), PATIENCE).await;
+            dismissed.unwrap();
+        }
+        for peer in peers.iter().flatten() {
+            until(|| voters(peer) == everybody && members(peer) == everybody).await;
+            assert_eq!(clients_seen_by(peer).await, 1);
+        }
+        stop_all(peers).await;
+        // One change, and never four voters or two on the way.
+        let agreed = voters_by_log(places.0[binding[2]].folder.path());
+        let count = |voters: &BTreeSet<NodeId>| voters.len();
+        assert!(
+            agreed.iter().flatten().map(count).all(|count| count == 3),
+            "{agreed:?}"
+        );
+        let joint = agreed.iter().filter(|configs| configs.len() == 2);
+        assert_eq!(joint.count(), 1, "{agreed:?}");
+    }
+}
+
 /// An idle cluster's log is shorter than its founders are many.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn newcomers_to_an_idle_cluster_of_five_get_ids_that_no_founder_has() {

@@ -7,7 +7,8 @@ pub(super) fn of_api(error: &kube::Error, namespace: &str) -> String {
     match error {
         kube::Error::Api(status) => of_status(status.code, &status.message, namespace),
         other => format!(
-            "the Kubernetes API server does not answer: {}; traffic goes on, and it is asked again",
+            "the Kubernetes API server does not answer: {}; traffic goes on, and it is asked again until it does. See whether it \
+             is up (kubectl get --raw /readyz), and whether pods on this peer's node reach it",
             crate::controller::chain(other)
         ),
     }

@@ -58,3 +58,88 @@ async fn note(site: &Site, event: Event<Pod>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use raftserve_model::ClusterId;
+    use serde_json::{Value, json};
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+    use crate::kubernetes::client::tests::Server;
+
+    const CLUSTER: ClusterId = ClusterId([0xaa; 16]);
+
+    /// No watch that says nothing is believed for longer: as long as one lasts, and as an answer to the next takes.
+    const NOTICED: Duration = Duration::from_secs(80);
+
+    /// Long beside a pause between tries.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn pod(number: u32) -> Value {
+        json!({"metadata": {
+            "name": format!("p{number}"), "uid": format!("u{number}"),
+            "labels": {
+                labels::SERVICE: "svc", labels::SERVICE_ID: "7", labels::REPLICA: number.to_string(),
+            },
+        }})
+    }
+
+    async fn until(site: &Site, condition: impl Fn(&Site) -> bool) {
+        let mut changes = site.cache.changes();
+        let coming = async {
+            while !condition(site) {
+                changes.changed().await.unwrap();
+            }
+        };
+        timeout(PATIENCE, coming).await.expect("in time");
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_falls_silent_is_told_with_what_to_do_and_heard_again() {
+        let server = Server::start().await;
+        server.add(pod(1));
+        let site = Arc::new(Site {
+            cluster: CLUSTER,
+            client: server.client(),
+            namespace: "ns".to_owned(),
+            default_image: String::new(),
+            cache: Arc::default(),
+            home: None,
+        });
+        let cancelled = CancellationToken::new();
+        let watching = tokio::spawn(run(Arc::clone(&site), cancelled.clone()));
+        let count = |site: &Site| site.cache.observe().map_or(0, |seen| seen.len());
+        until(&site, |site| count(site) == 1).await;
+        server.watched().await;
+        server.silence(true);
+        server.add(pod(2));
+
+        // From here on, time passes as soon as nobody has anything else to do.
+        tokio::time::pause();
+        let fell_silent = Instant::now();
+        let mut changes = site.cache.changes();
+        while site.cache.trouble().is_none() {
+            let told = timeout(2 * NOTICED, changes.changed()).await;
+            told.expect("it is told").unwrap();
+        }
+        assert!(fell_silent.elapsed() <= NOTICED, "{fell_silent:?}");
+        tokio::time::resume();
+        let told = site.cache.trouble().unwrap();
+        assert!(
+            told.contains("does not answer") && told.contains("kubectl get --raw /readyz"),
+            "{told}"
+        );
+        assert_eq!(count(&site), 1, "what was seen last is believed meanwhile");
+
+        server.silence(false);
+        until(&site, |site| {
+            count(site) == 2 && site.cache.trouble().is_none()
+        })
+        .await;
+        cancelled.cancel();
+        watching.await.unwrap();
+    }
+}

@@ -1,0 +1,346 @@
+//! The way to the API server, on which nothing is waited for that will never come.
+//!
+//! A connection may go silent without an end: packets are dropped on the way, or the server stands still. kube's own client
+//! would wait for as long as TCP does, or for ever. Here a path that is gone is noticed by the connection itself
+//! ([`PATH_GONE_MAX`]), whatever is under way on it; and a server that takes requests and says nothing, or stops in the
+//! middle of an answer, by how long that takes ([`ANSWER_MAX`]). Whoever watched or asked is told, and tries again on
+//! another connection.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, BodyStream, StreamBody};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::retry::RetryPolicy;
+use kube::client::{Body, ClientBuilder, ConfigExt};
+use kube::{Client, Config};
+use tokio::time::timeout;
+use tower::retry::RetryLayer;
+use tower::timeout::TimeoutLayer;
+use tower::util::option_layer;
+use tower::{BoxError, Layer, Service, ServiceExt};
+
+/// The longest that connecting to the API server may take.
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+
+/// The longest that the head of an answer may take, and each pause within an answer that has an end: an API server that is up
+/// is told by its own store within less.
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// After how long at rest a connection is probed, how often again, and how many probes may stay without an answer.
+const PROBE_AFTER: Duration = Duration::from_secs(10);
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+const PROBES_MAX: u32 = 2;
+
+/// Within so long it is noticed that nothing gets to the API server any more, or back.
+const PATH_GONE_MAX: Duration = Duration::from_secs(20);
+
+/// A client for what `config` names. Calls nobody yet.
+///
+/// # Errors
+/// If the configuration cannot be used.
+pub(super) fn client(config: Config) -> Result<Client, kube::Error> {
+    let namespace = config.default_namespace.clone();
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_MAX));
+    tcp.set_keepalive(Some(PROBE_AFTER));
+    tcp.set_keepalive_interval(Some(PROBE_EVERY));
+    tcp.set_keepalive_retries(Some(PROBES_MAX));
+    // What was sent and is not acknowledged would else be sent again for a quarter of an hour.
+    tcp.set_tcp_user_timeout(Some(PATH_GONE_MAX));
+    let connector = config.rustls_https_connector_with_connector(tcp)?;
+    let caller = legacy::Client::builder(TokioExecutor::new()).build(connector);
+    let caller = caller.map_err(BoxError::from);
+    let retries = config.default_retry.then(RetryPolicy::server_retry);
+    // From the innermost outwards, in the order of kube's own.
+    let builder = ClientBuilder::new(caller, namespace)
+        .with_layer(&config.extra_headers_layer()?)
+        .with_layer(&option_layer(config.auth_layer()?))
+        .with_layer(&option_layer(retries.map(RetryLayer::new)))
+        .with_layer(&config.base_uri_layer())
+        .with_layer(&TimeoutLayer::new(ANSWER_MAX))
+        .with_layer(&Bounded);
+    Ok(builder.build())
+}
+
+/// Bounds the pauses within answers that have an end.
+#[derive(Clone, Copy, Debug)]
+struct Bounded;
+
+impl<S> Layer<S> for Bounded {
+    type Service = BoundedCalls<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        BoundedCalls(inner)
+    }
+}
+
+/// See [`Bounded`].
+#[derive(Clone, Debug)]
+struct BoundedCalls<S>(S);
+
+/// Whether the answer goes on for as long as there is something to tell: of a watch, or of a log that is followed. How long
+/// a watch may be silent is known to who watches.
+fn is_endless(request: &Request<Body>) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    let mut parts = query.split('&');
+    parts.any(|part| matches!(part, "watch=true" | "follow=true"))
+}
+
+/// No word came within an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer stopped before its end, and nothing came for {ANSWER_MAX:?}")]
+struct Stopped;
+
+impl<S, B> Service<Request<Body>> for BoundedCalls<S>
+where
+    S: Service<Request<Body>, Response = Response<B>>,
+    S::Future: Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<UnsyncBoxBody<Bytes, BoxError>>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(
+        &mut self,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), Self::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let is_endless = is_endless(&request);
+        let answering = self.0.call(request);
+        async move {
+            let answer = answering.await?;
+            Ok(answer.map(|body| {
+                let body = body.map_err(Into::<BoxError>::into);
+                match is_endless {
+                    true => body.boxed_unsync(),
+                    false => bounded(body).boxed_unsync(),
+                }
+            }))
+        }
+        .boxed()
+    }
+}
+
+/// `body`, which fails where nothing comes for [`ANSWER_MAX`].
+fn bounded<B>(body: B) -> impl http_body::Body<Data = Bytes, Error = BoxError> + Send
+where
+    B: http_body::Body<Data = Bytes, Error = BoxError> + Send + 'static,
+{
+    let frames = BodyStream::new(Box::pin(body));
+    let frames = futures_util::stream::try_unfold(frames, async |mut frames| {
+        let next = timeout(ANSWER_MAX, frames.next()).await;
+        let next = next.map_err(|_| BoxError::from(Stopped))?;
+        let next: Option<Frame<Bytes>> = next.transpose()?;
+        Ok::<_, BoxError>(next.map(|frame| (frame, frames)))
+    });
+    StreamBody::new(frames)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::convert::Infallible;
+    use std::net::SocketAddr;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use k8s_openapi::api::core::v1::Pod;
+    use kube::Api;
+    use kube::api::ListParams;
+    use serde_json::{Value, json};
+    use tokio::net::TcpListener;
+    use tokio::sync::Notify;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// An API server with pods, on a socket: it takes connections and requests, and can fall silent, as one that stands
+    /// still, or where the way back to its clients is gone.
+    #[derive(Clone)]
+    pub(crate) struct Server(Arc<Held>);
+
+    struct Held {
+        address: SocketAddr,
+        pods: Mutex<Vec<Value>>,
+        is_silent: AtomicBool,
+        /// Somebody has a watch.
+        watched: Notify,
+    }
+
+    type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
+    fn whole(value: &Value) -> UnsyncBoxBody<Bytes, Infallible> {
+        http_body_util::Full::from(value.to_string()).boxed_unsync()
+    }
+
+    impl Server {
+        pub(crate) async fn start() -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let server = Self(Arc::new(Held {
+                address: listener.local_addr().unwrap(),
+                pods: Mutex::default(),
+                is_silent: AtomicBool::new(false),
+                watched: Notify::new(),
+            }));
+            let serving = server.clone();
+            tokio::spawn(async move {
+                while let Ok((connection, _)) = listener.accept().await {
+                    let server = serving.clone();
+                    let answer = service_fn(move |request: Request<_>| {
+                        let server = server.clone();
+                        let query = request.uri().query().unwrap_or_default().to_owned();
+                        async move { Ok::<_, Infallible>(server.answer(&query).await) }
+                    });
+                    let io = TokioIo::new(connection);
+                    tokio::spawn(http1::Builder::new().serve_connection(io, answer));
+                }
+            });
+            server
+        }
+
+        pub(crate) fn client(&self) -> Client {
+            let url = format!("http://{}", self.0.address).parse().unwrap();
+            let mut config = Config::new(url);
+            "ns".clone_into(&mut config.default_namespace);
+            client(config).unwrap()
+        }
+
+        /// Has one pod more.
+        pub(crate) fn add(&self, mut pod: Value) {
+            let mut pods = self.0.pods.lock().unwrap_or_else(PoisonError::into_inner);
+            pod["metadata"]["resourceVersion"] = (pods.len() + 1).to_string().into();
+            pods.push(pod);
+        }
+
+        /// Takes what comes and says nothing, or answers what is asked from now on.
+        pub(crate) fn silence(&self, is_silent: bool) {
+            self.0.is_silent.store(is_silent, Ordering::SeqCst);
+        }
+
+        /// Waits until somebody has a watch.
+        pub(crate) async fn watched(&self) {
+            self.0.watched.notified().await;
+        }
+
+        async fn answer(&self, query: &str) -> Answer {
+            if self.0.is_silent.load(Ordering::SeqCst) {
+                return std::future::pending().await;
+            }
+            let pods = self.0.pods.lock().unwrap_or_else(PoisonError::into_inner);
+            let last = pods.len();
+            if !query.contains("watch=true") {
+                return Response::new(whole(&json!({
+                    "apiVersion": "v1", "kind": "PodList",
+                    "metadata": { "resourceVersion": last.to_string() }, "items": *pods,
+                })));
+            }
+            let mut parts = query.split('&');
+            let known = parts.find_map(|part| part.strip_prefix("resourceVersion="));
+            let known: usize = known.and_then(|known| known.parse().ok()).unwrap_or(0);
+            let news: Vec<_> = pods[known..]
+                .iter()
+                .map(|pod| {
+                    let line = format!("{}\n", json!({"type": "ADDED", "object": pod}));
+                    Ok(Frame::data(Bytes::from(line)))
+                })
+                .collect();
+            self.0.watched.notify_one();
+            let events = futures_util::stream::iter(news).chain(futures_util::stream::pending());
+            Response::new(StreamBody::new(events).boxed_unsync())
+        }
+    }
+
+    /// As the body of an answer: `text`, and nothing after it.
+    async fn stops_after(text: &'static str) -> Client {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((connection, _)) = listener.accept().await {
+                let answer = service_fn(move |_: Request<_>| {
+                    let said = futures_util::stream::iter([Ok::<_, Infallible>(Frame::data(
+                        Bytes::from_static(text.as_bytes()),
+                    ))]);
+                    let body = StreamBody::new(said.chain(futures_util::stream::pending()));
+                    std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+                });
+                let io = TokioIo::new(connection);
+                tokio::spawn(http1::Builder::new().serve_connection(io, answer));
+            }
+        });
+        client(Config::new(url.parse().unwrap())).unwrap()
+    }
+
+    /// From here on, time passes as soon as nobody has anything else to do.
+    async fn in_time<T>(within: Duration, doing: impl Future<Output = T>) -> T {
+        tokio::time::pause();
+        let began = Instant::now();
+        let done = timeout(2 * within, doing).await.expect("an end");
+        assert!(began.elapsed() <= within, "{:?}", began.elapsed());
+        done
+    }
+
+    const MARGIN: Duration = Duration::from_millis(100);
+
+    #[tokio::test]
+    async fn a_silent_api_server_is_not_waited_for_for_ever() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", silent.local_addr().unwrap());
+        let client = client(Config::new(url.parse().unwrap())).unwrap();
+        let pods: Api<Pod> = Api::namespaced(client, "ns");
+        let asked = tokio::spawn(async move { pods.get("p").await });
+        let (_connection, _) = silent.accept().await.unwrap();
+        let error = in_time(ANSWER_MAX + MARGIN, asked).await.unwrap();
+        let error = error.unwrap_err();
+        assert!(matches!(error, kube::Error::Service(_)), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_stops_before_its_end_is_given_up() {
+        let pods: Api<Pod> = Api::namespaced(stops_after("{\"kind\": \"PodList\", ").await, "ns");
+        let list = ListParams::default();
+        let error = in_time(ANSWER_MAX + MARGIN, pods.list(&list)).await;
+        let error = crate::controller::chain(&error.unwrap_err());
+        assert!(error.contains("stopped before its end"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_has_no_end_may_be_silent_for_long() {
+        let pods: Api<Pod> = Api::namespaced(stops_after("one line\n").await, "ns");
+        let follow = kube::api::LogParams {
+            follow: true,
+            ..kube::api::LogParams::default()
+        };
+        let log = pods.log_stream("p", &follow).await.unwrap();
+        let mut lines = futures_util::AsyncBufReadExt::lines(log);
+        assert_eq!(lines.next().await.unwrap().unwrap(), "one line");
+        tokio::time::pause();
+        let more = timeout(Duration::from_secs(3_600), lines.next()).await;
+        assert!(more.is_err(), "{more:?}");
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_answers_is_heard() {
+        let server = Server::start().await;
+        server.add(json!({"metadata": {"name": "p", "uid": "u"}}));
+        let pods: Api<Pod> = Api::namespaced(server.client(), "ns");
+        let listed = pods.list(&ListParams::default()).await.unwrap();
+        assert_eq!(listed.items[0].metadata.name.as_deref(), Some("p"));
+    }
+}
