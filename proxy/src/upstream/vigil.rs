@@ -391,7 +391,11 @@ mod tests {
     /// What a connection does whose task is woken after this time, and finds nothing to read.
     async fn look_after(vigil: &mut Vigil, stream: &TcpStream, time: Duration) -> Option<Duration> {
         tokio::time::advance(time).await;
-        poll_fn(|cx| Poll::Ready(vigil.look(cx, stream))).await;
+        poll_fn(|cx| {
+            vigil.look(cx, stream);
+            Poll::Ready(())
+        })
+        .await;
         SockRef::from(stream).tcp_user_timeout().expect("open")
     }
 
