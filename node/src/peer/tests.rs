@@ -30,6 +30,7 @@ mod leading;
 mod membership;
 mod skew;
 mod strangers;
+mod stuck_transfer;
 mod upgrade;
 mod watching;
 

@@ -282,7 +282,7 @@ async fn with_relay(places: &Places) -> (Vec<Peer>, Relay) {
 
 /// Has `peers` take two snapshots and forget the log before them, all of them: whoever comes to lead meanwhile must not
 /// know it either.
-async fn forget_the_log(leading: &Peer, peers: &[Peer]) {
+pub(super) async fn forget_the_log(leading: &Peer, peers: &[&Peer]) {
     for _ in 0..2 {
         let LogIndexed(index) = open_client(leading).await;
         for peer in peers {
@@ -345,7 +345,7 @@ async fn a_watch_on_a_peer_that_is_sent_a_snapshot_misses_nothing() {
     for at in 1..40 {
         event(leading, at).await.unwrap();
     }
-    forget_the_log(leading, &peers[..2]).await;
+    forget_the_log(leading, &[&peers[0], &peers[1]]).await;
     let last = event(leading, 40).await.unwrap();
     relay.0.send_replace(true);
     while seen.upto < last {
@@ -416,7 +416,7 @@ async fn a_watch_that_a_snapshot_overtook_is_told_where_the_trail_begins() {
     more_than_is_kept(leading).await;
     // Nothing is written later, since each event that is added moves the beginning of the trail.
     let last = event(leading, 1).await.unwrap();
-    forget_the_log(leading, &peers[..2]).await;
+    forget_the_log(leading, &[&peers[0], &peers[1]]).await;
     relay.0.send_replace(true);
     let ended = async {
         loop {
