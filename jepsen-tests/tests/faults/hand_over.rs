@@ -5,6 +5,8 @@ use std::time::Duration;
 use anyhow::ensure;
 use jepsen_tests::admin::Admin;
 use jepsen_tests::cluster::{Cluster, Options, PATIENCE};
+use jepsen_tests::wait;
+use rustix::process::Signal;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -71,6 +73,52 @@ async fn a_leader_that_is_told_to_stop_hands_over_and_nobody_waits_for_an_electi
             shortest.is_some_and(|gap| *gap < lease),
             "no write for {gaps:?}, and an election takes longer than {lease:?}"
         );
+        stage::check(&cluster, running).await?;
+        cluster.pass();
+        Ok(())
+    })
+    .await
+}
+
+/// A leader that is told to stop when the only peer to hand over to has just been frozen: it has answered lately, takes
+/// the order, and never asks for a vote.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_heir_stands_still_ends_in_time_all_the_same() -> anyhow::Result<()> {
+    stage::run(TEST_TIME_MAX, async {
+        let mut cluster = Cluster::start().await?;
+        let mut running = stage::clients(&cluster);
+        running.progress(SOME).await?;
+        let leader = cluster.leader().await?;
+        let heir = cluster.another(leader)?;
+        let third = 3 - leader - heir;
+        cluster.kill(third)?;
+        let (dead, admin) = (cluster.node_id(third)?, cluster.admin(leader));
+        wait::until("a leader that misses the dead peer", PATIENCE, async || {
+            let members = admin.health().await?.members;
+            let missed = members.iter().any(|it| it.id == dead && !it.up);
+            ensure!(missed, "{members:?}");
+            Ok(())
+        })
+        .await?;
+        running.progress(SOME).await?;
+        cluster.note(&format!(
+            "peer {heir} stands still, and peer {leader} is to stop"
+        ));
+        cluster.peer(heir).signal(Signal::STOP)?;
+        let began = Instant::now();
+        let end = cluster.peer_mut(leader).stop(PATIENCE).await?;
+        cluster.note(&format!("it took {:?}", began.elapsed()));
+        cluster.peer(heir).signal(Signal::CONT)?;
+        ensure!(end.success(), "{end}");
+        let log = cluster.peer(leader).log_text();
+        ensure!(
+            log.contains("an election will follow") && log.contains("has not taken over in time"),
+            "{log}"
+        );
+        // What the heir finds when it goes on is an order of a term that is over, from a leader that is gone.
+        cluster.restart(leader).await?;
+        cluster.restart(third).await?;
+        running.progress(SOME).await?;
         stage::check(&cluster, running).await?;
         cluster.pass();
         Ok(())
