@@ -45,8 +45,12 @@ const PATH_GONE_MAX: Duration = Duration::from_secs(20);
 /// A client for what `config` names. Calls nobody yet.
 ///
 /// # Errors
-/// If the configuration cannot be used.
+/// If the configuration cannot be used, as where it names a proxy on the way: no client for those is compiled in.
 pub(super) fn client(config: Config) -> Result<Client, kube::Error> {
+    if let Some(proxy_url) = &config.proxy_url {
+        let proxy_url = Box::new(proxy_url.clone());
+        return Err(kube::Error::ProxyProtocolUnsupported { proxy_url });
+    }
     let namespace = config.default_namespace.clone();
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
@@ -268,23 +272,31 @@ pub(crate) mod tests {
     }
 
     /// As the body of an answer: `text`, and nothing after it.
-    async fn stops_after(text: &'static str) -> Client {
+    async fn stops_after(text: &'static str) -> (Client, Arc<Notify>) {
+        let said_all = Arc::new(Notify::new());
+        let saying = Arc::clone(&said_all);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move {
             while let Ok((connection, _)) = listener.accept().await {
+                let saying = Arc::clone(&saying);
                 let answer = service_fn(move |_: Request<_>| {
-                    let said = futures_util::stream::iter([Ok::<_, Infallible>(Frame::data(
-                        Bytes::from_static(text.as_bytes()),
-                    ))]);
-                    let body = StreamBody::new(said.chain(futures_util::stream::pending()));
+                    let said = Frame::data(Bytes::from_static(text.as_bytes()));
+                    let said = futures_util::stream::iter([Ok::<_, Infallible>(said)]);
+                    let saying = Arc::clone(&saying);
+                    let silence = futures_util::stream::once(async move {
+                        saying.notify_one();
+                        std::future::pending().await
+                    });
+                    let body = StreamBody::new(said.chain(silence));
                     std::future::ready(Ok::<_, Infallible>(Response::new(body)))
                 });
                 let io = TokioIo::new(connection);
                 tokio::spawn(http1::Builder::new().serve_connection(io, answer));
             }
         });
-        client(Config::new(url.parse().unwrap())).unwrap()
+        let client = client(Config::new(url.parse().unwrap())).unwrap();
+        (client, said_all)
     }
 
     /// From here on, time passes as soon as nobody has anything else to do.
@@ -313,16 +325,19 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn an_answer_that_stops_before_its_end_is_given_up() {
-        let pods: Api<Pod> = Api::namespaced(stops_after("{\"kind\": \"PodList\", ").await, "ns");
-        let list = ListParams::default();
-        let error = in_time(ANSWER_MAX + MARGIN, pods.list(&list)).await;
+        let (client, said_all) = stops_after("{\"kind\": \"PodList\", ").await;
+        let pods: Api<Pod> = Api::namespaced(client, "ns");
+        let asked = tokio::spawn(async move { pods.list(&ListParams::default()).await });
+        said_all.notified().await;
+        let error = in_time(ANSWER_MAX + MARGIN, asked).await.unwrap();
         let error = crate::controller::chain(&error.unwrap_err());
         assert!(error.contains("stopped before its end"), "{error}");
     }
 
     #[tokio::test]
     async fn what_has_no_end_may_be_silent_for_long() {
-        let pods: Api<Pod> = Api::namespaced(stops_after("one line\n").await, "ns");
+        let (client, _) = stops_after("one line\n").await;
+        let pods: Api<Pod> = Api::namespaced(client, "ns");
         let follow = kube::api::LogParams {
             follow: true,
             ..kube::api::LogParams::default()
@@ -333,6 +348,14 @@ pub(crate) mod tests {
         tokio::time::pause();
         let more = timeout(Duration::from_secs(3_600), lines.next()).await;
         assert!(more.is_err(), "{more:?}");
+    }
+
+    #[test]
+    fn a_proxy_on_the_way_is_refused_and_not_passed_by() {
+        let mut config = Config::new("http://127.0.0.1:1".parse().unwrap());
+        config.proxy_url = Some("http://proxy:3128".parse().unwrap());
+        let error = client(config).err().unwrap();
+        assert!(error.to_string().contains("proxy:3128"), "{error}");
     }
 
     #[tokio::test]
