@@ -5,7 +5,7 @@
 //! blocks: length u32 | crc u32 | records, each length u32 | frame
 //! end: zero u32 | record count u64 | file length u64 | crc of all before u32 | magic 8
 //! ```
-//! A file is written under another name and [synced piece by piece](pace), read back and verified, and only then given its name and
+//! A file is written under another name and synced piece by piece (see `pace`), read back and verified, and only then given its name and
 //! that made durable. So a file with a snapshot's name is whole, and damage found later is damage.
 //! Two are kept: the log must reach back to the older one, so that the loss of either costs nothing.
 //! Building and installing take turns, and never put an older snapshot in place of a newer one.

@@ -45,11 +45,12 @@ impl Upstream {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
+        let listener = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
         std::thread::Builder::new()
             .name("replicas".to_owned())
-            .spawn(move || runtime.block_on(serve(&listener)))?;
+            .spawn(move || runtime.block_on(serve(listener)))?;
         Ok(Self { port })
     }
 
@@ -62,7 +63,8 @@ impl Upstream {
     }
 }
 
-async fn serve(listener: &TcpListener) {
+async fn serve(listener: std::net::TcpListener) -> std::io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
     loop {
         if let Ok((stream, _)) = listener.accept().await {
             tokio::spawn(async move { drop(answer(stream).await) });
