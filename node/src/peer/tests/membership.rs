@@ -63,6 +63,18 @@ async fn until(condition: impl Fn() -> bool) {
     .await;
 }
 
+/// The log in this directory has one change of the voters, and never four or two on the way.
+fn assert_one_change_of_three(data_dir: &Path) {
+    let agreed = voters_by_log(data_dir);
+    let count = |voters: &BTreeSet<NodeId>| voters.len();
+    assert!(
+        agreed.iter().flatten().map(count).all(|count| count == 3),
+        "{agreed:?}"
+    );
+    let joint = agreed.iter().filter(|configs| configs.len() == 2);
+    assert_eq!(joint.count(), 1, "{agreed:?}");
+}
+
 /// Who votes by each entry about members that is in the log of a peer, which does not run: once, or before and after.
 fn voters_by_log(data_dir: &Path) -> Vec<Vec<BTreeSet<NodeId>>> {
     let options = WalOptions::default();
@@ -177,15 +189,7 @@ async fn a_wiped_voter_joins_again_and_takes_its_own_place_under_a_new_id() {
         assert!(error.to_string().contains("was removed"), "{error}");
         drop(kept);
         stop_all(peers).await;
-        // One change, and never four voters or two on the way.
-        let agreed = voters_by_log(places.0[2].folder.path());
-        let count = |voters: &BTreeSet<NodeId>| voters.len();
-        assert!(
-            agreed.iter().flatten().map(count).all(|count| count == 3),
-            "{agreed:?}"
-        );
-        let joint = agreed.iter().filter(|configs| configs.len() == 2);
-        assert_eq!(joint.count(), 1, "{agreed:?}");
+        assert_one_change_of_three(places.0[2].folder.path());
     }
 }
 
@@ -241,15 +245,7 @@ async fn an_empty_directory_takes_the_vote_that_was_lost_whoever_has_whose_addre
             assert_eq!(clients_seen_by(peer).await, 1);
         }
         stop_all(peers).await;
-        // One change, and never four voters or two on the way.
-        let agreed = voters_by_log(places.0[binding[2]].folder.path());
-        let count = |voters: &BTreeSet<NodeId>| voters.len();
-        assert!(
-            agreed.iter().flatten().map(count).all(|count| count == 3),
-            "{agreed:?}"
-        );
-        let joint = agreed.iter().filter(|configs| configs.len() == 2);
-        assert_eq!(joint.count(), 1, "{agreed:?}");
+        assert_one_change_of_three(places.0[binding[2]].folder.path());
     }
 }
 
