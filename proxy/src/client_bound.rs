@@ -39,7 +39,7 @@ impl OverTcp for tokio::io::DuplexStream {
 #[derive(Debug)]
 pub(crate) struct ClientBound {
     usual: Duration,
-    /// When the first of a request's body came that is still coming, and when the bound was last moved.
+    /// Since when a request's body has been coming while something may have waited for room, and when that was last looked at.
     sending: Option<(Instant, Instant)>,
     /// Whether it is not the usual one.
     moved: bool,
@@ -61,13 +61,22 @@ impl ClientBound {
         if now.saturating_duration_since(set) < step {
             return;
         }
+        let Some(stream) = stream else {
+            return;
+        };
+        // While nothing waits for room, a client that dies is found by the usual bound.
+        if has_left(stream) {
+            self.sending = Some((now, now));
+            if std::mem::take(&mut self.moved) {
+                set_bound(stream, self.usual);
+            }
+            return;
+        }
         self.sending = Some((begun, now));
         self.moved = true;
-        if let Some(stream) = stream {
-            // The client has had no room since then at the longest. What comes within the next step moves it no more.
-            let sent_for = now.saturating_duration_since(begun);
-            set_bound(stream, sent_for + self.usual + step);
-        }
+        // The client has had no room since then at the longest. What comes within the next step moves it no more.
+        let sent_for = now.saturating_duration_since(begun);
+        set_bound(stream, sent_for + self.usual + step);
     }
 
     /// No body is coming: the usual bound holds again, once nothing waits for the client.
@@ -80,5 +89,56 @@ impl ClientBound {
             self.moved = false;
             set_bound(stream, self.usual);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use socket2::SockRef;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+    use tokio::time::advance;
+
+    use super::*;
+
+    const USUAL: Duration = Duration::from_secs(120);
+
+    #[tokio::test(start_paused = true)]
+    async fn only_while_something_waits_for_a_client_that_sends_is_its_bound_moved() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        set_bound(&stream, USUAL);
+        let mut bound = ClientBound::new(USUAL);
+        let now = || SockRef::from(&stream).tcp_user_timeout().unwrap().unwrap();
+        for _ in 0..40 {
+            advance(USUAL / 4).await;
+            bound.sent(Instant::now(), Some(&stream));
+            assert_eq!(now(), USUAL, "a client that dies is found as soon as ever");
+        }
+
+        let part = [0; 64 << 10];
+        let mut waiting = 0;
+        stream.writable().await.unwrap();
+        while let Ok(count) = stream.try_write(&part) {
+            waiting += count;
+        }
+        for steps in 1..=40 {
+            advance(USUAL / 4).await;
+            bound.sent(Instant::now(), Some(&stream));
+            assert_eq!(now(), USUAL + USUAL / 4 * (steps + 1));
+        }
+
+        while waiting > 0 {
+            let mut part = [0; 64 << 10];
+            waiting -= client.read(&mut part).await.unwrap();
+        }
+        advance(USUAL / 4).await;
+        bound.sent(Instant::now(), Some(&stream));
+        assert_eq!(now(), USUAL, "it has taken all");
     }
 }

@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes};
+use tokio::time::Instant;
 
 /// How much is held before it is waited for: some times what keeps a socket busy, and as much as the requests of a
 /// connection may have under way.
@@ -22,6 +23,8 @@ const BYTES_MAX: usize = 1 << 20;
 #[derive(Debug, Default)]
 pub(crate) struct Backlog {
     bytes: Cell<usize>,
+    /// When the socket last took some of it while somebody waited.
+    taken: Cell<Option<Instant>>,
     next: Cell<u64>,
     /// In the order in which they came. Nobody waits while there is room.
     waiting: RefCell<BTreeMap<u64, Waker>>,
@@ -67,6 +70,11 @@ impl Share {
             self.ticket = Some(ticket);
         }
         Poll::Pending
+    }
+
+    /// When the socket last took something for which this may have waited.
+    pub(super) fn taken_last(&self) -> Option<Instant> {
+        self.backlog.taken.get()
     }
 
     /// Counts a part until it is dropped.
@@ -120,6 +128,11 @@ impl Buf for Part {
 
     fn advance(&mut self, count: usize) {
         self.data.advance(count);
+        if let Some(backlog) = &self.counted
+            && !backlog.waiting.borrow().is_empty()
+        {
+            backlog.taken.set(Some(Instant::now()));
+        }
     }
 }
 

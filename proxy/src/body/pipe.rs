@@ -87,7 +87,8 @@ where
             }
             // What is read would only be held.
             if self.poll_share(cx).is_pending() {
-                if self.poll_patience(cx).is_ready() {
+                let taken = self.taken_last();
+                if self.poll_patience(cx, taken).is_ready() {
                     self.out.send_reset(Reason::CANCEL);
                     return Poll::Ready(());
                 }
@@ -160,7 +161,8 @@ where
         loop {
             let room = self.out.capacity();
             if room > 0 && needs && self.poll_share(cx).is_pending() {
-                return self.poll_patience(cx).map(|()| None);
+                let taken = self.taken_last();
+                return self.poll_patience(cx, taken).map(|()| None);
             }
             if room > 0 || !needs {
                 self.stalled = false;
@@ -169,7 +171,7 @@ where
             match self.out.poll_capacity(cx) {
                 Poll::Ready(Some(Ok(_))) => {}
                 Poll::Ready(_) => return Poll::Ready(Some(0)),
-                Poll::Pending => return self.poll_patience(cx).map(|()| None),
+                Poll::Pending => return self.poll_patience(cx, None).map(|()| None),
             }
         }
     }
@@ -182,9 +184,14 @@ where
         }
     }
 
-    /// Ready once there was no room for too long. A client that sends its request meanwhile is there, and may well listen
-    /// once it has said all.
-    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// When the receiver last took some of what its other streams wait for as well.
+    fn taken_last(&self) -> Option<Instant> {
+        self.share.as_ref()?.taken_last()
+    }
+
+    /// Ready once there was no room for too long, and for as long after it was `taken` what this waits for. A client that
+    /// sends its request meanwhile is there, and may well listen once it has said all.
+    fn poll_patience(&mut self, cx: &mut Context<'_>, taken: Option<Instant>) -> Poll<()> {
         let Some(patience) = self.patience else {
             return Poll::Pending;
         };
@@ -200,7 +207,8 @@ where
         };
         loop {
             ready!(limit.poll(cx));
-            let later = self.body.asked_last().map(|last| last + patience);
+            let last = self.body.asked_last().max(taken);
+            let later = last.map(|last| last + patience);
             match later.filter(|&later| later > limit.end()) {
                 Some(later) => limit.set(later),
                 None => return Poll::Ready(()),
@@ -243,6 +251,7 @@ mod tests {
     use std::future::poll_fn;
     use std::io;
 
+    use bytes::Buf;
     use h2::{RecvStream, client, server};
     use http::{Request, Response, Uri};
     use http_body::Frame;
@@ -584,6 +593,37 @@ mod tests {
             turn(&mut pipes).await;
         }
         assert!(pipes.is_empty(), "{} are left", pipes.len());
+        drop(client);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_not_cut_while_its_client_takes_what_others_have_waiting() {
+        const PATIENCE: Duration = Duration::from_secs(7);
+        let (mut server, outs, client) = untaken(1, (1 << 31) - 1, 64 << 10).await;
+        let client_of = patient(PATIENCE).expect("one");
+        let others = Share::new(Rc::clone(&client_of.backlog));
+        let mut waiting = others.count(vec![0; 2 << 20].into());
+        let out = outs.into_iter().next().expect("a stream");
+        let body = Both {
+            sends_until: Instant::now(),
+            taken: Rc::default(),
+        };
+        let mut pipe = Pipe::new(body, out, Some(client_of));
+        let mut is_cut = async || {
+            poll_fn(|cx| {
+                assert!(server.poll_closed(cx).is_pending());
+                Poll::Ready(pipe.poll(cx).is_ready())
+            })
+            .await
+        };
+        for _ in 0..20 {
+            assert!(!is_cut().await);
+            sleep(PATIENCE / 2).await;
+            waiting.advance(1);
+        }
+        assert!(!is_cut().await);
+        sleep(PATIENCE).await;
+        assert!(is_cut().await, "nothing is taken any more");
         drop(client);
     }
 
