@@ -27,7 +27,7 @@ use tower::timeout::TimeoutLayer;
 use tower::util::option_layer;
 use tower::{BoxError, Layer, Service, ServiceExt};
 
-/// The longest that connecting to the API server may take.
+/// The longest that a TCP connection to the API server may take. What follows on it counts as part of the answer.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 
 /// The longest that the head of an answer may take, and each pause within an answer that has an end: an API server that is up

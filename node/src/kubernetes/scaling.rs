@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use kube::runtime::{WatchStreamExt, watcher};
 use raftserve_model::NodeId;
-use raftserve_store::state::PeerStanding;
+use raftserve_store::state::{PeerStanding, State};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
@@ -35,23 +35,35 @@ const HEARD_LOST_AFTER: Duration = Duration::from_secs(15 * 60);
 /// How long agreeing on a removal may take.
 const DECIDE_MAX: Duration = Duration::from_secs(2);
 
-/// Who of `members` is to be told to leave, and was not yet. Members that are no pods of the set are none of its business.
-fn surplus(
+/// Who of `peers`, each with its address, is to be told to leave, and was not yet. Those that are no pods of the set are none
+/// of its business.
+fn surplus<'a>(
     set: &str,
     wanted: Wanted,
-    members: &[MemberView],
+    peers: impl IntoIterator<Item = (NodeId, &'a str)>,
     standing: impl Fn(NodeId) -> Option<PeerStanding>,
 ) -> BTreeSet<NodeId> {
     let Wanted::Peers(count) = wanted else {
         return BTreeSet::new();
     };
-    let beyond = |member: &&MemberView| {
-        let ordinal = ordinal(set, &member.address);
-        ordinal.is_some_and(|ordinal| ordinal >= count)
-    };
-    let surplus = members.iter().filter(beyond);
-    let surplus = surplus.filter(|member| stays(standing(member.id)));
-    surplus.map(|it| it.id).collect()
+    let peers = peers.into_iter();
+    let surplus = peers.filter(|(id, address)| {
+        let is_beyond = ordinal(set, address).is_some_and(|ordinal| ordinal >= count);
+        is_beyond && stays(standing(*id))
+    });
+    surplus.map(|(id, _)| id).collect()
+}
+
+/// The members where they are, and those that were let in a moment ago and are no members yet where they came.
+fn known<'a>(
+    members: &'a [MemberView],
+    state: &'a State,
+) -> impl Iterator<Item = (NodeId, &'a str)> {
+    let is_member = |id| members.iter().any(|member| member.id == id);
+    let let_in = state.peers().filter(move |peer| !is_member(peer.id));
+    let let_in = let_in.map(|peer| (peer.id, peer.address.as_str()));
+    let members = members.iter().map(|it| (it.id, it.address.as_str()));
+    members.chain(let_in)
 }
 
 fn stays(standing: Option<PeerStanding>) -> bool {
@@ -125,7 +137,7 @@ impl Home {
         let members = consensus.members();
         let state = consensus.state();
         let standing = |node| state.peer(node).map(|peer| peer.standing);
-        let mut surplus = surplus(&self.set, wanted, &members, standing);
+        let mut surplus = surplus(&self.set, wanted, known(&members, &state), standing);
         if let Wanted::Peers(count) = wanted
             && consensus.looked_for() >= LOST_AFTER
             && surplus.is_empty()
@@ -168,6 +180,9 @@ impl Home {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use raftserve_model::{LogIndex, LogTime};
+    use raftserve_store::Outcome;
+    use raftserve_store::command::{Action, Command};
     use raftserve_store::state::Promotion;
 
     use super::*;
@@ -186,6 +201,11 @@ pub(super) mod tests {
         }
     }
 
+    /// Where `members` are.
+    fn at(members: &[MemberView]) -> impl Iterator<Item = (NodeId, &str)> {
+        members.iter().map(|it| (it.id, it.address.as_str()))
+    }
+
     #[test]
     fn those_beyond_the_wanted_number_leave_and_nobody_leaves_who_is_only_stopped() {
         // Ids follow the order of arrival, not the ordinals.
@@ -195,7 +215,7 @@ pub(super) mod tests {
             member(3, "rs-2.rs-peers:7001"),
             member(4, "elsewhere-9:7001"),
         ];
-        let leaving = |wanted| surplus("rs", wanted, &members, |_| None);
+        let leaving = |wanted| surplus("rs", wanted, at(&members), |_| None);
         assert_eq!(leaving(Wanted::Peers(3)), [].into());
         assert_eq!(leaving(Wanted::Peers(2)), [NodeId(3)].into());
         assert_eq!(leaving(Wanted::Peers(1)), [NodeId(3), NodeId(40)].into());
@@ -332,7 +352,39 @@ pub(super) mod tests {
             NodeId(3) => Some(PeerStanding::Removed),
             _ => Some(PeerStanding::Active(Promotion::Automatic)),
         };
-        let leaving = surplus("rs", Wanted::Peers(1), &members, standing);
+        let leaving = surplus("rs", Wanted::Peers(1), at(&members), standing);
         assert_eq!(leaving, [NodeId(4)].into());
+    }
+
+    #[test]
+    fn who_was_let_in_and_is_no_member_yet_leaves_as_well_and_members_count_where_they_are() {
+        let mut state = State::default();
+        for (id, address) in [(30, "rs-3.rs-peers:7001"), (40, "rs-4.rs-peers:7001")] {
+            let admit = Action::AdmitPeer {
+                nonce: id,
+                address: address.to_owned(),
+                promotion: Promotion::Automatic,
+                replaces: None,
+            };
+            let admit = Command::at(LogTime::default(), admit);
+            let outcome = state.apply(LogIndex(id), &admit);
+            assert!(matches!(outcome, Outcome::Index(_)), "{outcome:?}");
+        }
+        // The one that was let in at rs-3 has another name since.
+        let members = [
+            member(1, "rs-0.rs-peers:7001"),
+            member(30, "rs-1.rs-peers:7001"),
+        ];
+        let standing = |node| state.peer(node).map(|peer| peer.standing);
+        let leaving = |count| {
+            surplus(
+                "rs",
+                Wanted::Peers(count),
+                known(&members, &state),
+                standing,
+            )
+        };
+        assert_eq!(leaving(5), [].into());
+        assert_eq!(leaving(3), [NodeId(40)].into());
     }
 }

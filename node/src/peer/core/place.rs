@@ -9,6 +9,8 @@ use std::time::Duration;
 use raftserve_model::NodeId;
 use raftserve_store::state::Predecessor;
 
+use crate::peer::steward::SILENCE_MAX;
+
 /// How long those that do not answer are looked for before it is believed that they are where they were last: long beside
 /// what processes take that are started at the same time.
 const LOOK: Duration = Duration::from_secs(30);
@@ -22,8 +24,14 @@ pub(super) struct Known {
     pub(super) address: String,
     /// Whether it said so itself since this peer began; else it is on record.
     pub(super) said: bool,
-    /// Whether it answers.
-    pub(super) answers: bool,
+    /// How long ago it answered last; none if never.
+    pub(super) silent: Option<Duration>,
+}
+
+impl Known {
+    fn answers(&self) -> bool {
+        self.silent.is_some_and(|silent| silent <= SILENCE_MAX)
+    }
 }
 
 /// What is known of the address that a newcomer has.
@@ -43,12 +51,14 @@ pub(super) fn of(address: &str, nonce: u64, known: &[Known], looked: Duration) -
     let was_there = |it: &&Known| it.address == address && it.peer.nonce != nonce;
     // One that spoke from there was there last, whoever was on record before.
     let there = || known.iter().filter(was_there);
-    let Some(last) = there().find(|it| it.said).or_else(|| there().next()) else {
+    let silent = |it: &&Known| it.silent.unwrap_or(Duration::MAX);
+    let spoke = there().filter(|it| it.said).min_by_key(silent);
+    let Some(last) = spoke.or_else(|| there().next()) else {
         return Place::New;
     };
     let mut others = known.iter().filter(|it| it.peer.node != last.peer.node);
     // The newcomer has the place of one that does not answer, and if there is only one such, of that.
-    let is_sure = last.said || looked >= LOOK || others.all(|it| it.answers);
+    let is_sure = last.said || looked >= LOOK || others.all(Known::answers);
     match is_sure {
         true => Place::Of(last.peer),
         false => Place::Unsure(last.peer.node),
@@ -77,7 +87,7 @@ mod tests {
                 peer: peer(node),
                 address: at.unwrap_or(node).to_string(),
                 said: at.is_some(),
-                answers: at.is_some(),
+                silent: at.map(|_| Duration::ZERO),
             }
         })
         .collect()
@@ -105,6 +115,14 @@ mod tests {
         // The first is lost, and the second had its name since.
         let known = members(3, &[(2, 1), (3, 3)]);
         assert_eq!(place(1, &known, Duration::ZERO), Place::Of(peer(2)));
+        // Two had it, one after the other.
+        let mut known = members(3, &[(2, 1), (3, 1)]);
+        for (second, third, last) in [(1, 2, 2), (2, 1, 3)] {
+            known[1].silent = Some(Duration::from_secs(second));
+            known[2].silent = Some(Duration::from_secs(third));
+            let found = place(1, &known, Duration::ZERO);
+            assert_eq!(found, Place::Of(peer(last)));
+        }
     }
 
     #[test]
