@@ -590,6 +590,8 @@ impl Peer {
     /// is on disk when this returns.
     pub async fn stop(self) {
         let failed = self.fatal.borrow().is_some();
+        // A snapshot under way is waited for.
+        self.core.snapshots.keep_calm(false);
         let raft = self.core.raft.clone();
         let stopping = self
             .threads

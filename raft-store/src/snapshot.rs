@@ -27,6 +27,7 @@ use crate::formats;
 use crate::state::{Record, RecordError, State};
 pub use file::FORMAT as SNAPSHOT_FORMAT;
 use file::{Blocks, CHECKSUM_AT, SnapshotWriter};
+use pace::Calm;
 
 /// The newest, and the one before it.
 const KEPT: usize = 2;
@@ -294,6 +295,7 @@ pub struct Snapshots {
     turn: Mutex<()>,
     /// Tells temporary files apart.
     sequence: Mutex<u64>,
+    calm: Calm,
 }
 
 impl Snapshots {
@@ -317,6 +319,7 @@ impl Snapshots {
             kept: Mutex::new(kept),
             turn: Mutex::new(()),
             sequence: Mutex::new(0),
+            calm: Calm::default(),
         })
     }
 
@@ -381,6 +384,12 @@ impl Snapshots {
 
     fn kept(&self) -> MutexGuard<'_, Vec<Snapshot>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether snapshots are written slowly from now on, those under way included, since clients wait for a log on the same
+    /// disk. They are not before this is called.
+    pub fn keep_calm(&self, is_calm: bool) {
+        self.calm.set(is_calm);
     }
 
     /// The newest snapshot.
@@ -472,7 +481,9 @@ impl Snapshots {
         records: impl Iterator<Item = Record>,
     ) -> Result<Snapshot, SnapshotError> {
         let file = self.receive()?;
-        let written = Self::write(&file, head, records).and_then(|()| self.put(file.clone(), head));
+        let written = self
+            .write(&file, head, records)
+            .and_then(|()| self.put(file.clone(), head));
         match written {
             Err(SnapshotError::Older { .. }) => Ok(self
                 .current()
@@ -486,11 +497,12 @@ impl Snapshots {
     }
 
     fn write(
+        &self,
         file: &SnapshotFile,
         head: &SnapshotHead,
         records: impl Iterator<Item = Record>,
     ) -> Result<(), SnapshotError> {
-        let mut writer = SnapshotWriter::start(file, head)?;
+        let mut writer = SnapshotWriter::start(file, head, &self.calm)?;
         for record in records {
             writer.push(&record)?;
         }
@@ -508,7 +520,9 @@ impl Snapshots {
         records: impl Iterator<Item = Record>,
     ) -> Result<SnapshotFile, SnapshotError> {
         let file = self.receive()?;
-        let written = Self::write(&file, head, records).and_then(|()| file.verify());
+        let written = self
+            .write(&file, head, records)
+            .and_then(|()| file.verify());
         self.discard(&file);
         written.map(|_| file)
     }

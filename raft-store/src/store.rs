@@ -161,6 +161,7 @@ impl Store {
         let (opened, writer) = self.open_idle(dir)?;
         let started = opened.wal.start(writer, self.wal.stall);
         started.map_err(OpenError::Wal)?;
+        opened.snapshots.keep_calm(true);
         Ok(opened)
     }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crc32c::{crc32c, crc32c_append};
 
-use super::pace::Pace;
+use super::pace::{Calm, Pace};
 use super::{SnapshotError, SnapshotFile, SnapshotHead};
 use crate::codec;
 use crate::formats;
@@ -33,13 +33,14 @@ pub(super) struct SnapshotWriter<'a> {
     offset: u64,
     crc: u32,
     count: u64,
-    pace: Pace,
+    pace: Pace<'a>,
 }
 
 impl<'a> SnapshotWriter<'a> {
     pub(super) fn start(
         file: &'a SnapshotFile,
         head: &SnapshotHead,
+        calm: &'a Calm,
     ) -> Result<Self, SnapshotError> {
         let mut writer = Self {
             file,
@@ -47,7 +48,7 @@ impl<'a> SnapshotWriter<'a> {
             offset: 0,
             crc: 0,
             count: 0,
-            pace: Pace::default(),
+            pace: Pace::new(calm),
         };
         let head = codec::encode(head).map_err(|source| writer.codec(source))?;
         let mut bytes = Vec::with_capacity(FIXED_LEN + head.len());
