@@ -46,7 +46,7 @@ pub use self::storage::Storage;
 pub(crate) use self::storage::Tidings;
 pub use self::version::{FinalizeError, Release};
 
-pub(crate) use transfer::LAG_MAX;
+pub(crate) use transfer::{LAG_MAX, follows_from};
 
 /// How long to wait before asking again where nothing has changed: an election takes some hundred
 /// milliseconds, and a call that is refused costs the one who refuses it little.

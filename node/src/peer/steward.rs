@@ -20,7 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use self::plan::{Condition, Step, View};
 use super::bootstrap::greet;
-use super::core::{Core, LAG_MAX};
+use super::core::{Core, LAG_MAX, follows_from};
 use super::wire::{HelloRequest, MoveLeaderReply, Standing};
 
 pub(crate) mod plan;
@@ -65,7 +65,8 @@ struct Book {
 }
 
 impl Book {
-    /// How `node` is, which answered `heard` ago, if ever.
+    /// How `node` is, which answered `heard` ago, if ever, and has `lag` entries to catch up with, none if that takes a
+    /// snapshot.
     fn judge(&mut self, node: NodeId, heard: Option<Duration>, lag: Option<u64>) -> Condition {
         // A silence before this reign, or before it was admitted, is not held against anybody.
         let known = self
@@ -190,10 +191,6 @@ impl Core {
         cut: &BTreeSet<NodeId>,
     ) -> BTreeMap<NodeId, Condition> {
         let last = metrics.last_log_index.unwrap_or(0);
-        let matched = |node: NodeId| {
-            let matched = metrics.replication.as_ref()?.get(&node)?.as_ref()?;
-            Some(matched.index)
-        };
         self.health.with(|book| {
             book.steady.retain(|node, _| members.contains(node));
             book.known.retain(|node, _| members.contains(node));
@@ -203,7 +200,7 @@ impl Core {
                     // One whose log was cut does not count, whatever it answers.
                     let heard = self.directory.last_answer(*node).map(|at| at.elapsed());
                     let heard = heard.filter(|_| !cut.contains(node));
-                    let lag = matched(*node).map(|matched| last.saturating_sub(matched));
+                    let lag = follows_from(metrics, *node).map(|at| last.saturating_sub(at));
                     (*node, book.judge(*node, heard, lag))
                 })
                 .collect()

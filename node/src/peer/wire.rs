@@ -238,7 +238,7 @@ pub struct MemberHealth {
     pub answers: bool,
     /// The last entry that it is known to hold.
     pub matched: Option<u64>,
-    /// How many entries it is behind.
+    /// How many entries it is behind; none if that is not known, or if it has to be sent a snapshot first.
     pub lag: Option<u64>,
     /// For how long it has answered and been caught up without a break, as far as this leader has seen.
     pub healthy_for_ms: Option<u64>,

@@ -12,12 +12,11 @@ use raftserve_store::state::{PeerStanding, Predecessor};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::place::{self, Known, Place};
-use super::{ANSWER_GRACE, Core, Obstacle, millis, pause};
+use super::{ANSWER_GRACE, Core, Obstacle, follows_from, millis, pause};
 use crate::consensus::{ManageError, ProposeError};
 use crate::peer::bootstrap::greet;
 use crate::peer::calls::Method;
 use crate::peer::links::frame;
-use crate::peer::steward::SILENCE_MAX;
 use crate::peer::wire::{
     HelloRequest, JoinReply, JoinRequest, ManageReply, ManageRequest, ManageTask, MemberHealth,
     ProposeReply, Standing,
@@ -119,12 +118,16 @@ impl Core {
         let state = self.reader.state();
         let of = |node, nonce, recorded: &str| {
             let said = self.announced(node).map(|said| said.peer_address);
-            let heard = self.directory.last_answer(node);
+            let heard = self.directory.last_answer(node).map(|at| at.elapsed());
             Known {
                 peer: Predecessor { node, nonce },
                 said: said.is_some(),
                 address: said.unwrap_or_else(|| recorded.to_owned()),
-                answers: node == self.me() || heard.is_some_and(|at| at.elapsed() <= SILENCE_MAX),
+                silent: if node == self.me() {
+                    Some(Duration::ZERO)
+                } else {
+                    heard
+                },
             }
         };
         // Who leaves has a successor, or needs none.
@@ -208,10 +211,11 @@ impl Core {
         let view = self.membership_view();
         let metrics = self.raft.metrics().borrow_watched().clone();
         let last = metrics.last_log_index.unwrap_or(0);
-        let matched = metrics.replication.unwrap_or_default();
+        let matched = metrics.replication.clone().unwrap_or_default();
         let member = |node: &NodeId| {
             let mine = *node == self.me();
             let at = matched.get(node).copied().flatten().map(|id| id.index);
+            let follows = follows_from(&metrics, *node);
             let condition = view.conditions.get(node);
             let tiding = self.tiding_of(*node);
             MemberHealth {
@@ -222,7 +226,7 @@ impl Core {
                 lag: if mine {
                     Some(0)
                 } else {
-                    at.map(|at| last.saturating_sub(at))
+                    follows.map(|at| last.saturating_sub(at))
                 },
                 healthy_for_ms: if mine {
                     self.health.leading_for().map(millis)
@@ -330,7 +334,11 @@ impl Core {
         let view = self.membership_view();
         view.may_lose_all(&nodes)
             .map_err(|reason| ManageError::Refused { reason })?;
-        let actions = nodes.iter().filter_map(|node| self.dismissal(*node));
+        // Those without a vote first: none of them is given one of those that go.
+        let votes = |node: &NodeId| view.voters.contains(node);
+        let (voters, others): (Vec<NodeId>, Vec<NodeId>) = nodes.into_iter().partition(votes);
+        let in_order = others.into_iter().chain(voters);
+        let actions = in_order.filter_map(|node| self.dismissal(node));
         let deciding = actions.map(|action| self.propose_as_leader(action, until));
         for decided in join_all(deciding).await {
             match decided {

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use openraft::RaftMetrics;
 use openraft::async_runtime::watch::WatchReceiver;
 use raftserve_model::NodeId;
+use raftserve_store::raft::TypeConfig;
 use raftserve_store::state::PeerStanding;
 use tokio::time::{Instant, timeout_at};
 
@@ -25,7 +27,7 @@ const TAKE_OVER: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Candidate {
     node: NodeId,
-    /// The last entry that it is known to hold.
+    /// From where its log goes on: see [`follows_from`].
     matched: Option<u64>,
     /// How long ago it last answered.
     silence: Option<Duration>,
@@ -36,6 +38,15 @@ struct Candidate {
     /// Whether it runs another release than the leader, as some do only while a cluster is upgraded: those that do
     /// have been restarted already, and need not hand over once more.
     updated: bool,
+}
+
+/// The last entry that `node` is known to hold, as the leader whose `metrics` these are knows it. None where it is not
+/// known, or where what comes after it is in the leader's log no more: then a whole snapshot comes first, however few
+/// entries it stands for.
+pub(crate) fn follows_from(metrics: &RaftMetrics<TypeConfig>, node: NodeId) -> Option<u64> {
+    let matched = metrics.replication.as_ref()?.get(&node)?.as_ref()?.index;
+    let purged = metrics.purged.as_ref().map(|id| id.index);
+    (Some(matched) >= purged).then_some(matched)
 }
 
 /// Chooses whom to hand over to.
@@ -55,7 +66,13 @@ fn choose(target: Option<NodeId>, last: u64, candidates: &[Candidate]) -> Result
         {
             return Err(format!("peer {} does not answer", candidate.node));
         }
-        if candidate.matched.is_none() || lag >= LAG_MAX {
+        if candidate.matched.is_none() {
+            return Err(format!(
+                "peer {} has not said yet how far its log reaches, or has to be sent a snapshot first",
+                candidate.node
+            ));
+        }
+        if lag >= LAG_MAX {
             return Err(format!(
                 "peer {} is {lag} entries behind, and may be at most {LAG_MAX}",
                 candidate.node
@@ -116,15 +133,14 @@ impl Core {
             said.is_some_and(|said| said.version != self.announcement.version)
         };
         let metrics = self.raft.metrics().borrow_watched().clone();
-        let matched = metrics.replication.unwrap_or_default();
-        let heard = metrics.heartbeat.unwrap_or_default();
+        let heard = metrics.heartbeat.clone().unwrap_or_default();
         let others = metrics
             .membership_config
             .voter_ids()
             .filter(|node| *node != self.me())
             .map(|node| Candidate {
                 node,
-                matched: matched.get(&node).copied().flatten().map(|id| id.index),
+                matched: follows_from(&metrics, node),
                 silence: heard.get(&node).and_then(Option::as_ref).map(|at| {
                     use openraft::Instant as _;
                     at.elapsed()
@@ -208,6 +224,15 @@ mod tests {
             assert!(refusal.contains(word), "{refusal}");
         }
         assert!(choose(None, 1000, &candidates).is_err());
+    }
+
+    #[test]
+    fn a_target_that_is_to_be_sent_a_snapshot_is_refused_however_near_it_is() {
+        let mut away = candidate(2, 0, 10);
+        away.matched = None;
+        let refusal = choose(Some(NodeId(2)), 4, &[away]).unwrap_err();
+        assert!(refusal.contains("snapshot"), "{refusal}");
+        assert!(choose(None, 4, &[away]).is_err());
     }
 
     #[test]
