@@ -9,6 +9,7 @@ mod abreast;
 mod figures;
 mod kills;
 mod nodes;
+mod permission;
 mod replacing;
 mod rollout;
 mod scaling;

@@ -20,7 +20,7 @@ use crate::stage::{PATIENCE, RELEASE, Release, peers_only};
 pub(crate) const REPLICAS: usize = 2;
 
 /// The service's name.
-const NAME: &str = "steady";
+pub(crate) const NAME: &str = "steady";
 
 /// Its pods.
 pub(crate) const PODS: &str = "raftserve.io/service=steady";
