@@ -8,6 +8,7 @@ mod spare;
 mod terms;
 mod wait;
 
+use std::cell::Cell;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::access_log::Record;
 use crate::answer::{Dialect, Refusal, no_such_service};
 use crate::body::{Ending, Held, Patience, Received, ResponseBody, Streamed, UploadBody};
-use crate::connection::Client;
+use crate::connection::{Client, Unsent};
 use crate::deadline;
 use crate::drain::Phase;
 use crate::grpc;
@@ -84,7 +85,7 @@ pub(crate) fn serve(
     async move {
         let mut response = match begun {
             Ok(mut begun) => {
-                let outcome = begun.send(&worker, &client).await;
+                let outcome = begun.send(&worker).await;
                 begun.finish(&worker, outcome)
             }
             Err(refused) => *refused,
@@ -123,6 +124,8 @@ struct Begun {
     /// When its answer must have ended.
     end: Option<Instant>,
     running: Running,
+    /// How the short path failed at it.
+    earlier: Cell<Option<Unsent>>,
 }
 
 /// Finds a request's service, and makes the request that a replica gets.
@@ -132,6 +135,8 @@ fn begin(
     mut request: Request<Received>,
     now: Instant,
 ) -> Result<Box<Begun>, Box<Response<ResponseBody>>> {
+    // Of this request, whatever becomes of it: the next one must not find it.
+    let mut earlier = client.unsent.take();
     let mut seen = Seen::of(request.headers());
     let dialect = Dialect::of(request.headers(), seen);
     let refused = |refusal: Refusal| Box::new(refusal.answer(None, dialect));
@@ -156,7 +161,15 @@ fn begin(
         record.version = request.version();
         Box::new(record)
     });
-    let (traced, context) = traced(worker, client, &service, host, &request, now);
+    let earlier_trace = earlier.as_mut().and_then(|earlier| earlier.trace.take());
+    let (traced, context) = traced(
+        (worker, client),
+        &service,
+        host,
+        &request,
+        now,
+        earlier_trace,
+    );
     let rule = service.rule(host, prefix_len, &request);
     let head_max = service.route.traffic.request_head_bytes_max;
     let head_fits = head_max.is_none_or(|most| prepare::head_bytes(&request) <= most as usize);
@@ -217,6 +230,7 @@ fn begin(
         ending,
         end,
         running,
+        earlier: Cell::new(earlier),
     }))
 }
 
@@ -246,10 +260,10 @@ fn prepare(
 
 impl Begun {
     /// Has a replica answer it, within its time.
-    async fn send(&mut self, worker: &Rc<Worker>, client: &Client) -> Result<Sent, Refusal> {
+    async fn send(&mut self, worker: &Rc<Worker>) -> Result<Sent, Refusal> {
         let request = self.request.take().expect("it is sent once");
         let terms = Terms::of(&self.service.route, self.rule, self.running.trace());
-        let sent = pin!(self.dispatch(worker, client, &terms, request));
+        let sent = pin!(self.dispatch(worker, &terms, request));
         match self.end {
             None => sent.await,
             // Boxed, as is all that only some requests come to: each would pay for the room.
@@ -263,7 +277,6 @@ impl Begun {
     async fn dispatch(
         &self,
         worker: &Rc<Worker>,
-        client: &Client,
         terms: &Terms<'_>,
         request: Box<Request<UploadBody>>,
     ) -> Result<Sent, Refusal> {
@@ -282,12 +295,11 @@ impl Begun {
             None => self.hash,
         };
         let choice = service.choose(terms.rule, hash);
-        let earlier = client.unsent.take();
+        let earlier = self.earlier.take();
         balance::send(worker, service, (choice, now), terms, request, earlier).await
     }
 
     /// The answer that came of it.
-    #[expect(clippy::boxed_local, reason = "it would be copied to be taken apart")]
     fn finish(
         self: Box<Self>,
         worker: &Worker,
@@ -325,18 +337,16 @@ impl Begun {
 /// Where the request's spans are gathered, if they are to be told; and if its trace begins here, the context that it has.
 /// What the short path began goes on.
 fn traced(
-    worker: &Worker,
-    client: &Client,
+    (worker, client): (&Worker, &Client),
     service: &ServiceView,
     host: &str,
     request: &Request<Received>,
     now: Instant,
+    earlier: Option<Rc<Trace>>,
 ) -> (Option<Rc<Trace>>, Option<[u8; 55]>) {
     let Some(tracer) = &worker.shared.config.tracer else {
         return (None, None);
     };
-    let mut earlier = client.unsent.borrow_mut();
-    let earlier = earlier.as_mut().and_then(|unsent| unsent.trace.take());
     let trace = match earlier {
         Some(trace) => trace,
         None => match tracer.sample_headers(request.headers()) {

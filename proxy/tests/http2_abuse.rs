@@ -18,6 +18,7 @@ use support::{
     Rig, SETTINGS, by_hand, frame, get, log, recorder, resident_bytes, service,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 
 /// What a flood may make this process hold, while its connection is there and after: each sends several times as much, or
@@ -199,6 +200,48 @@ async fn whoever_floods_loses_its_connection_and_nobody_else() {
     rig.idle().await;
 }
 
+/// Each of its requests costs the replica one, and a connection.
+#[tokio::test]
+async fn who_takes_back_request_after_request_that_a_replica_has_loses_its_connection() {
+    const AT_ONCE: u32 = 200;
+    const ROUNDS_MAX: u32 = 200;
+    let _alone = MEASURED.lock().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    // Takes requests, and says nothing.
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut room = [0; 1_024];
+            tokio::spawn(async move { while let Ok(1..) = stream.read(&mut room).await {} });
+        }
+    });
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let block = fields(&REQUEST);
+    let mut client = connect(&rig).await;
+    let mut ends = async || {
+        for round in 0..ROUNDS_MAX {
+            let streams = (0..AT_ONCE).map(|n| 2 * (round * AT_ONCE + n) + 1);
+            let mut asked = Vec::new();
+            let mut taken_back = Vec::new();
+            for stream in streams {
+                asked.extend(frame(HEADERS, END_STREAM | END_HEADERS, stream, &block));
+                taken_back.extend(frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
+            }
+            // Each has been read, and begun, once this is answered.
+            asked.extend(frame(PING, 0, 0, &[1; 8]));
+            if client.0.write_all(&asked).await.is_err()
+                || await_frame(&mut client, PING, 0).await.is_none()
+                || client.0.write_all(&taken_back).await.is_err()
+            {
+                return true;
+            }
+        }
+        false
+    };
+    assert!(ends().await, "it may go on");
+    rig.idle().await;
+}
+
 /// A client that measures its connection asks again with each answer, for as long as it likes.
 #[tokio::test]
 async fn pings_that_wait_for_their_answers_are_no_flood() {
@@ -344,6 +387,22 @@ async fn a_stream_that_was_answered_and_sends_nothing_more_ends() {
     assert_eq!(body.as_deref(), Some(&b"no"[..]));
     assert!(await_frame(&mut client, RST_STREAM, 1).await.is_some());
     replica.rest().await;
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn connect_is_refused() {
+    let _alone = MEASURED.lock().await;
+    let (rig, log) = rig().await;
+    let mut client = connect(&rig).await;
+    let block = fields(&[(":method", "CONNECT"), (":authority", "svc:443")]);
+    client.send(frame(HEADERS, END_HEADERS, 1, &block)).await;
+    let head = await_frame(&mut client, HEADERS, 1).await;
+    let head = head.expect("an answer");
+    // 405, as it is or in the code of RFC 7541, appendix B.
+    let tells = |text: &[u8]| head.windows(3).any(|part| part == text);
+    assert!(tells(b"405") || tells(&[0x68, 0x0d, 0xff]), "{head:?}");
+    assert!(log.lock().expect("no panic").is_empty());
     rig.idle().await;
 }
 

@@ -283,6 +283,26 @@ async fn a_try_without_an_answer_is_given_up_for_another_one() {
 }
 
 #[tokio::test]
+async fn each_of_several_tries_is_given_up_in_its_time() {
+    let (one, _one) = by_hand().await;
+    let (two, _two) = by_hand().await;
+    let good = recorder("good", &log()).await;
+    let mut svc = service(1, "svc", &[one, two, good]);
+    svc.traffic.retries.max = 2;
+    svc.traffic.retries.budget_percent = 100;
+    svc.traffic.retries.per_try_timeout = Some(Duration::from_millis(50));
+    svc.traffic.ejection.consecutive_errors = 0;
+    let rig = Rig::new([svc]);
+    // All that may be at a silent one: each of them is chosen by who has the least to do.
+    let asks = (0..6).map(|_| get(rig.address, "h", "/"));
+    for (status, _) in futures_util::future::join_all(asks).await {
+        assert_eq!(status, 200);
+    }
+    assert!(rig.metric("retries_total") >= 2);
+    rig.idle().await;
+}
+
+#[tokio::test]
 async fn a_try_is_not_given_up_while_its_client_is_sending() {
     let (one, mut connections) = by_hand().await;
     let mut svc = service(1, "svc", &[one, one]);

@@ -188,8 +188,8 @@ async fn a_client_that_sends_for_long_and_takes_nothing_meanwhile_gets_its_answe
         std::io::Result::Ok(reads)
     });
     // The kernel asks for room when nothing comes for some 200 ms, and counts from then.
-    let mut pace = tokio::time::interval(BOUND / 4);
-    for _ in 0..12 {
+    let mut pace = tokio::time::interval(BOUND * 7 / 10);
+    for _ in 0..5 {
         pace.tick().await;
         client.send("1\r\nx\r\n").await;
     }

@@ -189,8 +189,9 @@ where
         self.share.as_ref()?.taken_last()
     }
 
-    /// Ready once there was no room for too long, and for as long after it was `taken` what this waits for. A client that
-    /// sends its request meanwhile is there, and may well listen once it has said all.
+    /// Ready once there was no room for too long, and for as long after it was `taken` what this waits for: as over HTTP/1, a
+    /// client that takes a little now and then is waited for. One that sends its request meanwhile is there, and may well
+    /// listen once it has said all.
     fn poll_patience(&mut self, cx: &mut Context<'_>, taken: Option<Instant>) -> Poll<()> {
         let Some(patience) = self.patience else {
             return Poll::Pending;

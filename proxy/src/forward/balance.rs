@@ -21,7 +21,7 @@ use super::attempt::{Failure, attempt};
 use super::spare::{Spare, deposit, withdraw};
 use super::{Sent, Terms, wait};
 use crate::answer::Refusal;
-use crate::body::UploadBody;
+use crate::body::{Upload, UploadBody};
 use crate::choice::Choice;
 use crate::connection::Unsent;
 use crate::metrics::count;
@@ -63,7 +63,7 @@ pub(super) fn send<'a>(
         way.spare = spare(&request, terms);
         let mut upstream = way.first(earlier)?;
         loop {
-            let (next, unsent) = match way.attempt(&upstream, request).await {
+            let (next, unsent) = match way.attempt(&mut upstream, request).await {
                 Ok(sent) => match way.next_after(upstream.replica, sent.response.status()) {
                     None => {
                         let tries = way.tries(upstream.replica);
@@ -108,6 +108,26 @@ struct Way<'a> {
     anew: bool,
 }
 
+/// What comes of a try that began at `now`, unless it lasts for longer than `patience` from the last of the request's body on.
+async fn within<T>(
+    now: Instant,
+    patience: Duration,
+    upload: &Upload,
+    attempt: &mut (impl Future<Output = T> + Unpin),
+) -> Option<T> {
+    let mut end = now + patience;
+    loop {
+        if let Ok(ended) = timeout_at(end, &mut *attempt).await {
+            return Some(ended);
+        }
+        let last = match upload.is_wanted() {
+            true => Some(Instant::now()),
+            false => upload.last(),
+        };
+        end = last.map(|last| last + patience).filter(|&it| it > end)?;
+    }
+}
+
 /// The request, kept to be sent again. `None` if it must not be.
 fn spare(request: &Request<UploadBody>, terms: &Terms<'_>) -> Option<Box<Spare>> {
     let method = request.method();
@@ -141,73 +161,86 @@ impl Way<'_> {
         others + usize::from(self.anew)
     }
 
-    /// One try, or two beside each other. A try that lasts long is given up only for another one.
+    /// One try, or two beside each other. A try that lasts long is given up only for another one. `upstream` becomes the
+    /// replica whose outcome it is.
     async fn attempt(
         &mut self,
-        upstream: &Rc<Upstream>,
+        upstream: &mut Rc<Upstream>,
         request: Box<Request<UploadBody>>,
     ) -> Result<Sent, Failure> {
-        let hedged = self.hedge_after();
-        match hedged.or_else(|| self.per_try_timeout()) {
-            None => {
-                let now = self.now.take().unwrap_or_else(Instant::now);
-                let (service, upstream) = (&self.service, Rc::clone(upstream));
-                attempt(self.worker, service, upstream, request, (self.terms, now)).await
+        if let Some(patience) = self.hedge_after() {
+            return Box::pin(self.hedged(upstream, request, patience)).await;
+        }
+        if let Some(patience) = self.per_try_timeout() {
+            return Box::pin(self.in_turn(upstream, request, patience)).await;
+        }
+        let now = self.now.take().unwrap_or_else(Instant::now);
+        let (service, upstream) = (&self.service, Rc::clone(upstream));
+        attempt(self.worker, service, upstream, request, (self.terms, now)).await
+    }
+
+    /// Tries one after the other, each of which is given up for the next once it has lasted so long.
+    async fn in_turn(
+        &mut self,
+        upstream: &mut Rc<Upstream>,
+        request: Box<Request<UploadBody>>,
+        patience: Duration,
+    ) -> Result<Sent, Failure> {
+        let mut request = request;
+        loop {
+            let now = self.now.take().unwrap_or_else(Instant::now);
+            let service = Rc::clone(&self.service);
+            let upload = request.body().upload();
+            let (to, terms) = (Rc::clone(upstream), (self.terms, now));
+            let mut present = Box::pin(attempt(self.worker, &service, to, request, terms));
+            if let Some(ended) = within(now, patience, &upload, &mut present).await {
+                return ended;
             }
-            Some(patience) => Box::pin(self.attempt_twice(upstream, request, patience)).await,
+            let next = self.next_within_budget(upstream.replica, false);
+            let Some((next, again)) = next.and_then(|next| Some((next, self.again()?))) else {
+                return present.await;
+            };
+            drop(present);
+            upstream.failed();
+            (*upstream, request) = (next, again);
         }
     }
 
-    /// A try, and another one if it lasts so long.
-    async fn attempt_twice(
+    /// A try, and another one beside it if it lasts so long.
+    async fn hedged(
         &mut self,
-        upstream: &Rc<Upstream>,
+        upstream: &mut Rc<Upstream>,
         request: Box<Request<UploadBody>>,
         patience: Duration,
     ) -> Result<Sent, Failure> {
         let (worker, service) = (self.worker, Rc::clone(&self.service));
         let terms = self.terms;
-        let hedged = self.hedge_after();
         let now = self.now.take().unwrap_or_else(Instant::now);
         let upload = request.body().upload();
-        let mut first = Box::pin(attempt(
-            worker,
-            &service,
-            Rc::clone(upstream),
-            request,
-            (terms, now),
-        ));
-        let mut end = now + patience;
-        loop {
-            if let Ok(ended) = timeout_at(end, &mut first).await {
-                return ended;
-            }
-            // It runs from the last of the body.
-            let last = match upload.is_wanted() {
-                true => Some(Instant::now()),
-                false => upload.last(),
-            };
-            match last.map(|last| last + patience) {
-                Some(later) if later > end => end = later,
-                _ => break,
-            }
+        let to = Rc::clone(upstream);
+        let mut first = Box::pin(attempt(worker, &service, to, request, (terms, now)));
+        if let Some(ended) = within(now, patience, &upload, &mut first).await {
+            return ended;
         }
         let next = self.next_within_budget(upstream.replica, false);
         let Some((next, request)) = next.and_then(|next| Some((next, self.again()?))) else {
             return first.await;
         };
         self.tried.push(next.replica);
-        let now = Instant::now();
-        let second = Box::pin(attempt(worker, &service, next, request, (terms, now)));
-        if hedged.is_none() {
-            drop(first);
-            upstream.failed();
-            return second.await;
-        }
+        let (now, to) = (Instant::now(), Rc::clone(&next));
+        let second = Box::pin(attempt(worker, &service, to, request, (terms, now)));
         count(&service.counters.hedges);
         match select(first, second).await {
-            Either::Left((Ok(sent), _)) | Either::Right((Ok(sent), _)) => Ok(sent),
-            Either::Left((Err(_), other)) | Either::Right((Err(_), other)) => other.await,
+            Either::Left((Ok(sent), _)) => Ok(sent),
+            Either::Right((Err(_), first)) => first.await,
+            Either::Right((Ok(sent), _)) => {
+                *upstream = next;
+                Ok(sent)
+            }
+            Either::Left((Err(_), second)) => {
+                *upstream = next;
+                second.await
+            }
         }
     }
 

@@ -1,7 +1,9 @@
-//! How many frames a client may send that have to be answered and belong to no request.
+//! How many frames a client may send that make work and bring no answer that it takes: those that have to be answered and
+//! belong to no request, and those that take a request back.
 //!
 //! The library answers each SETTINGS and each PING before it reads on, so that none is remembered. A client that takes the
-//! answers could still keep a worker as busy as it likes, for a few bytes each.
+//! answers could still keep a worker as busy as it likes, for a few bytes each. Requests that are taken back before a replica
+//! was chosen are limited by the library; after that, each costs a replica a request and maybe a connection.
 
 use std::cell::Cell;
 use std::io;
@@ -14,12 +16,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 /// Kinds of frames, their flag that makes them an answer, and the length of what comes before the first (RFC 9113, 3.4 and 6).
+const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const ACK: u8 = 1;
 const PREFACE_BYTES: u32 = 24;
 
-/// How many pings may come at once: as many as Envoy has waiting for a client that does not read.
+/// How many pings may come at once, or as much of what costs more: as many as Envoy has waiting for a client that does not read.
 const CREDIT_MAX: u32 = 10_000;
 
 /// How soon another one may come. A client that measures its connection sends one for what it has just read, however soon
@@ -28,6 +31,10 @@ const CREDIT_EVERY: Duration = Duration::from_millis(1);
 
 /// Settings are what a client says once, and some change them a few times. One counts as so many pings.
 const SETTINGS_COST: u32 = 100;
+
+/// A request that is taken back counts as so many: five thousand at once, and then five hundred a second beside what is
+/// answered. A client whose 256 requests all meet a deadline of a second stays below.
+const RESET_COST: u32 = 2;
 
 /// A client's stream of HTTP/2, of which nothing more is read once it is a flood.
 #[derive(Debug)]
@@ -81,6 +88,7 @@ impl<S> Calm<S> {
                 match kind {
                     PING if flags & ACK == 0 => self.spend(1),
                     SETTINGS if flags & ACK == 0 => self.spend(SETTINGS_COST),
+                    RST_STREAM => self.spend(RESET_COST),
                     _ => {}
                 }
             }
@@ -220,6 +228,22 @@ mod tests {
         calm.count(&ping);
         assert!(!calm.flooded.get());
         calm.count(&ping);
+        assert!(calm.flooded.get());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_taken_back_again_and_again_are_one() {
+        let reset = frame(RST_STREAM, 0, &[0; 4]);
+        let mut calm = calm();
+        calm.count(&reset.repeat((CREDIT_MAX / RESET_COST) as usize));
+        // As many as may be under way, each second.
+        for _ in 0..60 {
+            advance(Duration::from_secs(1)).await;
+            calm.count(&reset.repeat(256));
+        }
+        assert!(!calm.flooded.get());
+        // More than what was left and what has been earned since can be.
+        calm.count(&reset.repeat(1 + (2 * CREDIT_MAX / RESET_COST) as usize));
         assert!(calm.flooded.get());
     }
 

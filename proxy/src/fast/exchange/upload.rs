@@ -80,6 +80,7 @@ impl Upload<'_> {
         // What a client sends ahead is kept, as far as one buffer goes; only its end matters now.
         poll_fn(|cx| {
             self.poll_look(cx, look.as_mut(), replica);
+            self.bound.rest(Some((*client).as_ref()));
             if self.ahead.is_some() {
                 return Poll::Pending;
             }
@@ -116,6 +117,9 @@ impl Upload<'_> {
         if !may_fit {
             look.set(Some(sleep(look_every(self.config))));
         }
+        // As of now the client may have no room.
+        self.bound
+            .sent(self.progress.get(), Some((*client).as_ref()));
         while !self.framing.is_done() {
             self.wanted.set(true);
             let mut slot = None;
@@ -131,9 +135,6 @@ impl Upload<'_> {
                 return Passed::ClientLeft(Left::Gone);
             };
             self.wanted.set(false);
-            // When the part before it was taken: about now, or in doubt earlier.
-            self.bound
-                .sent(self.progress.get(), Some((*client).as_ref()));
             if !may_fit && self.long.get().is_none() {
                 let long = Long::begin((*replica).as_ref(), self.long_bound, Instant::now());
                 self.long.set(Some(long));
@@ -153,6 +154,8 @@ impl Upload<'_> {
                 taken += more;
                 self.progress.set(Instant::now());
             }
+            self.bound
+                .sent(self.progress.get(), Some((*client).as_ref()));
             buffer.consume(count);
             if !buffer.is_empty() {
                 *self.ahead = Some(buffer);
