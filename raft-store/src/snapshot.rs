@@ -16,6 +16,7 @@ mod pace;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use bincode::{Decode, Encode};
 use raftserve_model::{LogIndex, NodeId};
@@ -27,7 +28,7 @@ use crate::formats;
 use crate::state::{Record, RecordError, State};
 pub use file::FORMAT as SNAPSHOT_FORMAT;
 use file::{Blocks, CHECKSUM_AT, SnapshotWriter};
-use pace::Calm;
+use pace::{Calm, Pace};
 
 /// The newest, and the one before it.
 const KEPT: usize = 2;
@@ -389,7 +390,22 @@ impl Snapshots {
     /// Whether snapshots are written slowly from now on, those under way included, since clients wait for a log on the same
     /// disk. They are not before this is called.
     pub fn keep_calm(&self, is_calm: bool) {
-        self.calm.set(is_calm);
+        self.calm.keep(is_calm);
+    }
+
+    /// The next snapshot is written as fast as the disk takes it, whoever waits: there is no other copy of what it holds.
+    pub(crate) fn hurry_once(&self) {
+        self.calm.hurry_once();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn hurries(&self) -> bool {
+        self.calm.hurries()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_calm(&self) -> bool {
+        self.calm.is_kept()
     }
 
     /// The newest snapshot.
@@ -481,9 +497,10 @@ impl Snapshots {
         records: impl Iterator<Item = Record>,
     ) -> Result<Snapshot, SnapshotError> {
         let file = self.receive()?;
-        let written = self
-            .write(&file, head, records)
-            .and_then(|()| self.put(file.clone(), head));
+        let last_bytes = self.current().and_then(|last| last.file.size().ok());
+        let pace = self.calm.begin(Instant::now(), last_bytes);
+        let written = Self::write(&file, head, records, pace);
+        let written = written.and_then(|()| self.put(file.clone(), head));
         match written {
             Err(SnapshotError::Older { .. }) => Ok(self
                 .current()
@@ -497,12 +514,12 @@ impl Snapshots {
     }
 
     fn write(
-        &self,
         file: &SnapshotFile,
         head: &SnapshotHead,
         records: impl Iterator<Item = Record>,
+        pace: Pace<'_>,
     ) -> Result<(), SnapshotError> {
-        let mut writer = SnapshotWriter::start(file, head, &self.calm)?;
+        let mut writer = SnapshotWriter::start(file, head, pace)?;
         for record in records {
             writer.push(&record)?;
         }
@@ -520,9 +537,8 @@ impl Snapshots {
         records: impl Iterator<Item = Record>,
     ) -> Result<SnapshotFile, SnapshotError> {
         let file = self.receive()?;
-        let written = self
-            .write(&file, head, records)
-            .and_then(|()| file.verify());
+        let written = Self::write(&file, head, records, Pace::at_once());
+        let written = written.and_then(|()| file.verify());
         self.discard(&file);
         written.map(|_| file)
     }

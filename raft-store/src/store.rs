@@ -162,6 +162,9 @@ impl Store {
         let started = opened.wal.start(writer, self.wal.stall);
         started.map_err(OpenError::Wal)?;
         opened.snapshots.keep_calm(true);
+        if opened.trigger.is_overdue() {
+            opened.snapshots.hurry_once();
+        }
         Ok(opened)
     }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crc32c::{crc32c, crc32c_append};
 
-use super::pace::{Calm, Pace};
+use super::pace::Pace;
 use super::{SnapshotError, SnapshotFile, SnapshotHead};
 use crate::codec;
 use crate::formats;
@@ -40,7 +40,7 @@ impl<'a> SnapshotWriter<'a> {
     pub(super) fn start(
         file: &'a SnapshotFile,
         head: &SnapshotHead,
-        calm: &'a Calm,
+        pace: Pace<'a>,
     ) -> Result<Self, SnapshotError> {
         let mut writer = Self {
             file,
@@ -48,7 +48,7 @@ impl<'a> SnapshotWriter<'a> {
             offset: 0,
             crc: 0,
             count: 0,
-            pace: Pace::new(calm),
+            pace,
         };
         let head = codec::encode(head).map_err(|source| writer.codec(source))?;
         let mut bytes = Vec::with_capacity(FIXED_LEN + head.len());
@@ -106,7 +106,7 @@ impl<'a> SnapshotWriter<'a> {
         self.crc = crc32c_append(self.crc, bytes);
         self.offset += bytes.len() as u64;
         let synced = self.pace.wrote(bytes.len(), &*self.file.file);
-        synced.map_err(self.file.io("sync"))
+        synced.map(drop).map_err(self.file.io("sync"))
     }
 
     fn codec(&self, source: codec::CodecError) -> SnapshotError {

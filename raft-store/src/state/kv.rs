@@ -30,7 +30,7 @@ pub const KV_VALUE_BYTES_MAX: usize = 64 << 10;
 /// The most keys at once.
 pub const KV_KEYS_MAX: usize = 100_000;
 
-/// The most bytes of keys and values together, so that a snapshot of them takes well under a second.
+/// The most bytes of keys and values together: a snapshot of them is read in well under a second.
 pub const KV_BYTES_MAX: u64 = 64 << 20;
 
 /// The most changes of keys that are kept for watchers: a minute of a busy cluster, in which a client finds another peer.

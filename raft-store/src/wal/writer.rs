@@ -254,6 +254,8 @@ impl Writer {
             body: self.active.chain.to_le_bytes().to_vec().into(),
         }])?;
         let first_index = lock(&self.shared.view).range().end;
+        let shared = Arc::clone(&self.shared);
+        let under_way = shared.monitor.begin();
         let next = Active::create(
             &*self.disk,
             &self.dir,
@@ -264,6 +266,7 @@ impl Writer {
                 previous_crc: self.active.last_crc,
             },
         )?;
+        drop(under_way);
         self.sealed.push_back(Sealed {
             number: self.active.number,
             highest: self.active.highest,
@@ -288,12 +291,14 @@ impl Writer {
             && oldest.highest.is_none_or(|highest| highest <= purged)
         {
             let path = segment_path(&self.dir, oldest.number);
+            let under_way = self.shared.monitor.begin();
             let outcome = self.disk.remove(&path);
             outcome.map_err(|source| WalError::io("remove", &path, source))?;
             lock(&self.shared.view).files.remove(&oldest.number);
             // One by one: a crash must not leave a gap between the numbers.
             let synced = self.disk.sync_dir(&self.dir);
             synced.map_err(|source| WalError::io("sync", &self.dir, source))?;
+            drop(under_way);
             self.sealed.pop_front();
         }
         Ok(())

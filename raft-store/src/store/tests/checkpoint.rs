@@ -63,15 +63,18 @@ async fn a_saved_state_that_is_the_only_copy_is_used_and_a_snapshot_is_overdue_t
     let mut opened = open(dir.path()).unwrap();
     settle(&mut opened).await;
     assert!(!opened.trigger.is_overdue() && !opened.trigger.is_due(ALONE));
+    assert!(opened.snapshots.is_calm() && !opened.snapshots.hurries());
     stop(opened);
     std::fs::remove_dir_all(dir.path().join(SNAPSHOT_DIR)).unwrap();
 
     let mut opened = open(dir.path()).unwrap();
     assert_eq!(opened.reader.last(), Some(id(25)));
     assert!(opened.trigger.is_overdue() && opened.trigger.is_due(ALONE));
+    assert!(opened.snapshots.hurries(), "this one is waited for");
     let mut builder = opened.machine.get_snapshot_builder().await;
     builder.build_snapshot().await.unwrap();
     assert!(!opened.trigger.is_overdue() && !opened.trigger.is_due(ALONE));
+    assert!(opened.snapshots.is_calm() && !opened.snapshots.hurries());
     drop(opened);
     // Not a clean stop: the snapshot is what there is.
     let opened = open(dir.path()).unwrap();
