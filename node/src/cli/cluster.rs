@@ -288,6 +288,19 @@ fn health_text(found: &v1::HealthResponse, paint: Paint) -> String {
             )
         })
         .collect();
+    let away = found
+        .members
+        .iter()
+        .filter(|it| it.up && it.lag.is_none() && it.vote() != v1::Vote::LogCut);
+    let away: String = away
+        .map(|member| {
+            format!(
+                "\nPeer {} has to be sent a snapshot before it can follow the log, or the leader does not know yet how far \
+                 it is.\n",
+                member.id
+            )
+        })
+        .collect();
     let stalled = found.members.iter().filter_map(|member| {
         let seconds = member.disk_stalled_for.as_ref()?.seconds;
         Some(format!(
@@ -297,7 +310,7 @@ fn health_text(found: &v1::HealthResponse, paint: Paint) -> String {
     });
     let stalled: String = stalled.collect();
     format!(
-        "Healthy            {healthy}\nFailure tolerance  {}\n\n{}{cut}{stalled}{}{}{}",
+        "Healthy            {healthy}\nFailure tolerance  {}\n\n{}{cut}{away}{stalled}{}{}{}",
         found.failure_tolerance,
         table.render(paint),
         short_of_room_text(&found.members),

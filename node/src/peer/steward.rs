@@ -57,6 +57,8 @@ pub(crate) struct HealthBook(Mutex<Book>);
 
 #[derive(Debug, Default)]
 struct Book {
+    /// Of the reign that all of this is about.
+    term: u64,
     leading_since: Option<Instant>,
     /// Since when this peer, leading, has known of each.
     known: BTreeMap<NodeId, Instant>,
@@ -65,6 +67,19 @@ struct Book {
 }
 
 impl Book {
+    /// This peer leads in `term`, or has been confirmed to lead on after a time without a quorum. Under load that may be every
+    /// few seconds, and must not have those begin anew who have kept up all the while.
+    fn begin(&mut self, term: u64) {
+        if self.term != term {
+            *self = Self {
+                term,
+                ..Self::default()
+            };
+        }
+        // Whoever could not be heard meanwhile may have said much.
+        self.known.clear();
+    }
+
     /// How `node` is, which answered `heard` ago, if ever, and has `lag` entries to catch up with, none if that takes a
     /// snapshot.
     fn judge(&mut self, node: NodeId, heard: Option<Duration>, lag: Option<u64>) -> Condition {
@@ -115,14 +130,16 @@ pub(crate) async fn run(core: Arc<Core>) {
         if leadership.wait_for(|now| now.is_self).await.is_err() {
             return;
         }
-        core.health.with(|book| *book = Book::default());
+        let term = leadership.borrow().term;
+        core.health.with(|book| book.begin(term));
         // What was agreed before this reign is known from here on.
         if core.read_barrier(Instant::now() + STEP_MAX).await.is_err() {
             period.tick().await;
             continue;
         }
-        core.health
-            .with(|book| book.leading_since = Some(Instant::now()));
+        core.health.with(|book| {
+            book.leading_since.get_or_insert_with(Instant::now);
+        });
         while leadership.borrow().is_self {
             period.tick().await;
             let view = core.membership_view();
@@ -378,5 +395,26 @@ mod tests {
         assert_eq!(silent(NODE, heard), SECOND);
         assert_eq!(silent(NODE, None), SECOND);
         assert_eq!(silent(NodeId(10), None), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_stays_steady_while_its_leader_lacks_a_quorum_now_and_then() {
+        let mut book = Book::default();
+        let (just_now, near) = (Some(Duration::ZERO), Some(0));
+        book.begin(7);
+        book.judge(NODE, just_now, near);
+        for _ in 0..3 {
+            tokio::time::advance(SECOND).await;
+            book.begin(7);
+        }
+        let late = Some(60 * SECOND);
+        assert_eq!(book.judge(NodeId(10), late, near).silent, Duration::ZERO);
+        assert_eq!(book.judge(NODE, just_now, near).steady, Some(3 * SECOND));
+        book.begin(8);
+        assert_eq!(
+            book.judge(NODE, just_now, near).steady,
+            Some(Duration::ZERO)
+        );
+        assert_eq!(book.leading_since, None);
     }
 }

@@ -336,22 +336,24 @@ impl Core {
             .map_err(|reason| ManageError::Refused { reason })?;
         // Those without a vote first: none of them is given one of those that go.
         let votes = |node: &NodeId| view.voters.contains(node);
-        let (voters, others): (Vec<NodeId>, Vec<NodeId>) = nodes.into_iter().partition(votes);
-        let in_order = others.into_iter().chain(voters);
-        let actions = in_order.filter_map(|node| self.dismissal(node));
-        let deciding = actions.map(|action| self.propose_as_leader(action, until));
-        for decided in join_all(deciding).await {
-            match decided {
-                Ok((_, Outcome::Refused(refusal))) => {
-                    return Err(ManageError::Refused {
-                        reason: refused(&refusal),
-                    });
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    return Err(ManageError::NotDone {
-                        reason: error.to_string(),
-                    });
+        let (voters, others): (BTreeSet<NodeId>, BTreeSet<NodeId>) =
+            nodes.into_iter().partition(votes);
+        for going in [others, voters] {
+            let actions = going.into_iter().filter_map(|node| self.dismissal(node));
+            let deciding = actions.map(|action| self.propose_as_leader(action, until));
+            for decided in join_all(deciding).await {
+                match decided {
+                    Ok((_, Outcome::Refused(refusal))) => {
+                        return Err(ManageError::Refused {
+                            reason: refused(&refusal),
+                        });
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        return Err(ManageError::NotDone {
+                            reason: error.to_string(),
+                        });
+                    }
                 }
             }
         }

@@ -182,6 +182,10 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
+    use raftserve_model::LogIndex;
+    use raftserve_store::entry::LogId;
+    use raftserve_store::raft::log_id_to;
+
     use super::*;
 
     fn candidate(node: u64, matched: u64, silent_ms: u64) -> Candidate {
@@ -224,6 +228,31 @@ mod tests {
             assert!(refusal.contains(word), "{refusal}");
         }
         assert!(choose(None, 1000, &candidates).is_err());
+    }
+
+    #[test]
+    fn a_log_follows_only_from_where_the_leaders_own_goes_on() {
+        let id = |index| {
+            log_id_to(LogId {
+                index: LogIndex(index),
+                ..LogId::default()
+            })
+        };
+        let mut metrics = RaftMetrics::<TypeConfig>::new_initial(NodeId(1));
+        assert_eq!(follows_from(&metrics, NodeId(2)), None, "it does not lead");
+        for (purged, matched, expected) in [
+            (None, None, None),
+            (None, Some(3), Some(3)),
+            (Some(3), None, None),
+            (Some(3), Some(2), None),
+            (Some(3), Some(3), Some(3)),
+            (Some(3), Some(4), Some(4)),
+        ] {
+            metrics.purged = purged.map(id);
+            metrics.replication = Some([(NodeId(2), matched.map(id))].into());
+            let found = follows_from(&metrics, NodeId(2));
+            assert_eq!(found, expected, "{purged:?} {matched:?}");
+        }
     }
 
     #[test]

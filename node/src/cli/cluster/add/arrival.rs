@@ -82,7 +82,9 @@ impl Stage {
         match self {
             Self::Awaited => format!("waiting for a new peer{place}"),
             Self::Behind { id, lag: None } => {
-                format!("peer {id} is a member: waiting for it to answer")
+                format!(
+                    "peer {id} is a member: waiting until it answers and has been sent a snapshot"
+                )
             }
             Self::Behind { id, lag: Some(_) } => {
                 format!("peer {id} is a member: waiting until it has caught up")
