@@ -12,6 +12,22 @@
 {{- fail (printf "podLabels: %s is a label by which the chart finds its pods, and has its value: leave it out" $label) }}
 {{- end }}
 {{- end }}
+{{- /* What breaks these may be a secret in the clear: it is not repeated. */}}
+{{- range $at, $line := .Values.auth.credentials }}
+{{- if not (regexMatch `^[^:\s]+:\$(2[aby]|apr1)\$\S+$` $line) }}
+{{- fail (printf "auth.credentials[%d] is no line of htpasswd: write NAME:HASH as `htpasswd -nB NAME` prints it, never the password itself" $at) }}
+{{- end }}
+{{- end }}
+{{- range $at, $line := splitList "\n" (default "" .Values.ingress.authCredentials | trim) }}
+{{- if and $line (not (regexMatch `^[^:\s]+:\$(2[aby]|apr1)\$\S+$` $line)) }}
+{{- fail (printf "ingress.authCredentials: line %d is none of htpasswd: write NAME:HASH as `htpasswd -nB NAME` prints it, never the password itself" (add1 $at)) }}
+{{- end }}
+{{- end }}
+{{- range $at, $line := .Values.auth.tokens }}
+{{- if not (regexMatch `^[^:\s]+:(admin|operator|viewer):[0-9a-f]{64}$` $line) }}
+{{- fail (printf "auth.tokens[%d] is no NAME:ROLE:DIGEST: the role is admin, operator or viewer, and the digest the SHA-256 of the token in 64 hexadecimal digits, as `printf %%s TOKEN | sha256sum` prints it, never the token itself" $at) }}
+{{- end }}
+{{- end }}
 {{- $users := include "raftserve.htpasswd" . }}
 {{- $names := list }}
 {{- range splitList "\n" $users }}

@@ -116,6 +116,8 @@ fn each_contradiction_is_refused_with_a_sentence() -> anyhow::Result<()> {
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(!output.status.success(), "{} is taken", values.display());
         ensure!(said.contains(words), "{}: {said}", values.display());
+        let repeated = said.contains("a-secret");
+        ensure!(!repeated, "{} tells the secret", values.display());
     }
     Ok(())
 }
