@@ -172,7 +172,11 @@ impl Served {
                 those.map(|it| it.id).collect::<BTreeSet<u32>>()
             };
             let ready = told(v1::ReplicaStatus::Ready);
-            let gone = [v1::ReplicaStatus::Failed, v1::ReplicaStatus::Preempted];
+            let gone = [
+                v1::ReplicaStatus::Failed,
+                v1::ReplicaStatus::FailedProvision,
+                v1::ReplicaStatus::Preempted,
+            ];
             let gone: usize = gone.map(|status| told(status).len()).iter().sum();
             ensure!(
                 ready.len() == REPLICAS && ready.len() + gone == all.len(),
