@@ -1,8 +1,8 @@
 //! What both sides of the proxy share of HTTP/2: the life of a connection.
 
-mod calm;
+pub(crate) mod calm;
 mod pulse;
 pub(crate) mod server;
 
-use calm::Calm;
+use calm::{Allowance, Calm};
 pub(crate) use pulse::{Heard, Pulse};

@@ -18,7 +18,6 @@ use support::{
     Rig, SETTINGS, by_hand, frame, get, log, recorder, resident_bytes, service,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 
 /// What a flood may make this process hold, while its connection is there and after: each sends several times as much, or
@@ -200,25 +199,29 @@ async fn whoever_floods_loses_its_connection_and_nobody_else() {
     rig.idle().await;
 }
 
-/// Each of its requests costs the replica one, and a connection.
 #[tokio::test]
 async fn who_takes_back_request_after_request_that_a_replica_has_loses_its_connection() {
     const AT_ONCE: u32 = 200;
-    const ROUNDS_MAX: u32 = 200;
+    const ROUNDS_MAX: u32 = 2_000;
     let _alone = MEASURED.lock().await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("bound");
     // Takes requests, and says nothing.
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let mut room = [0; 1_024];
-            tokio::spawn(async move { while let Ok(1..) = stream.read(&mut room).await {} });
+    let mut replica = Replica::start(1_000).await;
+    let mut svc = service(1, "svc", &[replica.address]);
+    svc.traffic.upstream.protocol = UpstreamProtocol::Http2;
+    let taking = tokio::spawn(async move {
+        let mut taken = std::collections::VecDeque::new();
+        while let Some(call) = replica.calls.recv().await {
+            taken.push_back(call);
+            // Those before have been taken back.
+            if taken.len() > 2 * AT_ONCE as usize {
+                taken.pop_front();
+            }
         }
     });
-    let rig = Rig::new([service(1, "svc", &[address])]);
+    let rig = Rig::new([svc]);
     let block = fields(&REQUEST);
     let mut client = connect(&rig).await;
-    let mut ends = async || {
+    let ends = async {
         for round in 0..ROUNDS_MAX {
             let streams = (0..AT_ONCE).map(|n| 2 * (round * AT_ONCE + n) + 1);
             let mut asked = Vec::new();
@@ -229,17 +232,42 @@ async fn who_takes_back_request_after_request_that_a_replica_has_loses_its_conne
             }
             // Each has been read, and begun, once this is answered.
             asked.extend(frame(PING, 0, 0, &[1; 8]));
-            if client.0.write_all(&asked).await.is_err()
-                || await_frame(&mut client, PING, 0).await.is_none()
-                || client.0.write_all(&taken_back).await.is_err()
-            {
-                return true;
+            let sent = client.0.write_all(&asked).await;
+            let Some(why) = await_either(&mut client, PING, GOAWAY).await else {
+                panic!("it ended without a word, {sent:?}");
+            };
+            if let Some(why) = why {
+                return Some(why);
+            }
+            let _ = client.0.write_all(&taken_back).await;
+        }
+        None
+    };
+    let why = ends.await.expect("it may not go on");
+    let code: [u8; 4] = why[4..8].try_into().expect("a code");
+    assert_eq!(u32::from_be_bytes(code), 11, "ENHANCE_YOUR_CALM");
+    assert!(rig.metric("requests_total") >= 10_000, "not before");
+    rig.idle().await;
+    taking.abort();
+}
+
+/// Reads frames until one of these kinds; of the second it is told what it says. `None` at the connection's end.
+async fn await_either(client: &mut Hand, first: u8, second: u8) -> Option<Option<Vec<u8>>> {
+    let read = async {
+        loop {
+            let mut head = [0; 9];
+            client.0.read_exact(&mut head).await.ok()?;
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut payload = vec![0; usize::try_from(length).expect("small")];
+            client.0.read_exact(&mut payload).await.ok()?;
+            match head[3] {
+                kind if kind == second => return Some(Some(payload)),
+                kind if kind == first => return Some(None),
+                _ => {}
             }
         }
-        false
     };
-    assert!(ends().await, "it may go on");
-    rig.idle().await;
+    support::soon("a frame", read).await
 }
 
 /// A client that measures its connection asks again with each answer, for as long as it likes.

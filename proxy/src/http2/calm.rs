@@ -1,9 +1,9 @@
-//! How many frames a client may send that make work and bring no answer that it takes: those that have to be answered and
-//! belong to no request, and those that take a request back.
+//! How much a client may make this end do for nothing: answer frames that belong to no request, and send requests to replicas
+//! that it takes back before their answer.
 //!
 //! The library answers each SETTINGS and each PING before it reads on, so that none is remembered. A client that takes the
-//! answers could still keep a worker as busy as it likes, for a few bytes each. Requests that are taken back before a replica
-//! was chosen are limited by the library; after that, each costs a replica a request and maybe a connection.
+//! answers could still keep a worker as busy as it likes, for a few bytes each. Requests that are taken back before they are
+//! begun are limited by the library; after that, each costs a replica a request and maybe a connection.
 
 use std::cell::Cell;
 use std::io;
@@ -16,7 +16,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 /// Kinds of frames, their flag that makes them an answer, and the length of what comes before the first (RFC 9113, 3.4 and 6).
-const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const ACK: u8 = 1;
@@ -32,9 +31,56 @@ const CREDIT_EVERY: Duration = Duration::from_millis(1);
 /// Settings are what a client says once, and some change them a few times. One counts as so many pings.
 const SETTINGS_COST: u32 = 100;
 
-/// A request that is taken back counts as so many: five thousand at once, and then five hundred a second beside what is
-/// answered. A client whose 256 requests all meet a deadline of a second stays below.
-const RESET_COST: u32 = 2;
+/// A request that is taken back: ten thousand at once, and then a thousand a second beside what is written. All 256 of a
+/// client's requests may be met by a deadline of a quarter of a second, again and again.
+const TAKEN_BACK_COST: u32 = 1;
+
+/// What a client may still make this end do for nothing.
+#[derive(Debug)]
+pub(crate) struct Allowance {
+    credit: Cell<u32>,
+    /// Until when it was given.
+    since: Cell<Instant>,
+    exceeded: Cell<bool>,
+}
+
+impl Allowance {
+    fn new() -> Self {
+        Self {
+            credit: Cell::new(CREDIT_MAX),
+            since: Cell::new(Instant::now()),
+            exceeded: Cell::new(false),
+        }
+    }
+
+    /// Whether the client has made more of it than it may. It stays so.
+    pub(crate) fn is_exceeded(&self) -> bool {
+        self.exceeded.get()
+    }
+
+    /// A request was taken back that a replica may have.
+    pub(crate) fn taken_back(&self) {
+        self.spend(TAKEN_BACK_COST);
+    }
+
+    fn spend(&self, cost: u32) {
+        if self.credit.get() < cost {
+            let earned = self.since.get().elapsed().as_micros() / CREDIT_EVERY.as_micros();
+            let earned = u32::try_from(earned).unwrap_or(u32::MAX);
+            self.since.set(self.since.get() + CREDIT_EVERY * earned);
+            self.earn(earned);
+        }
+        match self.credit.get().checked_sub(cost) {
+            Some(left) => self.credit.set(left),
+            None => self.exceeded.set(true),
+        }
+    }
+
+    fn earn(&self, credit: u32) {
+        let credit = self.credit.get().saturating_add(credit);
+        self.credit.set(credit.min(CREDIT_MAX));
+    }
+}
 
 /// A client's stream of HTTP/2, of which nothing more is read once it is a flood.
 #[derive(Debug)]
@@ -45,10 +91,7 @@ pub(crate) struct Calm<S> {
     filled: usize,
     /// How many bytes come before it.
     skip: u32,
-    credit: u32,
-    /// Until when `credit` was given.
-    since: Instant,
-    flooded: Rc<Cell<bool>>,
+    allowance: Rc<Allowance>,
 }
 
 impl<S> Calm<S> {
@@ -59,15 +102,13 @@ impl<S> Calm<S> {
             head: [0; 9],
             filled: 0,
             skip: PREFACE_BYTES,
-            credit: CREDIT_MAX,
-            since: Instant::now(),
-            flooded: Rc::default(),
+            allowance: Rc::new(Allowance::new()),
         }
     }
 
-    /// Whether it is a flood, from now on too.
-    pub(crate) fn flooded(&self) -> Rc<Cell<bool>> {
-        Rc::clone(&self.flooded)
+    /// What the client may still make this end do for nothing, from now on too.
+    pub(crate) fn allowance(&self) -> Rc<Allowance> {
+        Rc::clone(&self.allowance)
     }
 
     /// Counts the frames that begin within what was read.
@@ -86,31 +127,21 @@ impl<S> Calm<S> {
                 let [high, middle, low, kind, flags, ..] = self.head;
                 self.skip = u32::from_be_bytes([0, high, middle, low]);
                 match kind {
-                    PING if flags & ACK == 0 => self.spend(1),
-                    SETTINGS if flags & ACK == 0 => self.spend(SETTINGS_COST),
-                    RST_STREAM => self.spend(RESET_COST),
+                    PING if flags & ACK == 0 => self.allowance.spend(1),
+                    SETTINGS if flags & ACK == 0 => self.allowance.spend(SETTINGS_COST),
                     _ => {}
                 }
             }
         }
     }
+}
 
-    fn spend(&mut self, cost: u32) {
-        if self.credit < cost {
-            let earned = self.since.elapsed().as_micros() / CREDIT_EVERY.as_micros();
-            let earned = u32::try_from(earned).unwrap_or(u32::MAX);
-            self.since += CREDIT_EVERY * earned;
-            self.earn(earned);
-        }
-        match self.credit.checked_sub(cost) {
-            Some(left) => self.credit = left,
-            None => self.flooded.set(true),
-        }
-    }
-
-    fn earn(&mut self, credit: u32) {
-        self.credit = self.credit.saturating_add(credit).min(CREDIT_MAX);
-    }
+/// What the frames of a connection cost that is read in these pieces, as far as that may be spent at once.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn cost<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> u32 {
+    let mut calm = Calm::new(());
+    pieces.for_each(|piece| calm.count(piece));
+    CREDIT_MAX - calm.allowance.credit.get()
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Calm<S> {
@@ -119,7 +150,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Calm<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.flooded.get() {
+        if self.allowance.is_exceeded() {
             return Poll::Pending; // Whoever looks at the flag ends it.
         }
         let before = buffer.filled().len();
@@ -136,7 +167,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Calm<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
-        self.earn(1);
+        self.allowance.earn(1);
         Poll::Ready(Ok(written))
     }
 
@@ -158,7 +189,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Calm<S> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, slices))?;
-        self.earn(1);
+        self.allowance.earn(1);
         Poll::Ready(Ok(written))
     }
 }
@@ -204,7 +235,11 @@ mod tests {
         for size in [1, 2, 8, 9, 10, 17, 1_000, all.len()] {
             let mut calm = calm();
             all.chunks(size).for_each(|part| calm.count(part));
-            assert_eq!(calm.credit, CREDIT_MAX - SETTINGS_COST - 2, "{size}");
+            assert_eq!(
+                calm.allowance.credit.get(),
+                CREDIT_MAX - SETTINGS_COST - 2,
+                "{size}"
+            );
         }
     }
 
@@ -224,27 +259,26 @@ mod tests {
         for _ in 0..2 {
             advance(CREDIT_EVERY / 2).await;
         }
-        assert!(!calm.flooded.get());
+        assert!(!calm.allowance.is_exceeded());
         calm.count(&ping);
-        assert!(!calm.flooded.get());
+        assert!(!calm.allowance.is_exceeded());
         calm.count(&ping);
-        assert!(calm.flooded.get());
+        assert!(calm.allowance.is_exceeded());
     }
 
     #[tokio::test(start_paused = true)]
     async fn requests_taken_back_again_and_again_are_one() {
-        let reset = frame(RST_STREAM, 0, &[0; 4]);
-        let mut calm = calm();
-        calm.count(&reset.repeat((CREDIT_MAX / RESET_COST) as usize));
-        // As many as may be under way, each second.
-        for _ in 0..60 {
-            advance(Duration::from_secs(1)).await;
-            calm.count(&reset.repeat(256));
+        let allowance = calm().allowance();
+        let take_back = |count| (0..count).for_each(|_| allowance.taken_back());
+        take_back(CREDIT_MAX / TAKEN_BACK_COST);
+        // As many as may be under way, four times a second.
+        for _ in 0..240 {
+            advance(Duration::from_millis(256)).await;
+            take_back(256);
         }
-        assert!(!calm.flooded.get());
-        // More than what was left and what has been earned since can be.
-        calm.count(&reset.repeat(1 + (2 * CREDIT_MAX / RESET_COST) as usize));
-        assert!(calm.flooded.get());
+        assert!(!allowance.is_exceeded());
+        take_back(1 + CREDIT_MAX / TAKEN_BACK_COST);
+        assert!(allowance.is_exceeded());
     }
 
     #[tokio::test(start_paused = true)]
@@ -252,8 +286,8 @@ mod tests {
         let mut calm = calm();
         let most = CREDIT_MAX / SETTINGS_COST;
         calm.count(&frame(SETTINGS, 0, &[]).repeat(most as usize));
-        assert!(!calm.flooded.get());
+        assert!(!calm.allowance.is_exceeded());
         calm.count(&frame(SETTINGS, 0, &[]));
-        assert!(calm.flooded.get());
+        assert!(calm.allowance.is_exceeded());
     }
 }

@@ -19,7 +19,7 @@ use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::{Calm, Heard, Pulse};
+use super::{Allowance, Calm, Heard, Pulse};
 use crate::body::{self, Asking, Backlog, OWED_MAX, Part, Pipe, Received, ResponseBody, Stream};
 use crate::connection::{Client, HEAD_BYTES_MAX, begin};
 use crate::drain::{Phase, Watch};
@@ -59,7 +59,8 @@ pub(crate) async fn serve<S>(
     let stream = Heard::new(stream);
     let heard = stream.at();
     let stream = Calm::new(stream);
-    let mut flooded = Some(stream.flooded());
+    let allowance = stream.allowance();
+    let mut watched = Some(&allowance);
     let handshake = builder().handshake::<_, Part>(stream);
     let handshake = async { handshake.await.map_err(io::Error::other) };
     let Some(mut connection) = begin(handshake, &mut watch, by).await else {
@@ -81,9 +82,14 @@ pub(crate) async fn serve<S>(
                 let Some(Ok((request, respond))) = accepted else {
                     return Poll::Ready(());
                 };
-                begin_stream(&worker, &client, &backlog, (request, respond));
+                let to = To {
+                    worker: Rc::clone(&worker),
+                    backlog: Rc::clone(&backlog),
+                    allowance: Rc::clone(&allowance),
+                };
+                begin_stream(to, &client, (request, respond));
             }
-            if flooded.take_if(|flooded| flooded.get()).is_some() {
+            if watched.take_if(|it| it.is_exceeded()).is_some() {
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                 continue;
             }
@@ -119,14 +125,17 @@ fn builder() -> Builder {
     builder
 }
 
-/// Who answers on a connection, and what that holds.
-type To = (Rc<Worker>, Rc<Backlog>);
+/// Who answers on a connection, what that holds, and what it may be in vain.
+struct To {
+    worker: Rc<Worker>,
+    backlog: Rc<Backlog>,
+    allowance: Rc<Allowance>,
+}
 
 /// Begins to serve a request.
 fn begin_stream(
-    worker: &Rc<Worker>,
+    to: To,
     client: &Rc<Client>,
-    backlog: &Rc<Backlog>,
     (request, respond): (Request<RecvStream>, SendResponse<Part>),
 ) {
     let (head, frames) = request.into_parts();
@@ -134,11 +143,10 @@ fn begin_stream(
     let request = Request::from_parts(head, Received::Http2(body));
     // Boxed, so that a stream whose answer has begun has no room for it.
     let served = Box::pin(forward::serve(
-        Rc::clone(worker),
+        Rc::clone(&to.worker),
         Rc::clone(client),
         request,
     ));
-    let to = (Rc::clone(worker), Rc::clone(backlog));
     match asking {
         None => tokio::task::spawn_local(answer(to, served, respond)),
         // Boxed: few do.
@@ -159,7 +167,7 @@ async fn go_on(
         Poll::Pending => respond.poll_reset(cx).map(|_| None),
     });
     match answered.await {
-        None => {}
+        None => to.allowance.taken_back(),
         Some(Some(response)) => answer(to, Box::pin(ready(response)), respond).await,
         Some(None) => {
             let mut go_on = Response::new(());
@@ -173,13 +181,17 @@ async fn go_on(
 
 /// Sends the answer that comes of `served`, unless the client loses interest before.
 async fn answer(
-    (worker, backlog): To,
+    to: To,
     served: Pin<Box<impl Future<Output = Response<ResponseBody>>>>,
     mut respond: SendResponse<Part>,
 ) {
     let Some(response) = await_answer(served, &mut respond).await else {
+        to.allowance.taken_back();
         return;
     };
+    let To {
+        worker, backlog, ..
+    } = to;
     let (mut head, body) = response.into_parts();
     let last = body.is_end_stream();
     let length = body.size_hint().exact().filter(|_| !last);

@@ -37,6 +37,8 @@ impl Replica {
                 tokio::spawn(async move {
                     let mut builder = h2::server::Builder::new();
                     builder.max_concurrent_streams(streams_max);
+                    // What is taken back at once is no flood to it.
+                    builder.max_pending_accept_reset_streams(1_000);
                     let mut connection = builder.handshake(stream).await.expect("HTTP/2");
                     while let Some(Ok(call)) = connection.accept().await {
                         if sender.send(call).await.is_err() {
