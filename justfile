@@ -80,6 +80,12 @@ fuzz INPUTS="5000000" SEED="0":
     RAFTSERVE_FUZZ_INPUTS={{ INPUTS }} RAFTSERVE_FUZZ_SEED={{ SEED }} cargo test --locked -p raftserve-proxy --lib \
         --config profile.test.package.raftserve-proxy.opt-level=2 fuzz:: -- --nocapture
 
+# Lets cargo fuzz look for inputs by the code that they reach, for so long on each of its targets. Needs cargo-fuzz and a nightly compiler.
+fuzz-reached SECONDS="60":
+    for target in $(cargo +nightly fuzz list --fuzz-dir proxy/fuzz); do \
+        cargo +nightly fuzz run --fuzz-dir proxy/fuzz "$target" -- -max_total_time={{ SECONDS }} -max_len=4096 || exit 1; \
+    done
+
 # Measures the data plane beside HAProxy, nginx and Envoy, as far as they are installed: --rounds N, --scenarios h1,sse.
 bench-proxy *ARGS:
     cargo build --release --locked -p raftserve-node

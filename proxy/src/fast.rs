@@ -14,7 +14,7 @@ mod buffers;
 mod date;
 mod exchange;
 mod framing;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod request;
 mod transfer;

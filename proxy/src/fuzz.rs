@@ -1,12 +1,14 @@
 //! The parsers of fields, targets and first bytes against mutated input, each beside a second reader that is written
 //! otherwise. Those of whole messages are fuzzed beside themselves. `just fuzz 10000000` runs all.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use http::header::{CONTENT_LENGTH, COOKIE, HOST, TE};
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
-use raftserve_model::spec::RouteRule;
+use raftserve_model::ServiceId;
+use raftserve_model::spec::{HashKey, LoadBalancingPolicy, RouteRule, Traffic};
 use rand::RngExt;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
@@ -14,12 +16,12 @@ use tokio::time::Instant;
 use crate::answer::Dialect;
 use crate::fast::fuzz::each;
 use crate::headers::{Seen, end_hop};
+use crate::http2::calm;
 use crate::protocol::{Protocol, detect};
-use crate::routes::Listener;
-use crate::routes::tests::table;
+use crate::routes::{Listener, RouteTable, ServiceRoute};
 use crate::session::cookie;
 use crate::trace::{self, Parent, TRACEPARENT, TRACESTATE};
-use crate::{deadline, grpc, json_key, rules};
+use crate::{deadline, grpc, hash_key, json_key, rules};
 
 /// Fields by lines, as far as they are any.
 fn map(lines: &[u8]) -> HeaderMap {
@@ -45,8 +47,8 @@ fn texts(headers: &HeaderMap, name: &str) -> Vec<String> {
         .collect()
 }
 
-#[test]
-fn what_ends_at_this_hop_is_gone_and_nothing_else_is() {
+#[cfg_attr(test, test)]
+pub(crate) fn what_ends_at_this_hop_is_gone_and_nothing_else_is() {
     const HEADS: [&str; 3] = [
         "connection: a, Close ,keep-alive\nte: gzip, Trailers;q=1\nhost: h\ncontent-length: 3\na: 1\nb: 2\na: 3",
         "Connection: upgrade\nconnection:host,content-length,b\nupgrade: websocket\nhost: h\nb: 2\nkeep-alive: 5",
@@ -98,8 +100,8 @@ fn is_named(named: &[&str], name: &HeaderName) -> bool {
     name != "close" && named.contains(&name.as_str())
 }
 
-#[test]
-fn a_trace_goes_on_if_it_is_valid_and_begins_otherwise() {
+#[cfg_attr(test, test)]
+pub(crate) fn a_trace_goes_on_if_it_is_valid_and_begins_otherwise() {
     const LINES: [&str; 3] = [
         "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\ntracestate: a=b",
         "traceparent: cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00-more",
@@ -150,8 +152,8 @@ fn a_trace_goes_on_if_it_is_valid_and_begins_otherwise() {
     });
 }
 
-#[test]
-fn the_time_of_a_call_is_read_as_it_is_written_and_never_grows() {
+#[cfg_attr(test, test)]
+pub(crate) fn the_time_of_a_call_is_read_as_it_is_written_and_never_grows() {
     const VALUES: [&str; 4] = ["1S", "99999999H", "250m", "00000007n"];
     let now = Instant::now();
     each(&VALUES, |input, random| {
@@ -193,8 +195,8 @@ fn the_time_of_a_call_is_read_as_it_is_written_and_never_grows() {
     });
 }
 
-#[test]
-fn a_cookie_is_the_first_of_its_name() {
+#[cfg_attr(test, test)]
+pub(crate) fn a_cookie_is_the_first_of_its_name() {
     const LINES: [&str; 3] = [
         "cookie: sid=a=b; x=y\ncookie: sid=2",
         "cookie: xsid=1;sid = 3; sid=;sid=4",
@@ -215,8 +217,8 @@ fn a_cookie_is_the_first_of_its_name() {
     });
 }
 
-#[test]
-fn a_service_is_found_by_a_whole_label_or_a_whole_segment() {
+#[cfg_attr(test, test)]
+pub(crate) fn a_service_is_found_by_a_whole_label_or_a_whole_segment() {
     const TARGETS: [&str; 5] = [
         "svc.example:80 /chat/a",
         "CHAT /svc",
@@ -224,7 +226,18 @@ fn a_service_is_found_by_a_whole_label_or_a_whole_segment() {
         "h /svcx",
         "svc. //chat",
     ];
-    let table = table(&["svc", "chat"]);
+    let table = RouteTable::new(["svc", "chat"].iter().zip(1..).map(|(name, id)| {
+        Arc::new(ServiceRoute {
+            id: ServiceId(id),
+            name: name.parse().expect("a good name"),
+            port: None,
+            policy: LoadBalancingPolicy::RoundRobin,
+            stream_timeout: Duration::from_secs(1),
+            affinity: None,
+            traffic: Traffic::default(),
+            endpoints: Vec::new(),
+        })
+    }));
     each(&TARGETS, |input, _| {
         let text = String::from_utf8_lossy(input);
         let (host, path) = text.split_once(' ').unwrap_or((&text, "/"));
@@ -245,8 +258,8 @@ fn a_service_is_found_by_a_whole_label_or_a_whole_segment() {
     });
 }
 
-#[test]
-fn a_rewritten_target_keeps_all_but_the_prefix() {
+#[cfg_attr(test, test)]
+pub(crate) fn a_rewritten_target_keeps_all_but_the_prefix() {
     const TARGETS: [&str; 4] = ["/v1/a?b=/v1", "/v1", "/v1?x", "/v1x/%2f//y#?z"];
     each(&TARGETS, |input, random| {
         let target = String::from_utf8_lossy(input);
@@ -282,8 +295,8 @@ fn a_rewritten_target_keeps_all_but_the_prefix() {
     });
 }
 
-#[test]
-fn the_protocol_is_told_by_the_whole_preface_and_no_byte_is_lost() {
+#[cfg_attr(test, test)]
+pub(crate) fn the_protocol_is_told_by_the_whole_preface_and_no_byte_is_lost() {
     const BEGINNINGS: [&str; 3] = [
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0",
         "PRI * HTTP/1.1\r\n\r\n",
@@ -312,8 +325,8 @@ fn the_protocol_is_told_by_the_whole_preface_and_no_byte_is_lost() {
     });
 }
 
-#[test]
-fn a_key_in_a_body_is_the_same_however_much_of_the_body_is_there() {
+#[cfg_attr(test, test)]
+pub(crate) fn a_key_in_a_body_is_the_same_however_much_of_the_body_is_there() {
     const BODIES: [&str; 5] = [
         r#"{"a":[1,{"user":"no"}],"user":"alice","b":0}"#,
         r#" { "user" : {"x":null,"y":[true,"\u00e9\n"]} , "user":"bob"}"#,
@@ -339,5 +352,61 @@ fn a_key_in_a_body_is_the_same_however_much_of_the_body_is_there() {
         if let Some(begun) = begun.filter(|begun| !is_number(begun)) {
             assert_eq!(Some(begun), whole);
         }
+    });
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn frames_are_counted_the_same_however_they_are_cut() {
+    const PREFACE: &str = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    const FRAMES: [&str; 4] = [
+        "\0\0\0\x04\0\0\0\0\0\0\0\x08\x06\0\0\0\0\0\0\0\0\x06\0\0\0\0\0",
+        "\0\0\x04\x03\0\0\0\0\x01\0\0\0\x08\0\0\x01\x01\x05\0\0\0\x03a",
+        "\0\0\x08\x06\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x04\x01\0\0\0\0",
+        "\0\x01\0\0\0\0\0\0\x01\0\0\x08\x06\0\0\0\0\0",
+    ];
+    each(&FRAMES, |input, random| {
+        let stream = [PREFACE.as_bytes(), input].concat();
+        let (mut pieces, mut left) = (Vec::new(), &stream[..]);
+        while !left.is_empty() {
+            let (piece, later) = left.split_at(random.random_range(1..=left.len()));
+            pieces.push(piece);
+            left = later;
+        }
+        let (mut expected, mut rest) = (0, input);
+        while let [a, b, c, kind, flags, _, _, _, _, payload @ ..] = rest {
+            expected += match (kind, flags & 1) {
+                (6, 0) => 1,
+                (4, 0) => 100,
+                _ => 0,
+            };
+            let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
+            rest = payload.get(length..).unwrap_or_default();
+        }
+        // More may be told only of so much at once.
+        if expected < 10_000 {
+            assert_eq!(calm::cost(pieces.into_iter()), expected, "{input:?}");
+        }
+    });
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn a_key_in_a_query_is_the_first_of_its_name() {
+    const QUERIES: [&str; 4] = [
+        "user=a&user=b",
+        "xuser=1&user&user=&user=2",
+        "a=user=1&user=b=c",
+        "%75ser=a&USER=b",
+    ];
+    let (source, headers) = (HashKey::Query("user".to_owned()), HeaderMap::new());
+    each(&QUERIES, |input, _| {
+        let query = String::from_utf8_lossy(input);
+        let found = hash_key::find(&source, &headers, Some(&query));
+        let begins = |&(at, _): &(usize, &str)| at == 0 || query[..at].ends_with('&');
+        let first = query.match_indices("user=").find(begins);
+        let expected = first.map(|(at, name)| {
+            let value = &query[at + name.len()..];
+            value.find('&').map_or(value, |end| &value[..end])
+        });
+        assert_eq!(found, expected.map(str::as_bytes), "{query}");
     });
 }

@@ -11,8 +11,8 @@
 //! It also knows whether a client is still amid a request when its connection is closed, and then lingers; and tells
 //! [`Turns`] what it sees.
 
-#[cfg(test)]
-mod fuzz;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

@@ -34,7 +34,12 @@ pub(crate) async fn of_body(
     (!key.is_empty()).then(|| hash(KEY_SEED, &key))
 }
 
-fn find<'r>(source: &HashKey, headers: &'r HeaderMap, query: Option<&'r str>) -> Option<&'r [u8]> {
+/// A key that stands in what comes before the body.
+pub(crate) fn find<'r>(
+    source: &HashKey,
+    headers: &'r HeaderMap,
+    query: Option<&'r str>,
+) -> Option<&'r [u8]> {
     match source {
         HashKey::Header(name) => Some(headers.get(name.as_str())?.as_bytes()),
         HashKey::Cookie(name) => cookie(headers, name.as_bytes()),

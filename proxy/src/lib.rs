@@ -30,8 +30,10 @@ mod deadline;
 mod drain;
 mod fast;
 mod forward;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod fuzz;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod grpc;
 mod guard;
 mod hash_key;

@@ -4,6 +4,11 @@
 //! `just fuzz 10000000` runs so many inputs; `RAFTSERVE_FUZZ_SEED=n` begins at another seed. Each
 //! input comes from a number of its own, which a failure names.
 
+#![cfg_attr(
+    fuzzing,
+    expect(dead_code, reason = "whoever fuzzes makes inputs otherwise")
+)]
+
 pub(crate) mod chunks;
 
 use std::fmt::Debug;
@@ -66,7 +71,11 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
+#[cfg(fuzzing)]
+pub(crate) use crate::fuzzing::each;
+
 /// Runs a property on inputs made from these.
+#[cfg(not(fuzzing))]
 pub(crate) fn each(seeds: &[&str], property: impl Fn(&[u8], &mut StdRng)) {
     let make = |random: &mut StdRng| {
         let seed = seeds[random.random_range(0..seeds.len())];
@@ -86,7 +95,11 @@ impl Debug for Input {
     }
 }
 
+#[cfg(fuzzing)]
+pub(crate) use crate::fuzzing::each_made;
+
 /// Runs a property on inputs made so.
+#[cfg(not(fuzzing))]
 pub(crate) fn each_made<T: Debug>(
     make: impl Fn(&mut StdRng) -> T,
     property: impl Fn(&T, &mut StdRng),
@@ -145,8 +158,8 @@ fn count(fields: &[(String, String)], name: &str) -> usize {
     fields.iter().filter(|field| field.0 == name).count()
 }
 
-#[test]
-fn what_is_forwarded_says_one_thing_to_every_reader() {
+#[cfg_attr(test, test)]
+pub(crate) fn what_is_forwarded_says_one_thing_to_every_reader() {
     each(&REQUESTS, |input, _| {
         let mut room = [const { MaybeUninit::uninit() }; FIELDS_MAX];
         let Parsed::Plain(plain) = PlainRequest::read(input, &mut room) else {
@@ -195,8 +208,8 @@ fn what_is_forwarded_says_one_thing_to_every_reader() {
     });
 }
 
-#[test]
-fn an_answer_is_passed_on_with_one_framing() {
+#[cfg_attr(test, test)]
+pub(crate) fn an_answer_is_passed_on_with_one_framing() {
     each(&ANSWERS, |input, random| {
         let (mut head, to_head) = (Vec::new(), random.random());
         let answer::Parsed::Answer(answer) = answer::read(input, to_head, &mut head) else {
@@ -278,8 +291,8 @@ fn followed(body: &[u8], random: &mut StdRng) -> Option<usize> {
     framing.is_done().then_some(used)
 }
 
-#[test]
-fn a_chunked_body_ends_where_a_second_reader_says_however_it_is_cut() {
+#[cfg_attr(test, test)]
+pub(crate) fn a_chunked_body_ends_where_a_second_reader_says_however_it_is_cut() {
     each(&BODIES, |input, random| {
         assert_eq!(followed(input, random), chunked_len(input));
     });
@@ -293,8 +306,8 @@ fn a_chunked_body_ends_where_a_second_reader_says_however_it_is_cut() {
     });
 }
 
-#[test]
-fn a_chunks_line_is_taken_only_as_its_grammar_has_it() {
+#[cfg_attr(test, test)]
+pub(crate) fn a_chunks_line_is_taken_only_as_its_grammar_has_it() {
     each_made(chunks::Body::make, |body, random| {
         let is_good = body.is_good && body.has_good_trailers;
         let whole = is_good.then_some(body.bytes.len());

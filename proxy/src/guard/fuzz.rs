@@ -1,6 +1,11 @@
 //! The guard against mutated streams of requests, however they are cut: of the heads that the library's parser accepts it
 //! refuses those with two claims about their length, and no other. Behind a body that is none it finds nothing.
 
+#![cfg_attr(
+    fuzzing,
+    expect(dead_code, reason = "whoever fuzzes makes inputs otherwise")
+)]
+
 use rand::RngExt;
 use rand::rngs::StdRng;
 
@@ -128,8 +133,8 @@ fn found(scan: &mut Scan, stream: &[u8], random: &mut StdRng) -> Option<usize> {
     found
 }
 
-#[test]
-fn what_makes_two_claims_is_refused_and_no_other() {
+#[cfg_attr(test, test)]
+pub(crate) fn what_makes_two_claims_is_refused_and_no_other() {
     each(&STREAMS, |stream, random| {
         let found = found(&mut Scan::default(), stream, random);
         let expected = read(stream);
@@ -144,8 +149,8 @@ fn what_makes_two_claims_is_refused_and_no_other() {
     });
 }
 
-#[test]
-fn it_follows_chunks_as_far_as_they_are_some() {
+#[cfg_attr(test, test)]
+pub(crate) fn it_follows_chunks_as_far_as_they_are_some() {
     const BEFORE: &[u8] = b"PUT / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n";
     const TWO_CLAIMS: &[u8] =
         b"PUT / HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n";
