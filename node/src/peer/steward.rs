@@ -35,6 +35,9 @@ pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(1);
 /// is under way at full load, and worked off within a second.
 pub(crate) const TRAILING_MAX: u64 = 8192;
 
+/// For how long members may go without a look, since their leader has no quorum, and count as if it had looked.
+const UNSEEN_MAX: Duration = Duration::from_secs(2);
+
 /// How long one step may take before it is looked at afresh.
 const STEP_MAX: Duration = Duration::from_secs(10);
 
@@ -60,6 +63,8 @@ struct Book {
     /// Of the reign that all of this is about.
     term: u64,
     leading_since: Option<Instant>,
+    /// When the members were looked at last.
+    looked: Option<Instant>,
     /// Since when this peer, leading, has known of each.
     known: BTreeMap<NodeId, Instant>,
     steady: BTreeMap<NodeId, Instant>,
@@ -68,16 +73,19 @@ struct Book {
 
 impl Book {
     /// This peer leads in `term`, or has been confirmed to lead on after a time without a quorum. Under load that may be every
-    /// few seconds, and must not have those begin anew who have kept up all the while.
+    /// few seconds, and must not have those begin anew who have kept up all the while. Of what went on for longer than
+    /// that, nothing is known.
     fn begin(&mut self, term: u64) {
+        let unseen = self.looked.map(|at| at.elapsed());
         if self.term != term {
             *self = Self {
                 term,
                 ..Self::default()
             };
+        } else if unseen.is_none_or(|unseen| unseen > UNSEEN_MAX) {
+            self.known.clear();
+            self.steady.clear();
         }
-        // Whoever could not be heard meanwhile may have said much.
-        self.known.clear();
     }
 
     /// How `node` is, which answered `heard` ago, if ever, and has `lag` entries to catch up with, none if that takes a
@@ -209,6 +217,7 @@ impl Core {
     ) -> BTreeMap<NodeId, Condition> {
         let last = metrics.last_log_index.unwrap_or(0);
         self.health.with(|book| {
+            book.looked = Some(Instant::now());
             book.steady.retain(|node, _| members.contains(node));
             book.known.retain(|node, _| members.contains(node));
             let others = members.iter().filter(|node| **node != self.me());
@@ -398,23 +407,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_member_stays_steady_while_its_leader_lacks_a_quorum_now_and_then() {
+    async fn a_member_stays_steady_while_its_leader_lacks_a_quorum_for_a_moment() {
         let mut book = Book::default();
         let (just_now, near) = (Some(Duration::ZERO), Some(0));
+        let look = |book: &mut Book| {
+            book.looked = Some(Instant::now());
+            let away = book.judge(NodeId(10), Some(60 * SECOND), near).silent;
+            (book.judge(NODE, just_now, near).steady.unwrap(), away)
+        };
         book.begin(7);
-        book.judge(NODE, just_now, near);
-        for _ in 0..3 {
+        assert_eq!(look(&mut book), (Duration::ZERO, Duration::ZERO));
+        for seconds in 1..=9 {
             tokio::time::advance(SECOND).await;
             book.begin(7);
+            assert_eq!(look(&mut book), (seconds * SECOND, seconds * SECOND));
         }
-        let late = Some(60 * SECOND);
-        assert_eq!(book.judge(NodeId(10), late, near).silent, Duration::ZERO);
-        assert_eq!(book.judge(NODE, just_now, near).steady, Some(3 * SECOND));
+        // Much may have happened meanwhile.
+        tokio::time::advance(UNSEEN_MAX + SECOND).await;
+        book.begin(7);
+        assert_eq!(look(&mut book), (Duration::ZERO, Duration::ZERO));
+        book.leading_since = Some(Instant::now());
+        tokio::time::advance(SECOND).await;
         book.begin(8);
-        assert_eq!(
-            book.judge(NODE, just_now, near).steady,
-            Some(Duration::ZERO)
-        );
+        assert_eq!(look(&mut book), (Duration::ZERO, Duration::ZERO));
         assert_eq!(book.leading_since, None);
     }
 }
