@@ -624,6 +624,7 @@ impl Snapshots {
         let keep = KEPT.min(kept.len());
         let oldest = kept.split_off(keep);
         drop(kept);
+        self.calm.has_one();
         self.remove(&oldest);
         Ok(snapshot)
     }

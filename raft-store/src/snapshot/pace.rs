@@ -27,7 +27,8 @@ const REST_SHARE: u32 = 3;
 const REST_MAX: Duration = Duration::from_millis(100);
 
 /// The part of the time between the beginnings of two snapshots that all rests of one may take together: where entries come so
-/// fast that the next snapshot is soon due, it must not be late, and peers must go on taking turns.
+/// fast that the next snapshot is soon due, peers must go on taking turns. The first snapshot after a start, and after a time in
+/// which little came, knows no better.
 const PART_OF_INTERVAL: u32 = 4;
 
 /// Whether there is a log on the same disk that clients wait for, and how often snapshots are taken.
@@ -43,9 +44,14 @@ impl Calm {
         self.kept.store(is_kept, Ordering::Relaxed);
     }
 
-    /// The next snapshot does not rest.
+    /// The next snapshot does not rest, unless another one comes first.
     pub(super) fn hurry_once(&self) {
         self.hurries.store(true, Ordering::Relaxed);
+    }
+
+    /// A snapshot is in place.
+    pub(super) fn has_one(&self) {
+        self.hurries.store(false, Ordering::Relaxed);
     }
 
     #[cfg(test)]
@@ -61,7 +67,7 @@ impl Calm {
     pub(super) fn begin(&self, now: Instant, bytes: Option<u64>) -> Pace<'_> {
         let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
         let last = begun.replace(now);
-        if self.hurries.swap(false, Ordering::Relaxed) {
+        if self.hurries.load(Ordering::Relaxed) {
             return Pace::at_once();
         }
         let most = last.zip(bytes).map_or(REST_MAX, |(last, bytes)| {
@@ -156,8 +162,11 @@ mod tests {
         calm.keep(true);
         assert!(!rests(&mut Pace::at_once()));
         calm.hurry_once();
-        assert!(!rests(&mut calm.begin(Instant::now(), None)));
-        assert!(rests(&mut calm.begin(Instant::now(), None)), "once");
+        for _ in 0..2 {
+            assert!(!rests(&mut calm.begin(Instant::now(), None)));
+        }
+        calm.has_one();
+        assert!(rests(&mut calm.begin(Instant::now(), None)));
     }
 
     #[test]
