@@ -8,7 +8,7 @@ use jepsen_tests::admin::Admin;
 use jepsen_tests::http;
 use jepsen_tests::kube::{Kube, Pod};
 use jepsen_tests::wait;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::kills::kill;
@@ -48,6 +48,9 @@ const MANY_SHARE_MAX: f64 = 0.2;
 
 /// How many replicas the large service has.
 const MANY: usize = 500;
+
+/// In how many steps they change.
+const BATCHES: u32 = 20;
 
 /// Its pods.
 const MANY_PODS: &str = "raftserve.io/service=many";
@@ -250,28 +253,31 @@ async fn many(release: &Release, served: &Served) -> anyhow::Result<()> {
     let admin = served.admin().await?;
     admin.apply(MANY_SERVICE).await?;
     let began = Instant::now();
-    wait::until("many pods", PATIENCE, async || {
+    let pods = wait::until("many pods", PATIENCE, async || {
         let pods = release.namespace.pods(MANY_PODS).await?;
         ensure!(pods.len() == MANY, "{}", pods.len());
-        Ok(())
+        Ok(pods)
     })
     .await?;
     println!("{MANY} pods made in {:.1?}", began.elapsed());
     tokio::time::sleep(SETTLE).await;
     let leader = [release.leader().await?];
     let changes = async {
-        let began = Instant::now();
-        let label = [
-            "label",
-            "pods",
-            "-l",
-            MANY_PODS,
-            "--overwrite",
-            "figure=changed",
-        ];
-        release.namespace.kubectl(&label).await?;
-        println!("{MANY} changes within {:.1?}", began.elapsed());
-        tokio::time::sleep(MINUTE.saturating_sub(began.elapsed())).await;
+        // What the peers tell of each pod is another thing each time, evenly over the minute.
+        let mut pace = tokio::time::interval(MINUTE / BATCHES);
+        for (round, names) in pods.chunks(MANY / BATCHES as usize).enumerate() {
+            pace.tick().await;
+            let change = json!({"status": {"conditions": [{
+                "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+                "message": format!("figure {round}"),
+            }]}});
+            let change = change.to_string();
+            let patch = ["patch", "pods", "--subresource=status", "-p", &change];
+            let names = names.iter().map(|pod| pod.name.as_str());
+            let patch: Vec<&str> = patch.into_iter().chain(names).collect();
+            release.namespace.kubectl(&patch).await?;
+        }
+        pace.tick().await;
         Ok(())
     };
     for (share, memory) in shares(&release.kube, &leader, changes).await? {

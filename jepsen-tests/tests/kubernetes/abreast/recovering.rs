@@ -24,8 +24,7 @@ async fn a_release_that_lost_most_volumes_goes_on_from_the_last_one() -> anyhow:
         let claims = [0, 1].map(|ordinal| format!("data-{RELEASE}-{ordinal}"));
         let delete = ["delete", "pvc", "--wait", &claims[0], &claims[1]];
         release.namespace.kubectl(&delete).await?;
-        let seen = release.ask_recovery().await?;
-        ensure!(seen.contains(&lost), "{seen}");
+        release.ask_recovery(&lost).await?;
         release.recover(&["--cluster-id", &lost, "--yes"]).await?;
         release.delete_recovery().await?;
         release.scale(3).await?;
@@ -70,14 +69,17 @@ impl Release {
         self.namespace.kubectl(&delete).await.map(drop)
     }
 
-    /// What the command says that it would do. A kubelet may throw away the words of a pod that has ended before they are
-    /// read; the command changes nothing, so it is asked again then.
-    async fn ask_recovery(&self) -> anyhow::Result<String> {
+    /// Has the command say what it would do, which must name this cluster. A kubelet may throw away the words of a pod that has
+    /// ended before they are read, and then tells that it has not found them; the command changes nothing, so it is asked
+    /// again then.
+    async fn ask_recovery(&self, cluster: &str) -> anyhow::Result<()> {
         wait::until("what the command says", PATIENCE, async || {
             self.recover(&["--dry-run"]).await?;
             let said = self.namespace.kubectl(&["logs", POD]).await;
             self.delete_recovery().await?;
-            said
+            let said = said?;
+            ensure!(said.contains(cluster), "{said}");
+            Ok(())
         })
         .await
     }
