@@ -253,7 +253,7 @@ async fn snapshot_times(peer: &mut Peer, services: &[ServiceId]) -> Result<(), E
     let mut ratios: [Vec<f64>; 2] = Default::default();
     for _ in 0..ROUNDS {
         let quiet = AtomicBool::new(false);
-        let (mut writes, mut applies) = loaded(peer, services, &quiet, 5_000).await?;
+        let (mut writes, mut applies) = loaded(peer, services, &quiet, 20_000).await?;
         println!("quiet:     log write            {}", writes.line());
         println!("           apply                {}", applies.line());
         let done = Arc::new(AtomicBool::new(false));

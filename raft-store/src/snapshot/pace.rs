@@ -29,7 +29,7 @@ const REST_MAX: Duration = Duration::from_millis(100);
 /// The part of the time between the beginnings of two snapshots that all rests of one may take together: where entries come so
 /// fast that the next snapshot is soon due, peers must go on taking turns. The first snapshot after a start, and after a time in
 /// which little came, knows no better.
-const PART_OF_INTERVAL: u32 = 4;
+const PART_OF_INTERVAL: u32 = 2;
 
 /// Whether there is a log on the same disk that clients wait for, and how often snapshots are taken.
 #[derive(Debug, Default)]
@@ -175,11 +175,11 @@ mod tests {
         let begun = Instant::now();
         let bytes = Some(100 * PIECE as u64 + 1);
         assert_eq!(calm.begin(begun, bytes).most, REST_MAX);
-        let soon = calm.begin(begun + 4 * SECOND, bytes).most;
+        let soon = calm.begin(begun + 2 * SECOND, bytes).most;
         assert_eq!(soon, SECOND / 100);
-        let late = calm.begin(begun + 404 * SECOND, bytes).most;
+        let late = calm.begin(begun + 202 * SECOND, bytes).most;
         assert_eq!(late, SECOND);
-        let small = calm.begin(begun + 408 * SECOND, Some(1)).most;
+        let small = calm.begin(begun + 204 * SECOND, Some(1)).most;
         assert_eq!(small, SECOND);
     }
 }
