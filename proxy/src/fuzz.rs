@@ -1,14 +1,12 @@
 //! The parsers of fields, targets and first bytes against mutated input, each beside a second reader that is written
 //! otherwise. Those of whole messages are fuzzed beside themselves. `just fuzz 10000000` runs all.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use http::header::{CONTENT_LENGTH, COOKIE, HOST, TE};
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
-use raftserve_model::ServiceId;
-use raftserve_model::spec::{HashKey, LoadBalancingPolicy, RouteRule, Traffic};
+use raftserve_model::spec::{HashKey, RouteRule};
 use rand::RngExt;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
@@ -18,7 +16,7 @@ use crate::fast::fuzz::each;
 use crate::headers::{Seen, end_hop};
 use crate::http2::calm;
 use crate::protocol::{Protocol, detect};
-use crate::routes::{Listener, RouteTable, ServiceRoute};
+use crate::routes::{Listener, table};
 use crate::session::cookie;
 use crate::trace::{self, Parent, TRACEPARENT, TRACESTATE};
 use crate::{deadline, grpc, hash_key, json_key, rules};
@@ -226,18 +224,7 @@ pub(crate) fn a_service_is_found_by_a_whole_label_or_a_whole_segment() {
         "h /svcx",
         "svc. //chat",
     ];
-    let table = RouteTable::new(["svc", "chat"].iter().zip(1..).map(|(name, id)| {
-        Arc::new(ServiceRoute {
-            id: ServiceId(id),
-            name: name.parse().expect("a good name"),
-            port: None,
-            policy: LoadBalancingPolicy::RoundRobin,
-            stream_timeout: Duration::from_secs(1),
-            affinity: None,
-            traffic: Traffic::default(),
-            endpoints: Vec::new(),
-        })
-    }));
+    let table = table(&["svc", "chat"]);
     each(&TARGETS, |input, _| {
         let text = String::from_utf8_lossy(input);
         let (host, path) = text.split_once(' ').unwrap_or((&text, "/"));

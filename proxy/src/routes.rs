@@ -297,25 +297,26 @@ impl Routes {
     }
 }
 
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
+/// Services of these names without replicas, by the numbers from 1.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn table(names: &[&str]) -> RouteTable {
+    RouteTable::new(names.iter().zip(1..).map(|(name, id)| {
+        Arc::new(ServiceRoute {
+            id: ServiceId(id),
+            name: name.parse().expect("a good name"),
+            port: None,
+            policy: LoadBalancingPolicy::RoundRobin,
+            stream_timeout: Duration::from_secs(1),
+            affinity: None,
+            traffic: Traffic::default(),
+            endpoints: Vec::new(),
+        })
+    }))
+}
 
-    /// Services of these names without replicas, by the numbers from 1.
-    pub(crate) fn table(names: &[&str]) -> RouteTable {
-        RouteTable::new(names.iter().zip(1..).map(|(name, id)| {
-            Arc::new(ServiceRoute {
-                id: ServiceId(id),
-                name: name.parse().expect("a good name"),
-                port: None,
-                policy: LoadBalancingPolicy::RoundRobin,
-                stream_timeout: Duration::from_secs(1),
-                affinity: None,
-                traffic: Traffic::default(),
-                endpoints: Vec::new(),
-            })
-        }))
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     fn found(table: &RouteTable, host: &str, path: &str) -> Option<(u64, usize)> {
         table

@@ -117,15 +117,21 @@ async fn flood_and_read(client: &mut Hand, frame: &[u8]) {
     support::soon("the flood's end", ended).await;
 }
 
+/// The head and the payload of the next frame; `None` at the connection's end.
+async fn next_frame(client: &mut Hand) -> Option<([u8; 9], Vec<u8>)> {
+    let mut head = [0; 9];
+    client.0.read_exact(&mut head).await.ok()?;
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    let mut payload = vec![0; usize::try_from(length).expect("small")];
+    client.0.read_exact(&mut payload).await.ok()?;
+    Some((head, payload))
+}
+
 /// Reads frames until one of this kind, for this stream; `None` at the connection's end.
 async fn await_frame(client: &mut Hand, kind: u8, stream: u32) -> Option<Vec<u8>> {
     let read = async {
         loop {
-            let mut head = [0; 9];
-            client.0.read_exact(&mut head).await.ok()?;
-            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-            let mut payload = vec![0; usize::try_from(length).expect("small")];
-            client.0.read_exact(&mut payload).await.ok()?;
+            let (head, payload) = next_frame(client).await?;
             let of = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
             if (head[3], of) == (kind, stream) {
                 return Some(payload);
@@ -255,11 +261,7 @@ async fn who_takes_back_request_after_request_that_a_replica_has_loses_its_conne
 async fn await_either(client: &mut Hand, first: u8, second: u8) -> Option<Option<Vec<u8>>> {
     let read = async {
         loop {
-            let mut head = [0; 9];
-            client.0.read_exact(&mut head).await.ok()?;
-            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-            let mut payload = vec![0; usize::try_from(length).expect("small")];
-            client.0.read_exact(&mut payload).await.ok()?;
+            let (head, payload) = next_frame(client).await?;
             match head[3] {
                 kind if kind == second => return Some(Some(payload)),
                 kind if kind == first => return Some(None),
@@ -557,15 +559,9 @@ async fn of_an_authority_and_another_host_only_the_authority_counts() {
 /// Whether a request on stream 1 was refused: by a reset, by the connection's end, or with status 400.
 async fn outcome(client: &mut Hand) -> bool {
     loop {
-        let mut head = [0; 9];
-        if client.0.read_exact(&mut head).await.is_err() {
+        let Some((head, payload)) = next_frame(client).await else {
             return true;
-        }
-        let length = usize::from(head[1]) << 8 | usize::from(head[2]);
-        let mut payload = vec![0; length];
-        if client.0.read_exact(&mut payload).await.is_err() {
-            return true;
-        }
+        };
         match head[3] {
             RST_STREAM | GOAWAY => return true,
             // Status 400 is entry 12 of the static table (RFC 7541, appendix A).

@@ -14,8 +14,10 @@ pub(crate) mod chunks;
 use std::fmt::Debug;
 use std::mem::MaybeUninit;
 
+use rand::RngExt;
+#[cfg(not(fuzzing))]
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
 
 use super::answer;
 use super::framing::{Chunks, Framing, Malformed};
