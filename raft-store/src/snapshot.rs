@@ -393,9 +393,10 @@ impl Snapshots {
         self.calm.keep(is_calm);
     }
 
-    /// The next snapshot is written as fast as the disk takes it, whoever waits: there is no other copy of what it holds.
-    pub(crate) fn hurry_once(&self) {
-        self.calm.hurry_once();
+    /// Until there is one more, snapshots are written as fast as the disk takes them, whoever waits: there is no other copy of
+    /// what they hold.
+    pub(crate) fn hurry(&self) {
+        self.calm.hurry();
     }
 
     #[cfg(test)]

@@ -163,7 +163,7 @@ impl Store {
         started.map_err(OpenError::Wal)?;
         opened.snapshots.keep_calm(true);
         if opened.trigger.is_overdue() {
-            opened.snapshots.hurry_once();
+            opened.snapshots.hurry();
         }
         Ok(opened)
     }

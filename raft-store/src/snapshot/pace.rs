@@ -44,8 +44,8 @@ impl Calm {
         self.kept.store(is_kept, Ordering::Relaxed);
     }
 
-    /// The next snapshot does not rest, unless another one comes first.
-    pub(super) fn hurry_once(&self) {
+    /// No snapshot rests until there is one.
+    pub(super) fn hurry(&self) {
         self.hurries.store(true, Ordering::Relaxed);
     }
 
@@ -54,7 +54,6 @@ impl Calm {
         self.hurries.store(false, Ordering::Relaxed);
     }
 
-    #[cfg(test)]
     pub(super) fn hurries(&self) -> bool {
         self.hurries.load(Ordering::Relaxed)
     }
@@ -67,7 +66,7 @@ impl Calm {
     pub(super) fn begin(&self, now: Instant, bytes: Option<u64>) -> Pace<'_> {
         let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
         let last = begun.replace(now);
-        if self.hurries.load(Ordering::Relaxed) {
+        if self.hurries() {
             return Pace::at_once();
         }
         let most = last.zip(bytes).map_or(REST_MAX, |(last, bytes)| {
@@ -161,7 +160,7 @@ mod tests {
         assert!(!rests(&mut pace), "the peer stops");
         calm.keep(true);
         assert!(!rests(&mut Pace::at_once()));
-        calm.hurry_once();
+        calm.hurry();
         for _ in 0..2 {
             assert!(!rests(&mut calm.begin(Instant::now(), None)));
         }
