@@ -13,13 +13,14 @@
 {{- end }}
 {{- end }}
 {{- /* What breaks these may be a secret in the clear: it is not repeated. */}}
+{{- $htpasswd := `^[^:\s]+:\$(2[aby]|apr1)\$\S+$` }}
 {{- range $at, $line := .Values.auth.credentials }}
-{{- if not (regexMatch `^[^:\s]+:\$(2[aby]|apr1)\$\S+$` $line) }}
+{{- if not (regexMatch $htpasswd $line) }}
 {{- fail (printf "auth.credentials[%d] is no line of htpasswd: write NAME:HASH as `htpasswd -nB NAME` prints it, never the password itself" $at) }}
 {{- end }}
 {{- end }}
 {{- range $at, $line := splitList "\n" (default "" .Values.ingress.authCredentials | trim) }}
-{{- if and $line (not (regexMatch `^[^:\s]+:\$(2[aby]|apr1)\$\S+$` $line)) }}
+{{- if and $line (not (regexMatch $htpasswd $line)) }}
 {{- fail (printf "ingress.authCredentials: line %d is none of htpasswd: write NAME:HASH as `htpasswd -nB NAME` prints it, never the password itself" (add1 $at)) }}
 {{- end }}
 {{- end }}
