@@ -288,19 +288,6 @@ fn health_text(found: &v1::HealthResponse, paint: Paint) -> String {
             )
         })
         .collect();
-    let away = found
-        .members
-        .iter()
-        .filter(|it| it.up && it.lag.is_none() && it.vote() != v1::Vote::LogCut);
-    let away: String = away
-        .map(|member| {
-            format!(
-                "\nPeer {} has to be sent a snapshot before it can follow the log, or the leader does not know yet how far \
-                 it is.\n",
-                member.id
-            )
-        })
-        .collect();
     let stalled = found.members.iter().filter_map(|member| {
         let seconds = member.disk_stalled_for.as_ref()?.seconds;
         Some(format!(
@@ -310,13 +297,29 @@ fn health_text(found: &v1::HealthResponse, paint: Paint) -> String {
     });
     let stalled: String = stalled.collect();
     format!(
-        "Healthy            {healthy}\nFailure tolerance  {}\n\n{}{cut}{away}{stalled}{}{}{}",
+        "Healthy            {healthy}\nFailure tolerance  {}\n\n{}{cut}{}{stalled}{}{}{}",
         found.failure_tolerance,
         table.render(paint),
+        without_log_text(&found.members),
         short_of_room_text(&found.members),
         foreign_text(&found.members),
         waiting_text(&found.members)
     )
+}
+
+/// Who answers, and cannot follow the log yet.
+fn without_log_text(members: &[v1::MemberHealth]) -> String {
+    let without = members
+        .iter()
+        .filter(|it| it.up && it.lag.is_none() && it.vote() != v1::Vote::LogCut);
+    let texts = without.map(|member| {
+        format!(
+            "\nPeer {} has to be sent a snapshot before it can follow the log, or the leader does not know yet how far \
+             it is.\n",
+            member.id
+        )
+    });
+    texts.collect()
 }
 
 /// Whose disks are nearly full.

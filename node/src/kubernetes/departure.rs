@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::{CallError, Home, Wanted, call, ordinal};
 use crate::consensus::Consensus;
+use crate::peer::core::LAG_MAX;
 
 /// How long connections may still come after the pod is told to stop: every node has to hear that it is no endpoint
 /// any more.
@@ -28,9 +29,6 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// How long the leader's answer may take.
 const ASK_MAX: Duration = Duration::from_secs(1);
-
-/// A peer whose log is further behind could not stand in for one that goes.
-const LAG_MAX: u64 = 512;
 
 /// A voter, as the leader sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
