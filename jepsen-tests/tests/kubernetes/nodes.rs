@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use jepsen_tests::source_ports::SourcePorts;
 use jepsen_tests::steady::Tally;
 use jepsen_tests::wait;
 
-use crate::kills::{direct, retrying};
+use crate::kills::{INSIDE_MAX, direct, retrying};
 use crate::served::{PODS, Served};
 use crate::stage::{PATIENCE, RATE, RELEASE, Release, on_release, peers_only};
 
@@ -150,7 +151,8 @@ async fn kill(
     release.await_ready(3).await?;
     healed?;
     replaced?;
-    window(victim, &through_service?, before, killed)?;
+    let within = release.kube.within(WINDOW_MAX);
+    window(victim, &through_service?, before..=killed, within)?;
     let at_peers = at_peers?;
     // A peer that lives may have sent one to a replica that died.
     let dead = direct(&dead);
@@ -198,24 +200,29 @@ async fn lose(
     served.ensure_kept("before").await
 }
 
-/// Looks at what a dead peer has cost those who ask the Service.
-fn window(victim: &str, tally: &Tally, before: Duration, killed: Duration) -> anyhow::Result<()> {
+/// Looks at what a peer that died in `death` has cost those who ask the Service: failures for `max` at most.
+fn window(
+    victim: &str,
+    tally: &Tally,
+    death: RangeInclusive<Duration>,
+    max: Duration,
+) -> anyhow::Result<()> {
     let sent = tally.missed.iter().map(|missed| missed.at);
     // The peer dies at some point while the node is killed.
     let first = sent.clone().min().context("no request met the dead node")?;
     let window = sent.max().unwrap_or(first).saturating_sub(first);
     eprintln!("{victim} killed: {}; sent within {window:?}", tally.line());
     for missed in &tally.missed {
-        if missed.at > first + WINDOW_MAX {
+        if missed.at > first + max {
             eprintln!("late: {missed:?}");
         }
     }
-    let meanwhile = before.saturating_sub(WINDOW_MAX / 10)..=killed;
+    let meanwhile = death.start().saturating_sub(INSIDE_MAX)..=*death.end();
     ensure!(meanwhile.contains(&first), "one failed without a kill");
     ensure!(
         tally.bad == tally.missed.len(),
         "more failures than are remembered"
     );
-    ensure!(window <= WINDOW_MAX, "the window is too long");
+    ensure!(window <= max, "the window is too long");
     Ok(())
 }
