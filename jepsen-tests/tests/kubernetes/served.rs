@@ -32,13 +32,14 @@ pub(crate) const KEPT: &str = "kept";
 pub(crate) const ADMIN: u16 = 7_000;
 
 /// A replica answers with its number, in one piece: who dies between the head of an answer and its end has begun what no proxy
-/// may begin anew. It passes Pod Security `restricted`, as everything in the tests' namespaces must.
+/// may begin anew. It asks for as much of a processor as a peer: without, everything on the node that does ask goes first, and for
+/// a moment in which the peers are busy nobody answers. It passes Pod Security `restricted`, as everything in the tests' namespaces must.
 const SERVICE: &str = r#"
 name: steady
 service:
   readiness_probe: {path: /, endpoint_probe_interval_seconds: 1}
   replicas: 2
-resources: {ports: 8080, image_id: "docker:python:3.11-slim"}
+resources: {cpus: 0.25, ports: 8080, image_id: "docker:python:3.11-slim"}
 _metadata: {raftserve: {drain_timeout_seconds: 5, stop_grace_seconds: 5}}
 config:
   kubernetes:
