@@ -116,8 +116,8 @@ release VERSION:
 
 # Runs the tests on Kubernetes in their short form: on RAFTSERVE_TEST_KUBECONFIG, or on the lab whose program RAFTSERVE_LAB is.
 test-kube *ARGS:
-    cargo build --locked -p raftserve-node
-    .ci/kubernetes {{ ARGS }}
+    .ci/optimised
+    RAFTSERVE_BIN=target/raftserve-optimised .ci/kubernetes {{ ARGS }}
 
 # The same with 60,000 requests a case, and the release binary.
 test-kube-full *ARGS:

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use jepsen_tests::kube::watched::Told;
 use jepsen_tests::kube::{Lab, Pod};
 use jepsen_tests::source_ports::SourcePorts;
 use jepsen_tests::steady::Tally;
@@ -20,6 +21,12 @@ use crate::stage::{PATIENCE, RATE, RELEASE, Release, on_release, peers_only};
 
 /// How long after its death requests may still be sent to a peer.
 const WINDOW_MAX: Duration = Duration::from_secs(2);
+
+/// How soon after the API server it is told that a replica's node is lost.
+const TOLD_WITHIN: Duration = Duration::from_secs(2);
+
+/// What the API server says of a pod whose node is lost, and what a peer says of its replica.
+const LOST: (&str, &str) = ("DeletionByTaintManager", "its node is lost");
 
 /// How long is looked on: beyond the time after which Kubernetes itself notices.
 const LOOK_ON: Duration = Duration::from_secs(25);
@@ -118,6 +125,11 @@ async fn kill(
     let at_peers = retrying(served.requests(1)).start(direct(&pods));
     load.reaches(|progress| progress.done >= RATE as usize)
         .await;
+    let replicas = release.namespace.pods(PODS).await?;
+    let mut known = match replicas.iter().any(|it| it.node == victim && !it.going) {
+        true => Some(release.namespace.watch_for(LOST.0)?),
+        false => None,
+    };
     let before = load.progress().elapsed;
     if let Err(error) = lab.kill(number).await {
         lab.start(number).await?;
@@ -128,8 +140,14 @@ async fn kill(
     // peer is gone.
     let (dead, alive): (Vec<_>, Vec<_>) = pods.into_iter().partition(|pod| pod.node == victim);
     at_peers.aim(direct(&alive));
-    load.reaches(|progress| progress.elapsed >= killed + LOOK_ON)
-        .await;
+    let told = async {
+        match (&mut known, alive.first()) {
+            (Some(known), Some(witness)) => told(release, served, witness, known).await,
+            _ => Ok(()),
+        }
+    };
+    let looked_on = load.reaches(|progress| progress.elapsed >= killed + LOOK_ON);
+    let (told, _) = tokio::join!(told, looked_on);
     // With as many pods as there were, or Kubernetes has not told yet that the node is dead.
     let replaced = served.await_replaced(victim).await;
     eprintln!("replaced {:?} after", load.progress().elapsed - killed);
@@ -150,6 +168,7 @@ async fn kill(
     .await?;
     release.await_ready(3).await?;
     healed?;
+    told?;
     replaced?;
     let within = release.kube.within(WINDOW_MAX);
     window(victim, &through_service?, before..=killed, within)?;
@@ -164,6 +183,20 @@ async fn kill(
         at_peers.line()
     );
     at_peers.all_good()
+}
+
+/// A peer that lives tells why a replica does not run, soon after the API server does.
+async fn told(
+    release: &Release,
+    served: &Served,
+    witness: &Pod,
+    known: &mut Told,
+) -> anyhow::Result<()> {
+    let told = served.await_told(witness, LOST.1).await?;
+    let after = told.saturating_duration_since(known.at().await?);
+    eprintln!("a lost node is told {after:?} after the API server tells it");
+    ensure!(after <= release.kube.within(TOLD_WITHIN), "too late");
+    Ok(())
 }
 
 /// The node will not come back, and nor will what was on it: its peer's place is taken by another one, elsewhere.

@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use jepsen_tests::access::Credential;
 use jepsen_tests::admin::{Admin, v1};
-use jepsen_tests::kube::Namespace;
 use jepsen_tests::kube::watched::{Seen, Watched};
+use jepsen_tests::kube::{Namespace, Pod};
 use jepsen_tests::steady::Steady;
 use jepsen_tests::wait;
 use tempfile::TempDir;
@@ -203,6 +204,17 @@ impl Served {
                 "{all:?}, {pods:?}"
             );
             Ok(())
+        })
+        .await
+    }
+
+    /// Waits until `peer` gives `words` as the reason of a replica's state, and returns when it did.
+    pub(crate) async fn await_told(&self, peer: &Pod, words: &str) -> anyhow::Result<Instant> {
+        let admin = self.admin_at(peer.address.context("a peer without an address")?);
+        wait::until("the reason", PATIENCE, async || {
+            let all = admin.replicas().await?;
+            ensure!(all.iter().any(|it| it.reason.contains(words)), "{all:?}");
+            Ok(Instant::now())
         })
         .await
     }

@@ -14,7 +14,7 @@ use crate::stage::{SETTLE, on_namespace, peers, ready, service};
 /// How soon after the API server knows of it a reason is to be told.
 const TOLD_WITHIN: Duration = Duration::from_secs(2);
 
-/// Brings up a service that cannot run, and waits for words of the pod and of the replica.
+/// Brings up a service whose resources cannot be had, and waits for words of the pod and of the replica.
 async fn told(
     test: &str,
     resources: &str,
@@ -22,11 +22,21 @@ async fn told(
     in_status: &str,
     status: ReplicaStatus,
 ) -> anyhow::Result<()> {
+    let yaml = service("web", 1).replace("{ports: 8080}", &format!("{{ports: 8080, {resources}}}"));
+    held_up_told(test, &yaml, in_pod, in_status, status).await
+}
+
+/// Brings up a service that cannot run, and waits for words of the pod and of the replica.
+async fn held_up_told(
+    test: &str,
+    yaml: &str,
+    in_pod: &str,
+    in_status: &str,
+    status: ReplicaStatus,
+) -> anyhow::Result<()> {
     on_namespace(test, async |namespace| {
         let cluster = peers(namespace, 1).await?;
-        let yaml =
-            service("web", 1).replace("{ports: 8080}", &format!("{{ports: 8080, {resources}}}"));
-        cluster.admin(0).apply(&yaml).await?;
+        cluster.admin(0).apply(yaml).await?;
         wait::until("the API server's word", SETTLE, async || {
             let pods = serde_json::to_string(&namespace.objects("pods", "").await?)?;
             ensure!(pods.contains(in_pod), "{pods}");
@@ -281,4 +291,15 @@ async fn that_its_program_ends_is_told_with_its_last_line() -> anyhow::Result<()
     let words = ["run exited with code 7", "no model here"];
     let (yaml, code) = (ending(program, "{}"), "\"exitCode\":7");
     end_told("crash", &yaml, code, &words, ReplicaStatus::Failed).await
+}
+
+/// The replica's own program is not started again by its node; one beside it may be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_a_container_beside_it_ends_again_and_again_is_told() -> anyhow::Result<()> {
+    let beside = "{initContainers: [{name: beside, image: 'docker.io/library/python:3.11-slim', \
+                  command: ['false'], restartPolicy: Always}]}";
+    let yaml = ending("exec sleep 300", beside);
+    let words = ("CrashLoopBackOff", "container beside ends again and again");
+    let status = ReplicaStatus::Provisioning;
+    held_up_told("loop", &yaml, words.0, words.1, status).await
 }
