@@ -36,12 +36,6 @@ pub const KEEP_VARIABLE: &str = "RAFTSERVE_TEST_KEEP";
 /// Names how many requests a case is to see, instead of the short form's.
 pub const REQUESTS_VARIABLE: &str = "RAFTSERVE_TEST_REQUESTS";
 
-/// How many requests a case sees otherwise.
-const REQUESTS_SHORT: usize = 6_000;
-
-/// How much longer than promised anything may take in the short form, which runs on any machine beside anything.
-const SHORT_FORM_SLACK: u32 = 3;
-
 /// How long a command may take. What waits for the cluster says so itself, and waits less.
 const COMMAND_TIME_MAX: Duration = Duration::from_secs(300);
 
@@ -114,7 +108,6 @@ pub struct Kube {
     pub lab: Option<Lab>,
     /// How many requests a case is to see.
     pub requests: usize,
-    full: bool,
     keep: bool,
 }
 
@@ -128,10 +121,6 @@ impl Kube {
             eprintln!("skipped: {KUBECONFIG_VARIABLE} names no cluster");
             return Ok(None);
         };
-        let requests = match variable(REQUESTS_VARIABLE) {
-            Some(count) => Some(count.parse().context(REQUESTS_VARIABLE)?),
-            None => None,
-        };
         let kube = Self {
             config: PathBuf::from(config),
             image: variable(IMAGE_VARIABLE)
@@ -140,24 +129,15 @@ impl Kube {
             lab: variable(LAB_VARIABLE).map(|program| Lab {
                 program: PathBuf::from(program),
             }),
-            requests: requests.unwrap_or(REQUESTS_SHORT),
-            full: requests.is_some(),
+            requests: match variable(REQUESTS_VARIABLE) {
+                Some(count) => count.parse().context(REQUESTS_VARIABLE)?,
+                None => 6_000,
+            },
             keep: variable(KEEP_VARIABLE).is_some_and(|value| value == "1"),
         };
         kube.kubectl(&["version"]).await?;
         kube.helm(&["version"]).await?;
         Ok(Some(kube))
-    }
-
-    /// How long something may take for which `promised` is promised: just that in the full form, on a machine that does
-    /// nothing else. The short form tells orders of magnitude apart.
-    #[must_use]
-    pub fn within(&self, promised: Duration) -> Duration {
-        if self.full {
-            promised
-        } else {
-            promised * SHORT_FORM_SLACK
-        }
     }
 
     async fn run<S: AsRef<OsStr>>(

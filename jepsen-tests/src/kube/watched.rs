@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
@@ -11,8 +11,12 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::Namespace;
+
+/// How long something is waited for that the API server tells about when others do.
+const TOLD_MAX: Duration = Duration::from_secs(90);
 
 /// One pod, as it was last told of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,6 +111,16 @@ impl Told {
         let at = self.at.wait_for(Option::is_some).await;
         let at = at.context("the watch has ended")?;
         (*at).context("it was told")
+    }
+
+    /// How long after it something was `seen`; nothing if before.
+    ///
+    /// # Errors
+    /// If it is still not told long after.
+    pub async fn until(&mut self, seen: Instant) -> anyhow::Result<Duration> {
+        let at = timeout(TOLD_MAX, self.at()).await;
+        let at = at.context("the API server never told")??;
+        Ok(seen.saturating_duration_since(at))
     }
 }
 

@@ -24,8 +24,8 @@ const PROXY: u16 = 8080;
 /// How long after a death the Service may still send requests there.
 const WINDOW_MAX: Duration = Duration::from_secs(2);
 
-/// How long a node may take to kill what it is told to, on a busy machine.
-const DEATH_MAX: Duration = Duration::from_secs(10);
+/// How long a node may take to kill what it is told to.
+const DEATH_MAX: Duration = Duration::from_secs(5);
 
 /// One is killed in that time.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -34,7 +34,7 @@ const PERIOD: Duration = Duration::from_secs(10);
 const KILLS_MIN: u32 = 5;
 
 /// How long a request may have been under way when its peer died.
-pub(crate) const INSIDE_MAX: Duration = Duration::from_millis(200);
+const INSIDE_MAX: Duration = Duration::from_millis(200);
 
 /// How long a client waits for a peer before it tries another one. The address of a pod that is gone answers nothing, not
 /// even a refusal.
@@ -118,17 +118,14 @@ fn windows(
     Ok(windows)
 }
 
-/// Fails for what the Service sent to a peer longer than `window_max` after its death. Of one that was deleted nobody tells
-/// when it died, but the first failure.
-fn ensure_short(
-    windows: &[(Kill, Duration, Duration)],
-    window_max: Duration,
-) -> anyhow::Result<()> {
+/// Fails for what the Service sent to a peer long after its death. Of one that was deleted nobody tells when it died, but the
+/// first failure.
+fn ensure_short(windows: &[(Kill, Duration, Duration)]) -> anyhow::Result<()> {
     for window in windows {
         let (kill, first, last) = window;
         let short = match kill.means {
-            Means::Signal => *last <= kill.at + window_max,
-            Means::Deleted => *first <= kill.at + DEATH_MAX && *last <= *first + window_max,
+            Means::Signal => *last <= kill.at + WINDOW_MAX,
+            Means::Deleted => *first <= kill.at + DEATH_MAX && *last <= *first + WINDOW_MAX,
         };
         ensure!(short, "failures long after a death: {window:?}");
     }
@@ -172,12 +169,9 @@ fn a_window_begins_with_a_death_or_else_with_the_first_failure_after_a_kill() {
         found_at,
         expected.map(|it| (secs(it.0), secs(it.1), secs(it.2)))
     );
-    ensure_short(&found, WINDOW_MAX).unwrap();
-    for late in [&[13][..], &[41], &[33, 36]] {
-        assert!(
-            ensure_short(&told(late).unwrap(), WINDOW_MAX).is_err(),
-            "{late:?}"
-        );
+    ensure_short(&found).unwrap();
+    for late in [&[13][..], &[36], &[33, 36]] {
+        assert!(ensure_short(&told(late).unwrap()).is_err(), "{late:?}");
     }
     assert!(told(&[5]).is_err());
 }
@@ -227,7 +221,7 @@ async fn a_killed_peer_costs_nothing_that_one_retry_elsewhere_does_not_mend() ->
         eprintln!("through the Service: {}", service.line());
         at_peers.all_good()?;
         ensure!(
-            elapsed <= release.kube.within(PERIOD * (round + 2)),
+            u64::from(round) + 1 >= elapsed.as_secs() / PERIOD.as_secs(),
             "{round} kills in {elapsed:?}"
         );
         ensure!(led * 2 >= kills.len(), "the leader too seldom: {kills:?}");
@@ -244,7 +238,7 @@ async fn a_killed_peer_costs_nothing_that_one_retry_elsewhere_does_not_mend() ->
             let after = last.saturating_sub(kill.at);
             eprintln!("{:?} at {:?}: from {first:?}, until {after:?} after", kill.means, kill.at);
         }
-        ensure_short(&windows, release.kube.within(WINDOW_MAX))?;
+        ensure_short(&windows)?;
         ensure!(
             silent == 0 || windows.iter().any(|it| it.0.means == Means::Signal),
             "no death without a word was noticed: {kills:?}"

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use jepsen_tests::source_ports::SourcePorts;
 use jepsen_tests::steady::Tally;
 use jepsen_tests::wait;
 
-use crate::kills::{INSIDE_MAX, direct, retrying};
+use crate::kills::{direct, retrying};
 use crate::served::{PODS, Served};
 use crate::stage::{PATIENCE, RATE, RELEASE, Release, on_release, peers_only};
 
@@ -142,7 +141,7 @@ async fn kill(
     at_peers.aim(direct(&alive));
     let told = async {
         match (&mut known, alive.first()) {
-            (Some(known), Some(witness)) => told(release, served, witness, known).await,
+            (Some(known), Some(witness)) => told(served, witness, known).await,
             _ => Ok(()),
         }
     };
@@ -170,8 +169,7 @@ async fn kill(
     healed?;
     told?;
     replaced?;
-    let within = release.kube.within(WINDOW_MAX);
-    window(victim, &through_service?, before..=killed, within)?;
+    window(victim, &through_service?, before, killed)?;
     let at_peers = at_peers?;
     // A peer that lives may have sent one to a replica that died.
     let dead = direct(&dead);
@@ -186,16 +184,11 @@ async fn kill(
 }
 
 /// A peer that lives tells why a replica does not run, soon after the API server does.
-async fn told(
-    release: &Release,
-    served: &Served,
-    witness: &Pod,
-    known: &mut Told,
-) -> anyhow::Result<()> {
+async fn told(served: &Served, witness: &Pod, known: &mut Told) -> anyhow::Result<()> {
     let told = served.await_told(witness, LOST.1).await?;
-    let after = told.saturating_duration_since(known.at().await?);
+    let after = known.until(told).await?;
     eprintln!("a lost node is told {after:?} after the API server tells it");
-    ensure!(after <= release.kube.within(TOLD_WITHIN), "too late");
+    ensure!(after <= TOLD_WITHIN, "too late");
     Ok(())
 }
 
@@ -233,29 +226,24 @@ async fn lose(
     served.ensure_kept("before").await
 }
 
-/// Looks at what a peer that died in `death` has cost those who ask the Service: failures for `max` at most.
-fn window(
-    victim: &str,
-    tally: &Tally,
-    death: RangeInclusive<Duration>,
-    max: Duration,
-) -> anyhow::Result<()> {
+/// Looks at what a dead peer has cost those who ask the Service.
+fn window(victim: &str, tally: &Tally, before: Duration, killed: Duration) -> anyhow::Result<()> {
     let sent = tally.missed.iter().map(|missed| missed.at);
     // The peer dies at some point while the node is killed.
     let first = sent.clone().min().context("no request met the dead node")?;
     let window = sent.max().unwrap_or(first).saturating_sub(first);
     eprintln!("{victim} killed: {}; sent within {window:?}", tally.line());
     for missed in &tally.missed {
-        if missed.at > first + max {
+        if missed.at > first + WINDOW_MAX {
             eprintln!("late: {missed:?}");
         }
     }
-    let meanwhile = death.start().saturating_sub(INSIDE_MAX)..=*death.end();
+    let meanwhile = before.saturating_sub(WINDOW_MAX / 10)..=killed;
     ensure!(meanwhile.contains(&first), "one failed without a kill");
     ensure!(
         tally.bad == tally.missed.len(),
         "more failures than are remembered"
     );
-    ensure!(window <= max, "the window is too long");
+    ensure!(window <= WINDOW_MAX, "the window is too long");
     Ok(())
 }

@@ -33,8 +33,9 @@ pub(crate) const KEPT: &str = "kept";
 pub(crate) const ADMIN: u16 = 7_000;
 
 /// A replica answers with its number, in one piece: who dies between the head of an answer and its end has begun what no proxy
-/// may begin anew. It asks for as much of a processor as a peer: without, everything on the node that does ask goes first, and for
-/// a moment in which the peers are busy nobody answers. It passes Pod Security `restricted`, as everything in the tests' namespaces must.
+/// may begin anew. It asks for as much of a processor as a peer: without, everything on the node that does ask goes first, and
+/// for a moment in which the peers are busy nobody answers. It passes Pod Security `restricted`, as everything in the tests'
+/// namespaces must.
 const SERVICE: &str = r#"
 name: steady
 service:

@@ -107,7 +107,7 @@ async fn follows(test: &str, service: &str, upstreams: &str) -> anyhow::Result<(
             })
             .await?;
             ensure!(
-                told.elapsed() <= namespace.kube().within(FOLLOWED_WITHIN),
+                told.elapsed() <= FOLLOWED_WITHIN,
                 "after {:?}",
                 told.elapsed()
             );

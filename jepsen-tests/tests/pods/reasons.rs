@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use jepsen_tests::admin::v1::ReplicaStatus;
 use jepsen_tests::kube::Namespace;
-use jepsen_tests::kube::watched::Told;
 use jepsen_tests::wait;
 use serde_json::{Value, json};
 
@@ -53,7 +52,7 @@ async fn held_up_told(
             Ok(())
         })
         .await?;
-        ensure_soon(namespace, known.elapsed())?;
+        ensure_soon(known.elapsed())?;
         cluster.pass();
         Ok(())
     })
@@ -150,7 +149,7 @@ async fn end_told(
             .await
         };
         let first = told(&[ReplicaStatus::ShuttingDown, status]).await?;
-        soon(namespace, first, &mut known).await?;
+        ensure_soon(known.until(first).await?)?;
         told(&[status]).await?;
         cluster.pass();
         Ok(())
@@ -158,16 +157,8 @@ async fn end_told(
     .await
 }
 
-async fn soon(namespace: &Namespace, told: Instant, known: &mut Told) -> anyhow::Result<()> {
-    let known = tokio::time::timeout(SETTLE, known.at()).await;
-    let known = known.context("the API server never told")??;
-    ensure_soon(namespace, told.saturating_duration_since(known))
-}
-
-fn ensure_soon(namespace: &Namespace, after: Duration) -> anyhow::Result<()> {
-    eprintln!("{}: told after {after:?}", namespace.name);
-    let promised = namespace.kube().within(TOLD_WITHIN);
-    ensure!(after <= promised, "told after {after:?}");
+fn ensure_soon(after: Duration) -> anyhow::Result<()> {
+    ensure!(after <= TOLD_WITHIN, "told after {after:?}");
     Ok(())
 }
 
@@ -280,7 +271,7 @@ async fn preempted(namespace: &Namespace) -> anyhow::Result<()> {
         Ok(Instant::now())
     })
     .await?;
-    soon(namespace, told, &mut known).await?;
+    ensure_soon(known.until(told).await?)?;
     cluster.pass();
     Ok(())
 }
