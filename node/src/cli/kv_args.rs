@@ -91,8 +91,8 @@ pub enum KvVerb {
     /// Print each change of keys, in the order of the log, until Ctrl-C.
     #[command(after_help = "\
 Each change is printed once, with the log index of it. All peers number changes alike: a stream that breaks is resumed on
-the next peer, and --from resumes what was interrupted, at the last index printed plus one. The last 10,000 changes
-are kept, or as many as 8 MiB hold; what is older cannot be watched any more: list the keys with --output json, and watch
+the next peer, and --from resumes what was interrupted, at the last index printed plus one. The last 50,000 changes
+are kept, or as many as 16 MiB hold; what is older cannot be watched any more: list the keys with --output json, and watch
 from the log_index that it shows plus one.")]
     Watch {
         /// Only keys that begin with this.

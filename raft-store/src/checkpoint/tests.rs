@@ -405,7 +405,7 @@ fn of_what_became_of_keys_nothing_stays_that_is_no_longer_kept() {
     for backend in backends() {
         let scene = Scene::new(backend);
         let mut saved = None;
-        for count in [10, 10, KEPT + 5, 3 * KEPT] {
+        for count in [10, 10, KEPT + 5, 2 * KEPT + 7] {
             let now = put(count);
             let worker = scene.worker(now.clone(), saved.take());
             worker.finish(Duration::from_secs(60)).unwrap();

@@ -33,11 +33,12 @@ pub const KV_KEYS_MAX: usize = 100_000;
 /// The most bytes of keys and values together: a snapshot of them is read in well under a second.
 pub const KV_BYTES_MAX: u64 = 64 << 20;
 
-/// The most changes of keys that are kept for watchers: a minute of a busy cluster, in which a client finds another peer.
-pub const KV_CHANGES_MAX: usize = 10_000;
+/// The most changes of keys that are kept for watchers: nearly two seconds of all that a cluster can write, in which a client finds
+/// another peer; minutes of what the store is meant for.
+pub const KV_CHANGES_MAX: usize = 50_000;
 
 /// The most bytes of keys and values in the changes that are kept: a snapshot grows by as much.
-pub const KV_CHANGES_BYTES_MAX: u64 = 8 << 20;
+pub const KV_CHANGES_BYTES_MAX: u64 = 16 << 20;
 
 /// The bytes of keys and values in one record, unless a single one has more.
 const RECORD_BYTES: usize = 64 << 10;

@@ -32,6 +32,13 @@ const MADE: [&str; 9] = [
     "networkpolicies.networking.k8s.io",
 ];
 
+/// What the chart makes if it is asked to, and by which value.
+const MADE_IF_ASKED: [(&str, &str); 3] = [
+    ("persistentvolumeclaims", "storage.volumeNames"),
+    ("ingresses.networking.k8s.io", "ingress.enabled"),
+    ("httproutes.gateway.networking.k8s.io", "httpRoute.enabled"),
+];
+
 /// The one thing that the chart's Roles give to peers and the role `admin` of a namespace lacks. Nobody may make a Role of
 /// more than they have themselves.
 const GIVEN: [&str; 3] = ["patch", "pods", "--subresource=status"];
@@ -219,10 +226,25 @@ fn permissions(namespace: &str, may: &dyn Fn(&[&str]) -> bool) -> Line {
              Roles of `helm template` and say rbac.create: false",
         );
     }
-    Line::good(
-        "permissions",
-        format!("all that the chart makes may be made in {namespace}"),
-    )
+    let unless_asked: Vec<String> = MADE_IF_ASKED
+        .into_iter()
+        .filter(|(what, _)| !may(&["create", what]))
+        .map(|(what, value)| format!("{what} ({value})"))
+        .collect();
+    match unless_asked.is_empty() {
+        true => Line::good(
+            "permissions",
+            format!("all that the chart makes may be made in {namespace}"),
+        ),
+        false => Line::warning(
+            "permissions",
+            format!(
+                "you may make what every release has in {namespace}, but not create {}",
+                unless_asked.join(", ")
+            ),
+            "leave those values as they come, or ask for the permission",
+        ),
+    }
 }
 
 fn may(asked: &[&str], namespace: &str) -> bool {
@@ -418,6 +440,10 @@ mod tests {
         assert_eq!(role.verdict, Verdict::Failed);
         assert!(role.seen.contains("pods/status in serving"), "{role:?}");
         assert!(role.remedy.unwrap().contains("rbac.create"));
+        let if_asked = line("create ingresses");
+        assert_eq!(if_asked.verdict, Verdict::Warning);
+        let value = "create ingresses.networking.k8s.io (ingress.enabled)";
+        assert!(if_asked.seen.ends_with(value), "{if_asked:?}");
     }
 
     #[test]

@@ -71,7 +71,7 @@ fn old_changes_make_room_and_a_state_that_is_restored_knows_as_much() {
         assert_eq!(changes_after(&restored, 3), changes_after(&state, 3));
         let mut both = [state, restored];
         for state in &mut both {
-            change(state, 99_999, "a", None);
+            change(state, 2 * kept + 9, "a", None);
         }
         assert_eq!(both[0].digest(), both[1].digest());
         assert_eq!(changes_after(&both[1], 4), changes_after(&both[0], 4));
