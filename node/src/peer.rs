@@ -497,6 +497,7 @@ async fn run_raft(
         tidings: Tidings::default(),
         room: room::Seen::default(),
         health: HealthBook::default(),
+        dismissing: tokio::sync::Mutex::default(),
         remarks: Remarked::default(),
         removed: watch::Sender::new(false),
         news,

@@ -96,6 +96,8 @@ pub(crate) struct Core {
     pub(crate) room: Seen,
     /// How long the others have been fit.
     pub(crate) health: HealthBook,
+    /// Held while it is decided that somebody is to go.
+    pub(crate) dismissing: tokio::sync::Mutex<()>,
     /// What this peer's controller sees, while it reigns.
     pub(crate) remarks: Remarked,
     /// Whether this peer was told that it is no member any more.

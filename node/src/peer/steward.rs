@@ -286,10 +286,17 @@ impl Core {
             }
             Step::Readdress(node, address) => self.readdress(*node, address.clone()).await,
             Step::Retire(node) => self.decide(Action::RetirePeer { node: *node }).await,
-            Step::Dismiss(node) => match self.dismissal(*node) {
-                Some(action) => self.decide(action).await,
-                None => Ok(false),
-            },
+            Step::Dismiss(node) => {
+                let until = Instant::now() + STEP_MAX;
+                let alone = self.alone_in_dismissing(&[*node].into(), until).await;
+                let _alone = alone.map_err(|error| error.to_string())?;
+                match self.dismissal(*node) {
+                    Some(action) if self.membership_view().steps().contains(step) => {
+                        self.decide(action).await
+                    }
+                    _ => Ok(false),
+                }
+            }
         }
     }
 

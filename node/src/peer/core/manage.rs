@@ -9,7 +9,8 @@ use raftserve_model::NodeId;
 use raftserve_store::Outcome;
 use raftserve_store::command::{Action, Refusal};
 use raftserve_store::state::{PeerStanding, Predecessor};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::MutexGuard;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::place::{self, Known, Place};
 use super::{ANSWER_GRACE, Core, Obstacle, follows_from, millis, pause};
@@ -183,12 +184,35 @@ impl Core {
             ManageTask::Health => ManageReply::Health(self.health_of_members()),
             ManageTask::Remove(node) => match self.dismissal(node) {
                 None => ManageReply::NoSuchPeer,
-                Some(action) => match self.membership_view().may_lose(node) {
-                    Ok(()) => self.settle(action, until).await,
-                    Err(reason) => ManageReply::Refused(reason),
+                Some(action) => match self.alone_in_dismissing(&[node].into(), until).await {
+                    Ok(_alone) => self.settle(action, until).await,
+                    Err(ManageError::Refused { reason }) => ManageReply::Refused(reason),
+                    Err(error) => ManageReply::Failed(error.to_string()),
                 },
             },
             ManageTask::Promote(node) => self.settle(Action::PromotePeer { node }, until).await,
+        }
+    }
+
+    /// Whether this peer, leading, may decide that all of `nodes` are to go. As long as what is returned is held, nobody else
+    /// decides such a thing here: two removals that each leave a quorum need not leave one together.
+    pub(crate) async fn alone_in_dismissing(
+        &self,
+        nodes: &BTreeSet<NodeId>,
+        until: Instant,
+    ) -> Result<MutexGuard<'_, ()>, ManageError> {
+        let alone = timeout_at(until, self.dismissing.lock()).await;
+        let alone = alone.map_err(|_| ManageError::NotDone {
+            reason: "other removals are being decided".to_owned(),
+        })?;
+        // One that was proposed before may have been agreed to without anybody hearing of it. This comes after it.
+        let settled = self.propose_as_leader(Action::Tick, until).await;
+        settled.map_err(|error| ManageError::NotDone {
+            reason: error.to_string(),
+        })?;
+        match self.membership_view().may_dismiss(nodes) {
+            Ok(()) => Ok(alone),
+            Err(reason) => Err(ManageError::Refused { reason }),
         }
     }
 
@@ -309,20 +333,31 @@ impl Core {
         let gone = async {
             loop {
                 let state = self.reader.state();
-                let removed = state.peer(node).is_some_and(|peer| peer.is_removed());
-                // A peer that is removed itself hears of it otherwise.
-                if removed || (node == self.me() && *self.removed.borrow()) {
-                    return;
+                // A peer that is removed itself hears of it otherwise, and of nothing else after that.
+                let deaf = *self.removed.borrow();
+                if state.peer(node).is_some_and(|peer| peer.is_removed())
+                    || (deaf && node == self.me())
+                {
+                    return Ok(());
+                }
+                if deaf {
+                    return Err(ManageError::NotDone {
+                        reason: format!(
+                            "the removal of peer {node} is agreed and goes on, but the peer that was asked is removed \
+                             itself: ask another one"
+                        ),
+                    });
                 }
                 sleep(LOOK).await;
             }
         };
         let left = until.saturating_duration_since(Instant::now());
-        timeout(left, gone).await.map_err(|_| ManageError::NotDone {
+        let late = || ManageError::NotDone {
             reason: format!(
                 "the removal of peer {node} is agreed and goes on, but was not done in time"
             ),
-        })
+        };
+        timeout(left, gone).await.unwrap_or_else(|_| Err(late()))
     }
 
     /// Decides at once that all of `nodes` are to go, if this peer leads and the others can go on without them.
@@ -331,9 +366,8 @@ impl Core {
         nodes: BTreeSet<NodeId>,
         until: Instant,
     ) -> Result<(), ManageError> {
+        let _alone = self.alone_in_dismissing(&nodes, until).await?;
         let view = self.membership_view();
-        view.may_lose_all(&nodes)
-            .map_err(|reason| ManageError::Refused { reason })?;
         // Those without a vote first: none of them is given one of those that go.
         let votes = |node: &NodeId| view.voters.contains(node);
         let (voters, others): (BTreeSet<NodeId>, BTreeSet<NodeId>) =

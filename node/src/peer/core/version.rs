@@ -7,6 +7,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use raftserve_model::{ClusterVersion, NodeId, VersionRange};
 use raftserve_store::command::Action;
 use raftserve_store::raft::StateCheck;
+use raftserve_store::state::PeerStanding;
 use tokio::time::Instant;
 
 use super::Core;
@@ -118,12 +119,36 @@ impl Core {
         members.into_keys().map(release).collect()
     }
 
+    /// Those that were let in and are no members yet. Of what they support, nothing is known here.
+    fn admitted(&self) -> Vec<Release> {
+        let members = self.directory.roster().members;
+        let state = self.reader.state();
+        let active = state
+            .peers()
+            .filter(|peer| matches!(peer.standing, PeerStanding::Active(_)));
+        let admitted = active.filter(|peer| !members.contains_key(&peer.id));
+        let unheard = admitted.map(|peer| Release {
+            id: peer.id,
+            name: None,
+            supports: None,
+            heard: false,
+        });
+        unheard.collect()
+    }
+
     /// Raises the cluster's version to the newest that every member supports. True if it was lower.
     pub(crate) async fn finalize(
         &self,
         until: Instant,
     ) -> Result<(ClusterVersion, bool), FinalizeError> {
-        let version = target(&self.releases())?;
+        // Who is a member, and who will be.
+        let known = self.read_barrier(until).await;
+        known.map_err(|error| ProposeError::NotProposed {
+            reason: error.to_string(),
+        })?;
+        let mut releases = self.releases();
+        releases.extend(self.admitted());
+        let version = target(&releases)?;
         if version <= self.reader.state().version() {
             return Ok((version, false));
         }

@@ -94,6 +94,13 @@ pub(crate) enum Step {
     Dismiss(NodeId),
 }
 
+/// Who is meant, and the verb.
+fn are(nodes: &BTreeSet<NodeId>) -> String {
+    let names: Vec<String> = nodes.iter().map(|node| format!("peer {node}")).collect();
+    let verb = if names.len() == 1 { "is" } else { "are" };
+    format!("{} {verb}", names.join(" and "))
+}
+
 fn majority(of: usize) -> usize {
     of / 2 + 1
 }
@@ -118,28 +125,42 @@ impl View {
         self.members.contains(&node) && !self.voters.contains(&node)
     }
 
-    /// Whether the cluster still has a quorum of voters that answer and keep up without `node`.
+    /// Whether it may be decided that all of `nodes` are to go: whether the cluster still has a quorum without them and
+    /// without whoever is to go already.
     ///
     /// # Errors
-    /// Why it has not.
-    pub(crate) fn may_lose(&self, node: NodeId) -> Result<(), String> {
-        self.may_lose_all(&[node].into())
+    /// Why it may not.
+    pub(crate) fn may_dismiss(&self, nodes: &BTreeSet<NodeId>) -> Result<(), String> {
+        let going = self.going();
+        let more: BTreeSet<NodeId> = self
+            .voters
+            .intersection(nodes)
+            .filter(|node| !going.contains(node))
+            .copied()
+            .collect();
+        if more.is_empty() {
+            return Ok(());
+        }
+        self.may_lose(&more.union(&going).copied().collect())
+            .map_err(|reason| match going.is_empty() {
+                true => reason,
+                false => format!("{reason} ({} to go already)", are(&going)),
+            })
     }
 
     /// Whether the cluster still has a quorum of voters that answer and keep up without all of `nodes`.
     ///
     /// # Errors
     /// Why it has not.
-    pub(crate) fn may_lose_all(&self, nodes: &BTreeSet<NodeId>) -> Result<(), String> {
+    fn may_lose(&self, nodes: &BTreeSet<NodeId>) -> Result<(), String> {
         if self.voters.is_disjoint(nodes) {
             return Ok(());
         }
         let (count, live) = self.left_without(nodes);
         if count == 0 {
-            let names: Vec<String> = nodes.iter().map(|node| format!("peer {node}")).collect();
             return Err(format!(
-                "{} is the only voter: let another join and be promoted first",
-                names.join(" and ")
+                "{} all voters that there are: let another join and be promoted first",
+                are(&self.voters)
             ));
         }
         if live < majority(count) {
@@ -211,7 +232,7 @@ impl View {
     fn removal_of(&self, going: BTreeSet<NodeId>) -> Option<Step> {
         let new = self.substitutes(&going);
         if new.is_empty() {
-            let may_go = self.may_lose_all(&going).is_ok();
+            let may_go = self.may_lose(&going).is_ok();
             return may_go.then_some(Step::RemoveVoters(going));
         }
         let (before, live_before) = self.left_without(&BTreeSet::new());
@@ -357,7 +378,9 @@ impl View {
             return None;
         }
         let first = dead.into_iter().find(long)?;
-        self.may_lose(first).is_ok().then_some(Step::Dismiss(first))
+        self.may_lose(&[first].into())
+            .is_ok()
+            .then_some(Step::Dismiss(first))
     }
 
     /// What to do, the first that can be done.
@@ -589,26 +612,48 @@ mod tests {
     #[test]
     fn a_removal_never_goes_below_a_quorum_of_answering_voters() {
         let mut view = view(3, &[]);
-        assert_eq!(view.may_lose(NodeId(2)), Ok(()));
+        assert_eq!(view.may_dismiss(&ids([2])), Ok(()));
         silence(&mut view, 3, STEADY);
-        let refused = view.may_lose(NodeId(2)).unwrap_err();
+        let refused = view.may_dismiss(&ids([2])).unwrap_err();
         assert!(
             refused.contains("1 answer") && refused.contains("2 must"),
             "{refused}"
         );
-        assert_eq!(view.may_lose(NodeId(3)), Ok(()));
+        assert_eq!(view.may_dismiss(&ids([3])), Ok(()));
         let behind = Condition {
             answers: true,
             ..Condition::default()
         };
         view.conditions.insert(NodeId(3), behind);
         assert!(
-            view.may_lose(NodeId(2)).is_err(),
+            view.may_dismiss(&ids([2])).is_err(),
             "it answers, and is far behind"
         );
-        assert_eq!(view.may_lose(NodeId(3)), Ok(()));
+        assert_eq!(view.may_dismiss(&ids([3])), Ok(()));
         view.voters = ids([1]);
-        assert!(view.may_lose(NodeId(1)).is_err());
+        assert!(view.may_dismiss(&ids([1])).is_err());
+    }
+
+    #[test]
+    fn who_is_to_go_already_is_not_counted_on_when_another_one_is_to_go() {
+        let leaving = |id| (id, PeerStanding::Leaving { successor: None });
+        let of_three = view(3, &[leaving(3)]);
+        assert_eq!(of_three.may_dismiss(&ids([3])), Ok(()), "agreed already");
+        assert_eq!(of_three.may_dismiss(&ids([2])), Ok(()));
+        let refused = of_three.may_dismiss(&ids([1, 2])).unwrap_err();
+        assert!(refused.ends_with("(peer 3 is to go already)"), "{refused}");
+        let mut view = view(3, &[leaving(2), leaving(3), (4, AUTOMATIC)]);
+        let refused = view.may_dismiss(&ids([1])).unwrap_err();
+        assert!(refused.contains("all voters"), "{refused}");
+        assert_eq!(view.may_dismiss(&ids([4])), Ok(()), "it has no vote");
+        // Its vote is taken over, not lost.
+        let successor = Some(NodeId(4));
+        view.peers = vec![
+            peer(3, PeerStanding::Leaving { successor }),
+            peer(4, AUTOMATIC),
+        ];
+        silence(&mut view, 3, STEADY);
+        assert!(view.may_dismiss(&ids([2])).is_err());
     }
 
     #[test]

@@ -341,6 +341,35 @@ async fn a_removal_that_would_cost_the_quorum_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_removals_at_the_same_time_one_is_refused_that_would_leave_nobody() {
+    let places = Places::new(3);
+    let peers = living(places.start_all().await);
+    let leader = leader_of(&peers).await;
+    let consensus = peers[leader].as_ref().unwrap().consensus();
+    let ids: Vec<NodeId> = all(&peers).into_iter().collect();
+    let removing = ids.iter().map(|id| consensus.remove_member(*id, PATIENCE));
+    let outcomes = futures_util::future::join_all(removing).await;
+    let refused = |(outcome, _): &(&Result<(), ManageError>, &NodeId)| {
+        matches!(outcome, Err(ManageError::Refused { .. }))
+    };
+    let kept: Vec<NodeId> = outcomes
+        .iter()
+        .zip(&ids)
+        .filter(refused)
+        .map(|it| *it.1)
+        .collect();
+    assert_eq!(kept.len(), 1, "{outcomes:?}");
+    let stays = peers
+        .iter()
+        .flatten()
+        .find(|peer| peer.node_id() == kept[0])
+        .unwrap();
+    until(|| voters(stays) == kept.iter().copied().collect()).await;
+    open_client(stays).await;
+    stop_all(peers).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_founder_that_was_replaced_and_founds_again_is_noticed_by_both_clusters() {
     let growing = Growing::new(1, 3);
     let mut peers = growing.start_first().await;
