@@ -417,19 +417,30 @@ impl Admin {
         Ok(client.watch(request).await?.into_inner())
     }
 
-    /// What happens from the log index `from` on.
+    /// What happens from the log index `from` on, as it is told.
     ///
     /// # Errors
     /// As the peer answers.
-    pub async fn events(&self, from: Option<u64>) -> anyhow::Result<Events> {
+    pub async fn watch_events(
+        &self,
+        from: Option<u64>,
+    ) -> Result<Streaming<v1::WatchEventsResponse>, Status> {
         let request = v1::WatchEventsRequest {
             from_index: from,
             service_name: String::new(),
         };
         let mut client = EventsClient::new(self.channel.clone());
-        let answer = client.watch(request).await.context("cannot watch events")?;
+        Ok(client.watch(request).await?.into_inner())
+    }
+
+    /// What happens from the log index `from` on.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn events(&self, from: Option<u64>) -> anyhow::Result<Events> {
+        let stream = self.watch_events(from).await;
         Ok(Events {
-            stream: answer.into_inner(),
+            stream: stream.context("cannot watch events")?,
         })
     }
 }

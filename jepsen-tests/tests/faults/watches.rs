@@ -1,4 +1,4 @@
-//! Watches of keys, while peers are killed, restarted and brought back by snapshots.
+//! Watches of keys and of events, while peers are killed, restarted and brought back by snapshots.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -6,12 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{BoxStream, StreamExt, TryStreamExt};
 use jepsen_tests::admin::Admin;
 use jepsen_tests::admin::v1::watch_keys_response::Change;
 use jepsen_tests::cluster::{Cluster, PATIENCE};
 use jepsen_tests::wait;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+use tonic::{Code, Status};
 
 use crate::growth;
 use crate::members::eager;
@@ -27,8 +30,20 @@ const DELETED_EVERY: usize = 20;
 /// After a refusal, before the next peer is asked.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What a watch has seen: keys by index, with their versions, or 0 where they were deleted.
-type Seen = BTreeMap<u64, (String, u64)>;
+/// The pause between two changes of a service: so many that all events are kept, and some around every fault.
+const SERVICE_PERIOD: Duration = Duration::from_millis(100);
+
+/// A key that changed, with its version, or 0 where it was deleted.
+type Changed = (String, u64);
+
+/// What a watch tells: the index that it has come to, and what happened there, if it is of interest.
+type Told<T> = BoxStream<'static, Result<(u64, Option<T>), Status>>;
+
+/// Begins a watch at an index.
+type Open<T> = fn(Admin, u64) -> BoxFuture<'static, Result<Told<T>, Status>>;
+
+/// What a watch has seen, by index.
+type Seen<T> = BTreeMap<u64, T>;
 
 /// Puts a key of its own again and again at all peers in turn. Returns the indices of what was acknowledged.
 async fn write(admins: Vec<Admin>, number: usize, stop: Arc<AtomicBool>) -> BTreeSet<u64> {
@@ -50,18 +65,61 @@ async fn write(admins: Vec<Admin>, number: usize, stop: Arc<AtomicBool>) -> BTre
     acknowledged
 }
 
+/// Gives a service version after version, at all peers in turn, which makes several events of one entry.
+async fn update(admins: Vec<Admin>, stop: Arc<AtomicBool>) {
+    for (number, admin) in admins.iter().cycle().enumerate() {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let yaml = format!(
+            "name: watched\nservice: {{readiness_probe: {{path: /{number}}}}}\n_metadata: {{raftserve: {{provider: \
+             {{static: {{addresses: [\"127.0.0.1:9\"]}}}}}}}}\n"
+        );
+        // Whether it is agreed, the watches tell.
+        let _ = admin.apply_with(&yaml, Vec::new()).await;
+        sleep(SERVICE_PERIOD).await;
+    }
+}
+
+fn keys(admin: Admin, from: u64) -> BoxFuture<'static, Result<Told<Changed>, Status>> {
+    Box::pin(async move {
+        let stream = admin.watch_keys(PREFIX, from).await?;
+        let told = stream.map_ok(|told| {
+            let changed = match told.change {
+                Some(Change::Put(entry)) => Some((entry.key, entry.version)),
+                Some(Change::Deleted(key)) => Some((key, 0)),
+                None => None,
+            };
+            (told.log_index, changed)
+        });
+        Ok(told.boxed())
+    })
+}
+
+fn events(admin: Admin, from: u64) -> BoxFuture<'static, Result<Told<Vec<String>>, Status>> {
+    Box::pin(async move {
+        let stream = admin.watch_events(Some(from)).await?;
+        let told = stream.map_ok(|told| {
+            let all: Vec<String> = told.events.iter().map(|it| format!("{it:?}")).collect();
+            (told.log_index, (!all.is_empty()).then_some(all))
+        });
+        Ok(told.boxed())
+    })
+}
+
 /// Watches at one peer after the other, from the first on, each time where it last was, until it has seen `upto`.
-async fn watch(
+async fn watch<T: std::fmt::Debug>(
+    open: Open<T>,
     admins: Vec<Admin>,
     first: usize,
     mut upto: tokio::sync::watch::Receiver<Option<u64>>,
-) -> anyhow::Result<(Seen, usize)> {
+) -> anyhow::Result<(Seen<T>, usize)> {
     let (mut seen, mut streams) = (Seen::new(), 0);
     let mut next = 1;
     for admin in admins.iter().cycle().skip(first) {
-        let mut stream = match admin.watch_keys(PREFIX, next).await {
+        let mut stream = match open(admin.clone(), next).await {
             Ok(stream) => stream,
-            Err(status) if status.code() == tonic::Code::OutOfRange => {
+            Err(status) if status.code() == Code::OutOfRange => {
                 return Err(status).context(format!("nothing from {next} on"));
             }
             Err(_) => {
@@ -72,7 +130,7 @@ async fn watch(
         streams += 1;
         loop {
             let told = tokio::select! {
-                told = stream.message() => told,
+                told = stream.next() => told,
                 changed = upto.changed() => {
                     changed?;
                     if upto.borrow().is_some_and(|upto| next > upto) {
@@ -81,22 +139,17 @@ async fn watch(
                     continue;
                 }
             };
-            let told = match told {
-                Ok(Some(told)) => told,
-                Err(status) if status.code() == tonic::Code::OutOfRange => {
+            let (index, change) = match told {
+                Some(Ok(told)) => told,
+                Some(Err(status)) if status.code() == Code::OutOfRange => {
                     return Err(status).context(format!("nothing from {next} on"));
                 }
-                Ok(None) | Err(_) => break,
+                None | Some(Err(_)) => break,
             };
-            ensure!(told.log_index + 1 >= next, "{told:?} after {next}");
-            next = told.log_index + 1;
-            let change = match told.change {
-                Some(Change::Put(entry)) => Some((entry.key, entry.version)),
-                Some(Change::Deleted(key)) => Some((key, 0)),
-                None => None,
-            };
+            ensure!(index + 1 >= next, "{index} after {next}");
+            next = index + 1;
             if let Some(change) = change {
-                let former = seen.insert(told.log_index, change);
+                let former = seen.insert(index, change);
                 ensure!(former.is_none(), "twice: {former:?}");
             }
             if upto.borrow().is_some_and(|upto| next > upto) {
@@ -107,9 +160,22 @@ async fn watch(
     unreachable!("admins are tried for ever")
 }
 
+/// What all watches have seen, which were each resumed.
+async fn same<T: PartialEq + 'static>(
+    watches: JoinSet<anyhow::Result<(Seen<T>, usize)>>,
+) -> anyhow::Result<Seen<T>> {
+    let all = tokio::time::timeout(Duration::from_secs(60), watches.join_all()).await;
+    let mut all = all.context("a watch does not come to its end")?.into_iter();
+    let (seen, streams) = all.next().context("no watch")??;
+    ensure!(streams > 1, "it was never resumed");
+    for other in all {
+        ensure!(other?.0 == seen, "two watches have seen different changes");
+    }
+    Ok(seen)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_change_of_a_key_is_seen_once_and_in_order_whatever_becomes_of_peers()
--> anyhow::Result<()> {
+async fn each_change_is_seen_once_and_in_order_whatever_becomes_of_peers() -> anyhow::Result<()> {
     stage::run(TEST_TIME_MAX, async {
         let mut options = eager(3);
         options.flags.extend(growth::flags());
@@ -121,9 +187,11 @@ async fn each_change_of_a_key_is_seen_once_and_in_order_whatever_becomes_of_peer
         for number in 0..WRITERS {
             writers.spawn(write(admins.clone(), number, Arc::clone(&stop)));
         }
-        let mut watches = JoinSet::new();
+        let updating = tokio::spawn(update(admins.clone(), Arc::clone(&stop)));
+        let (mut of_keys, mut of_events) = (JoinSet::new(), JoinSet::new());
         for first in 0..cluster.size() {
-            watches.spawn(watch(admins.clone(), first, upto.clone()));
+            of_keys.spawn(watch(keys, admins.clone(), first, upto.clone()));
+            of_events.spawn(watch(events, admins.clone(), first, upto.clone()));
         }
 
         for _ in 0..2 {
@@ -145,16 +213,14 @@ async fn each_change_of_a_key_is_seen_once_and_in_order_whatever_becomes_of_peer
         .await?;
 
         stop.store(true, Ordering::Relaxed);
+        updating.await?;
         let acknowledged: BTreeSet<u64> = writers.join_all().await.into_iter().flatten().collect();
         let last = cluster.admin(0).status().await?.applied_index;
         end.send_replace(Some(last.max(acknowledged.last().copied().unwrap_or(0))));
-        let all = tokio::time::timeout(Duration::from_secs(60), watches.join_all()).await;
-        let mut all = all.context("a watch does not come to its end")?.into_iter();
-        let (seen, streams) = all.next().context("no watch")??;
-        ensure!(streams > 1, "it was never resumed");
-        for other in all {
-            ensure!(other?.0 == seen, "two watches have seen different changes");
-        }
+        let seen = same(of_keys).await?;
+        let happened = same(of_events).await?;
+        let several = happened.values().filter(|events| events.len() > 1);
+        ensure!(several.count() > 0, "no entry had more than one event");
         let missing: Vec<_> = acknowledged
             .iter()
             .filter(|at| !seen.contains_key(at))
@@ -171,7 +237,11 @@ async fn each_change_of_a_key_is_seen_once_and_in_order_whatever_becomes_of_peer
         }
         let deleted = seen.values().filter(|(_, version)| *version == 0);
         ensure!(deleted.count() > 0, "nothing was deleted");
-        cluster.note(&format!("{} changes seen by each watch", seen.len()));
+        cluster.note(&format!(
+            "{} changes and events of {} entries seen by each watch",
+            seen.len(),
+            happened.len()
+        ));
         cluster.pass();
         Ok(())
     })
