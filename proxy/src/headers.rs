@@ -53,7 +53,7 @@ pub(crate) const BARRED_TRAILERS: [&str; 23] = [
 /// What the fields that ended here asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hop {
-    /// The protocol to switch to, if the message asked for or agreed to one.
+    /// The protocols to switch to, on one line, if the message asked for or agreed to any.
     pub(crate) upgrade: Option<HeaderValue>,
     /// Whether the sender takes trailers.
     pub(crate) te_trailers: bool,
@@ -112,8 +112,7 @@ pub(crate) fn end_hop(headers: &mut HeaderMap, seen: Seen) -> Hop {
         }
     }
     if seen.has(Field::Upgrade) {
-        let upgrade = headers.remove(UPGRADE);
-        hop.upgrade = upgrade.filter(|_| upgrade_named);
+        hop.upgrade = take_upgrade(headers).filter(|_| upgrade_named);
     }
     if seen.has(Field::Te) {
         hop.te_trailers = tokens(headers, &TE).any(|token| {
@@ -134,6 +133,19 @@ pub(crate) fn end_hop(headers: &mut HeaderMap, seen: Seen) -> Hop {
     hop
 }
 
+/// Removes `Upgrade` and returns it on one line.
+fn take_upgrade(headers: &mut HeaderMap) -> Option<HeaderValue> {
+    let mut lines = headers.get_all(UPGRADE).iter();
+    lines.next();
+    if lines.next().is_none() {
+        return headers.remove(UPGRADE);
+    }
+    let protocols: Vec<&[u8]> = tokens(headers, &UPGRADE).collect();
+    let line = HeaderValue::from_bytes(&protocols.join(&b", "[..])).ok();
+    headers.remove(UPGRADE);
+    line
+}
+
 /// Removes `Connection` and returns the names in it, without those of its own options.
 fn take_connection(headers: &mut HeaderMap) -> Vec<HeaderName> {
     let named = tokens(headers, &CONNECTION)
@@ -148,15 +160,35 @@ fn take_connection(headers: &mut HeaderMap) -> Vec<HeaderName> {
 
 /// The elements of a comma-separated field, over all its lines.
 fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
-    headers
-        .get_all(name)
-        .iter()
-        .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
+    headers.get_all(name).iter().flat_map(elements)
+}
+
+/// The elements of one line of such a field.
+fn elements(line: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    let elements = line.as_bytes().split(|&byte| byte == b',');
+    elements
         .map(<[u8]>::trim_ascii)
         .filter(|token| !token.is_empty())
 }
 
-/// Asks the next hop for what was asked of this one: a switch of protocols, trailers.
+/// What of these protocols a request may ask the next hop for: all but cleartext HTTP/2.
+fn beyond_this_hop(protocols: &HeaderValue) -> Option<HeaderValue> {
+    let is_h2c = |protocol: &[u8]| {
+        let name = protocol.split(|&byte| byte == b'/').next();
+        name.is_some_and(|name| name.trim_ascii().eq_ignore_ascii_case(b"h2c"))
+    };
+    let others: Vec<&[u8]> = elements(protocols).filter(|it| !is_h2c(it)).collect();
+    let line = HeaderValue::from_bytes(&others.join(&b", "[..])).ok();
+    line.filter(|line| !line.is_empty())
+}
+
+/// Whether a switch to these protocols, one or more, is to those alone that were `asked` for (RFC 9110, 7.8).
+pub(crate) fn is_asked_for(protocols: &HeaderValue, asked: &HeaderValue) -> bool {
+    let is_asked = |protocol: &[u8]| elements(asked).any(|it| it.eq_ignore_ascii_case(protocol));
+    elements(protocols).next().is_some() && elements(protocols).all(is_asked)
+}
+
+/// Asks the next hop for what was asked of this one: a switch of protocols, trailers. Which protocols it asks for, if any.
 ///
 /// An upgrade to cleartext HTTP/2 is between the client and this hop alone, and is left unanswered,
 /// as RFC 9113, 3.1 has it. HTTP/2 knows no switch of protocols, and no `Connection` (8.2.2).
@@ -165,7 +197,7 @@ pub(crate) fn begin_request_hop(
     seen: Seen,
     hop: &Hop,
     wire: Wire,
-) -> bool {
+) -> Option<HeaderValue> {
     if seen.has(Field::Expect) {
         headers.remove(EXPECT); // Met here: "100 Continue" is sent once the replica takes the body.
     }
@@ -176,15 +208,12 @@ pub(crate) fn begin_request_hop(
         if hop.te_trailers {
             headers.insert(TE, HeaderValue::from_static("trailers"));
         }
-        return false;
+        return None;
     }
-    let upgrade = hop
-        .upgrade
-        .as_ref()
-        .filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"));
-    match (upgrade, hop.te_trailers) {
-        (Some(protocol), trailers) => {
-            headers.insert(UPGRADE, protocol.clone());
+    let upgrade = hop.upgrade.as_ref().and_then(beyond_this_hop);
+    match (&upgrade, hop.te_trailers) {
+        (Some(protocols), trailers) => {
+            headers.insert(UPGRADE, protocols.clone());
             let options = if trailers { "upgrade, te" } else { "upgrade" };
             headers.insert(CONNECTION, HeaderValue::from_static(options));
         }
@@ -196,7 +225,7 @@ pub(crate) fn begin_request_hop(
     if hop.te_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    upgrade.is_some()
+    upgrade
 }
 
 /// What the proxy tells a replica about the request's way to it.

@@ -28,9 +28,17 @@ use crate::upstream::Wire;
 pub(super) struct Prepared {
     /// Boxed, since it passes through many hands.
     pub(super) request: Box<Request<UploadBody>>,
-    /// The client's side of a switch of protocols, if it asked for one.
-    pub(super) upgrade: Option<OnUpgrade>,
+    /// Boxed, as is all that only some requests have.
+    pub(super) switch: Option<Box<Switch>>,
     pub(super) key: Option<SessionKey>,
+}
+
+/// A switch of protocols that a client asked for.
+pub(super) struct Switch {
+    /// The client's side of it.
+    pub(super) client: OnUpgrade,
+    /// To which protocols.
+    pub(super) asked: HeaderValue,
 }
 
 /// The host that the request is for: of its target if that has one, else of its `Host` field (RFC
@@ -81,8 +89,11 @@ pub(super) fn outgoing(
         return Err("the body's transfer coding is not chunked alone");
     }
     let hop = end_hop(request.headers_mut(), seen);
-    let upgrade = begin_request_hop(request.headers_mut(), seen, &hop, wire)
-        .then(|| hyper::upgrade::on(&mut request));
+    let asked = begin_request_hop(request.headers_mut(), seen, &hop, wire);
+    let switch = asked.map(|asked| {
+        let client = hyper::upgrade::on(&mut request);
+        Box::new(Switch { client, asked })
+    });
     let (mut parts, body) = request.into_parts();
     if wire == Wire::Http1 && parts.version == Version::HTTP_2 {
         join_cookies(&mut parts.headers);
@@ -131,7 +142,7 @@ pub(super) fn outgoing(
     let body = UploadBody::new(body, route.body_bytes_max(rule));
     Ok(Prepared {
         request: Box::new(Request::from_parts(parts, body)),
-        upgrade,
+        switch,
         key,
     })
 }
