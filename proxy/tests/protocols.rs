@@ -294,6 +294,26 @@ async fn a_switch_is_to_a_protocol_that_was_asked_for_and_never_to_h2c() {
 }
 
 #[tokio::test]
+async fn http_1_0_cannot_ask_for_an_upgrade() {
+    let (rig, mut connections) = rig().await;
+    let mut client = Hand::connect(rig.address).await;
+    client.send(UPGRADE.replace("HTTP/1.1", "HTTP/1.0")).await;
+    let mut replica = accept(&mut connections).await;
+    let head = replica.head().await;
+    assert!(has(&head, "sec-websocket-key: x"), "{head:?}");
+    assert!(
+        !names(&head, "upgrade") && !names(&head, "connection"),
+        "{head:?}"
+    );
+    replica
+        .send("HTTP/1.1 426 Upgrade Required\r\ncontent-length: 2\r\n\r\nno")
+        .await;
+    client.head().await;
+    assert_eq!(client.exactly(2).await, "no");
+    rig.idle().await;
+}
+
+#[tokio::test]
 async fn http_2_without_tls_is_understood_on_the_same_port() {
     let log = log();
     let services = [

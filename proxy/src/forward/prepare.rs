@@ -88,7 +88,10 @@ pub(super) fn outgoing(
     if seen.has(Field::TransferEncoding) && !is_plainly_framed(request.headers()) {
         return Err("the body's transfer coding is not chunked alone");
     }
-    let hop = end_hop(request.headers_mut(), seen);
+    let mut hop = end_hop(request.headers_mut(), seen);
+    if request.version() < Version::HTTP_11 {
+        hop.upgrade = None; // Nothing older can switch (RFC 9110, 7.8).
+    }
     let asked = begin_request_hop(request.headers_mut(), seen, &hop, wire);
     let switch = asked.map(|asked| {
         let client = hyper::upgrade::on(&mut request);
