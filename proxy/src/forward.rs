@@ -177,7 +177,9 @@ fn begin(
         trace::replace(request.headers_mut(), &begun);
         seen = seen.with(Field::Traceparent);
     }
-    let mut running = Running::start(&service.counters, Some(client), now, (told, traced));
+    // What the short path took for it counts as well.
+    let came = earlier.as_ref().map_or(now, |earlier| earlier.began);
+    let mut running = Running::start(&service.counters, Some(client), came, (told, traced));
     let call_end = match dialect {
         Dialect::Grpc => grpc::deadline(&request, now),
         Dialect::Http => None,
