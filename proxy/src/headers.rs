@@ -23,7 +23,7 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 
 /// What no trailer section of a request may hold: who joins it with the head would read another request, for someone else or
-/// from someone else (RFC 9110, 6.5.1).
+/// from someone else (RFC 9110, 6.5.1). Nor may it with `_` for some `-`.
 pub(crate) const BARRED_TRAILERS: [&str; 23] = [
     "authorization",
     "connection",
@@ -50,6 +50,42 @@ pub(crate) const BARRED_TRAILERS: [&str; 23] = [
     "x-forwarded-proto",
 ];
 
+/// What the proxy says itself, or adds to.
+const SAID: [&str; 5] = [
+    "x-forwarded-client-cert",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-prefix",
+    "x-forwarded-proto",
+];
+
+/// Whether a name is, with `_` for some `-`, one of those that the proxy says itself. Replicas that know fields as variables
+/// (RFC 3875, 4.1.18) cannot tell the two apart, and would take the client's word for the proxy's.
+pub(crate) fn is_alias(name: &str) -> bool {
+    // Few names begin so, and a look at the first letter costs nothing.
+    matches!(name.as_bytes().first(), Some(b'x' | b'X'))
+        && name.contains('_')
+        && SAID.iter().any(|said| is_alike(name, said))
+}
+
+/// Whether a field of this name may stand in no trailer section of a request.
+pub(crate) fn is_barred_trailer(name: &str) -> bool {
+    BARRED_TRAILERS.iter().any(|barred| is_alike(name, barred))
+}
+
+/// Whether a name is a known one in lower case, for who takes no account of case or `_`.
+fn is_alike(name: &str, known: &str) -> bool {
+    name.len() == known.len() && name.bytes().map(alike).eq(known.bytes())
+}
+
+/// A byte of a name, as who takes no account of case or `_` has it.
+pub(crate) const fn alike(byte: u8) -> u8 {
+    match byte {
+        b'_' => b'-',
+        byte => byte.to_ascii_lowercase(),
+    }
+}
+
 /// What the fields that ended here asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hop {
@@ -75,8 +111,20 @@ pub(crate) fn is_plainly_framed(headers: &HeaderMap) -> bool {
 
 /// Leaves out of a request's trailers what none may hold.
 pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
-    for name in BARRED_TRAILERS {
-        trailers.remove(name);
+    remove_all(trailers, is_barred_trailer);
+}
+
+/// Leaves out what might be taken for what the proxy says itself.
+pub(crate) fn remove_aliases(headers: &mut HeaderMap, seen: Seen) {
+    if seen.has(Field::Alias) {
+        remove_all(headers, is_alias);
+    }
+}
+
+fn remove_all(headers: &mut HeaderMap, goes: impl Fn(&str) -> bool) {
+    let names = headers.keys().filter(|name| goes(name.as_str()));
+    for name in names.cloned().collect::<Vec<_>>() {
+        headers.remove(name);
     }
 }
 

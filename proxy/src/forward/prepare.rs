@@ -15,7 +15,8 @@ use crate::body::{Received, UploadBody};
 use crate::connection::Client;
 use crate::deadline;
 use crate::headers::{
-    Field, Forwarded, Seen, begin_request_hop, end_hop, is_plainly_framed, set_certificate,
+    Field, Forwarded, Seen, begin_request_hop, end_hop, is_plainly_framed, remove_aliases,
+    set_certificate,
 };
 use crate::host;
 use crate::routes::ServiceRoute;
@@ -118,6 +119,7 @@ pub(super) fn outgoing(
         proto: client.proto,
         prefix: parts.uri.path().get(..prefix_len).unwrap_or(""),
     };
+    remove_aliases(&mut parts.headers, seen);
     forwarded.add_to(&mut parts.headers, host);
     set_certificate(&mut parts.headers, seen, client.certificate.as_ref());
     trace::ensure(&mut parts.headers, seen, trace::random);
