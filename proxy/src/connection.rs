@@ -78,6 +78,8 @@ pub(crate) struct Client {
 /// A first try of a request that came to nothing, and may be followed by another.
 #[derive(Debug)]
 pub(crate) struct Unsent {
+    /// When the request came.
+    pub(crate) began: Instant,
     /// The replica that was tried.
     pub(crate) replica: ReplicaId,
     /// The answer, if there is no other.

@@ -16,7 +16,6 @@ use std::time::Duration;
 use http::header::{CONNECTION, CONTENT_LENGTH, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
-use hyper::upgrade::OnUpgrade;
 use raftserve_model::SessionKey;
 use tokio::time::{Instant, timeout_at};
 
@@ -28,7 +27,7 @@ use crate::deadline;
 use crate::drain::Phase;
 use crate::grpc;
 use crate::hash_key;
-use crate::headers::{Field, Seen, end_hop};
+use crate::headers::{Field, Seen, end_hop, is_asked_for};
 use crate::load::InFlight;
 use crate::metrics::count_shared;
 use crate::routes::ServiceRoute;
@@ -39,7 +38,7 @@ use crate::tunnel;
 use crate::upstream::Checkout;
 use crate::view::ServiceView;
 use crate::worker::Worker;
-use prepare::Prepared;
+use prepare::{Prepared, Switch};
 use terms::Terms;
 
 /// A replica's answer, and what its request holds there.
@@ -117,7 +116,7 @@ struct Begun {
     hash: Option<u64>,
     /// `None` once it was sent.
     request: Option<Box<Request<UploadBody>>>,
-    upgrade: Option<OnUpgrade>,
+    switch: Option<Box<Switch>>,
     session: Option<SessionKey>,
     dialect: Dialect,
     ending: Ending,
@@ -178,7 +177,9 @@ fn begin(
         trace::replace(request.headers_mut(), &begun);
         seen = seen.with(Field::Traceparent);
     }
-    let mut running = Running::start(&service.counters, Some(client), now, (told, traced));
+    // What the short path took for it counts as well.
+    let came = earlier.as_ref().map_or(now, |earlier| earlier.began);
+    let mut running = Running::start(&service.counters, Some(client), came, (told, traced));
     let call_end = match dialect {
         Dialect::Grpc => grpc::deadline(&request, now),
         Dialect::Http => None,
@@ -215,7 +216,7 @@ fn begin(
     }
     let Prepared {
         request,
-        upgrade,
+        switch,
         key,
     } = prepared;
     Ok(Box::new(Begun {
@@ -224,7 +225,7 @@ fn begin(
         rule,
         hash,
         request: Some(request),
-        upgrade,
+        switch,
         session: key,
         dialect,
         ending,
@@ -308,7 +309,7 @@ impl Begun {
         let Self {
             service,
             rule,
-            upgrade,
+            switch,
             dialect,
             ending,
             end,
@@ -324,7 +325,7 @@ impl Begun {
                     tunnel_idle: terms.tunnel_idle(),
                     running,
                 };
-                finish(worker, &service.route, sent, upgrade, answer)
+                finish(worker, &service.route, sent, switch, answer)
             }
             Err(refusal) => {
                 running.refused(refusal.status(), refusal.code());
@@ -373,7 +374,7 @@ fn finish(
     worker: &Worker,
     route: &ServiceRoute,
     sent: Sent,
-    upgrade: Option<OnUpgrade>,
+    switch: Option<Box<Switch>>,
     answer: Answer,
 ) -> Response<ResponseBody> {
     let Sent {
@@ -396,8 +397,10 @@ fn finish(
     }
     *response.version_mut() = Version::HTTP_11;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let (Some(client), Some(protocol)) = (upgrade, hop.upgrade) else {
-            let refusal = Refusal::Broke; // Nobody asked it to switch.
+        let switch = switch.zip(hop.upgrade);
+        let switch = switch.filter(|(switch, agreed)| is_asked_for(agreed, &switch.asked));
+        let Some((switch, agreed)) = switch else {
+            let refusal = Refusal::Broke; // Nobody asked it to switch, or to switch to that.
             running.refused(refusal.status(), refusal.code());
             return refusal.answer(Some(route), Dialect::Http);
         };
@@ -409,10 +412,10 @@ fn finish(
         );
         let replica = hyper::upgrade::on(&mut *response);
         let held = (in_flight, running);
-        worker.spawn(tunnel::run(client, replica, tunnel_idle, held));
+        worker.spawn(tunnel::run(switch.client, replica, tunnel_idle, held));
         let headers = response.headers_mut();
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(UPGRADE, protocol);
+        headers.insert(UPGRADE, agreed);
         return response.map(|_| ResponseBody::whole(bytes::Bytes::new()));
     }
     running.answered_by(&checkout.upstream, response.status(), tries, now);

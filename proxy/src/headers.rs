@@ -23,7 +23,7 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 
 /// What no trailer section of a request may hold: who joins it with the head would read another request, for someone else or
-/// from someone else (RFC 9110, 6.5.1).
+/// from someone else (RFC 9110, 6.5.1). Nor may it with `_` for some `-`.
 pub(crate) const BARRED_TRAILERS: [&str; 23] = [
     "authorization",
     "connection",
@@ -50,10 +50,46 @@ pub(crate) const BARRED_TRAILERS: [&str; 23] = [
     "x-forwarded-proto",
 ];
 
+/// What the proxy says itself, or adds to.
+const SAID: [&str; 5] = [
+    "x-forwarded-client-cert",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-prefix",
+    "x-forwarded-proto",
+];
+
+/// Whether a name is, with `_` for some `-`, one of those that the proxy says itself. Replicas that know fields as variables
+/// (RFC 3875, 4.1.18) cannot tell the two apart, and would take the client's word for the proxy's.
+pub(crate) fn is_alias(name: &str) -> bool {
+    // Few names begin so, and a look at the first letter costs nothing.
+    matches!(name.as_bytes().first(), Some(b'x' | b'X'))
+        && name.contains('_')
+        && SAID.iter().any(|said| is_alike(name, said))
+}
+
+/// Whether a field of this name may stand in no trailer section of a request.
+pub(crate) fn is_barred_trailer(name: &str) -> bool {
+    BARRED_TRAILERS.iter().any(|barred| is_alike(name, barred))
+}
+
+/// Whether a name is a known one in lower case, for who takes no account of case or `_`.
+fn is_alike(name: &str, known: &str) -> bool {
+    name.len() == known.len() && name.bytes().map(alike).eq(known.bytes())
+}
+
+/// A byte of a name, as who takes no account of case or `_` has it.
+pub(crate) const fn alike(byte: u8) -> u8 {
+    match byte {
+        b'_' => b'-',
+        byte => byte.to_ascii_lowercase(),
+    }
+}
+
 /// What the fields that ended here asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hop {
-    /// The protocol to switch to, if the message asked for or agreed to one.
+    /// The protocols to switch to, on one line, if the message asked for or agreed to any.
     pub(crate) upgrade: Option<HeaderValue>,
     /// Whether the sender takes trailers.
     pub(crate) te_trailers: bool,
@@ -75,8 +111,20 @@ pub(crate) fn is_plainly_framed(headers: &HeaderMap) -> bool {
 
 /// Leaves out of a request's trailers what none may hold.
 pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
-    for name in BARRED_TRAILERS {
-        trailers.remove(name);
+    remove_all(trailers, is_barred_trailer);
+}
+
+/// Leaves out what might be taken for what the proxy says itself.
+pub(crate) fn remove_aliases(headers: &mut HeaderMap, seen: Seen) {
+    if seen.has(Field::Alias) {
+        remove_all(headers, is_alias);
+    }
+}
+
+fn remove_all(headers: &mut HeaderMap, goes: impl Fn(&str) -> bool) {
+    let names = headers.keys().filter(|name| goes(name.as_str()));
+    for name in names.cloned().collect::<Vec<_>>() {
+        headers.remove(name);
     }
 }
 
@@ -112,8 +160,7 @@ pub(crate) fn end_hop(headers: &mut HeaderMap, seen: Seen) -> Hop {
         }
     }
     if seen.has(Field::Upgrade) {
-        let upgrade = headers.remove(UPGRADE);
-        hop.upgrade = upgrade.filter(|_| upgrade_named);
+        hop.upgrade = take_upgrade(headers).filter(|_| upgrade_named);
     }
     if seen.has(Field::Te) {
         hop.te_trailers = tokens(headers, &TE).any(|token| {
@@ -134,6 +181,19 @@ pub(crate) fn end_hop(headers: &mut HeaderMap, seen: Seen) -> Hop {
     hop
 }
 
+/// Removes `Upgrade` and returns it on one line.
+fn take_upgrade(headers: &mut HeaderMap) -> Option<HeaderValue> {
+    let mut lines = headers.get_all(UPGRADE).iter();
+    lines.next();
+    if lines.next().is_none() {
+        return headers.remove(UPGRADE);
+    }
+    let protocols: Vec<&[u8]> = tokens(headers, &UPGRADE).collect();
+    let line = HeaderValue::from_bytes(&protocols.join(&b", "[..])).ok();
+    headers.remove(UPGRADE);
+    line
+}
+
 /// Removes `Connection` and returns the names in it, without those of its own options.
 fn take_connection(headers: &mut HeaderMap) -> Vec<HeaderName> {
     let named = tokens(headers, &CONNECTION)
@@ -148,15 +208,35 @@ fn take_connection(headers: &mut HeaderMap) -> Vec<HeaderName> {
 
 /// The elements of a comma-separated field, over all its lines.
 fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
-    headers
-        .get_all(name)
-        .iter()
-        .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
+    headers.get_all(name).iter().flat_map(elements)
+}
+
+/// The elements of one line of such a field.
+fn elements(line: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    let elements = line.as_bytes().split(|&byte| byte == b',');
+    elements
         .map(<[u8]>::trim_ascii)
         .filter(|token| !token.is_empty())
 }
 
-/// Asks the next hop for what was asked of this one: a switch of protocols, trailers.
+/// What of these protocols a request may ask the next hop for: all but cleartext HTTP/2.
+fn beyond_this_hop(protocols: &HeaderValue) -> Option<HeaderValue> {
+    let is_h2c = |protocol: &[u8]| {
+        let name = protocol.split(|&byte| byte == b'/').next();
+        name.is_some_and(|name| name.trim_ascii().eq_ignore_ascii_case(b"h2c"))
+    };
+    let others: Vec<&[u8]> = elements(protocols).filter(|it| !is_h2c(it)).collect();
+    let line = HeaderValue::from_bytes(&others.join(&b", "[..])).ok();
+    line.filter(|line| !line.is_empty())
+}
+
+/// Whether a switch to these protocols, one or more, is to those alone that were `asked` for (RFC 9110, 7.8).
+pub(crate) fn is_asked_for(protocols: &HeaderValue, asked: &HeaderValue) -> bool {
+    let is_asked = |protocol: &[u8]| elements(asked).any(|it| it.eq_ignore_ascii_case(protocol));
+    elements(protocols).next().is_some() && elements(protocols).all(is_asked)
+}
+
+/// Asks the next hop for what was asked of this one: a switch of protocols, trailers. Which protocols it asks for, if any.
 ///
 /// An upgrade to cleartext HTTP/2 is between the client and this hop alone, and is left unanswered,
 /// as RFC 9113, 3.1 has it. HTTP/2 knows no switch of protocols, and no `Connection` (8.2.2).
@@ -165,7 +245,7 @@ pub(crate) fn begin_request_hop(
     seen: Seen,
     hop: &Hop,
     wire: Wire,
-) -> bool {
+) -> Option<HeaderValue> {
     if seen.has(Field::Expect) {
         headers.remove(EXPECT); // Met here: "100 Continue" is sent once the replica takes the body.
     }
@@ -176,15 +256,12 @@ pub(crate) fn begin_request_hop(
         if hop.te_trailers {
             headers.insert(TE, HeaderValue::from_static("trailers"));
         }
-        return false;
+        return None;
     }
-    let upgrade = hop
-        .upgrade
-        .as_ref()
-        .filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"));
-    match (upgrade, hop.te_trailers) {
-        (Some(protocol), trailers) => {
-            headers.insert(UPGRADE, protocol.clone());
+    let upgrade = hop.upgrade.as_ref().and_then(beyond_this_hop);
+    match (&upgrade, hop.te_trailers) {
+        (Some(protocols), trailers) => {
+            headers.insert(UPGRADE, protocols.clone());
             let options = if trailers { "upgrade, te" } else { "upgrade" };
             headers.insert(CONNECTION, HeaderValue::from_static(options));
         }
@@ -196,7 +273,7 @@ pub(crate) fn begin_request_hop(
     if hop.te_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    upgrade.is_some()
+    upgrade
 }
 
 /// What the proxy tells a replica about the request's way to it.

@@ -4,9 +4,11 @@ mod support;
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use raftserve_proxy::{AccessLog, NoSessions, Tracer};
 use support::{Hand, Rig, accept, by_hand, config, log, nowhere, recorder, service, soon, until};
+use tokio::io::AsyncReadExt;
 
 /// A sink whose bytes a test can read.
 #[derive(Clone, Default)]
@@ -90,6 +92,47 @@ async fn each_request_is_told_once_its_answer_has_ended() {
         .expect("an id");
     assert_eq!(line["trace_id"], trace);
     assert!(line["duration_ms"].as_f64() >= line["first_byte_ms"].as_f64());
+}
+
+/// Whichever way carries it in the end.
+#[tokio::test]
+async fn the_time_of_a_request_begins_with_its_first_try() {
+    const SILENCE: Duration = Duration::from_millis(150);
+    let (silent, mut connections) = by_hand().await;
+    let svc = service(1, "svc", &[silent, recorder("b", &log()).await]);
+    let (rig, lines) = logged([svc]);
+    let ask = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
+    let mut client = Hand::connect(rig.address).await;
+    let mut quick = 0;
+    // A worker's turn may begin at either.
+    let mut replica = loop {
+        client.send(ask).await;
+        tokio::select! {
+            replica = accept(&mut connections) => break replica,
+            head = client.head() => assert_eq!(head[0], "http/1.1 200 ok"),
+        }
+        assert_eq!(client.exactly(1).await, "b");
+        quick += 1;
+    };
+    replica.head().await;
+    // It says nothing for so long, and never more.
+    let _ = tokio::time::timeout(SILENCE, replica.0.read_u8()).await;
+    drop(replica);
+    assert_eq!(client.head().await[0], "http/1.1 200 ok");
+    until("its line", || lines.all().len() == quick + 1).await;
+    let line = &lines.all()[quick];
+    assert_eq!(line["tries"], 2, "{line}");
+    for field in ["first_byte_ms", "duration_ms"] {
+        let passed = line[field].as_f64().expect("a number");
+        assert!(passed >= SILENCE.as_secs_f64() * 1e3, "{field} in {line}");
+    }
+    let text = rig.proxy.render_prometheus();
+    for name in ["first_byte", "request"] {
+        let name = format!("raftserve_proxy_{name}_seconds_sum{{service=\"svc\",version=\"1\"}} ");
+        let sum = text.lines().find_map(|line| line.strip_prefix(&name));
+        let sum: f64 = sum.expect("it is told").parse().expect("a number");
+        assert!(sum >= SILENCE.as_secs_f64(), "{name}{sum}");
+    }
 }
 
 #[tokio::test]

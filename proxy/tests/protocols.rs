@@ -264,6 +264,56 @@ async fn an_upgrade_may_be_declined_and_never_be_forced() {
 }
 
 #[tokio::test]
+async fn a_switch_is_to_a_protocol_that_was_asked_for_and_never_to_h2c() {
+    let (rig, mut connections) = rig().await;
+    let ask = "GET / HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\n\
+               upgrade: H2C, one\r\nUpgrade: h2c\r\nupgrade: two\r\n\r\n";
+    for (agreed, status) in [
+        ("upgrade: two\r\n", "101 switching protocols"),
+        (
+            "upgrade: ONE\r\nupgrade: Two\r\n",
+            "101 switching protocols",
+        ),
+        ("upgrade: h2c\r\n", "502 bad gateway"),
+        ("upgrade: two\r\nupgrade: evil\r\n", "502 bad gateway"),
+        ("upgrade: evil\r\n", "502 bad gateway"),
+    ] {
+        let mut client = Hand::connect(rig.address).await;
+        client.send(ask).await;
+        let mut replica = accept(&mut connections).await;
+        let head = replica.head().await;
+        assert!(has(&head, "upgrade: one, two"), "{head:?}");
+        let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n";
+        replica.send(format!("{answer}{agreed}\r\n")).await;
+        let head = client.head().await;
+        assert_eq!(head[0], format!("http/1.1 {status}"), "{agreed}");
+        drop(client);
+        replica.rest().await;
+    }
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn http_1_0_cannot_ask_for_an_upgrade() {
+    let (rig, mut connections) = rig().await;
+    let mut client = Hand::connect(rig.address).await;
+    client.send(UPGRADE.replace("HTTP/1.1", "HTTP/1.0")).await;
+    let mut replica = accept(&mut connections).await;
+    let head = replica.head().await;
+    assert!(has(&head, "sec-websocket-key: x"), "{head:?}");
+    assert!(
+        !names(&head, "upgrade") && !names(&head, "connection"),
+        "{head:?}"
+    );
+    replica
+        .send("HTTP/1.1 426 Upgrade Required\r\ncontent-length: 2\r\n\r\nno")
+        .await;
+    client.head().await;
+    assert_eq!(client.exactly(2).await, "no");
+    rig.idle().await;
+}
+
+#[tokio::test]
 async fn http_2_without_tls_is_understood_on_the_same_port() {
     let log = log();
     let services = [

@@ -129,6 +129,62 @@ async fn an_idempotent_request_survives_a_replica_that_breaks_off() {
 }
 
 #[tokio::test]
+async fn what_must_not_be_sent_again_is_not_whatever_else_is_set() {
+    let calls = Arc::<AtomicU64>::default();
+    let addresses = [breaks(&calls).await, breaks(&calls).await];
+    let mut svc = service(1, "svc", &addresses);
+    svc.traffic.ejection.consecutive_errors = 0;
+    svc.traffic.retries.budget_percent = 100;
+    svc.traffic.retries.after_sent = false;
+    let plain = svc.clone();
+    let mut by_status = svc.clone();
+    by_status.traffic.retries.statuses = vec![503];
+    let mut by_time = svc.clone();
+    by_time.traffic.retries.per_try_timeout = Some(support::LIMIT);
+    svc.traffic.retries.hedge_after = Some(support::LIMIT);
+    let rig = Rig::new([]);
+    let mut asked = 0;
+    for settings in [plain, by_status, by_time, svc] {
+        let retries = settings.traffic.retries.clone();
+        rig.routes.publish(table([settings]));
+        for method in ["GET", "PUT"] {
+            assert_eq!(status(rig.address, method, "").await, "502", "{retries:?}");
+            asked += 1;
+            assert_eq!(calls.load(Ordering::Relaxed), asked, "{method} {retries:?}");
+        }
+    }
+    assert_eq!(rig.metric("retries_total"), 0);
+}
+
+/// Statuses and patience are settings of their own.
+#[tokio::test]
+async fn what_is_safe_is_tried_again_for_a_status_or_a_silence_where_no_break_is_worth_it() {
+    let calls = Arc::<AtomicU64>::default();
+    let refuses = answers(503, &calls).await;
+    let (silent, _connections) = by_hand().await;
+    let good = recorder("good", &log()).await;
+    let (mut by_status, mut by_time) = (
+        service(1, "svc", &[refuses, good]),
+        service(1, "svc", &[silent, good]),
+    );
+    by_status.traffic.retries.statuses = vec![503];
+    by_time.traffic.retries.per_try_timeout = Some(Duration::from_millis(50));
+    let rig = Rig::new([]);
+    for mut svc in [by_status, by_time] {
+        svc.traffic.ejection.consecutive_errors = 0;
+        svc.traffic.retries.budget_percent = 100;
+        svc.traffic.retries.after_sent = false;
+        rig.routes.publish(table([svc]));
+        let before = rig.metric("retries_total");
+        for _ in 0..4 {
+            assert_eq!(status(rig.address, "GET", "").await, "200");
+        }
+        assert!(rig.metric("retries_total") > before);
+    }
+    rig.idle().await;
+}
+
+#[tokio::test]
 async fn a_body_too_long_to_keep_is_not_sent_again() {
     let calls = Arc::<AtomicU64>::default();
     let log = log();

@@ -280,6 +280,7 @@ async fn trailers_pass_as_they_came_unless_they_frame_or_route() {
         "Transfer-Encoding: chunked",
         "HOST: evil",
         "x-forwarded-for: 1.1.1.1",
+        "X_Forwarded_Client-Cert: a",
     ] {
         let mut client = Hand::connect(rig.address).await;
         client.send(begun).await;

@@ -13,6 +13,56 @@ async fn rig() -> (Rig, mpsc::Receiver<Hand>) {
 
 const CHUNKED: &str = "transfer-encoding: chunked\r\n\r\n";
 
+/// A replica that knows fields as variables takes `_` for `-`, and would believe the client what only the proxy may say.
+#[tokio::test]
+async fn what_the_proxy_says_cannot_be_said_with_underscores() {
+    let (rig, mut connections) = rig().await;
+    let forged = "X_Forwarded_Client_Cert: Hash=forged\r\nx-forwarded_client-cert: Hash=forged\r\n\
+                  X_FORWARDED_FOR: forged\r\nx_forwarded-host: forged\r\nx_forwarded_proto: forged\r\n\
+                  x-forwarded_prefix: forged\r\n";
+    let fields = format!("{forged}X_Own: 1\r\nx_forwarded_port: 2\r\nx-forwarded-for: 1.1.1.1\r\n");
+    let mut client = Hand::connect(rig.address).await;
+    client
+        .send(format!("GET / HTTP/1.1\r\nhost: h\r\n{fields}\r\n"))
+        .await;
+    let mut replica = support::accept(&mut connections).await;
+    let head = replica.head().await;
+    assert!(!head.iter().any(|line| line.contains("forged")), "{head:?}");
+    for line in [
+        "x_own: 1",
+        "x_forwarded_port: 2",
+        "x-forwarded-for: 1.1.1.1, 127.0.0.1",
+        "x-forwarded-host: h",
+        "x-forwarded-proto: http",
+    ] {
+        assert!(head.iter().any(|found| found == line), "{line}: {head:?}");
+    }
+    replica
+        .send("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        .await;
+    client.head().await;
+
+    // Trailers that need the general path; the short one refuses such a request.
+    let mut client = Hand::connect(rig.address).await;
+    let names = "trailer: x_forwarded_client_cert, x-forwarded_for, x-up";
+    client
+        .send(format!(
+            "POST / HTTP/1.1\r\nhost: h\r\nte: trailers\r\nconnection: te\r\n{names}\r\n{CHUNKED}"
+        ))
+        .await;
+    let mut replica = support::accept(&mut connections).await;
+    replica.head().await;
+    client
+        .send(format!("1\r\na\r\n0\r\n{forged}x-up: 1\r\n\r\n"))
+        .await;
+    assert_eq!(replica.exactly(20).await, "1\r\na\r\n0\r\nx-up: 1\r\n\r\n");
+    replica
+        .send("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        .await;
+    client.head().await;
+    rig.idle().await;
+}
+
 #[tokio::test]
 async fn what_two_readers_may_take_for_different_requests_is_refused() {
     let large = format!(

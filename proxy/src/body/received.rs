@@ -322,6 +322,7 @@ mod tests {
             let mut trailers = HeaderMap::new();
             for name in [
                 "x-forwarded-client-cert",
+                "x_forwarded_client-cert",
                 "authorization",
                 "host",
                 "x-up",

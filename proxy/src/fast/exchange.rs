@@ -154,6 +154,7 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
             }
             if connection.put_back() {
                 connection.client.unsent.replace(Some(Unsent {
+                    began,
                     replica: upstream.replica,
                     kept: kept && why == Refusal::Broke,
                     why,
@@ -235,6 +236,7 @@ async fn send(connection: &Connection, outgoing: &mut Outgoing) -> Option<Sent> 
         trace
     });
     connection.client.unsent.replace(Some(Unsent {
+        began,
         replica: upstream.replica,
         why,
         sent: false,

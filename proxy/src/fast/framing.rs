@@ -4,7 +4,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::headers::BARRED_TRAILERS;
+use crate::headers::{BARRED_TRAILERS, alike};
 
 /// The most bytes of one chunk's extensions: nobody uses them, and none are worth more.
 const EXTENSION_BYTES_MAX: u16 = 1 << 10;
@@ -31,11 +31,11 @@ const BARRED_HASHES: [u64; BARRED_TRAILERS.len()] = {
     hashes
 };
 
-/// FNV-1a.
+/// FNV-1a, of names that are [`alike`].
 const HASH_START: u64 = 0xcbf2_9ce4_8422_2325;
 
 const fn hash_on(hash: u64, byte: u8) -> u64 {
-    (hash ^ byte.to_ascii_lowercase() as u64).wrapping_mul(0x0100_0000_01b3)
+    (hash ^ alike(byte) as u64).wrapping_mul(0x0100_0000_01b3)
 }
 
 /// The bytes are not a chunked body.

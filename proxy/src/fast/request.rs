@@ -11,6 +11,7 @@ use std::mem::MaybeUninit;
 use http::HeaderValue;
 
 use super::framing::{Chunks, Framing};
+use crate::headers::is_alias;
 use crate::host;
 use crate::trace;
 
@@ -317,7 +318,11 @@ impl Field {
         let found = candidates
             .iter()
             .find(|(known, _)| name.eq_ignore_ascii_case(known));
-        found.map_or(Self::Opaque, |(_, field)| *field)
+        match found {
+            Some((_, field)) => *field,
+            None if is_alias(name) => Self::Special,
+            None => Self::Opaque,
+        }
     }
 }
 

@@ -2,9 +2,11 @@
 //!
 //! When it is tried again, on a replica not tried before:
 //! * nothing of it was sent: in any case;
-//! * its connection broke, or it was silent, before an answer began: if it is idempotent and the replica may be
-//!   sent all of it again, within the budget;
-//! * it was answered with a status that its settings name: if it is safe, within the budget.
+//! * its connection broke, or it was silent, before an answer began: if it is idempotent, its settings allow that
+//!   (`after_sent`) and all of it may be sent again, within the budget;
+//! * it was answered with a status that its settings name: if it is safe, within the budget;
+//! * a try lasts longer than its settings have it: if it is safe, or may be sent again after its connection broke, within
+//!   the budget.
 //!
 //! Where there is no other replica, the one whose kept connection ended without an answer gets it once more, over a new
 //! connection: it may have closed the kept one as unused, just when the request was on its way (RFC 9112, 9.3.1).
@@ -79,7 +81,7 @@ pub(super) fn send<'a>(
                     (next, Some(unsent))
                 }
                 Err(Failure::Sent { why, kept }) => {
-                    let next = way.next_within_budget(upstream.replica, kept);
+                    let next = way.next_after_failure(upstream.replica, kept);
                     (next.ok_or(why)?, None)
                 }
                 Err(Failure::Client(why)) => return Err(why),
@@ -132,8 +134,10 @@ async fn within<T>(
 fn spare(request: &Request<UploadBody>, terms: &Terms<'_>) -> Option<Box<Spare>> {
     let method = request.method();
     let retries = terms.retries;
-    let wanted = retries.after_sent && method.is_idempotent()
-        || method.is_safe() && (!retries.statuses.is_empty() || retries.hedge_after.is_some());
+    let besides = !retries.statuses.is_empty()
+        || retries.per_try_timeout.is_some()
+        || retries.hedge_after.is_some();
+    let wanted = retries.after_sent && method.is_idempotent() || besides && method.is_safe();
     (wanted && retries.max > 0).then(|| Spare::of(request))
 }
 
@@ -149,7 +153,7 @@ impl Way<'_> {
             return first.cloned().ok_or(Refusal::NoneReady);
         };
         let next = match earlier.sent {
-            true => self.next_within_budget(earlier.replica, earlier.kept),
+            true => self.next_after_failure(earlier.replica, earlier.kept),
             false => self.next(earlier.replica),
         };
         next.ok_or(earlier.why)
@@ -264,11 +268,19 @@ impl Way<'_> {
         Some(next)
     }
 
-    /// Another replica than this for a request that was sent, if it may be sent again; or else the same one, if the request
+    /// Another replica than this for a request that it was sent and did not answer, if its settings allow that; or else the
+    /// same one, if the request was lost with a connection that was kept.
+    fn next_after_failure(&mut self, tried: ReplicaId, kept: bool) -> Option<Rc<Upstream>> {
+        if !self.terms.retries.after_sent {
+            return None;
+        }
+        self.next_within_budget(tried, kept)
+    }
+
+    /// Another replica than this for a request that was sent, if there is a spare one; or else the same one, if the request
     /// was lost with a connection that was kept.
     fn next_within_budget(&mut self, tried: ReplicaId, kept: bool) -> Option<Rc<Upstream>> {
-        let spare = self.spare.as_ref()?;
-        if !self.terms.retries.after_sent && !spare.method().is_safe() || !spare.is_kept() {
+        if !self.spare.as_ref()?.is_kept() {
             return None;
         }
         let next = match self.untried(tried) {

@@ -15,7 +15,8 @@ use crate::body::{Received, UploadBody};
 use crate::connection::Client;
 use crate::deadline;
 use crate::headers::{
-    Field, Forwarded, Seen, begin_request_hop, end_hop, is_plainly_framed, set_certificate,
+    Field, Forwarded, Seen, begin_request_hop, end_hop, is_plainly_framed, remove_aliases,
+    set_certificate,
 };
 use crate::host;
 use crate::routes::ServiceRoute;
@@ -28,9 +29,17 @@ use crate::upstream::Wire;
 pub(super) struct Prepared {
     /// Boxed, since it passes through many hands.
     pub(super) request: Box<Request<UploadBody>>,
-    /// The client's side of a switch of protocols, if it asked for one.
-    pub(super) upgrade: Option<OnUpgrade>,
+    /// Boxed, as is all that only some requests have.
+    pub(super) switch: Option<Box<Switch>>,
     pub(super) key: Option<SessionKey>,
+}
+
+/// A switch of protocols that a client asked for.
+pub(super) struct Switch {
+    /// The client's side of it.
+    pub(super) client: OnUpgrade,
+    /// To which protocols.
+    pub(super) asked: HeaderValue,
 }
 
 /// The host that the request is for: of its target if that has one, else of its `Host` field (RFC
@@ -80,9 +89,15 @@ pub(super) fn outgoing(
     if seen.has(Field::TransferEncoding) && !is_plainly_framed(request.headers()) {
         return Err("the body's transfer coding is not chunked alone");
     }
-    let hop = end_hop(request.headers_mut(), seen);
-    let upgrade = begin_request_hop(request.headers_mut(), seen, &hop, wire)
-        .then(|| hyper::upgrade::on(&mut request));
+    let mut hop = end_hop(request.headers_mut(), seen);
+    if request.version() < Version::HTTP_11 {
+        hop.upgrade = None; // Nothing older can switch (RFC 9110, 7.8).
+    }
+    let asked = begin_request_hop(request.headers_mut(), seen, &hop, wire);
+    let switch = asked.map(|asked| {
+        let client = hyper::upgrade::on(&mut request);
+        Box::new(Switch { client, asked })
+    });
     let (mut parts, body) = request.into_parts();
     if wire == Wire::Http1 && parts.version == Version::HTTP_2 {
         join_cookies(&mut parts.headers);
@@ -104,6 +119,7 @@ pub(super) fn outgoing(
         proto: client.proto,
         prefix: parts.uri.path().get(..prefix_len).unwrap_or(""),
     };
+    remove_aliases(&mut parts.headers, seen);
     forwarded.add_to(&mut parts.headers, host);
     set_certificate(&mut parts.headers, seen, client.certificate.as_ref());
     trace::ensure(&mut parts.headers, seen, trace::random);
@@ -131,7 +147,7 @@ pub(super) fn outgoing(
     let body = UploadBody::new(body, route.body_bytes_max(rule));
     Ok(Prepared {
         request: Box::new(Request::from_parts(parts, body)),
-        upgrade,
+        switch,
         key,
     })
 }

@@ -2,9 +2,13 @@
 
 use http::HeaderMap;
 
+use super::is_alias;
+
 /// A field that a proxy looks at, and that many messages do not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Field {
+    /// What might be taken for what the proxy says itself.
+    Alias,
     Connection,
     ContentType,
     Expect,
@@ -58,6 +62,7 @@ impl Field {
             "tracestate" => Self::Tracestate,
             "transfer-encoding" => Self::TransferEncoding,
             "upgrade" => Self::Upgrade,
+            name if is_alias(name) => Self::Alias,
             _ => return None,
         })
     }
@@ -72,6 +77,7 @@ mod tests {
     #[test]
     fn every_field_is_seen_whatever_else_is_there() {
         let names = [
+            ("x_forwarded-for", Field::Alias),
             ("connection", Field::Connection),
             ("content-type", Field::ContentType),
             ("expect", Field::Expect),

@@ -16,7 +16,7 @@ fn end(headers: &mut HeaderMap) -> Hop {
     end_hop(headers, seen)
 }
 
-fn begin(headers: &mut HeaderMap, hop: &Hop) -> bool {
+fn begin(headers: &mut HeaderMap, hop: &Hop) -> Option<HeaderValue> {
     let seen = Seen::of(headers);
     begin_request_hop(headers, seen, hop, Wire::Http1)
 }
@@ -68,7 +68,8 @@ fn upgrade_and_trailers_are_asked_for_anew() {
     ]);
     let hop = end(&mut headers);
     assert!(headers.is_empty());
-    assert!(begin(&mut headers, &hop));
+    let websocket = HeaderValue::from_static("websocket");
+    assert_eq!(begin(&mut headers, &hop), Some(websocket));
     let expected = map(&[
         ("upgrade", "websocket"),
         ("connection", "upgrade, te"),
@@ -85,8 +86,52 @@ fn an_upgrade_to_h2c_stays_on_this_hop() {
         ("http2-settings", "AAMAAABkAARAAAAAAAIAAAAA"),
     ]);
     let hop = end(&mut headers);
-    assert!(!begin(&mut headers, &hop));
+    assert_eq!(begin(&mut headers, &hop), None);
     assert!(headers.is_empty());
+}
+
+#[test]
+fn an_upgrade_to_h2c_stays_on_this_hop_wherever_it_is_named() {
+    for (lines, asked) in [
+        (&["h2c, x"][..], Some("x")),
+        (&["x,H2C , websocket"], Some("x, websocket")),
+        (&["H2c", "h2C,"], None),
+        (&["websocket", "h2c"], Some("websocket")),
+        (&["h2c", "websocket", "foo/2"], Some("websocket, foo/2")),
+        (&["h2c/1", "h2cx"], Some("h2cx")),
+        (&[" , "], None),
+        (&[""], None),
+    ] {
+        let mut headers = map(&[("connection", "upgrade")]);
+        for line in lines {
+            headers.append(UPGRADE, HeaderValue::from_static(line));
+        }
+        let hop = end(&mut headers);
+        assert!(headers.is_empty());
+        let expected = asked.map(HeaderValue::from_static);
+        assert_eq!(begin(&mut headers, &hop), expected, "{lines:?}");
+        assert_eq!(headers.get(UPGRADE), expected.as_ref());
+        assert_eq!(headers.contains_key(CONNECTION), asked.is_some());
+    }
+}
+
+#[test]
+fn a_switch_is_to_what_was_asked_for_alone() {
+    for (agreed, asked, good) in [
+        ("websocket", "websocket", true),
+        ("WebSocket", "websocket", true),
+        ("b", "a, B", true),
+        ("b, a", "a,b", true),
+        ("b, c", "a, b", false),
+        ("websocket/1", "websocket", false),
+        ("h2c", "websocket", false),
+        ("web", "websocket", false),
+        (",", "websocket", false),
+        ("", "", false),
+    ] {
+        let [agreed, asked] = [agreed, asked].map(HeaderValue::from_static);
+        assert_eq!(is_asked_for(&agreed, &asked), good, "{agreed:?} {asked:?}");
+    }
 }
 
 #[test]

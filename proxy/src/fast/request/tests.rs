@@ -72,6 +72,11 @@ fn what_is_not_plain_is_left_to_the_general_path() {
         "HTTP2-Settings: x",
         "keep-alive: timeout=5",
         "Proxy-Connection: keep-alive",
+        "X_Forwarded_Client_Cert: a",
+        "x-forwarded_for: 1.1.1.1",
+        "X_FORWARDED-HOST: a",
+        "x_forwarded_proto: https",
+        "x_forwarded_prefix: /p",
         "connection: upgrade",
         "connection: close, x-own",
         "connection: close\r\nconnection: close",
@@ -139,7 +144,11 @@ fn every_known_name_is_found_whatever_its_case() {
         ("X-Forwarded-Prefix", Field::ForwardedPrefix),
         ("Proxy-Connection", Field::Special),
         ("Transfer-Encoding", Field::TransferEncoding),
+        ("X_Forwarded-Client-Cert", Field::Special),
         ("Upgrade-Insecure-Requests", Field::Opaque),
+        ("X_Forwarded_Port", Field::Opaque),
+        ("X_Forwarded", Field::Opaque),
+        ("", Field::Opaque),
     ] {
         assert_eq!(Field::of(name), field, "{name}");
     }
