@@ -14,15 +14,16 @@ use http::{Request, Response};
 use raftserve_model::spec::UpstreamProtocol;
 use raftserve_proxy::{NoSessions, ProxyConfig, ServiceRoute};
 use support::replica::Replica;
-use support::{Rig, service, soon, until};
+use support::{LIMIT, Rig, log, nowhere, recorder, service, soon, until};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 /// What a connection takes at most, of clients and to replicas.
 const STREAMS: usize = 256;
 
-/// What is held of an answer that nobody takes.
+/// What is held of an answer, and of an upload, that nobody takes.
 const ANSWER_HELD: usize = 512 << 10;
+const UPLOAD_HELD: usize = 256 << 10;
 
 /// Many times what a stream has room for.
 const LIVE: usize = 8 << 20;
@@ -130,4 +131,46 @@ async fn answers_that_nobody_takes_leave_room_for_another_of_their_connection() 
     sends.iter().for_each(JoinHandle::abort);
     drop((answers, out));
     rig.idle().await;
+}
+
+/// Beside so many uploads to a service that takes none of them, on the same connection, another's finishes.
+async fn another_upload_finishes(stuck: ServiceRoute, uploads: usize) {
+    let log = log();
+    let live = service(2, "live", &[recorder("live", &log).await]);
+    let (rig, mut sender) = rig([stuck, live]).await;
+    let stalled = Arc::<AtomicUsize>::default();
+    let (mut answers, mut sends) = (Vec::new(), Vec::new());
+    for _ in 0..uploads {
+        let (answer, out) = ask(&mut sender, "svc").await;
+        answers.push(answer);
+        sends.push(stalls(out, UPLOAD_HELD, &stalled));
+    }
+    until("all to have no room", || {
+        stalled.load(Ordering::Relaxed) == uploads
+    })
+    .await;
+
+    let (answer, mut out) = ask(&mut sender, "live").await;
+    soon("room for all of it", send_all(&mut out)).await;
+    let answer = soon("an answer", answer).await.expect("an answer");
+    assert_eq!(answer.status(), 200);
+    assert_eq!(log.lock().expect("no panic")[0].body.len(), LIVE);
+    sends.iter().for_each(JoinHandle::abort);
+    drop(answers);
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn uploads_that_a_replica_does_not_take_leave_room_for_another_of_their_connection() {
+    let replica = Replica::start(1000).await;
+    another_upload_finishes(over_http2(1, "svc", &replica), STREAMS - 1).await;
+}
+
+#[tokio::test]
+async fn uploads_that_wait_for_a_replica_leave_room_for_another_of_their_connection() {
+    let mut asleep = service(1, "svc", &[nowhere()]);
+    asleep.endpoints[0].ready = false;
+    asleep.traffic.queue.wait = LIMIT * 2;
+    // So many have room in the queue.
+    another_upload_finishes(asleep, 150).await;
 }
