@@ -99,9 +99,9 @@ async fn beyond_the_bounds_requests_are_refused() {
 #[tokio::test]
 async fn requests_with_large_bodies_are_refused_before_there_are_too_many_bytes() {
     const MIB: usize = 1 << 20;
-    // One less than 64 MiB have room for: their heads count too.
-    const PLACES: u64 = 63;
-    const ASKS: u64 = 70;
+    // Each counts with a window of 256 KiB. One less than 64 MiB have room for: their heads count too.
+    const PLACES: u64 = 255;
+    const ASKS: u64 = 262;
     let rig = Rig::new([asleep(&[nowhere()], 1000, LIMIT * 2)]);
     let (mut sender, _connection) = http2_client(&rig).await;
     let body = Bytes::from(vec![0; MIB]);
@@ -140,8 +140,8 @@ async fn post_untold(rig: &Rig, bytes: usize) -> tokio::task::JoinHandle<()> {
 async fn large_bodies_that_tell_no_length_are_refused_as_they_come() {
     const MIB: usize = 1 << 20;
     // Each counts with what was taken of it, and with a window that may follow.
-    const PLACES: u64 = 61;
-    const ASKS: u64 = 70;
+    const PLACES: u64 = 205;
+    const ASKS: u64 = 214;
     let rig = Rig::new([asleep(&[nowhere()], 1000, LIMIT * 2)]);
     let mut asks = Vec::new();
     for _ in 0..ASKS {

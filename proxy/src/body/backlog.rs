@@ -15,8 +15,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::{Buf, Bytes};
 use tokio::time::Instant;
 
-/// How much is held before it is waited for: some times what keeps a socket busy, and as much as the requests of a
-/// connection may have under way.
+/// How much is held before it is waited for: some times what keeps a socket busy.
 const BYTES_MAX: usize = 1 << 20;
 
 /// What is held, and who waits.

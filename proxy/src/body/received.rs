@@ -18,12 +18,11 @@ use tokio::time::sleep;
 
 use super::LINGER;
 use crate::headers::clean_trailers;
-use crate::http2::server::WINDOW;
+use crate::http2::server::STREAM_WINDOW;
 use crate::turns::Taking;
 
 /// How many bytes of a body over HTTP/2 may have been taken before the sender is told that there is room for more.
-/// Most messages end before it, and are told of all at once. All streams of a connection together keep less than half of
-/// a client's window so.
+/// Most messages end before it, and are told of all at once. It is far below the window of a stream.
 pub(crate) const OWED_MAX: u32 = 2 << 10;
 
 /// Why a body broke off.
@@ -201,8 +200,8 @@ impl Received {
         match self {
             Self::Request(..) | Self::Http1(_) => 0,
             Self::Http2(body) => match (body.left, &body.asking) {
-                (Some(left), _) => left.min(u64::from(WINDOW)),
-                (None, Some(_)) => u64::from(WINDOW),
+                (Some(left), _) => left.min(u64::from(STREAM_WINDOW)),
+                (None, Some(_)) => u64::from(STREAM_WINDOW),
                 (None, None) => body.frames.flow_control().used_capacity() as u64,
             },
         }

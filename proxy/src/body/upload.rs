@@ -17,7 +17,7 @@ use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{ReceiveError, Received};
-use crate::http2::server::WINDOW;
+use crate::http2::server::STREAM_WINDOW;
 
 /// How much of a body is kept to be sent again. Most calls of gRPC and most prompts are smaller; with 256
 /// streams a connection may make the proxy hold 16 MiB.
@@ -283,7 +283,7 @@ impl UploadBody {
         let untaken = match incoming.as_mut() {
             // No more of it is taken ahead.
             Some(incoming) if incoming.comes_unforeseen() && source.kept_bytes() >= KEPT_MAX => {
-                u64::from(WINDOW)
+                u64::from(STREAM_WINDOW)
             }
             Some(incoming) => incoming.untaken(),
             None => 0,

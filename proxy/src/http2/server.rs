@@ -31,11 +31,16 @@ use crate::worker::Worker;
 /// may make the proxy hold.
 const STREAMS_MAX: u32 = 256;
 
-/// What one request's body may have under way, and all of a connection's together.
-pub(crate) const WINDOW: u32 = 1 << 20;
+/// What one request's body may have under way, and what is held of it at most while nobody takes it. As large as it takes
+/// to fill a link of 100 Mbit/s and 20 ms.
+pub(crate) const STREAM_WINDOW: u32 = 256 << 10;
 
-/// What is owed to all streams of a connection leaves half of its window.
-const _: () = assert!(OWED_MAX * STREAMS_MAX <= WINDOW / 2);
+/// What all bodies of a connection may have under way: one whose replica does not read, or that waits for one, holds up to
+/// a window of its stream, and however many do, those to other services must go on. So it is never what stops one.
+const CONNECTION_WINDOW: u32 = STREAMS_MAX * STREAM_WINDOW;
+
+/// What is owed to a stream leaves most of its window.
+const _: () = assert!(OWED_MAX <= STREAM_WINDOW / 16);
 
 /// What is buffered of one answer, as far as its connection's [`Backlog`] allows it.
 const SEND_BUFFER: usize = 400 << 10;
@@ -116,8 +121,8 @@ pub(crate) async fn serve<S>(
 fn builder() -> Builder {
     let mut builder = Builder::new();
     builder
-        .initial_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEAD_BYTES_MAX)
         .max_local_error_reset_streams(Some(ERRORS_MAX))

@@ -30,15 +30,15 @@ pub(super) use call::Call;
 
 /// The most requests at once on one connection, if the replica takes more. As many as a client may have on
 /// one of its own; beyond it, one lost packet would hold up too many.
-const STREAMS_MAX: usize = 256;
+const STREAMS_MAX: u32 = 256;
 
-/// What one answer may have under way. As large as it takes to fill a link of 10 Gbit/s and 1.5 ms, or of
-/// 100 Mbit/s and 150 ms.
-const STREAM_WINDOW: u32 = 2 << 20;
+/// What one answer may have under way, and what is held of it at most while its client does not read. As large as it
+/// takes to fill a link of 10 Gbit/s and 0.4 ms, or of 100 Mbit/s and 40 ms.
+const STREAM_WINDOW: u32 = 512 << 10;
 
-/// What all answers of a connection may have under way: a client that does not read holds up to a window
-/// of it, and must not stop the others.
-const CONNECTION_WINDOW: u32 = 16 << 20;
+/// What all answers of a connection may have under way: a client that does not read holds up to a window of its stream,
+/// for minutes, and however many do, the others must go on. So it is never what stops one.
+const CONNECTION_WINDOW: u32 = STREAMS_MAX * STREAM_WINDOW;
 
 /// What is buffered of one request's body towards the replica.
 const SEND_BUFFER: usize = 64 << 10;
@@ -92,7 +92,7 @@ impl Connection {
     fn has_room(&self) -> bool {
         let streams = self.state.streams.get();
         // A replica that allows none yet still gets one, which waits until it does.
-        streams < self.state.streams_max.get().clamp(1, STREAMS_MAX)
+        streams < self.state.streams_max.get().clamp(1, STREAMS_MAX as usize)
     }
 
     fn is_over(&self) -> bool {

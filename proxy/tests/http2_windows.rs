@@ -1,0 +1,176 @@
+//! Who takes nothing over HTTP/2 stops nobody else, however many such streams share a connection.
+
+mod support;
+
+use std::future::poll_fn;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use h2::client::{self, ResponseFuture, SendRequest};
+use h2::{RecvStream, SendStream};
+use http::{Request, Response};
+use raftserve_model::spec::UpstreamProtocol;
+use raftserve_proxy::{NoSessions, ProxyConfig, ServiceRoute};
+use support::replica::Replica;
+use support::{LIMIT, Rig, log, nowhere, recorder, service, soon, until};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+/// What a connection takes at most, of clients and to replicas.
+const STREAMS: usize = 256;
+
+/// What is held of an answer, and of an upload, that nobody takes.
+const ANSWER_HELD: usize = 512 << 10;
+const UPLOAD_HELD: usize = 256 << 10;
+
+/// Many times what a stream has room for.
+const LIVE: usize = 8 << 20;
+
+const BLOCK: usize = 16 << 10;
+static BYTES: [u8; BLOCK] = [b'x'; BLOCK];
+
+/// Sends so much, as there is room for it.
+async fn send(out: &mut SendStream<Bytes>, bytes: usize) {
+    let mut left = bytes;
+    while left > 0 {
+        out.reserve_capacity(left.min(BLOCK));
+        let room = poll_fn(|cx| out.poll_capacity(cx)).await;
+        let room = room.expect("it is open").expect("it is open");
+        let data = Bytes::from_static(&BYTES).slice(..room.min(left).min(BLOCK));
+        left -= data.len();
+        out.send_data(data, false).expect("it is open");
+    }
+}
+
+async fn send_all(out: &mut SendStream<Bytes>) {
+    send(out, LIVE).await;
+    out.send_data(Bytes::new(), true).expect("it is open");
+}
+
+/// Sends what nobody takes, until it is aborted. It counts once so much is held of it.
+fn stalls(mut out: SendStream<Bytes>, held: usize, stalled: &Arc<AtomicUsize>) -> JoinHandle<()> {
+    let stalled = Arc::clone(stalled);
+    tokio::spawn(async move {
+        send(&mut out, held).await;
+        stalled.fetch_add(1, Ordering::Relaxed);
+        send(&mut out, usize::MAX).await;
+    })
+}
+
+async fn take_all(mut body: RecvStream) -> usize {
+    let mut taken = 0;
+    while let Some(data) = soon("data", body.data()).await {
+        let count = data.expect("a whole body").len();
+        taken += count;
+        let released = body.flow_control().release_capacity(count);
+        released.expect("it was taken");
+    }
+    taken
+}
+
+/// A proxy of one worker, and a client that has room for many answers at once.
+async fn rig<const N: usize>(services: [ServiceRoute; N]) -> (Rig, SendRequest<Bytes>) {
+    let config = ProxyConfig {
+        workers: NonZeroUsize::new(1),
+        ..support::config()
+    };
+    let rig = Rig::with(config, services, Arc::new(NoSessions));
+    let stream = TcpStream::connect(rig.address).await.expect("it listens");
+    let mut builder = client::Builder::new();
+    builder.initial_connection_window_size(1 << 30);
+    let (sender, connection) = builder.handshake(stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    (rig, sender)
+}
+
+fn over_http2(id: u64, name: &str, replica: &Replica) -> ServiceRoute {
+    let mut svc = service(id, name, &[replica.address]);
+    svc.traffic.upstream.protocol = UpstreamProtocol::Http2;
+    svc
+}
+
+async fn ask(sender: &mut SendRequest<Bytes>, host: &str) -> (ResponseFuture, SendStream<Bytes>) {
+    let ready = poll_fn(|cx| sender.poll_ready(cx));
+    soon("room for a stream", ready).await.expect("it is open");
+    let request = Request::post(format!("http://{host}/")).body(());
+    let asked = sender.send_request(request.expect("a good request"), false);
+    asked.expect("it is open")
+}
+
+#[tokio::test]
+async fn answers_that_nobody_takes_leave_room_for_another_of_their_connection() {
+    let mut replica = Replica::start(1000).await;
+    let (rig, mut sender) = rig([over_http2(1, "svc", &replica)]).await;
+    let stalled = Arc::<AtomicUsize>::default();
+    let (mut answers, mut sends) = (Vec::new(), Vec::new());
+    for _ in 1..STREAMS {
+        let (answer, out) = ask(&mut sender, "svc").await;
+        let (request, mut respond) = replica.call().await;
+        let body = respond.send_response(Response::new(()), false);
+        let body = body.expect("it is open");
+        sends.push(stalls(body, ANSWER_HELD, &stalled));
+        let answer = soon("an answer", answer).await.expect("an answer");
+        answers.push((answer, out, request));
+    }
+    until("all to have no room", || {
+        stalled.load(Ordering::Relaxed) == STREAMS - 1
+    })
+    .await;
+
+    let (answer, out) = ask(&mut sender, "svc").await;
+    let (_request, mut respond) = replica.call().await;
+    let body = respond.send_response(Response::new(()), false);
+    let mut body = body.expect("it is open");
+    let sends_live = tokio::spawn(async move { send_all(&mut body).await });
+    let answer = soon("an answer", answer).await.expect("an answer");
+    assert_eq!(take_all(answer.into_body()).await, LIVE);
+    soon("its end", sends_live).await.expect("no panic");
+    assert_eq!(replica.connections.load(Ordering::Relaxed), 1);
+    sends.iter().for_each(JoinHandle::abort);
+    drop((answers, out));
+    rig.idle().await;
+}
+
+/// Beside so many uploads to a service that takes none of them, on the same connection, another's finishes.
+async fn another_upload_finishes(stuck: ServiceRoute, uploads: usize) {
+    let log = log();
+    let live = service(2, "live", &[recorder("live", &log).await]);
+    let (rig, mut sender) = rig([stuck, live]).await;
+    let stalled = Arc::<AtomicUsize>::default();
+    let (mut answers, mut sends) = (Vec::new(), Vec::new());
+    for _ in 0..uploads {
+        let (answer, out) = ask(&mut sender, "svc").await;
+        answers.push(answer);
+        sends.push(stalls(out, UPLOAD_HELD, &stalled));
+    }
+    until("all to have no room", || {
+        stalled.load(Ordering::Relaxed) == uploads
+    })
+    .await;
+
+    let (answer, mut out) = ask(&mut sender, "live").await;
+    soon("room for all of it", send_all(&mut out)).await;
+    let answer = soon("an answer", answer).await.expect("an answer");
+    assert_eq!(answer.status(), 200);
+    assert_eq!(log.lock().expect("no panic")[0].body.len(), LIVE);
+    sends.iter().for_each(JoinHandle::abort);
+    drop(answers);
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn uploads_that_a_replica_does_not_take_leave_room_for_another_of_their_connection() {
+    let replica = Replica::start(1000).await;
+    another_upload_finishes(over_http2(1, "svc", &replica), STREAMS - 1).await;
+}
+
+#[tokio::test]
+async fn uploads_that_wait_for_a_replica_leave_room_for_another_of_their_connection() {
+    let mut asleep = service(1, "svc", &[nowhere()]);
+    asleep.endpoints[0].ready = false;
+    asleep.traffic.queue.wait = LIMIT * 2;
+    // So many have room in the queue.
+    another_upload_finishes(asleep, 150).await;
+}
