@@ -30,6 +30,10 @@ pub(super) struct Download<'a> {
     pub(super) limit: &'a mut Limit,
     /// When a part of the request was last sent.
     pub(super) progress: &'a Cell<Instant>,
+    /// Whether the replica was sent all of it.
+    pub(super) uploaded: &'a Cell<bool>,
+    /// Whether the replica would take more of it, as far as is known.
+    pub(super) intact: &'a Cell<bool>,
     /// Whether the replica waits for more of the request.
     pub(super) wanted: &'a Cell<bool>,
     /// Set while the replica was sent more than it may have room for.
@@ -106,7 +110,9 @@ impl Download<'_> {
                 running.end(now);
             }
         }
-        let closes = self.close || self.worker.drain.phase() != Phase::Serving;
+        // Whoever closes, or has stopped reading, leaves the rest of the request unread.
+        let is_read = self.uploaded.get() || (answer.keeps && self.intact.get());
+        let closes = self.close || !is_read || self.worker.drain.phase() != Phase::Serving;
         let date = self.worker.date.at(self.progress.get());
         answer::finish(&answer, closes, &date, &mut text);
         self.answering.set(true);
