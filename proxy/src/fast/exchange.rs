@@ -120,6 +120,7 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
         long: &long_held,
         held: &mut held,
         answering: &answering,
+        replay: &mut connection.replay,
         to_head,
         close,
     };
@@ -176,7 +177,6 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
         }
         Ended::Cut => return End::Close,
     };
-    connection.replay = None;
     if !uploaded.get() {
         let _ = timeout(
             LINGER,
@@ -309,6 +309,7 @@ async fn linger(stream: &mut TcpStream, buffers: &Rc<Buffers>) {
 impl Connection {
     /// Takes what was sent out of what was read. What may have to be sent again is kept aside.
     fn take(&mut self, count: usize, again: bool) {
+        assert!(self.replay.is_none(), "it was let go of with its answer");
         let buffer = self.buffer.as_mut().expect("it holds the head");
         if again && buffer.filled().len() == count {
             self.replay = self.buffer.take();

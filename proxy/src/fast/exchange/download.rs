@@ -42,6 +42,8 @@ pub(super) struct Download<'a> {
     pub(super) held: &'a mut Option<Held>,
     /// Set once some of the answer goes to the client.
     pub(super) answering: &'a Cell<bool>,
+    /// The request, if it may be sent again; let go of once some of the answer goes to the client.
+    pub(super) replay: &'a mut Option<Buffer>,
     pub(super) to_head: bool,
     pub(super) close: bool,
 }
@@ -116,6 +118,7 @@ impl Download<'_> {
         let date = self.worker.date.at(self.progress.get());
         answer::finish(&answer, closes, &date, &mut text);
         self.answering.set(true);
+        *self.replay = None;
         let first = &buffer.filled()[..count];
         if pass(client, &framing, &mut text, first).await.is_err() {
             return Ended::Cut;
