@@ -12,6 +12,7 @@ use raftserve_proxy::NoSessions;
 use support::{
     Hand, LIMIT, Rig, by_hand, get, log, nowhere, recorder, replica, service, soon, table, until,
 };
+use tokio::io::AsyncWriteExt;
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
 const POST: &str = "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 4\r\n\r\nbody";
@@ -384,6 +385,33 @@ async fn in_flight_counts_return_to_zero_whatever_ends_the_request() {
         rig.metric("requests_in_flight") == 0
     })
     .await;
+}
+
+/// It cannot be told from one that has left, whose replica would work for nobody until it writes.
+#[tokio::test]
+async fn a_client_that_ends_its_side_after_its_request_has_left() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    for request in [GET, POST] {
+        for begun in [false, true] {
+            let mut client = Hand::connect(rig.address).await;
+            client.send(request).await;
+            let mut replica = support::accept(&mut connections).await;
+            replica.head().await;
+            if begun {
+                replica
+                    .send("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")
+                    .await;
+                assert_eq!(client.head().await[0], "http/1.1 200 ok");
+                assert_eq!(client.exactly(4).await, "half");
+            }
+            let ended = client.0.get_mut().shutdown().await;
+            ended.expect("open");
+            assert_eq!(client.rest().await, "", "it gets no more");
+            replica.rest().await;
+            rig.idle().await;
+        }
+    }
 }
 
 /// Its end would look like a whole answer's, were it told as one.
