@@ -58,7 +58,7 @@ struct Connection {
     worker: Rc<Worker>,
     client: Rc<Client>,
     stream: TcpStream,
-    /// The head of the request that was sent, while it may be sent again.
+    /// The request that was sent, while it may be sent again.
     replay: Option<Buffer>,
     /// What was read and not used yet.
     buffer: Option<Buffer>,

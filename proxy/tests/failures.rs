@@ -12,6 +12,7 @@ use raftserve_proxy::NoSessions;
 use support::{
     Hand, LIMIT, Rig, by_hand, get, log, nowhere, recorder, replica, service, soon, table, until,
 };
+use tokio::io::AsyncWriteExt;
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
 const POST: &str = "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 4\r\n\r\nbody";
@@ -159,36 +160,39 @@ async fn a_client_that_was_answered_and_sends_nothing_more_loses_its_connection(
     }
 }
 
-/// The end of its body may come after its answer: it keeps its connection.
+/// The end of its body may come after its answer: it keeps its connection, and as a rule so does the replica.
 #[tokio::test]
-async fn a_client_whose_last_bytes_come_late_keeps_its_connection_on_the_general_path() {
-    let (address, mut connections) = by_hand().await;
-    let mut svc = service(1, "svc", &[address]);
-    // Not the short path's.
-    svc.traffic.timeouts.idle = Some(support::LIMIT);
-    let rig = Rig::new([svc]);
-    let mut client = Hand::connect(rig.address).await;
-    client
-        .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\nhalf")
-        .await;
-    let mut replica = support::accept(&mut connections).await;
-    replica.head().await;
-    let ok = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-    replica.send(ok).await;
-    client.head().await;
-    assert_eq!(client.exactly(2).await, "ok");
-    client.send("other").await;
-    assert_eq!(replica.exactly(9).await, "halfother");
-    client.send(GET).await;
-    let mut next = tokio::select! {
-        // Over the same connection, if that was known to be free by then.
-        head = replica.head() => { assert!(!head.is_empty()); replica }
-        next = support::accept(&mut connections) => next,
-    };
-    next.send(ok).await;
-    client.head().await;
-    assert_eq!(client.exactly(2).await, "ok");
-    rig.idle().await;
+async fn a_client_whose_last_bytes_come_late_keeps_its_connection() {
+    const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+    // The second is not the short path's.
+    for idle in [None, Some(LIMIT)] {
+        let (address, mut connections) = by_hand().await;
+        let mut svc = service(1, "svc", &[address]);
+        svc.traffic.timeouts.idle = idle;
+        let rig = Rig::new([svc]);
+        let mut client = Hand::connect(rig.address).await;
+        client
+            .send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\nhalf")
+            .await;
+        let mut replica = support::accept(&mut connections).await;
+        replica.head().await;
+        replica.send(OK).await;
+        let head = client.head().await;
+        assert!(!head.contains(&"connection: close".to_owned()), "{head:?}");
+        assert_eq!(client.exactly(2).await, "ok");
+        client.send("other").await;
+        assert_eq!(replica.exactly(9).await, "halfother");
+        client.send(GET).await;
+        let mut next = tokio::select! {
+            // Over the same connection, if that was known to be free by then.
+            head = replica.head() => { assert!(!head.is_empty()); replica }
+            next = support::accept(&mut connections) => next,
+        };
+        next.send(OK).await;
+        client.head().await;
+        assert_eq!(client.exactly(2).await, "ok");
+        rig.idle().await;
+    }
 }
 
 #[tokio::test]
@@ -381,6 +385,33 @@ async fn in_flight_counts_return_to_zero_whatever_ends_the_request() {
         rig.metric("requests_in_flight") == 0
     })
     .await;
+}
+
+/// It cannot be told from one that has left, whose replica would work for nobody until it writes.
+#[tokio::test]
+async fn a_client_that_ends_its_side_after_its_request_has_left() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    for request in [GET, POST] {
+        for begun in [false, true] {
+            let mut client = Hand::connect(rig.address).await;
+            client.send(request).await;
+            let mut replica = support::accept(&mut connections).await;
+            replica.head().await;
+            if begun {
+                replica
+                    .send("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")
+                    .await;
+                assert_eq!(client.head().await[0], "http/1.1 200 ok");
+                assert_eq!(client.exactly(4).await, "half");
+            }
+            let ended = client.0.get_mut().shutdown().await;
+            ended.expect("open");
+            assert_eq!(client.rest().await, "", "it gets no more");
+            replica.rest().await;
+            rig.idle().await;
+        }
+    }
 }
 
 /// Its end would look like a whole answer's, were it told as one.

@@ -208,6 +208,69 @@ async fn a_client_that_is_still_sending_gets_its_answer_and_then_the_end() {
     rig.idle().await;
 }
 
+/// The general path may learn too late that a connection is free again.
+#[tokio::test]
+async fn a_replica_that_gets_the_rest_after_its_answer_keeps_its_connection() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let mut client = Hand::connect(rig.address).await;
+    let mut replica = None;
+    let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+    for answer in [OK, chunked] {
+        let head = "POST / HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n";
+        client.send(format!("{head}4\r\nhalf\r\n")).await;
+        let replica = match &mut replica {
+            Some(replica) => replica,
+            None => replica.insert(support::accept(&mut connections).await),
+        };
+        assert!(!replica.head().await.is_empty(), "it is open");
+        assert_eq!(replica.exactly(9).await, "4\r\nhalf\r\n");
+        replica.send(answer).await;
+        let head = client.head().await;
+        assert!(!head.contains(&"connection: close".to_owned()), "{head:?}");
+        let body = answer.split_once("\r\n\r\n").expect("a head").1;
+        assert_eq!(client.exactly(body.len()).await, body);
+        // With what follows the request right behind it.
+        client
+            .send("0\r\n\r\nGET / HTTP/1.1\r\nhost: h\r\n\r\n")
+            .await;
+        assert_eq!(replica.exactly(5).await, "0\r\n\r\n");
+        assert!(!replica.head().await.is_empty(), "it is open");
+        replica.send(OK).await;
+        client.head().await;
+        assert_eq!(client.exactly(2).await, "ok");
+    }
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_client_is_told_that_its_connection_ends_where_nobody_reads_the_rest() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let big = "HTTP/1.1 413 Payload Too Large\r\nconnection: close\r\ncontent-length: 3\r\n\r\nbig";
+    for (body, closes) in [("half", true), ("halfother", false)] {
+        let mut client = Hand::connect(rig.address).await;
+        client
+            .send(format!(
+                "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\n{body}"
+            ))
+            .await;
+        let mut replica = support::accept(&mut connections).await;
+        replica.head().await;
+        assert_eq!(replica.exactly(body.len()).await, body);
+        replica.send(big).await;
+        let head = client.head().await;
+        let told = head.contains(&"connection: close".to_owned());
+        assert_eq!(told, closes, "{head:?}");
+        assert_eq!(client.exactly(3).await, "big");
+        drop(replica);
+        if closes {
+            assert_eq!(client.rest().await, "");
+        }
+        rig.idle().await;
+    }
+}
+
 #[tokio::test]
 async fn a_malformed_chunk_ends_the_request_on_both_sides() {
     let (address, mut connections) = by_hand().await;

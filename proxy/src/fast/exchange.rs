@@ -5,7 +5,7 @@ mod upload;
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 
@@ -88,6 +88,7 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
     let close = close || connection.client.lifetime.is_over(began);
     let mut held = Some(held);
     let uploaded = Cell::new(intact && framing.is_done());
+    let intact = Cell::new(intact);
     let progress = Cell::new(Instant::now());
     let (wanted, answering) = (Cell::new(false), Cell::new(false));
     let long_held = Cell::new(None);
@@ -105,7 +106,7 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
             &connection.worker.shared.config,
         ),
         config: &connection.worker.shared.config,
-        intact,
+        intact: &intact,
     };
     let download = Download {
         worker: &connection.worker,
@@ -113,10 +114,13 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
         upstream: &upstream,
         limit: &mut connection.limit,
         progress: &progress,
+        uploaded: &uploaded,
+        intact: &intact,
         wanted: &wanted,
         long: &long_held,
         held: &mut held,
         answering: &answering,
+        replay: &mut connection.replay,
         to_head,
         close,
     };
@@ -125,14 +129,18 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
         let (mut from_replica, mut to_replica) = stream.split();
         let mut download = pin!(download.run(&mut from_replica, &mut to_client));
         let mut upload = pin!(upload.run(&mut from_client, &mut to_replica));
-        poll_fn(|cx| match download.as_mut().poll(cx) {
+        let ended = poll_fn(|cx| match download.as_mut().poll(cx) {
             Poll::Pending => upload.as_mut().poll(cx).map(|left| match left {
                 Left::Malformed if !answering.get() => Ended::Refused(Refusal::BAD_BODY),
                 Left::Malformed | Left::Gone => Ended::Cut,
             }),
             ready => ready,
         })
-        .await
+        .await;
+        if matches!(ended, Ended::Whole { .. }) && !uploaded.get() {
+            rest(upload, &uploaded, &intact).await;
+        }
+        ended
     };
     connection.bound.rest(Some(&connection.stream));
     let closes = match ended {
@@ -143,6 +151,8 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
                     shorten(&stream, config);
                 }
                 upstream.give_back_plain(stream, config);
+            } else {
+                drop(stream); // It need not wait for the client.
             }
             closes
         }
@@ -168,7 +178,6 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
         }
         Ended::Cut => return End::Close,
     };
-    connection.replay = None;
     if !uploaded.get() {
         let _ = timeout(
             LINGER,
@@ -274,6 +283,23 @@ async fn refuse(
     closes || written.is_err()
 }
 
+/// Goes on with the upload after a whole answer, for [`LINGER`] at the most: that a last part comes late is no reason to
+/// lose both connections.
+async fn rest(
+    mut upload: Pin<&mut impl Future<Output = Left>>,
+    uploaded: &Cell<bool>,
+    intact: &Cell<bool>,
+) {
+    let rest = poll_fn(|cx| {
+        let left = upload.as_mut().poll(cx);
+        match uploaded.get() || !intact.get() {
+            true => Poll::Ready(()),
+            false => left.map(drop),
+        }
+    });
+    let _ = timeout(LINGER, rest).await;
+}
+
 /// Reads and drops what still comes, until the client closes as well.
 async fn linger(stream: &mut TcpStream, buffers: &Rc<Buffers>) {
     if stream.shutdown().await.is_ok() {
@@ -285,6 +311,7 @@ async fn linger(stream: &mut TcpStream, buffers: &Rc<Buffers>) {
 impl Connection {
     /// Takes what was sent out of what was read. What may have to be sent again is kept aside.
     fn take(&mut self, count: usize, again: bool) {
+        assert!(self.replay.is_none(), "it was let go of with its answer");
         let buffer = self.buffer.as_mut().expect("it holds the head");
         if again && buffer.filled().len() == count {
             self.replay = self.buffer.take();

@@ -30,6 +30,10 @@ pub(super) struct Download<'a> {
     pub(super) limit: &'a mut Limit,
     /// When a part of the request was last sent.
     pub(super) progress: &'a Cell<Instant>,
+    /// Whether the replica was sent all of it.
+    pub(super) uploaded: &'a Cell<bool>,
+    /// Whether the replica would take more of it, as far as is known.
+    pub(super) intact: &'a Cell<bool>,
     /// Whether the replica waits for more of the request.
     pub(super) wanted: &'a Cell<bool>,
     /// Set while the replica was sent more than it may have room for.
@@ -38,6 +42,8 @@ pub(super) struct Download<'a> {
     pub(super) held: &'a mut Option<Held>,
     /// Set once some of the answer goes to the client.
     pub(super) answering: &'a Cell<bool>,
+    /// The request, if it may be sent again; let go of once some of the answer goes to the client.
+    pub(super) replay: &'a mut Option<Buffer>,
     pub(super) to_head: bool,
     pub(super) close: bool,
 }
@@ -106,10 +112,13 @@ impl Download<'_> {
                 running.end(now);
             }
         }
-        let closes = self.close || self.worker.drain.phase() != Phase::Serving;
+        // Whoever closes, or has stopped reading, leaves the rest of the request unread.
+        let is_read = self.uploaded.get() || (answer.keeps && self.intact.get());
+        let closes = self.close || !is_read || self.worker.drain.phase() != Phase::Serving;
         let date = self.worker.date.at(self.progress.get());
         answer::finish(&answer, closes, &date, &mut text);
         self.answering.set(true);
+        *self.replay = None;
         let first = &buffer.filled()[..count];
         if pass(client, &framing, &mut text, first).await.is_err() {
             return Ended::Cut;

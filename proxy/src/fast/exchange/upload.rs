@@ -39,7 +39,8 @@ pub(super) struct Upload<'a> {
     /// For how long it then may take nothing and say nothing.
     pub(super) long_bound: Duration,
     pub(super) config: &'a ProxyConfig,
-    pub(super) intact: bool,
+    /// `false` once the replica takes no more of it.
+    pub(super) intact: &'a Cell<bool>,
 }
 
 /// How the passing on of a body ended.
@@ -65,14 +66,17 @@ impl Upload<'_> {
         client: &mut ReadHalf<'_>,
         replica: &mut WriteHalf<'_>,
     ) -> Left {
-        if !self.intact {
+        if !self.intact.get() {
             return pending().await;
         }
         let mut look = pin!(None);
         if !self.framing.is_done() {
             match self.pass(client, replica, look.as_mut()).await {
                 Passed::Whole => self.uploaded.set(true),
-                Passed::ReplicaStopped => return pending().await,
+                Passed::ReplicaStopped => {
+                    self.intact.set(false);
+                    return pending().await;
+                }
                 Passed::ClientLeft(left) => return left,
             }
         }
@@ -202,6 +206,7 @@ mod tests {
         let (mut to_replica, mut replica) = pair().await;
 
         let (uploaded, wanted, long) = (Cell::default(), Cell::default(), Cell::default());
+        let intact = Cell::new(true);
         let progress = Cell::new(Instant::now());
         let (buffers, mut ahead) = (Rc::default(), None);
         let config = ProxyConfig::default();
@@ -217,7 +222,7 @@ mod tests {
             long: &long,
             long_bound: Duration::from_secs(60),
             config: &config,
-            intact: true,
+            intact: &intact,
         };
         let (mut from_client, _) = from_client.split();
         let (_, mut to_replica) = to_replica.split();
