@@ -12,7 +12,7 @@ use crate::formats::SUPPORTED;
 use crate::identity::DataDir;
 pub use crate::identity::DirectoryLock;
 use crate::raft::{Applied, LogStore, Retention, SnapshotTrigger, StateMachine, StateReader};
-use crate::snapshot::{Snapshot, SnapshotError, Snapshots};
+use crate::snapshot::{Snapshot, SnapshotError, Snapshots, Unread};
 use crate::state::State;
 use crate::wal::{Known, Wal, WalError, WalOptions, Writer};
 
@@ -190,14 +190,16 @@ impl Store {
                 path: dir.path().to_owned(),
             });
         }
-        let snapshots = Snapshots::open(Arc::clone(&disk), &snapshot_dir);
-        let snapshots = Arc::new(snapshots.map_err(OpenError::Snapshot)?);
+        let snapshots = Snapshots::open_readable(Arc::clone(&disk), &snapshot_dir);
+        let (snapshots, unread) = snapshots.map_err(OpenError::Snapshot)?;
+        let snapshots = Arc::new(snapshots);
         let opened = Wal::open_idle(Arc::clone(&disk), &wal_dir, self.wal, known(dir));
         let (wal, writer) = opened.map_err(OpenError::Wal)?;
         let wal = wal.holding(Arc::clone(dir.lock()));
         if !dir.log_was_made() {
             dir.note_log_made()?;
         }
+        do_without(unread, dir.path(), &wal, snapshots.current().as_ref())?;
         let (wal, place) = (Arc::new(wal), Place::new(disk, dir.path()));
         let saved = self.saved(dir.path(), &place, &wal, &snapshots)?;
         let place = self.checkpoint.then_some(place);
@@ -237,7 +239,7 @@ impl Store {
         let vouched = place.vouched().map_err(OpenError::Checkpoint)?;
         let usable = match vouched.filter(|_| self.checkpoint) {
             Some(marker) => is_newest(&marker, wal, snapshot)
-                .map_err(|source| OpenError::Wal(WalError::io("read", &dir.join(WAL_DIR), source)))?
+                .map_err(unread_log(dir))?
                 .then_some(marker),
             None => None,
         };
@@ -285,9 +287,11 @@ impl Store {
                 path: dir.path().to_owned(),
             });
         }
-        let newest = Snapshots::newest_in(disk, &snapshot_dir).map_err(OpenError::Snapshot)?;
+        let newest = Snapshots::newest_in(disk, &snapshot_dir);
+        let (newest, unread) = newest.map_err(OpenError::Snapshot)?;
         let wal = Wal::open_to_read(disk, &wal_dir, self.wal, known(dir));
         let wal = wal.map_err(OpenError::Wal)?;
+        do_without(unread, dir.path(), &wal, newest.as_ref())?;
         let applied = restore(dir.path(), &wal, newest)?;
         self.check_version(&applied)?;
         Ok((wal, applied))
@@ -328,6 +332,37 @@ fn is_newest(marker: &Marker, wal: &Wal, snapshot: Option<LogId>) -> io::Result<
 fn holds(wal: &Wal, id: LogId) -> io::Result<bool> {
     let entries = wal.read_blocking(id.index.0..id.index.0 + 1)?;
     Ok(entries.first().is_some_and(|entry| entry.id == id))
+}
+
+/// Goes on without the snapshots that could not be read, where nothing is missed: `newest`, which was, reaches the log, and it
+/// or the log holds the very entry that each of them ends with.
+///
+/// # Errors
+/// [`OpenError::Snapshot`] of the first that is needed.
+fn do_without(
+    unread: Vec<Unread>,
+    dir: &Path,
+    wal: &Wal,
+    newest: Option<&Snapshot>,
+) -> Result<(), OpenError> {
+    let newest = newest.and_then(|it| it.head.last);
+    let reaches = newest.is_some() && gap(wal, newest).is_none();
+    for Unread { last, error } in unread {
+        let held = newest >= Some(last) || holds(wal, last).map_err(unread_log(dir))?;
+        if !reaches || !held {
+            return Err(OpenError::Snapshot(error));
+        }
+        tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "a snapshot was passed over and left as it is: another one, with the log, holds as much. Look at the disk"
+        );
+    }
+    Ok(())
+}
+
+fn unread_log(dir: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    let wal = dir.join(WAL_DIR);
+    move |source| OpenError::Wal(WalError::io("read", &wal, source))
 }
 
 /// The entry that the log begins after, if the newest snapshot, which ends with `last`, does not reach it.
