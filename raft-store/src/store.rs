@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use raftserve_model::{Unsupported, VersionRange};
 
-use crate::checkpoint::{Checkpoint, Marker, Place, Saved, StateStoreError};
+use crate::checkpoint::{Checkpoint, Marker, Place, Saved, StateStoreError, pays};
 use crate::entry::LogId;
 use crate::formats::SUPPORTED;
 use crate::identity::DataDir;
 pub use crate::identity::DirectoryLock;
 use crate::raft::{Applied, LogStore, Retention, SnapshotTrigger, StateMachine, StateReader};
-use crate::snapshot::{Snapshot, SnapshotError, Snapshots, Unread};
+use crate::snapshot::{Snapshot, SnapshotError, SnapshotHead, Snapshots, Unread};
 use crate::state::State;
 use crate::wal::{Known, Wal, WalError, WalOptions, Writer};
 
@@ -128,13 +128,24 @@ pub struct Opened {
     pub checkpoint: Checkpoint,
 }
 
+/// What a start does with the state that was saved at the last stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SavedState {
+    /// It is not used, and none is saved.
+    Unused,
+    /// It is used where that is likely to be sooner than the snapshot and the log after it, or where it is the only copy.
+    WhereItPays,
+    /// It is used wherever it is newer than the snapshot.
+    WhereNewer,
+}
+
 /// Opens stores.
 #[derive(Clone, Copy, Debug)]
 pub struct Store {
     /// Sizes of the log.
     pub wal: WalOptions,
     /// Whether to use what was saved at the last stop.
-    pub checkpoint: bool,
+    pub saved: SavedState,
     /// The cluster versions that this release can work in.
     pub supports: VersionRange,
 }
@@ -143,7 +154,7 @@ impl Default for Store {
     fn default() -> Self {
         Self {
             wal: WalOptions::default(),
-            checkpoint: true,
+            saved: SavedState::WhereItPays,
             supports: SUPPORTED,
         }
     }
@@ -202,7 +213,7 @@ impl Store {
         do_without(unread, dir.path(), &wal, snapshots.current().as_ref())?;
         let (wal, place) = (Arc::new(wal), Place::new(disk, dir.path()));
         let saved = self.saved(dir.path(), &place, &wal, &snapshots)?;
-        let place = self.checkpoint.then_some(place);
+        let place = (self.saved != SavedState::Unused).then_some(place);
         let applied = match &saved {
             Some(saved) => saved.applied.clone(),
             None => restore(dir.path(), &wal, snapshots.current())?,
@@ -237,14 +248,18 @@ impl Store {
     ) -> Result<Option<Saved>, OpenError> {
         let snapshot = snapshots.current().and_then(|it| it.head.last);
         let vouched = place.vouched().map_err(OpenError::Checkpoint)?;
-        let usable = match vouched.filter(|_| self.checkpoint) {
+        let usable = match vouched.filter(|_| self.saved != SavedState::Unused) {
             Some(marker) => is_newest(&marker, wal, snapshot)
                 .map_err(unread_log(dir))?
                 .then_some(marker),
             None => None,
         };
         let Some(purged) = gap(wal, snapshot) else {
-            return match usable {
+            let wanted = match usable {
+                Some(marker) if self.is_wanted(&marker, snapshots)? => Some(marker),
+                _ => None,
+            };
+            return match wanted {
                 Some(marker) => place.take(marker).map_err(OpenError::Checkpoint),
                 None => {
                     place.disown().map_err(OpenError::Checkpoint)?;
@@ -268,6 +283,34 @@ impl Store {
             dir.display()
         );
         Ok(Some(saved))
+    }
+
+    /// Whether a saved state that is newer than the snapshot is worth reading, where both are there.
+    fn is_wanted(&self, saved: &Marker, snapshots: &Snapshots) -> Result<bool, OpenError> {
+        let Some(snapshot) = snapshots.current() else {
+            return Ok(true);
+        };
+        if self.saved == SavedState::WhereNewer {
+            return Ok(true);
+        }
+        let index = |head: &SnapshotHead| head.last.map_or(0, |last| last.index.0);
+        let entries = index(&saved.head).saturating_sub(index(&snapshot.head));
+        let bytes = snapshot.file.size().map_err(|source| {
+            OpenError::Snapshot(SnapshotError::Io {
+                what: "read",
+                path: snapshot.file.path().to_owned(),
+                source,
+            })
+        })?;
+        let wanted = pays(entries, bytes);
+        if !wanted {
+            tracing::info!(
+                entries,
+                bytes,
+                "the state saved at the last stop is not used: the snapshot, and the entries after it, are read sooner"
+            );
+        }
+        Ok(wanted)
     }
 
     /// The log of a peer that is down, and the state of its newest snapshot. Nothing is changed, and a log that was
