@@ -25,7 +25,7 @@ use raftserve_store::disk::RealDisk;
 use raftserve_store::entry::LogId;
 use raftserve_store::raft::{TypeConfig, log_id_to};
 use raftserve_store::snapshot::Snapshots;
-use raftserve_store::store::{Opened, Store};
+use raftserve_store::store::{Opened, SavedState, Store};
 use raftserve_store::{DataDir, State};
 
 const SERVICES: u64 = 1_000;
@@ -53,9 +53,13 @@ struct Peer {
 }
 
 impl Peer {
-    fn open(dir: &Path) -> Result<(Self, Duration), Error> {
+    fn open(dir: &Path, saved: SavedState) -> Result<(Self, Duration), Error> {
+        let store = Store {
+            saved,
+            ..Store::default()
+        };
         let start = Instant::now();
-        let opened = Store::default().open(&mut DataDir::open(dir)?)?;
+        let opened = store.open(&mut DataDir::open(dir)?)?;
         let took = start.elapsed();
         let index = opened.reader.last().map_or(0, |last| last.index.0);
         let time = opened.reader.state().now().0;
@@ -332,7 +336,8 @@ async fn stop_and_start(peer: Peer, dir: &Path, services: &[ServiceId]) -> Resul
         start.elapsed()
     );
     drop((peer.opened.log, peer.opened.machine, peer.opened.wal));
-    let (peer, took) = Peer::open(dir)?;
+    // As a start does of itself where many entries follow the snapshot.
+    let (peer, took) = Peer::open(dir, SavedState::WhereNewer)?;
     println!("start from the checkpoint: {took:.2?}");
     assert_eq!(peer.state().digest(), digest, "nothing is lost");
     Ok(peer)
@@ -340,7 +345,7 @@ async fn stop_and_start(peer: Peer, dir: &Path, services: &[ServiceId]) -> Resul
 
 async fn run(sessions: u64, dir: &Path) -> Result<(), Error> {
     let data = dir.join("data");
-    let (mut peer, _) = Peer::open(&data)?;
+    let (mut peer, _) = Peer::open(&data, SavedState::WhereItPays)?;
     let before = memory()?.0;
     let start = Instant::now();
     let services = fill(&mut peer, sessions).await?;
@@ -359,7 +364,7 @@ async fn run(sessions: u64, dir: &Path) -> Result<(), Error> {
     let peer = stop_and_start(peer, &data, &services).await?;
     println!("memory:    {:?} MB now, at most", memory()?);
     drop(peer);
-    let (peer, took) = Peer::open(&data)?;
+    let (peer, took) = Peer::open(&data, SavedState::WhereItPays)?;
     let last = peer.opened.reader.last().map(|it| it.index.0);
     println!("start from the snapshot, as after a crash: {took:.2?}, up to {last:?}");
     Ok(())

@@ -18,11 +18,13 @@ mod in_place;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use raftserve_model::{ClusterId, LogIndex, NodeId};
+use raftserve_model::{ClusterId, LogIndex, NodeId, Unsupported};
 
 use crate::codec::{self, CodecError};
+use crate::command::Action;
 use crate::disk::{Disk, ReadOnlyDisk};
 use crate::entry::{AppliedMembership, LogId, Membership, Payload, PeerRecord, Vote};
+use crate::formats::SUPPORTED;
 use crate::identity::{DataDir, DirectoryLock, EmptyDir, Identity, IdentityError};
 use crate::snapshot::{SnapshotError, SnapshotFile, SnapshotHead, Snapshots};
 use crate::state::{Claim, Lineage, State};
@@ -76,6 +78,10 @@ pub enum RestoreError {
         /// Why.
         source: CodecError,
     },
+    /// The cluster's version is one that this release does not know, or has left behind: what it makes of the state, and
+    /// of entries after it, may be another state than the cluster's.
+    #[error("this release cannot go on with that cluster's state")]
+    Unsupported(#[source] Unsupported),
     /// The survivor's log cannot be read.
     #[error("the survivor's log cannot be read from entry {index}")]
     Read {
@@ -168,7 +174,8 @@ pub struct Parent {
 }
 
 impl Parent {
-    /// The state in a snapshot file, all of which is verified. Blocks.
+    /// The state in a snapshot file, all of which is verified. It may be of a version that this release can show and
+    /// keep, and not go on with: see [`Parent::check_version`]. Blocks.
     ///
     /// # Errors
     /// [`RestoreError::Snapshot`], [`RestoreError::Empty`].
@@ -189,6 +196,15 @@ impl Parent {
                 path: path.to_owned(),
             }),
         }
+    }
+
+    /// That this release can go on with the state, as is asked before a cluster is begun with it.
+    ///
+    /// # Errors
+    /// [`RestoreError::Unsupported`], which says what to run.
+    pub fn check_version(&self) -> Result<(), RestoreError> {
+        let supported = SUPPORTED.check(self.state.version());
+        supported.map_err(RestoreError::Unsupported)
     }
 }
 
@@ -233,6 +249,7 @@ impl Survivor {
         let (head, state) = replay(&wal, applied.head(), (*applied.state).clone())?;
         let mut parent = Parent::new(path, head, state)?;
         parent.cluster = cluster;
+        parent.check_version()?;
         Ok(Self { node, parent, dir })
     }
 
@@ -243,7 +260,8 @@ impl Survivor {
     }
 }
 
-/// Applies everything in the log that follows `head`.
+/// Applies everything in the log that follows `head`. As in a running peer, what follows an entry that raises the version
+/// beyond what this release supports is not applied: it may mean something else than this release knows.
 fn replay(
     wal: &Wal,
     mut head: SnapshotHead,
@@ -269,6 +287,12 @@ fn replay(
             match payload {
                 Payload::Blank => {}
                 Payload::Command(command) => {
+                    if let Action::RaiseVersion { version } = command.action
+                        && SUPPORTED.newest < version
+                    {
+                        let supported = SUPPORTED.check(version);
+                        supported.map_err(RestoreError::Unsupported)?;
+                    }
                     let members = &head.membership.membership;
                     state.apply_among(index, &command, members);
                 }
@@ -344,6 +368,7 @@ pub fn begin(
     beginning: &Beginning,
     target: EmptyDir,
 ) -> Result<Begun, RestoreError> {
+    parent.check_version()?;
     let written = parent.state.wall_at(parent.state.now());
     let index = first_index(parent.last.index, written.0, beginning.unix_ms);
     let node = NodeId(index.0);

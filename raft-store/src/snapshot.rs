@@ -7,7 +7,8 @@
 //! ```
 //! A file is written under another name and synced piece by piece (see `pace`), read back and verified, and only then given its name and
 //! that made durable. So a file with a snapshot's name is whole, and damage found later is damage.
-//! Two are kept: the log must reach back to the older one, so that the loss of either costs nothing.
+//! Two are kept: the log must reach back to the older one, so that the loss of either costs nothing. One that cannot be read
+//! stays as it is, and whoever opens the store decides whether the other one will do.
 //! Building and installing take turns, and never put an older snapshot in place of a newer one.
 
 mod file;
@@ -50,6 +51,18 @@ enum Others {
     /// They stay as they are.
     Leave,
 }
+
+/// A snapshot of which a read failed. It may yet be whole: nothing was done to it.
+#[derive(Debug)]
+pub(crate) struct Unread {
+    /// The last entry in it, as its name has it.
+    pub(crate) last: LogId,
+    /// What failed, and where it is.
+    pub(crate) error: SnapshotError,
+}
+
+/// The newest snapshots that were read, newest first, and those that could not be.
+type Found = (Vec<Snapshot>, Vec<Unread>);
 
 /// What a snapshot says about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
@@ -306,46 +319,51 @@ impl Snapshots {
     /// # Errors
     /// [`SnapshotError::Io`], [`SnapshotError::Format`].
     pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Self, SnapshotError> {
-        let io = |what, path: &Path| {
-            let path = path.to_owned();
-            move |source| SnapshotError::Io { what, path, source }
-        };
+        let (snapshots, unread) = Self::open_readable(disk, dir)?;
+        match unread.into_iter().next() {
+            Some(unread) => Err(unread.error),
+            None => Ok(snapshots),
+        }
+    }
+
+    /// As [`Snapshots::open`], of those that can be read. The others stay as they are, and are given too: it is for the caller
+    /// to make sure that nothing of theirs is missed.
+    ///
+    /// # Errors
+    /// As [`Snapshots::open`], except that a snapshot's bytes cannot be read.
+    pub(crate) fn open_readable(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+    ) -> Result<(Self, Vec<Unread>), SnapshotError> {
         // A process that was killed may have given a file its name and not made that durable; the log must not
         // be purged because of a snapshot that a power cut takes away.
         disk.sync_dir(dir).map_err(io("sync", dir))?;
-        let kept = Self::kept_in(&*disk, dir, Others::Clear)?;
-        Ok(Self {
+        let (kept, unread) = Self::kept_in(&*disk, dir, Others::Clear)?;
+        let snapshots = Self {
             disk,
             dir: dir.to_owned(),
             kept: Mutex::new(kept),
             turn: Mutex::new(()),
             sequence: Mutex::new(0),
             calm: Calm::default(),
-        })
+        };
+        Ok((snapshots, unread))
     }
 
-    /// The newest intact snapshot in `dir`, of which nothing is changed. Blocks.
+    /// The newest intact snapshot in `dir` that can be read, and what cannot be, as [`Snapshots::open_readable`] has it.
+    /// Nothing is changed. Blocks.
     pub(crate) fn newest_in(
         disk: &dyn Disk,
         dir: &Path,
-    ) -> Result<Option<Snapshot>, SnapshotError> {
-        let kept = Self::kept_in(disk, dir, Others::Leave)?;
-        Ok(kept.into_iter().next())
+    ) -> Result<(Option<Snapshot>, Vec<Unread>), SnapshotError> {
+        let (kept, unread) = Self::kept_in(disk, dir, Others::Leave)?;
+        Ok((kept.into_iter().next(), unread))
     }
 
-    /// The newest intact snapshots in `dir`.
-    fn kept_in(
-        disk: &dyn Disk,
-        dir: &Path,
-        others: Others,
-    ) -> Result<Vec<Snapshot>, SnapshotError> {
-        let io = |what, path: &Path| {
-            let path = path.to_owned();
-            move |source| SnapshotError::Io { what, path, source }
-        };
+    fn kept_in(disk: &dyn Disk, dir: &Path, others: Others) -> Result<Found, SnapshotError> {
         let mut names = disk.list(dir).map_err(io("list", dir))?;
         names.sort_unstable();
-        let mut kept = Vec::new();
+        let (mut kept, mut unread) = (Vec::new(), Vec::new());
         for name in names.iter().rev() {
             let path = dir.join(name);
             if name.ends_with(TEMPORARY) {
@@ -354,21 +372,16 @@ impl Snapshots {
                 }
                 continue;
             }
-            if !is_given(name) {
-                continue;
-            }
+            let Some(last) = named(name) else { continue };
             if kept.len() == KEPT {
                 if others == Others::Clear {
                     disk.remove(&path).map_err(io("remove", &path))?;
                 }
                 continue;
             }
-            let file = SnapshotFile {
-                file: disk.open(&path).map_err(io("open", &path))?,
-                path: path.clone(),
-            };
-            match file.verify_as(name) {
-                Ok(head) => kept.push(Snapshot { head, file }),
+            match Self::verified(disk, &path, name) {
+                Ok(snapshot) => kept.push(snapshot),
+                Err(error @ SnapshotError::Io { .. }) => unread.push(Unread { last, error }),
                 Err(error @ SnapshotError::Corrupt { .. }) if others == Others::Leave => {
                     tracing::error!(%error, "passed over");
                 }
@@ -380,7 +393,17 @@ impl Snapshots {
                 Err(error) => return Err(error),
             }
         }
-        Ok(kept)
+        Ok((kept, unread))
+    }
+
+    /// The snapshot at `path`, all of which is read.
+    fn verified(disk: &dyn Disk, path: &Path, name: &str) -> Result<Snapshot, SnapshotError> {
+        let file = SnapshotFile {
+            file: disk.open(path).map_err(io("open", path))?,
+            path: path.to_owned(),
+        };
+        let head = file.verify_as(name)?;
+        Ok(Snapshot { head, file })
     }
 
     fn kept(&self) -> MutexGuard<'_, Vec<Snapshot>> {
@@ -451,10 +474,6 @@ impl Snapshots {
     pub fn resume(&self, id: &SnapshotId) -> Result<(SnapshotFile, u64), SnapshotError> {
         let wanted = id.partial_name();
         let path = self.dir.join(&wanted);
-        let io = |what, path: &Path| {
-            let path = path.to_owned();
-            move |source| SnapshotError::Io { what, path, source }
-        };
         let names = self.disk.list(&self.dir).map_err(io("list", &self.dir))?;
         let mut found = false;
         for name in names.iter().filter(|name| name.ends_with(PARTIAL)) {
@@ -640,18 +659,23 @@ impl Snapshots {
     }
 }
 
-/// Whether it is a name that [`file_name`] gives: what has another one, such as a copy made by hand, is none of ours.
-fn is_given(name: &str) -> bool {
-    let mut parts = name.strip_suffix(SUFFIX).unwrap_or_default().split('-');
+/// The last entry of the snapshot of this name, if it is one that [`file_name`] gives: what has another one, such as a copy
+/// made by hand, is none of ours.
+fn named(name: &str) -> Option<LogId> {
+    let mut parts = name.strip_suffix(SUFFIX)?.split('-');
     let mut number = || parts.next()?.parse::<u64>().ok();
-    let (Some(index), Some(term), Some(node)) = (number(), number(), number()) else {
-        return false;
-    };
-    file_name(Some(LogId {
+    let (index, term, node) = (number()?, number()?, number()?);
+    let last = LogId {
         term,
         node: NodeId(node),
         index: LogIndex(index),
-    })) == name
+    };
+    (file_name(Some(last)) == name).then_some(last)
+}
+
+fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
+    let path = path.to_owned();
+    move |source| SnapshotError::Io { what, path, source }
 }
 
 /// Names sort as the snapshots' indexes do.

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use raftserve_model::{Unsupported, VersionRange};
 
-use crate::checkpoint::{Checkpoint, Marker, Place, Saved, StateStoreError};
+use crate::checkpoint::{Checkpoint, Marker, Place, Saved, StateStoreError, pays};
 use crate::entry::LogId;
 use crate::formats::SUPPORTED;
 use crate::identity::DataDir;
 pub use crate::identity::DirectoryLock;
 use crate::raft::{Applied, LogStore, Retention, SnapshotTrigger, StateMachine, StateReader};
-use crate::snapshot::{Snapshot, SnapshotError, Snapshots};
+use crate::snapshot::{Snapshot, SnapshotError, SnapshotHead, Snapshots, Unread};
 use crate::state::State;
 use crate::wal::{Known, Wal, WalError, WalOptions, Writer};
 
@@ -128,13 +128,24 @@ pub struct Opened {
     pub checkpoint: Checkpoint,
 }
 
+/// What a start does with the state that was saved at the last stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SavedState {
+    /// It is not used, and none is saved.
+    Unused,
+    /// It is used where that is likely to be sooner than the snapshot and the log after it, or where it is the only copy.
+    WhereItPays,
+    /// It is used wherever it is newer than the snapshot.
+    WhereNewer,
+}
+
 /// Opens stores.
 #[derive(Clone, Copy, Debug)]
 pub struct Store {
     /// Sizes of the log.
     pub wal: WalOptions,
     /// Whether to use what was saved at the last stop.
-    pub checkpoint: bool,
+    pub saved: SavedState,
     /// The cluster versions that this release can work in.
     pub supports: VersionRange,
 }
@@ -143,7 +154,7 @@ impl Default for Store {
     fn default() -> Self {
         Self {
             wal: WalOptions::default(),
-            checkpoint: true,
+            saved: SavedState::WhereItPays,
             supports: SUPPORTED,
         }
     }
@@ -190,17 +201,19 @@ impl Store {
                 path: dir.path().to_owned(),
             });
         }
-        let snapshots = Snapshots::open(Arc::clone(&disk), &snapshot_dir);
-        let snapshots = Arc::new(snapshots.map_err(OpenError::Snapshot)?);
+        let snapshots = Snapshots::open_readable(Arc::clone(&disk), &snapshot_dir);
+        let (snapshots, unread) = snapshots.map_err(OpenError::Snapshot)?;
+        let snapshots = Arc::new(snapshots);
         let opened = Wal::open_idle(Arc::clone(&disk), &wal_dir, self.wal, known(dir));
         let (wal, writer) = opened.map_err(OpenError::Wal)?;
         let wal = wal.holding(Arc::clone(dir.lock()));
         if !dir.log_was_made() {
             dir.note_log_made()?;
         }
+        do_without(unread, dir.path(), &wal, snapshots.current().as_ref())?;
         let (wal, place) = (Arc::new(wal), Place::new(disk, dir.path()));
         let saved = self.saved(dir.path(), &place, &wal, &snapshots)?;
-        let place = self.checkpoint.then_some(place);
+        let place = (self.saved != SavedState::Unused).then_some(place);
         let applied = match &saved {
             Some(saved) => saved.applied.clone(),
             None => restore(dir.path(), &wal, snapshots.current())?,
@@ -235,14 +248,18 @@ impl Store {
     ) -> Result<Option<Saved>, OpenError> {
         let snapshot = snapshots.current().and_then(|it| it.head.last);
         let vouched = place.vouched().map_err(OpenError::Checkpoint)?;
-        let usable = match vouched.filter(|_| self.checkpoint) {
+        let usable = match vouched.filter(|_| self.saved != SavedState::Unused) {
             Some(marker) => is_newest(&marker, wal, snapshot)
-                .map_err(|source| OpenError::Wal(WalError::io("read", &dir.join(WAL_DIR), source)))?
+                .map_err(unread_log(dir))?
                 .then_some(marker),
             None => None,
         };
         let Some(purged) = gap(wal, snapshot) else {
-            return match usable {
+            let wanted = match usable {
+                Some(marker) if self.is_wanted(&marker, snapshots)? => Some(marker),
+                _ => None,
+            };
+            return match wanted {
                 Some(marker) => place.take(marker).map_err(OpenError::Checkpoint),
                 None => {
                     place.disown().map_err(OpenError::Checkpoint)?;
@@ -268,6 +285,34 @@ impl Store {
         Ok(Some(saved))
     }
 
+    /// Whether a saved state that is newer than the snapshot is worth reading, where both are there.
+    fn is_wanted(&self, saved: &Marker, snapshots: &Snapshots) -> Result<bool, OpenError> {
+        let Some(snapshot) = snapshots.current() else {
+            return Ok(true);
+        };
+        if self.saved == SavedState::WhereNewer {
+            return Ok(true);
+        }
+        let index = |head: &SnapshotHead| head.last.map_or(0, |last| last.index.0);
+        let entries = index(&saved.head).saturating_sub(index(&snapshot.head));
+        let bytes = snapshot.file.size().map_err(|source| {
+            OpenError::Snapshot(SnapshotError::Io {
+                what: "read",
+                path: snapshot.file.path().to_owned(),
+                source,
+            })
+        })?;
+        let wanted = pays(entries, bytes);
+        if !wanted {
+            tracing::info!(
+                entries,
+                bytes,
+                "the state saved at the last stop is not used: the snapshot, and the entries after it, are read sooner"
+            );
+        }
+        Ok(wanted)
+    }
+
     /// The log of a peer that is down, and the state of its newest snapshot. Nothing is changed, and a log that was
     /// found to have lost entries is read too: it may be all that is left. Blocks.
     ///
@@ -285,9 +330,11 @@ impl Store {
                 path: dir.path().to_owned(),
             });
         }
-        let newest = Snapshots::newest_in(disk, &snapshot_dir).map_err(OpenError::Snapshot)?;
+        let newest = Snapshots::newest_in(disk, &snapshot_dir);
+        let (newest, unread) = newest.map_err(OpenError::Snapshot)?;
         let wal = Wal::open_to_read(disk, &wal_dir, self.wal, known(dir));
         let wal = wal.map_err(OpenError::Wal)?;
+        do_without(unread, dir.path(), &wal, newest.as_ref())?;
         let applied = restore(dir.path(), &wal, newest)?;
         self.check_version(&applied)?;
         Ok((wal, applied))
@@ -328,6 +375,37 @@ fn is_newest(marker: &Marker, wal: &Wal, snapshot: Option<LogId>) -> io::Result<
 fn holds(wal: &Wal, id: LogId) -> io::Result<bool> {
     let entries = wal.read_blocking(id.index.0..id.index.0 + 1)?;
     Ok(entries.first().is_some_and(|entry| entry.id == id))
+}
+
+/// Goes on without the snapshots that could not be read, where nothing is missed: `newest`, which was, reaches the log, and it
+/// or the log holds the very entry that each of them ends with.
+///
+/// # Errors
+/// [`OpenError::Snapshot`] of the first that is needed.
+fn do_without(
+    unread: Vec<Unread>,
+    dir: &Path,
+    wal: &Wal,
+    newest: Option<&Snapshot>,
+) -> Result<(), OpenError> {
+    let newest = newest.and_then(|it| it.head.last);
+    let reaches = newest.is_some() && gap(wal, newest).is_none();
+    for Unread { last, error } in unread {
+        let held = newest >= Some(last) || holds(wal, last).map_err(unread_log(dir))?;
+        if !reaches || !held {
+            return Err(OpenError::Snapshot(error));
+        }
+        tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "a snapshot was passed over and left as it is: another one, with the log, holds as much. Look at the disk"
+        );
+    }
+    Ok(())
+}
+
+fn unread_log(dir: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    let wal = dir.join(WAL_DIR);
+    move |source| OpenError::Wal(WalError::io("read", &wal, source))
 }
 
 /// The entry that the log begins after, if the newest snapshot, which ends with `last`, does not reach it.

@@ -10,6 +10,7 @@ use raftserve_store::identity::{EmptyDir, IdentityError};
 use raftserve_store::restore::{Beginning, Begun, Parent, RestoreError, begin};
 use raftserve_store::snapshot::{SNAPSHOT_FORMAT, SnapshotError, SnapshotFile};
 use raftserve_store::state::Claim;
+use raftserve_store::store::OpenError;
 use serde_json::{Value, json};
 
 use super::args::Format;
@@ -157,7 +158,12 @@ async fn restore(args: RestoreArgs) -> Result<(), Failure> {
     };
     // What is wrong with the file is told before a directory is made.
     let file = args.file.clone();
-    let parent = away(move || Parent::in_file(&file).map_err(|error| failure(&error))).await?;
+    let parent = away(move || {
+        let parent = Parent::in_file(&file);
+        let parent = parent.and_then(|it| it.check_version().map(|()| it));
+        parent.map_err(|error| failure(&error))
+    })
+    .await?;
     if claim == Claim::TakeOver {
         must_be_gone(&parent, &args).await?;
     }
@@ -308,7 +314,9 @@ pub(super) fn failure(error: &RestoreError) -> Failure {
             Exit::Refused,
             Some("it was put aside by an earlier recovery: move it elsewhere"),
         ),
-        RestoreError::GoneOn { .. } => (Exit::Refused, None),
+        RestoreError::GoneOn { .. }
+        | RestoreError::Unsupported(_)
+        | RestoreError::Open(OpenError::Unsupported(_)) => (Exit::Refused, None),
         RestoreError::NoMember { .. } => (
             Exit::Refused,
             Some("name the directory that the peer was started with as --data-dir"),
@@ -338,5 +346,25 @@ mod tests {
             table(&value),
             "Cluster ID           ab\nLast term            3\n"
         );
+    }
+
+    #[test]
+    fn a_state_of_a_later_version_is_refused_with_what_to_run() {
+        let later = raftserve_model::Unsupported::TooOld {
+            cluster: raftserve_model::ClusterVersion(9),
+            supported: raftserve_store::formats::SUPPORTED,
+        };
+        for error in [
+            RestoreError::Unsupported(later),
+            RestoreError::Open(OpenError::Unsupported(later)),
+        ] {
+            let refused = failure(&error);
+            let said = &refused.message;
+            assert!(
+                said.contains("run a release that supports version 9"),
+                "{said}"
+            );
+            assert_eq!((refused.exit, refused.remedy), (Exit::Refused, None));
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The operating system's files, of which one read fails.
+//! The operating system's files, of which one read fails, or each of some files.
 
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -11,6 +11,8 @@ struct Reads {
     /// How many there are before the one that fails, once.
     left: Option<u64>,
     unread: Option<PathBuf>,
+    /// What lies on bad sectors: each read of these fails.
+    bad: Vec<PathBuf>,
 }
 
 impl Reads {
@@ -20,6 +22,9 @@ impl Reads {
             return Err(io::Error::other("injected error of a read"));
         }
         self.left = self.left.map(|left| left - 1);
+        if self.bad.iter().any(|bad| bad == path) {
+            return Err(io::Error::other("injected error of a bad sector"));
+        }
         Ok(())
     }
 }
@@ -34,6 +39,16 @@ impl FailingReads {
         Self(Arc::new(Mutex::new(Reads {
             left: Some(reads),
             unread: None,
+            bad: Vec::new(),
+        })))
+    }
+
+    /// Each read of these files fails.
+    pub(crate) fn of(bad: &[&Path]) -> Self {
+        Self(Arc::new(Mutex::new(Reads {
+            left: None,
+            unread: None,
+            bad: bad.iter().map(|path| (*path).to_owned()).collect(),
         })))
     }
 

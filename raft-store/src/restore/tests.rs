@@ -2,12 +2,13 @@ mod crash;
 mod in_place;
 
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftStateMachine};
-use raftserve_model::{LogTime, ReplicaId, ServiceId, SessionKey};
+use raftserve_model::{ClusterVersion, LogTime, ReplicaId, ServiceId, SessionKey};
 
 use super::*;
 use crate::command::{Action, Change, Command, Precondition, Request};
 use crate::raft::{TypeConfig, log_id_to, membership_to, vote_to};
 use crate::state::{Phase, REPLICA_NUMBERS_SKIPPED};
+use crate::wal::EncodedEntry;
 
 const PARENT: ClusterId = ClusterId([1; 16]);
 const CHILD: ClusterId = ClusterId([2; 16]);
@@ -329,6 +330,95 @@ async fn a_survivor_is_read_with_all_of_its_log() {
     assert_eq!(survivor.parent.state.digest(), parent().state.digest());
 }
 
+/// One above all that this release supports.
+fn too_new() -> ClusterVersion {
+    ClusterVersion(SUPPORTED.newest.0 + 1)
+}
+
+/// Names the version and the remedy.
+fn assert_unsupported(error: &RestoreError) {
+    let RestoreError::Unsupported(source) = error else {
+        panic!("{error}");
+    };
+    let (said, version) = (source.to_string(), too_new());
+    let remedy = format!("run a release that supports version {version}");
+    assert!(said.contains(&remedy), "{said}");
+}
+
+#[test]
+fn a_survivor_whose_log_raised_the_version_is_left_to_a_release_that_knows_it() {
+    let (dir, begun) = begun(Claim::TakeOver);
+    let mut opened = opened(dir.path());
+    write_one(
+        &mut opened,
+        1,
+        Action::RaiseVersion {
+            version: SUPPORTED.newest,
+        },
+    );
+    write_one(&mut opened, 2, Action::OpenClient);
+    drop(opened);
+    let known = Survivor::read(dir.path()).unwrap().parent;
+    assert_eq!(known.last.index.0, begun.lineage.began.0 + 2);
+
+    let mut opened = self::opened(dir.path());
+    write_one(&mut opened, 3, Action::RaiseVersion { version: too_new() });
+    // The leader went on, in the words of a later release.
+    let id = LogId {
+        index: LogIndex(begun.lineage.began.0 + 4),
+        ..opened.reader.last().unwrap()
+    };
+    let unknown = codec::encode_as(crate::formats::FRAME + 1, &7_u32).unwrap();
+    let entry = EncodedEntry::new(id, |buffer| {
+        buffer.extend_from_slice(&unknown);
+        Ok::<(), std::io::Error>(())
+    });
+    let (told, written) = tokio::sync::oneshot::channel();
+    let appending = opened
+        .wal
+        .append(vec![entry.unwrap()], |it| told.send(it).unwrap());
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.unwrap();
+    runtime.block_on(appending).unwrap();
+    runtime.block_on(written).unwrap().unwrap();
+    drop(opened);
+    let before = contents(dir.path());
+    let error = Survivor::read(dir.path()).unwrap_err();
+    assert_unsupported(&error);
+    assert!(contents(dir.path()) == before);
+}
+
+#[test]
+fn a_snapshot_of_a_later_version_is_read_and_no_cluster_begins_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::open(Arc::new(crate::disk::RealDisk), dir.path()).unwrap();
+    let parent = parent();
+    let read_at = |index, version| {
+        let mut state = (*parent.state).clone();
+        let index = LogIndex(index);
+        state.apply(index, &command(Action::RaiseVersion { version }));
+        let last = Some(LogId {
+            index,
+            ..parent.last
+        });
+        let head = SnapshotHead {
+            last,
+            ..Default::default()
+        };
+        let built = snapshots.build(&head, state.records()).unwrap();
+        Parent::in_file(built.file.path()).unwrap()
+    };
+    read_at(9, SUPPORTED.newest).check_version().unwrap();
+    let later = read_at(10, too_new());
+    assert_eq!(later.last.index, LogIndex(10));
+    let target = tempfile::tempdir().unwrap();
+    let target = EmptyDir::take(target.path()).unwrap();
+    let refused = begin(&later, &beginning(Claim::Fork), target).unwrap_err();
+    for error in [refused, later.check_version().unwrap_err()] {
+        assert_unsupported(&error);
+    }
+}
+
 /// Every file beneath `dir`, and what is in it.
 fn contents(dir: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
     let mut found = std::collections::BTreeMap::new();
@@ -461,7 +551,7 @@ fn a_recovery_in_place_removes_nothing_that_is_not_its_own_or_was_used() {
     let locked = matches!(error, RestoreError::Directory(IdentityError::Locked { .. }));
     assert!(locked, "{error}");
     let mut opened = Store::default().open(&mut peer).unwrap();
-    write_one(&mut opened);
+    write_one(&mut opened, 1, Action::OpenClient);
     drop((opened, peer));
     let error = unmoved(recover().unwrap_err());
     assert!(matches!(error, RestoreError::GoneOn { .. }), "{error}");
@@ -473,14 +563,14 @@ fn a_recovery_in_place_removes_nothing_that_is_not_its_own_or_was_used() {
     assert!(matches!(error, RestoreError::Occupied { .. }), "{error}");
 }
 
-/// Writes one entry after all there are.
-fn write_one(opened: &mut crate::store::Opened) {
+/// Writes an entry to the log, `after` many after what is applied.
+fn write_one(opened: &mut crate::store::Opened, after: u64, action: Action) {
     let last = opened.reader.last().unwrap();
     let next = LogId {
-        index: LogIndex(last.index.0 + 1),
+        index: LogIndex(last.index.0 + after),
         ..last
     };
-    let payload = openraft::EntryPayload::Normal(command(Action::OpenClient));
+    let payload = openraft::EntryPayload::Normal(command(action));
     let entry: openraft::alias::EntryOf<TypeConfig> =
         openraft::entry::RaftEntry::new(log_id_to(next), payload);
     let runtime = tokio::runtime::Builder::new_current_thread().build();

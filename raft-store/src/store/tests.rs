@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod crash;
+mod unread;
 
 use futures_util::stream;
 use openraft::alias::EntryOf;

@@ -9,9 +9,9 @@ fn stop(opened: Opened) {
     opened.checkpoint.stop().unwrap();
 }
 
-/// Applies entries up to 25 of 30, with two snapshots on the way, and a log that begins after the older of them.
+/// Applies entries up to 125 of 130, with two snapshots on the way, and a log that begins after the older of them.
 async fn settle(opened: &mut Opened) {
-    let log = opened.log.blocking_append((0..=30).map(entry));
+    let log = opened.log.blocking_append((0..=130).map(entry));
     log.await.unwrap();
     for upto in [10, 20] {
         apply(opened, upto - 10..=upto - 1).await;
@@ -19,7 +19,7 @@ async fn settle(opened: &mut Opened) {
         builder.build_snapshot().await.unwrap();
         opened.log.purge(log_id_to(id(upto - 1))).await.unwrap();
     }
-    apply(opened, 20..=25).await;
+    apply(opened, 20..=125).await;
 }
 
 #[tokio::test]
@@ -68,7 +68,7 @@ async fn a_saved_state_that_is_the_only_copy_is_used_and_a_snapshot_is_overdue_t
     std::fs::remove_dir_all(dir.path().join(SNAPSHOT_DIR)).unwrap();
 
     let mut opened = open(dir.path()).unwrap();
-    assert_eq!(opened.reader.last(), Some(id(25)));
+    assert_eq!(opened.reader.last(), Some(id(125)));
     assert!(opened.trigger.is_overdue() && opened.trigger.is_due(ALONE));
     assert!(opened.snapshots.hurries(), "this one is waited for");
     let mut builder = opened.machine.get_snapshot_builder().await;
@@ -78,10 +78,41 @@ async fn a_saved_state_that_is_the_only_copy_is_used_and_a_snapshot_is_overdue_t
     drop(opened);
     // Not a clean stop: the snapshot is what there is.
     let opened = open(dir.path()).unwrap();
-    assert_eq!(opened.reader.last(), Some(id(25)));
+    assert_eq!(opened.reader.last(), Some(id(125)));
     drop(opened);
     std::fs::remove_dir_all(dir.path().join(SNAPSHOT_DIR)).unwrap();
     assert!(matches!(open(dir.path()), Err(OpenError::Gap { .. })));
+}
+
+#[tokio::test]
+async fn a_saved_state_that_spares_little_is_not_used_unless_it_is_the_only_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = open(dir.path()).unwrap();
+    settle(&mut opened).await;
+    let mut builder = opened.machine.get_snapshot_builder().await;
+    builder.build_snapshot().await.unwrap();
+    // One entry more, and some hundred records.
+    apply(&mut opened, 126..=126).await;
+    stop(opened);
+    let copied = tempfile::tempdir().unwrap();
+    let copy_to = |name: &str| {
+        let to = copied.path().join(name);
+        copy(dir.path(), &to);
+        to
+    };
+    let last = |opened: Opened| opened.reader.last();
+    assert_eq!(last(open(&copy_to("usual")).unwrap()), Some(id(125)));
+    let asked_for = Store {
+        saved: SavedState::WhereNewer,
+        ..Store::default()
+    };
+    let mut data = DataDir::open(&copy_to("asked for")).unwrap();
+    assert_eq!(last(asked_for.open(&mut data).unwrap()), Some(id(126)));
+    let alone = copy_to("alone");
+    std::fs::remove_dir_all(alone.join(SNAPSHOT_DIR)).unwrap();
+    assert_eq!(last(open(&alone).unwrap()), Some(id(126)));
+    // It was not kept for a later start, whose state it would not be.
+    assert!(!copied.path().join("usual").join("CHECKPOINT").exists());
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -96,10 +127,10 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Its state once entries up to 25 are applied, which all are in the log beyond its snapshots.
+/// Its state once entries up to 125 are applied, which all are in the log beyond its snapshots.
 async fn state_of(opened: &mut Opened) -> Digest {
     let restored = opened.reader.last().unwrap().index.0;
-    apply(opened, restored + 1..=25).await;
+    apply(opened, restored + 1..=125).await;
     opened.reader.state().digest()
 }
 
@@ -116,7 +147,7 @@ async fn with_each_read_failing(
         let mut opened = open(&whole).unwrap();
         assert_eq!(
             opened.reader.last(),
-            Some(id(25)),
+            Some(id(125)),
             "the saved state is used"
         );
         state_of(&mut opened).await
@@ -135,16 +166,24 @@ async fn with_each_read_failing(
             break;
         };
         let what = format!("read {reads}, of {}", unread.display());
-        let error = opened.map(drop).expect_err(&what);
-        let said = chain(&error);
-        let named = match unread.ends_with("FORMAT") {
-            true => &path,
-            false => &unread,
-        };
-        let named = said.contains(&*named.to_string_lossy()) || said.contains("in log segment 1 ");
-        assert!(named, "{what}: {said}");
+        match opened.map(drop) {
+            // The other one and the log hold as much.
+            Ok(()) => assert!(unread.extension().is_some_and(|it| it == "snap"), "{what}"),
+            Err(error) => {
+                let said = chain(&error);
+                let named = match unread.ends_with("FORMAT") {
+                    true => &path,
+                    false => &unread,
+                };
+                let named = said.contains(&*named.to_string_lossy());
+                assert!(
+                    named || said.contains("in log segment 1 "),
+                    "{what}: {said}"
+                );
+            }
+        }
         let mut opened = open(&path).unwrap_or_else(|error| panic!("{what}: {error}"));
-        assert_eq!(opened.wal.range(), 10..31, "{what}");
+        assert_eq!(opened.wal.range(), 10..131, "{what}");
         assert_eq!(opened.snapshots.log_floor(), floor, "{what}");
         assert_eq!(state_of(&mut opened).await, wanted, "{what}");
         failed.insert(unread.strip_prefix(&path).unwrap().to_owned());
@@ -214,12 +253,12 @@ async fn a_saved_state_that_is_the_only_copy_is_kept_where_it_cannot_be_read_or_
         std::fs::write(path, bytes).unwrap();
     }
     let without = Store {
-        checkpoint: false,
+        saved: SavedState::Unused,
         ..Store::default()
     };
     let error = without.open(&mut DataDir::open(dir.path()).unwrap());
     let error = error.map(drop).unwrap_err();
     assert!(matches!(error, OpenError::Gap { .. }), "{error}");
     let opened = open(dir.path()).unwrap();
-    assert_eq!(opened.reader.last(), Some(id(25)));
+    assert_eq!(opened.reader.last(), Some(id(125)));
 }

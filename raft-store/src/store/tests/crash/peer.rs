@@ -60,7 +60,7 @@ impl Peer {
                 cache_max: 1000,
                 ..WalOptions::default()
             },
-            checkpoint: false,
+            saved: SavedState::Unused,
             ..Store::default()
         };
         let lock = DirectoryLock::nothing();
