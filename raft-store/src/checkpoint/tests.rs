@@ -14,7 +14,7 @@ use crate::disk::RealDisk;
 use crate::entry::LogId;
 use crate::raft::StateMachine;
 use crate::snapshot::Snapshots;
-use crate::state::{Edit, Event, EventKind, KV_CHANGES_MAX, KvCondition, Record, State};
+use crate::state::{Edit, Event, EventKind, KV_CHANGES_BYTES_MAX, KvCondition, Record, State};
 
 fn backends() -> [Arc<dyn Backend>; 2] {
     [Arc::new(sled::Sled), Arc::new(redb::Redb)]
@@ -25,11 +25,11 @@ fn applied(count: u64) -> Applied {
     after(count, &Action::OpenClient)
 }
 
-/// A state after `count` entries that put one key.
-fn put(count: u64) -> Applied {
+/// A state after `count` entries that put one key, with `bytes` of value.
+fn put(count: u64, bytes: usize) -> Applied {
     let request = Request::PutKey {
         key: "key".parse().unwrap(),
-        value: [7; 100][..].into(),
+        value: vec![7; bytes].into(),
         condition: KvCondition::Any,
     };
     after(count, &Action::Request(request))
@@ -390,23 +390,29 @@ fn what_became_of_keys_lately_is_written_at_a_stop_alone() {
         period: Duration::from_millis(1),
         ..Rhythm::default()
     };
-    let worker = scene.worker_in(rhythm, put(5000), None);
+    let worker = scene.worker_in(rhythm, put(5000, 100), None);
     assert_eq!(writes.recv().unwrap(), 2, "the head and the key");
     worker.finish(Duration::from_secs(60)).unwrap();
     let rest: usize = writes.try_iter().sum();
     assert_eq!(rest, 5000, "each change once");
     let found = scene.take().unwrap().applied;
-    assert_eq!(found.state.digest(), put(5000).state.digest());
+    assert_eq!(found.state.digest(), put(5000, 100).state.digest());
 }
 
 #[test]
 fn of_what_became_of_keys_nothing_stays_that_is_no_longer_kept() {
-    const KEPT: u64 = KV_CHANGES_MAX as u64;
+    // Their bytes bound them, at fewer than their number would. Each is in one part all the same.
+    const BYTES: usize = VALUE_MAX / 2;
+    const KEPT: u64 = KV_CHANGES_BYTES_MAX / (BYTES + "key".len()) as u64;
     for backend in backends() {
         let scene = Scene::new(backend);
         let mut saved = None;
         for count in [10, 10, KEPT + 5, 2 * KEPT + 7] {
-            let now = put(count);
+            let now = put(count, BYTES);
+            let kept = now
+                .state
+                .key_changes_after(LogIndex(count.saturating_sub(KEPT)));
+            assert_eq!(kept.unwrap().count() as u64, count.min(KEPT));
             let worker = scene.worker(now.clone(), saved.take());
             worker.finish(Duration::from_secs(60)).unwrap();
             let found = scene.take().unwrap();

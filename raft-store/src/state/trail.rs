@@ -170,3 +170,51 @@ impl<S: Step> Trail<S> {
         self.compacted = compacted;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use raftserve_model::{NodeId, WallTime};
+
+    use super::super::events::{EVENTS_MAX, Event, EventKind};
+    use super::*;
+
+    fn event(index: u64) -> Event {
+        Event {
+            index: LogIndex(index),
+            time: WallTime::default(),
+            service: None,
+            kind: EventKind::ControlStarted { node: NodeId(1) },
+        }
+    }
+
+    /// The indexes after `index`, or from where a watch can resume.
+    fn after(trail: &Trail<Event>, index: u64) -> Result<Vec<u64>, u64> {
+        let after = trail.after(LogIndex(index));
+        let after = after.map_err(|compacted| compacted.upto.0)?;
+        Ok(after.map(|event| event.index.0).collect())
+    }
+
+    #[test]
+    fn an_index_of_which_a_part_was_dropped_is_told_to_nobody() {
+        let mut trail = Trail::default();
+        // Three at each index, of which the first of 1 has gone.
+        for number in 0..=EVENTS_MAX as u64 {
+            trail.push(event(1 + number / 3));
+        }
+        let restored = |trail: &Trail<Event>| {
+            let mut restored = Trail::default();
+            for (number, kept) in (trail.first..).zip(&trail.kept) {
+                assert!(restored.restore(number, Arc::clone(&kept.step)));
+            }
+            restored.restore_compacted(trail.compacted());
+            restored
+        };
+        for trail in [restored(&trail), trail] {
+            assert_eq!(trail.kept.front().unwrap().step.index, LogIndex(1));
+            assert_eq!(after(&trail, 0).err(), Some(1));
+            let whole = after(&trail, 1).unwrap();
+            assert_eq!(whole[..4], [2, 2, 2, 3]);
+            assert_eq!(whole.len(), EVENTS_MAX - 2);
+        }
+    }
+}

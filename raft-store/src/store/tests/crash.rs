@@ -35,6 +35,9 @@ const ACTIONS_OF_LIFE: u64 = 12;
 /// Crash points of a further life that are checked. All of them would leave room for few first lives.
 const CHECKS_PER_LIFE: usize = 4;
 
+/// The variants of `Record`.
+const KINDS_OF_RECORDS: usize = 11;
+
 /// A store that was opened after a crash.
 struct Revived {
     disk: SimulatedDisk,
@@ -265,6 +268,17 @@ fn played(seed: u64) -> (SimulatedDisk, Workload) {
     workload.run().unwrap();
     drop(workload.peer.take());
     (disk, workload)
+}
+
+/// What crashes are tried on is every kind of record that a state has.
+#[test]
+fn workloads_come_to_every_part_of_a_state() {
+    let mut met = std::collections::HashSet::new();
+    for seed in 0..8 {
+        let (_, workload) = played(seed);
+        met.extend(workload.kinds());
+    }
+    assert_eq!(met.len(), KINDS_OF_RECORDS, "{met:?}");
 }
 
 /// Bits that change after everything was synced.

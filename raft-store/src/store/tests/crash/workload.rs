@@ -1,22 +1,23 @@
 //! A random workload, and what a store that went through it may hold.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::mem::Discriminant;
 use std::sync::Mutex;
 
 use futures_util::{FutureExt, StreamExt};
 use openraft::alias::{OneshotReceiverOf, SnapshotMetaOf};
 use openraft::type_config::TypeConfigExt;
-use raftserve_model::ClusterId;
 use raftserve_model::spec::ServiceSpec;
+use raftserve_model::{ClusterId, Incarnation, ReplicaId, ServiceVersion, SessionKey};
 
 use super::peer::{Inline, drive};
 use super::*;
 use crate::codec;
-use crate::command::{Precondition, Request};
+use crate::command::{Change, Precondition, Request};
 use crate::entry::Payload;
 use crate::raft::log_id_from;
 use crate::snapshot::{SnapshotHead, SnapshotId};
-use crate::state::Digest;
+use crate::state::{Control, Digest, KvCondition, KvKey, Promotion, Record};
 
 const ACTIONS: usize = 40;
 
@@ -111,7 +112,8 @@ pub(super) struct Workload {
 
 impl Workload {
     pub(super) fn new(disk: &SimulatedDisk, seed: u64) -> Self {
-        let yaml = "service:\n  readiness_probe: /\n  replicas: 1\nresources:\n  ports: 8080\nrun: serve\n";
+        let yaml = "service:\n  readiness_probe: /\n  replicas: 1\nresources:\n  ports: 8080\nrun: serve\n\
+                    _metadata:\n  raftserve:\n    session_affinity: {header: x-session}\n";
         let spec = ServiceSpec::parse(yaml, Default::default()).unwrap();
         let state = State::default();
         Self {
@@ -178,6 +180,11 @@ impl Workload {
         });
         life(self).unwrap();
         std::mem::take(&mut *moments.lock().unwrap())
+    }
+
+    /// What kinds of records the agreed state has.
+    pub(super) fn kinds(&self) -> impl Iterator<Item = Discriminant<Record>> + '_ {
+        self.state.records().map(|it| std::mem::discriminant(&it))
     }
 
     pub(super) fn progress(&self) -> Progress {
@@ -294,26 +301,98 @@ impl Workload {
     }
 
     fn command(&mut self) -> Command {
-        let action = match self.random.below(8) {
-            0..=4 => Action::OpenClient,
-            5 => Action::Tick,
-            _ => Action::Client {
+        let action = match self.random.below(16) {
+            0..=3 => Action::OpenClient,
+            4 => Action::Tick,
+            5 => Action::Client {
                 client: LogIndex(1 + self.random.below(8)),
                 sequence: 1 + self.random.below(3),
                 acknowledged: 0,
-                request: Request::PutService {
-                    name: ["a", "b", "c"][self.random.below(3) as usize]
-                        .parse()
-                        .unwrap(),
-                    spec: Arc::clone(&self.spec),
-                    precondition: Precondition::Any,
-                },
+                request: self.put_service(),
             },
+            6 | 7 => {
+                let request = Request::PutKey {
+                    key: self.key(),
+                    value: vec![7; self.random.below(40) as usize].into(),
+                    condition: KvCondition::Any,
+                };
+                Action::Request(request)
+            }
+            8 => Action::Request(Request::DeleteKey {
+                key: self.key(),
+                condition: KvCondition::Any,
+            }),
+            9 | 10 => Action::AdmitPeer {
+                nonce: 1 + self.random.below(4),
+                address: format!("127.0.0.1:{}", 7_001 + self.random.below(4)),
+                promotion: Promotion::Automatic,
+                replaces: None,
+            },
+            11 => self.dismissal(),
+            _ => self.towards_sessions(),
         };
         Command {
             now: LogTime::default(),
             wall: raftserve_model::WallTime::default(),
             action,
+        }
+    }
+
+    fn put_service(&mut self) -> Request {
+        let name = ["a", "b", "c"][self.random.below(3) as usize];
+        Request::PutService {
+            name: name.parse().unwrap(),
+            spec: Arc::clone(&self.spec),
+            precondition: Precondition::Any,
+        }
+    }
+
+    fn key(&mut self) -> KvKey {
+        let name = ["k", "l", "m"][self.random.below(3) as usize];
+        name.parse().unwrap()
+    }
+
+    /// Of a peer that was admitted, if there is one.
+    fn dismissal(&self) -> Action {
+        let known = self.state.peers().last();
+        Action::DismissPeer {
+            node: known.map_or(NodeId(9), |it| it.id),
+            nonce: known.map_or(9, |it| it.nonce),
+            address: "127.0.0.1:7009".to_owned(),
+        }
+    }
+
+    /// The next step to sessions that are bound to a ready replica, by what is agreed; or some sessions.
+    fn towards_sessions(&mut self) -> Action {
+        let Some(service) = self.state.services().next().map(|it| it.id) else {
+            return Action::Request(self.put_service());
+        };
+        let control = self.state.control();
+        if control == Control::default() {
+            return Action::StartControl {
+                node: NodeId(1),
+                incarnation: Incarnation(7),
+            };
+        }
+        let replica = ReplicaId { service, number: 1 };
+        if self.state.replicas_of(service).next().is_none() {
+            let create = Change::Create {
+                service,
+                version: ServiceVersion(1),
+                port: 10_000,
+            };
+            let address = "127.0.0.1:10000".to_owned();
+            let started = Change::Started { replica, address };
+            return Action::Control {
+                generation: control.generation,
+                changes: vec![create, started, Change::Ready { replica }],
+            };
+        }
+        let count = 1 + self.random.below(4);
+        let keys = (0..count).map(|_| SessionKey::of(service, &[self.random.below(8) as u8]));
+        Action::BindSessions {
+            service,
+            keys: keys.collect(),
         }
     }
 
