@@ -46,15 +46,16 @@ const COPY_BYTES: usize = 256 << 10;
 /// What becomes of files that are no snapshot to keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Others {
-    /// They are removed, and damaged ones put aside.
+    /// They are removed.
     Clear,
     /// They stay as they are.
     Leave,
 }
 
-/// A snapshot of which a read failed. It may yet be whole: nothing was done to it.
+/// A snapshot that is damaged, or of which a read failed, so that it may yet be whole. Nothing was done to it.
 #[derive(Debug)]
 pub(crate) struct Unread {
+    name: String,
     /// The last entry in it, as its name has it.
     pub(crate) last: LogId,
     /// What failed, and where it is.
@@ -320,14 +321,31 @@ impl Snapshots {
     /// [`SnapshotError::Io`], [`SnapshotError::Format`].
     pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Self, SnapshotError> {
         let (snapshots, unread) = Self::open_readable(disk, dir)?;
-        match unread.into_iter().next() {
-            Some(unread) => Err(unread.error),
-            None => Ok(snapshots),
+        for unread in unread {
+            match unread.error {
+                SnapshotError::Corrupt { .. } => snapshots.put_aside(&unread)?,
+                error => return Err(error),
+            }
         }
+        Ok(snapshots)
     }
 
-    /// As [`Snapshots::open`], of those that can be read. The others stay as they are, and are given too: it is for the caller
-    /// to make sure that nothing of theirs is missed.
+    /// Gives a damaged snapshot another name, by which nobody looks for it. What was only not read stays as it is.
+    pub(crate) fn put_aside(&self, unread: &Unread) -> Result<(), SnapshotError> {
+        let Unread { name, error, .. } = unread;
+        if !matches!(error, SnapshotError::Corrupt { .. }) {
+            return Ok(());
+        }
+        let (path, aside) = (
+            self.dir.join(name),
+            self.dir.join(format!("{name}.damaged")),
+        );
+        tracing::error!(%error, "put aside as {}", aside.display());
+        self.disk.rename(&path, &aside).map_err(io("rename", &path))
+    }
+
+    /// As [`Snapshots::open`], of those that are whole and can be read. The others stay as they are, and are given too: it is
+    /// for the caller to make sure that nothing of theirs is missed.
     ///
     /// # Errors
     /// As [`Snapshots::open`], except that a snapshot's bytes cannot be read.
@@ -381,14 +399,9 @@ impl Snapshots {
             }
             match Self::verified(disk, &path, name) {
                 Ok(snapshot) => kept.push(snapshot),
-                Err(error @ SnapshotError::Io { .. }) => unread.push(Unread { last, error }),
-                Err(error @ SnapshotError::Corrupt { .. }) if others == Others::Leave => {
-                    tracing::error!(%error, "passed over");
-                }
-                Err(error @ SnapshotError::Corrupt { .. }) => {
-                    let aside = dir.join(format!("{name}.damaged"));
-                    tracing::error!(%error, "put aside as {}", aside.display());
-                    disk.rename(&path, &aside).map_err(io("rename", &path))?;
+                Err(error @ (SnapshotError::Io { .. } | SnapshotError::Corrupt { .. })) => {
+                    let name = name.clone();
+                    unread.push(Unread { name, last, error });
                 }
                 Err(error) => return Err(error),
             }

@@ -202,7 +202,7 @@ impl Store {
             });
         }
         let snapshots = Snapshots::open_readable(Arc::clone(&disk), &snapshot_dir);
-        let (snapshots, unread) = snapshots.map_err(OpenError::Snapshot)?;
+        let (snapshots, mut unread) = snapshots.map_err(OpenError::Snapshot)?;
         let snapshots = Arc::new(snapshots);
         let opened = Wal::open_idle(Arc::clone(&disk), &wal_dir, self.wal, known(dir));
         let (wal, writer) = opened.map_err(OpenError::Wal)?;
@@ -210,7 +210,10 @@ impl Store {
         if !dir.log_was_made() {
             dir.note_log_made()?;
         }
-        do_without(unread, dir.path(), &wal, snapshots.current().as_ref())?;
+        do_without(&mut unread, dir.path(), &wal, snapshots.current().as_ref())?;
+        for unread in &unread {
+            snapshots.put_aside(unread).map_err(OpenError::Snapshot)?;
+        }
         let (wal, place) = (Arc::new(wal), Place::new(disk, dir.path()));
         let saved = self.saved(dir.path(), &place, &wal, &snapshots)?;
         let place = (self.saved != SavedState::Unused).then_some(place);
@@ -331,10 +334,10 @@ impl Store {
             });
         }
         let newest = Snapshots::newest_in(disk, &snapshot_dir);
-        let (newest, unread) = newest.map_err(OpenError::Snapshot)?;
+        let (newest, mut unread) = newest.map_err(OpenError::Snapshot)?;
         let wal = Wal::open_to_read(disk, &wal_dir, self.wal, known(dir));
         let wal = wal.map_err(OpenError::Wal)?;
-        do_without(unread, dir.path(), &wal, newest.as_ref())?;
+        do_without(&mut unread, dir.path(), &wal, newest.as_ref())?;
         let applied = restore(dir.path(), &wal, newest)?;
         self.check_version(&applied)?;
         Ok((wal, applied))
@@ -377,27 +380,28 @@ fn holds(wal: &Wal, id: LogId) -> io::Result<bool> {
     Ok(entries.first().is_some_and(|entry| entry.id == id))
 }
 
-/// Goes on without the snapshots that could not be read, where nothing is missed: `newest`, which was, reaches the log, and it
-/// or the log holds the very entry that each of them ends with.
+/// Goes on without the snapshots that are damaged or could not be read, where nothing is missed: `newest`, which was, or the
+/// very beginning reaches the log, and one of both holds the very entry that each of them ends with.
 ///
 /// # Errors
 /// [`OpenError::Snapshot`] of the first that is needed.
 fn do_without(
-    unread: Vec<Unread>,
+    unread: &mut Vec<Unread>,
     dir: &Path,
     wal: &Wal,
     newest: Option<&Snapshot>,
 ) -> Result<(), OpenError> {
     let newest = newest.and_then(|it| it.head.last);
-    let reaches = newest.is_some() && gap(wal, newest).is_none();
-    for Unread { last, error } in unread {
-        let held = newest >= Some(last) || holds(wal, last).map_err(unread_log(dir))?;
+    let reaches = gap(wal, newest).is_none();
+    for at in 0..unread.len() {
+        let Unread { last, error, .. } = &unread[at];
+        let held = newest >= Some(*last) || holds(wal, *last).map_err(unread_log(dir))?;
         if !reaches || !held {
-            return Err(OpenError::Snapshot(error));
+            return Err(OpenError::Snapshot(unread.swap_remove(at).error));
         }
         tracing::error!(
-            error = &error as &dyn std::error::Error,
-            "a snapshot was passed over and left as it is: another one, with the log, holds as much. Look at the disk"
+            error = error as &dyn std::error::Error,
+            "a snapshot was passed over: what else there is holds as much. Look at the disk"
         );
     }
     Ok(())

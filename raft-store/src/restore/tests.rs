@@ -108,6 +108,24 @@ fn opened(path: &Path) -> crate::store::Opened {
         .unwrap()
 }
 
+/// Its log has nothing yet that could be missed.
+#[test]
+fn what_was_begun_is_refused_without_its_state() {
+    let (dir, _) = begun(Claim::Fork);
+    let snapshots = dir.path().join(SNAPSHOT_DIR);
+    let file = std::fs::read_dir(snapshots).unwrap().next().unwrap();
+    let file = file.unwrap().path();
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    for _ in 0..2 {
+        let mut data = DataDir::open(dir.path()).unwrap();
+        let refused = Store::default().open(&mut data).map(drop);
+        assert!(matches!(refused, Err(OpenError::Snapshot(_))));
+    }
+}
+
 #[test]
 fn a_new_log_begins_after_everything_that_was_published() {
     let from = |last, written, now| first_index(LogIndex(last), written, now).0;

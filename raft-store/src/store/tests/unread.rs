@@ -1,4 +1,4 @@
-//! Snapshots that cannot be read, which may yet be whole.
+//! Snapshots that are damaged, or cannot be read and may yet be whole.
 
 use std::path::PathBuf;
 
@@ -34,6 +34,13 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     let mut files: Vec<_> = files.map(|it| it.unwrap().path()).collect();
     files.sort_unstable();
     files
+}
+
+fn damage(file: &Path) {
+    let mut bytes = std::fs::read(file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(file, bytes).unwrap();
 }
 
 fn assert_refused<T>(outcome: Result<T, OpenError>, bad: &Path) {
@@ -136,4 +143,28 @@ async fn a_snapshot_that_the_log_does_not_come_up_to_is_needed() {
     assert_refused(open_with_bad(dir, &[&both[1]]), &both[1]);
     assert_refused(read_with_bad(dir, &[&both[1]]), &both[1]);
     assert_eq!(read_with_bad(dir, &[&both[0]]).unwrap(), Some(id(31)));
+
+    // Nor is it given up where it is damaged, however often that is tried.
+    damage(&both[1]);
+    for _ in 0..2 {
+        for refused in [open(dir).map(drop), read_with_bad(dir, &[]).map(drop)] {
+            let refused = refused.unwrap_err();
+            let corrupt = matches!(refused, OpenError::Snapshot(SnapshotError::Corrupt { .. }));
+            assert!(corrupt, "{}", chain(&refused));
+        }
+    }
+    assert_eq!(files(dir), both);
+}
+
+#[tokio::test]
+async fn a_damaged_snapshot_is_put_aside_where_nothing_is_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    settled(dir).await;
+    let both = files(dir);
+    damage(&both[1]);
+    assert_eq!(read_with_bad(dir, &[]).unwrap(), Some(id(10)));
+    assert_eq!(files(dir), both);
+    assert_eq!(open(dir).unwrap().reader.last(), Some(id(10)));
+    assert!(!both[1].exists());
 }
