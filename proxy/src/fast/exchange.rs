@@ -311,7 +311,7 @@ async fn linger(stream: &mut TcpStream, buffers: &Rc<Buffers>) {
 impl Connection {
     /// Takes what was sent out of what was read. What may have to be sent again is kept aside.
     fn take(&mut self, count: usize, again: bool) {
-        assert!(self.replay.is_none(), "it was let go of with its answer");
+        debug_assert!(self.replay.is_none(), "it was let go of with its answer");
         let buffer = self.buffer.as_mut().expect("it holds the head");
         if again && buffer.filled().len() == count {
             self.replay = self.buffer.take();
