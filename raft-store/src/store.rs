@@ -210,12 +210,11 @@ impl Store {
         if !dir.log_was_made() {
             dir.note_log_made()?;
         }
-        do_without(&mut unread, dir.path(), &wal, snapshots.current().as_ref())?;
+        let (wal, place) = (Arc::new(wal), Place::new(disk, dir.path()));
+        let saved = self.saved(dir.path(), &place, &wal, (&snapshots, &mut unread))?;
         for unread in &unread {
             snapshots.put_aside(unread).map_err(OpenError::Snapshot)?;
         }
-        let (wal, place) = (Arc::new(wal), Place::new(disk, dir.path()));
-        let saved = self.saved(dir.path(), &place, &wal, &snapshots)?;
         let place = (self.saved != SavedState::Unused).then_some(place);
         let applied = match &saved {
             Some(saved) => saved.applied.clone(),
@@ -241,13 +240,13 @@ impl Store {
 
     /// The state that was saved at the last stop, if it is to be used. Nothing vouches for it from then on, also if it is not,
     /// since what is saved now will not be the state at the next start; but where it is the only copy, that ends last, when
-    /// the checkpoint is begun.
+    /// the checkpoint is begun. What is missed of the snapshots that are `unread` is made sure of first.
     fn saved(
         &self,
         dir: &Path,
         place: &Place,
         wal: &Wal,
-        snapshots: &Snapshots,
+        (snapshots, unread): (&Snapshots, &mut Vec<Unread>),
     ) -> Result<Option<Saved>, OpenError> {
         let snapshot = snapshots.current().and_then(|it| it.head.last);
         let vouched = place.vouched().map_err(OpenError::Checkpoint)?;
@@ -257,6 +256,10 @@ impl Store {
                 .then_some(marker),
             None => None,
         };
+        let only_copy = gap(wal, snapshot).is_some() && usable.is_some();
+        if !only_copy {
+            do_without(unread, dir, wal, snapshot)?;
+        }
         let Some(purged) = gap(wal, snapshot) else {
             let wanted = match usable {
                 Some(marker) if self.is_wanted(&marker, snapshots)? => Some(marker),
@@ -337,7 +340,8 @@ impl Store {
         let (newest, mut unread) = newest.map_err(OpenError::Snapshot)?;
         let wal = Wal::open_to_read(disk, &wal_dir, self.wal, known(dir));
         let wal = wal.map_err(OpenError::Wal)?;
-        do_without(&mut unread, dir.path(), &wal, newest.as_ref())?;
+        let last = newest.as_ref().and_then(|it| it.head.last);
+        do_without(&mut unread, dir.path(), &wal, last)?;
         let applied = restore(dir.path(), &wal, newest)?;
         self.check_version(&applied)?;
         Ok((wal, applied))
@@ -380,8 +384,8 @@ fn holds(wal: &Wal, id: LogId) -> io::Result<bool> {
     Ok(entries.first().is_some_and(|entry| entry.id == id))
 }
 
-/// Goes on without the snapshots that are damaged or could not be read, where nothing is missed: `newest`, which was, or the
-/// very beginning reaches the log, and one of both holds the very entry that each of them ends with.
+/// Goes on without the snapshots that are damaged or could not be read, where nothing is missed: the newest other one, which ends
+/// with `newest`, or the very beginning reaches the log, and one of both holds the very entry that each of them ends with.
 ///
 /// # Errors
 /// [`OpenError::Snapshot`] of the first that is needed.
@@ -389,9 +393,8 @@ fn do_without(
     unread: &mut Vec<Unread>,
     dir: &Path,
     wal: &Wal,
-    newest: Option<&Snapshot>,
+    newest: Option<LogId>,
 ) -> Result<(), OpenError> {
-    let newest = newest.and_then(|it| it.head.last);
     let reaches = gap(wal, newest).is_none();
     for at in 0..unread.len() {
         let Unread { last, error, .. } = &unread[at];

@@ -37,11 +37,27 @@ pub(crate) enum Operation {
 pub(crate) struct Step {
     pub(crate) operation: Operation,
     pub(crate) clients: usize,
+    /// Of one client, from the beginning of one operation to that of the next, however long they take; none if each begins
+    /// when the last one is done.
+    every: Option<Duration>,
 }
 
 impl Step {
     pub(crate) fn new(operation: Operation, clients: usize) -> Self {
-        Self { operation, clients }
+        Self {
+            operation,
+            clients,
+            every: None,
+        }
+    }
+
+    /// So many operations a second, of all clients together.
+    pub(crate) fn paced(self, per_second: u32) -> Self {
+        let every = Duration::from_secs_f64(self.clients as f64 / f64::from(per_second));
+        Self {
+            every: Some(every),
+            ..self
+        }
     }
 }
 
@@ -210,7 +226,7 @@ fn start_threads(
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let run = move || runtime.block_on(run_clients(target, step.operation, clients, shared));
+        let run = move || runtime.block_on(run_clients(target, step, clients, shared));
         let thread = std::thread::Builder::new().name("clients".to_owned());
         thread.spawn(run).context("cannot start a thread")
     };
@@ -220,7 +236,7 @@ fn start_threads(
 /// Runs so many clients on each of some connections.
 async fn run_clients(
     target: Target,
-    operation: Operation,
+    step: Step,
     clients: Vec<usize>,
     shared: Arc<Shared>,
 ) -> Calls {
@@ -228,11 +244,7 @@ async fn run_clients(
     for clients in clients {
         let connection = target.connect().await?;
         for _ in 0..clients {
-            running.spawn(run_client(
-                connection.clone(),
-                operation,
-                Arc::clone(&shared),
-            ));
+            running.spawn(run_client(connection.clone(), step, Arc::clone(&shared)));
         }
     }
     let mut calls = Vec::new();
@@ -242,13 +254,18 @@ async fn run_clients(
     Ok(calls)
 }
 
-/// Works until the end, and returns each operation that ended while they counted.
-async fn run_client(connection: Connection, operation: Operation, shared: Arc<Shared>) -> Calls {
+/// Works until the end, and returns each operation that ended while they counted. One that is late because others took long
+/// counts from when it was due.
+async fn run_client(connection: Connection, step: Step, shared: Arc<Shared>) -> Calls {
     let mut calls = Vec::new();
+    let mut due = step.every.map(tokio::time::interval);
     while !shared.ended.load(Ordering::Relaxed) {
         let key = key(shared.next.fetch_add(1, Ordering::Relaxed));
-        let began = Instant::now();
-        match operation {
+        let began = match &mut due {
+            Some(due) => due.tick().await.into_std(),
+            None => Instant::now(),
+        };
+        match step.operation {
             Operation::Put => connection.put(key, &shared.value).await?,
             Operation::Get => {
                 let value = connection.get(key).await?;

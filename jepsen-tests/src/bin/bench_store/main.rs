@@ -29,14 +29,15 @@ begins with an empty cluster.
 
 Usage: bench_store [--rounds N] [--seconds N] [--systems etcd,grpc,raw] [--clients 1,16,128]
                    [--raw PATH]
-       bench_store --sessions N [--snapshots N]
+       bench_store --sessions N [--snapshots N] [--rate N]
 
   etcd  three etcd members, gRPC
   grpc  three peers of raftserve, gRPC (raftserve.v1.KeyValue)
   raw   three peers' log and state behind bare frames instead of gRPC: the program raw_frames, at PATH
 
 With --sessions it measures three peers of raftserve alone, whose state has 10,000 replicas and so many sessions:
-the latency of writes over gRPC while snapshots are taken, and while none is, until there were so many snapshots.";
+the latency of writes over gRPC, so many a second (2,000), while snapshots are taken, and while none is, until there
+were so many snapshots.";
 
 /// Connections of the load generator, if it has as many clients: the same number to every system.
 const CONNECTIONS: usize = 16;
@@ -52,6 +53,7 @@ struct Args {
     raw: Option<PathBuf>,
     sessions: Option<u64>,
     snapshots: usize,
+    rate: u32,
 }
 
 fn parse() -> anyhow::Result<Option<Args>> {
@@ -63,6 +65,7 @@ fn parse() -> anyhow::Result<Option<Args>> {
         raw: None,
         sessions: None,
         snapshots: 15,
+        rate: 2_000,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -86,11 +89,12 @@ fn parse() -> anyhow::Result<Option<Args>> {
             "--snapshots" => {
                 args.snapshots = value.parse().context("--snapshots takes a number")?
             }
+            "--rate" => args.rate = value.parse().context("--rate takes a number")?,
             "--raw" => args.raw = Some(PathBuf::from(value)),
             _ => bail!("unknown argument {word}\n\n{USAGE}"),
         }
     }
-    let some = args.rounds > 0 && args.seconds > 0 && args.snapshots > 0;
+    let some = args.rounds > 0 && args.seconds > 0 && args.snapshots > 0 && args.rate > 0;
     if !some || args.clients.contains(&0) {
         bail!("numbers must be at least 1\n\n{USAGE}");
     }
@@ -124,7 +128,7 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(sessions) = args.sessions {
-        return snapshots::run(sessions, args.snapshots).await;
+        return snapshots::run(sessions, args.snapshots, args.rate).await;
     }
     let systems = systems(args)?;
     let mut steps: Vec<Step> = args

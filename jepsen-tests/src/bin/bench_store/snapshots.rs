@@ -16,7 +16,7 @@ use crate::load::{self, Call, Operation, Step};
 use crate::system::{Running, System};
 use crate::{CONNECTIONS, WARM_UP};
 
-/// Clients that write, each after its last answer.
+/// Clients that write.
 const CLIENTS: usize = 16;
 
 /// The pause between two looks at the peers' folders: short beside any snapshot of such a state.
@@ -133,7 +133,7 @@ fn report(calls: &[Call], windows: &[Window], leader: usize) -> anyhow::Result<(
 }
 
 /// Fills a cluster with so many sessions, and measures until so many snapshots were taken.
-pub(crate) async fn run(sessions: u64, snapshots: usize) -> anyhow::Result<()> {
+pub(crate) async fn run(sessions: u64, snapshots: usize, per_second: u32) -> anyhow::Result<()> {
     let cluster = Cluster::start_with(Options::default()).await?;
     crowd::fill(&cluster, sessions).await?;
     let folder = |index| cluster.peer(index).setup.data_dir.join("snap");
@@ -148,7 +148,7 @@ pub(crate) async fn run(sessions: u64, snapshots: usize) -> anyhow::Result<()> {
     // The first begins before there is any load, or while it is warming up.
     let waiting = tokio::task::spawn_blocking(move || wait_for(&windows, snapshots));
     let ended = async { waiting.await.context("the wait panicked")? };
-    let step = Step::new(Operation::Put, CLIENTS);
+    let step = Step::new(Operation::Put, CLIENTS).paced(per_second);
     let target = running.target().await?;
     let (calls, windows) = load::calls_until(target, step, CONNECTIONS, WARM_UP, ended).await?;
 
@@ -161,7 +161,7 @@ pub(crate) async fn run(sessions: u64, snapshots: usize) -> anyhow::Result<()> {
     took.sort_unstable();
     let newest = newest_size(&cluster.peer(leader).setup.data_dir.join("snap"))?;
     println!(
-        "{REPLICAS} replicas, {sessions} sessions; {CLIENTS} clients; {} snapshots of {} MB, which took {:.2?} to {:.2?}",
+        "{REPLICAS} replicas, {sessions} sessions; {CLIENTS} clients, {per_second} writes/s; {} snapshots of {} MB, which took {:.2?} to {:.2?}",
         windows.len(),
         newest >> 20,
         took.first().copied().unwrap_or_default(),

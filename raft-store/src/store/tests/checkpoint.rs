@@ -262,3 +262,16 @@ async fn a_saved_state_that_is_the_only_copy_is_kept_where_it_cannot_be_read_or_
     let opened = open(dir.path()).unwrap();
     assert_eq!(opened.reader.last(), Some(id(125)));
 }
+
+#[tokio::test]
+async fn a_saved_state_is_the_only_copy_also_where_all_snapshots_are_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = open(dir.path()).unwrap();
+    settle(&mut opened).await;
+    stop(opened);
+    for file in std::fs::read_dir(dir.path().join(SNAPSHOT_DIR)).unwrap() {
+        std::fs::write(file.unwrap().path(), "nothing of it can be read").unwrap();
+    }
+    let opened = open(dir.path()).unwrap();
+    assert_eq!(opened.reader.last(), Some(id(125)));
+}
