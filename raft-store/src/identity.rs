@@ -604,6 +604,10 @@ impl EmptyDir {
         }
         let lock = lock(path)?;
         let remains = remains()?;
+        if !remains.is_empty() {
+            // A try that was killed may have removed FORMAT, and not made that durable. It must not come back without the rest.
+            disk.sync_dir(path).map_err(io("sync"))?;
+        }
         for name in remains.iter().filter(|name| *name != UNFINISHED_FILE) {
             let inner = path.join(name);
             let removed = match disk.is_dir(&inner) {

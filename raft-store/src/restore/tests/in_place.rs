@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use super::*;
 use crate::disk::simulated::seeds::crash_points;
 use crate::disk::simulated::{Fault, Image, Random, SimulatedDisk};
-use crate::identity::FIXED_NONCE;
+use crate::identity::{FIXED_NONCE, FORMAT_FILE};
 use crate::state::Digest;
 
 const PLACE: &str = "/volume/peer";
@@ -137,6 +137,34 @@ impl Scene {
                 Err(error) => assert!(disk.is_off(), "{what}: {error}"),
             }
             image = disk.image();
+        }
+    }
+}
+
+/// What a try has made whole and the next one, which was killed, was about to undo, is there whole or may be made anew,
+/// whatever a power cut leaves of a third one's work on it.
+#[test]
+fn a_kill_within_an_undo_and_a_power_cut_after_it_leave_nothing_that_is_neither() {
+    let disk = SimulatedDisk::default();
+    disk.mount(Path::new("/volume"));
+    let take = |disk: &SimulatedDisk| {
+        EmptyDir::take_on(Arc::new(disk.clone()), Path::new(PLACE), unlocked)
+    };
+    begin(&parent(), &beginning(Claim::Fork), take(&disk).unwrap()).unwrap();
+    disk.create(&Path::new(PLACE).join("UNFINISHED")).unwrap();
+    disk.sync_dir(Path::new(PLACE)).unwrap();
+    disk.remove(&Path::new(PLACE).join(FORMAT_FILE)).unwrap();
+    let killed = disk.image();
+    for seed in 0..400 {
+        let mut random = Random(seed);
+        let disk = killed.after_kill();
+        disk.fail_at(1 + random.below(10), Fault::PowerCut);
+        let _ = take(&disk);
+        let left = disk.image().after_power_cut(&mut random);
+        let names = left.list(Path::new(PLACE)).unwrap();
+        match names.iter().any(|name| name == FORMAT_FILE) {
+            true => drop(read(&left, Path::new(PLACE)).unwrap()),
+            false => drop(take(&left).unwrap()),
         }
     }
 }
