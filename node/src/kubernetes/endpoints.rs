@@ -23,7 +23,7 @@ pub(crate) const GATE: &str = "raftserve.io/reachable";
 
 /// How often the leader looks. Together with the second after which a silent peer counts as such, and an election if it
 /// led, this must stay below two seconds.
-const PERIOD: Duration = Duration::from_millis(200);
+const PERIOD: Duration = Duration::from_millis(100);
 
 /// How often a gate is set again that is thought to be right: somebody else may have set it since, such as a former leader
 /// whose word was still under way.
