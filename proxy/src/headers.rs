@@ -188,8 +188,7 @@ fn take_upgrade(headers: &mut HeaderMap) -> Option<HeaderValue> {
     if lines.next().is_none() {
         return headers.remove(UPGRADE);
     }
-    let protocols: Vec<&[u8]> = tokens(headers, &UPGRADE).collect();
-    let line = HeaderValue::from_bytes(&protocols.join(&b", "[..])).ok();
+    let line = on_one_line(tokens(headers, &UPGRADE));
     headers.remove(UPGRADE);
     line
 }
@@ -219,14 +218,19 @@ fn elements(line: &HeaderValue) -> impl Iterator<Item = &[u8]> {
         .filter(|token| !token.is_empty())
 }
 
+/// A comma-separated field of these elements.
+fn on_one_line<'a>(elements: impl Iterator<Item = &'a [u8]>) -> Option<HeaderValue> {
+    let elements: Vec<&[u8]> = elements.collect();
+    HeaderValue::from_bytes(&elements.join(&b", "[..])).ok()
+}
+
 /// What of these protocols a request may ask the next hop for: all but cleartext HTTP/2.
 fn beyond_this_hop(protocols: &HeaderValue) -> Option<HeaderValue> {
     let is_h2c = |protocol: &[u8]| {
         let name = protocol.split(|&byte| byte == b'/').next();
         name.is_some_and(|name| name.trim_ascii().eq_ignore_ascii_case(b"h2c"))
     };
-    let others: Vec<&[u8]> = elements(protocols).filter(|it| !is_h2c(it)).collect();
-    let line = HeaderValue::from_bytes(&others.join(&b", "[..])).ok();
+    let line = on_one_line(elements(protocols).filter(|it| !is_h2c(it)));
     line.filter(|line| !line.is_empty())
 }
 

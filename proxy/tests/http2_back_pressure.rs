@@ -6,10 +6,10 @@ use std::future::poll_fn;
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::{RecvStream, SendStream, client};
+use h2::{SendStream, client};
 use http::{Request, Response};
 use raftserve_model::spec::UpstreamProtocol;
-use support::replica::Replica;
+use support::replica::{Replica, take_all};
 use support::{Rig, service, soon};
 use tokio::net::TcpStream;
 
@@ -52,17 +52,6 @@ async fn send_rest(out: &mut SendStream<Bytes>, mut sent: usize) {
     out.send_data(Bytes::new(), true).expect("it is open");
 }
 
-async fn take_all(body: &mut RecvStream) {
-    let mut taken = 0;
-    while let Some(data) = soon("data", body.data()).await {
-        let count = data.expect("a whole body").len();
-        taken += count;
-        let released = body.flow_control().release_capacity(count);
-        released.expect("it was taken");
-    }
-    assert_eq!(taken, LARGE);
-}
-
 async fn rig() -> (Rig, Replica, client::SendRequest<Bytes>) {
     let replica = Replica::start(10).await;
     let mut svc = service(1, "svc", &[replica.address]);
@@ -88,7 +77,8 @@ async fn a_client_that_takes_nothing_holds_the_replica_back() {
     assert_eq!(rig.proxy.loads().len(), 1);
     let answer = soon("an answer", answer).await.expect("an answer");
     let mut body = answer.into_body();
-    tokio::join!(send_rest(&mut out, sent), take_all(&mut body));
+    let ((), taken) = tokio::join!(send_rest(&mut out, sent), take_all(&mut body));
+    assert_eq!(taken, LARGE);
     rig.idle().await;
 }
 
@@ -101,7 +91,8 @@ async fn a_replica_that_takes_nothing_holds_the_client_back() {
     let sent = send_until_stalled(&mut out).await;
     assert!(sent < BUFFERED_MAX, "{sent} bytes were taken");
     assert_eq!(rig.proxy.loads().len(), 1);
-    tokio::join!(send_rest(&mut out, sent), take_all(request.body_mut()));
+    let ((), taken) = tokio::join!(send_rest(&mut out, sent), take_all(request.body_mut()));
+    assert_eq!(taken, LARGE);
     let end = respond.send_response(Response::new(()), true);
     end.expect("it is open");
     let answer = soon("an answer", answer).await.expect("an answer");

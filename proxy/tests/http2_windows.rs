@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use h2::SendStream;
 use h2::client::{self, ResponseFuture, SendRequest};
-use h2::{RecvStream, SendStream};
 use http::{Request, Response};
 use raftserve_model::spec::UpstreamProtocol;
 use raftserve_proxy::{NoSessions, ProxyConfig, ServiceRoute};
-use support::replica::Replica;
+use support::replica::{Replica, take_all};
 use support::{LIMIT, Rig, log, nowhere, recorder, service, soon, until};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -57,17 +57,6 @@ fn stalls(mut out: SendStream<Bytes>, held: usize, stalled: &Arc<AtomicUsize>) -
         stalled.fetch_add(1, Ordering::Relaxed);
         send(&mut out, usize::MAX).await;
     })
-}
-
-async fn take_all(mut body: RecvStream) -> usize {
-    let mut taken = 0;
-    while let Some(data) = soon("data", body.data()).await {
-        let count = data.expect("a whole body").len();
-        taken += count;
-        let released = body.flow_control().release_capacity(count);
-        released.expect("it was taken");
-    }
-    taken
 }
 
 /// A proxy of one worker, and a client that has room for many answers at once.
@@ -125,7 +114,7 @@ async fn answers_that_nobody_takes_leave_room_for_another_of_their_connection() 
     let mut body = body.expect("it is open");
     let sends_live = tokio::spawn(async move { send_all(&mut body).await });
     let answer = soon("an answer", answer).await.expect("an answer");
-    assert_eq!(take_all(answer.into_body()).await, LIVE);
+    assert_eq!(take_all(&mut answer.into_body()).await, LIVE);
     soon("its end", sends_live).await.expect("no panic");
     assert_eq!(replica.connections.load(Ordering::Relaxed), 1);
     sends.iter().for_each(JoinHandle::abort);

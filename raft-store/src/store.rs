@@ -256,11 +256,8 @@ impl Store {
                 .then_some(marker),
             None => None,
         };
-        let only_copy = gap(wal, snapshot).is_some() && usable.is_some();
-        if !only_copy {
-            do_without(unread, dir, wal, snapshot)?;
-        }
         let Some(purged) = gap(wal, snapshot) else {
+            do_without(unread, dir, wal, snapshot)?;
             let wanted = match usable {
                 Some(marker) if self.is_wanted(&marker, snapshots)? => Some(marker),
                 _ => None,
@@ -274,6 +271,7 @@ impl Store {
             };
         };
         let Some(marker) = usable else {
+            do_without(unread, dir, wal, snapshot)?;
             return Err(OpenError::gap(dir, purged, snapshot));
         };
         let only_copy = |source| OpenError::OnlyCopy {

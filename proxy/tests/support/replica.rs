@@ -59,3 +59,15 @@ impl Replica {
         soon("a call", self.calls.recv()).await.expect("it listens")
     }
 }
+
+/// Takes all of a body over HTTP/2, and says how many bytes that is.
+pub async fn take_all(body: &mut RecvStream) -> usize {
+    let mut taken = 0;
+    while let Some(data) = soon("data", body.data()).await {
+        let count = data.expect("a whole body").len();
+        taken += count;
+        let released = body.flow_control().release_capacity(count);
+        released.expect("it was taken");
+    }
+    taken
+}
