@@ -49,7 +49,7 @@ pub struct MemberView {
     pub matched: Option<LogIndex>,
     /// When this peer last had an answer from it; none if never. Zero for itself.
     pub last_contact: Option<Duration>,
-    /// Whether that was just now.
+    /// Whether that was just now, and nobody has been missing in its place since.
     pub up: bool,
 }
 

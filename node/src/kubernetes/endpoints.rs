@@ -1,7 +1,7 @@
 //! Takes a dead peer out of the client Service at once, and puts it back when it is well.
 //!
 //! Kubernetes itself needs up to twenty seconds to notice a dead node, and as long sends a share of all connections there.
-//! The peers notice within a second. So each pod has a readiness gate, which the peer opens when it is ready for the first
+//! The peers notice within a second, and at once if the dead peer's host refuses connections for it. So each pod has a readiness gate, which the peer opens when it is ready for the first
 //! time, and which the leader closes while the peer does not answer. A node that is dead cannot draw the conclusion from its
 //! pod's gate: so the leader closes what the node would have, the pod's `Ready`, too. A node that lives puts that right.
 
@@ -21,7 +21,7 @@ use crate::consensus::{Consensus, Leadership, MemberView};
 /// The gate's name, as the chart has it.
 pub(crate) const GATE: &str = "raftserve.io/reachable";
 
-/// How often the leader looks. Together with the second after which a silent peer counts as such, and an election if it
+/// How often the leader looks. Together with the second after which a silent peer counts as such, or an election if it
 /// led, this must stay below two seconds.
 const PERIOD: Duration = Duration::from_millis(100);
 
@@ -211,7 +211,7 @@ fn conditions(up: bool) -> Value {
             gate,
             json!({
                 "type": "Ready", "status": "False", "reason": "PeerSilent",
-                "message": "the leader of the raftserve cluster has not heard this peer for a second",
+                "message": "the leader of the raftserve cluster does not hear this peer",
             }),
         ],
     };

@@ -85,19 +85,27 @@ impl Dialer {
 }
 
 /// The first of a name's addresses that answers. Each has its share of the time, so that one behind which nobody is does
-/// not hide the others.
+/// not hide the others. That a connection was refused is told only if all of them refused one.
 async fn dial_any(address: &str) -> io::Result<TcpStream> {
     let addresses: Vec<_> = lookup_host(address).await?.collect();
     let share = CONNECT_TIMEOUT / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut told: Option<io::Error> = None;
     for address in addresses {
-        match timeout(share, TcpStream::connect(address)).await {
+        let failed = match timeout(share, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => last = error,
-            Err(_) => last = io::ErrorKind::TimedOut.into(),
+            Ok(Err(error)) => error,
+            Err(_) => io::ErrorKind::TimedOut.into(),
+        };
+        if told.as_ref().is_none_or(is_refusal) {
+            told = Some(failed);
         }
     }
-    Err(last)
+    Err(told.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address")))
+}
+
+/// Whether the host says that nobody listens there.
+pub(crate) fn is_refusal(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionRefused
 }
 
 /// Makes connections for gRPC.

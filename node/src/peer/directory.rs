@@ -146,6 +146,8 @@ struct Contacts {
     register: Register,
     announced: BTreeMap<NodeId, Arc<Announcement>>,
     answered: BTreeMap<NodeId, Instant>,
+    /// Who was not there since it answered last.
+    missed: BTreeSet<NodeId>,
     foreigners: Foreigners,
 }
 
@@ -351,7 +353,19 @@ impl Directory {
 
     /// Notes that `peer` has answered.
     pub(crate) fn heard(&self, peer: NodeId) {
-        self.contacts().answered.insert(peer, Instant::now());
+        let mut contacts = self.contacts();
+        contacts.answered.insert(peer, Instant::now());
+        contacts.missed.remove(&peer);
+    }
+
+    /// Notes that nobody listens where `peer` was, as its host says: its process has ended, which no load or pause looks like.
+    pub(crate) fn missed(&self, peer: NodeId) {
+        self.contacts().missed.insert(peer);
+    }
+
+    /// Whether nobody listened where `peer` was when it was called last.
+    pub(crate) fn is_missed(&self, peer: NodeId) -> bool {
+        self.contacts().missed.contains(&peer)
     }
 
     /// When `peer` last answered.

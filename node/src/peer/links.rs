@@ -340,10 +340,13 @@ impl Links {
         let connecting = self
             .connecting(target, purpose)
             .map_err(|reason| CallFailure::NotSent(reason.into()))?;
-        let connection = timeout_at(until, connecting)
+        let made = timeout_at(until, connecting)
             .await
-            .map_err(|_| CallFailure::NotSent("no connection in time".into()))??;
-        connection.call(method, message, until).await
+            .map_err(|_| CallFailure::NotSent("no connection in time".into()))?;
+        if let Err(CallFailure::NobodyThere(_)) = &made {
+            self.directory.missed(target);
+        }
+        made?.call(method, message, until).await
     }
 
     /// Calls `target`. The answer is waited for no longer than `within`.
@@ -369,7 +372,7 @@ impl Links {
                 .await;
         }
         let Received { tag, frame, .. } = called.map_err(|failure| match failure {
-            CallFailure::NotSent(reason) => CallError::NotSent {
+            CallFailure::NotSent(reason) | CallFailure::NobodyThere(reason) => CallError::NotSent {
                 target,
                 reason: reason.to_string(),
             },

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::format::{Introduction, Method, Reader, Received, RefusalKind, begin, fits, write};
 use crate::access::certificates::Protocol;
 use crate::access::{ReadSide, WriteSide};
-use crate::peer::dial::{CONNECT_TIMEOUT, Dialer};
+use crate::peer::dial::{CONNECT_TIMEOUT, Dialer, is_refusal};
 use crate::peer::directory::Caller;
 use crate::peer::lives::ANNOUNCE_WITHIN;
 use crate::peer::rpc::Frame;
@@ -39,7 +39,13 @@ pub(crate) fn connect(
         let dialled = timeout(CONNECT_TIMEOUT, dial(&dialer, &address, caller)).await;
         let connection = dialled
             .map_err(|_| failed(format!("no connection within {CONNECT_TIMEOUT:?}")))?
-            .map_err(|error| failed(format!("cannot connect: {error}")))?;
+            .map_err(|error| {
+                let reason: Arc<str> = format!("cannot connect: {error}").into();
+                match is_refusal(&error) {
+                    true => CallFailure::NobodyThere(reason),
+                    false => CallFailure::NotSent(reason),
+                }
+            })?;
         if let Some(said) = said {
             announce(&connection, &said).await?;
         }
@@ -151,6 +157,8 @@ impl Drop for Connection {
 pub(crate) enum CallFailure {
     /// Not a byte of the call was sent.
     NotSent(Arc<str>),
+    /// Nor was there, since the peer's host says that nobody listens where the peer was.
+    NobodyThere(Arc<str>),
     /// Nor was there, since the peer did not take the caller's announcement.
     Refused(RefusalKind, Arc<str>),
     /// The connection ended, and the peer may have seen the call.

@@ -56,7 +56,8 @@ impl Core {
                     .flatten()
                     .map(|matched| LogIndex(matched.index)),
                 last_contact,
-                up: last_contact.is_some_and(|ago| ago <= SILENCE_MAX),
+                up: last_contact.is_some_and(|ago| ago <= SILENCE_MAX)
+                    && !self.directory.is_missed(*id),
             }
         };
         metrics.membership_config.nodes().map(view).collect()

@@ -109,6 +109,36 @@ async fn a_peer_that_nobody_listens_for_was_certainly_not_reached() {
     assert!(matches!(error, links::CallError::NotSent { .. }), "{error}");
 }
 
+/// That it has not answered for long would say no less, but later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_has_ended_is_missed_until_it_answers_again() {
+    let places = Places::new(3);
+    let mut peers = living(places.start_all().await);
+    let (ends, stays) = (2, 0);
+    let ended = peers[ends].take().unwrap();
+    let node = ended.core.me();
+    let looker = Arc::clone(&peers[stays].as_ref().unwrap().core);
+    let up = |node| {
+        let members = looker.members();
+        members.into_iter().any(|it| it.id == node && it.up)
+    };
+    let until = async |holds: &dyn Fn() -> bool| {
+        let met = async {
+            while !holds() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        within(met).await;
+    };
+    until(&|| up(node)).await;
+    ended.stop().await;
+    until(&|| looker.directory.is_missed(node)).await;
+    assert!(!up(node));
+    peers[ends] = Some(places.start(ends).await);
+    until(&|| up(node)).await;
+    stop_all(peers).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_says_nothing_is_given_up_in_time() {
     // Connections are taken by the system, and nobody ever reads from them.
