@@ -170,6 +170,8 @@ struct Reign<'a> {
     taken_over: bool,
     /// Whether it was told in this reign that replicas may be elsewhere.
     told_elsewhere: bool,
+    /// Why what exists could not be seen, as it was told last; none if it is seen.
+    told_unseen: Option<String>,
 }
 
 impl<'a> Reign<'a> {
@@ -193,6 +195,7 @@ impl<'a> Reign<'a> {
             planned_from: LogIndex(0),
             taken_over: false,
             told_elsewhere: false,
+            told_unseen: None,
         }
     }
 
@@ -210,11 +213,12 @@ impl<'a> Reign<'a> {
         let resting = self.blind_until.is_some_and(|until| Instant::now() < until);
         if !resting {
             self.blind_until = None;
-            if let Err(error) = self.observe().await? {
-                // What cannot be seen now is looked at again; nothing is concluded from it meanwhile.
-                tracing::warn!(error = %chain(&error), "cannot see what exists");
+            let unseen = self.observe().await?.err();
+            self.tell_unseen(unseen.as_ref());
+            if let Some(error) = unseen {
                 // Probes and static services need no look. Where another cluster has the replicas, it sees to them.
                 if !matches!(error, ProviderError::Unavailable { .. }) {
+                    self.stand_aside(&error);
                     return Ok(BLIND_PAUSE);
                 }
                 self.exists.clear();
@@ -245,6 +249,29 @@ impl<'a> Reign<'a> {
         }
         self.write(changes).await?;
         Ok(Duration::ZERO)
+    }
+
+    /// What cannot be seen now is looked at again, and nothing is concluded from it meanwhile. Said whenever the reason is
+    /// another one.
+    fn tell_unseen(&mut self, error: Option<&ProviderError>) {
+        let said = error.map(|error| chain(error));
+        if let Some(error) = said.as_ref().filter(|_| said != self.told_unseen) {
+            tracing::warn!(error, "cannot see what exists");
+        }
+        self.told_unseen = said;
+    }
+
+    /// Does nothing about replicas, and has their services' status say why.
+    fn stand_aside(&mut self, error: &ProviderError) {
+        self.news.mark_unchanged();
+        let state = self.controller.consensus.state();
+        self.planned_from = state.plan_changed();
+        let services = state.services();
+        let makers = services.filter(|it| it.spec().provider.makes_replicas());
+        self.controller.consensus.remark(Remarks {
+            services: makers.map(|it| (it.id, chain(error))).collect(),
+            ..Remarks::default()
+        });
     }
 
     /// Waits until something may have changed what is to be done.

@@ -39,12 +39,14 @@ impl ServicePorts {
         };
         let endpoints = self.endpoints.clone();
         let endpoints = endpoints.map(|text| of_kind(HindranceKind::Endpoints, text));
-        if let (true, Some(hindrance)) = (makes_replicas, &self.hindrance) {
+        let remark = self.remarks.get(&service);
+        // What the leader says of such a service is why it leaves its replicas alone.
+        if makes_replicas && let Some(hindrance) = self.hindrance.as_ref().or(remark) {
             let text = format!("replicas cannot be made: {hindrance}");
             let replicas = of_kind(HindranceKind::Replicas, text);
             return std::iter::once(replicas).chain(endpoints).collect();
         }
-        let addresses = self.remarks.get(&service).cloned();
+        let addresses = remark.cloned();
         let port = self.refused.get(&service).cloned();
         let addresses = addresses.map(|text| of_kind(HindranceKind::Addresses, text));
         let port = port.map(|text| of_kind(HindranceKind::ServicePort, text));
@@ -300,5 +302,12 @@ mod tests {
         assert_eq!(kinds(&ports), both);
         ports.endpoints = None;
         assert_eq!(kinds(&ports), [HindranceKind::Replicas]);
+        (ports.hindrance, ports.refused) = (None, BTreeMap::new());
+        ports.remarks.insert(id, "taken over".to_owned());
+        assert_eq!(kinds(&ports), [HindranceKind::Replicas]);
+        assert_eq!(
+            ports.hindrances(id, false)[0].kind(),
+            HindranceKind::Addresses
+        );
     }
 }
