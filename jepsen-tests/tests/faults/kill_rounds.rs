@@ -184,8 +184,10 @@ impl Scene {
                 killed,
             } => {
                 let victim = self.with_role(*victim, leader);
+                let hits = self.disks[victim].hits()?;
                 self.disks[victim].set(faulty_disk::Fault::SlowSync(*delay), 0)?;
                 running.progress(2 * SOME).await?;
+                ensure!(self.disks[victim].hits()? > hits, "the fault met nothing");
                 if *killed {
                     self.cluster.kill(victim)?;
                 }

@@ -205,7 +205,7 @@ impl Cluster {
         self.inner().peers.insert(node, peer);
     }
 
-    /// Starts a peer that does not run. It may lose its power while it does.
+    /// Starts a peer that does not run.
     pub(super) async fn start(&self, node: NodeId) {
         let Some((disk, life, slow, setting)) = self.begin_life(node) else {
             return;
@@ -331,14 +331,14 @@ impl Cluster {
         Ok((log, machine, wal, writer, snapshots))
     }
 
-    /// Ends a peer's process.
-    pub(super) fn stop(&self, node: NodeId, end: End) {
+    /// Ends a peer's process. False if it does not run.
+    pub(super) fn stop(&self, node: NodeId, end: End) -> bool {
         let mut inner = self.inner();
         let Some(peer) = inner.peers.get_mut(&node) else {
-            return;
+            return false;
         };
         let Some(running) = peer.running.take() else {
-            return;
+            return false;
         };
         if end == End::PowerCut && runtime::chance(500) && running.wal.has_work() {
             // In the middle of writing.
@@ -354,6 +354,7 @@ impl Cluster {
         drop(inner);
         runtime::note(format_args!("peer {node} ends by {end:?}"));
         runtime::kill(running.process);
+        true
     }
 
     /// The bytes of a peer's log, which lies in its first segment.

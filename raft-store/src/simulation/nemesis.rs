@@ -147,11 +147,12 @@ fn later(cluster: &Cluster, act: impl FnOnce(&Cluster) + Send + 'static) {
 
 /// Ends a peer; it comes back some time later.
 pub(super) fn end_and_return(cluster: &Cluster, node: NodeId, end: End) {
-    cluster.observe(|it| match end {
-        End::Kill => it.counts.kills += 1,
-        End::PowerCut => it.counts.power_cuts += 1,
-    });
-    cluster.stop(node, end);
+    if cluster.stop(node, end) {
+        cluster.observe(|it| match end {
+            End::Kill => it.counts.kills += 1,
+            End::PowerCut => it.counts.power_cuts += 1,
+        });
+    }
     let cluster = cluster.clone();
     runtime::spawn_in(Process::WORLD, async move {
         runtime::sleep(runtime::below(AWAY_MAX)).await;
