@@ -74,7 +74,7 @@ use self::remarks::Remarked;
 use self::rounds::rounds;
 use self::server::{Running, Server};
 use self::steward::HealthBook;
-use self::store::{Identity, Opened, RaftHandle, raft_config_keeping};
+use self::store::{Identity, Opened, RaftHandle, SharedDir, raft_config_keeping};
 use self::wire::MESSAGE_BYTES_MAX;
 use crate::access::Certificates;
 use crate::access::certificates::Protocol;
@@ -196,6 +196,7 @@ impl Drop for Threads {
 /// A running peer.
 pub struct Peer {
     core: Arc<Core>,
+    dir: SharedDir,
     exchange: Slot,
     fatal: watch::Receiver<Option<String>>,
     checkpoint: Checkpoint,
@@ -217,6 +218,7 @@ pub async fn start(config: PeerConfig) -> Result<Peer, StartError> {
     let begun = Abort(begun).join().await;
     let begun = begun?;
     Ok(Peer {
+        dir: begun.dir,
         core: begun.core,
         exchange: begun.exchange,
         fatal: begun.fatal,
@@ -248,6 +250,7 @@ impl<T> Drop for Abort<T> {
 
 struct Begun {
     core: Arc<Core>,
+    dir: SharedDir,
     exchange: Slot,
     fatal: watch::Receiver<Option<String>>,
     checkpoint: Checkpoint,
@@ -309,6 +312,7 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
     tokio::spawn(name_cluster(Arc::clone(&core)));
     Ok(Begun {
         core,
+        dir: cradle.dir().clone(),
         exchange,
         fatal,
         checkpoint,
@@ -591,6 +595,10 @@ impl Peer {
     /// is on disk when this returns.
     pub async fn stop(self) {
         let failed = self.fatal.borrow().is_some();
+        let is_removed = *self.core.removed.borrow();
+        if is_removed {
+            self.dir.note_removed().await;
+        }
         // A snapshot under way is waited for.
         self.core.snapshots.keep_calm(false);
         let raft = self.core.raft.clone();

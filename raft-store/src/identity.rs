@@ -231,6 +231,9 @@ struct NodeFile {
     /// a file has the bytes it always had.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     log_cut: bool,
+    /// Whether the peer was told that its cluster has removed it. Absent where it was not, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    removed: bool,
 }
 
 impl NodeFile {
@@ -428,6 +431,7 @@ impl DataDir {
             node: None,
             log_made: false,
             log_cut: false,
+            removed: false,
         };
         write_atomically(disk, &node_path, file.encode().as_bytes()).map_err(io)?;
         Ok(file)
@@ -530,6 +534,23 @@ impl DataDir {
     pub fn note_log_cut(&mut self) -> Result<(), IdentityError> {
         self.save(NodeFile {
             log_cut: true,
+            ..self.file
+        })
+    }
+
+    /// Whether the peer was told that its cluster has removed it: what is here is not all that the cluster had since.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
+        self.file.removed
+    }
+
+    /// Notes, for ever, that the cluster has removed the peer, so that the next start need meet nobody who says so. Blocks.
+    ///
+    /// # Errors
+    /// [`IdentityError::Io`].
+    pub fn note_removed(&mut self) -> Result<(), IdentityError> {
+        self.save(NodeFile {
+            removed: true,
             ..self.file
         })
     }
@@ -655,6 +676,7 @@ impl EmptyDir {
             node: Some(node),
             log_made: true,
             log_cut: false,
+            removed: false,
         };
         let format = format!("{FORMAT}\n");
         for (name, text) in [(NODE_FILE, file.encode()), (FORMAT_FILE, format)] {

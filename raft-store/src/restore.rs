@@ -258,6 +258,12 @@ impl Survivor {
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
+
+    /// Whether the peer was told that it was removed, whatever its log says.
+    #[must_use]
+    pub fn was_told_of_removal(&self) -> bool {
+        self.dir.is_removed()
+    }
 }
 
 /// Applies everything in the log that follows `head`. As in a running peer, what follows an entry that raises the version

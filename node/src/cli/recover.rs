@@ -19,13 +19,8 @@ pub(super) async fn run(args: RecoverArgs) -> Result<(), Failure> {
     let dir = args.data_dir.clone();
     let read = move || Survivor::read(&dir).map_err(|error| failure(&error));
     let survivor = away(read).await?;
-    let present = Presence::of(
-        &survivor.parent,
-        args.cert_dir.as_deref(),
-        &args.unrelated_address,
-    )
-    .await?;
     if args.dry_run {
+        let present = present(&survivor, &args).await?;
         return show(&survivor, &present, &args);
     }
     let cluster = survivor.parent.cluster;
@@ -47,6 +42,39 @@ pub(super) async fn run(args: RecoverArgs) -> Result<(), Failure> {
     if let Some(into) = &args.into {
         must_lie_outside(survivor.path(), into)?;
     }
+    must_be_alone(&survivor, &args).await?;
+    let leaving = match is_leaving(&survivor) {
+        true => " It was to be removed, and may lack what came after that.",
+        false => "",
+    };
+    if args.yes && !leaving.is_empty() {
+        eprintln!("warning: peer {}:{leaving}", survivor.node);
+    }
+    let question = format!(
+        "Cluster {cluster} ends here, and a new one begins with what peer {} has, up to entry {}.{leaving} What only its \
+         other peers had is lost, and they must never run again. Go ahead?",
+        survivor.node, survivor.parent.last.index,
+    );
+    confirm(args.yes, &question, false)?;
+    if !args.yes {
+        // Whoever is asked takes time, in which peers may have been started.
+        must_be_alone(&survivor, &args).await?;
+    }
+    away(move || recover(survivor, &args)).await
+}
+
+async fn present(survivor: &Survivor, args: &RecoverArgs) -> Result<Presence, Failure> {
+    let cert_dir = args.cert_dir.as_deref();
+    Presence::of(&survivor.parent, cert_dir, &args.unrelated_address).await
+}
+
+/// That no other peer of the cluster runs, nor one of what it may have become.
+///
+/// # Errors
+/// Who answers.
+async fn must_be_alone(survivor: &Survivor, args: &RecoverArgs) -> Result<(), Failure> {
+    let cluster = survivor.parent.cluster;
+    let present = present(survivor, args).await?;
     if !present.own.is_empty() {
         return Err(Failure::new(
             Exit::Refused,
@@ -57,18 +85,7 @@ pub(super) async fn run(args: RecoverArgs) -> Result<(), Failure> {
              that are left, but for the one whose last entry (--dry-run shows it) is the newest",
         ));
     }
-    present.must_not_be_succeeded(cluster, &args.unrelated_cluster)?;
-    let leaving = match is_leaving(&survivor) {
-        true => " It was to be removed, and may lack what came after that.",
-        false => "",
-    };
-    let question = format!(
-        "Cluster {cluster} ends here, and a new one begins with what peer {} has, up to entry {}.{leaving} What only its \
-         other peers had is lost, and they must never run again. Go ahead?",
-        survivor.node, survivor.parent.last.index,
-    );
-    confirm(args.yes, &question, false)?;
-    away(move || recover(survivor, &args)).await
+    present.must_not_be_succeeded(cluster, &args.unrelated_cluster)
 }
 
 fn show(survivor: &Survivor, present: &Presence, args: &RecoverArgs) -> Result<(), Failure> {
@@ -103,10 +120,10 @@ fn members(survivor: &Survivor) -> Vec<String> {
 /// That what is in the survivor's directory may go on as the cluster.
 ///
 /// # Errors
-/// It was no member any more, by its own log, which then lacks what came after.
+/// It was no member any more, by its own log or as it was told, and lacks what came after.
 fn must_be_a_member(survivor: &Survivor) -> Result<(), Failure> {
     let parent = &survivor.parent;
-    if !was_removed(parent, survivor.node) {
+    if !survivor.was_told_of_removal() && !was_removed(parent, survivor.node) {
         return Ok(());
     }
     Err(Failure::new(

@@ -196,6 +196,8 @@ pub(crate) struct Cradle {
     /// Who knows of earlier clusters, beside the directories.
     founding: Option<Arc<dyn Founding>>,
     nonce: u64,
+    /// Whether the directory is that of a peer that was removed.
+    is_removed: bool,
     /// Locked while an identity is taken, so that there is only ever one.
     identity: Mutex<Option<Identity>>,
     taken: watch::Sender<Option<Identity>>,
@@ -220,6 +222,7 @@ impl Cradle {
         Self {
             folder: dir.path().to_owned(),
             nonce: dir.identity().nonce(),
+            is_removed: dir.is_removed(),
             dir: SharedDir::new(dir),
             names,
             mine,
@@ -346,6 +349,9 @@ impl Cradle {
     /// [`BootstrapError`] if there is none to be had.
     pub(crate) async fn await_identity(&self) -> Result<Identity, BootstrapError> {
         if let Some(identity) = self.identity().await {
+            if self.is_removed {
+                return Err(self.removed(identity));
+            }
             self.check_company(identity).await?;
             return Ok(identity);
         }
@@ -357,6 +363,14 @@ impl Cradle {
             self.take_first().await
         } else {
             self.await_adoption().await
+        }
+    }
+
+    fn removed(&self, held: Identity) -> BootstrapError {
+        BootstrapError::Removed {
+            folder: self.folder.clone(),
+            cluster: held.cluster,
+            node: held.node,
         }
     }
 
@@ -382,11 +396,8 @@ impl Cradle {
             reply.as_ref().is_ok_and(|reply| reply.removed)
         };
         if replies.iter().any(is_removed) {
-            return Err(BootstrapError::Removed {
-                folder,
-                cluster: mine,
-                node: held.node,
-            });
+            self.dir.note_removed().await;
+            return Err(self.removed(held));
         }
         let answers: Vec<Answer> = replies.into_iter().map(standing).collect();
         match strangers_only(&answers, mine) {

@@ -110,6 +110,13 @@ impl SharedDir {
         self.with(DataDir::note_log_cut).await
     }
 
+    /// Notes that the cluster has removed this peer, durably.
+    pub(crate) async fn note_removed(&self) {
+        if let Err(error) = self.with(DataDir::note_removed).await {
+            tracing::warn!(error = %crate::controller::chain(&error), "cannot note that this peer is removed");
+        }
+    }
+
     /// Opens the log and the state.
     pub(crate) async fn open_store(
         &self,

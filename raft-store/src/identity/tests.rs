@@ -176,6 +176,7 @@ fn who_a_peer_is_has_the_bytes_it_always_had() {
         node: None,
         log_made: false,
         log_cut: false,
+        removed: false,
     };
     let member = NodeFile {
         nonce: 22,
@@ -183,14 +184,20 @@ fn who_a_peer_is_has_the_bytes_it_always_had() {
         node: Some(NodeId(2)),
         log_made: true,
         log_cut: false,
+        removed: false,
     };
     let cut = NodeFile {
         log_cut: true,
         ..member
     };
+    let removed = NodeFile {
+        removed: true,
+        ..member
+    };
     for (name, file) in [
         ("node/pristine", pristine),
         ("node/log-cut", cut),
+        ("node/removed", removed),
         ("data-directory/NODE", member),
     ] {
         fixture::same_as(name, file.encode().as_bytes());
