@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::Either;
-use http::{HeaderMap, Request, Response};
+use http::{Extensions, HeaderMap, Request, Response};
 use hyper::body::Incoming;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::Status;
 use tonic::codegen::Service;
 use tonic::service::Routes;
@@ -19,6 +19,9 @@ use super::quick::{Body, Quick};
 /// How long a request may take to its first answer: over every budget of our own, so that it only
 /// ends requests whose client does not finish sending them.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long before its caller gives up a call says how far it has come.
+const ANSWER_MARGIN: Duration = Duration::from_millis(500);
 
 /// Digits of a timeout, as gRPC bounds them.
 const TIMEOUT_DIGITS_MAX: usize = 8;
@@ -49,15 +52,31 @@ impl Calls {
             return Either::Left(async move { Ok(quick.answer(call, request).await) });
         }
         let asked = asked_timeout(request.headers()).unwrap_or(REQUEST_TIMEOUT);
+        let patience = asked.min(REQUEST_TIMEOUT);
         request.extensions_mut().insert(caller.clone());
+        request
+            .extensions_mut()
+            .insert(AnswerBy(Instant::now() + patience));
         // It is always ready.
         let answering = self.routes.clone().call(request);
         Either::Right(async move {
-            let answered = timeout(asked.min(REQUEST_TIMEOUT), answering).await;
+            let answered = timeout(patience, answering).await;
             let answer = answered.unwrap_or_else(|_| Ok(expired().into_http()));
             answer.map(|answer| answer.map(Body::Routed))
         })
     }
+}
+
+/// Until when a call is waited for.
+#[derive(Clone, Copy, Debug)]
+struct AnswerBy(Instant);
+
+/// For how long what a call asks for may be waited for, so that the caller still hears how far it has come.
+pub(super) fn patience(call: &Extensions) -> Duration {
+    let left = call.get::<AnswerBy>().map_or(REQUEST_TIMEOUT, |by| {
+        by.0.saturating_duration_since(Instant::now())
+    });
+    left.saturating_sub(ANSWER_MARGIN.min(left / 4))
 }
 
 /// What a caller is told whose time is up.
@@ -87,6 +106,19 @@ pub(super) fn asked_timeout(headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_call_ends_in_time_to_say_how_far_it_has_come() {
+        let of = |seconds| {
+            let mut call = Extensions::new();
+            call.insert(AnswerBy(Instant::now() + Duration::from_secs(seconds)));
+            patience(&call)
+        };
+        assert!(patience(&Extensions::new()) < REQUEST_TIMEOUT);
+        assert!(of(10) <= Duration::from_secs(10) - ANSWER_MARGIN);
+        assert!(of(1) <= Duration::from_millis(750));
+        assert_eq!(of(0), Duration::ZERO);
+    }
 
     #[test]
     fn a_timeout_is_read_in_every_unit_and_not_guessed() {

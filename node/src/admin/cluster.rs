@@ -7,6 +7,7 @@ use raftserve_model::{ClusterVersion, NodeId, VersionRange};
 use raftserve_store::state::PeerStanding;
 use tonic::{Request, Response, Status};
 
+use super::calls::patience;
 use super::errors::Reason;
 use super::gate::admitted;
 use super::proposer;
@@ -26,9 +27,6 @@ const FINALIZE_BUDGET: Duration = Duration::from_secs(2);
 
 /// How long to wait for the other peers' states: they come with the next exchange.
 const COMPARE_BUDGET: Duration = Duration::from_secs(2);
-
-/// How long a change of a member may take: a joint change, and the leases that have to end before.
-const MANAGE_BUDGET: Duration = Duration::from_secs(25);
 
 /// How long the leader may take to tell how the members are.
 const HEALTH_BUDGET: Duration = Duration::from_secs(2);
@@ -207,9 +205,10 @@ impl Cluster for ClusterApi {
         &self,
         request: Request<v1::RemoveMemberRequest>,
     ) -> Result<Response<v1::RemoveMemberResponse>, Status> {
-        let (asked, _held) = admitted(request);
+        let (asked, held) = admitted(request);
         let node = NodeId(asked.node_id);
-        let removed = self.0.parts.consensus.remove_member(node, MANAGE_BUDGET);
+        let consensus = &self.0.parts.consensus;
+        let removed = consensus.remove_member(node, patience(&held));
         removed.await.map_err(|error| unmanaged(node, &error))?;
         Ok(Response::new(v1::RemoveMemberResponse {}))
     }
@@ -218,9 +217,10 @@ impl Cluster for ClusterApi {
         &self,
         request: Request<v1::PromoteMemberRequest>,
     ) -> Result<Response<v1::PromoteMemberResponse>, Status> {
-        let (asked, _held) = admitted(request);
+        let (asked, held) = admitted(request);
         let node = NodeId(asked.node_id);
-        let promoted = self.0.parts.consensus.promote_member(node, MANAGE_BUDGET);
+        let consensus = &self.0.parts.consensus;
+        let promoted = consensus.promote_member(node, patience(&held));
         promoted.await.map_err(|error| unmanaged(node, &error))?;
         Ok(Response::new(v1::PromoteMemberResponse {}))
     }

@@ -462,13 +462,12 @@ async fn remove(node_id: u64, yes: bool, format: Format, target: &Target) -> Res
     if let Some(before) = &before {
         confirm(yes, &removal(node_id, before), false)?;
     }
-    servers
-        .ask(|channel| async move {
-            ClusterClient::new(channel)
-                .remove_member(v1::RemoveMemberRequest { node_id })
-                .await
-        })
-        .await?;
+    let asked = servers.in_time(v1::RemoveMemberRequest { node_id });
+    let remove = |channel| {
+        let asked = asked();
+        async move { ClusterClient::new(channel).remove_member(asked).await }
+    };
+    servers.ask(remove).await?;
     let before = before.as_ref();
     output::print(format, &removed_value(node_id, before), || {
         removed_text(node_id, before)
@@ -476,13 +475,13 @@ async fn remove(node_id: u64, yes: bool, format: Format, target: &Target) -> Res
 }
 
 async fn promote(node_id: u64, format: Format, target: &Target) -> Result<(), Failure> {
-    Servers::new(target)?
-        .ask(|channel| async move {
-            ClusterClient::new(channel)
-                .promote_member(v1::PromoteMemberRequest { node_id })
-                .await
-        })
-        .await?;
+    let mut servers = Servers::new(target)?;
+    let asked = servers.in_time(v1::PromoteMemberRequest { node_id });
+    let promote = |channel| {
+        let asked = asked();
+        async move { ClusterClient::new(channel).promote_member(asked).await }
+    };
+    servers.ask(promote).await?;
     output::print(format, &json!({ "promoted": node_id }), || {
         format!("Peer {node_id} votes now.\n")
     })

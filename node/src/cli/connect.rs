@@ -238,6 +238,19 @@ impl Servers {
         })
     }
 
+    /// A call that says how long its answer is waited for, so that the peer tells in time how far it has come.
+    pub(super) fn in_time<M>(&self, message: M) -> impl Fn() -> Request<M> + use<M>
+    where
+        M: Clone,
+    {
+        let patience = self.patience;
+        move || {
+            let mut request = Request::new(message.clone());
+            request.set_timeout(patience);
+            request
+        }
+    }
+
     /// The release that is asked, if `kubectl` found it.
     pub(super) fn release(&self) -> Option<&Release> {
         Some(&self.forward.as_ref()?.release)

@@ -26,20 +26,23 @@ use crate::peer::wire::{
 /// How long the admission of a peer may take; it asks again.
 const ADMISSION: Duration = Duration::from_secs(5);
 
+/// How long it may take to agree on a change of members: as long as any other write.
+const DECISION: Duration = Duration::from_millis(1_600);
+
 /// How often it is looked at whether something has come about.
 const LOOK: Duration = Duration::from_millis(50);
 
 impl Core {
     /// Gives a peer with an empty directory an id, the same however often it asks.
     pub(crate) async fn admit(&self, asked: JoinRequest) -> JoinReply {
+        let until = Instant::now() + ADMISSION;
+        // Who runs at that address is known from an up-to-date membership only, and so is the cluster's version.
+        if let Err(error) = self.read_barrier(until).await {
+            return JoinReply::NotYet(error.to_string());
+        }
         let version = self.reader.state().version();
         if let Err(unsupported) = asked.supports.check(version) {
             return JoinReply::Refused(unsupported.to_string());
-        }
-        let until = Instant::now() + ADMISSION;
-        // Who runs at that address is known from an up-to-date membership only.
-        if let Err(error) = self.read_barrier(until).await {
-            return JoinReply::NotYet(error.to_string());
         }
         let expected = Standing::Pristine { nonce: asked.nonce };
         match greet(
@@ -310,6 +313,22 @@ impl Core {
         }
     }
 
+    /// Has the cluster agree on what is asked. That takes no longer than other writes may, however long `until` leaves for
+    /// what comes of it.
+    async fn agree(&self, task: ManageTask, until: Instant) -> Result<(), ManageError> {
+        let decided = until.min(Instant::now() + DECISION);
+        match self.manage(task, decided).await {
+            Ok(_) => Ok(()),
+            Err(ManageError::NotDone { reason }) => Err(ManageError::NotDone {
+                reason: format!(
+                    "it is not known whether that is agreed to ({reason}). Without a quorum it may be decided later: look at \
+                     the members first, or ask again"
+                ),
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
     /// How the leader sees the members.
     pub(crate) async fn member_health(
         &self,
@@ -329,7 +348,7 @@ impl Core {
         node: NodeId,
         until: Instant,
     ) -> Result<(), ManageError> {
-        self.manage(ManageTask::Remove(node), until).await?;
+        self.agree(ManageTask::Remove(node), until).await?;
         let gone = async {
             loop {
                 let state = self.reader.state();
@@ -408,7 +427,7 @@ impl Core {
         if is_voter() {
             return Ok(());
         }
-        self.manage(ManageTask::Promote(node), until).await?;
+        self.agree(ManageTask::Promote(node), until).await?;
         let voting = async {
             while !is_voter() {
                 sleep(LOOK).await;

@@ -132,21 +132,13 @@ async fn one_peer_grows_to_three_and_shrinks_again() {
         .await
         .unwrap();
     gone.stop().await;
-    // Whose flags name nobody else has nobody to ask before it starts, and hears of it as soon as it runs.
-    match within(start(growing.config(leader))).await {
-        Ok(back) => {
-            let told = back.removed();
-            within(told.clone().wait_for(|removed| *removed))
-                .await
-                .unwrap();
-            back.stop().await;
-        }
-        Err(error) => {
-            let text = error.to_string();
-            assert!(text.contains("was removed from cluster"), "{text}");
-        }
-    }
+    // It has been told, and nobody need be there to tell it again.
     stop_all(peers).await;
+    let Err(error) = within(start(growing.config(leader))).await else {
+        panic!("it has started");
+    };
+    let text = error.to_string();
+    assert!(text.contains("was removed from cluster"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -337,6 +329,23 @@ async fn a_removal_that_would_cost_the_quorum_is_refused() {
     let down_id = NodeId(u64::try_from(down).unwrap() + 1);
     consensus.remove_member(down_id, PATIENCE).await.unwrap();
     assert_eq!(members(peers[leader].as_ref().unwrap()), all(&peers));
+    stop_all(peers).await;
+}
+
+/// However long the caller would wait for what comes of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_quorum_a_removal_soon_ends_with_what_is_known_of_it() {
+    let places = Places::new(3);
+    let mut peers = living(places.start_all().await);
+    let leader = leader_of(&peers).await;
+    let left = (leader + 1) % 3;
+    for place in [leader, (leader + 2) % 3] {
+        peers[place].take().unwrap().stop().await;
+    }
+    let consensus = peers[left].as_ref().unwrap().consensus();
+    let removed = within(consensus.remove_member(NodeId(1), PATIENCE * 100)).await;
+    let said = removed.unwrap_err().to_string();
+    assert!(said.contains("not known whether that is agreed"), "{said}");
     stop_all(peers).await;
 }
 
