@@ -43,6 +43,19 @@ pub enum OpenError {
     /// What was saved at the last stop can neither be used nor deleted.
     #[error("cannot clear the saved state")]
     Checkpoint(#[source] StateStoreError),
+    /// What vouches for a state that is not needed cannot be taken away, and a later start might take it for its own.
+    #[error(
+        "{} says what was saved at an earlier stop, which a later start must not take for its own, and it can be neither \
+         removed nor moved. The snapshots and the log hold all of it: remove that file by hand, or mend the disk, and start the \
+         peer again",
+        .path.display()
+    )]
+    Disown {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be taken away.
+        source: StateStoreError,
+    },
     /// This release cannot work in the peer's cluster.
     #[error("cannot run this release")]
     Unsupported(#[source] Unsupported),
@@ -240,7 +253,8 @@ impl Store {
 
     /// The state that was saved at the last stop, if it is to be used. Nothing vouches for it from then on, also if it is not,
     /// since what is saved now will not be the state at the next start; but where it is the only copy, that ends last, when
-    /// the checkpoint is begun. What is missed of the snapshots that are `unread` is made sure of first.
+    /// the checkpoint is begun. What is missed of the snapshots that are `unread` is made sure of first. Where nothing is
+    /// missed, what vouches for a state and cannot be read does not vouch.
     fn saved(
         &self,
         dir: &Path,
@@ -249,35 +263,40 @@ impl Store {
         (snapshots, unread): (&Snapshots, &mut Vec<Unread>),
     ) -> Result<Option<Saved>, OpenError> {
         let snapshot = snapshots.current().and_then(|it| it.head.last);
-        let vouched = place.vouched().map_err(OpenError::Checkpoint)?;
-        let usable = match vouched.filter(|_| self.saved != SavedState::Unused) {
-            Some(marker) => is_newest(&marker, wal, snapshot)
-                .map_err(unread_log(dir))?
-                .then_some(marker),
-            None => None,
+        let usable = |vouched: Option<Marker>| {
+            let wanted = vouched.filter(|_| self.saved != SavedState::Unused);
+            newest_of(wanted, wal, snapshot).map_err(unread_log(dir))
         };
         let Some(purged) = gap(wal, snapshot) else {
             do_without(unread, dir, wal, snapshot)?;
-            let wanted = match usable {
+            let vouched = place.vouched().unwrap_or_else(|doubt| {
+                tracing::warn!(
+                    error = &doubt as &dyn std::error::Error,
+                    "the state saved at the last stop is not used: what vouches for it cannot be read. Look at the disk"
+                );
+                None
+            });
+            let wanted = match usable(vouched)? {
                 Some(marker) if self.is_wanted(&marker, snapshots)? => Some(marker),
                 _ => None,
             };
-            return match wanted {
-                Some(marker) => place.take(marker).map_err(OpenError::Checkpoint),
-                None => {
-                    place.disown().map_err(OpenError::Checkpoint)?;
-                    Ok(None)
-                }
+            let taken = match wanted {
+                Some(marker) => place.take(marker),
+                None => place.disown().map(|()| None),
             };
-        };
-        let Some(marker) = usable else {
-            do_without(unread, dir, wal, snapshot)?;
-            return Err(OpenError::gap(dir, purged, snapshot));
+            return taken.map_err(|source| OpenError::Disown {
+                path: place.marker(),
+                source,
+            });
         };
         let only_copy = |source| OpenError::OnlyCopy {
             path: dir.to_owned(),
             purged,
             source,
+        };
+        let Some(marker) = usable(place.vouched().map_err(only_copy)?)? else {
+            do_without(unread, dir, wal, snapshot)?;
+            return Err(OpenError::gap(dir, purged, snapshot));
         };
         let saved = place.read_only_copy(marker).map_err(only_copy)?;
         tracing::error!(
@@ -368,12 +387,18 @@ fn holds_log(names: &[String]) -> bool {
     names.iter().any(|name| name.ends_with(".wal"))
 }
 
-/// Whether the state saved at the last stop is that of an entry of this log, and newer than the snapshot's.
-fn is_newest(marker: &Marker, wal: &Wal, snapshot: Option<LogId>) -> io::Result<bool> {
-    match marker.head.last.filter(|last| Some(*last) > snapshot) {
-        Some(last) => holds(wal, last),
-        None => Ok(false),
-    }
+/// What vouches for the state saved at the last stop, if that is the state of an entry of this log, and newer than the snapshot's.
+fn newest_of(
+    vouched: Option<Marker>,
+    wal: &Wal,
+    snapshot: Option<LogId>,
+) -> io::Result<Option<Marker>> {
+    let newer = |it: &Marker| it.head.last.filter(|last| Some(*last) > snapshot);
+    let is_held = match vouched.as_ref().and_then(newer) {
+        Some(last) => holds(wal, last)?,
+        None => false,
+    };
+    Ok(vouched.filter(|_| is_held))
 }
 
 /// Whether the log holds this very entry.
