@@ -108,6 +108,21 @@ pub enum OpenError {
         /// Why it cannot be read.
         source: StateStoreError,
     },
+    /// As in [`OpenError::Gap`], of a peer that is down, and a start would use the state that was saved at the last stop.
+    #[error(
+        "the log of {} begins after entry {purged}, and no intact snapshot reaches it; but the state saved at the last stop, up to \
+         {saved}, is there, and is the only copy. Do not remove the directory: make a copy of it, then start the peer once by \
+         itself, with its usual flags, until its log says that a snapshot was taken. Then stop it, and try again",
+        .path.display()
+    )]
+    OnlySaved {
+        /// The data directory.
+        path: PathBuf,
+        /// The last entry that is no longer in the log.
+        purged: LogId,
+        /// The last entry of the saved state.
+        saved: LogId,
+    },
 }
 
 impl OpenError {
@@ -116,6 +131,15 @@ impl OpenError {
             path: dir.to_owned(),
             purged,
             snapshot: snapshot.map_or_else(|| "nothing".to_owned(), |last| last.to_string()),
+        }
+    }
+
+    fn unread_copy(dir: &Path, purged: LogId) -> impl FnOnce(StateStoreError) -> Self {
+        let path = dir.to_owned();
+        move |source| Self::OnlyCopy {
+            path,
+            purged,
+            source,
         }
     }
 }
@@ -263,10 +287,6 @@ impl Store {
         (snapshots, unread): (&Snapshots, &mut Vec<Unread>),
     ) -> Result<Option<Saved>, OpenError> {
         let snapshot = snapshots.current().and_then(|it| it.head.last);
-        let usable = |vouched: Option<Marker>| {
-            let wanted = vouched.filter(|_| self.saved != SavedState::Unused);
-            newest_of(wanted, wal, snapshot).map_err(unread_log(dir))
-        };
         let Some(purged) = gap(wal, snapshot) else {
             do_without(unread, dir, wal, snapshot)?;
             let vouched = place.vouched().unwrap_or_else(|doubt| {
@@ -276,8 +296,9 @@ impl Store {
                 );
                 None
             });
-            let wanted = match usable(vouched)? {
-                Some(marker) if self.is_wanted(&marker, snapshots)? => Some(marker),
+            let usable = self.usable(vouched, wal, snapshot);
+            let wanted = match usable.map_err(unread_log(dir))? {
+                Some((marker, _)) if self.is_wanted(&marker, snapshots)? => Some(marker),
                 _ => None,
             };
             let taken = match wanted {
@@ -289,16 +310,12 @@ impl Store {
                 source,
             });
         };
-        let only_copy = |source| OpenError::OnlyCopy {
-            path: dir.to_owned(),
-            purged,
-            source,
-        };
-        let Some(marker) = usable(place.vouched().map_err(only_copy)?)? else {
+        let Some((marker, _)) = self.only_copy(dir, place, wal, (purged, snapshot))? else {
             do_without(unread, dir, wal, snapshot)?;
             return Err(OpenError::gap(dir, purged, snapshot));
         };
-        let saved = place.read_only_copy(marker).map_err(only_copy)?;
+        let saved = place.read_only_copy(marker);
+        let saved = saved.map_err(OpenError::unread_copy(dir, purged))?;
         tracing::error!(
             "no intact snapshot of {} reaches entry {purged}, after which its log begins: they were removed, or damaged. \
              The state saved at the last stop is the only copy, and is used; a snapshot is taken at once. If this peer \
@@ -306,6 +323,37 @@ impl Store {
             dir.display()
         );
         Ok(Some(saved))
+    }
+
+    /// What vouches for the state that was saved at the last stop, and the entry it ends with, where the log begins after
+    /// `purged` and no snapshot reaches it. Changes nothing.
+    fn only_copy(
+        &self,
+        dir: &Path,
+        place: &Place,
+        wal: &Wal,
+        (purged, snapshot): (LogId, Option<LogId>),
+    ) -> Result<Option<(Marker, LogId)>, OpenError> {
+        let vouched = place.vouched();
+        let vouched = vouched.map_err(OpenError::unread_copy(dir, purged))?;
+        let usable = self.usable(vouched, wal, snapshot);
+        usable.map_err(unread_log(dir))
+    }
+
+    /// What vouches for a saved state, and the entry it ends with, if it is to be used at all, is of an entry of this log, and
+    /// is newer than the snapshot's.
+    fn usable(
+        &self,
+        vouched: Option<Marker>,
+        wal: &Wal,
+        snapshot: Option<LogId>,
+    ) -> io::Result<Option<(Marker, LogId)>> {
+        let vouched = vouched.filter(|_| self.saved != SavedState::Unused);
+        let ended = vouched.and_then(|marker| marker.head.last.map(|last| (marker, last)));
+        match ended.filter(|(_, last)| Some(*last) > snapshot) {
+            Some((marker, last)) => Ok(holds(wal, last)?.then_some((marker, last))),
+            None => Ok(None),
+        }
     }
 
     /// Whether a saved state that is newer than the snapshot is worth reading, where both are there.
@@ -337,10 +385,11 @@ impl Store {
     }
 
     /// The log of a peer that is down, and the state of its newest snapshot. Nothing is changed, and a log that was
-    /// found to have lost entries is read too: it may be all that is left. Blocks.
+    /// found to have lost entries is read too: it may be all that is left. A saved state is not read, since whatever reads its
+    /// store also writes it. Blocks.
     ///
     /// # Errors
-    /// [`OpenError`].
+    /// [`OpenError`]; [`OpenError::OnlySaved`] where a start would go on from the saved state.
     pub(crate) fn read(&self, dir: &DataDir) -> Result<(Wal, Applied), OpenError> {
         let disk = &**dir.disk();
         let (wal_dir, snapshot_dir) = (dir.path().join(WAL_DIR), dir.path().join(SNAPSHOT_DIR));
@@ -358,6 +407,16 @@ impl Store {
         let wal = Wal::open_to_read(disk, &wal_dir, self.wal, known(dir));
         let wal = wal.map_err(OpenError::Wal)?;
         let last = newest.as_ref().and_then(|it| it.head.last);
+        if let Some(purged) = gap(&wal, last) {
+            let place = Place::new(Arc::clone(dir.disk()), dir.path());
+            if let Some((_, saved)) = self.only_copy(dir.path(), &place, &wal, (purged, last))? {
+                return Err(OpenError::OnlySaved {
+                    path: dir.path().to_owned(),
+                    purged,
+                    saved,
+                });
+            }
+        }
         do_without(&mut unread, dir.path(), &wal, last)?;
         let applied = restore(dir.path(), &wal, newest)?;
         self.check_version(&applied)?;
@@ -385,20 +444,6 @@ fn known(dir: &DataDir) -> Known {
 
 fn holds_log(names: &[String]) -> bool {
     names.iter().any(|name| name.ends_with(".wal"))
-}
-
-/// What vouches for the state saved at the last stop, if that is the state of an entry of this log, and newer than the snapshot's.
-fn newest_of(
-    vouched: Option<Marker>,
-    wal: &Wal,
-    snapshot: Option<LogId>,
-) -> io::Result<Option<Marker>> {
-    let newer = |it: &Marker| it.head.last.filter(|last| Some(*last) > snapshot);
-    let is_held = match vouched.as_ref().and_then(newer) {
-        Some(last) => holds(wal, last)?,
-        None => false,
-    };
-    Ok(vouched.filter(|_| is_held))
 }
 
 /// Whether the log holds this very entry.

@@ -1,8 +1,8 @@
 //! What becomes of the state that was saved at a stop.
 
 use super::*;
-use crate::disk::Disk;
 use crate::disk::failing::FailingReads;
+use crate::disk::{Disk, ReadOnlyDisk};
 use crate::state::Digest;
 
 fn stop(opened: Opened) {
@@ -363,4 +363,63 @@ async fn a_saved_state_is_the_only_copy_also_where_all_snapshots_are_damaged() {
     }
     let opened = open(dir.path()).unwrap();
     assert_eq!(opened.reader.last(), Some(id(125)));
+}
+
+/// All that is in a directory, by name.
+fn all_files(dir: &Path) -> std::collections::BTreeMap<std::path::PathBuf, Vec<u8>> {
+    let mut files = std::collections::BTreeMap::new();
+    for found in std::fs::read_dir(dir).unwrap() {
+        let path = found.unwrap().path();
+        match path.is_dir() {
+            true => files.extend(all_files(&path)),
+            false => drop(files.insert(path.clone(), std::fs::read(path).unwrap())),
+        }
+    }
+    files
+}
+
+#[tokio::test]
+async fn a_recovery_tells_of_a_saved_state_that_is_the_only_copy_and_reads_what_a_start_makes_of_it()
+ {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut opened = open(dir).unwrap();
+    settle(&mut opened).await;
+    stop(opened);
+    let read = || {
+        let disk: Arc<dyn Disk> = Arc::new(ReadOnlyDisk);
+        let data = DataDir::open_to_read(disk, dir, DirectoryLock::take_to_read)?;
+        let (_, applied) = Store::default().read(&data)?;
+        Ok::<_, OpenError>(applied.last)
+    };
+    // Damaged, and then gone.
+    let snapshots = dir.join(SNAPSHOT_DIR);
+    let files = std::fs::read_dir(&snapshots).unwrap();
+    files.for_each(|file| std::fs::write(file.unwrap().path(), "not one").unwrap());
+    for _ in 0..2 {
+        let before = all_files(dir);
+        let error = read().unwrap_err();
+        let OpenError::OnlySaved { purged, saved, .. } = &error else {
+            panic!("{}", chain(&error));
+        };
+        assert_eq!((*purged, *saved), (id(9), id(125)));
+        let said = error.to_string();
+        assert!(said.contains("Do not remove the directory"), "{said}");
+        assert!(all_files(dir) == before, "it was changed");
+        if snapshots.exists() {
+            std::fs::remove_dir_all(&snapshots).unwrap();
+        }
+    }
+    let marker = dir.join("CHECKPOINT");
+    let vouching = std::fs::read(&marker).unwrap();
+    std::fs::write(&marker, "").unwrap();
+    assert!(matches!(read(), Err(OpenError::Gap { .. })));
+    std::fs::write(&marker, vouching).unwrap();
+
+    // What it says to do.
+    let mut opened = open(dir).unwrap();
+    let mut builder = opened.machine.get_snapshot_builder().await;
+    builder.build_snapshot().await.unwrap();
+    drop(opened);
+    assert_eq!(read().unwrap(), Some(id(125)));
 }
