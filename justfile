@@ -50,7 +50,7 @@ bench-failover *ARGS:
     cargo build --release --locked -p raftserve-node
     cargo run --release --locked -p jepsen-tests --bin bench_failover -- {{ ARGS }}
 
-# Crashes a whole store, its checkpoint and a recovery at so many points each on a simulated disk, from a random seed on or from FIRST. RAFTSERVE_CRASH_SEED=N repeats one.
+# Crashes a whole store, its log, its checkpoint and a recovery at so many points each on a simulated disk, from a random seed on or from FIRST. RAFTSERVE_CRASH_SEED=N repeats one.
 crash-points POINTS="100000" FIRST="random":
     RAFTSERVE_CRASH_POINTS={{ POINTS }} RAFTSERVE_CRASH_FIRST={{ FIRST }} \
         cargo test --release --locked -p raftserve-store --lib survives_a_crash_at_every_operation -- --nocapture

@@ -5,10 +5,12 @@
 //! path of everything else; when the peer stops in good order only the rest is left to write, and what is kept for
 //! watchers, which changes too fast to be written more than once. A marker beside it, made durable last, holds the
 //! entry that it is the state of and the state's digest. The marker is removed before anything is read or changed, so
-//! that it serves one start only: after a crash there is none. If anything is in doubt (no marker, a digest that
-//! differs, a store that errs, panics or takes too long, a log that does not hold the entry) the state is deleted and
-//! rebuilt from snapshot and log. Where these are not there any more, because somebody has removed the snapshots, it has
-//! become the only copy: then nothing is deleted, and the marker goes only once the state was read.
+//! that it serves one start only: after a crash there is none. If anything is in doubt (no marker or one that cannot be
+//! read, a digest that differs, a store that errs, panics or takes too long, a log that does not hold the entry) the state
+//! is deleted and rebuilt from snapshot and log. What the disk does not let go of is left, and not used: a marker is moved
+//! out of the way, and where `state/` cannot be listed the peer keeps no checkpoint. Where snapshot and log do not give the
+//! state any more, because somebody has removed the snapshots, it has become the only copy: then nothing is deleted, and the
+//! marker goes only once the state was read.
 
 mod cost;
 mod records;
@@ -32,7 +34,7 @@ use self::records::Records;
 pub use self::store::{Backend, StateStore, StateStoreError, Take, VALUE_MAX, ValueEdit};
 use self::writer::{Rhythm, Writer};
 use crate::codec;
-use crate::disk::{Disk, read_file, remove_all, remove_durably, sync_all, write_atomically};
+use crate::disk::{Disk, read_file, remove_all, sync_all, write_atomically};
 use crate::entry::LogId;
 use crate::identity::DirectoryLock;
 use crate::raft::{Applied, StateReader};
@@ -42,6 +44,8 @@ use crate::wal::Wal;
 
 const STATE_DIR: &str = "state";
 const MARKER: &str = "CHECKPOINT";
+/// What a marker is called that could not be removed. Nobody reads it.
+const MARKER_ASIDE: &str = "CHECKPOINT.unused";
 
 /// How long reading may take before rebuilding is begun instead: several times what is reckoned with. Where rebuilding is
 /// reckoned to be sooner, nothing is read; a million sessions, which are read where there is no other copy, take 4 s.
@@ -72,6 +76,8 @@ pub(crate) struct Place {
 #[derive(Debug)]
 pub(crate) struct Saved {
     pub(crate) applied: Applied,
+    /// Whether there is no other copy of it, so that its marker is still there.
+    only_copy: bool,
     generation: u64,
     records: Idle,
 }
@@ -132,7 +138,7 @@ impl Place {
     /// # Errors
     /// [`StateStoreError::Io`] if it cannot be read.
     pub(crate) fn vouched(&self) -> Result<Option<Marker>, StateStoreError> {
-        let path = self.dir.join(MARKER);
+        let path = self.marker();
         let bytes = read_file(self.disk.as_ref(), &path);
         let bytes = bytes.map_err(StateStoreError::io("read", &path))?;
         let marker = bytes.as_deref().map(decode_marker);
@@ -142,14 +148,29 @@ impl Place {
         Ok(marker.flatten())
     }
 
-    /// Takes away what vouches for a saved state, durably: from then on that may be changed. Blocks.
+    /// Where what vouches for a saved state is.
+    pub(crate) fn marker(&self) -> PathBuf {
+        self.dir.join(MARKER)
+    }
+
+    /// Takes away what vouches for a saved state, durably: from then on that may be changed. What cannot be removed, as what
+    /// lies on bad sectors, is moved out of the way. Blocks.
     ///
     /// # Errors
-    /// [`StateStoreError::Io`].
+    /// [`StateStoreError::Io`]. It may vouch for that state still, also where this peer's has gone on.
     pub(crate) fn disown(&self) -> Result<(), StateStoreError> {
-        let path = self.dir.join(MARKER);
-        let removed = remove_durably(self.disk.as_ref(), &path);
-        removed.map_err(StateStoreError::io("remove", &path))
+        let path = self.marker();
+        let gone = match self.disk.remove(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => {
+                let aside = self.dir.join(MARKER_ASIDE);
+                self.disk.rename(&path, &aside).map_err(|_| error)
+            }
+            removed => removed,
+        };
+        // A sync that fails is not tried again by other means: it would tell nothing.
+        let gone = gone.and_then(|()| self.disk.sync_dir(&self.dir));
+        gone.map_err(StateStoreError::io("remove", &path))
     }
 
     /// Takes the state that `marker` vouches for; none if there is any doubt about it. It serves this start only. Blocks,
@@ -185,7 +206,11 @@ impl Place {
     /// # Errors
     /// [`StateStoreError`]. Nothing was removed.
     pub(crate) fn read_only_copy(&self, marker: Marker) -> Result<Saved, StateStoreError> {
-        self.read_within(OPEN_DEADLINE, marker)
+        let saved = self.read_within(OPEN_DEADLINE, marker)?;
+        Ok(Saved {
+            only_copy: true,
+            ..saved
+        })
     }
 
     /// Reads on a thread of its own, which is left alone if it takes too long or panics.
@@ -230,6 +255,7 @@ impl Place {
         };
         Ok(Saved {
             applied,
+            only_copy: false,
             generation: marker.generation,
             records: Idle(Some(records)),
         })
@@ -250,11 +276,15 @@ impl Place {
     }
 
     /// Deletes every directory but that of `kept`; gives a generation that no directory ever had since.
+    ///
+    /// # Errors
+    /// [`StateStoreError::Unlisted`]: there is no such generation for certain, and so no place for a checkpoint.
     fn clear(&self, kept: Option<u64>) -> Result<u64, StateStoreError> {
-        let parent = self.dir.join(STATE_DIR);
-        let generations = self
-            .generations()
-            .map_err(StateStoreError::io("list", &parent))?;
+        let generations = self.generations();
+        let generations = generations.map_err(|source| StateStoreError::Unlisted {
+            path: self.dir.join(STATE_DIR),
+            source,
+        })?;
         for generation in generations.iter().filter(|it| Some(**it) != kept) {
             let path = self.state_dir(*generation);
             // One that is still being written by a thread left behind goes with a later start.
@@ -281,7 +311,7 @@ impl Place {
         };
         let mut bytes = codec::encode(&marker).map_err(StateStoreError::Codec)?;
         bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
-        let path = self.dir.join(MARKER);
+        let path = self.marker();
         write_atomically(self.disk.as_ref(), &path, &bytes)
             .map_err(StateStoreError::io("write", &path))
     }
@@ -303,7 +333,12 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// `saved` is what the peer has started from; `place` is none if no checkpoint is kept.
+    /// `saved` is what the peer has started from; `place` is none if no checkpoint is kept. Nor is one kept where it cannot be
+    /// told what is in `state/`, unless `saved` is the only copy: nothing vouches for what is there any more, nothing is
+    /// written there, and the next start is slower, until somebody removes that directory or the disk can be read.
+    ///
+    /// # Errors
+    /// [`StateStoreError`]. What is the only copy is still vouched for, unless its marker could not be taken away durably.
     pub(crate) fn start(
         place: Option<Place>,
         saved: Option<Saved>,
@@ -311,13 +346,21 @@ impl Checkpoint {
         reader: StateReader,
         lock: Arc<DirectoryLock>,
     ) -> Result<Self, StateStoreError> {
-        let worker = match place {
-            None => None,
-            Some(place) => Some(Worker::start(
-                Writer::new(place, saved, reader, Rhythm::default())?,
-                Arc::clone(&lock),
-            )?),
+        let only_copy = saved.as_ref().is_some_and(|it| it.only_copy);
+        let writer = place.map(|place| Writer::new(place, saved, reader, Rhythm::default()));
+        let writer = match writer {
+            Some(Err(error @ StateStoreError::Unlisted { .. })) if !only_copy => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "no checkpoint is kept: the next start will read snapshot and log. Once the peer is stopped, that \
+                     directory may be removed"
+                );
+                None
+            }
+            writer => writer.transpose()?,
         };
+        let worker = writer.map(|writer| Worker::start(writer, Arc::clone(&lock)));
+        let worker = worker.transpose()?;
         Ok(Self {
             wal,
             worker,

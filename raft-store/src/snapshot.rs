@@ -369,7 +369,7 @@ impl Snapshots {
     }
 
     /// The newest intact snapshot in `dir` that can be read, and what cannot be, as [`Snapshots::open_readable`] has it.
-    /// Nothing is changed. Blocks.
+    /// Nothing is changed. There is none where `dir` is not there, which a start would make. Blocks.
     pub(crate) fn newest_in(
         disk: &dyn Disk,
         dir: &Path,
@@ -379,7 +379,12 @@ impl Snapshots {
     }
 
     fn kept_in(disk: &dyn Disk, dir: &Path, others: Others) -> Result<Found, SnapshotError> {
-        let mut names = disk.list(dir).map_err(io("list", dir))?;
+        let mut names = match disk.list(dir) {
+            Err(error) if others == Others::Leave && error.kind() == io::ErrorKind::NotFound => {
+                Vec::new()
+            }
+            names => names.map_err(io("list", dir))?,
+        };
         names.sort_unstable();
         let (mut kept, mut unread) = (Vec::new(), Vec::new());
         for name in names.iter().rev() {

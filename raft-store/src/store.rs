@@ -43,6 +43,19 @@ pub enum OpenError {
     /// What was saved at the last stop can neither be used nor deleted.
     #[error("cannot clear the saved state")]
     Checkpoint(#[source] StateStoreError),
+    /// What vouches for a state that is not needed cannot be taken away, and a later start might take it for its own.
+    #[error(
+        "{} says what was saved at an earlier stop, which a later start must not take for its own, and it can be neither \
+         removed nor moved. The snapshots and the log hold all of it: remove that file by hand, or mend the disk, and start the \
+         peer again",
+        .path.display()
+    )]
+    Disown {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be taken away.
+        source: StateStoreError,
+    },
     /// This release cannot work in the peer's cluster.
     #[error("cannot run this release")]
     Unsupported(#[source] Unsupported),
@@ -95,6 +108,21 @@ pub enum OpenError {
         /// Why it cannot be read.
         source: StateStoreError,
     },
+    /// As in [`OpenError::Gap`], of a peer that is down, and a start would use the state that was saved at the last stop.
+    #[error(
+        "the log of {} begins after entry {purged}, and no intact snapshot reaches it; but the state saved at the last stop, up to \
+         {saved}, is there, and is the only copy. Do not remove the directory: make a copy of it, then start the peer once by \
+         itself, with its usual flags, until its log says that a snapshot was taken. Then stop it, and try again",
+        .path.display()
+    )]
+    OnlySaved {
+        /// The data directory.
+        path: PathBuf,
+        /// The last entry that is no longer in the log.
+        purged: LogId,
+        /// The last entry of the saved state.
+        saved: LogId,
+    },
 }
 
 impl OpenError {
@@ -103,6 +131,15 @@ impl OpenError {
             path: dir.to_owned(),
             purged,
             snapshot: snapshot.map_or_else(|| "nothing".to_owned(), |last| last.to_string()),
+        }
+    }
+
+    fn unread_copy(dir: &Path, purged: LogId) -> impl FnOnce(StateStoreError) -> Self {
+        let path = dir.to_owned();
+        move |source| Self::OnlyCopy {
+            path,
+            purged,
+            source,
         }
     }
 }
@@ -240,7 +277,8 @@ impl Store {
 
     /// The state that was saved at the last stop, if it is to be used. Nothing vouches for it from then on, also if it is not,
     /// since what is saved now will not be the state at the next start; but where it is the only copy, that ends last, when
-    /// the checkpoint is begun. What is missed of the snapshots that are `unread` is made sure of first.
+    /// the checkpoint is begun. What is missed of the snapshots that are `unread` is made sure of first. Where nothing is
+    /// missed, what vouches for a state and cannot be read does not vouch.
     fn saved(
         &self,
         dir: &Path,
@@ -249,37 +287,35 @@ impl Store {
         (snapshots, unread): (&Snapshots, &mut Vec<Unread>),
     ) -> Result<Option<Saved>, OpenError> {
         let snapshot = snapshots.current().and_then(|it| it.head.last);
-        let vouched = place.vouched().map_err(OpenError::Checkpoint)?;
-        let usable = match vouched.filter(|_| self.saved != SavedState::Unused) {
-            Some(marker) => is_newest(&marker, wal, snapshot)
-                .map_err(unread_log(dir))?
-                .then_some(marker),
-            None => None,
-        };
         let Some(purged) = gap(wal, snapshot) else {
             do_without(unread, dir, wal, snapshot)?;
-            let wanted = match usable {
-                Some(marker) if self.is_wanted(&marker, snapshots)? => Some(marker),
+            let vouched = place.vouched().unwrap_or_else(|doubt| {
+                tracing::warn!(
+                    error = &doubt as &dyn std::error::Error,
+                    "the state saved at the last stop is not used: what vouches for it cannot be read. Look at the disk"
+                );
+                None
+            });
+            let usable = self.usable(vouched, wal, snapshot);
+            let wanted = match usable.map_err(unread_log(dir))? {
+                Some((marker, _)) if self.is_wanted(&marker, snapshots)? => Some(marker),
                 _ => None,
             };
-            return match wanted {
-                Some(marker) => place.take(marker).map_err(OpenError::Checkpoint),
-                None => {
-                    place.disown().map_err(OpenError::Checkpoint)?;
-                    Ok(None)
-                }
+            let taken = match wanted {
+                Some(marker) => place.take(marker),
+                None => place.disown().map(|()| None),
             };
+            return taken.map_err(|source| OpenError::Disown {
+                path: place.marker(),
+                source,
+            });
         };
-        let Some(marker) = usable else {
+        let Some((marker, _)) = self.only_copy(dir, place, wal, (purged, snapshot))? else {
             do_without(unread, dir, wal, snapshot)?;
             return Err(OpenError::gap(dir, purged, snapshot));
         };
-        let only_copy = |source| OpenError::OnlyCopy {
-            path: dir.to_owned(),
-            purged,
-            source,
-        };
-        let saved = place.read_only_copy(marker).map_err(only_copy)?;
+        let saved = place.read_only_copy(marker);
+        let saved = saved.map_err(OpenError::unread_copy(dir, purged))?;
         tracing::error!(
             "no intact snapshot of {} reaches entry {purged}, after which its log begins: they were removed, or damaged. \
              The state saved at the last stop is the only copy, and is used; a snapshot is taken at once. If this peer \
@@ -287,6 +323,37 @@ impl Store {
             dir.display()
         );
         Ok(Some(saved))
+    }
+
+    /// What vouches for the state that was saved at the last stop, and the entry it ends with, where the log begins after
+    /// `purged` and no snapshot reaches it. Changes nothing.
+    fn only_copy(
+        &self,
+        dir: &Path,
+        place: &Place,
+        wal: &Wal,
+        (purged, snapshot): (LogId, Option<LogId>),
+    ) -> Result<Option<(Marker, LogId)>, OpenError> {
+        let vouched = place.vouched();
+        let vouched = vouched.map_err(OpenError::unread_copy(dir, purged))?;
+        let usable = self.usable(vouched, wal, snapshot);
+        usable.map_err(unread_log(dir))
+    }
+
+    /// What vouches for a saved state, and the entry it ends with, if it is to be used at all, is of an entry of this log, and
+    /// is newer than the snapshot's.
+    fn usable(
+        &self,
+        vouched: Option<Marker>,
+        wal: &Wal,
+        snapshot: Option<LogId>,
+    ) -> io::Result<Option<(Marker, LogId)>> {
+        let vouched = vouched.filter(|_| self.saved != SavedState::Unused);
+        let ended = vouched.and_then(|marker| marker.head.last.map(|last| (marker, last)));
+        match ended.filter(|(_, last)| Some(*last) > snapshot) {
+            Some((marker, last)) => Ok(holds(wal, last)?.then_some((marker, last))),
+            None => Ok(None),
+        }
     }
 
     /// Whether a saved state that is newer than the snapshot is worth reading, where both are there.
@@ -318,10 +385,11 @@ impl Store {
     }
 
     /// The log of a peer that is down, and the state of its newest snapshot. Nothing is changed, and a log that was
-    /// found to have lost entries is read too: it may be all that is left. Blocks.
+    /// found to have lost entries is read too: it may be all that is left. A saved state is not read, since whatever reads its
+    /// store also writes it. Blocks.
     ///
     /// # Errors
-    /// [`OpenError`].
+    /// [`OpenError`]; [`OpenError::OnlySaved`] where a start would go on from the saved state.
     pub(crate) fn read(&self, dir: &DataDir) -> Result<(Wal, Applied), OpenError> {
         let disk = &**dir.disk();
         let (wal_dir, snapshot_dir) = (dir.path().join(WAL_DIR), dir.path().join(SNAPSHOT_DIR));
@@ -339,6 +407,16 @@ impl Store {
         let wal = Wal::open_to_read(disk, &wal_dir, self.wal, known(dir));
         let wal = wal.map_err(OpenError::Wal)?;
         let last = newest.as_ref().and_then(|it| it.head.last);
+        if let Some(purged) = gap(&wal, last) {
+            let place = Place::new(Arc::clone(dir.disk()), dir.path());
+            if let Some((_, saved)) = self.only_copy(dir.path(), &place, &wal, (purged, last))? {
+                return Err(OpenError::OnlySaved {
+                    path: dir.path().to_owned(),
+                    purged,
+                    saved,
+                });
+            }
+        }
         do_without(&mut unread, dir.path(), &wal, last)?;
         let applied = restore(dir.path(), &wal, newest)?;
         self.check_version(&applied)?;
@@ -366,14 +444,6 @@ fn known(dir: &DataDir) -> Known {
 
 fn holds_log(names: &[String]) -> bool {
     names.iter().any(|name| name.ends_with(".wal"))
-}
-
-/// Whether the state saved at the last stop is that of an entry of this log, and newer than the snapshot's.
-fn is_newest(marker: &Marker, wal: &Wal, snapshot: Option<LogId>) -> io::Result<bool> {
-    match marker.head.last.filter(|last| Some(*last) > snapshot) {
-        Some(last) => holds(wal, last),
-        None => Ok(false),
-    }
 }
 
 /// Whether the log holds this very entry.

@@ -316,7 +316,9 @@ pub(super) fn failure(error: &RestoreError) -> Failure {
         ),
         RestoreError::GoneOn { .. }
         | RestoreError::Unsupported(_)
-        | RestoreError::Open(OpenError::Unsupported(_)) => (Exit::Refused, None),
+        | RestoreError::Open(OpenError::Unsupported(_) | OpenError::OnlySaved { .. }) => {
+            (Exit::Refused, None)
+        }
         RestoreError::NoMember { .. } => (
             Exit::Refused,
             Some("name the directory that the peer was started with as --data-dir"),

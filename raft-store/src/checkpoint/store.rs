@@ -65,6 +65,14 @@ pub enum StateStoreError {
         /// What it said.
         source: io::Error,
     },
+    /// What was saved before cannot be told apart from what is free.
+    #[error("cannot list {}", .path.display())]
+    Unlisted {
+        /// The directory of saved states.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// The backend refused.
     #[error("the state store failed")]
     Backend(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -1,8 +1,8 @@
 //! What becomes of the state that was saved at a stop.
 
 use super::*;
-use crate::disk::Disk;
 use crate::disk::failing::FailingReads;
+use crate::disk::{Disk, ReadOnlyDisk};
 use crate::state::Digest;
 
 fn stop(opened: Opened) {
@@ -135,6 +135,7 @@ async fn state_of(opened: &mut Opened) -> Digest {
 }
 
 /// Starts from what is in `settled` with each of its reads failing in turn, until none is left, and says which files failed.
+/// Where two snapshots are there, and so a `floor`, nothing that is saved is needed.
 /// Every read but those of sled's own files, which doubts are enough about: see [`crate::checkpoint`].
 async fn with_each_read_failing(
     dir: &Path,
@@ -167,8 +168,13 @@ async fn with_each_read_failing(
         };
         let what = format!("read {reads}, of {}", unread.display());
         match opened.map(drop) {
-            // The other one and the log hold as much.
-            Ok(()) => assert!(unread.extension().is_some_and(|it| it == "snap"), "{what}"),
+            // What else there is and the log hold as much.
+            Ok(()) => {
+                let spared = ["CHECKPOINT", "state"].map(|name| path.join(name));
+                let spared = floor.is_some() && spared.contains(&unread);
+                let is_snapshot = unread.extension().is_some_and(|it| it == "snap");
+                assert!(is_snapshot || spared, "{what}");
+            }
             Err(error) => {
                 let said = chain(&error);
                 let named = match unread.ends_with("FORMAT") {
@@ -192,7 +198,8 @@ async fn with_each_read_failing(
 }
 
 #[tokio::test]
-async fn a_start_whose_reads_fail_is_refused_with_their_place_and_nothing_that_is_needed_goes() {
+async fn a_start_whose_reads_fail_is_refused_with_their_place_or_goes_on_without_what_is_not_needed()
+ {
     let dir = tempfile::tempdir().unwrap();
     let settled = dir.path().join("settled");
     let mut opened = open(&settled).unwrap();
@@ -216,6 +223,88 @@ async fn a_start_whose_reads_fail_keeps_a_saved_state_that_is_the_only_copy() {
     for met in ["wal/00000001.wal", "CHECKPOINT", "state"] {
         assert!(failed.contains(Path::new(met)), "{met}: {failed:?}");
     }
+}
+
+/// What is in a directory in which a saved state lies on bad sectors, beside snapshots and a log that hold all of it.
+async fn settled_with_bad(dir: &Path, bad: &str) -> (DataDir, Digest) {
+    let mut opened = open(dir).unwrap();
+    settle(&mut opened).await;
+    let digest = opened.reader.state().digest();
+    stop(opened);
+    let disk: Arc<dyn Disk> = Arc::new(FailingReads::of(&[&dir.join(bad)]));
+    let lock = DirectoryLock::take(dir).unwrap();
+    (DataDir::open_on(disk, dir, lock).unwrap(), digest)
+}
+
+#[tokio::test]
+async fn a_marker_that_can_never_be_read_does_not_keep_a_peer_from_its_snapshots_and_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut data, digest) = settled_with_bad(dir.path(), "CHECKPOINT").await;
+    let mut opened = Store::default().open(&mut data).unwrap();
+    assert_eq!(opened.reader.last(), Some(id(19)));
+    assert_eq!(state_of(&mut opened).await, digest);
+    assert!(!dir.path().join("CHECKPOINT").exists());
+    // The next one is written in its place.
+    stop(opened);
+    drop(data);
+    assert_eq!(open(dir.path()).unwrap().reader.last(), Some(id(125)));
+}
+
+#[tokio::test]
+async fn a_peer_whose_saved_states_can_never_be_listed_keeps_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut data, digest) = settled_with_bad(dir.path(), "state").await;
+    for last in [125, 19] {
+        let mut opened = Store::default().open(&mut data).unwrap();
+        assert_eq!(opened.reader.last(), Some(id(last)));
+        assert_eq!(state_of(&mut opened).await, digest);
+        assert!(opened.checkpoint.written().is_none());
+        stop(opened);
+        assert!(!dir.path().join("CHECKPOINT").exists());
+    }
+    drop(data);
+    let opened = open(dir.path()).unwrap();
+    assert!(opened.checkpoint.written().is_some());
+}
+
+#[tokio::test]
+async fn a_marker_of_any_size_does_not_keep_a_peer_from_its_snapshots_and_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = open(dir.path()).unwrap();
+    settle(&mut opened).await;
+    stop(opened);
+    let marker = std::fs::File::create(dir.path().join("CHECKPOINT")).unwrap();
+    marker.set_len(1 << 40).unwrap();
+    assert_eq!(open(dir.path()).unwrap().reader.last(), Some(id(19)));
+    assert!(!dir.path().join("CHECKPOINT").exists());
+}
+
+#[tokio::test]
+async fn a_marker_that_cannot_be_removed_is_moved_away_or_the_start_is_refused_with_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut opened = open(dir).unwrap();
+    settle(&mut opened).await;
+    stop(opened);
+    // Directories are not removed as files are, and take the place of empty ones alone.
+    let [marker, aside] = ["CHECKPOINT", "CHECKPOINT.unused"].map(|name| dir.join(name));
+    std::fs::remove_file(&marker).unwrap();
+    std::fs::create_dir(&marker).unwrap();
+    std::fs::write(marker.join("of somebody"), "").unwrap();
+    assert_eq!(open(dir).unwrap().reader.last(), Some(id(19)));
+    assert!(!marker.exists() && aside.join("of somebody").exists());
+
+    std::fs::create_dir(&marker).unwrap();
+    for _ in 0..2 {
+        let error = open(dir).map(drop).unwrap_err();
+        assert!(matches!(&error, OpenError::Disown { path, .. } if *path == marker));
+        assert!(
+            chain(&error).contains("remove that file by hand"),
+            "{error}"
+        );
+    }
+    std::fs::remove_dir(&marker).unwrap();
+    assert_eq!(open(dir).unwrap().reader.last(), Some(id(19)));
 }
 
 /// The files in which the state is saved, and what is in them.
@@ -274,4 +363,63 @@ async fn a_saved_state_is_the_only_copy_also_where_all_snapshots_are_damaged() {
     }
     let opened = open(dir.path()).unwrap();
     assert_eq!(opened.reader.last(), Some(id(125)));
+}
+
+/// All that is in a directory, by name.
+fn all_files(dir: &Path) -> std::collections::BTreeMap<std::path::PathBuf, Vec<u8>> {
+    let mut files = std::collections::BTreeMap::new();
+    for found in std::fs::read_dir(dir).unwrap() {
+        let path = found.unwrap().path();
+        match path.is_dir() {
+            true => files.extend(all_files(&path)),
+            false => drop(files.insert(path.clone(), std::fs::read(path).unwrap())),
+        }
+    }
+    files
+}
+
+#[tokio::test]
+async fn a_recovery_tells_of_a_saved_state_that_is_the_only_copy_and_reads_what_a_start_makes_of_it()
+ {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut opened = open(dir).unwrap();
+    settle(&mut opened).await;
+    stop(opened);
+    let read = || {
+        let disk: Arc<dyn Disk> = Arc::new(ReadOnlyDisk);
+        let data = DataDir::open_to_read(disk, dir, DirectoryLock::take_to_read)?;
+        let (_, applied) = Store::default().read(&data)?;
+        Ok::<_, OpenError>(applied.last)
+    };
+    // Damaged, and then gone.
+    let snapshots = dir.join(SNAPSHOT_DIR);
+    let files = std::fs::read_dir(&snapshots).unwrap();
+    files.for_each(|file| std::fs::write(file.unwrap().path(), "not one").unwrap());
+    for _ in 0..2 {
+        let before = all_files(dir);
+        let error = read().unwrap_err();
+        let OpenError::OnlySaved { purged, saved, .. } = &error else {
+            panic!("{}", chain(&error));
+        };
+        assert_eq!((*purged, *saved), (id(9), id(125)));
+        let said = error.to_string();
+        assert!(said.contains("Do not remove the directory"), "{said}");
+        assert!(all_files(dir) == before, "it was changed");
+        if snapshots.exists() {
+            std::fs::remove_dir_all(&snapshots).unwrap();
+        }
+    }
+    let marker = dir.join("CHECKPOINT");
+    let vouching = std::fs::read(&marker).unwrap();
+    std::fs::write(&marker, "").unwrap();
+    assert!(matches!(read(), Err(OpenError::Gap { .. })));
+    std::fs::write(&marker, vouching).unwrap();
+
+    // What it says to do.
+    let mut opened = open(dir).unwrap();
+    let mut builder = opened.machine.get_snapshot_builder().await;
+    builder.build_snapshot().await.unwrap();
+    drop(opened);
+    assert_eq!(read().unwrap(), Some(id(125)));
 }
