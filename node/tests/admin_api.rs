@@ -888,6 +888,20 @@ async fn the_command_line_is_a_client_of_it() {
         .map(|event| event["kind"].as_str().unwrap().to_owned())
         .collect();
     assert!(kinds.contains(&"SERVICE_CREATED".to_owned()), "{kinds:?}");
+    let put = ["kv", "put", "k", "v", "--if-absent"];
+    let first = cli(&lab, &put).await;
+    assert_eq!(first.code, Some(0), "{}", first.err);
+    let again = cli(&lab, &put).await;
+    assert_eq!(again.code, Some(6), "{}", again.err);
+    assert!(again.err.contains("key k exists already"), "{}", again.err);
+    let far = ["kv", "watch", "--from", "999999", "--no-follow"];
+    let nothing = cli(&lab, &far).await;
+    assert_eq!((nothing.code, nothing.out.as_str()), (Some(0), ""));
+    assert!(
+        nothing.err.contains("from index 999999 on"),
+        "{}",
+        nothing.err
+    );
     let members = cli(&lab, &["cluster", "members"]).await;
     assert!(members.out.contains("leader"), "{}", members.out);
     let down = cli(&lab, &["down", "w*", "-y", "--purge"]).await;
