@@ -674,6 +674,17 @@ async fn without_a_quorum_every_call_is_answered_within_two_seconds() {
         .unwrap()
         .into_inner();
     assert!(!status.quorum && !status.quorum_reason.is_empty());
+    let compare = v1::CompareStatesRequest {};
+    let status = lab.cluster().compare_states(compare).await.unwrap_err();
+    assert_eq!(Reason::of(&status), Some(Reason::NoQuorum), "{status:?}");
+    let finalize = v1::FinalizeRequest {};
+    let status = lab.cluster().finalize(finalize).await.unwrap_err();
+    let said = status.message();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(!said.contains("no linearizable read"), "{said}");
+    let transfer = v1::TransferLeaderRequest { target: None };
+    let status = lab.cluster().transfer_leader(transfer).await.unwrap_err();
+    assert_eq!(Reason::of(&status), Some(Reason::NoQuorum), "{status:?}");
     lab.stop().await;
 }
 
