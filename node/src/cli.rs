@@ -5,6 +5,7 @@
 //! never does a thing twice.
 
 mod add_args;
+pub(crate) mod address;
 mod args;
 mod check;
 mod check_args;
@@ -51,6 +52,7 @@ pub mod node_args;
 
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser};
 
 use args::{Cli, Verb};
@@ -62,7 +64,7 @@ use failure::Failure;
 /// is to do.
 #[must_use]
 pub fn parse(errors: ErrorForm) -> Program {
-    match (Cli::try_parse(), errors) {
+    match (Cli::try_parse().map_err(with_tip), errors) {
         (Ok(cli), _) => cli.program,
         (Err(error), ErrorForm::Json) if error.use_stderr() => {
             let _ = Failure::unparsed(&error).report(errors);
@@ -70,6 +72,19 @@ pub fn parse(errors: ErrorForm) -> Program {
         }
         (Err(error), _) => error.exit(),
     }
+}
+
+/// The same error; where `cluster recover` lacks the cluster's id, with where that is to be had.
+fn with_tip(mut error: clap::Error) -> clap::Error {
+    let lacks = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::Strings(names)) => names.iter().any(|it| it.starts_with("--cluster-id")),
+        _ => false,
+    };
+    if lacks && error.kind() == ErrorKind::MissingRequiredArgument {
+        let tip = "--dry-run shows the id, and changes nothing".into();
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
+    }
+    error
 }
 
 /// Runs a verb to its end. Ctrl-C ends it as it ends any program; what was agreed before goes on, and

@@ -8,6 +8,7 @@ use raftserve_proxy::{Http1Path, TlsListen};
 use raftserve_store::raft::Profile;
 use raftserve_store::state::Promotion;
 
+use crate::cli::address;
 use crate::cli::node_args::{Http1Choice, NodeArgs, ProviderChoice, TimingProfile};
 use crate::otlp::Collector;
 use crate::peer::{LogGrowth, MembershipPolicy};
@@ -158,10 +159,7 @@ impl TryFrom<NodeArgs> for NodeConfig {
             Some(address) => address.clone(),
             None => args.peer_addr.to_string(),
         };
-        let (host, _) = own
-            .rsplit_once(':')
-            .filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-            .ok_or_else(|| ConfigError::Advertised(own.clone()))?;
+        let (host, _) = address::parts(&own).ok_or_else(|| ConfigError::Advertised(own.clone()))?;
         let admin_address = match &args.advertise_peer {
             Some(_) => format!("{host}:{}", args.admin_addr.port()),
             None => args.admin_addr.to_string(),

@@ -674,6 +674,17 @@ async fn without_a_quorum_every_call_is_answered_within_two_seconds() {
         .unwrap()
         .into_inner();
     assert!(!status.quorum && !status.quorum_reason.is_empty());
+    let compare = v1::CompareStatesRequest {};
+    let status = lab.cluster().compare_states(compare).await.unwrap_err();
+    assert_eq!(Reason::of(&status), Some(Reason::NoQuorum), "{status:?}");
+    let finalize = v1::FinalizeRequest {};
+    let status = lab.cluster().finalize(finalize).await.unwrap_err();
+    let said = status.message();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(!said.contains("no linearizable read"), "{said}");
+    let transfer = v1::TransferLeaderRequest { target: None };
+    let status = lab.cluster().transfer_leader(transfer).await.unwrap_err();
+    assert_eq!(Reason::of(&status), Some(Reason::NoQuorum), "{status:?}");
     lab.stop().await;
 }
 
@@ -888,6 +899,20 @@ async fn the_command_line_is_a_client_of_it() {
         .map(|event| event["kind"].as_str().unwrap().to_owned())
         .collect();
     assert!(kinds.contains(&"SERVICE_CREATED".to_owned()), "{kinds:?}");
+    let put = ["kv", "put", "k", "v", "--if-absent"];
+    let first = cli(&lab, &put).await;
+    assert_eq!(first.code, Some(0), "{}", first.err);
+    let again = cli(&lab, &put).await;
+    assert_eq!(again.code, Some(6), "{}", again.err);
+    assert!(again.err.contains("key k exists already"), "{}", again.err);
+    let far = ["kv", "watch", "--from", "999999", "--no-follow"];
+    let nothing = cli(&lab, &far).await;
+    assert_eq!((nothing.code, nothing.out.as_str()), (Some(0), ""));
+    assert!(
+        nothing.err.contains("from index 999999 on"),
+        "{}",
+        nothing.err
+    );
     let members = cli(&lab, &["cluster", "members"]).await;
     assert!(members.out.contains("leader"), "{}", members.out);
     let down = cli(&lab, &["down", "w*", "-y", "--purge"]).await;

@@ -37,6 +37,73 @@ fn flags_of_node_that_do_not_fit_one_another_are_wrong_usage() {
 }
 
 #[test]
+fn addresses_are_wrong_usage_with_what_is_needed() {
+    for (words, named) in [
+        (
+            &["cluster", "add", "--peer-addr", "localhost:27401"][..],
+            "an IP address and a port",
+        ),
+        (
+            &["node", "--data-dir", "d", "--join", "nonsense"],
+            "write HOST:PORT",
+        ),
+        (
+            &[
+                "cluster",
+                "snapshot",
+                "restore",
+                "f",
+                "--data-dir",
+                "d",
+                "--fork",
+                "--peer-addr",
+                "nonsense",
+            ],
+            "write HOST:PORT",
+        ),
+    ] {
+        let ended = raftserve(words);
+        assert_eq!(ended.status.code(), Some(2), "{words:?}");
+        assert!(said(&ended).contains(named), "{}", said(&ended));
+    }
+}
+
+#[test]
+fn who_lacks_the_id_of_a_lost_cluster_is_told_where_it_is_shown() {
+    for output in ["table", "json"] {
+        let words = ["cluster", "recover", "--data-dir", "d", "--output", output];
+        let ended = raftserve(&words);
+        assert_eq!(ended.status.code(), Some(2));
+        let said = said(&ended);
+        assert!(said.contains("--dry-run shows the id"), "{said}");
+    }
+}
+
+#[test]
+fn a_key_is_not_deleted_only_if_it_is_absent() {
+    let ended = raftserve(&["kv", "delete", "k", "--if-absent"]);
+    assert_eq!(ended.status.code(), Some(2), "{}", said(&ended));
+}
+
+#[test]
+fn a_value_that_is_too_long_is_told_before_anybody_is_asked() {
+    let long = tempfile::tempdir().unwrap();
+    let path = long.path().join("long");
+    std::fs::write(&path, vec![b'x'; 70_000]).unwrap();
+    let ended = Command::new(env!("CARGO_BIN_EXE_raftserve"))
+        .args(["kv", "put", "k", "-", "--server", "127.0.0.1:1"])
+        .stdin(std::fs::File::open(&path).unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(ended.status.code(), Some(2));
+    assert!(
+        said(&ended).contains("more than 65536 bytes"),
+        "{}",
+        said(&ended)
+    );
+}
+
+#[test]
 fn nobody_gives_a_reason_where_nobody_listens() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = free.local_addr().unwrap().to_string();

@@ -13,7 +13,7 @@ use super::gate::admitted;
 use super::proposer;
 use super::shared::{Shared, no_quorum};
 use super::v1::{self, cluster_server::Cluster};
-use crate::consensus::{ManageError, MemberView};
+use crate::consensus::{ManageError, MemberView, ProposeError, TransferError};
 use crate::peer::{FinalizeError, MemberHealth, Release, TRAILING_MAX, Vote};
 
 /// How long a status may look for a quorum before it says that there is none.
@@ -72,6 +72,18 @@ fn failure_tolerance(members: &[MemberHealth]) -> u32 {
 
 /// See the module.
 pub(super) struct ClusterApi(pub(super) Arc<Shared>);
+
+impl ClusterApi {
+    /// Why no quorum answers now, if none does.
+    async fn without_quorum(&self) -> Option<String> {
+        let confirming = self.0.parts.consensus.read_barrier(QUORUM_CHECK);
+        match tokio::time::timeout(QUORUM_CHECK, confirming).await {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(error.reason),
+            Err(_) => Some("no answer in time".to_owned()),
+        }
+    }
+}
 
 fn member(member: MemberView, asked: NodeId) -> v1::Member {
     v1::Member {
@@ -143,12 +155,7 @@ impl Cluster for ClusterApi {
     ) -> Result<Response<v1::StatusResponse>, Status> {
         let (v1::StatusRequest {}, _held) = admitted(request);
         let consensus = &self.0.parts.consensus;
-        let confirming = consensus.read_barrier(QUORUM_CHECK);
-        let quorum_reason = match tokio::time::timeout(QUORUM_CHECK, confirming).await {
-            Ok(Ok(_)) => String::new(),
-            Ok(Err(error)) => error.reason,
-            Err(_) => "no answer in time".to_owned(),
-        };
+        let quorum_reason = self.without_quorum().await.unwrap_or_default();
         let leadership = *consensus.leadership().borrow();
         let applied = *consensus.applied().borrow();
         let state = consensus.state();
@@ -192,13 +199,21 @@ impl Cluster for ClusterApi {
             return Err(Reason::NoSuchMember.status(format!("the cluster has no peer {stranger}")));
         }
         let transfer = consensus.transfer_leader(target, TRANSFER_BUDGET);
-        let leader = tokio::time::timeout(TRANSFER_BUDGET, transfer)
-            .await
-            .map_err(|_| Reason::NotTransferred.status("leadership was not handed over in time"))?
-            .map_err(|error| Reason::NotTransferred.status(error.to_string()))?;
-        Ok(Response::new(v1::TransferLeaderResponse {
-            leader_id: leader.0,
-        }))
+        let error = match tokio::time::timeout(TRANSFER_BUDGET, transfer).await {
+            Ok(Ok(leader)) => {
+                return Ok(Response::new(v1::TransferLeaderResponse {
+                    leader_id: leader.0,
+                }));
+            }
+            Ok(Err(error)) => error,
+            Err(_) => TransferError {
+                reason: "it was not done in time".to_owned(),
+            },
+        };
+        Err(match self.without_quorum().await {
+            Some(_) => no_quorum("leadership was not handed over", &error.reason),
+            None => Reason::NotTransferred.status(error.to_string()),
+        })
     }
 
     async fn remove_member(
@@ -307,7 +322,12 @@ impl Cluster for ClusterApi {
     ) -> Result<Response<v1::CompareStatesResponse>, Status> {
         let (v1::CompareStatesRequest {}, _held) = admitted(request);
         let comparing = self.0.parts.consensus.compare_states(COMPARE_BUDGET);
-        let (index, peers) = comparing.await.map_err(|error| proposer::refused(&error))?;
+        // Nothing was to be changed: a comparison may always be made again.
+        let (index, peers) = comparing.await.map_err(|error| match error {
+            ProposeError::NotProposed { reason } | ProposeError::OutcomeUnknown { reason } => {
+                no_quorum("the states cannot be compared", &reason)
+            }
+        })?;
         let peers = peers.into_iter().map(|(id, equal)| v1::PeerState {
             node_id: id.0,
             equal,

@@ -425,7 +425,7 @@ pub enum ClusterVerb {
     #[command(after_help = "\
 After every peer runs a new release, this lets the cluster use what came with it. Until then each peer can go back to \
 the release before; afterwards none can. Refused while a peer does not support the new version or has not been heard; \
-`raftserve cluster status` shows what each supports.")]
+`raftserve cluster status --output json` shows what each supports.")]
     Finalize {
         /// Do not ask.
         #[arg(short, long)]

@@ -5,10 +5,12 @@ use serde_json::{Value, json};
 use super::args::{ClusterArgs, ClusterVerb, Format, Target};
 use super::confirm::confirm;
 use super::connect::Servers;
+use super::counted::counted;
 use super::failure::{Exit, Failure};
 use super::paint::{Paint, Tone};
 use super::table::Table;
 use super::{output, recover, shape, snapshot};
+use crate::admin::errors::Reason;
 use crate::admin::v1;
 use crate::admin::v1::cluster_client::ClusterClient;
 use crate::peer::TRAILING_MAX;
@@ -232,8 +234,42 @@ async fn health(format: Format, target: &Target) -> Result<(), Failure> {
 fn is_healthy(found: &v1::HealthResponse) -> Result<(), Failure> {
     match found.healthy {
         true => Ok(()),
-        false => Err(Failure::new(Exit::Unhealthy, "the cluster is not healthy")),
+        false => {
+            let ailing: Vec<String> = found.members.iter().filter_map(ailment).collect();
+            let message = match ailing.is_empty() {
+                true => "the cluster is not healthy".to_owned(),
+                false => format!("the cluster is not healthy: {}", ailing.join("; ")),
+            };
+            Err(Failure::new(Exit::Unhealthy, message))
+        }
     }
+}
+
+/// What is wrong with a member, if anything is: the worst of it.
+fn ailment(member: &v1::MemberHealth) -> Option<String> {
+    let what = match member {
+        cut if cut.vote() == v1::Vote::LogCut => {
+            "lost log entries that it had acknowledged".to_owned()
+        }
+        silent if !silent.up => "is down".to_owned(),
+        stalled if stalled.disk_stalled_for.is_some() => {
+            "has a disk that does not answer".to_owned()
+        }
+        v1::MemberHealth {
+            healthy_for: None,
+            lag: Some(lag),
+            ..
+        } => format!("trails, by {}", counted(*lag, "entry", "entries")),
+        v1::MemberHealth {
+            healthy_for: None, ..
+        } => "cannot follow the log yet".to_owned(),
+        v1::MemberHealth {
+            foreigner: Some(met),
+            ..
+        } => format!("has met a peer of another cluster, {}", met.cluster_id),
+        _ => return None,
+    };
+    Some(format!("peer {} {what}", member.id))
 }
 
 fn health_text(found: &v1::HealthResponse, paint: Paint) -> String {
@@ -407,16 +443,27 @@ fn removal(node_id: u64, health: &v1::HealthResponse) -> String {
     format!("Remove peer {node_id} for good? {left}.")
 }
 
+/// Whether a peer is a member, or is to take the place of one.
+fn is_known(node_id: u64, health: &v1::HealthResponse) -> bool {
+    let mut members = health.members.iter();
+    members.any(|it| it.id == node_id || it.successor_id == Some(node_id))
+}
+
 /// The health by which a removal is judged; none where it cannot be had and nobody is asked to confirm.
 ///
 /// # Errors
-/// If it cannot be had, and somebody is.
+/// If somebody is, and it cannot be had or knows of no such peer.
 fn judged_by(
     node_id: u64,
     yes: bool,
     answer: Result<v1::HealthResponse, Failure>,
 ) -> Result<Option<v1::HealthResponse>, Failure> {
     match answer {
+        // Not one that was let in and is no member yet: only the cluster knows of it.
+        Ok(health) if !yes && !is_known(node_id, &health) => {
+            let message = format!("the cluster has no peer {node_id}");
+            Err(Failure::of(&Reason::NoSuchMember.status(message)))
+        }
         Ok(health) => Ok(Some(health)),
         Err(_) if yes => Ok(None),
         Err(failure) => Err(failure.after(&format!("peer {node_id} is not removed"))),
@@ -572,11 +619,25 @@ mod tests {
         let refused = judged_by(3, false, unanswered()).unwrap_err();
         assert!(refused.message.starts_with("peer 3 is not removed: that"));
         assert_eq!(judged_by(3, true, unanswered()).unwrap(), None);
-        let health = v1::HealthResponse::default();
-        for yes in [false, true] {
+        let of = |id, successor_id| v1::HealthResponse {
+            members: vec![v1::MemberHealth {
+                id,
+                successor_id,
+                ..v1::MemberHealth::default()
+            }],
+            ..v1::HealthResponse::default()
+        };
+        for (health, yes) in [
+            (of(3, None), false),
+            (of(2, Some(3)), false),
+            // Then the cluster says whether there is such a peer.
+            (of(2, None), true),
+        ] {
             let judged = judged_by(3, yes, Ok(health.clone())).unwrap();
-            assert_eq!(judged.as_ref(), Some(&health));
+            assert_eq!(judged, Some(health));
         }
+        let stranger = judged_by(3, false, Ok(of(2, None))).unwrap_err();
+        assert_eq!(stranger.exit, Exit::NotFound, "before anybody is asked");
         let done = removed_value(3, None);
         assert_eq!(done["removed"], 3, "{done}");
         assert!(done["failure_tolerance_before"].is_null(), "{done}");
@@ -632,6 +693,38 @@ mod tests {
         assert_eq!(value["error"]["exit_code"], 7, "{value}");
         assert_eq!(value["error"]["kind"], "unhealthy", "{value}");
         assert!(value["error"]["reason"].is_null(), "{value}");
+    }
+
+    #[test]
+    fn a_cluster_that_is_not_healthy_is_told_with_what_is_wrong() {
+        let well = |id| v1::MemberHealth {
+            id,
+            up: true,
+            lag: Some(0),
+            healthy_for: Some(prost_types::Duration::default()),
+            ..v1::MemberHealth::default()
+        };
+        let mut members = [1, 2, 3, 4, 5, 6, 7].map(well);
+        members[1].up = false;
+        (members[2].healthy_for, members[2].lag) = (None, Some(900));
+        members[3].vote = v1::Vote::LogCut.into();
+        members[4].disk_stalled_for = Some(prost_types::Duration::default());
+        (members[5].healthy_for, members[5].lag) = (None, None);
+        members[6].foreigner = Some(v1::Foreigner {
+            cluster_id: "ab".to_owned(),
+            node_id: 1,
+        });
+        let found = v1::HealthResponse {
+            members: members.to_vec(),
+            ..v1::HealthResponse::default()
+        };
+        let said = is_healthy(&found).unwrap_err().message;
+        assert_eq!(
+            said,
+            "the cluster is not healthy: peer 2 is down; peer 3 trails, by 900 entries; peer 4 lost log entries that it \
+             had acknowledged; peer 5 has a disk that does not answer; peer 6 cannot follow the log yet; peer 7 has met \
+             a peer of another cluster, ab"
+        );
     }
 
     #[test]

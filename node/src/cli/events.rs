@@ -13,6 +13,12 @@ use crate::admin::v1::events_client::EventsClient;
 
 /// Runs the verb.
 pub(super) async fn run(args: EventsArgs) -> Result<(), Failure> {
+    let watched = follow(args).await;
+    watched
+        .map_err(|failure| failure.if_compacted("`raftserve status -v` shows what there is by now"))
+}
+
+async fn follow(args: EventsArgs) -> Result<(), Failure> {
     let mut servers = Servers::new(&args.target)?;
     let mut request = v1::WatchEventsRequest {
         from_index: Some(args.from.unwrap_or(0)),

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 use tonic::{Code, Status};
+use tonic_types::StatusExt;
 
 use super::connect::Nobody;
 use super::paint::{Paint, Tone};
@@ -125,6 +126,17 @@ impl Failure {
         }
     }
 
+    /// The same, where what was to be watched is no longer kept: what shows the present state comes first.
+    pub(super) fn if_compacted(self, list: &str) -> Self {
+        match (self.reason, &self.remedy) {
+            (Some(Reason::Compacted), Some(skip)) => {
+                let remedy = format!("{list}; {skip}");
+                self.remedy(remedy)
+            }
+            _ => self,
+        }
+    }
+
     /// What a peer answered, without a YAML.
     pub(super) fn of(status: &Status) -> Self {
         Self::of_sent(status, None)
@@ -176,7 +188,10 @@ impl Failure {
             ),
         };
         Self {
-            remedy: reason.and_then(remedy).map(str::to_owned),
+            remedy: match reason {
+                Some(Reason::Compacted) => skipping(status),
+                reason => reason.and_then(remedy).map(str::to_owned),
+            },
             reason,
             violations,
             excerpts,
@@ -270,6 +285,15 @@ fn too_large(status: &Status) -> Option<&str> {
     is_of_size.then_some(sizes)
 }
 
+/// How a watch goes on without what is no longer kept, and what that costs.
+fn skipping(status: &Status) -> Option<String> {
+    let details = status.get_error_details();
+    let first = details.error_info()?.metadata.get("first_index")?;
+    Some(format!(
+        "--from {first} goes on without it, and passes over all that came before"
+    ))
+}
+
 /// What to do, in words of the command line.
 fn remedy(reason: Reason) -> Option<&'static str> {
     match reason {
@@ -287,10 +311,10 @@ fn remedy(reason: Reason) -> Option<&'static str> {
             "`raftserve status NAME` shows how far it is; `raftserve down NAME --purge` forgets it",
         ),
         Reason::NeedsPurge => Some("add --purge"),
-        Reason::Compacted => Some("--from 0 begins at the oldest that is kept"),
         Reason::OutcomeUnknown => Some("look with `raftserve status` before you try again"),
         Reason::NotProposed | Reason::NoQuorum => Some(
-            "`raftserve cluster status` shows what the peer sees; `status` and `kv get` answer without a quorum with --stale",
+            "`raftserve cluster status` shows what the peer sees; `status`, `kv get` and `kv list` answer without a quorum \
+             with --stale; where most peers are lost for good, see docs/runbooks/lost-majority.md",
         ),
         Reason::NoCredential | Reason::CredentialExpired => Some(
             "`raftserve login` gets a credential; RAFTSERVE_TOKEN gives one for a single command",
@@ -303,6 +327,7 @@ fn remedy(reason: Reason) -> Option<&'static str> {
             Some("ask for another role, or log in as another user with `raftserve login`")
         }
         Reason::InvalidSpec
+        | Reason::Compacted
         | Reason::NoLogin
         | Reason::InvalidRequest
         | Reason::NoSuchSession
@@ -492,6 +517,20 @@ mod tests {
             assert!(failure.remedy.is_some(), "{failure:?}");
         }
         assert_eq!(too_large(&Reason::Compacted.status(text)), None);
+    }
+
+    #[test]
+    fn what_is_no_longer_kept_is_not_passed_over_in_silence() {
+        let first = [("first_index", "219".to_owned())];
+        let gone = || Failure::of(&Reason::Compacted.status_with("x", first.clone()));
+        let remedy = gone().if_compacted("list it").remedy.unwrap();
+        assert!(remedy.starts_with("list it; --from 219 "), "{remedy}");
+        assert!(
+            remedy.ends_with("passes over all that came before"),
+            "{remedy}"
+        );
+        let other = Failure::of(&Reason::NeedsPurge.status("x")).if_compacted("list it");
+        assert_eq!(other.remedy.unwrap(), "add --purge");
     }
 
     #[test]

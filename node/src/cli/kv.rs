@@ -2,6 +2,7 @@
 
 use std::io::Read;
 
+use raftserve_store::state::KV_VALUE_BYTES_MAX;
 use serde_json::{Value, json};
 use tonic::{Response, Status};
 
@@ -14,13 +15,14 @@ use super::output;
 use super::paint::{Paint, Tone};
 use super::resume::Breaks;
 use super::table::Table;
+use crate::admin::errors::Reason;
 use crate::admin::v1;
 use crate::admin::v1::key_value_client::KeyValueClient;
 use crate::admin::v1::watch_keys_response::Change;
 
-/// The most bytes of standard input that are read as a value: one more than the cluster takes, so that it says
-/// what is wrong.
-const VALUE_BYTES_READ: u64 = (64 << 10) + 1;
+/// What is to be done where the changes asked for are no longer kept.
+const LIST: &str = "`raftserve kv list --output json` shows the keys as they are and its log_index: watch with --from one more \
+                    than that";
 
 /// Runs the verb.
 pub(super) async fn run(args: KvArgs) -> Result<(), Failure> {
@@ -40,10 +42,10 @@ pub(super) async fn run(args: KvArgs) -> Result<(), Failure> {
         } => get(v1::GetKeyRequest { key, stale }, output.output, &target).await,
         KvVerb::Delete {
             key,
-            condition,
+            if_modified_index,
             output,
             target,
-        } => delete(key, condition, output.output, &target).await,
+        } => delete(key, if_modified_index, output.output, &target).await,
         KvVerb::List {
             prefix,
             keys_only,
@@ -72,7 +74,8 @@ pub(super) async fn run(args: KvArgs) -> Result<(), Failure> {
                 (None, false) => Begin::Now,
             };
             let prefix = prefix.unwrap_or_default();
-            watch(prefix, begin, no_follow, output.output, &target).await
+            let watched = watch(prefix, begin, no_follow, output.output, &target).await;
+            watched.map_err(|failure| failure.if_compacted(LIST))
         }
     }
 }
@@ -100,9 +103,15 @@ async fn put(
     let value = match value {
         "-" => {
             let mut bytes = Vec::new();
-            let mut input = std::io::stdin().lock().take(VALUE_BYTES_READ);
+            // One more than is allowed shows that there are too many, however many there are.
+            let mut input = std::io::stdin().lock().take(KV_VALUE_BYTES_MAX as u64 + 1);
             let read = input.read_to_end(&mut bytes);
             read.map_err(|error| Failure::failed(format!("cannot read the value: {error}")))?;
+            if bytes.len() > KV_VALUE_BYTES_MAX {
+                return Err(Failure::usage(format!(
+                    "the value on standard input has more than {KV_VALUE_BYTES_MAX} bytes, which is the most that is allowed"
+                )));
+            }
             bytes
         }
         text => text.as_bytes().to_vec(),
@@ -119,7 +128,13 @@ async fn put(
             let request = request.clone();
             async move { client(channel).put(request).await }
         })
-        .await?;
+        .await
+        .map_err(|mut failure| {
+            if condition.if_absent && failure.reason == Some(Reason::KeyConflict) {
+                failure.message = format!("key {key} exists already, and was left as it is");
+            }
+            failure
+        })?;
     let shown = json!({
         "key": key,
         "created_index": done.created_index,
@@ -152,14 +167,14 @@ async fn get(request: v1::GetKeyRequest, format: Format, target: &Target) -> Res
 
 async fn delete(
     key: String,
-    condition: Condition,
+    if_modified_index: Option<u64>,
     format: Format,
     target: &Target,
 ) -> Result<(), Failure> {
     let mut servers = Servers::new(target)?;
     let request = v1::DeleteKeyRequest {
         key: key.clone(),
-        if_modified_index: condition.if_modified_index(),
+        if_modified_index,
         request_id: Some(servers.request_id().await?),
     };
     let done = servers
@@ -231,6 +246,7 @@ async fn watch(
         Begin::At(index) => index,
     };
     if no_follow && from > now {
+        eprintln!("Nothing has happened yet from index {from} on: the cluster is at index {now}.");
         return Ok(());
     }
     let mut request = v1::WatchKeysRequest {

@@ -66,8 +66,9 @@ pub enum KvVerb {
     Delete {
         /// The key.
         key: String,
-        #[command(flatten)]
-        condition: Condition,
+        /// Only if the key was last changed at this log index, as `kv get --output json` shows it.
+        #[arg(long, value_name = "INDEX")]
+        if_modified_index: Option<u64>,
         #[command(flatten)]
         output: Output,
         #[command(flatten)]

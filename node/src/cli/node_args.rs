@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::durations;
+use super::{address, durations};
 
 /// How fast failures are noticed, against how much the network may delay messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -104,6 +104,7 @@ pub struct NodeArgs {
         long,
         value_name = "ADDR",
         value_delimiter = ',',
+        value_parser = address::host_port,
         env = "RAFTSERVE_PEERS"
     )]
     pub peers: Vec<String>,
@@ -114,6 +115,7 @@ pub struct NodeArgs {
         value_name = "ADDR",
         value_delimiter = ',',
         conflicts_with_all = ["peers", "node_index"],
+        value_parser = address::host_port,
         env = "RAFTSERVE_JOIN"
     )]
     pub join: Vec<String>,
@@ -129,7 +131,7 @@ pub struct NodeArgs {
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(60..))]
     pub remove_dead_after: Option<u64>,
     /// Where requests to services are taken.
-    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8080")]
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8080", value_parser = address::ip_port)]
     pub proxy_addr: SocketAddr,
     /// Which code carries HTTP/1.1 requests. What clients and replicas see is the same.
     #[arg(long, value_name = "PATH", value_enum, default_value_t = Http1Choice::Fast)]
@@ -158,6 +160,7 @@ pub struct NodeArgs {
         long,
         value_name = "ADDR",
         default_value = "0.0.0.0:8443",
+        value_parser = address::ip_port,
         requires = "tls_dir"
     )]
     pub tls_addr: SocketAddr,
@@ -182,10 +185,10 @@ pub struct NodeArgs {
     #[arg(long, value_name = "DURATION", default_value = "12h", value_parser = durations::parse)]
     pub login_lifetime: Duration,
     /// Where the admin API is served. Beyond loopback with --cert-dir and --credentials-dir only.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7000")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7000", value_parser = address::ip_port)]
     pub admin_addr: SocketAddr,
     /// Where the other peers connect. Beyond loopback with --cert-dir and --credentials-dir only.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7001")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7001", value_parser = address::ip_port)]
     pub peer_addr: SocketAddr,
     /// HOST:PORT at which the other peers reach this one's peer port, if that is not --peer-addr; a name is looked up
     /// whenever they connect. Its host is also where people are told to find the admin port.
@@ -207,7 +210,7 @@ pub struct NodeArgs {
     )]
     pub stateful_set: Option<String>,
     /// Where health and metrics are served, in the clear. Beyond loopback with --cert-dir and --credentials-dir only.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7002")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7002", value_parser = address::ip_port)]
     pub ops_addr: SocketAddr,
     /// The first of the 20 ports that services have of their own, on the proxy's address.
     #[arg(
@@ -347,5 +350,9 @@ mod tests {
         let args = parse(&["--peers", "a:1,b:2", "--peers", "c:3"]).unwrap();
         assert_eq!(args.peers, ["a:1", "b:2", "c:3"]);
         assert!(parse(&["--service-port-base", "65530"]).is_err());
+        for flag in ["--peers", "--join"] {
+            let refused = parse(&[flag, "a:1,nonsense"]).unwrap_err();
+            assert!(refused.contains("write HOST:PORT"), "{refused}");
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Subcommand};
 use raftserve_model::ClusterId;
 
+use super::address;
 use super::args::{Output, Target};
 
 /// What to do with snapshots.
@@ -109,7 +110,7 @@ pub struct RestoreArgs {
     pub fork: bool,
     /// Where the other peers will reach the first one, as HOST:PORT. It announces its present address when it
     /// starts.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7001")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7001", value_parser = address::host_port)]
     pub peer_addr: String,
     /// The certificates that the former peers spoke TLS with, as `raftserve node` is given them: to ask, for --take-over,
     /// whether any of them is up.
@@ -120,7 +121,7 @@ pub struct RestoreArgs {
     pub unrelated_cluster: Vec<ClusterId>,
     /// Where a peer of the lost cluster was and somebody else is now, who is no peer, as HOST:PORT. May be given more than
     /// once.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address::host_port)]
     pub unrelated_address: Vec<String>,
     #[command(flatten)]
     pub output: Output,
@@ -161,7 +162,7 @@ pub struct RecoverArgs {
     pub unrelated_cluster: Vec<ClusterId>,
     /// Where a peer of the lost cluster was and somebody else is now, who is no peer, as HOST:PORT. May be given more than
     /// once.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address::host_port)]
     pub unrelated_address: Vec<String>,
     /// Only show what the peer has, and who answers.
     #[arg(long)]

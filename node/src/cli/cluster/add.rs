@@ -33,7 +33,9 @@ pub(super) async fn run(args: AddArgs) -> Result<(), Failure> {
                 .await
         })
         .await?;
-    let argv = command::join_command(&known, &args)?;
+    let address = command::address(&known.members, &args)?;
+    command::must_be_free(&known.members, &args)?;
+    let argv = command::join_command(&known, &args, address)?;
     let command = command::shell(&argv);
     let value = |peer: Value| json!({ "command": command, "argv": argv, "peer": peer });
     let format = args.output.output;
@@ -53,11 +55,9 @@ pub(super) async fn run(args: AddArgs) -> Result<(), Failure> {
         Format::Table => output::write(told.as_bytes())?,
         Format::Json | Format::Yaml => eprint!("{told}"),
     }
-    let address = args.peer_addr.map(|address| address.to_string());
-    let before = known.members.iter().map(|member| member.id);
+    let before = known.members.iter().map(|member| member.id).collect();
     let mut wait = Wait {
-        lookout: Lookout::new(before, address.clone()),
-        address,
+        lookout: Lookout::new(before, address.to_string(), args.peer_addr.is_some()),
         begun: Instant::now(),
         timeout: args.timeout,
         display: Display::new(),
@@ -69,13 +69,14 @@ pub(super) async fn run(args: AddArgs) -> Result<(), Failure> {
         "voter": member.voter,
         "vote": super::vote(&member),
     });
-    output::print(format, &value(peer), || outcome(&member, voters))
+    output::print(format, &value(peer), || {
+        outcome(&member, voters, wait.lookout.was_before(member.id))
+    })
 }
 
 /// A wait for a new peer.
 struct Wait {
     lookout: Lookout,
-    address: Option<String>,
     begun: Instant,
     timeout: Duration,
     display: Display,
@@ -95,7 +96,7 @@ impl Wait {
                     return Err(Failure::failed(message));
                 }
                 Ok((stage, _)) => {
-                    let text = stage.waits_for(self.address.as_deref());
+                    let text = stage.waits_for(self.lookout.address());
                     let lag = match stage {
                         Stage::Behind { lag: Some(lag), .. } => {
                             format!(", {} behind", counted(lag, "entry", "entries"))
@@ -116,9 +117,11 @@ impl Wait {
             if self.begun.elapsed() >= self.timeout {
                 self.display.end();
                 let message = format!("not done after {}: {waits_for}", brief(self.timeout));
-                return Err(Failure::new(Exit::Timeout, message).remedy(
-                    "it goes on: the new peer's own log and `raftserve cluster health` show how far it is",
-                ));
+                return Err(Failure::new(Exit::Timeout, message).remedy(if self.lookout.has_found() {
+                    "it goes on: the new peer's own log and `raftserve cluster health` show how far it is"
+                } else {
+                    "nobody has joined there: the new peer's own log shows why, if the command was run; this may be asked again"
+                }));
             }
             sleep_until(Instant::now() + LOOK_EVERY).await;
         }

@@ -70,14 +70,28 @@ pub(super) fn compared_text(status: &v1::StatusResponse, paint: Paint) -> String
     format!("{equal}; {}", paint.tone(Tone::Bad, &differs))
 }
 
+/// What is asked before the version is raised.
+fn raising(status: &v1::StatusResponse) -> String {
+    format!(
+        "Raise the cluster's version, which is {}? No peer can go back to an older release afterwards.",
+        status.cluster_version
+    )
+}
+
 /// `raftserve cluster finalize`.
 pub(super) async fn finalize(yes: bool, format: Format, target: &Target) -> Result<(), Failure> {
-    confirm(
-        yes,
-        "Raise the cluster's version? No peer can go back to an older release afterwards.",
-        false,
-    )?;
-    let done = Servers::new(target)?
+    let mut servers = Servers::new(target)?;
+    if !yes {
+        let status = servers
+            .ask(|channel| async move {
+                ClusterClient::new(channel)
+                    .status(v1::StatusRequest {})
+                    .await
+            })
+            .await?;
+        confirm(yes, &raising(&status), false)?;
+    }
+    let done = servers
         .ask(|channel| async move {
             ClusterClient::new(channel)
                 .finalize(v1::FinalizeRequest {})
@@ -176,6 +190,7 @@ mod tests {
         let unheard = version_text(&status([2, 0]));
         assert!(unheard.ends_with("peer 2 (not heard)"), "{unheard}");
         assert!(version_text(&status([2, 2])).contains("cluster finalize"));
+        assert!(raising(&status([2, 2])).contains("version, which is 1?"));
     }
 
     #[test]

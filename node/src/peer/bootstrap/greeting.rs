@@ -157,6 +157,10 @@ pub(super) async fn ask_to_adopt(
 fn read_answer(awaited: Result<Result<Response<Frame>, Status>, Elapsed>) -> Result<Frame, String> {
     match awaited {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
+        // So a port answers that speaks gRPC and knows nothing of peers. It says no more than that.
+        Ok(Err(status)) if status.code() == Code::Unimplemented => {
+            Err("it answers, but is no peer port: is that its admin port?".to_owned())
+        }
         Ok(Err(status)) => Err(chain(&status)),
         Err(_) => Err("it does not answer".to_owned()),
     }
@@ -221,6 +225,14 @@ mod tests {
             initialised: true,
         };
         ("p:1".to_owned(), Ok(standing))
+    }
+
+    #[test]
+    fn who_answers_and_is_no_peer_port_is_told_from_one_that_does_not_answer() {
+        let answer = |status| read_answer(Ok(Err(status))).unwrap_err();
+        let said = answer(Status::unimplemented(""));
+        assert!(said.contains("is that its admin port?"), "{said}");
+        assert_eq!(answer(Status::unavailable("x")), "x");
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl Core {
         // Who is a member, and who will be.
         let known = self.read_barrier(until).await;
         known.map_err(|error| ProposeError::NotProposed {
-            reason: error.to_string(),
+            reason: error.reason,
         })?;
         let mut releases = self.releases();
         releases.extend(self.admitted());

@@ -94,11 +94,16 @@ pub(crate) enum Step {
     Dismiss(NodeId),
 }
 
+/// Who is meant.
+fn named<'a>(nodes: impl IntoIterator<Item = &'a NodeId>) -> String {
+    let names = nodes.into_iter().map(|node| format!("peer {node}"));
+    names.collect::<Vec<_>>().join(" and ")
+}
+
 /// Who is meant, and the verb.
 fn are(nodes: &BTreeSet<NodeId>) -> String {
-    let names: Vec<String> = nodes.iter().map(|node| format!("peer {node}")).collect();
-    let verb = if names.len() == 1 { "is" } else { "are" };
-    format!("{} {verb}", names.join(" and "))
+    let verb = if nodes.len() == 1 { "is" } else { "are" };
+    format!("{} {verb}", named(nodes))
 }
 
 fn majority(of: usize) -> usize {
@@ -164,10 +169,12 @@ impl View {
             ));
         }
         if live < majority(count) {
+            let left = self.voters.difference(nodes);
             return Err(format!(
-                "of the {count} voters that would be left {live} answer and are not far behind, and {} must: bring the \
-                 others back first",
-                majority(count)
+                "of the {count} voters that would be left {live} answer and are not far behind, and {} must: bring {} back \
+                 first",
+                majority(count),
+                named(left.filter(|voter| !self.counts(**voter)))
             ));
         }
         Ok(())
@@ -619,6 +626,7 @@ mod tests {
             refused.contains("1 answer") && refused.contains("2 must"),
             "{refused}"
         );
+        assert!(refused.ends_with("bring peer 3 back first"), "{refused}");
         assert_eq!(view.may_dismiss(&ids([3])), Ok(()));
         let behind = Condition {
             answers: true,

@@ -8,7 +8,8 @@ use crate::admin::v1;
 #[derive(Debug)]
 pub(super) struct Lookout {
     before: BTreeSet<u64>,
-    address: Option<String>,
+    address: String,
+    is_chosen: bool,
     found: Option<u64>,
 }
 
@@ -28,25 +29,37 @@ pub(super) enum Stage {
 }
 
 impl Lookout {
-    /// For whoever comes to `address`, or is none of those that were members `before`.
-    pub(super) fn new(before: impl IntoIterator<Item = u64>, address: Option<String>) -> Self {
+    /// For whoever comes to `address`. Who was a member `before` counts where somebody `is_chosen`, by that address.
+    pub(super) fn new(before: BTreeSet<u64>, address: String, is_chosen: bool) -> Self {
         Self {
-            before: before.into_iter().collect(),
+            before,
             address,
+            is_chosen,
             found: None,
         }
     }
 
+    /// Where the peer is looked for.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Whether somebody was found.
+    pub(super) fn has_found(&self) -> bool {
+        self.found.is_some()
+    }
+
+    /// Whether it was a member before it was looked for.
+    pub(super) fn was_before(&self, id: u64) -> bool {
+        self.before.contains(&id)
+    }
+
     fn find<'a>(&self, members: &'a [v1::MemberHealth]) -> Option<&'a v1::MemberHealth> {
-        match &self.address {
-            // A peer that lost its volume, and is to be replaced, was at the same address.
-            Some(address) => members
-                .iter()
-                .rfind(|member| member.up && member.peer_address == *address),
-            None => members
-                .iter()
-                .find(|member| !self.before.contains(&member.id)),
-        }
+        // A peer that lost its volume, and is to be replaced, was at the same address.
+        members.iter().rfind(|member| {
+            let counts = self.is_chosen || !self.was_before(member.id);
+            counts && member.up && member.peer_address == self.address
+        })
     }
 
     /// How far it is, as the leader sees the members, which are in the order of their ids.
@@ -77,10 +90,9 @@ impl Lookout {
 
 impl Stage {
     /// What is waited for.
-    pub(super) fn waits_for(&self, address: Option<&str>) -> String {
-        let place = address.map_or_else(String::new, |address| format!(" at {address}"));
+    pub(super) fn waits_for(&self, address: &str) -> String {
         match self {
-            Self::Awaited => format!("waiting for a new peer{place}"),
+            Self::Awaited => format!("waiting for a new peer at {address}"),
             Self::Behind { id, lag: None } => {
                 format!(
                     "peer {id} is a member: waiting until it answers and has been sent a snapshot"
@@ -98,9 +110,12 @@ impl Stage {
     }
 }
 
-/// What has come about, for people.
-pub(super) fn outcome(member: &v1::MemberHealth, voters: usize) -> String {
-    let peer = format!("Peer {} at {}", member.id, member.peer_address);
+/// What has come about, for people. Nothing has with one that `was_before`.
+pub(super) fn outcome(member: &v1::MemberHealth, voters: usize, was_before: bool) -> String {
+    let mut peer = format!("Peer {} at {}", member.id, member.peer_address);
+    if was_before {
+        peer.push_str(" is a member already: it");
+    }
     let promote = format!("`raftserve cluster promote {}`", member.id);
     match member.vote() {
         v1::Vote::Has => format!("{peer} votes.\n"),
@@ -130,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_new_peer_is_followed_from_its_admission_to_its_vote() {
-        let mut lookout = Lookout::new([1], None);
+        let mut lookout = Lookout::new([1].into(), "h:9".to_owned(), false);
         let first = member(1, v1::Vote::Has);
         assert_eq!(lookout.look(std::slice::from_ref(&first)), Stage::Awaited);
         let mut behind = member(9, v1::Vote::Due);
@@ -157,7 +172,7 @@ mod tests {
     #[test]
     fn a_learner_that_stays_one_has_arrived_once_it_is_caught_up() {
         for vote in [v1::Vote::NeedsAnother, v1::Vote::ByHand] {
-            let mut lookout = Lookout::new([1], None);
+            let mut lookout = Lookout::new([1].into(), "h:9".to_owned(), false);
             let mut learner = member(9, vote);
             learner.healthy_for = None;
             assert_eq!(lookout.look(&[learner]), Stage::Behind { id: 9, lag: None });
@@ -171,12 +186,29 @@ mod tests {
 
     #[test]
     fn whoever_answers_at_the_address_is_meant() {
-        let mut lookout = Lookout::new([1, 2], Some("h:2".to_owned()));
+        let mut lookout = Lookout::new([1, 2].into(), "h:2".to_owned(), true);
         let mut lost = member(2, v1::Vote::Leaving);
         lost.up = false;
         assert_eq!(lookout.look(&[lost.clone()]), Stage::Awaited);
         let mut new = member(9, v1::Vote::Due);
         new.peer_address = "h:2".to_owned();
         assert_eq!(lookout.look(&[lost, new]), Stage::VoteDue { id: 9 });
+    }
+
+    #[test]
+    fn who_was_a_member_before_counts_only_if_its_address_was_chosen_and_is_said_to_be_one() {
+        let members = [member(1, v1::Vote::Has), member(2, v1::Vote::Has)];
+        let lookout = |is_chosen| Lookout::new([1, 2].into(), "h:2".to_owned(), is_chosen);
+        assert_eq!(lookout(false).look(&members), Stage::Awaited);
+        let there = Stage::Arrived(members[1].clone());
+        assert_eq!(lookout(true).look(&members), there);
+        let said = outcome(&members[1], 2, lookout(true).was_before(2));
+        assert_eq!(said, "Peer 2 at h:2 is a member already: it votes.\n");
+        // Nor does one that joins elsewhere.
+        let elsewhere = [member(9, v1::Vote::Has)];
+        for is_chosen in [false, true] {
+            assert_eq!(lookout(is_chosen).look(&elsewhere), Stage::Awaited);
+        }
+        assert_eq!(outcome(&elsewhere[0], 3, false), "Peer 9 at h:9 votes.\n");
     }
 }

@@ -1,11 +1,12 @@
 //! The command that starts a new peer. Pure.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use crate::admin::v1;
 use crate::cli::add_args::AddArgs;
-use crate::cli::failure::Failure;
+use crate::cli::failure::{Exit, Failure};
 
 /// The peer port where a host has one peer; the others have theirs around it.
 const PEER: u16 = 7_001;
@@ -49,19 +50,62 @@ fn free(members: &[v1::Member]) -> Result<SocketAddr, Failure> {
     })
 }
 
+/// Where the new peer is to be.
+///
+/// # Errors
+/// If nobody says so, and it cannot be guessed.
+pub(super) fn address(members: &[v1::Member], args: &AddArgs) -> Result<SocketAddr, Failure> {
+    args.peer_addr.map_or_else(|| free(members), Ok)
+}
+
+/// Whether no member that is up has an address that the new peer is given. One that is at --peer-addr itself may be waited
+/// for; for the place of one that is down, a command may be had.
+///
+/// # Errors
+/// Which member has which.
+pub(super) fn must_be_free(members: &[v1::Member], args: &AddArgs) -> Result<(), Failure> {
+    let has = |own: &str, given: Option<SocketAddr>| given.is_some_and(|it| it.to_string() == own);
+    for member in members.iter().filter(|member| member.up) {
+        let is_peer = has(&member.peer_address, args.peer_addr);
+        let taken = match is_peer {
+            true => &member.peer_address,
+            false if has(&member.admin_address, args.admin_addr) => &member.admin_address,
+            false => continue,
+        };
+        if args.no_wait || !is_peer {
+            let message = format!("peer {} has {taken}, and is up", member.id);
+            return Err(Failure::new(Exit::Refused, message)
+                .remedy("choose another address for the new peer; `raftserve cluster members` shows who has which"));
+        }
+    }
+    Ok(())
+}
+
+/// Where Linux takes the ports of clients from: one in there may be in use at any moment.
+const EPHEMERAL: RangeInclusive<u16> = 32_768..=60_999;
+
+/// How many ports services have of their own.
+const SERVICE_PORTS: u16 = 20;
+
+/// The first port of services that goes with a peer port: none of them is one of [`EPHEMERAL`].
+fn service_port_base(port: u16) -> u16 {
+    let usual = beside(port, 30_001);
+    // Between the ports of this peer and those of the next, or below both.
+    let among = [usual, port + 10, port.saturating_sub(20_000)];
+    let fits = |base: &u16| base + SERVICE_PORTS <= *EPHEMERAL.start() || base > EPHEMERAL.end();
+    among.into_iter().find(fits).unwrap_or(usual)
+}
+
 /// The program and its arguments.
 ///
 /// # Errors
-/// If there is no address for the new peer.
+/// If no ports go with the address, or it lacks protection.
 pub(super) fn join_command(
     known: &v1::MembersResponse,
     args: &AddArgs,
+    address: SocketAddr,
 ) -> Result<Vec<String>, Failure> {
     let members = &known.members;
-    let address = match args.peer_addr {
-        Some(address) => address,
-        None => free(members)?,
-    };
     let port = address.port();
     if !guessed(args).is_empty() && !(2..=PEER_MAX).contains(&port) {
         return Err(Failure::usage(format!(
@@ -90,12 +134,14 @@ pub(super) fn join_command(
     let own = |given: Option<SocketAddr>, of_first| {
         given.unwrap_or_else(|| SocketAddr::new(address.ip(), beside(port, of_first)))
     };
-    let proxy = args
-        .proxy_addr
-        .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], beside(port, 8_080))));
+    let proxy = args.proxy_addr.unwrap_or_else(|| {
+        let everywhere = IpAddr::from(Ipv4Addr::UNSPECIFIED);
+        let host = Some(address.ip()).filter(IpAddr::is_loopback);
+        SocketAddr::new(host.unwrap_or(everywhere), beside(port, 8_080))
+    });
     let base = args
         .service_port_base
-        .unwrap_or_else(|| beside(port, 30_001));
+        .unwrap_or_else(|| service_port_base(port));
     let flags = [
         ("--data-dir", data_dir.display().to_string()),
         ("--join", company(members)),
@@ -193,7 +239,8 @@ mod tests {
             replica_root: "/srv/replicas".to_owned(),
             ..v1::MembersResponse::default()
         };
-        join_command(&known, &Add::try_parse_from(words).unwrap().args)
+        let args = Add::try_parse_from(words).unwrap().args;
+        join_command(&known, &args, address(members, &args)?)
     }
 
     #[test]
@@ -202,7 +249,7 @@ mod tests {
         assert_eq!(
             shell(&argv),
             "raftserve node --data-dir /var/lib/raftserve/7301 --join 127.0.0.1:7001,127.0.0.1:7201 --peer-addr \
-             127.0.0.1:7301 --admin-addr 127.0.0.1:7300 --ops-addr 127.0.0.1:7302 --proxy-addr 0.0.0.0:8380 \
+             127.0.0.1:7301 --admin-addr 127.0.0.1:7300 --ops-addr 127.0.0.1:7302 --proxy-addr 127.0.0.1:8380 \
              --service-port-base 30301 --replica-root /srv/replicas"
         );
         let flags = [
@@ -267,6 +314,50 @@ mod tests {
             let config = NodeConfig::try_from(node.args).unwrap();
             assert_eq!(config.join, ["127.0.0.1:7001", "127.0.0.1:7201"]);
             assert_eq!(config.replica_root, PathBuf::from("/srv/replicas"));
+        }
+    }
+
+    #[test]
+    fn guessed_ports_are_out_of_reach_of_others_and_of_ports_of_clients() {
+        for port in (2..=PEER_MAX).step_by(7) {
+            let base = service_port_base(port);
+            let own = [port - 1, port, port + 1, beside(port, 8_080)];
+            for service in base..=base + (SERVICE_PORTS - 1) {
+                assert!(!EPHEMERAL.contains(&service), "{port}: {base}");
+                assert!(!own.contains(&service), "{port}: {base}");
+            }
+        }
+        assert_eq!(service_port_base(7_301), 30_301);
+        assert_eq!(service_port_base(27_401), 27_411);
+        let protection = ["--cert-dir=c", "--credentials-dir=d"];
+        let far = [&["--peer-addr=10.0.0.4:7001"], &protection[..]].concat();
+        let text = shell(&asked(&members(), &far).unwrap());
+        assert!(text.contains("--proxy-addr 0.0.0.0:8080 "), "{text}");
+    }
+
+    #[test]
+    fn an_address_of_a_member_that_is_up_is_not_given_to_another() {
+        let mut members = members();
+        members[0].admin_address = "127.0.0.1:7000".to_owned();
+        let refused = |flags: &[&str]| {
+            let words = ["add"].iter().chain(flags);
+            let args = Add::try_parse_from(words).unwrap().args;
+            must_be_free(&members, &args).err().map(|it| it.message)
+        };
+        for flags in [
+            &["--no-wait", "--peer-addr=127.0.0.1:7001"][..],
+            &["--no-wait", "--admin-addr=127.0.0.1:7000"],
+            &["--admin-addr=127.0.0.1:7000"],
+        ] {
+            let message = refused(flags).unwrap();
+            assert!(message.starts_with("peer 1 has 127.0.0.1:700"), "{message}");
+        }
+        for flags in [
+            &["--peer-addr=127.0.0.1:7001", "--admin-addr=127.0.0.1:7000"][..],
+            &["--no-wait", "--peer-addr=127.0.0.1:7101"],
+            &["--no-wait"],
+        ] {
+            assert_eq!(refused(flags), None, "{flags:?}");
         }
     }
 
