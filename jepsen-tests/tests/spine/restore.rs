@@ -181,53 +181,52 @@ async fn a_fork_runs_beside_its_parent_and_touches_nothing_of_it() -> anyhow::Re
 async fn who_comes_second_to_take_over_leaves_the_replicas_alone_and_says_why() -> anyhow::Result<()>
 {
     stage::run(Share::Half, async {
-        let (mut parent, counters) = stage::one_peer().await?;
+        let (mut cluster, counters) = stage::one_peer().await?;
         let web = Service::new("web", 1, &counters);
-        bring_up(&parent, &web).await?;
-        let file = parent.path("backup.snap");
-        let cli = parent.cli(0);
+        bring_up(&cluster, &web).await?;
+        let file = cluster.path("backup.snap");
+        let cli = cluster.cli(0);
         cli.json(&["cluster", "snapshot", "save", text(&file)?])
             .await?;
-        let before = parent.settled("web", SETTLE).await?;
-        parent.kill_all()?;
-
-        let heir = async |name| {
-            let dir = parent.path(name);
+        let before = cluster.settled("web", SETTLE).await?;
+        cluster.kill_all()?;
+        let (heir, second) = (cluster.path("heir"), cluster.path("second"));
+        for dir in [&heir, &second] {
             let restore = ["cluster", "snapshot", "restore", text(&file)?, "--data-dir"];
-            cli.offline_json(&[&restore[..], &[text(&dir)?, "--take-over"]].concat())
+            cli.offline_json(&[&restore[..], &[text(dir)?, "--take-over"]].concat())
                 .await?;
-            let mut heir = Cluster::prepare(&Options {
-                peers: 1,
-                ..Options::default()
-            })?;
-            heir.peer_mut(0).setup.data_dir = dir;
-            heir.peer_mut(0).setup.replica_root = parent.path("replicas");
-            heir.restart(0).await?;
-            anyhow::Ok(heir)
-        };
-        let first = heir("first").await?;
-        ensure!(first.settled("web", SETTLE).await? == before);
-        let second = heir("second").await?;
+        }
+        cluster.peer_mut(0).setup.data_dir = heir;
+        cluster.begin_anew();
+        cluster.restart(0).await?;
+        ensure!(cluster.settled("web", SETTLE).await? == before);
+
+        let mut late = Cluster::prepare(&Options {
+            peers: 1,
+            ..Options::default()
+        })?;
+        late.peer_mut(0).setup.data_dir = second;
+        late.peer_mut(0).setup.replica_root = cluster.path("replicas");
+        late.restart(0).await?;
         wait::until("a reason", SETTLE, async || {
-            let service = second.admin(0).service("web").await?.context("web")?;
+            let service = late.admin(0).service("web").await?.context("web")?;
             let said = &service.hindrance;
             ensure!(
-                said.contains("replicas cannot be made") && said.contains(first.cluster_id()?),
+                said.contains("replicas cannot be made") && said.contains(cluster.cluster_id()?),
                 "{service:?}"
             );
             Ok(())
         })
         .await?;
-        let log = second.peer(0).log_text();
+        let log = late.peer(0).log_text();
         ensure!(
             log.matches("cannot see what exists").count() == 1,
             "{} bytes of log",
             log.len()
         );
-        ensure!(first.settled("web", SETTLE).await? == before);
-        first.pass();
-        second.pass();
-        parent.pass();
+        ensure!(cluster.settled("web", SETTLE).await? == before);
+        late.pass();
+        cluster.pass();
         Ok(())
     })
     .await

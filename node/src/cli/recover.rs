@@ -102,6 +102,7 @@ fn show(survivor: &Survivor, present: &Presence, args: &RecoverArgs) -> Result<(
         "last_index": survivor.parent.last.index.0,
         "members": members(survivor),
         "leaving": is_leaving(survivor),
+        "removed": is_removed(survivor),
         "answering": present.own,
         "answering_of_others": others,
         "services": state.services().count(),
@@ -120,10 +121,10 @@ fn members(survivor: &Survivor) -> Vec<String> {
 /// That what is in the survivor's directory may go on as the cluster.
 ///
 /// # Errors
-/// It was no member any more, by its own log or as it was told, and lacks what came after.
+/// It was no member any more, and lacks what came after.
 fn must_be_a_member(survivor: &Survivor) -> Result<(), Failure> {
     let parent = &survivor.parent;
-    if !survivor.was_told_of_removal() && !was_removed(parent, survivor.node) {
+    if !is_removed(survivor) {
         return Ok(());
     }
     Err(Failure::new(
@@ -139,6 +140,11 @@ fn must_be_a_member(survivor: &Survivor) -> Result<(), Failure> {
         "recover a peer that was a member to the end. If none is left: `raftserve cluster snapshot restore` takes a saved \
          snapshot, or the newest in the directory's `snap`",
     ))
+}
+
+/// Whether it was no member any more, by its own log or as it was told.
+fn is_removed(survivor: &Survivor) -> bool {
+    survivor.was_told_of_removal() || was_removed(&survivor.parent, survivor.node)
 }
 
 fn was_removed(parent: &Parent, node: NodeId) -> bool {
