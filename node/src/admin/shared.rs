@@ -152,13 +152,12 @@ impl Shared {
         }
     }
 
-    /// What the leader says of those of `services` whose replicas are not made by us.
+    /// What the leader says of `services`.
     pub(super) async fn remarks(
         &self,
         services: impl Iterator<Item = &Arc<Service>>,
     ) -> BTreeMap<ServiceId, String> {
-        let found = services.filter(|it| !it.spec().provider.makes_replicas());
-        let ids = found.map(|service| service.id).collect();
+        let ids = services.map(|service| service.id).collect();
         self.parts.consensus.remarks(ids, Vec::new()).await.services
     }
 }
