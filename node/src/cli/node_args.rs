@@ -98,8 +98,8 @@ pub struct NodeArgs {
     /// Which of --peers this peer is, from 1. May be left out if --peer-addr is one of them.
     #[arg(long, value_name = "N", env = "RAFTSERVE_NODE_INDEX")]
     pub node_index: Option<usize>,
-    /// Peer addresses, HOST:PORT, of all peers that start the cluster, this one too, in the same order on all
-    /// of them. Just this peer if not given. One that is not among them joins them, if --advertise-peer says who it is.
+    /// Peer addresses, HOST:PORT, of all peers that start the cluster, 1, 3 or 5, this one too, in the same order on
+    /// all of them. Just this peer if not given. One that is not among them joins them, if --advertise-peer says who it is.
     #[arg(
         long,
         value_name = "ADDR",

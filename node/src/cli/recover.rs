@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use raftserve_model::NodeId;
+use raftserve_model::{ClusterId, NodeId};
 use raftserve_store::restore::{InPlace, Parent, RestoreError, Survivor};
 use raftserve_store::state::{Claim, PeerStanding};
 use serde_json::json;
@@ -39,6 +39,7 @@ pub(super) async fn run(args: RecoverArgs) -> Result<(), Failure> {
         .remedy("make sure that this is the peer that you mean, and name its cluster"));
     }
     must_be_a_member(&survivor)?;
+    must_not_be_put_aside(survivor.path(), cluster)?;
     if let Some(into) = &args.into {
         must_lie_outside(survivor.path(), into)?;
     }
@@ -140,6 +141,29 @@ fn must_be_a_member(survivor: &Survivor) -> Result<(), Failure> {
         "recover a peer that was a member to the end. If none is left: `raftserve cluster snapshot restore` takes a saved \
          snapshot, or the newest in the directory's `snap`",
     ))
+}
+
+/// That the survivor's directory is not one that a recovery has put aside: what it became is beside it, and there would be
+/// two of it.
+///
+/// # Errors
+/// Its name says so.
+fn must_not_be_put_aside(survivor: &Path, cluster: ClusterId) -> Result<(), Failure> {
+    let path = survivor.canonicalize();
+    let path = path.unwrap_or_else(|_| survivor.to_owned());
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let Some(place) = name.strip_suffix(&format!(".of-{cluster}")) else {
+        return Ok(());
+    };
+    Err(Failure::new(
+        Exit::Refused,
+        format!(
+            "{} was put aside by a recovery: cluster {cluster} went on as the one in {}",
+            path.display(),
+            path.with_file_name(place).display()
+        ),
+    )
+    .remedy("start the peer with that; if it was lost, give this directory another name, and run the command again"))
 }
 
 /// Whether it was no member any more, by its own log or as it was told.
@@ -269,7 +293,7 @@ fn what_is_where(error: &RestoreError, place: &Path, made: &Path) -> Option<Stri
 
 #[cfg(test)]
 mod tests {
-    use raftserve_model::{ClusterId, LogIndex};
+    use raftserve_model::LogIndex;
     use raftserve_store::entry::{LogId, Membership, PeerRecord};
     use raftserve_store::state::State;
 
@@ -339,6 +363,23 @@ mod tests {
         for beside in [folder.path().join("new"), folder.path().join("peer.new/1")] {
             let allowed = must_lie_outside(&survivor, &beside);
             assert!(allowed.is_ok(), "{}", beside.display());
+        }
+    }
+    #[test]
+    fn what_a_recovery_has_put_aside_is_not_recovered_again() {
+        let cluster = ClusterId(7);
+        let aside = format!("/srv/one.of-{cluster}");
+        let refused = must_not_be_put_aside(Path::new(&aside), cluster).unwrap_err();
+        assert!(
+            refused.message.contains("in /srv/one"),
+            "{}",
+            refused.message
+        );
+        for other in [
+            "/srv/one".to_owned(),
+            format!("/srv/one.of-{}", ClusterId(8)),
+        ] {
+            assert!(must_not_be_put_aside(Path::new(&other), cluster).is_ok());
         }
     }
 }
