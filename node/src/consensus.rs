@@ -123,6 +123,12 @@ pub enum ManageError {
         /// Why.
         reason: String,
     },
+    /// Nothing was decided, and nothing will be. It may be asked again.
+    #[error("nothing was decided: {reason}")]
+    NotProposed {
+        /// What stood in the way.
+        reason: String,
+    },
     /// It did not come about in time, and may be asked again.
     #[error("not done: {reason}")]
     NotDone {
@@ -311,7 +317,7 @@ impl Consensus {
     /// The members as the leader sees them. May be asked of any peer.
     ///
     /// # Errors
-    /// [`ManageError::NotDone`] if no leader answered within `deadline`.
+    /// [`ManageError::NotProposed`] or [`ManageError::NotDone`] if no leader answered within `deadline`.
     pub async fn member_health(
         &self,
         deadline: Duration,

@@ -268,8 +268,10 @@ impl<'a> Reign<'a> {
         self.planned_from = state.plan_changed();
         let services = state.services();
         let makers = services.filter(|it| it.spec().provider.makes_replicas());
+        let mut told = self.upstreams.troubles();
+        told.extend(makers.map(|it| (it.id, chain(error))));
         self.controller.consensus.remark(Remarks {
-            services: makers.map(|it| (it.id, chain(error))).collect(),
+            services: told,
             ..Remarks::default()
         });
     }

@@ -310,6 +310,7 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
         growth,
     ));
     tokio::spawn(name_cluster(Arc::clone(&core)));
+    tokio::spawn(note_removal(core.removed.subscribe(), cradle.dir().clone()));
     Ok(Begun {
         core,
         dir: cradle.dir().clone(),
@@ -317,6 +318,13 @@ async fn begin(config: PeerConfig, runtime: Handle) -> Result<Begun, StartError>
         fatal,
         checkpoint,
     })
+}
+
+/// Notes durably that this peer is removed as soon as it is told: it may yet drain for long, or crash.
+async fn note_removal(mut removed: watch::Receiver<bool>, dir: SharedDir) {
+    if removed.wait_for(|removed| *removed).await.is_ok() {
+        dir.note_removed().await;
+    }
 }
 
 /// Who is met at an address.
@@ -597,6 +605,7 @@ impl Peer {
         let failed = self.fatal.borrow().is_some();
         let is_removed = *self.core.removed.borrow();
         if is_removed {
+            // As `note_removal` does, which may not have come to it.
             self.dir.note_removed().await;
         }
         // A snapshot under way is waited for.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{self, FuturesUnordered, StreamExt};
 use prost::Message;
 use raftserve_model::{Generation, Incarnation, ReplicaId, ServiceId, ServiceVersion, SessionKey};
@@ -674,16 +675,23 @@ async fn without_a_quorum_every_call_is_answered_within_two_seconds() {
         .unwrap()
         .into_inner();
     assert!(!status.quorum && !status.quorum_reason.is_empty());
-    let compare = v1::CompareStatesRequest {};
-    let status = lab.cluster().compare_states(compare).await.unwrap_err();
-    assert_eq!(Reason::of(&status), Some(Reason::NoQuorum), "{status:?}");
-    let finalize = v1::FinalizeRequest {};
-    let status = lab.cluster().finalize(finalize).await.unwrap_err();
+    let in_time = async |call: BoxFuture<'_, Status>| {
+        let begun = Instant::now();
+        let status = call.await;
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(2), "{took:?}: {status:?}");
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        status
+    };
+    let (mut first, mut second, mut third) = (lab.cluster(), lab.cluster(), lab.cluster());
+    let compare = first.compare_states(v1::CompareStatesRequest {});
+    in_time(compare.map(Result::unwrap_err).boxed()).await;
+    let finalize = second.finalize(v1::FinalizeRequest {});
+    let status = in_time(finalize.map(Result::unwrap_err).boxed()).await;
     let said = status.message();
-    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert!(!said.contains("no linearizable read"), "{said}");
-    let transfer = v1::TransferLeaderRequest { target: None };
-    let status = lab.cluster().transfer_leader(transfer).await.unwrap_err();
+    let transfer = third.transfer_leader(v1::TransferLeaderRequest { target: None });
+    let status = in_time(transfer.map(Result::unwrap_err).boxed()).await;
     assert_eq!(Reason::of(&status), Some(Reason::NoQuorum), "{status:?}");
     lab.stop().await;
 }

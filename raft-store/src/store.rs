@@ -45,9 +45,9 @@ pub enum OpenError {
     Checkpoint(#[source] StateStoreError),
     /// What vouches for a state that is not needed cannot be taken away, and a later start might take it for its own.
     #[error(
-        "{} says what was saved at an earlier stop, which a later start must not take for its own, and it can be neither \
-         removed nor moved. The snapshots and the log hold all of it: remove that file by hand, or mend the disk, and start the \
-         peer again",
+        "{} says what was saved at an earlier stop, which a later start must not take for its own, and cannot be taken away \
+         durably. The snapshots and the log hold all of it: remove that file by hand if it is there, or mend the disk, and start \
+         the peer again",
         .path.display()
     )]
     Disown {
@@ -319,7 +319,8 @@ impl Store {
         tracing::error!(
             "no intact snapshot of {} reaches entry {purged}, after which its log begins: they were removed, or damaged. \
              The state saved at the last stop is the only copy, and is used; a snapshot is taken at once. If this peer \
-             crashes before, remove its data directory, so that it joins again under a new id",
+             crashes before, remove its data directory, so that it joins again under a new id; but if its cluster is to be \
+             recovered from it, see docs/runbooks/lost-majority.md",
             dir.display()
         );
         Ok(Some(saved))
@@ -407,7 +408,8 @@ impl Store {
         let wal = Wal::open_to_read(disk, &wal_dir, self.wal, known(dir));
         let wal = wal.map_err(OpenError::Wal)?;
         let last = newest.as_ref().and_then(|it| it.head.last);
-        if let Some(purged) = gap(&wal, last) {
+        let may_start = !dir.log_was_cut() && !dir.is_removed();
+        if let Some(purged) = gap(&wal, last).filter(|_| may_start) {
             let place = Place::new(Arc::clone(dir.disk()), dir.path());
             if let Some((_, saved)) = self.only_copy(dir.path(), &place, &wal, (purged, last))? {
                 return Err(OpenError::OnlySaved {

@@ -219,8 +219,10 @@ async fn who_comes_second_to_take_over_leaves_the_replicas_alone_and_says_why() 
         })
         .await?;
         let log = late.peer(0).log_text();
+        let told = log.matches("cannot see what exists").count();
+        // A peer that stalls reigns anew, and says it again.
         ensure!(
-            log.matches("cannot see what exists").count() == 1,
+            told >= 1 && told <= log.matches("control begins").count(),
             "{} bytes of log",
             log.len()
         );

@@ -13,7 +13,7 @@ use super::gate::admitted;
 use super::proposer;
 use super::shared::{Shared, no_quorum};
 use super::v1::{self, cluster_server::Cluster};
-use crate::consensus::{ManageError, MemberView, ProposeError, TransferError};
+use crate::consensus::{ManageError, MemberView, ProposeError};
 use crate::peer::{FinalizeError, MemberHealth, Release, TRAILING_MAX, Vote};
 
 /// How long a status may look for a quorum before it says that there is none.
@@ -23,10 +23,10 @@ const QUORUM_CHECK: Duration = Duration::from_millis(500);
 const TRANSFER_BUDGET: Duration = Duration::from_secs(10);
 
 /// How long raising the version may take: it is one log entry.
-const FINALIZE_BUDGET: Duration = Duration::from_secs(2);
+const FINALIZE_BUDGET: Duration = Duration::from_millis(1_800);
 
 /// How long to wait for the other peers' states: they come with the next exchange.
-const COMPARE_BUDGET: Duration = Duration::from_secs(2);
+const COMPARE_BUDGET: Duration = Duration::from_millis(1_800);
 
 /// How long the leader may take to tell how the members are.
 const HEALTH_BUDGET: Duration = Duration::from_secs(2);
@@ -37,13 +37,16 @@ fn unmanaged(node: NodeId, error: &ManageError) -> Status {
             Reason::NoSuchMember.status(format!("the cluster has no peer {node}"))
         }
         ManageError::Refused { reason } => Reason::MemberNeeded.status(reason.clone()),
+        ManageError::NotProposed { .. } => Reason::NotProposed.status(error.to_string()),
         ManageError::NotDone { reason } => Reason::OutcomeUnknown.status(reason.clone()),
     }
 }
 
 fn no_health(error: &ManageError) -> Status {
     let reason = match error {
-        ManageError::NotDone { reason } | ManageError::Refused { reason } => reason.clone(),
+        ManageError::NotDone { reason }
+        | ManageError::NotProposed { reason }
+        | ManageError::Refused { reason } => reason.clone(),
         ManageError::NoSuchPeer => error.to_string(),
     };
     no_quorum("the peers' health cannot be told", &reason)
@@ -191,29 +194,28 @@ impl Cluster for ClusterApi {
         &self,
         request: Request<v1::TransferLeaderRequest>,
     ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
-        let (asked, _held) = admitted(request);
+        let (asked, held) = admitted(request);
         let consensus = &self.0.parts.consensus;
         let target = asked.target.map(NodeId);
         let known = |target: NodeId| consensus.members().iter().any(|peer| peer.id == target);
         if let Some(stranger) = target.filter(|target| !known(*target)) {
             return Err(Reason::NoSuchMember.status(format!("the cluster has no peer {stranger}")));
         }
-        let transfer = consensus.transfer_leader(target, TRANSFER_BUDGET);
-        let error = match tokio::time::timeout(TRANSFER_BUDGET, transfer).await {
-            Ok(Ok(leader)) => {
-                return Ok(Response::new(v1::TransferLeaderResponse {
-                    leader_id: leader.0,
-                }));
-            }
-            Ok(Err(error)) => error,
-            Err(_) => TransferError {
-                reason: "it was not done in time".to_owned(),
-            },
-        };
-        Err(match self.without_quorum().await {
-            Some(_) => no_quorum("leadership was not handed over", &error.reason),
-            None => Reason::NotTransferred.status(error.to_string()),
-        })
+        // What was begun may still come about, and is not to be asked of another peer; this is before that.
+        if consensus.leadership().borrow().leader.is_none()
+            && let Some(reason) = self.without_quorum().await
+        {
+            return Err(no_quorum("leadership was not handed over", &reason));
+        }
+        let within = TRANSFER_BUDGET.min(patience(&held));
+        let transfer = consensus.transfer_leader(target, within);
+        let leader = tokio::time::timeout(within, transfer)
+            .await
+            .map_err(|_| Reason::NotTransferred.status("leadership was not handed over in time"))?
+            .map_err(|error| Reason::NotTransferred.status(error.to_string()))?;
+        Ok(Response::new(v1::TransferLeaderResponse {
+            leader_id: leader.0,
+        }))
     }
 
     async fn remove_member(
@@ -322,11 +324,12 @@ impl Cluster for ClusterApi {
     ) -> Result<Response<v1::CompareStatesResponse>, Status> {
         let (v1::CompareStatesRequest {}, _held) = admitted(request);
         let comparing = self.0.parts.consensus.compare_states(COMPARE_BUDGET);
-        // Nothing was to be changed: a comparison may always be made again.
         let (index, peers) = comparing.await.map_err(|error| match error {
-            ProposeError::NotProposed { reason } | ProposeError::OutcomeUnknown { reason } => {
+            // Nothing was to be changed: a comparison may always be made again.
+            ProposeError::OutcomeUnknown { reason } => {
                 no_quorum("the states cannot be compared", &reason)
             }
+            not_proposed => proposer::refused(&not_proposed),
         })?;
         let peers = peers.into_iter().map(|(id, equal)| v1::PeerState {
             node_id: id.0,

@@ -26,7 +26,7 @@ pub(super) struct ServicePorts {
     pub(super) endpoints: Option<String>,
     /// Services whose own port is not theirs, and why.
     pub(super) refused: BTreeMap<ServiceId, String>,
-    /// Why static services lack replicas, as far as the leader tells.
+    /// Why static services lack replicas, or others' are left alone, as far as the leader tells.
     pub(super) remarks: BTreeMap<ServiceId, String>,
 }
 

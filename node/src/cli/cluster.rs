@@ -257,6 +257,11 @@ fn ailment(member: &v1::MemberHealth) -> Option<String> {
         }
         v1::MemberHealth {
             healthy_for: None,
+            lag: Some(0),
+            ..
+        } => "has not answered and been caught up for long enough yet".to_owned(),
+        v1::MemberHealth {
+            healthy_for: None,
             lag: Some(lag),
             ..
         } => format!("trails, by {}", counted(*lag, "entry", "entries")),
@@ -436,6 +441,10 @@ fn tolerance_without(node_id: u64, health: &v1::HealthResponse) -> Option<usize>
 
 fn removal(node_id: u64, health: &v1::HealthResponse) -> String {
     let now = health.failure_tolerance;
+    if !health.members.iter().any(|it| it.id == node_id) {
+        // Only the cluster knows whether it was let in.
+        return format!("Remove peer {node_id} for good, which is no member yet?");
+    }
     let left = match tolerance_without(node_id, health) {
         Some(left) => format!("{now} more may be lost now, and {left} then"),
         None => "no quorum would be left".to_owned(),
@@ -443,27 +452,16 @@ fn removal(node_id: u64, health: &v1::HealthResponse) -> String {
     format!("Remove peer {node_id} for good? {left}.")
 }
 
-/// Whether a peer is a member, or is to take the place of one.
-fn is_known(node_id: u64, health: &v1::HealthResponse) -> bool {
-    let mut members = health.members.iter();
-    members.any(|it| it.id == node_id || it.successor_id == Some(node_id))
-}
-
 /// The health by which a removal is judged; none where it cannot be had and nobody is asked to confirm.
 ///
 /// # Errors
-/// If somebody is, and it cannot be had or knows of no such peer.
+/// If somebody is, and it cannot be had.
 fn judged_by(
     node_id: u64,
     yes: bool,
     answer: Result<v1::HealthResponse, Failure>,
 ) -> Result<Option<v1::HealthResponse>, Failure> {
     match answer {
-        // Not one that was let in and is no member yet: only the cluster knows of it.
-        Ok(health) if !yes && !is_known(node_id, &health) => {
-            let message = format!("the cluster has no peer {node_id}");
-            Err(Failure::of(&Reason::NoSuchMember.status(message)))
-        }
         Ok(health) => Ok(Some(health)),
         Err(_) if yes => Ok(None),
         Err(failure) => Err(failure.after(&format!("peer {node_id} is not removed"))),
@@ -619,25 +617,18 @@ mod tests {
         let refused = judged_by(3, false, unanswered()).unwrap_err();
         assert!(refused.message.starts_with("peer 3 is not removed: that"));
         assert_eq!(judged_by(3, true, unanswered()).unwrap(), None);
-        let of = |id, successor_id| v1::HealthResponse {
+        let of = |id| v1::HealthResponse {
             members: vec![v1::MemberHealth {
                 id,
-                successor_id,
                 ..v1::MemberHealth::default()
             }],
             ..v1::HealthResponse::default()
         };
-        for (health, yes) in [
-            (of(3, None), false),
-            (of(2, Some(3)), false),
-            // Then the cluster says whether there is such a peer.
-            (of(2, None), true),
-        ] {
-            let judged = judged_by(3, yes, Ok(health.clone())).unwrap();
-            assert_eq!(judged, Some(health));
-        }
-        let stranger = judged_by(3, false, Ok(of(2, None))).unwrap_err();
-        assert_eq!(stranger.exit, Exit::NotFound, "before anybody is asked");
+        let judged = judged_by(3, false, Ok(of(3))).unwrap();
+        assert_eq!(judged, Some(of(3)));
+        // One that was let in and lost is to be removed too.
+        assert!(removal(3, &of(2)).contains("no member yet"));
+        assert!(!removal(3, &of(3)).contains("no member yet"));
         let done = removed_value(3, None);
         assert_eq!(done["removed"], 3, "{done}");
         assert!(done["failure_tolerance_before"].is_null(), "{done}");

@@ -295,14 +295,14 @@ fn what_is_where(error: &RestoreError, place: &Path, made: &Path) -> Option<Stri
 mod tests {
     use raftserve_model::LogIndex;
     use raftserve_store::entry::{LogId, Membership, PeerRecord};
+    use raftserve_store::identity::DataDir;
     use raftserve_store::state::State;
 
     use super::*;
 
-    #[test]
-    fn a_peer_that_its_own_log_has_not_among_the_members_was_removed() {
+    fn parent() -> Parent {
         let members = [1, 2].map(|node| (NodeId(node), PeerRecord::default()));
-        let parent = Parent {
+        Parent {
             cluster: ClusterId([1; 16]),
             last: LogId {
                 term: 1,
@@ -314,9 +314,24 @@ mod tests {
                 ..Membership::default()
             },
             state: State::default().into(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_peer_that_its_own_log_has_not_among_the_members_was_removed() {
+        let parent = parent();
         assert!(!was_removed(&parent, NodeId(2)));
         assert!(was_removed(&parent, NodeId(3)));
+    }
+
+    #[test]
+    fn who_was_told_of_its_removal_was_removed_whatever_its_log_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("peer");
+        begin_in(&parent(), Claim::TakeOver, &dir, "h:7001".to_owned()).unwrap();
+        assert!(!is_removed(&Survivor::read(&dir).unwrap()));
+        DataDir::open(&dir).unwrap().note_removed().unwrap();
+        assert!(is_removed(&Survivor::read(&dir).unwrap()));
     }
 
     #[test]

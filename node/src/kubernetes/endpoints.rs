@@ -1,9 +1,10 @@
 //! Takes a dead peer out of the client Service at once, and puts it back when it is well.
 //!
 //! Kubernetes itself needs up to twenty seconds to notice a dead node, and as long sends a share of all connections there.
-//! The peers notice within a second, and at once if the dead peer's host refuses connections for it. So each pod has a readiness gate, which the peer opens when it is ready for the first
-//! time, and which the leader closes while the peer does not answer. A node that is dead cannot draw the conclusion from its
-//! pod's gate: so the leader closes what the node would have, the pod's `Ready`, too. A node that lives puts that right.
+//! The peers notice within a second, and at once if the dead peer's host refuses connections for it. So each pod has a
+//! readiness gate, which the peer opens when it is ready for the first time, and which the leader closes while the peer does
+//! not answer. A node that is dead cannot draw the conclusion from its pod's gate: so the leader closes what the node would
+//! have, the pod's `Ready`, too. A node that lives puts that right.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,6 +1,7 @@
 //! Connections to peer ports, with TLS where this peer has certificates.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -45,7 +46,7 @@ impl Dialer {
     /// A connection to `address`, which is `host:port`.
     ///
     /// # Errors
-    /// What went wrong last.
+    /// What went wrong: the first failure that is no refusal, if there is one.
     pub(crate) async fn dial(&self, address: &str, protocol: Protocol) -> io::Result<Stream> {
         let stream = dial_any(address).await?;
         port::tune(&stream)?;
@@ -88,6 +89,10 @@ impl Dialer {
 /// not hide the others. That a connection was refused is told only if all of them refused one.
 async fn dial_any(address: &str) -> io::Result<TcpStream> {
     let addresses: Vec<_> = lookup_host(address).await?.collect();
+    dial_first(&addresses).await
+}
+
+async fn dial_first(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     let share = CONNECT_TIMEOUT / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
     let mut told: Option<io::Error> = None;
     for address in addresses {
@@ -130,5 +135,29 @@ impl Service<Uri> for Connector {
             Ok(TokioIo::new(stream))
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_refusal_is_told_only_if_nobody_is_at_any_address() {
+        let closed = {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.local_addr().unwrap()
+        };
+        // No host's, so that nothing can be concluded from it.
+        let broadcast = SocketAddr::from(([255, 255, 255, 255], 9));
+        for (addresses, refused) in [
+            (vec![closed], true),
+            (vec![closed, closed], true),
+            (vec![closed, broadcast], false),
+            (vec![broadcast, closed], false),
+        ] {
+            let error = dial_first(&addresses).await.unwrap_err();
+            assert_eq!(is_refusal(&error), refused, "{addresses:?}: {error}");
+        }
     }
 }

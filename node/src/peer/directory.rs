@@ -358,9 +358,13 @@ impl Directory {
         contacts.missed.remove(&peer);
     }
 
-    /// Notes that nobody listens where `peer` was, as its host says: its process has ended, which no load or pause looks like.
-    pub(crate) fn missed(&self, peer: NodeId) {
-        self.contacts().missed.insert(peer);
+    /// Notes that nobody listens where `peer` was, as its host said to who called at `begun`: its process has ended, which no
+    /// load or pause looks like. One that has answered since has not.
+    pub(crate) fn missed(&self, peer: NodeId, begun: Instant) {
+        let mut contacts = self.contacts();
+        if contacts.answered.get(&peer).is_none_or(|at| *at <= begun) {
+            contacts.missed.insert(peer);
+        }
     }
 
     /// Whether nobody listened where `peer` was when it was called last.

@@ -337,6 +337,7 @@ impl Links {
         method: Method,
         message: &Frame,
     ) -> Result<Received, CallFailure> {
+        let begun = Instant::now();
         let connecting = self
             .connecting(target, purpose)
             .map_err(|reason| CallFailure::NotSent(reason.into()))?;
@@ -344,7 +345,7 @@ impl Links {
             .await
             .map_err(|_| CallFailure::NotSent("no connection in time".into()))?;
         if let Err(CallFailure::NobodyThere(_)) = &made {
-            self.directory.missed(target);
+            self.directory.missed(target, begun.into_std());
         }
         made?.call(method, message, until).await
     }

@@ -225,6 +225,8 @@ pub(crate) enum ManageReply {
     Refused(String),
     /// It may be asked again.
     Failed(String),
+    /// It is certain not to have entered the log, and may be asked again.
+    NotProposed(String),
 }
 
 /// How a member looks to the leader.
@@ -538,6 +540,7 @@ mod tests {
                 ManageReply::NoSuchPeer,
                 ManageReply::Refused(text()),
                 ManageReply::Failed(text()),
+                ManageReply::NotProposed(text()),
             ],
         );
         let record = |nonce: u64| PeerRecord {

@@ -117,11 +117,15 @@ impl Wait {
             if self.begun.elapsed() >= self.timeout {
                 self.display.end();
                 let message = format!("not done after {}: {waits_for}", brief(self.timeout));
-                return Err(Failure::new(Exit::Timeout, message).remedy(if self.lookout.has_found() {
-                    "it goes on: the new peer's own log and `raftserve cluster health` show how far it is"
-                } else {
-                    "nobody has joined there: the new peer's own log shows why, if the command was run; this may be asked again"
-                }));
+                let remedy = match self.lookout.has_found() {
+                    true => "it goes on: the new peer's own log and `raftserve cluster health` show how far it is".to_owned(),
+                    false => format!(
+                        "nobody has joined there: the new peer's own log shows why, if the command was run; to wait for it \
+                         again, name it: --peer-addr {}",
+                        self.lookout.address()
+                    ),
+                };
+                return Err(Failure::new(Exit::Timeout, message).remedy(remedy));
             }
             sleep_until(Instant::now() + LOOK_EVERY).await;
         }

@@ -17,7 +17,7 @@ use super::{ANSWER_GRACE, Core, Obstacle, follows_from, millis, pause};
 use crate::consensus::{ManageError, ProposeError};
 use crate::peer::bootstrap::greet;
 use crate::peer::calls::Method;
-use crate::peer::links::frame;
+use crate::peer::links::{CallError, frame};
 use crate::peer::wire::{
     HelloRequest, JoinReply, JoinRequest, ManageReply, ManageRequest, ManageTask, MemberHealth,
     ProposeReply, Standing,
@@ -26,7 +26,7 @@ use crate::peer::wire::{
 /// How long the admission of a peer may take; it asks again.
 const ADMISSION: Duration = Duration::from_secs(5);
 
-/// How long it may take to agree on a change of members: as long as any other write.
+/// How long each entry of a change of members may take to be agreed on: as long as any other write.
 const DECISION: Duration = Duration::from_millis(1_600);
 
 /// How often it is looked at whether something has come about.
@@ -190,7 +190,10 @@ impl Core {
                 Some(action) => match self.alone_in_dismissing(&[node].into(), until).await {
                     Ok(_alone) => self.settle(action, until).await,
                     Err(ManageError::Refused { reason }) => ManageReply::Refused(reason),
-                    Err(error) => ManageReply::Failed(error.to_string()),
+                    Err(ManageError::NotDone { reason } | ManageError::NotProposed { reason }) => {
+                        ManageReply::NotProposed(reason)
+                    }
+                    Err(ManageError::NoSuchPeer) => ManageReply::NoSuchPeer,
                 },
             },
             ManageTask::Promote(node) => self.settle(Action::PromotePeer { node }, until).await,
@@ -204,13 +207,15 @@ impl Core {
         nodes: &BTreeSet<NodeId>,
         until: Instant,
     ) -> Result<MutexGuard<'_, ()>, ManageError> {
-        let alone = timeout_at(until, self.dismissing.lock()).await;
-        let alone = alone.map_err(|_| ManageError::NotDone {
+        let alone = timeout_at(decided_by(until), self.dismissing.lock()).await;
+        let alone = alone.map_err(|_| ManageError::NotProposed {
             reason: "other removals are being decided".to_owned(),
         })?;
         // One that was proposed before may have been agreed to without anybody hearing of it. This comes after it.
-        let settled = self.propose_as_leader(Action::Tick, until).await;
-        settled.map_err(|error| ManageError::NotDone {
+        let settled = self
+            .propose_as_leader(Action::Tick, decided_by(until))
+            .await;
+        settled.map_err(|error| ManageError::NotProposed {
             reason: error.to_string(),
         })?;
         match self.membership_view().may_dismiss(nodes) {
@@ -220,17 +225,16 @@ impl Core {
     }
 
     async fn settle(&self, action: Action, until: Instant) -> ManageReply {
-        match self.propose_here(action, until).await {
+        match self.propose_here(action, decided_by(until)).await {
             ProposeReply::Done { outcome, .. } => match outcome {
                 Outcome::Refused(Refusal::NoSuchPeer(_)) => ManageReply::NoSuchPeer,
                 Outcome::Refused(refusal) => ManageReply::Refused(refused(&refusal)),
                 _ => ManageReply::Agreed,
             },
             ProposeReply::NotLeader { leader } => ManageReply::NotLeader { leader },
-            // Each may be asked again: what is agreed already is agreed to again.
-            ProposeReply::NotProposed(reason) | ProposeReply::Unknown(reason) => {
-                ManageReply::Failed(reason)
-            }
+            ProposeReply::NotProposed(reason) => ManageReply::NotProposed(reason),
+            // It may be asked again: what is agreed already is agreed to again.
+            ProposeReply::Unknown(reason) => ManageReply::Failed(reason),
         }
     }
 
@@ -282,14 +286,27 @@ impl Core {
             task,
             within_ms: millis(within),
         });
-        self.forward(leader, Method::Manage, within + ANSWER_GRACE, message)
-            .await
-            .unwrap_or_else(|error| ManageReply::Failed(error.to_string()))
+        let within = within + ANSWER_GRACE;
+        match self.forward(leader, Method::Manage, within, message).await {
+            Ok(reply) => reply,
+            // Neither reached the leader's log.
+            Err(error @ (CallError::NotSent { .. } | CallError::Refused { .. })) => {
+                ManageReply::NotProposed(error.to_string())
+            }
+            Err(error) => ManageReply::Failed(error.to_string()),
+        }
     }
 
-    async fn manage(&self, task: ManageTask, until: Instant) -> Result<ManageReply, ManageError> {
+    /// Has it done wherever the leader is. No further attempt begins after `retried`, and all end by `until`.
+    async fn manage(
+        &self,
+        task: ManageTask,
+        retried: Instant,
+        until: Instant,
+    ) -> Result<ManageReply, ManageError> {
         let mut watch = self.leadership.clone();
         let mut hint = None;
+        let mut perhaps = false;
         loop {
             let known = *watch.borrow_and_update();
             let reply = match hint.take().or(known.leader) {
@@ -302,22 +319,30 @@ impl Core {
                     hint = leader.filter(|leader| Some(*leader) != known.leader);
                     Obstacle::no_leader().0
                 }
-                ManageReply::Failed(reason) => reason,
+                ManageReply::NotProposed(reason) => reason,
+                ManageReply::Failed(reason) => {
+                    perhaps = true;
+                    reason
+                }
                 ManageReply::NoSuchPeer => return Err(ManageError::NoSuchPeer),
                 ManageReply::Refused(reason) => return Err(ManageError::Refused { reason }),
                 done @ (ManageReply::Agreed | ManageReply::Health(_)) => return Ok(done),
             };
-            if hint.is_none() && !pause(&mut watch, known.leader.is_none(), until).await {
-                return Err(ManageError::NotDone { reason });
+            if hint.is_none() && !pause(&mut watch, known.leader.is_none(), retried).await {
+                return Err(match perhaps {
+                    true => ManageError::NotDone { reason },
+                    false => ManageError::NotProposed { reason },
+                });
             }
         }
     }
 
-    /// Has the cluster agree on what is asked. That takes no longer than other writes may, however long `until` leaves for
-    /// what comes of it.
+    /// Has the cluster agree on what is asked. That takes no longer than two other writes may, however long `until` leaves
+    /// for what comes of it; without a quorum it takes as long as one.
     async fn agree(&self, task: ManageTask, until: Instant) -> Result<(), ManageError> {
-        let decided = until.min(Instant::now() + DECISION);
-        match self.manage(task, decided).await {
+        let now = Instant::now();
+        let (retried, decided) = (until.min(now + DECISION), until.min(now + 2 * DECISION));
+        match self.manage(task, retried, decided).await {
             Ok(_) => Ok(()),
             Err(ManageError::NotDone { reason }) => Err(ManageError::NotDone {
                 reason: format!(
@@ -334,7 +359,7 @@ impl Core {
         &self,
         until: Instant,
     ) -> Result<Vec<MemberHealth>, ManageError> {
-        match self.manage(ManageTask::Health, until).await? {
+        match self.manage(ManageTask::Health, until, until).await? {
             ManageReply::Health(members) => Ok(members),
             _ => Err(ManageError::NotDone {
                 reason: "the leader answered something else".to_owned(),
@@ -456,6 +481,11 @@ impl Core {
             .is_none_or(|peer| matches!(peer.standing, PeerStanding::Active(_)));
         belongs && stays
     }
+}
+
+/// Until when an entry that is proposed now may be agreed on.
+fn decided_by(until: Instant) -> Instant {
+    until.min(Instant::now() + DECISION)
 }
 
 fn refused(refusal: &Refusal) -> String {

@@ -133,7 +133,22 @@ async fn a_peer_that_has_ended_is_missed_until_it_answers_again() {
     until(&|| up(node)).await;
     ended.stop().await;
     until(&|| looker.directory.is_missed(node)).await;
+    // Not because it has not answered for long.
+    let answers_late = || {
+        looker.directory.heard(node);
+        up(node)
+    };
+    until(&answers_late).await;
+    looker.directory.missed(node, std::time::Instant::now());
     assert!(!up(node));
+    // What was seen before an answer says nothing.
+    let before = std::time::Instant::now();
+    let outdated = || {
+        looker.directory.heard(node);
+        looker.directory.missed(node, before);
+        up(node)
+    };
+    until(&outdated).await;
     peers[ends] = Some(places.start(ends).await);
     until(&|| up(node)).await;
     stop_all(peers).await;
