@@ -16,7 +16,7 @@ use raftserve_node::admin::v1::{self, IfExists};
 use raftserve_node::peer::Remarks;
 use raftserve_store::Outcome;
 use raftserve_store::command::{Action, Change};
-use tonic::Code;
+use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;

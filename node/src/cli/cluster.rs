@@ -10,7 +10,6 @@ use super::failure::{Exit, Failure};
 use super::paint::{Paint, Tone};
 use super::table::Table;
 use super::{output, recover, shape, snapshot};
-use crate::admin::errors::Reason;
 use crate::admin::v1;
 use crate::admin::v1::cluster_client::ClusterClient;
 use crate::peer::TRAILING_MAX;

@@ -382,7 +382,7 @@ mod tests {
     }
     #[test]
     fn what_a_recovery_has_put_aside_is_not_recovered_again() {
-        let cluster = ClusterId(7);
+        let cluster = ClusterId([7; 16]);
         let aside = format!("/srv/one.of-{cluster}");
         let refused = must_not_be_put_aside(Path::new(&aside), cluster).unwrap_err();
         assert!(
@@ -392,7 +392,7 @@ mod tests {
         );
         for other in [
             "/srv/one".to_owned(),
-            format!("/srv/one.of-{}", ClusterId(8)),
+            format!("/srv/one.of-{}", ClusterId([8; 16])),
         ] {
             assert!(must_not_be_put_aside(Path::new(&other), cluster).is_ok());
         }
