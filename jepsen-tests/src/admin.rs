@@ -112,6 +112,18 @@ impl Admin {
         client.remove_member(request).await.map(drop)
     }
 
+    /// Has a peer lead.
+    ///
+    /// # Errors
+    /// As the peer answers.
+    pub async fn transfer_leader(&self, node_id: u64) -> Result<(), Status> {
+        let request = v1::TransferLeaderRequest {
+            target: Some(node_id),
+        };
+        let mut client = ClusterClient::new(self.channel.clone());
+        client.transfer_leader(request).await.map(drop)
+    }
+
     /// How the leader sees the members.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use jepsen_tests::wait;
 
 use crate::served::Served;
-use crate::stage::{PATIENCE, Release, on_release};
+use crate::stage::{PATIENCE, RELEASE, Release, on_release};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn peers_come_and_go_with_the_statefulset_and_no_request_fails() -> anyhow::Result<()> {
@@ -28,6 +28,8 @@ async fn peers_come_and_go_with_the_statefulset_and_no_request_fails() -> anyhow
         let three = served.voters().await?;
         let kept: BTreeMap<_, _> = five.into_iter().take(3).collect();
         ensure!(three == kept, "{three:?} instead of {kept:?}");
+        // Who leads is among those that go.
+        served.lead(2).await?;
         for peers in [1, 3] {
             release.scale(peers).await?;
             settled(peers, peers, 0).await?;
@@ -85,6 +87,20 @@ impl Release {
 }
 
 impl Served {
+    /// Has the peer of an ordinal lead.
+    async fn lead(&self, ordinal: usize) -> anyhow::Result<()> {
+        let admin = self.admin().await?;
+        let pod = format!("{RELEASE}-{ordinal}.");
+        wait::until("the peer to lead", PATIENCE, async || {
+            let members = admin.members().await?;
+            let heir = members.iter().find(|it| it.peer_address.starts_with(&pod));
+            let heir = heir.context("it is no member")?;
+            admin.transfer_leader(heir.id).await?;
+            Ok(())
+        })
+        .await
+    }
+
     /// The addresses of all voters, which tell the ordinals of their pods, with their ids.
     async fn voters(&self) -> anyhow::Result<BTreeMap<String, u64>> {
         let members = self.admin().await?.members().await?;
