@@ -176,12 +176,12 @@ impl InPlace {
             path: self.place.clone(),
             source,
         })?;
-        // Else a power cut could leave the new data put aside.
-        self.sync(|error| self.not_aside(error))?;
         self.put_aside()
     }
 
     fn put_aside(&self) -> Result<(), RestoreError> {
+        // Else a power cut could leave the new data put aside: whoever exchanged the two may have been killed before this.
+        self.sync(|error| self.not_aside(error))?;
         let renamed = self.disk.rename(&self.made, &self.aside);
         renamed.map_err(|error| self.not_aside(error))?;
         self.sync(|error| self.unsynced(error))
