@@ -203,6 +203,12 @@ fn a_recovery_in_place_survives_a_crash_at_every_operation() {
     crash_points(200, crash_everywhere);
 }
 
+/// Killed once the directories had changed places, run again, and cut off by a power cut that kept the rename alone.
+#[test]
+fn what_failed_once_at_this_seed_does_not_fail_again() {
+    crash_everywhere(3_937_864_171);
+}
+
 #[test]
 fn a_recovery_in_place_whose_disk_fails_tells_what_is_where() {
     let scene = Scene::of(1);
