@@ -15,7 +15,7 @@
 //! | [`admin`], [`cli`] | the admin API, and the command line |
 //! | [`access`] | certificates and credentials |
 //! | [`http`], [`load`] | requests, and many of them |
-//! | [`source_ports`] | ports for the client's end that are used once |
+//! | [`source_ports`] | ports for the client's end, each at rest after its use |
 //! | [`register`] | reads and writes of keys, and many of them |
 //! | [`faulty_disk`] | a disk that fails on command |
 //! | [`folders`] | copying them |
