@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use raftserve_model::{ReplicaId, ServiceId};
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::config::ProxyConfig;
 use crate::control::{Control, Order, PortStatus, Stop};
@@ -87,6 +87,7 @@ impl Proxy {
             tls_address = Some(tls_sockets[0].local_addr().map_err(refused)?);
         }
         let mut tls_sockets = tls_sockets.into_iter();
+        let room = config.connections_max.min(Semaphore::MAX_PERMITS);
         let shared = Arc::new(Shared {
             config,
             routes,
@@ -97,6 +98,7 @@ impl Proxy {
             queues: watch::Sender::new(0),
             lack: Lack::default(),
             tls,
+            room: Arc::new(Semaphore::new(room)),
         });
         let (ended_sender, ended) = mpsc::channel(1);
         let mut workers = Vec::with_capacity(count);

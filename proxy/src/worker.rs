@@ -60,6 +60,9 @@ pub(crate) struct Shared {
     pub(crate) queues: watch::Sender<u64>,
     pub(crate) lack: Lack,
     pub(crate) tls: Option<Tls>,
+    /// One permit for each client connection, as long as its socket is open. Whoever waits for one is served in turn, on
+    /// whichever worker it is.
+    pub(crate) room: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -129,8 +132,6 @@ pub(crate) struct Worker {
     pub(crate) date: fast::Date,
     view: RefCell<Rc<View>>,
     tasks: TaskTracker,
-    /// One permit for each client connection, as long as its socket is open.
-    room: Arc<Semaphore>,
 }
 
 struct Open {
@@ -141,10 +142,6 @@ struct Open {
 
 impl Worker {
     pub(crate) fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
-        let room = shared
-            .config
-            .connections_max
-            .div_ceil(shared.config.worker_count());
         Rc::new(Self {
             index,
             shared,
@@ -153,7 +150,6 @@ impl Worker {
             date: fast::Date::default(),
             view: RefCell::default(),
             tasks: TaskTracker::new(),
-            room: Arc::new(Semaphore::new(room)),
         })
     }
 
@@ -326,7 +322,7 @@ impl Worker {
             let nonblocking = stream.set_nonblocking(true);
             if let Ok(stream) = nonblocking.and_then(|()| TcpStream::from_std(stream)) {
                 // Without room it would be reset, and there are no more of them than the queue holds.
-                let permit = Arc::clone(&self.room).try_acquire_owned().ok();
+                let permit = Arc::clone(&self.shared.room).try_acquire_owned().ok();
                 self.serve(stream, peer, kind, permit);
             }
         }
@@ -357,7 +353,7 @@ impl Worker {
         kind: (Listener, Transport),
     ) -> io::Result<()> {
         loop {
-            let room = Arc::clone(&self.room);
+            let room = Arc::clone(&self.shared.room);
             let permit = room.acquire_owned().await.expect("it is never closed");
             let accepted = poll_fn(|cx| Poll::Ready(socket.poll_accept(cx))).await;
             if let Poll::Ready(accepted) = accepted {
