@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::config::ProxyConfig;
 use crate::control::{Control, Order, PortStatus, Stop};
+use crate::http2::WindowBudget;
 use crate::lack::Lack;
 use crate::listener;
 use crate::load::PeerLoads;
@@ -88,6 +89,7 @@ impl Proxy {
         }
         let mut tls_sockets = tls_sockets.into_iter();
         let room = config.connections_max.min(Semaphore::MAX_PERMITS);
+        let http2_windows = WindowBudget::new(config.http2_windows_bytes);
         let shared = Arc::new(Shared {
             config,
             routes,
@@ -99,6 +101,7 @@ impl Proxy {
             lack: Lack::default(),
             tls,
             room: Arc::new(Semaphore::new(room)),
+            http2_windows: Arc::new(http2_windows),
         });
         let (ended_sender, ended) = mpsc::channel(1);
         let mut workers = Vec::with_capacity(count);

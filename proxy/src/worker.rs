@@ -28,6 +28,7 @@ use crate::config::{Http1Path, ProxyConfig};
 use crate::connection::{self, Client};
 use crate::drain::{Drain, Phase};
 use crate::fast;
+use crate::http2::WindowBudget;
 use crate::lack::Lack;
 use crate::lifetime::Lifetime;
 use crate::listener;
@@ -63,6 +64,7 @@ pub(crate) struct Shared {
     /// One permit for each client connection, as long as its socket is open. Whoever waits for one is served in turn, on
     /// whichever worker it is.
     pub(crate) room: Arc<Semaphore>,
+    pub(crate) http2_windows: Arc<WindowBudget>,
 }
 
 impl Shared {
