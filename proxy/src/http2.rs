@@ -8,4 +8,3 @@ mod window;
 use calm::{Allowance, Calm};
 pub(crate) use pulse::{Heard, Pulse};
 use window::Window;
-pub(crate) use window::WindowBudget;

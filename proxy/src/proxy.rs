@@ -13,10 +13,10 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::config::ProxyConfig;
 use crate::control::{Control, Order, PortStatus, Stop};
-use crate::http2::WindowBudget;
 use crate::lack::Lack;
 use crate::listener;
 use crate::load::PeerLoads;
+use crate::memory::MemoryBudget;
 use crate::metrics::Metrics;
 use crate::routes::{Listener, Routes};
 use crate::session::Sessions;
@@ -89,7 +89,8 @@ impl Proxy {
         }
         let mut tls_sockets = tls_sockets.into_iter();
         let room = config.connections_max.min(Semaphore::MAX_PERMITS);
-        let http2_windows = WindowBudget::new(config.http2_windows_bytes);
+        let http2_windows = MemoryBudget::new(config.http2_windows_bytes);
+        let kept_bodies = MemoryBudget::new(config.kept_bodies_bytes);
         let shared = Arc::new(Shared {
             config,
             routes,
@@ -102,6 +103,7 @@ impl Proxy {
             tls,
             room: Arc::new(Semaphore::new(room)),
             http2_windows: Arc::new(http2_windows),
+            kept_bodies: Arc::new(kept_bodies),
         });
         let (ended_sender, ended) = mpsc::channel(1);
         let mut workers = Vec::with_capacity(count);

@@ -28,11 +28,11 @@ use crate::config::{Http1Path, ProxyConfig};
 use crate::connection::{self, Client};
 use crate::drain::{Drain, Phase};
 use crate::fast;
-use crate::http2::WindowBudget;
 use crate::lack::Lack;
 use crate::lifetime::Lifetime;
 use crate::listener;
 use crate::load::PeerLoads;
+use crate::memory::{Allotment, MemoryBudget};
 use crate::metrics::{Metrics, count, count_shared};
 use crate::queue;
 use crate::routes::{Listener, Routes};
@@ -64,7 +64,8 @@ pub(crate) struct Shared {
     /// One permit for each client connection, as long as its socket is open. Whoever waits for one is served in turn, on
     /// whichever worker it is.
     pub(crate) room: Arc<Semaphore>,
-    pub(crate) http2_windows: Arc<WindowBudget>,
+    pub(crate) http2_windows: Arc<MemoryBudget>,
+    pub(crate) kept_bodies: Arc<MemoryBudget>,
 }
 
 impl Shared {
@@ -132,6 +133,8 @@ pub(crate) struct Worker {
     pub(crate) drain: Rc<Drain>,
     pub(crate) buffers: Rc<fast::Buffers>,
     pub(crate) date: fast::Date,
+    /// For bodies that are kept to be sent again.
+    pub(crate) kept_bodies: Allotment,
     view: RefCell<Rc<View>>,
     tasks: TaskTracker,
 }
@@ -146,6 +149,7 @@ impl Worker {
     pub(crate) fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
         Rc::new(Self {
             index,
+            kept_bodies: Allotment::new(Arc::clone(&shared.kept_bodies)),
             shared,
             drain: Rc::default(),
             buffers: Rc::default(),

@@ -6,12 +6,12 @@
 //! eighth of what is left to him. Once little is left, a connection's streams share what it has; none is refused.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::server::CONNECTION_WINDOW;
+use crate::memory::MemoryBudget;
 
 /// What each connection begins with (RFC 9113, 6.9.2). It does not count.
 pub(crate) const LEAST: u64 = 65_535;
@@ -29,39 +29,10 @@ const BUSY: Duration = Duration::from_secs(1);
 /// How much has to come before a connection is looked at again, at least.
 const LOOK_AFTER: u64 = 4 << 10;
 
-/// Room in bytes, shared by all connections of a peer.
-#[derive(Debug)]
-pub(crate) struct WindowBudget {
-    left: AtomicU64,
-}
-
-impl WindowBudget {
-    pub(crate) fn new(bytes: u64) -> Self {
-        Self {
-            left: AtomicU64::new(bytes),
-        }
-    }
-
-    fn left(&self) -> u64 {
-        self.left.load(Ordering::Relaxed)
-    }
-
-    /// Takes so much, if there is as much.
-    fn take(&self, bytes: u64) -> bool {
-        let less = |left: u64| left.checked_sub(bytes);
-        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
-        self.left.fetch_update(set, fetch, less).is_ok()
-    }
-
-    fn give(&self, bytes: u64) {
-        self.left.fetch_add(bytes, Ordering::Relaxed);
-    }
-}
-
 /// The window of one connection. Dropped with it: then nothing of it can come any more.
 #[derive(Debug)]
 pub(crate) struct Window {
-    budget: Arc<WindowBudget>,
+    budget: Arc<MemoryBudget>,
     /// What may come and what is held, together, as the library keeps it.
     target: u64,
     /// The most that both may be: a window that a client was told of is not taken back, only told of no more. Never below the
@@ -76,7 +47,7 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    pub(crate) fn new(budget: Arc<WindowBudget>, now: Instant) -> Self {
+    pub(crate) fn new(budget: Arc<MemoryBudget>, now: Instant) -> Self {
         Self {
             budget,
             target: LEAST,
@@ -161,7 +132,7 @@ mod tests {
     }
 
     impl Simulated {
-        fn new(budget: &Arc<WindowBudget>) -> Self {
+        fn new(budget: &Arc<MemoryBudget>) -> Self {
             let now = Instant::now();
             Self {
                 window: Window::new(Arc::clone(budget), now),
@@ -213,7 +184,7 @@ mod tests {
 
     #[test]
     fn all_that_stalled_connections_hold_is_bounded_and_none_takes_all() {
-        let budget = Arc::new(WindowBudget::new(64 * MIB));
+        let budget = Arc::new(MemoryBudget::new(64 * MIB));
         let mut connections: Vec<_> = (0..1000).map(|_| Simulated::new(&budget)).collect();
         let held: Vec<u64> = connections.iter_mut().map(Simulated::stall).collect();
         assert_eq!(held[0], LEAST + 8 * MIB, "an eighth");
@@ -227,14 +198,14 @@ mod tests {
 
     #[test]
     fn a_connection_alone_has_room_for_all_its_streams_and_gives_it_back_as_it_uses_it() {
-        let budget = Arc::new(WindowBudget::new(1 << 40));
+        let budget = Arc::new(MemoryBudget::new(1 << 40));
         let mut connection = Simulated::new(&budget);
         assert_eq!(connection.stall(), u64::from(CONNECTION_WINDOW));
         connection.step(0, u64::MAX, true);
         assert_eq!(connection.held, 0);
         // All was told of once more before anybody looked: the client may use it.
         assert_eq!(connection.room, u64::from(CONNECTION_WINDOW));
-        let taken = |budget: &WindowBudget| (1 << 40) - budget.left();
+        let taken = |budget: &MemoryBudget| (1 << 40) - budget.left();
         assert_eq!(taken(&budget), u64::from(CONNECTION_WINDOW) - LEAST);
         for _ in 0..200 {
             connection.step(MIB, MIB, false);
@@ -248,7 +219,7 @@ mod tests {
 
     #[test]
     fn who_lacked_room_has_it_once_another_has_ended() {
-        let budget = Arc::new(WindowBudget::new(16 * MIB));
+        let budget = Arc::new(MemoryBudget::new(16 * MIB));
         let others: Vec<_> = (0..100)
             .map(|_| {
                 let mut other = Simulated::new(&budget);
@@ -271,7 +242,7 @@ mod tests {
                 (0..8_usize, 0..4 * MIB, 0..4 * MIB, any::<bool>()), 1..400,
             ),
         ) {
-            let budget = Arc::new(WindowBudget::new(20 * MIB));
+            let budget = Arc::new(MemoryBudget::new(20 * MIB));
             let mut connections: Vec<_> = (0..8).map(|_| Simulated::new(&budget)).collect();
             for (which, sends, taken, tells_first) in steps {
                 connections[which].step(sends, taken, tells_first);
