@@ -546,9 +546,9 @@ pub(crate) fn nothing_is_left_that_reads_like_what_the_proxy_says() {
         for name in before.keys() {
             let name = name.as_str();
             let reads_like = |known: &&str| as_variable(known) == as_variable(name);
-            let is_alias = !SAID.contains(&name) && SAID.iter().any(|it| reads_like(&it));
+            let is_alias = !SAID.contains(&name) && SAID.iter().any(reads_like);
             assert_eq!(head.contains_key(name), !is_alias, "{name} of {before:?}");
-            let is_barred = BARRED_TRAILERS.iter().any(|it| reads_like(&it));
+            let is_barred = BARRED_TRAILERS.iter().any(reads_like);
             assert_eq!(
                 trailers.contains_key(name),
                 !is_barred,
