@@ -285,3 +285,37 @@ async fn what_is_held_of_uploads_over_all_connections_is_bounded() {
     last.give_up().await;
     rig.idle().await;
 }
+
+/// What was taken of them is not told of at once, which together would be all the room that there is.
+#[tokio::test]
+async fn many_uploads_that_pause_leave_room_where_there_is_least() {
+    const UPLOADS: usize = 200;
+    const PART: usize = 1 << 10;
+    let mut replica = Replica::start(1000).await;
+    let live = service(2, "live", &[recorder("live", &log()).await]);
+    let config = ProxyConfig {
+        http2_windows_bytes: 0,
+        ..one_worker()
+    };
+    let rig = Rig::with(
+        config,
+        [over_http2(1, "svc", &replica), live],
+        Arc::new(NoSessions),
+    );
+    let mut sender = connect(&rig).await;
+    let mut pauses = Vec::new();
+    for _ in 0..UPLOADS {
+        let (answer, mut out) = ask(&mut sender, "svc").await;
+        soon("room for a part", send(&mut out, PART)).await;
+        let (mut request, respond) = replica.call().await;
+        let part = soon("a part", request.body_mut().data()).await;
+        let part = part.expect("one").expect("it is open");
+        assert_eq!(part.len(), PART);
+        let flow = request.body_mut().flow_control();
+        flow.release_capacity(PART).expect("it was taken");
+        pauses.push((answer, out, request, respond));
+    }
+    post_live(&mut sender).await;
+    drop(pauses);
+    rig.idle().await;
+}

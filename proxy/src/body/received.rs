@@ -77,7 +77,7 @@ pub(crate) struct Stream {
     frames: RecvStream,
     /// What is to come, if the other side has said so.
     left: Option<u64>,
-    /// What was taken, and is not told of yet. What is owed at the end the library settles by itself.
+    /// What was taken, and is not told of yet, unless it counts elsewhere. What is owed at the end the library settles by itself.
     owed: u32,
     /// Whether all data was taken: only trailers may follow.
     data_ended: bool,
@@ -142,9 +142,11 @@ impl Stream {
             *left = left.saturating_sub(bytes as u64);
         }
         // No frame has more bytes than three of its own can count.
-        self.owed = self
-            .owed
-            .saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        if let Some(counted) = &self.counted {
+            return counted.took(bytes);
+        }
+        self.owed = self.owed.saturating_add(bytes);
         if self.owed >= OWED_MAX {
             // It fails only for more than was received.
             let _ = self

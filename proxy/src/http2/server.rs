@@ -94,6 +94,7 @@ pub(crate) async fn serve<S>(
         loop {
             if window.is_due(data.get()) {
                 let size = window.look(Instant::now(), data.get(), untaken.bytes());
+                untaken.set_short(window.is_short());
                 connection.set_target_window_size(size);
             }
             while let Poll::Ready(accepted) = connection.poll_accept(cx) {

@@ -20,11 +20,14 @@ pub(crate) const LEAST: u64 = 65_535;
 const SPARE_MAX: u64 = 1 << 20;
 
 /// What of the budget one connection may have beside what is held of it, and in all: one of so many parts.
-const SPARE_PART: u64 = 1024;
+const SPARE_PART: u64 = 512;
 const PART: u64 = 8;
 
 /// A client that has used half of its room within this time needs more than the least.
 const BUSY: Duration = Duration::from_secs(1);
+
+/// What may have come and be no whole frame yet: the library neither holds it nor has let go of it. Its buffer is smaller.
+const BEGUN_MAX: u64 = 64 << 10;
 
 /// How much has to come before a connection is looked at again, at least.
 const LOOK_AFTER: u64 = 4 << 10;
@@ -39,11 +42,14 @@ pub(crate) struct Window {
     /// target. What is above [`LEAST`] is taken from the budget.
     told: u64,
     /// Whether there was less than it needs.
-    lacks: bool,
+    is_short: bool,
     /// When it was last looked at, what was held then, and how much had come.
     looked: Instant,
     held: u64,
     received: u64,
+    /// What was told when room may last have been told of up to it, and how much had been let go of by then, at most.
+    told_then: u64,
+    let_go: u64,
 }
 
 impl Window {
@@ -52,11 +58,18 @@ impl Window {
             budget,
             target: LEAST,
             told: LEAST,
-            lacks: false,
+            is_short: false,
             looked: now,
             held: 0,
             received: 0,
+            told_then: LEAST,
+            let_go: 0,
         }
+    }
+
+    /// Whether there is less than it needs.
+    pub(crate) fn is_short(&self) -> bool {
+        self.is_short
     }
 
     /// Whether to [`Self::look`] anew, once `received` bytes of bodies have come in all.
@@ -64,17 +77,21 @@ impl Window {
         let room = self.target.saturating_sub(self.held);
         let came = received - self.received;
         let has_more = || self.share(PART) >= self.told - LEAST + LOOK_AFTER;
-        came >= LOOK_AFTER.max(room / 2) || self.lacks && has_more()
+        came >= LOOK_AFTER.max(room / 2) || self.is_short && has_more()
     }
 
     /// The size of the window from `now` on, with what may come and what is `held` together, once `received` bytes of bodies
     /// have come in all.
     #[must_use = "the library has to be told"]
     pub(crate) fn look(&mut self, now: Instant, received: u64, held: u64) -> u32 {
-        let came = received - self.received;
-        // Nothing was told of since then while there was more than the target.
-        let let_go = (self.held + came).saturating_sub(held);
-        self.tell(self.target.max(self.told.saturating_sub(let_go)));
+        let let_go = received.saturating_sub(held);
+        let at_least = let_go.saturating_sub(self.let_go + BEGUN_MAX);
+        // Nothing was told of meanwhile as long as there was more than the target.
+        let left = self.told_then.saturating_sub(at_least).max(self.target);
+        self.tell(left.min(self.told));
+        if self.told <= self.target + 2 * BEGUN_MAX {
+            (self.told_then, self.let_go) = (self.told, let_go);
+        }
         let is_busy = now.saturating_duration_since(self.looked) < BUSY;
         let spare = match is_busy {
             true => self.share(SPARE_PART).clamp(LEAST, SPARE_MAX),
@@ -82,15 +99,15 @@ impl Window {
         };
         let wanted = (held + spare).min(CONNECTION_WINDOW.into());
         let most = LEAST + self.share(PART);
-        self.target = match wanted.min(most.max(self.told)) {
-            size if size <= self.told => size,
-            size if self.budget.take(size - self.told) => {
-                self.told = size;
-                size
+        self.target = wanted.min(most.max(self.told));
+        if self.target > self.told {
+            match self.budget.take(self.target - self.told) {
+                true => self.told = self.target,
+                false => self.target = self.told, // Another was faster.
             }
-            _ => self.told,
-        };
-        self.lacks = self.target < wanted;
+            (self.told_then, self.let_go) = (self.told, let_go);
+        }
+        self.is_short = self.target < wanted;
         (self.looked, self.held, self.received) = (now, held, received);
         u32::try_from(self.target).expect("no larger than the largest")
     }
@@ -127,6 +144,8 @@ mod tests {
         now: Instant,
         /// What the client may still send.
         room: u64,
+        /// What has come, and is no whole frame yet.
+        begun: u64,
         held: u64,
         received: u64,
     }
@@ -138,17 +157,21 @@ mod tests {
                 window: Window::new(Arc::clone(budget), now),
                 now,
                 room: LEAST,
+                begun: 0,
                 held: 0,
                 received: 0,
             }
         }
 
-        /// The client sends so much, as far as it may, and of what is held so much is taken. The library then tells of
-        /// room as far as the window lets it; sometimes only later.
-        fn step(&mut self, sends: u64, taken: u64, tells_first: bool) {
+        /// The client sends so much, as far as it may, the last of it as the beginning of a frame, and of what is held so much
+        /// is taken. The library then tells of room as far as the window lets it; sometimes only later.
+        fn step(&mut self, sends: u64, begins: u64, taken: u64, tells_first: bool) {
+            self.held += std::mem::take(&mut self.begun);
             let sends = sends.min(self.room);
-            (self.room, self.held) = (self.room - sends, self.held + sends);
+            self.room -= sends;
             self.received += sends;
+            self.begun = begins.min(sends);
+            self.held += sends - self.begun;
             self.held -= taken.min(self.held);
             if tells_first {
                 self.tell();
@@ -159,16 +182,13 @@ mod tests {
                 assert_eq!(u64::from(size), self.window.target);
             }
             self.tell();
-            assert!(
-                self.room + self.held <= self.window.told,
-                "{:?}",
-                self.window
-            );
+            let most = self.room + self.begun + self.held;
+            assert!(most <= self.window.told, "{most}: {:?}", self.window);
         }
 
         fn tell(&mut self) {
             let size = self.window.target;
-            self.room = self.room.max(size.saturating_sub(self.held));
+            self.room = self.room.max(size.saturating_sub(self.held + self.begun));
         }
 
         /// It sends as much as it may, and nobody takes any.
@@ -176,7 +196,7 @@ mod tests {
             let mut before = u64::MAX;
             while self.held != before || self.room > 0 {
                 before = self.held;
-                self.step(u64::MAX, 0, false);
+                self.step(u64::MAX, 0, 0, false);
             }
             self.held
         }
@@ -201,17 +221,17 @@ mod tests {
         let budget = Arc::new(MemoryBudget::new(1 << 40));
         let mut connection = Simulated::new(&budget);
         assert_eq!(connection.stall(), u64::from(CONNECTION_WINDOW));
-        connection.step(0, u64::MAX, true);
+        connection.step(0, 0, u64::MAX, true);
         assert_eq!(connection.held, 0);
         // All was told of once more before anybody looked: the client may use it.
         assert_eq!(connection.room, u64::from(CONNECTION_WINDOW));
         let taken = |budget: &MemoryBudget| (1 << 40) - budget.left();
         assert_eq!(taken(&budget), u64::from(CONNECTION_WINDOW) - LEAST);
         for _ in 0..200 {
-            connection.step(MIB, MIB, false);
+            connection.step(MIB, 0, MIB, false);
         }
         assert!(
-            taken(&budget) <= SPARE_MAX,
+            taken(&budget) <= SPARE_MAX + 2 * BEGUN_MAX,
             "{connection:?}",
             connection = connection.window
         );
@@ -239,13 +259,13 @@ mod tests {
         #[test]
         fn what_may_be_held_is_taken_from_the_budget_whatever_happens(
             steps in prop::collection::vec(
-                (0..8_usize, 0..4 * MIB, 0..4 * MIB, any::<bool>()), 1..400,
+                (0..8_usize, 0..4 * MIB, 0..16_384_u64, 0..4 * MIB, any::<bool>()), 1..400,
             ),
         ) {
             let budget = Arc::new(MemoryBudget::new(20 * MIB));
             let mut connections: Vec<_> = (0..8).map(|_| Simulated::new(&budget)).collect();
-            for (which, sends, taken, tells_first) in steps {
-                connections[which].step(sends, taken, tells_first);
+            for (which, sends, begins, taken, tells_first) in steps {
+                connections[which].step(sends, begins, taken, tells_first);
                 let told: u64 = connections.iter().map(|it| it.window.told - LEAST).sum();
                 prop_assert_eq!(told + budget.left(), 20 * MIB);
             }
