@@ -4,6 +4,7 @@
 mod backlog;
 mod pipe;
 mod received;
+mod untaken;
 mod upload;
 
 use std::pin::Pin;
@@ -25,6 +26,7 @@ use crate::upstream::Checkout;
 pub(crate) use backlog::{Backlog, Part};
 pub(crate) use pipe::{Client, Pipe};
 pub(crate) use received::{Asking, OWED_MAX, ReceiveError, Received, Stream};
+pub(crate) use untaken::Untaken;
 pub(crate) use upload::{Fault, LINGER, Upload, UploadBody};
 
 /// Why an answer broke off after its head.

@@ -54,6 +54,12 @@ impl ClientBound {
         }
     }
 
+    /// This one, for whoever has the stream next.
+    pub(crate) fn take(&mut self) -> Self {
+        let usual = Self::new(self.usual);
+        std::mem::replace(self, usual)
+    }
+
     /// A part of a request's body came at `now`.
     pub(crate) fn sent(&mut self, now: Instant, stream: Option<&TcpStream>) {
         let (begun, set) = *self.sending.get_or_insert((now, now));

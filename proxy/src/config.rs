@@ -53,6 +53,12 @@ pub struct ProxyConfig {
     /// holds new ones back; but a port that closes takes what its queue holds. Keep it below half of the limit of open files, as [`OpenFiles::connections`] does: each may
     /// need an upstream.
     pub connections_max: usize,
+    /// How many bytes of requests' bodies all connections of HTTP/2 together may hold while nobody takes them, beside the 64 KiB
+    /// of each. Past it nothing is refused: the streams of a connection share what room it has.
+    pub http2_windows_bytes: u64,
+    /// How many bytes of requests' bodies may be kept in all, to be sent again where a replica did not act on them, beside the
+    /// 4 KiB of each. Past it longer ones are not kept: what would be sent again then fails.
+    pub kept_bodies_bytes: u64,
     /// How long a proxy that is told to stop still accepts: the time for everyone who sends it
     /// connections to learn that it is going. Not at all if it serves nothing.
     pub linger: Duration,
@@ -95,6 +101,8 @@ impl Default for ProxyConfig {
             tcp_user_timeout: Duration::from_secs(60),
             client_user_timeout: Duration::from_secs(120),
             connections_max: 20_000,
+            http2_windows_bytes: 512 << 20,
+            kept_bodies_bytes: 256 << 20,
             linger: Duration::from_secs(5),
             http1_path: Http1Path::default(),
             http1_rest_after: Duration::from_millis(200),

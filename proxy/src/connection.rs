@@ -25,7 +25,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::answer::Refusal;
 use crate::body::{Received, ResponseBody};
-use crate::client_bound::OverTcp;
+use crate::client_bound::{ClientBound, OverTcp};
 use crate::drain::{Phase, Watch};
 use crate::forward;
 use crate::guard::Guard;
@@ -99,9 +99,11 @@ where
     S: AsyncRead + AsyncWrite + OverTcp + Unpin + Send + 'static,
 {
     let watch = worker.drain.watch();
+    let bound = ClientBound::new(worker.shared.config.client_user_timeout);
     let mut lent = Lent {
         worker,
         client: Rc::new(client),
+        bound,
         watch,
         limit: Limit::new(head_by),
     };
@@ -172,6 +174,7 @@ pub(crate) async fn begin<T>(
 pub(crate) struct Lent {
     pub(crate) worker: Rc<Worker>,
     pub(crate) client: Rc<Client>,
+    pub(crate) bound: ClientBound,
     pub(crate) watch: Watch,
     pub(crate) limit: Limit,
 }
@@ -234,8 +237,7 @@ impl Lent {
     {
         let turns = &self.client.turns;
         turns.restart();
-        let client_user_timeout = self.worker.shared.config.client_user_timeout;
-        let stream = Guard::new(stream, Arc::clone(turns), client_user_timeout);
+        let stream = Guard::new(stream, Arc::clone(turns), self.bound.take());
         let mut connection = http1::Builder::new()
             .max_header_size(HEAD_BYTES_MAX as usize)
             .serve_connection(
@@ -287,7 +289,9 @@ impl Lent {
         .await;
         limit.set(head_by);
         let parts = connection.into_parts().filter(|_| rests)?;
-        let (unread, stream) = parts.io.into_inner().into_inner().into_parts();
+        let (stream, bound) = parts.io.into_inner().into_parts();
+        self.bound = bound;
+        let (unread, stream) = stream.into_parts();
         // Anything else was part of a request, and nobody would know of which.
         (is_blank(&parts.read_buf) && is_blank(&unread)).then_some(stream)
     }

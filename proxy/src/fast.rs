@@ -164,6 +164,7 @@ impl Connection {
         let mut lent = Lent {
             worker,
             client,
+            bound,
             watch,
             limit,
         };
@@ -174,6 +175,7 @@ impl Connection {
         let Lent {
             worker,
             client,
+            bound,
             watch,
             limit,
         } = lent;

@@ -29,6 +29,7 @@ use crate::grpc;
 use crate::hash_key;
 use crate::headers::{Field, Seen, end_hop, is_asked_for};
 use crate::load::InFlight;
+use crate::memory::Allotment;
 use crate::metrics::count_shared;
 use crate::routes::ServiceRoute;
 use crate::running::Running;
@@ -201,6 +202,7 @@ fn begin(
             client,
             (request, seen),
             prefix_len,
+            &worker.kept_bodies,
         ),
         false => Err(Refusal::HeadTooLarge),
     };
@@ -241,6 +243,7 @@ fn prepare(
     client: &Client,
     (request, seen): (Request<Received>, Seen),
     prefix_len: usize,
+    kept_bodies: &Allotment,
 ) -> Result<Prepared, Refusal> {
     let bytes_max = service.route.body_bytes_max(service.met(rule));
     if bytes_max.is_some_and(|most| request.body().size_hint().lower() > most) {
@@ -254,7 +257,7 @@ fn prepare(
         &service.route,
         wire,
         prefix_len,
-        met,
+        (met, kept_bodies),
     )
     .map_err(Refusal::BadRequest)
 }

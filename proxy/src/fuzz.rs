@@ -1,6 +1,7 @@
 //! The parsers of fields, targets and first bytes against mutated input, each beside a second reader that is written
 //! otherwise. Those of whole messages are fuzzed beside themselves. `just fuzz 10000000` runs all.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -13,13 +14,17 @@ use tokio::time::Instant;
 
 use crate::answer::Dialect;
 use crate::fast::fuzz::each;
-use crate::headers::{Seen, end_hop};
+use crate::headers::{
+    BARRED_TRAILERS, Hop, Seen, begin_request_hop, clean_trailers, end_hop, is_asked_for,
+    remove_aliases,
+};
 use crate::http2::calm;
 use crate::protocol::{Protocol, detect};
 use crate::routes::{Listener, table};
 use crate::session::cookie;
 use crate::trace::{self, Parent, TRACEPARENT, TRACESTATE};
-use crate::{deadline, grpc, hash_key, json_key, rules};
+use crate::upstream::Wire;
+use crate::{deadline, grpc, hash_key, host, json_key, rules};
 
 /// Fields by lines, as far as they are any.
 fn map(lines: &[u8]) -> HeaderMap {
@@ -359,19 +364,22 @@ pub(crate) fn frames_are_counted_the_same_however_they_are_cut() {
             pieces.push(piece);
             left = later;
         }
-        let (mut expected, mut rest) = (0, input);
+        let (mut expected, mut bytes, mut rest) = (0, 0, input);
         while let [a, b, c, kind, flags, _, _, _, _, payload @ ..] = rest {
-            expected += match (kind, flags & 1) {
-                (6, 0) => 1,
-                (4, 0) => 100,
-                _ => 0,
-            };
             let length = usize::from(*a) << 16 | usize::from(*b) << 8 | usize::from(*c);
+            match (kind, flags & 1) {
+                (0, _) => bytes += length as u64,
+                (6, 0) => expected += 1,
+                (4, 0) => expected += 100,
+                _ => {}
+            }
             rest = payload.get(length..).unwrap_or_default();
         }
+        let (cost, data) = calm::counted(pieces.into_iter());
+        assert_eq!(data, bytes, "{input:?}");
         // More may be told only of so much at once.
         if expected < 10_000 {
-            assert_eq!(calm::cost(pieces.into_iter()), expected, "{input:?}");
+            assert_eq!(cost, expected, "{input:?}");
         }
     });
 }
@@ -395,5 +403,157 @@ pub(crate) fn a_key_in_a_query_is_the_first_of_its_name() {
             value.find('&').map_or(value, |end| &value[..end])
         });
         assert_eq!(found, expected.map(str::as_bytes), "{query}");
+    });
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn a_host_is_legal_if_every_reader_takes_it_for_the_same() {
+    const HOSTS: [&str; 6] = [
+        "svc.example:80",
+        "[::1]:8080",
+        "[::ffff:1.2.3.4]",
+        "a_b-c~!$&'()*+;=:00080",
+        "user@h",
+        "h,h2",
+    ];
+    let is_port = |text: &str| text.len() <= 5 && text.bytes().all(|it| it.is_ascii_digit());
+    let is_name = |it: char| it.is_ascii_alphanumeric() || "-._~!$&'()*+;=".contains(it);
+    each(&HOSTS, |input, _| {
+        let expected = std::str::from_utf8(input).is_ok_and(|text| {
+            if let Some(literal) = text.strip_prefix('[') {
+                let Some((address, port)) = literal.split_once(']') else {
+                    return false;
+                };
+                let port = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
+                return port && address.parse::<Ipv6Addr>().is_ok();
+            }
+            match text.split_once(':') {
+                None => text.chars().all(is_name),
+                Some((name, port)) => {
+                    !name.is_empty() && name.chars().all(is_name) && is_port(port)
+                }
+            }
+        });
+        assert_eq!(host::is_legal(input), expected, "{input:?}");
+    });
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn a_switch_of_protocols_is_to_what_was_asked_for_and_never_to_cleartext_http_2() {
+    const LINES: [&str; 5] = [
+        "websocket",
+        "h2c, WebSocket/13",
+        "h2c/1 ,,H2C",
+        "a, b,\tc",
+        "h2cx, \"h2c\"",
+    ];
+    let names = |value: &HeaderValue| {
+        let text: String = value.as_bytes().iter().map(|&it| char::from(it)).collect();
+        let names = text.split(',').map(|it| trim(it).to_ascii_lowercase());
+        names.filter(|it| !it.is_empty()).collect::<Vec<_>>()
+    };
+    each(&LINES, |input, random| {
+        let Ok(asked) = HeaderValue::from_bytes(input) else {
+            return;
+        };
+        let hop = Hop {
+            upgrade: Some(asked.clone()),
+            ..Hop::default()
+        };
+        let mut headers = HeaderMap::new();
+        let seen = Seen::of(&headers);
+        let sent = begin_request_hop(&mut headers, seen, &hop, Wire::Http1);
+        assert_eq!(headers.get("upgrade"), sent.as_ref());
+        assert_eq!(headers.contains_key("connection"), sent.is_some());
+        let is_h2c = |name: &String| trim(name.split('/').next().unwrap_or("")) == "h2c";
+        let mut expected = names(&asked);
+        expected.retain(|name| !is_h2c(name));
+        let sent_names = sent.as_ref().map(names).unwrap_or_default();
+        assert_eq!(sent_names, expected, "{asked:?}");
+
+        let (from, to) = (random.random_range(0..3), random.random_range(0..9));
+        let answer = [names(&asked).get(from..to).unwrap_or_default(), &expected].concat();
+        let answer = HeaderValue::try_from(answer.join(","));
+        let (Some(sent), Ok(answer)) = (sent, answer) else {
+            return;
+        };
+        let answered = names(&answer);
+        let all = answered.iter().all(|name| sent_names.contains(name));
+        let is_good = all && !answered.is_empty();
+        assert_eq!(
+            is_asked_for(&answer, &sent),
+            is_good,
+            "{answer:?}, {sent:?}"
+        );
+    });
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn what_a_client_waits_for_is_told_on_and_never_grows() {
+    const VALUES: [&str; 4] = [
+        "5000",
+        "0",
+        "00000000000000000000001",
+        "18446744073709551615",
+    ];
+    const NAME: &str = "x-envoy-expected-rq-timeout-ms";
+    const OURS: u64 = 10_000;
+    let now = Instant::now();
+    each(&VALUES, |input, random| {
+        let Ok(value) = HeaderValue::from_bytes(input) else {
+            return;
+        };
+        let mut request = Request::new(());
+        request.headers_mut().insert(NAME, value);
+        let end = now + Duration::from_millis(OURS);
+        deadline::set(&mut request, Dialect::Http, end, now);
+        let passed = random.random_range(0..2 * OURS);
+        deadline::tell(&mut request, now + Duration::from_millis(passed));
+        let digits = std::str::from_utf8(input)
+            .ok()
+            .filter(|text| !text.is_empty() && text.chars().all(|digit| digit.is_ascii_digit()));
+        let digits = digits.map(|text| text.trim_start_matches('0'));
+        // What has more digits is longer than ours.
+        let own = digits.filter(|text| (1..=9).contains(&text.len()));
+        let own = own.and_then(|text| text.parse::<u64>().ok());
+        let waits = own.map_or(OURS, |own| own.min(OURS));
+        let expected = waits.saturating_sub(passed).max(1).to_string();
+        let told: Vec<_> = request.headers().get_all(NAME).iter().collect();
+        assert_eq!(told, [expected.as_str()], "{input:?}");
+    });
+}
+
+#[cfg_attr(test, test)]
+pub(crate) fn nothing_is_left_that_reads_like_what_the_proxy_says() {
+    const HEADS: [&str; 3] = [
+        "x-forwarded_for: 1\nx-forwarded-for: 2\nX_Forwarded_Proto: a\nx-own: 1",
+        "x_forwarded-client_cert: a\nx-forwarded-prefix: /a\nx_own: 2\nhost: h",
+        "content_length: 3\nauthorization: a\nx_forwarded_host: h\ntrailer_x: b",
+    ];
+    const SAID: [&str; 5] = [
+        "x-forwarded-client-cert",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-prefix",
+        "x-forwarded-proto",
+    ];
+    let as_variable = |name: &str| name.to_ascii_uppercase().replace('-', "_");
+    each(&HEADS, |input, _| {
+        let before = map(input);
+        let (mut head, mut trailers) = (before.clone(), before.clone());
+        remove_aliases(&mut head, Seen::of(&before));
+        clean_trailers(&mut trailers);
+        for name in before.keys() {
+            let name = name.as_str();
+            let reads_like = |known: &&str| as_variable(known) == as_variable(name);
+            let is_alias = !SAID.contains(&name) && SAID.iter().any(reads_like);
+            assert_eq!(head.contains_key(name), !is_alias, "{name} of {before:?}");
+            let is_barred = BARRED_TRAILERS.iter().any(reads_like);
+            assert_eq!(
+                trailers.contains_key(name),
+                !is_barred,
+                "{name} of {before:?}"
+            );
+        }
     });
 }

@@ -84,4 +84,12 @@ targets! {
     frames: crate::fuzz::frames_are_counted_the_same_however_they_are_cut;
     /// Keys in queries.
     queries: crate::fuzz::a_key_in_a_query_is_the_first_of_its_name;
+    /// Hosts.
+    hosts: crate::fuzz::a_host_is_legal_if_every_reader_takes_it_for_the_same;
+    /// Protocols to switch to.
+    upgrades: crate::fuzz::a_switch_of_protocols_is_to_what_was_asked_for_and_never_to_cleartext_http_2;
+    /// How long a client says that it waits.
+    timeouts: crate::fuzz::what_a_client_waits_for_is_told_on_and_never_grows;
+    /// Names that read like others.
+    aliases: crate::fuzz::nothing_is_left_that_reads_like_what_the_proxy_says;
 }

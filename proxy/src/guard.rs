@@ -18,7 +18,6 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
@@ -47,22 +46,22 @@ pub(crate) struct Guard<S> {
 }
 
 impl<S: OverTcp> Guard<S> {
-    /// Of a client that may leave what it is sent for `client_user_timeout`.
-    pub(crate) fn new(stream: S, turns: Arc<Turns>, client_user_timeout: Duration) -> Self {
+    /// Of a client whose stream had this bound so far.
+    pub(crate) fn new(stream: S, turns: Arc<Turns>, bound: ClientBound) -> Self {
         Self {
             stream,
             scan: Scan::default(),
             end: END,
             turns,
-            bound: ClientBound::new(client_user_timeout),
+            bound,
             linger: None,
         }
     }
 
-    /// The stream, which goes on where this was.
-    pub(crate) fn into_inner(mut self) -> S {
+    /// The stream, which goes on where this was, and its bound.
+    pub(crate) fn into_parts(mut self) -> (S, ClientBound) {
         self.bound.rest(self.stream.tcp());
-        self.stream
+        (self.stream, self.bound)
     }
 }
 
@@ -338,10 +337,16 @@ impl<S: AsyncRead + AsyncWrite + OverTcp + Unpin> AsyncWrite for Guard<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use socket2::SockRef;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-    use tokio::time::timeout;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::{advance, timeout};
 
     use super::*;
+    use crate::upstream::{has_left, set_bound};
 
     /// Where the head ends that is refused, however the bytes are cut into reads.
     fn refused(text: &str) -> Option<usize> {
@@ -394,7 +399,8 @@ mod tests {
     /// A guard that has read this, and its client.
     async fn after(text: &str) -> (DuplexStream, Guard<DuplexStream>) {
         let (mut client, ours) = duplex(1 << 10);
-        let mut guard = Guard::new(ours, Arc::default(), Duration::MAX);
+        let bound = ClientBound::new(Duration::MAX);
+        let mut guard = Guard::new(ours, Arc::default(), bound);
         client.write_all(text.as_bytes()).await.expect("room");
         let mut read = vec![0; text.len()];
         guard.read_exact(&mut read).await.expect("it was sent");
@@ -428,5 +434,48 @@ mod tests {
             let (_client, mut guard) = after(whole).await;
             assert_eq!(closes_after(&mut guard).await, Duration::ZERO, "{whole}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bound_that_was_moved_is_moved_back_by_whoever_has_the_stream_next() {
+        const USUAL: Duration = Duration::from_secs(120);
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+        let listener = listener.expect("a free port");
+        let client = TcpStream::connect(listener.local_addr().expect("bound")).await;
+        let mut client = client.expect("it listens");
+        let (stream, _) = listener.accept().await.expect("a client");
+        set_bound(&stream, USUAL);
+        let bound_of = |stream: &TcpStream| SockRef::from(stream).tcp_user_timeout().expect("open");
+
+        let mut waiting = 0;
+        stream.writable().await.expect("open");
+        while let Ok(count) = stream.try_write(&[0; 64 << 10]) {
+            waiting += count;
+        }
+        let half = b"POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\nhalf";
+        let mut guard = Guard::new(stream, Arc::default(), ClientBound::new(USUAL));
+        for sent in [&half[..], b"+"] {
+            client.write_all(sent).await.expect("room");
+            let read = guard.read_exact(&mut vec![0; sent.len()]).await;
+            read.expect("it was sent");
+            advance(USUAL / 4).await;
+        }
+        let (stream, bound) = guard.into_parts();
+        assert!(
+            bound_of(&stream) > Some(USUAL),
+            "it sends, and takes nothing"
+        );
+
+        while waiting > 0 {
+            waiting -= client.read(&mut [0; 64 << 10]).await.expect("open");
+        }
+        while !has_left(&stream) {
+            tokio::task::yield_now().await; // Its last word of what it has taken is under way.
+        }
+        let mut guard = Guard::new(stream, Arc::default(), bound);
+        client.write_all(b"GET").await.expect("room");
+        guard.read_exact(&mut [0; 3]).await.expect("it was sent");
+        let (stream, _) = guard.into_parts();
+        assert_eq!(bound_of(&stream), Some(USUAL), "it has taken all");
     }
 }

@@ -3,6 +3,8 @@
 pub(crate) mod calm;
 mod pulse;
 pub(crate) mod server;
+mod window;
 
 use calm::{Allowance, Calm};
 pub(crate) use pulse::{Heard, Pulse};
+use window::Window;

@@ -47,6 +47,7 @@ mod lifetime;
 mod limit;
 mod listener;
 mod load;
+mod memory;
 mod metrics;
 mod open_files;
 pub mod policy;

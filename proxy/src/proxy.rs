@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use raftserve_model::{ReplicaId, ServiceId};
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::config::ProxyConfig;
 use crate::control::{Control, Order, PortStatus, Stop};
 use crate::lack::Lack;
 use crate::listener;
 use crate::load::PeerLoads;
+use crate::memory::MemoryBudget;
 use crate::metrics::Metrics;
 use crate::routes::{Listener, Routes};
 use crate::session::Sessions;
@@ -87,6 +88,9 @@ impl Proxy {
             tls_address = Some(tls_sockets[0].local_addr().map_err(refused)?);
         }
         let mut tls_sockets = tls_sockets.into_iter();
+        let room = config.connections_max.min(Semaphore::MAX_PERMITS);
+        let http2_windows = MemoryBudget::new(config.http2_windows_bytes);
+        let kept_bodies = MemoryBudget::new(config.kept_bodies_bytes);
         let shared = Arc::new(Shared {
             config,
             routes,
@@ -97,6 +101,9 @@ impl Proxy {
             queues: watch::Sender::new(0),
             lack: Lack::default(),
             tls,
+            room: Arc::new(Semaphore::new(room)),
+            http2_windows: Arc::new(http2_windows),
+            kept_bodies: Arc::new(kept_bodies),
         });
         let (ended_sender, ended) = mpsc::channel(1);
         let mut workers = Vec::with_capacity(count);

@@ -41,6 +41,7 @@ use crate::triage::Triage;
 use exchange::{GivenUp, Unanswered, over_http1, over_http2};
 
 pub(crate) use dial::Dialer;
+pub(crate) use exchange::INTERIMS_MAX;
 pub use reach::{ReachError, ReplicaDialer};
 pub(crate) use vigil::{FITS_BYTES, Long, has_left, long, look_every, set_bound, shorten};
 
@@ -427,9 +428,7 @@ impl Checkout {
         let mut limit = self.upstream.limit(began + silence_max);
         let outcome = {
             let mut exchange = pin!(match &mut self.link {
-                Link::Http1(connection) => {
-                    Either::Left(over_http1(&mut connection.sender, request))
-                }
+                Link::Http1(connection) => Either::Left(over_http1(connection, request)),
                 // Boxed, so that requests over HTTP/1 have no room for it.
                 Link::Http2(stream) => {
                     Either::Right(Box::pin(over_http2(stream, request, upload.clone())))

@@ -32,6 +32,7 @@ use crate::lack::Lack;
 use crate::lifetime::Lifetime;
 use crate::listener;
 use crate::load::PeerLoads;
+use crate::memory::{Allotment, MemoryBudget};
 use crate::metrics::{Metrics, count, count_shared};
 use crate::queue;
 use crate::routes::{Listener, Routes};
@@ -60,6 +61,11 @@ pub(crate) struct Shared {
     pub(crate) queues: watch::Sender<u64>,
     pub(crate) lack: Lack,
     pub(crate) tls: Option<Tls>,
+    /// One permit for each client connection, as long as its socket is open. Whoever waits for one is served in turn, on
+    /// whichever worker it is.
+    pub(crate) room: Arc<Semaphore>,
+    pub(crate) http2_windows: Arc<MemoryBudget>,
+    pub(crate) kept_bodies: Arc<MemoryBudget>,
 }
 
 impl Shared {
@@ -127,10 +133,10 @@ pub(crate) struct Worker {
     pub(crate) drain: Rc<Drain>,
     pub(crate) buffers: Rc<fast::Buffers>,
     pub(crate) date: fast::Date,
+    /// For bodies that are kept to be sent again.
+    pub(crate) kept_bodies: Allotment,
     view: RefCell<Rc<View>>,
     tasks: TaskTracker,
-    /// One permit for each client connection, as long as its socket is open.
-    room: Arc<Semaphore>,
 }
 
 struct Open {
@@ -141,19 +147,15 @@ struct Open {
 
 impl Worker {
     pub(crate) fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
-        let room = shared
-            .config
-            .connections_max
-            .div_ceil(shared.config.worker_count());
         Rc::new(Self {
             index,
+            kept_bodies: Allotment::new(Arc::clone(&shared.kept_bodies)),
             shared,
             drain: Rc::default(),
             buffers: Rc::default(),
             date: fast::Date::default(),
             view: RefCell::default(),
             tasks: TaskTracker::new(),
-            room: Arc::new(Semaphore::new(room)),
         })
     }
 
@@ -326,7 +328,7 @@ impl Worker {
             let nonblocking = stream.set_nonblocking(true);
             if let Ok(stream) = nonblocking.and_then(|()| TcpStream::from_std(stream)) {
                 // Without room it would be reset, and there are no more of them than the queue holds.
-                let permit = Arc::clone(&self.room).try_acquire_owned().ok();
+                let permit = Arc::clone(&self.shared.room).try_acquire_owned().ok();
                 self.serve(stream, peer, kind, permit);
             }
         }
@@ -357,7 +359,7 @@ impl Worker {
         kind: (Listener, Transport),
     ) -> io::Result<()> {
         loop {
-            let room = Arc::clone(&self.room);
+            let room = Arc::clone(&self.shared.room);
             let permit = room.acquire_owned().await.expect("it is never closed");
             let accepted = poll_fn(|cx| Poll::Ready(socket.poll_accept(cx))).await;
             if let Poll::Ready(accepted) = accepted {

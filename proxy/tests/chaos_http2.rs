@@ -4,22 +4,24 @@
 mod support;
 
 use std::convert::Infallible;
+use std::future::ready;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream;
 use http::{Request, Response};
-use http_body_util::Full;
-use hyper::body::Incoming;
+use http_body_util::{Full, StreamBody};
+use hyper::body::{Body, Frame, Incoming};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use raftserve_model::spec::{LoadBalancingPolicy, UpstreamProtocol};
 use support::{
-    CONTINUATION, DATA, END_HEADERS, GOAWAY, HEADERS, Hand, PING, RST_STREAM, Rig, SETTINGS,
-    by_hand, frame, meet, service,
+    CONTINUATION, DATA, EARLY_HINTS, END_HEADERS, GOAWAY, HEADERS, Hand, PING, RST_STREAM, Rig,
+    SETTINGS, WINDOW_UPDATE, by_hand, frame, meet, service,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -34,6 +36,14 @@ enum Vice {
     NoSettings,
     /// Answers in another protocol.
     Garbage,
+    /// Says what is no frame, once it has a request.
+    GarbageWithin,
+    /// Says nothing of a request.
+    Stalls,
+    /// Ends its own side before it answers.
+    HalfCloses,
+    /// Resets the connection.
+    Resets,
     /// Allows no stream.
     NoStreams,
     /// Goes away at once.
@@ -44,28 +54,47 @@ enum Vice {
     ResetsForEver,
     /// Wants to have its pings answered, without an end, and reads no answer.
     PingsForEver,
+    /// The same with its settings.
+    SettingsForEver,
+    /// Gives more and more room for what was sent long ago.
+    RoomForEver,
+    /// Sends interim answers without an end.
+    InterimsForEver,
     /// Begins a head that has no end.
     HeadForEver,
     /// Answers with more than the window allows.
     SendsForEver,
+    /// Answers with parts that hold nothing, without an end.
+    EmptyForEver,
     /// Begins an answer, and says nothing more.
     StallsWithin,
     /// Closes within an answer.
     CutsOff,
+    /// Resets the connection within an answer.
+    ResetsWithin,
 }
 
-const VICES: [Vice; 11] = [
+const VICES: [Vice; 20] = [
     Vice::NoSettings,
     Vice::Garbage,
+    Vice::GarbageWithin,
+    Vice::Stalls,
+    Vice::HalfCloses,
+    Vice::Resets,
     Vice::NoStreams,
     Vice::GoesAway,
     Vice::GoesAwayForEver,
     Vice::ResetsForEver,
     Vice::PingsForEver,
+    Vice::SettingsForEver,
+    Vice::RoomForEver,
+    Vice::InterimsForEver,
     Vice::HeadForEver,
     Vice::SendsForEver,
+    Vice::EmptyForEver,
     Vice::StallsWithin,
     Vice::CutsOff,
+    Vice::ResetsWithin,
 ];
 
 /// A replica with a vice, until `done`.
@@ -80,25 +109,16 @@ async fn bad(vice: Vice, done: &Arc<AtomicBool>) -> SocketAddr {
     address
 }
 
-/// Reads frames until one begins a request. `None` at the connection's end.
-async fn request(replica: &mut Hand) -> Option<()> {
-    loop {
-        let mut head = [0; 9];
-        replica.0.read_exact(&mut head).await.ok()?;
-        let length = usize::from(head[1]) << 8 | usize::from(head[2]);
-        let mut payload = vec![0; length];
-        replica.0.read_exact(&mut payload).await.ok()?;
-        if head[3] == HEADERS {
-            return Some(());
-        }
-    }
-}
-
 async fn misbehave(vice: Vice, mut replica: Hand, done: Arc<AtomicBool>) {
     // `None` once the proxy is gone.
     let _ = play(vice, &mut replica).await;
+    match vice {
+        Vice::Garbage | Vice::GarbageWithin | Vice::CutsOff => return,
+        Vice::Resets | Vice::ResetsWithin => return replica.reset(),
+        _ => {}
+    }
     let mut room = [0; 4096];
-    while !done.load(Ordering::Relaxed) && !matches!(vice, Vice::Garbage | Vice::CutsOff) {
+    while !done.load(Ordering::Relaxed) {
         let read = tokio::time::timeout(Duration::from_millis(20), replica.0.read(&mut room));
         if let Ok(Ok(0) | Err(_)) = read.await {
             break;
@@ -121,23 +141,36 @@ async fn play(vice: Vice, replica: &mut Hand) -> Option<()> {
     if matches!(vice, Vice::GoesAway) {
         return replica.0.write_all(&go_away).await.ok();
     }
-    request(replica).await?;
+    replica.request().await?;
     let begins = frame(HEADERS, END_HEADERS, 1, &OK);
     let (first, again) = match vice {
         Vice::NoSettings | Vice::Garbage | Vice::NoStreams | Vice::GoesAway => return Some(()),
-        Vice::StallsWithin | Vice::CutsOff => (begins, None),
+        Vice::Stalls | Vice::Resets => return Some(()),
+        Vice::HalfCloses => return replica.0.shutdown().await.ok(),
+        Vice::GarbageWithin => (vec![0xff; 64], None),
+        Vice::StallsWithin | Vice::CutsOff | Vice::ResetsWithin => (begins, None),
         Vice::GoesAwayForEver => (Vec::new(), Some(go_away)),
         Vice::ResetsForEver => {
             let reset = frame(RST_STREAM, 0, 1, &11_u32.to_be_bytes());
             (Vec::new(), Some(reset))
         }
         Vice::PingsForEver => (Vec::new(), Some(frame(PING, 0, 0, &[7; 8]))),
+        Vice::SettingsForEver => (Vec::new(), Some(frame(SETTINGS, 0, 0, &[]))),
+        Vice::RoomForEver => {
+            let room = frame(WINDOW_UPDATE, 0, 1, &1_u32.to_be_bytes());
+            (Vec::new(), Some(room))
+        }
+        Vice::InterimsForEver => {
+            let interim = frame(HEADERS, END_HEADERS, 1, &EARLY_HINTS);
+            (Vec::new(), Some(interim))
+        }
         Vice::HeadForEver => {
             let more = [0, 1, b'x', 1, b'y'].repeat(1000);
             let first = frame(HEADERS, 0, 1, &OK);
             (first, Some(frame(CONTINUATION, 0, 1, &more)))
         }
         Vice::SendsForEver => (begins, Some(frame(DATA, 0, 1, &[b'x'; 0x4000]))),
+        Vice::EmptyForEver => (begins, Some(frame(DATA, 0, 1, &[]))),
     };
     replica.0.write_all(&first).await.ok()?;
     let again = again?;
@@ -147,15 +180,22 @@ async fn play(vice: Vice, replica: &mut Hand) -> Option<()> {
     }
 }
 
-/// A replica that answers everything.
-async fn good() -> SocketAddr {
+/// A part of an answer without an end, of which each is sent as there is room for it.
+static PART: [u8; 0x4000] = [b'x'; 0x4000];
+
+/// A replica whose answers have this body.
+async fn answering<B>(body: impl Fn() -> B + Clone + Send + 'static) -> SocketAddr
+where
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
     let listener = listener.expect("a free port");
     let address = listener.local_addr().expect("bound");
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let answer = service_fn(async |_: Request<Incoming>| {
-                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("good"))))
+            let body = body.clone();
+            let answer = service_fn(move |_: Request<Incoming>| {
+                ready(Ok::<_, Infallible>(Response::new(body())))
             });
             let serve = http2::Builder::new(TokioExecutor::new());
             tokio::spawn(serve.serve_connection(TokioIo::new(stream), answer));
@@ -172,7 +212,10 @@ async fn bad_replicas_of_http_2_hang_no_call_and_leave_nothing_behind() {
     for vice in VICES {
         addresses.push(bad(vice, &done).await);
     }
-    addresses.push(good().await);
+    addresses.push(answering(|| Full::new(Bytes::from("good"))).await);
+    let part = || Ok(Frame::data(Bytes::from_static(&PART)));
+    let endless = move || StreamBody::new(stream::repeat_with(part));
+    addresses.push(answering(endless).await);
     let mut svc = service(1, "svc", &addresses);
     svc.policy = LoadBalancingPolicy::RoundRobin;
     // Each request meets them all again and again: nothing is learnt.

@@ -228,6 +228,33 @@ fn at_most(connections_max: usize) -> ProxyConfig {
     }
 }
 
+/// The kernel spreads them unevenly over the workers.
+#[tokio::test]
+async fn the_places_of_clients_are_the_peers_whichever_workers_they_meet() {
+    const PLACES: usize = 8;
+    let config = ProxyConfig {
+        workers: std::num::NonZeroUsize::new(PLACES),
+        ..at_most(PLACES)
+    };
+    let rig = rig(config, recorder("a", &log()).await);
+    let mut clients = Vec::new();
+    for _ in 0..PLACES {
+        let mut client = Hand::connect(rig.address).await;
+        assert_eq!(client.ask(GET).await.1, "a");
+        clients.push(client);
+    }
+    let mut last = Hand::connect(rig.address).await;
+    last.send(GET).await;
+    for _ in 0..10 {
+        for client in &mut clients {
+            assert_eq!(client.ask(GET).await.1, "a");
+        }
+    }
+    assert_eq!(accepted(&rig), PLACES as u64);
+    clients.pop();
+    assert_eq!(last.head().await[0], "http/1.1 200 ok");
+}
+
 /// The HTTP library lets go of its connection, whose socket is open still.
 #[tokio::test]
 async fn a_tunnel_counts_as_a_client_until_it_ends() {

@@ -605,3 +605,21 @@ async fn a_host_that_is_gone_holds_a_request_no_longer_than_a_host_may_be_silent
     }
     rig.idle().await;
 }
+
+#[tokio::test]
+async fn interim_answers_without_an_end_are_none() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    let mut client = Hand::connect(rig.address).await;
+    client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+    let mut replica = support::accept(&mut connections).await;
+    replica.head().await;
+    let flood = tokio::spawn(async move {
+        let interims = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(100);
+        let stream = replica.0.get_mut();
+        while stream.write_all(interims.as_bytes()).await.is_ok() {}
+    });
+    assert_eq!(client.head().await[0], "http/1.1 502 bad gateway");
+    soon("the end of the flood", flood).await.expect("no panic");
+    rig.idle().await;
+}

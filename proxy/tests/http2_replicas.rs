@@ -13,7 +13,10 @@ use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use raftserve_model::spec::UpstreamProtocol;
 use support::replica::{Call, Replica};
-use support::{Hand, Rig, by_hand, frame, http2_client, log, recorder, service, soon, until};
+use support::{
+    EARLY_HINTS, END_HEADERS, HEADERS, Hand, Rig, by_hand, frame, http2_client, log, recorder,
+    service, soon, until,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -567,4 +570,29 @@ async fn a_host_that_is_gone_ends_its_calls_and_gets_no_more_over_that_connectio
     let answer = soon("an answer", asked).await.expect("no panic");
     assert_eq!(answer.expect("an answer").status(), StatusCode::OK);
     run.abort();
+}
+
+#[tokio::test]
+async fn interim_answers_without_an_end_are_none() {
+    let (address, mut connections) = by_hand().await;
+    let mut svc = service(1, "svc", &[address]);
+    svc.traffic.upstream.protocol = UpstreamProtocol::Http2;
+    let rig = Rig::new([svc]);
+    let mut client = Hand::connect(rig.address).await;
+    client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+    let mut replica = support::accept(&mut connections).await;
+    let mut preface = [0; 24];
+    let read = soon("a preface", replica.0.read_exact(&mut preface)).await;
+    read.expect("it is open");
+    replica.send(frame(SETTINGS, 0, 0, &[])).await;
+    soon("a request", replica.request()).await.expect("one");
+    let flood = tokio::spawn(async move {
+        let interims = frame(HEADERS, END_HEADERS, 1, &EARLY_HINTS).repeat(100);
+        let stream = replica.0.get_mut();
+        while stream.write_all(&interims).await.is_ok() {}
+    });
+    assert_eq!(client.head().await[0], "http/1.1 502 bad gateway");
+    rig.idle().await;
+    drop(rig);
+    soon("the end of the flood", flood).await.expect("no panic");
 }

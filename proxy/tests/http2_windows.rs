@@ -1,4 +1,5 @@
-//! Who takes nothing over HTTP/2 stops nobody else, however many such streams share a connection.
+//! Who takes nothing over HTTP/2 stops nobody else, however many such streams share a connection, as long as there is room
+//! for what is held of them; and there is only so much over all connections.
 
 mod support;
 
@@ -61,17 +62,25 @@ fn stalls(mut out: SendStream<Bytes>, held: usize, stalled: &Arc<AtomicUsize>) -
 
 /// A proxy of one worker, and a client that has room for many answers at once.
 async fn rig<const N: usize>(services: [ServiceRoute; N]) -> (Rig, SendRequest<Bytes>) {
-    let config = ProxyConfig {
+    let rig = Rig::with(one_worker(), services, Arc::new(NoSessions));
+    let sender = connect(&rig).await;
+    (rig, sender)
+}
+
+fn one_worker() -> ProxyConfig {
+    ProxyConfig {
         workers: NonZeroUsize::new(1),
         ..support::config()
-    };
-    let rig = Rig::with(config, services, Arc::new(NoSessions));
+    }
+}
+
+async fn connect(rig: &Rig) -> SendRequest<Bytes> {
     let stream = TcpStream::connect(rig.address).await.expect("it listens");
     let mut builder = client::Builder::new();
     builder.initial_connection_window_size(1 << 30);
     let (sender, connection) = builder.handshake(stream).await.expect("HTTP/2");
     tokio::spawn(connection);
-    (rig, sender)
+    sender
 }
 
 fn over_http2(id: u64, name: &str, replica: &Replica) -> ServiceRoute {
@@ -162,4 +171,151 @@ async fn uploads_that_wait_for_a_replica_leave_room_for_another_of_their_connect
     asleep.traffic.queue.wait = LIMIT * 2;
     // So many have room in the queue.
     another_upload_finishes(asleep, 150).await;
+}
+
+/// An upload that nobody takes, and how much of it was sent.
+struct Stuck {
+    answer: ResponseFuture,
+    sends: JoinHandle<()>,
+    sent: Arc<AtomicUsize>,
+}
+
+impl Stuck {
+    async fn begin(sender: &mut SendRequest<Bytes>) -> Self {
+        let (answer, mut out) = ask(sender, "svc").await;
+        let sent = Arc::<AtomicUsize>::default();
+        let count = Arc::clone(&sent);
+        let sends = tokio::spawn(async move {
+            loop {
+                out.reserve_capacity(BLOCK);
+                let room = poll_fn(|cx| out.poll_capacity(cx)).await;
+                let room = room.expect("it is open").expect("it is open");
+                let data = Bytes::from_static(&BYTES).slice(..room.min(BLOCK));
+                count.fetch_add(data.len(), Ordering::Relaxed);
+                out.send_data(data, false).expect("it is open");
+            }
+        });
+        Self {
+            answer,
+            sends,
+            sent,
+        }
+    }
+
+    /// Takes it back.
+    async fn give_up(self) {
+        self.sends.abort();
+        let _ = self.sends.await;
+        drop(self.answer);
+    }
+}
+
+/// A request without a body, which needs no room.
+async fn get_live(sender: &mut SendRequest<Bytes>) {
+    let ready = poll_fn(|cx| sender.poll_ready(cx));
+    soon("room for a stream", ready).await.expect("it is open");
+    let request = Request::get("http://live/").body(());
+    let asked = sender.send_request(request.expect("a good request"), true);
+    let (answer, _) = asked.expect("it is open");
+    let answer = soon("an answer", answer).await.expect("an answer");
+    assert_eq!(answer.status(), 200);
+}
+
+async fn post_live(sender: &mut SendRequest<Bytes>) {
+    let (answer, mut out) = ask(sender, "live").await;
+    soon("room for all of it", send_all(&mut out)).await;
+    let answer = soon("an answer", answer).await.expect("an answer");
+    assert_eq!(answer.status(), 200);
+}
+
+#[tokio::test]
+async fn what_is_held_of_uploads_over_all_connections_is_bounded() {
+    const CLIENTS: usize = 8;
+    const UPLOADS: usize = 16;
+    const BUDGET: usize = 4 << 20;
+    /// What a connection has by the protocol.
+    const LEAST: usize = 65_535;
+    /// Of each upload one part waits for room, and the replica's connection has room for some.
+    const ON_THEIR_WAY: usize = CLIENTS * UPLOADS * BLOCK + LEAST;
+    let replica = Replica::start(1000).await;
+    let live = service(2, "live", &[recorder("live", &log()).await]);
+    let config = ProxyConfig {
+        http2_windows_bytes: BUDGET as u64,
+        ..one_worker()
+    };
+    let rig = Rig::with(
+        config,
+        [over_http2(1, "svc", &replica), live],
+        Arc::new(NoSessions),
+    );
+    let (mut senders, mut uploads) = (Vec::new(), Vec::new());
+    for _ in 0..CLIENTS {
+        let mut sender = connect(&rig).await;
+        for _ in 0..UPLOADS {
+            uploads.push(Stuck::begin(&mut sender).await);
+        }
+        senders.push(sender);
+    }
+    let sent = || {
+        let each = uploads.iter().map(|it| it.sent.load(Ordering::Relaxed));
+        each.sum::<usize>()
+    };
+    // Until nothing more is sent in as many turns of all.
+    let (mut before, mut quiet) = (0, 0);
+    while quiet < 50 {
+        for sender in &mut senders {
+            get_live(sender).await;
+        }
+        let now = sent();
+        quiet = if now == before { quiet + 1 } else { 0 };
+        before = now;
+    }
+    let most = BUDGET + CLIENTS * LEAST + ON_THEIR_WAY;
+    assert!(sent() <= most, "{} bytes", sent());
+    assert!(sent() > most / 2, "{} bytes", sent());
+    // Whoever comes has what the protocol gives.
+    let mut another = connect(&rig).await;
+    post_live(&mut another).await;
+    // Whoever was stuck goes on once others were given up.
+    let last = uploads.pop().expect("many");
+    for upload in uploads {
+        upload.give_up().await;
+    }
+    post_live(senders.last_mut().expect("one")).await;
+    last.give_up().await;
+    rig.idle().await;
+}
+
+/// What was taken of them is not told of at once, which together would be all the room that there is.
+#[tokio::test]
+async fn many_uploads_that_pause_leave_room_where_there_is_least() {
+    const UPLOADS: usize = 200;
+    const PART: usize = 1 << 10;
+    let mut replica = Replica::start(1000).await;
+    let live = service(2, "live", &[recorder("live", &log()).await]);
+    let config = ProxyConfig {
+        http2_windows_bytes: 0,
+        ..one_worker()
+    };
+    let rig = Rig::with(
+        config,
+        [over_http2(1, "svc", &replica), live],
+        Arc::new(NoSessions),
+    );
+    let mut sender = connect(&rig).await;
+    let mut pauses = Vec::new();
+    for _ in 0..UPLOADS {
+        let (answer, mut out) = ask(&mut sender, "svc").await;
+        soon("room for a part", send(&mut out, PART)).await;
+        let (mut request, respond) = replica.call().await;
+        let part = soon("a part", request.body_mut().data()).await;
+        let part = part.expect("one").expect("it is open");
+        assert_eq!(part.len(), PART);
+        let flow = request.body_mut().flow_control();
+        flow.release_capacity(PART).expect("it was taken");
+        pauses.push((answer, out, request, respond));
+    }
+    post_live(&mut sender).await;
+    drop(pauses);
+    rig.idle().await;
 }

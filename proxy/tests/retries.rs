@@ -11,8 +11,10 @@ use bytes::Bytes;
 use http::Response;
 use http_body_util::Full;
 use raftserve_model::spec::LoadBalancingPolicy;
-use raftserve_proxy::ServiceRoute;
-use support::{Hand, Rig, by_hand, get, log, recorder, service, soon, table, until, upstream};
+use raftserve_proxy::{NoSessions, ProxyConfig, ServiceRoute};
+use support::{
+    Hand, Rig, by_hand, config, get, log, recorder, service, soon, table, until, upstream,
+};
 use tokio::io::AsyncReadExt;
 
 /// Longer than any of these tests: what is ejected stays so.
@@ -199,6 +201,39 @@ async fn a_body_too_long_to_keep_is_not_sent_again() {
     assert_eq!(failed as u64, calls.load(Ordering::Relaxed));
     assert!(failed >= 1 && log.lock().expect("no panic").len() + failed == 4);
     assert_eq!(rig.metric("retries_total"), 0);
+}
+
+#[tokio::test]
+async fn a_body_is_not_kept_where_others_keep_too_much_unless_it_is_small() {
+    const SMALL: usize = 1 << 10;
+    const LARGER: usize = 32 << 10;
+    /// As much as one body that is larger may take.
+    const ONE: u64 = 64 << 10;
+    for (kept_bodies_bytes, bytes, again) in
+        [(ONE, LARGER, true), (0, LARGER, false), (0, SMALL, true)]
+    {
+        let calls = Arc::<AtomicU64>::default();
+        let services = [service(
+            1,
+            "svc",
+            &[breaks(&calls).await, recorder("b", &log()).await],
+        )];
+        let config = ProxyConfig {
+            kept_bodies_bytes,
+            ..config()
+        };
+        let rig = Rig::with(config, services, Arc::new(NoSessions));
+        let body = "x".repeat(bytes);
+        let mut failed = 0;
+        // One after the other: each gives back what it took.
+        for _ in 0..8 {
+            failed += u64::from(status(rig.address, "PUT", &body).await == "502");
+        }
+        let met = calls.load(Ordering::Relaxed);
+        assert!(met > 0, "{bytes} bytes");
+        assert_eq!(failed, if again { 0 } else { met }, "{bytes} bytes");
+        rig.idle().await;
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use support::{Hand, LIMIT, LINGER, Rig, by_hand, log, recorder, service, soon};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
@@ -125,24 +125,6 @@ async fn interim_answers_are_not_taken_for_the_answer() {
         .await;
     assert_eq!(client.head().await[0], "http/1.1 200 ok");
     assert_eq!(client.exactly(2).await, "ok");
-}
-
-#[tokio::test]
-async fn interim_answers_without_an_end_are_none() {
-    let (address, mut connections) = by_hand().await;
-    let rig = Rig::new([service(1, "svc", &[address])]);
-    let mut client = Hand::connect(rig.address).await;
-    client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
-    let mut replica = support::accept(&mut connections).await;
-    replica.head().await;
-    let flood = tokio::spawn(async move {
-        let interims = "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(100);
-        let stream = replica.0.get_mut();
-        while stream.write_all(interims.as_bytes()).await.is_ok() {}
-    });
-    assert_eq!(client.head().await[0], "http/1.1 502 bad gateway");
-    soon("the end of the flood", flood).await.expect("no panic");
-    rig.idle().await;
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
@@ -17,6 +18,7 @@ use tokio::task::spawn_local;
 use tokio::time::sleep;
 
 use super::LINGER;
+use super::untaken::{Counted, Untaken};
 use crate::headers::clean_trailers;
 use crate::http2::server::STREAM_WINDOW;
 use crate::turns::Taking;
@@ -70,10 +72,12 @@ impl Asking {
 /// A body over HTTP/2.
 #[derive(Debug)]
 pub(crate) struct Stream {
+    /// Where it counts, if it is of a request. It goes before the frames do.
+    counted: Option<Counted>,
     frames: RecvStream,
     /// What is to come, if the other side has said so.
     left: Option<u64>,
-    /// What was taken, and is not told of yet. What is owed at the end the library settles by itself.
+    /// What was taken, and is not told of yet, unless it counts elsewhere. What is owed at the end the library settles by itself.
     owed: u32,
     /// Whether all data was taken: only trailers may follow.
     data_ended: bool,
@@ -92,6 +96,7 @@ impl Stream {
         let ended = frames.is_end_stream();
         let left = length(headers).or(ended.then_some(0));
         Self {
+            counted: None,
             frames,
             left,
             owed: 0,
@@ -103,10 +108,19 @@ impl Stream {
         }
     }
 
-    /// The same of a client's request. If the client waits to be told to go on, who has to tell it.
-    pub(crate) fn request(headers: &HeaderMap, frames: RecvStream) -> (Self, Option<Arc<Asking>>) {
+    /// The same of a client's request, which counts among those of its connection. If the client waits to be told to go on,
+    /// who has to tell it.
+    pub(crate) fn request(
+        headers: &HeaderMap,
+        frames: RecvStream,
+        among: &Rc<Untaken>,
+    ) -> (Self, Option<Arc<Asking>>) {
         let mut body = Self::new(headers, frames);
         body.of_request = true;
+        if !body.ended.get() {
+            let flow = body.frames.flow_control().clone();
+            body.counted = Some(among.count(flow));
+        }
         let expects = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
         if !body.ended.get() && headers.get(EXPECT).is_some_and(expects) {
             body.asking = Some(Arc::default());
@@ -128,9 +142,11 @@ impl Stream {
             *left = left.saturating_sub(bytes as u64);
         }
         // No frame has more bytes than three of its own can count.
-        self.owed = self
-            .owed
-            .saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        if let Some(counted) = &self.counted {
+            return counted.took(bytes);
+        }
+        self.owed = self.owed.saturating_add(bytes);
         if self.owed >= OWED_MAX {
             // It fails only for more than was received.
             let _ = self
@@ -341,7 +357,7 @@ mod tests {
             let accepted = connection.accept().await.expect("a request comes");
             let (request, _respond) = accepted.expect("it is a good one");
             let (head, frames) = request.into_parts();
-            let (body, _) = Stream::request(&head.headers, frames);
+            let (body, _) = Stream::request(&head.headers, frames, &Rc::default());
             tokio::select! {
                 whole = Received::Http2(body).collect() => whole.expect("it ends well"),
                 _ = connection.accept() => unreachable!("there is no other"),

@@ -18,10 +18,14 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{ReceiveError, Received};
 use crate::http2::server::STREAM_WINDOW;
+use crate::memory::{Allotment, Taken};
 
-/// How much of a body is kept to be sent again. Most calls of gRPC and most prompts are smaller; with 256
-/// streams a connection may make the proxy hold 16 MiB.
+/// How much of a body is kept to be sent again. Most calls of gRPC and most prompts are smaller.
 const KEPT_MAX: usize = 64 << 10;
+
+/// How much is kept of each, whatever the peer's budget for it has left. Beyond it the whole of [`KEPT_MAX`] is taken at once: most
+/// bodies end before it, and touch nothing that workers share.
+const KEPT_FREELY: usize = 4 << 10;
 
 /// What each kept part counts as beside its bytes: so much it takes.
 const PART_COST: usize = 128;
@@ -81,6 +85,8 @@ pub(crate) struct Source {
     last: Cell<Instant>,
     /// Its frames so far; `None` once they are too many, or not needed any more.
     kept: RefCell<Option<Kept>>,
+    /// Where room for them comes from.
+    allotment: Allotment,
     turn: Cell<u32>,
     /// How many more bytes it may have.
     room: Cell<u64>,
@@ -98,6 +104,18 @@ struct Kept {
     frames: Vec<Part>,
     /// What they hold, with [`PART_COST`] for each.
     bytes: usize,
+    /// Their room beyond [`KEPT_FREELY`].
+    room: Option<Taken>,
+}
+
+impl Kept {
+    /// Whether there is room for them, now that one more came.
+    fn fits(&mut self, allotment: &Allotment) -> bool {
+        if self.bytes > KEPT_FREELY && self.room.is_none() {
+            self.room = allotment.take((KEPT_MAX - KEPT_FREELY) as u64);
+        }
+        self.bytes <= KEPT_FREELY || self.bytes <= KEPT_MAX && self.room.is_some()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -204,8 +222,9 @@ impl Upload {
 }
 
 impl UploadBody {
-    /// The body of a request, which breaks off where it has more than `bytes_max`.
-    pub(crate) fn new(incoming: Received, bytes_max: Option<u64>) -> Self {
+    /// The body of a request, which breaks off where it has more than `bytes_max`. What is kept of it is taken out of the
+    /// allotment.
+    pub(crate) fn new(incoming: Received, bytes_max: Option<u64>, allotment: &Allotment) -> Self {
         if incoming.is_end_stream() {
             return Self::empty();
         }
@@ -214,6 +233,7 @@ impl UploadBody {
             ended: Cell::new(false),
             last: Cell::new(Instant::now()),
             kept: RefCell::new(Some(Kept::default())),
+            allotment: allotment.clone(),
             turn: Cell::new(0),
             room: Cell::new(bytes_max.unwrap_or(u64::MAX)),
             fault: Cell::new(None),
@@ -367,7 +387,7 @@ impl Source {
         };
         all.bytes += PART_COST + part.bytes();
         all.frames.push(part);
-        if all.bytes > KEPT_MAX && !self.peeking.get() {
+        if !all.fits(&self.allotment) && !self.peeking.get() {
             *kept = None;
         }
     }

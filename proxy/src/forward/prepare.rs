@@ -19,6 +19,7 @@ use crate::headers::{
     set_certificate,
 };
 use crate::host;
+use crate::memory::Allotment;
 use crate::routes::ServiceRoute;
 use crate::rules;
 use crate::session::key_of;
@@ -84,7 +85,7 @@ pub(super) fn outgoing(
     route: &ServiceRoute,
     wire: Wire,
     prefix_len: usize,
-    rule: Option<&RouteRule>,
+    (rule, kept_bodies): (Option<&RouteRule>, &Allotment),
 ) -> Result<Prepared, &'static str> {
     if seen.has(Field::TransferEncoding) && !is_plainly_framed(request.headers()) {
         return Err("the body's transfer coding is not chunked alone");
@@ -144,7 +145,7 @@ pub(super) fn outgoing(
     deadline::keep(&mut parts.extensions);
     let affinity = route.affinity.as_ref();
     let key = affinity.and_then(|affinity| key_of(route.id, affinity, &parts.headers));
-    let body = UploadBody::new(body, route.body_bytes_max(rule));
+    let body = UploadBody::new(body, route.body_bytes_max(rule), kept_bodies);
     Ok(Prepared {
         request: Box::new(Request::from_parts(parts, body)),
         switch,

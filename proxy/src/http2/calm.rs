@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 /// Kinds of frames, their flag that makes them an answer, and the length of what comes before the first (RFC 9113, 3.4 and 6).
+const DATA: u8 = 0;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const ACK: u8 = 1;
@@ -92,6 +93,8 @@ pub(crate) struct Calm<S> {
     /// How many bytes come before it.
     skip: u32,
     allowance: Rc<Allowance>,
+    /// How many bytes of bodies have begun to come, as they count for windows (RFC 9113, 6.9.1).
+    data: Rc<Cell<u64>>,
 }
 
 impl<S> Calm<S> {
@@ -103,7 +106,13 @@ impl<S> Calm<S> {
             filled: 0,
             skip: PREFACE_BYTES,
             allowance: Rc::new(Allowance::new()),
+            data: Rc::default(),
         }
+    }
+
+    /// How many bytes of bodies have come, from now on too. Those of a frame count with its head.
+    pub(crate) fn data(&self) -> Rc<Cell<u64>> {
+        Rc::clone(&self.data)
     }
 
     /// What the client may still make this end do for nothing, from now on too.
@@ -127,6 +136,7 @@ impl<S> Calm<S> {
                 let [high, middle, low, kind, flags, ..] = self.head;
                 self.skip = u32::from_be_bytes([0, high, middle, low]);
                 match kind {
+                    DATA => self.data.set(self.data.get() + u64::from(self.skip)),
                     PING if flags & ACK == 0 => self.allowance.spend(1),
                     SETTINGS if flags & ACK == 0 => self.allowance.spend(SETTINGS_COST),
                     _ => {}
@@ -136,12 +146,13 @@ impl<S> Calm<S> {
     }
 }
 
-/// What the frames of a connection cost that is read in these pieces, as far as that may be spent at once.
+/// What the frames of a connection cost that is read in these pieces, as far as that may be spent at once, and how many bytes
+/// of bodies they have.
 #[cfg(any(test, fuzzing))]
-pub(crate) fn cost<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> u32 {
+pub(crate) fn counted<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (u32, u64) {
     let mut calm = Calm::new(());
     pieces.for_each(|piece| calm.count(piece));
-    CREDIT_MAX - calm.allowance.credit.get()
+    (CREDIT_MAX - calm.allowance.credit.get(), calm.data.get())
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Calm<S> {

@@ -19,8 +19,10 @@ use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::{Allowance, Calm, Heard, Pulse};
-use crate::body::{self, Asking, Backlog, OWED_MAX, Part, Pipe, Received, ResponseBody, Stream};
+use super::{Allowance, Calm, Heard, Pulse, Window};
+use crate::body::{
+    self, Asking, Backlog, OWED_MAX, Part, Pipe, Received, ResponseBody, Stream, Untaken,
+};
 use crate::connection::{Client, HEAD_BYTES_MAX, begin};
 use crate::drain::{Phase, Watch};
 use crate::forward;
@@ -35,9 +37,14 @@ const STREAMS_MAX: u32 = 256;
 /// to fill a link of 100 Mbit/s and 20 ms.
 pub(crate) const STREAM_WINDOW: u32 = 256 << 10;
 
-/// What all bodies of a connection may have under way: one whose replica does not read, or that waits for one, holds up to
-/// a window of its stream, and however many do, those to other services must go on. So it is never what stops one.
-const CONNECTION_WINDOW: u32 = STREAMS_MAX * STREAM_WINDOW;
+/// What all bodies of a connection may have under way at most: one whose replica does not read, or that waits for one, holds
+/// up to a window of its stream, and however many do, those to other services must go on. So it is what stops one only once
+/// the peer's budget for windows has no more.
+pub(crate) const CONNECTION_WINDOW: u32 = STREAMS_MAX * STREAM_WINDOW;
+
+/// What small frames may cost beside their bytes while they are held: as much as the library has for the largest window. By
+/// itself it would follow the present one, and end a connection whose streams hold some thousands of small messages.
+const SMALL_FRAMES_COST_MAX: usize = CONNECTION_WINDOW as usize / 2;
 
 /// What is owed to a stream leaves most of its window.
 const _: () = assert!(OWED_MAX <= STREAM_WINDOW / 16);
@@ -64,7 +71,7 @@ pub(crate) async fn serve<S>(
     let stream = Heard::new(stream);
     let heard = stream.at();
     let stream = Calm::new(stream);
-    let allowance = stream.allowance();
+    let (allowance, data) = (stream.allowance(), stream.data());
     let mut watched = Some(&allowance);
     let handshake = builder().handshake::<_, Part>(stream);
     let handshake = async { handshake.await.map_err(io::Error::other) };
@@ -79,10 +86,17 @@ pub(crate) async fn serve<S>(
     // Each request that runs holds the client, beside those that do already.
     let holders = Rc::strong_count(&client);
     let busy = || Rc::strong_count(&client) > holders;
-    let backlog = Rc::default();
+    let (backlog, untaken) = (Rc::default(), Rc::<Untaken>::default());
+    let budget = Arc::clone(&worker.shared.http2_windows);
+    let mut window = Window::new(budget, Instant::now());
     let mut told = false;
     poll_fn(|cx| {
         loop {
+            if window.is_due(data.get()) {
+                let size = window.look(Instant::now(), data.get(), untaken.bytes());
+                untaken.set_short(window.is_short());
+                connection.set_target_window_size(size);
+            }
             while let Poll::Ready(accepted) = connection.poll_accept(cx) {
                 let Some(Ok((request, respond))) = accepted else {
                     return Poll::Ready(());
@@ -90,6 +104,7 @@ pub(crate) async fn serve<S>(
                 let to = To {
                     worker: Rc::clone(&worker),
                     backlog: Rc::clone(&backlog),
+                    untaken: Rc::clone(&untaken),
                     allowance: Rc::clone(&allowance),
                 };
                 begin_stream(to, &client, (request, respond));
@@ -108,6 +123,9 @@ pub(crate) async fn serve<S>(
                 return Poll::Ready(());
             }
             if told || due.is_pending() && watch.poll(cx) < Phase::Draining {
+                if window.is_due(data.get()) {
+                    cx.waker().wake_by_ref(); // Once those have run whom it came for.
+                }
                 return Poll::Pending;
             }
             // Only now, after what had already arrived was read.
@@ -122,7 +140,7 @@ fn builder() -> Builder {
     let mut builder = Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .data_frame_budget(SMALL_FRAMES_COST_MAX)
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEAD_BYTES_MAX)
         .max_local_error_reset_streams(Some(ERRORS_MAX))
@@ -134,6 +152,7 @@ fn builder() -> Builder {
 struct To {
     worker: Rc<Worker>,
     backlog: Rc<Backlog>,
+    untaken: Rc<Untaken>,
     allowance: Rc<Allowance>,
 }
 
@@ -144,7 +163,7 @@ fn begin_stream(
     (request, respond): (Request<RecvStream>, SendResponse<Part>),
 ) {
     let (head, frames) = request.into_parts();
-    let (body, asking) = Stream::request(&head.headers, frames);
+    let (body, asking) = Stream::request(&head.headers, frames, &to.untaken);
     let request = Request::from_parts(head, Received::Http2(body));
     // Boxed, so that a stream whose answer has begun has no room for it.
     let served = Box::pin(forward::serve(

@@ -1,14 +1,19 @@
 //! A request sent over either wire, until its answer begins or it is certain that none will.
 
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures_util::FutureExt;
 use http::{Request, Response};
-use hyper::client::conn::http1;
+use hyper::ext::on_informational;
 use tokio::task::AbortHandle;
 
-use super::http2;
+use super::{Http1, http2};
 use crate::body::{Received, Upload, UploadBody};
+
+/// The most interim answers before an answer. Who has more to say of a request that it has not answered only keeps a
+/// worker busy.
+pub(crate) const INTERIMS_MAX: u32 = 100;
 
 /// What came of a request without an answer.
 pub(super) enum Unanswered {
@@ -46,10 +51,11 @@ impl Drop for GivenUp {
 
 /// The request is handed over at once: what is awaited has no room for it.
 pub(super) fn over_http1(
-    sender: &mut http1::SendRequest<UploadBody>,
-    request: Box<Request<UploadBody>>,
+    connection: &mut Http1,
+    mut request: Box<Request<UploadBody>>,
 ) -> impl Future<Output = Outcome> + use<> {
-    let answer = sender.try_send_request(*request);
+    bound_interims(&mut request, connection.task.clone());
+    let answer = connection.sender.try_send_request(*request);
     answer.map(|answer| match answer {
         Ok(answer) => Ok(Box::new(answer.map(Received::Http1))),
         Err(mut error) => Err(match error.take_message() {
@@ -57,6 +63,16 @@ pub(super) fn over_http1(
             None => Unanswered::Sent,
         }),
     })
+}
+
+/// Ends the connection of a request that has more than [`INTERIMS_MAX`] interim answers: the library skips them all.
+fn bound_interims(request: &mut Request<UploadBody>, connection: AbortHandle) {
+    let came = AtomicU32::new(0);
+    on_informational(request, move |_| {
+        if came.fetch_add(1, Ordering::Relaxed) >= INTERIMS_MAX {
+            connection.abort();
+        }
+    });
 }
 
 /// Only HTTP/2 tells of a request that was sent and not acted on, so a copy of the head is kept until it is answered.

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http2;
@@ -92,11 +92,14 @@ pub const CONTINUATION: u8 = 9;
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 
+/// Status 103 as HPACK has it: the name of status 200 in the static table, and another value (RFC 7541, 6.2.2).
+pub const EARLY_HINTS: [u8; 5] = *b"\x08\x03103";
+
 /// An answer with this field must not be taken for whole.
 pub const BROKEN: &str = "x-broken";
 
-/// Many rounds of requests at once, to replicas that misbehave: each ends, whole or broken off, none is counted for ever,
-/// and what is held stays bounded. `what` is told.
+/// Many rounds of requests at once, over HTTP/1.1 and HTTP/2 in turn, to replicas that misbehave: each ends, whole or broken
+/// off, none is counted for ever, and what is held stays bounded. `what` is told.
 pub async fn meet(rig: &Rig, rounds: usize, what: &str) {
     const AT_ONCE: usize = 16;
     /// What each may hold here, at its client and at its replica, which are all in this process.
@@ -107,7 +110,7 @@ pub async fn meet(rig: &Rig, rounds: usize, what: &str) {
     for round in 0..rounds {
         let asks = (0..AT_ONCE).map(|n| {
             let (address, post) = (rig.address, (round + n) % 2 == 0);
-            tokio::spawn(take_some(address, post))
+            tokio::spawn(take_some(address, post, round % 2 == 1))
         });
         for ask in asks.collect::<Vec<_>>() {
             soon("an end of a request", ask).await.expect("no panic");
@@ -133,15 +136,24 @@ pub async fn meet(rig: &Rig, rounds: usize, what: &str) {
 }
 
 /// A request, and its answer as far as it is wanted: whole or broken off, it ends.
-async fn take_some(address: SocketAddr, post: bool) {
+async fn take_some(address: SocketAddr, post: bool, over_http2: bool) {
     /// So much of an answer without an end is enough.
     const ENOUGH: usize = 1 << 20;
-    let (request, body) = match post {
-        true => (Request::post("/"), "body"),
-        false => (Request::get("/"), ""),
+    let (method, body) = match post {
+        true => (Method::POST, "body"),
+        false => (Method::GET, ""),
     };
-    let request = request.header("host", "h").body(Full::from(body));
-    let Ok(answer) = try_ask(address, request.expect("a good request")).await else {
+    let request = Request::builder().method(method);
+    let request = match over_http2 {
+        true => request.uri("http://h/"),
+        false => request.uri("/").header("host", "h"),
+    };
+    let request = request.body(Full::from(body)).expect("a good request");
+    let answer = match over_http2 {
+        true => try_ask_over_http2(address, request).await,
+        false => try_ask(address, request).await,
+    };
+    let Ok(answer) = answer else {
         return;
     };
     let is_broken = answer.headers().contains_key(BROKEN);
@@ -454,6 +466,20 @@ impl Hand {
         }
     }
 
+    /// Reads frames of HTTP/2 until one begins a request. `None` at the connection's end.
+    pub async fn request(&mut self) -> Option<()> {
+        loop {
+            let mut head = [0; 9];
+            self.0.read_exact(&mut head).await.ok()?;
+            let length = usize::from(head[1]) << 8 | usize::from(head[2]);
+            let mut payload = vec![0; length];
+            self.0.read_exact(&mut payload).await.ok()?;
+            if head[3] == HEADERS {
+                return Some(());
+            }
+        }
+    }
+
     pub async fn exactly(&mut self, count: usize) -> String {
         let mut bytes = vec![0; count];
         let read = soon("bytes", self.0.read_exact(&mut bytes)).await;
@@ -538,6 +564,18 @@ pub async fn try_ask(
     let stream = TcpStream::connect(address).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    Ok(soon("an answer", sender.send_request(request)).await?)
+}
+
+/// The same over HTTP/2.
+async fn try_ask_over_http2(
+    address: SocketAddr,
+    request: Request<Full<Bytes>>,
+) -> Result<Response<Incoming>, Box<dyn std::error::Error + Send + Sync>> {
+    let stream = TcpStream::connect(address).await?;
+    let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await?;
     tokio::spawn(connection);
     Ok(soon("an answer", sender.send_request(request)).await?)
 }

@@ -18,7 +18,7 @@ use crate::fast::buffers::{Buffer, Size, Text};
 use crate::fast::framing::Framing;
 use crate::fast::transfer::{poll_read, write_all};
 use crate::limit::Limit;
-use crate::upstream::{Long, Upstream};
+use crate::upstream::{INTERIMS_MAX, Long, Upstream};
 use crate::view::ServiceView;
 use crate::worker::Worker;
 
@@ -61,10 +61,6 @@ pub(super) enum Ended {
     /// The client got a part, and no more will come; or is gone.
     Cut,
 }
-
-/// The most interim answers before an answer. Who has more to say of a request that it has not answered only keeps a
-/// worker busy.
-const INTERIMS_MAX: u32 = 100;
 
 /// Why nothing more was read.
 enum Stop {

@@ -4,17 +4,21 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};
 use http::header::CONTENT_LENGTH;
 use http::{Method, Request, Response};
 use http_body::Body;
 
 use crate::body::{Part, Pipe, Received, Stream, UploadBody};
+use crate::upstream::INTERIMS_MAX;
 
 /// A request that was sent. Dropped before its answer, it is taken back.
 #[derive(Debug)]
 pub(in crate::upstream) struct Call {
     answer: ResponseFuture,
+    /// How many interim answers came before it.
+    interims: u32,
     /// What is still to be sent.
     upload: Option<Pipe<UploadBody>>,
 }
@@ -40,7 +44,11 @@ impl Call {
             return Err(body);
         };
         let upload = (!ends).then(|| Pipe::new(body, out, None));
-        Ok(Self { answer, upload })
+        Ok(Self {
+            answer,
+            interims: 0,
+            upload,
+        })
     }
 
     /// The answer's head. What of the request has not been sent then goes on by itself.
@@ -53,6 +61,7 @@ impl Call {
         {
             self.upload = None;
         }
+        self.poll_interims(cx)?;
         let answer = ready!(Pin::new(&mut self.answer).poll(cx))?;
         if let Some(mut upload) = self.upload.take() {
             tokio::task::spawn_local(poll_fn(move |cx| upload.poll_until_cut(cx)));
@@ -60,6 +69,18 @@ impl Call {
         let (head, frames) = answer.into_parts();
         let body = Received::Http2(Stream::new(&head.headers, frames));
         Poll::Ready(Ok(Response::from_parts(head, body)))
+    }
+
+    /// Takes the interim answers that came. The library would skip them, however many.
+    fn poll_interims(&mut self, cx: &mut Context<'_>) -> Result<(), h2::Error> {
+        while let Poll::Ready(Some(interim)) = self.answer.poll_informational(cx) {
+            interim?;
+            self.interims += 1;
+            if self.interims > INTERIMS_MAX {
+                return Err(Reason::ENHANCE_YOUR_CALM.into());
+            }
+        }
+        Ok(())
     }
 }
 

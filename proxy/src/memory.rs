@@ -1,0 +1,89 @@
+//! How much of what passes through a peer it may hold.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes that all workers of a peer share.
+#[derive(Debug)]
+pub(crate) struct MemoryBudget {
+    left: AtomicU64,
+}
+
+impl MemoryBudget {
+    pub(crate) fn new(bytes: u64) -> Self {
+        Self {
+            left: AtomicU64::new(bytes),
+        }
+    }
+
+    pub(crate) fn left(&self) -> u64 {
+        self.left.load(Ordering::Relaxed)
+    }
+
+    /// Takes so much, if there is as much. Who takes it gives it back.
+    #[must_use = "nothing may have been taken"]
+    pub(crate) fn take(&self, bytes: u64) -> bool {
+        let less = |left: u64| left.checked_sub(bytes);
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        self.left.fetch_update(set, fetch, less).is_ok()
+    }
+
+    pub(crate) fn give(&self, bytes: u64) {
+        self.left.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// What one worker takes out of a budget: shared within its thread, so that holding it costs no atomic.
+#[derive(Clone, Debug)]
+pub(crate) struct Allotment(Rc<Source>);
+
+#[derive(Debug)]
+struct Source {
+    budget: Arc<MemoryBudget>,
+}
+
+impl Allotment {
+    pub(crate) fn new(budget: Arc<MemoryBudget>) -> Self {
+        Self(Rc::new(Source { budget }))
+    }
+
+    /// Takes so much until it is dropped, if there is as much.
+    pub(crate) fn take(&self, bytes: u64) -> Option<Taken> {
+        self.0.budget.take(bytes).then(|| Taken {
+            budget: self.clone(),
+            bytes,
+        })
+    }
+}
+
+/// Bytes taken out of a budget.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    budget: Allotment,
+    bytes: u64,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.budget.0.budget.give(self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_taken_is_there_again_once_it_is_dropped() {
+        let budget = Arc::new(MemoryBudget::new(10));
+        let allotment = Allotment::new(Arc::clone(&budget));
+        let taken = allotment.take(7).expect("there is enough");
+        assert!(allotment.take(4).is_none());
+        assert_eq!(budget.left(), 3);
+        let rest = allotment.take(3);
+        assert_eq!(budget.left(), 0);
+        drop((taken, rest));
+        assert_eq!(budget.left(), 10);
+    }
+}
