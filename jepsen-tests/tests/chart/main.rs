@@ -257,6 +257,7 @@ fn the_notes_warn_of_what_is_allowed_and_may_do_harm() -> anyhow::Result<()> {
     let warnings = [
         "resources.limits.cpu lets a peer be throttled",
         "--replicas=0` deletes every volume",
+        "cannot agree to within their grace costs the volumes too",
     ];
     let plain = notes(&values)?;
     for warning in warnings {
