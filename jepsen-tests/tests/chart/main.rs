@@ -327,6 +327,12 @@ fn the_notes_tell_three_steps_and_how_to_be_let_in() -> anyhow::Result<()> {
                 values.display()
             );
         }
+        let many = match () {
+            () if has("replicas: 1\n") => "1 peer starts as",
+            () if has("replicas: 5\n") => "5 peers start as",
+            () => "3 peers start as",
+        };
+        ensure!(notes.contains(many), "no {many:?}: {notes}");
         ensure!(
             notes.contains("--tls-server-name") == has("certificates:"),
             "{}: {notes}",
