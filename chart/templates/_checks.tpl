@@ -52,8 +52,24 @@
 {{- if and .Values.storage.selector .Values.storage.volumeNames }}
 {{- fail "storage.selector and storage.volumeNames both choose volumes: keep one of them" }}
 {{- end }}
-{{- if and .Values.storage.volumeNames (ne (len .Values.storage.volumeNames) (int .Values.replicas)) }}
-{{- fail (printf "storage.volumeNames names %d volumes for %d peers: name one for each peer, the first peer's first" (len .Values.storage.volumeNames) (int .Values.replicas)) }}
+{{- if gt (len (default list .Values.storage.volumeNames)) (int .Values.replicas) }}
+{{- fail (printf "storage.volumeNames names %d volumes for %d peers: name one for each peer at the most, or set replicas to as many as there were" (len .Values.storage.volumeNames) (int .Values.replicas)) }}
+{{- end }}
+{{- range $at, $volume := .Values.storage.volumeNames }}
+{{- if or (gt (len $volume) 253) (not (regexMatch `^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$` $volume)) }}
+{{- fail (printf "storage.volumeNames[%d] %q is no name of a PersistentVolume: write it as `kubectl get pv` shows it, and leave out what is lost, since peers with no volume named here get a new one" $at $volume) }}
+{{- end }}
+{{- end }}
+{{- if ne (len (default list .Values.storage.volumeNames)) (len (default list .Values.storage.volumeNames | uniq)) }}
+{{- fail (printf "storage.volumeNames names a volume twice (%s): each peer needs one of its own, so name each once" (join ", " .Values.storage.volumeNames)) }}
+{{- end }}
+{{- range $at, $namespace := .Values.provider.namespaces }}
+{{- if or (gt (len $namespace) 63) (not (regexMatch `^[a-z0-9]([-a-z0-9]*[a-z0-9])?$` $namespace)) }}
+{{- fail (printf "provider.namespaces[%d] %q is no name of a namespace: write it as `kubectl get namespaces` shows it" $at $namespace) }}
+{{- end }}
+{{- end }}
+{{- if ne (len (default list .Values.provider.namespaces)) (len (default list .Values.provider.namespaces | uniq)) }}
+{{- fail (printf "provider.namespaces names a namespace twice (%s): name each once" (join ", " .Values.provider.namespaces)) }}
 {{- end }}
 {{- if and .Values.service.nodePort (eq .Values.service.type "ClusterIP") }}
 {{- fail "service.nodePort has no meaning for service.type ClusterIP: set service.type to NodePort or LoadBalancer" }}
