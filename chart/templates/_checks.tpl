@@ -52,6 +52,9 @@
 {{- if and .Values.storage.selector .Values.storage.volumeNames }}
 {{- fail "storage.selector and storage.volumeNames both choose volumes: keep one of them" }}
 {{- end }}
+{{- if and (or .Values.storage.selector .Values.storage.volumeNames) (kindIs "invalid" .Values.storage.storageClassName) }}
+{{- fail (printf "%s chooses volumes, and storage.storageClassName is null, so that claims would get the cluster's default class and wait for good: set it to the class of the volumes, as `kubectl get pv` shows it, or to \"\" for volumes without a class" (empty .Values.storage.selector | ternary "storage.volumeNames" "storage.selector")) }}
+{{- end }}
 {{- if gt (len (default list .Values.storage.volumeNames)) (int .Values.replicas) }}
 {{- fail (printf "storage.volumeNames names %d volumes for %d peers: name one for each peer at the most, or set replicas to as many as there were" (len .Values.storage.volumeNames) (int .Values.replicas)) }}
 {{- end }}
