@@ -12,6 +12,28 @@
 {{- fail (printf "podLabels: %s is a label by which the chart finds its pods, and has its value: leave it out" $label) }}
 {{- end }}
 {{- end }}
+{{- range $label := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/managed-by" "app.kubernetes.io/part-of" "raftserve.io/surface" }}
+{{- if hasKey (default dict $.Values.service.labels) $label }}
+{{- fail (printf "service.labels: %s is a label by which a release and its Services are found, and has its value: leave it out" $label) }}
+{{- end }}
+{{- end }}
+{{- $set := list "POD_NAME" "RAFTSERVE_PEERS" }}
+{{- range $at, $variable := .Values.extraEnv }}
+{{- $variable := toString $variable.name }}
+{{- if has $variable (list "POD_NAME" "RAFTSERVE_PEERS") }}
+{{- fail (printf "extraEnv[%d]: %s is set by the chart, and a container has each variable once: leave it out" $at $variable) }}
+{{- else if has $variable $set }}
+{{- fail (printf "extraEnv[%d]: %s is there twice, and a container has each variable once: keep one of them" $at $variable) }}
+{{- end }}
+{{- $set = append $set $variable }}
+{{- end }}
+{{- $by := include "raftserve.flags" . | fromYaml }}
+{{- range $at, $argument := .Values.extraArgs }}
+{{- $flag := regexFind `^--[^=]+` $argument }}
+{{- if and (hasKey $by $flag) (or (ne $flag "--access-log") $.Values.log.access) }}
+{{- fail (printf "extraArgs[%d]: %s is for the chart to set, and a peer takes it once: leave it out%s" $at $flag (get $by $flag | empty | ternary "" (printf ", and set %s" (get $by $flag)))) }}
+{{- end }}
+{{- end }}
 {{- /* What breaks these may be a secret in the clear: it is not repeated. */}}
 {{- $htpasswd := `^[^:\s]+:\$(2[aby]|apr1)\$\S+$` }}
 {{- range $at, $line := .Values.auth.credentials }}
@@ -109,4 +131,33 @@
 {{- fail "serviceAccount.create is false: name the account to use in serviceAccount.name" }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* The arguments of a peer that are the chart's, and the value that each is set by. Those without a value go with the rest. */}}
+{{- define "raftserve.flags" -}}
+--access-log: log.access
+--admin-addr: ""
+--advertise-host: service.advertiseHost
+--advertise-peer: ""
+--cert-dir: certificates.existingSecret
+--connection-age: service.connectionAge
+--credentials-dir: auth.existingSecret
+--data-dir: ""
+--drain-grace: terminationGracePeriodSeconds
+--hold-grace: terminationGracePeriodSeconds
+--kubernetes-default-image: provider.image
+--kubernetes-namespace: provider.namespace
+--log-format: log.format
+--log-level: log.level
+--ops-addr: ""
+--peer-addr: ""
+--peers: replicas
+--profile: profile
+--provider: provider.name
+--proxy-addr: ""
+--replica-root: ""
+--service-port-base: service.portBase
+--stateful-set: ""
+--tls-addr: tls.existingSecret
+--tls-dir: tls.existingSecret
 {{- end }}

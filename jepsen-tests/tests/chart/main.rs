@@ -5,6 +5,7 @@
 
 mod schema;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -272,6 +273,43 @@ fn the_notes_warn_of_what_is_allowed_and_may_do_harm() -> anyhow::Result<()> {
     let either = "{{with index .status.loadBalancer.ingress 0}}{{or .hostname .ip}}{{end}}";
     for words in warnings.iter().chain([&either]) {
         ensure!(warned.contains(words), "no {words:?}: {warned}");
+    }
+    Ok(())
+}
+
+/// The flags of the peers, in all that was rendered.
+fn flags_rendered() -> anyhow::Result<BTreeSet<String>> {
+    let mut flags = BTreeSet::new();
+    for golden in files("golden")? {
+        let text = fs::read_to_string(&golden)?;
+        let arguments = of_set(&text, "args:")?;
+        let arguments = arguments.iter().map(|line| line.trim_start());
+        // Those of `extraArgs` are quoted.
+        let own = arguments.filter_map(|line| line.strip_prefix("- --"));
+        flags.extend(own.map(|it| format!("--{}", it.split('=').next().unwrap_or(it))));
+    }
+    Ok(flags)
+}
+
+#[test]
+fn no_flag_of_the_chart_is_taken_among_the_further_ones() -> anyhow::Result<()> {
+    if !have_helm() {
+        return Ok(());
+    }
+    let flags = flags_rendered()?;
+    ensure!(flags.len() > 20, "{flags:?}");
+    let folder = tempfile::tempdir()?;
+    let values = folder.path().join("values.json");
+    for flag in flags {
+        fs::write(
+            &values,
+            format!(r#"{{"log": {{"access": true}}, "extraArgs": ["{flag}=x"]}}"#),
+        )?;
+        let output = render(&values)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success(), "{flag} is taken");
+        let words = format!("extraArgs[0]: {flag} is for the chart to set");
+        ensure!(said.contains(&words), "{said}");
     }
     Ok(())
 }
