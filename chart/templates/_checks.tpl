@@ -96,11 +96,27 @@
 {{- if ne (len (default list .Values.provider.namespaces)) (len (default list .Values.provider.namespaces | uniq)) }}
 {{- fail (printf "provider.namespaces names a namespace twice (%s): name each once" (join ", " .Values.provider.namespaces)) }}
 {{- end }}
-{{- if and .Values.service.nodePort (eq .Values.service.type "ClusterIP") }}
-{{- fail "service.nodePort has no meaning for service.type ClusterIP: set service.type to NodePort or LoadBalancer" }}
+{{- range $of, $service := pick .Values "service" "adminService" }}
+{{- if and $service.nodePort (eq $service.type "ClusterIP") }}
+{{- fail (printf "%s.nodePort has no meaning for %s.type ClusterIP: set %s.type to NodePort or LoadBalancer" $of $of $of) }}
 {{- end }}
-{{- if and (ne .Values.service.type "LoadBalancer") (or .Values.service.loadBalancerClass .Values.service.loadBalancerSourceRanges) }}
-{{- fail "service.loadBalancerClass and service.loadBalancerSourceRanges need service.type LoadBalancer" }}
+{{- if and (ne $service.type "LoadBalancer") (or $service.loadBalancerClass $service.loadBalancerSourceRanges) }}
+{{- fail (printf "%s.loadBalancerClass and %s.loadBalancerSourceRanges need %s.type LoadBalancer: set it, or leave them out" $of $of $of) }}
+{{- end }}
+{{- end }}
+{{- if and .Values.service.nodePort (eq (int .Values.service.nodePort) (int .Values.adminService.nodePort)) }}
+{{- fail (printf "service.nodePort and adminService.nodePort are both %d: choose another for one of them" (int .Values.service.nodePort)) }}
+{{- end }}
+{{- if and .Values.networkPolicy.enabled (ne .Values.adminService.type "ClusterIP") (not .Values.networkPolicy.adminFrom) }}
+{{- fail (printf "adminService.type %s is for callers from outside, and networkPolicy lets only pods of the namespace in: name the callers in networkPolicy.adminFrom, such as {ipBlock: {cidr: 10.0.0.0/8}}, or set adminService.type to ClusterIP" .Values.adminService.type) }}
+{{- end }}
+{{- if and .Values.certificates.existingSecret .Values.certificates.extraNames }}
+{{- fail "certificates.extraNames is for certificates made at install, and certificates.existingSecret brings its own: leave extraNames out, and have the names put into those of the Secret" }}
+{{- end }}
+{{- range $at, $name := .Values.certificates.extraNames }}
+{{- if not (regexMatch `^((\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*|[0-9a-f:.]*:[0-9a-f:.]*)$` $name) }}
+{{- fail (printf "certificates.extraNames[%d] %q is neither a host name nor an address: write it without scheme and port, in lower case" $at $name) }}
+{{- end }}
 {{- end }}
 {{- $base := int .Values.service.portBase }}
 {{- $ports := dict "service.port" .Values.service.port }}

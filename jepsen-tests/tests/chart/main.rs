@@ -314,6 +314,46 @@ fn no_flag_of_the_chart_is_taken_among_the_further_ones() -> anyhow::Result<()> 
     Ok(())
 }
 
+#[test]
+fn the_notes_tell_how_the_admin_api_is_reached_from_outside() -> anyhow::Result<()> {
+    if !have_helm() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let values = folder.path().join("values.json");
+    let cases = [
+        (
+            r#"{"adminService": {"type": "NodePort", "nodePort": 32443}}"#,
+            [
+                "https://NODE:32443\n",
+                "--tls-server-name serve-raftserve-admin.\n",
+            ],
+        ),
+        (
+            r#"{"adminService": {"type": "LoadBalancer"}, "certificates": {"extraNames": ["a.b.c", "::1"]}}"#,
+            [
+                "{{or .hostname .ip}}{{end}}'):7000\n",
+                "made for: a.b.c, ::1.\n",
+            ],
+        ),
+        (
+            r#"{"adminService": {"type": "NodePort"}, "certificates": {"existingSecret": "own"}}"#,
+            [
+                "https://NODE:NODEPORT\n",
+                "is not for localhost or that host, add --tls-server-name",
+            ],
+        ),
+    ];
+    for (given, all) in cases {
+        fs::write(&values, given)?;
+        let notes = notes(&values)?;
+        for words in all {
+            ensure!(notes.contains(words), "no {words:?} for {given}: {notes}");
+        }
+    }
+    Ok(())
+}
+
 /// What `helm install` would say at its end. Asks no cluster.
 fn notes(values: &Path) -> anyhow::Result<String> {
     let install = [
