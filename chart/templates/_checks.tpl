@@ -80,18 +80,8 @@
 {{- if gt (len (default list .Values.storage.volumeNames)) (int .Values.replicas) }}
 {{- fail (printf "storage.volumeNames names %d volumes for %d peers: name one for each peer at the most, or set replicas to as many as there were" (len .Values.storage.volumeNames) (int .Values.replicas)) }}
 {{- end }}
-{{- range $at, $volume := .Values.storage.volumeNames }}
-{{- if or (gt (len $volume) 253) (not (regexMatch `^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$` $volume)) }}
-{{- fail (printf "storage.volumeNames[%d] %q is no name of a PersistentVolume: write it as `kubectl get pv` shows it, and leave out what is lost, since peers with no volume named here get a new one" $at $volume) }}
-{{- end }}
-{{- end }}
 {{- if ne (len (default list .Values.storage.volumeNames)) (len (default list .Values.storage.volumeNames | uniq)) }}
 {{- fail (printf "storage.volumeNames names a volume twice (%s): each peer needs one of its own, so name each once" (join ", " .Values.storage.volumeNames)) }}
-{{- end }}
-{{- range $at, $namespace := .Values.provider.namespaces }}
-{{- if or (gt (len $namespace) 63) (not (regexMatch `^[a-z0-9]([-a-z0-9]*[a-z0-9])?$` $namespace)) }}
-{{- fail (printf "provider.namespaces[%d] %q is no name of a namespace: write it as `kubectl get namespaces` shows it" $at $namespace) }}
-{{- end }}
 {{- end }}
 {{- if ne (len (default list .Values.provider.namespaces)) (len (default list .Values.provider.namespaces | uniq)) }}
 {{- fail (printf "provider.namespaces names a namespace twice (%s): name each once" (join ", " .Values.provider.namespaces)) }}
@@ -112,11 +102,6 @@
 {{- end }}
 {{- if and .Values.certificates.existingSecret .Values.certificates.extraNames }}
 {{- fail "certificates.extraNames is for certificates made at install, and certificates.existingSecret brings its own: leave extraNames out, and have the names put into those of the Secret" }}
-{{- end }}
-{{- range $at, $name := .Values.certificates.extraNames }}
-{{- if not (regexMatch `^((\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*|[0-9a-f:.]*:[0-9a-f:.]*)$` $name) }}
-{{- fail (printf "certificates.extraNames[%d] %q is neither a host name nor an address: write it without scheme and port, in lower case" $at $name) }}
-{{- end }}
 {{- end }}
 {{- $base := int .Values.service.portBase }}
 {{- $ports := dict "service.port" .Values.service.port }}
