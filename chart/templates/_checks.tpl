@@ -12,6 +12,28 @@
 {{- fail (printf "podLabels: %s is a label by which the chart finds its pods, and has its value: leave it out" $label) }}
 {{- end }}
 {{- end }}
+{{- range $label := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/managed-by" "app.kubernetes.io/part-of" "raftserve.io/surface" }}
+{{- if hasKey (default dict $.Values.service.labels) $label }}
+{{- fail (printf "service.labels: %s is a label by which a release and its Services are found, and has its value: leave it out" $label) }}
+{{- end }}
+{{- end }}
+{{- $set := list "POD_NAME" "RAFTSERVE_PEERS" }}
+{{- range $at, $variable := .Values.extraEnv }}
+{{- $variable := toString $variable.name }}
+{{- if has $variable (list "POD_NAME" "RAFTSERVE_PEERS") }}
+{{- fail (printf "extraEnv[%d]: %s is set by the chart, and a container has each variable once: leave it out" $at $variable) }}
+{{- else if has $variable $set }}
+{{- fail (printf "extraEnv[%d]: %s is there twice, and a container has each variable once: keep one of them" $at $variable) }}
+{{- end }}
+{{- $set = append $set $variable }}
+{{- end }}
+{{- $by := include "raftserve.flags" . | fromYaml }}
+{{- range $at, $argument := .Values.extraArgs }}
+{{- $flag := regexFind `^--[^=]+` $argument }}
+{{- if and (hasKey $by $flag) (or (ne $flag "--access-log") $.Values.log.access) }}
+{{- fail (printf "extraArgs[%d]: %s is for the chart to set, and a peer takes it once: leave it out%s" $at $flag (get $by $flag | empty | ternary "" (printf ", and set %s" (get $by $flag)))) }}
+{{- end }}
+{{- end }}
 {{- /* What breaks these may be a secret in the clear: it is not repeated. */}}
 {{- $htpasswd := `^[^:\s]+:\$(2[aby]|apr1)\$\S+$` }}
 {{- range $at, $line := .Values.auth.credentials }}
@@ -52,14 +74,34 @@
 {{- if and .Values.storage.selector .Values.storage.volumeNames }}
 {{- fail "storage.selector and storage.volumeNames both choose volumes: keep one of them" }}
 {{- end }}
-{{- if and .Values.storage.volumeNames (ne (len .Values.storage.volumeNames) (int .Values.replicas)) }}
-{{- fail (printf "storage.volumeNames names %d volumes for %d peers: name one for each peer, the first peer's first" (len .Values.storage.volumeNames) (int .Values.replicas)) }}
+{{- if and (or .Values.storage.selector .Values.storage.volumeNames) (kindIs "invalid" .Values.storage.storageClassName) }}
+{{- fail (printf "%s chooses volumes, and storage.storageClassName is null, so that claims would get the cluster's default class and wait for good: set it to the class of the volumes, as `kubectl get pv` shows it, or to \"\" for volumes without a class" (empty .Values.storage.selector | ternary "storage.volumeNames" "storage.selector")) }}
 {{- end }}
-{{- if and .Values.service.nodePort (eq .Values.service.type "ClusterIP") }}
-{{- fail "service.nodePort has no meaning for service.type ClusterIP: set service.type to NodePort or LoadBalancer" }}
+{{- if gt (len (default list .Values.storage.volumeNames)) (int .Values.replicas) }}
+{{- fail (printf "storage.volumeNames names %d volumes for %d peers: name one for each peer at the most, or set replicas to as many as there were" (len .Values.storage.volumeNames) (int .Values.replicas)) }}
 {{- end }}
-{{- if and (ne .Values.service.type "LoadBalancer") (or .Values.service.loadBalancerClass .Values.service.loadBalancerSourceRanges) }}
-{{- fail "service.loadBalancerClass and service.loadBalancerSourceRanges need service.type LoadBalancer" }}
+{{- if ne (len (default list .Values.storage.volumeNames)) (len (default list .Values.storage.volumeNames | uniq)) }}
+{{- fail (printf "storage.volumeNames names a volume twice (%s): each peer needs one of its own, so name each once" (join ", " .Values.storage.volumeNames)) }}
+{{- end }}
+{{- if ne (len (default list .Values.provider.namespaces)) (len (default list .Values.provider.namespaces | uniq)) }}
+{{- fail (printf "provider.namespaces names a namespace twice (%s): name each once" (join ", " .Values.provider.namespaces)) }}
+{{- end }}
+{{- range $of, $service := pick .Values "service" "adminService" }}
+{{- if and $service.nodePort (eq $service.type "ClusterIP") }}
+{{- fail (printf "%s.nodePort has no meaning for %s.type ClusterIP: set %s.type to NodePort or LoadBalancer" $of $of $of) }}
+{{- end }}
+{{- if and (ne $service.type "LoadBalancer") (or $service.loadBalancerClass $service.loadBalancerSourceRanges) }}
+{{- fail (printf "%s.loadBalancerClass and %s.loadBalancerSourceRanges need %s.type LoadBalancer: set it, or leave them out" $of $of $of) }}
+{{- end }}
+{{- end }}
+{{- if and .Values.service.nodePort (eq (int .Values.service.nodePort) (int .Values.adminService.nodePort)) }}
+{{- fail (printf "service.nodePort and adminService.nodePort are both %d: choose another for one of them" (int .Values.service.nodePort)) }}
+{{- end }}
+{{- if and .Values.networkPolicy.enabled (ne .Values.adminService.type "ClusterIP") (not .Values.networkPolicy.adminFrom) }}
+{{- fail (printf "adminService.type %s is for callers from outside, and networkPolicy lets only pods of the namespace in: name the callers in networkPolicy.adminFrom, such as {ipBlock: {cidr: 10.0.0.0/8}}, or set adminService.type to ClusterIP" .Values.adminService.type) }}
+{{- end }}
+{{- if and .Values.certificates.existingSecret .Values.certificates.extraNames }}
+{{- fail "certificates.extraNames is for certificates made at install, and certificates.existingSecret brings its own: leave extraNames out, and have the names put into those of the Secret" }}
 {{- end }}
 {{- $base := int .Values.service.portBase }}
 {{- $ports := dict "service.port" .Values.service.port }}
@@ -90,4 +132,33 @@
 {{- fail "serviceAccount.create is false: name the account to use in serviceAccount.name" }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* The arguments of a peer that are the chart's, and the value that each is set by. Those without a value go with the rest. */}}
+{{- define "raftserve.flags" -}}
+--access-log: log.access
+--admin-addr: ""
+--advertise-host: service.advertiseHost
+--advertise-peer: ""
+--cert-dir: certificates.existingSecret
+--connection-age: service.connectionAge
+--credentials-dir: auth.existingSecret
+--data-dir: ""
+--drain-grace: terminationGracePeriodSeconds
+--hold-grace: terminationGracePeriodSeconds
+--kubernetes-default-image: provider.image
+--kubernetes-namespace: provider.namespace
+--log-format: log.format
+--log-level: log.level
+--ops-addr: ""
+--peer-addr: ""
+--peers: replicas
+--profile: profile
+--provider: provider.name
+--proxy-addr: ""
+--replica-root: ""
+--service-port-base: service.portBase
+--stateful-set: ""
+--tls-addr: tls.existingSecret
+--tls-dir: tls.existingSecret
 {{- end }}

@@ -5,6 +5,7 @@
 
 mod schema;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -257,6 +258,7 @@ fn the_notes_warn_of_what_is_allowed_and_may_do_harm() -> anyhow::Result<()> {
     let warnings = [
         "resources.limits.cpu lets a peer be throttled",
         "--replicas=0` deletes every volume",
+        "cannot agree to within their grace costs the volumes too",
     ];
     let plain = notes(&values)?;
     for warning in warnings {
@@ -271,6 +273,83 @@ fn the_notes_warn_of_what_is_allowed_and_may_do_harm() -> anyhow::Result<()> {
     let either = "{{with index .status.loadBalancer.ingress 0}}{{or .hostname .ip}}{{end}}";
     for words in warnings.iter().chain([&either]) {
         ensure!(warned.contains(words), "no {words:?}: {warned}");
+    }
+    Ok(())
+}
+
+/// The flags of the peers, in all that was rendered.
+fn flags_rendered() -> anyhow::Result<BTreeSet<String>> {
+    let mut flags = BTreeSet::new();
+    for golden in files("golden")? {
+        let text = fs::read_to_string(&golden)?;
+        let arguments = of_set(&text, "args:")?;
+        let arguments = arguments.iter().map(|line| line.trim_start());
+        // Those of `extraArgs` are quoted.
+        let own = arguments.filter_map(|line| line.strip_prefix("- --"));
+        flags.extend(own.map(|it| format!("--{}", it.split('=').next().unwrap_or(it))));
+    }
+    Ok(flags)
+}
+
+#[test]
+fn no_flag_of_the_chart_is_taken_among_the_further_ones() -> anyhow::Result<()> {
+    if !have_helm() {
+        return Ok(());
+    }
+    let flags = flags_rendered()?;
+    ensure!(flags.len() > 20, "{flags:?}");
+    let folder = tempfile::tempdir()?;
+    let values = folder.path().join("values.json");
+    for flag in flags {
+        fs::write(
+            &values,
+            format!(r#"{{"log": {{"access": true}}, "extraArgs": ["{flag}=x"]}}"#),
+        )?;
+        let output = render(&values)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success(), "{flag} is taken");
+        let words = format!("extraArgs[0]: {flag} is for the chart to set");
+        ensure!(said.contains(&words), "{said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_notes_tell_how_the_admin_api_is_reached_from_outside() -> anyhow::Result<()> {
+    if !have_helm() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let values = folder.path().join("values.json");
+    let cases = [
+        (
+            r#"{"adminService": {"type": "NodePort", "nodePort": 32443}}"#,
+            [
+                "https://NODE:32443\n",
+                "--tls-server-name serve-raftserve-admin.\n",
+            ],
+        ),
+        (
+            r#"{"adminService": {"type": "LoadBalancer"}, "certificates": {"extraNames": ["a.b.c", "::1"]}}"#,
+            [
+                "{{or .hostname .ip}}{{end}}'):7000\n",
+                "made for: a.b.c, ::1.\n",
+            ],
+        ),
+        (
+            r#"{"adminService": {"type": "NodePort"}, "certificates": {"existingSecret": "own"}}"#,
+            [
+                "https://NODE:NODEPORT\n",
+                "is not for localhost or that host, add --tls-server-name",
+            ],
+        ),
+    ];
+    for (given, all) in cases {
+        fs::write(&values, given)?;
+        let notes = notes(&values)?;
+        for words in all {
+            ensure!(notes.contains(words), "no {words:?} for {given}: {notes}");
+        }
     }
     Ok(())
 }
@@ -326,6 +405,12 @@ fn the_notes_tell_three_steps_and_how_to_be_let_in() -> anyhow::Result<()> {
                 values.display()
             );
         }
+        let many = match () {
+            () if has("replicas: 1\n") => "1 peer starts as",
+            () if has("replicas: 5\n") => "5 peers start as",
+            () => "3 peers start as",
+        };
+        ensure!(notes.contains(many), "no {many:?}: {notes}");
         ensure!(
             notes.contains("--tls-server-name") == has("certificates:"),
             "{}: {notes}",

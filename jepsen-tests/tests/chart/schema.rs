@@ -1,5 +1,8 @@
-//! The schema of the values: helm refuses what breaks any of its rules, and names the place; and it knows each value and no
-//! other.
+//! The schema of the values: helm refuses what breaks any of its rules, names the place, and says what to do; and it knows
+//! each value and no other.
+//!
+//! Of a pattern or a range, helm would repeat the figures only. So these stand under `if`, and under `else` a `const` with the
+//! sentence that helm then says.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -27,9 +30,17 @@ struct Broken {
     said: String,
 }
 
+/// A rule, wherever it stands.
+fn resolved<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
+    let named = schema["$ref"].as_str();
+    let found = named.and_then(|it| root.pointer(it.trim_start_matches('#')));
+    found.unwrap_or(schema)
+}
+
 /// Each rule that `schema`, of the value at `path`, has for values that are no tables: helm keeps tables in place of others
 /// by itself.
-fn broken(schema: &Value, path: &[String], all: &mut Vec<Broken>) {
+fn broken(root: &Value, schema: &Value, path: &[String], all: &mut Vec<Broken>) {
+    let schema = resolved(root, schema);
     let place = format!("at '/{}'", path.join("/"));
     let mut add = |value: Value, said: String| {
         let path = path.to_vec();
@@ -52,30 +63,34 @@ fn broken(schema: &Value, path: &[String], all: &mut Vec<Broken>) {
     if schema["enum"].is_array() {
         add(json!(NONSENSE), told("value must be"));
     }
-    if schema["pattern"].is_string() {
-        add(json!(NONSENSE), told("'?!' does not match pattern"));
+    let (form, sentence) = (&schema["if"], schema["else"]["const"].as_str());
+    let sentence = format!("value must be '{}'", sentence.unwrap_or("?"));
+    let mut break_form = |value: Value| add(value, told(&sentence));
+    if form["pattern"].is_string() {
+        break_form(json!(NONSENSE));
     }
-    if schema["minLength"].is_u64() {
-        add(json!(""), told("minLength"));
+    if form["minLength"].is_u64() {
+        break_form(json!(""));
     }
-    if let Some(most) = schema["maxLength"].as_u64() {
+    if let Some(most) = form["maxLength"].as_u64() {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
-        add(json!("a".repeat(most + 1)), told("maxLength"));
+        break_form(json!("a".repeat(most + 1)));
     }
-    if let Some(least) = schema["minimum"].as_i64() {
-        add(json!(least - 1), told("minimum"));
+    if let Some(least) = form["minimum"].as_i64() {
+        break_form(json!(least - 1));
     }
-    if let Some(most) = schema["maximum"].as_i64() {
-        add(json!(most + 1), told("maximum"));
+    if let Some(most) = form["maximum"].as_i64() {
+        break_form(json!(most + 1));
     }
-    if schema["minItems"].is_u64() {
-        add(json!([]), told("minItems"));
+    if form["minItems"].is_u64() {
+        break_form(json!([]));
     }
     let mut items = Vec::new();
     if schema["items"]["type"] == "object" {
         add(json!([NONSENSE]), format!("at '/{}/0'", path.join("/")));
     } else if schema["items"].is_object() {
         broken(
+            root,
             &schema["items"],
             &[path, &["0".to_owned()]].concat(),
             &mut items,
@@ -88,20 +103,51 @@ fn broken(schema: &Value, path: &[String], all: &mut Vec<Broken>) {
     }));
 }
 
+/// That a table takes no other key, says which it takes, and what to do about a null.
+fn closed_table(schema: &Value, path: &[String], all: &mut Vec<Broken>) -> anyhow::Result<()> {
+    let name = path.join(".");
+    let place = path.iter().map(|part| format!("/{part}"));
+    let place: String = place.collect();
+    let named = schema["propertyNames"]["enum"].as_array();
+    let named: Option<Vec<&str>> = named.and_then(|it| it.iter().map(Value::as_str).collect());
+    let named = named.with_context(|| format!("{name}: no names"))?;
+    let names = match named[..] {
+        [only] => format!("value must be '{only}'"),
+        _ => format!("value must be one of '{}'", named.join("', '")),
+    };
+    let unknown = format!("at '{place}': additional properties 'nobodyKnows' not allowed");
+    all.extend([unknown, names].map(|said| Broken {
+        path: [path, &["nobodyKnows".to_owned()]].concat(),
+        value: json!(1),
+        said,
+    }));
+    let named: BTreeSet<&str> = named.into_iter().collect();
+    let known = schema["properties"].as_object();
+    let known = known.with_context(|| format!("{name}: no properties"))?;
+    ensure!(
+        named == known.keys().map(String::as_str).collect(),
+        "{name}: {named:?}"
+    );
+    let told = &schema["if"]["required"];
+    ensure!(
+        *told == schema["required"],
+        "{name}: nulls are told of {told}"
+    );
+    Ok(())
+}
+
 /// All rules of a table and of what is in it.
-fn broken_within(schema: &Value, path: &[String], all: &mut Vec<Broken>) -> anyhow::Result<()> {
+fn broken_within(
+    root: &Value,
+    schema: &Value,
+    path: &[String],
+    all: &mut Vec<Broken>,
+) -> anyhow::Result<()> {
     let name = path.join(".");
     match &schema["additionalProperties"] {
-        Value::Bool(false) => {
-            let place = path.iter().map(|part| format!("/{part}"));
-            let place: String = place.collect();
-            all.push(Broken {
-                path: [path, &["nobodyKnows".to_owned()]].concat(),
-                value: json!(1),
-                said: format!("at '{place}': additional properties 'nobodyKnows' not allowed"),
-            });
-        }
+        Value::Bool(false) => closed_table(schema, path, all)?,
         Value::Object(_) => broken(
+            root,
             &schema["additionalProperties"],
             &[path, &["key".to_owned()]].concat(),
             all,
@@ -112,8 +158,8 @@ fn broken_within(schema: &Value, path: &[String], all: &mut Vec<Broken>) -> anyh
     for (key, of) in schema["properties"].as_object().unwrap_or(&none) {
         let path = [path, std::slice::from_ref(key)].concat();
         match of["type"] == "object" {
-            true => broken_within(of, &path, all)?,
-            false => broken(of, &path, all),
+            true => broken_within(root, of, &path, all)?,
+            false => broken(root, of, &path, all),
         }
     }
     Ok(())
@@ -134,7 +180,8 @@ fn each_rule_of_the_schema_refuses_what_breaks_it() -> anyhow::Result<()> {
         return Ok(());
     }
     let mut left = Vec::new();
-    broken_within(&schema()?, &[], &mut left)?;
+    let schema = schema()?;
+    broken_within(&schema, &schema, &[], &mut left)?;
     ensure!(left.len() > 150, "{} rules", left.len());
     let folder = tempfile::tempdir()?;
     // Helm tells all at once: as many as are of different values are asked for together.
@@ -287,6 +334,8 @@ fn a_null_is_refused_by_name_where_the_default_says_something() -> anyhow::Resul
                 "{} may be null: {said}",
                 path.join(".")
             );
+            let remedy = format!("at '{place}': value must be 'a table where null takes no");
+            ensure!(said.contains(&remedy), "no {remedy}: {said}");
         }
     }
     Ok(())

@@ -44,6 +44,8 @@ async fn peers_come_and_go_with_the_statefulset_and_no_request_fails() -> anyhow
         // Scaled by another tool, the number stays what it is.
         release.upgrade(&["replicas=3"]).await?;
         ensure!(release.wanted().await? == 1, "helm upgrade scaled");
+        let notes = release.namespace.helm(&["get", "notes", RELEASE]).await?;
+        ensure!(notes.contains("1 peer starts"), "{notes}");
         release.scale(3).await?;
         settled(3, 3, 0).await?;
         // Of four, the last stays a learner; it is removed like the others.
