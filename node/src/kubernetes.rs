@@ -5,7 +5,7 @@
 //! only what is agreed with Kubernetes waits: founding, removal, and taking a dead peer out of the endpoints.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -14,6 +14,7 @@ use kube::{Api, Client, Config};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout};
 
+use departure::Known;
 use endpoints::Gates;
 
 pub(crate) mod client;
@@ -106,6 +107,8 @@ pub struct Home {
     place: String,
     /// Of the StatefulSet that this process has first seen, for peers that may not read their own pod.
     uid: OnceLock<String>,
+    /// What was read last of how many peers are wanted and who of them goes.
+    known: Mutex<Known>,
     /// What keeps this peer from setting which readiness gates.
     shut: Gates,
     /// When this pod was first told to stop.
@@ -226,12 +229,14 @@ impl Home {
             set,
             ordinal,
             uid: OnceLock::new(),
+            known: Mutex::default(),
             shut: Gates::default(),
             told: OnceLock::new(),
         })
     }
 
-    /// The StatefulSet, read from the API server's quorum and never from a cache, and how many peers it wants.
+    /// The StatefulSet, read from the API server's quorum and never from a cache, and how many peers it wants, which is
+    /// remembered for as long as nothing else is read.
     async fn read_set(&self) -> Result<(Option<StatefulSet>, Wanted), CallError> {
         let set = call(self.sets.get_opt(&self.set)).await?;
         let uid = set.as_ref().and_then(|set| set.metadata.uid.as_deref());
@@ -248,6 +253,7 @@ impl Home {
             Wanted::Peers(_) if self.namespace_goes().await => Wanted::Stopped,
             wanted => wanted,
         };
+        self.known().wanted = Some(wanted);
         Ok((set, wanted))
     }
 

@@ -3,9 +3,12 @@
 //! A StatefulSet's rolling update takes the next pod down without a look at whether lower ordinals are well
 //! (kubernetes#96218), and a scale-down tells all surplus pods to stop at once. So a peer holds itself while its going
 //! would cost the quorum, and one that is to be removed waits for its removal. Both waits are bounded.
+//!
+//! While the API server does not answer, what it said last counts. Where it never said who else is told to stop, peers
+//! let those with higher ordinals go first, so that several which stop together do not all go.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -30,6 +33,35 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How long the leader's answer may take.
 const ASK_MAX: Duration = Duration::from_secs(1);
 
+/// How long it counts who was seen to be told to stop: as long as stops usually take. Later they may be back.
+const GOING_KEPT: Duration = Duration::from_secs(120);
+
+/// How long a peer that may not see who else is told to stop lets others go first: long enough for one that goes without
+/// requests to be away, and well below what a peer is held at the most.
+const UNSEEN_MAX: Duration = Duration::from_secs(15);
+
+/// What the API server has said last.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// How many peers are wanted.
+    pub(super) wanted: Option<Wanted>,
+    /// Who goes before this peer, and when that was seen.
+    ahead: Option<(Instant, BTreeSet<u32>)>,
+}
+
+/// Peers that go before this one, and do not count any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Ahead {
+    /// Those that were told to stop before it.
+    Told(BTreeSet<u32>),
+    /// The API server has not said, lately: whoever has a higher ordinal, since each may be told to stop and learn no more
+    /// than this one.
+    Unknown {
+        /// Whether it will not say, however often it is asked.
+        refused: bool,
+    },
+}
+
 /// A voter, as the leader sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Voter {
@@ -42,12 +74,11 @@ struct Voter {
 #[derive(Debug)]
 struct Scene {
     ordinal: u32,
-    /// None if the API server does not say.
+    /// None if the API server has never said.
     wanted: Option<Wanted>,
     /// The voters, this peer among them if it is one; none if no leader says.
     voters: Option<Vec<Voter>>,
-    /// Peers that go before this one, and do not count any more.
-    ahead: BTreeSet<u32>,
+    ahead: Ahead,
 }
 
 /// Whether to go.
@@ -58,7 +89,8 @@ enum Verdict {
 }
 
 impl Scene {
-    fn judge(&self) -> Verdict {
+    /// Whether to go, `waited` after this peer was told to stop.
+    fn judge(&self, waited: Duration) -> Verdict {
         match self.wanted {
             Some(Wanted::Stopped) => return Verdict::Go("all peers stop"),
             Some(Wanted::Peers(count)) if self.ordinal >= count => {
@@ -79,12 +111,20 @@ impl Scene {
         }
         let others = voters.iter().filter(|voter| !me(voter));
         let counts = |voter: &Voter| {
-            let goes = voter.ordinal.is_some_and(|it| self.ahead.contains(&it));
+            let goes = voter.ordinal.is_some_and(|it| self.is_ahead(it, waited));
             voter.fit && !goes
         };
         match others.filter(|voter| counts(voter)).count() >= quorum {
             true => Verdict::Go("the others are a quorum"),
             false => Verdict::Hold("without this peer there would be no quorum"),
+        }
+    }
+
+    fn is_ahead(&self, ordinal: u32, waited: Duration) -> bool {
+        match &self.ahead {
+            Ahead::Told(ahead) => ahead.contains(&ordinal),
+            Ahead::Unknown { refused } if *refused && waited >= UNSEEN_MAX => false,
+            Ahead::Unknown { .. } => ordinal > self.ordinal,
         }
     }
 }
@@ -170,18 +210,46 @@ impl Home {
                 })
                 .collect()
         });
-        // Without the API server, a peer restarts as it would without Kubernetes.
-        let (set, wanted) = self.read_set().await.ok().unzip();
-        let pods = match set.flatten() {
-            Some(set) => self.pods_of(&set).await.unwrap_or_default(),
-            None => Vec::new(),
-        };
+        let (wanted, ahead) = self.said().await;
         Scene {
             ordinal: self.ordinal,
             wanted,
             voters,
-            ahead: ahead(&self.set, self.ordinal, &pods),
+            ahead,
         }
+    }
+
+    pub(super) fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many peers are wanted and who goes before this one, as the API server says now, or else as it said last.
+    async fn said(&self) -> (Option<Wanted>, Ahead) {
+        let seen = match self.read_set().await {
+            Ok((Some(set), _)) => self.pods_of(&set).await,
+            // Then all peers stop.
+            Ok((None, _)) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        };
+        let mut known = self.known();
+        let refused = match seen {
+            Ok(pods) => {
+                let ahead = ahead(&self.set, self.ordinal, &pods);
+                known.ahead = Some((Instant::now(), ahead));
+                false
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot see who else is told to stop");
+                matches!(error.code(), Some(401 | 403))
+            }
+        };
+        let lately = known.ahead.as_ref();
+        let lately = lately.filter(|(at, _)| at.elapsed() < GOING_KEPT);
+        let ahead = match lately {
+            Some((_, ahead)) => Ahead::Told(ahead.clone()),
+            None => Ahead::Unknown { refused },
+        };
+        (known.wanted, ahead)
     }
 
     /// Awaits `announce` if the API server has been told to delete this pod, which cannot be taken back. Otherwise its
@@ -217,7 +285,7 @@ impl Home {
         sleep(NEW_CONNECTIONS_LAG).await;
         self.announce(announce).await;
         sleep_until(told + ENDPOINTS_LAG).await;
-        let judge = || async { self.scene(&consensus).await.judge() };
+        let judge = || async { self.scene(&consensus).await.judge(told.elapsed()) };
         hold(judge, told + grace).await
     }
 }
@@ -239,12 +307,18 @@ mod tests {
             ordinal: 1,
             wanted: Some(Wanted::Peers(count)),
             voters: Some((0..count).map(voter).collect()),
-            ahead: BTreeSet::new(),
+            ahead: Ahead::Told(BTreeSet::new()),
         }
     }
 
     fn goes(scene: &Scene) -> bool {
-        matches!(scene.judge(), Verdict::Go(_))
+        goes_after(scene, 5)
+    }
+
+    /// The same so many seconds after it was told.
+    fn goes_after(scene: &Scene, secs: u64) -> bool {
+        let verdict = scene.judge(Duration::from_secs(secs));
+        matches!(verdict, Verdict::Go(_))
     }
 
     #[test]
@@ -258,7 +332,7 @@ mod tests {
         let mut five = scene(5);
         five.voters.as_mut().unwrap()[4].fit = false;
         assert!(goes(&five));
-        five.ahead.insert(0);
+        five.ahead = Ahead::Told([0].into());
         assert!(!goes(&five), "two of five are away, and one more goes");
         let leaderless = Scene {
             voters: None,
@@ -319,7 +393,7 @@ mod tests {
         let mut surplus = scene(3);
         surplus.wanted = Some(Wanted::Peers(1));
         assert_eq!(
-            surplus.judge(),
+            surplus.judge(Duration::ZERO),
             Verdict::Hold("this peer is to be removed first")
         );
         surplus.wanted = Some(Wanted::Stopped);
@@ -330,6 +404,98 @@ mod tests {
             ..scene(3)
         };
         assert!(goes(&unknown), "the API server is not needed to restart");
+    }
+
+    #[test]
+    fn of_several_that_cannot_see_each_other_stop_so_many_go_that_a_quorum_stays() {
+        let going = |refused, secs| {
+            let goes = |ordinal: &u32| {
+                let scene = Scene {
+                    ordinal: *ordinal,
+                    wanted: None,
+                    ahead: Ahead::Unknown { refused },
+                    ..scene(5)
+                };
+                goes_after(&scene, secs)
+            };
+            Vec::from_iter((0..5).filter(goes))
+        };
+        assert_eq!(going(false, 5), [3, 4]);
+        assert_eq!(going(false, 34), [3, 4]);
+        assert_eq!(going(true, 5), [3, 4]);
+        let all = [0, 1, 2, 3, 4];
+        assert_eq!(going(true, UNSEEN_MAX.as_secs()), all, "as without it");
+    }
+
+    /// The home of pod `rs-2` where the API server answers what is asked with that code, and has a set of one pod.
+    fn home(answer: impl Fn(&str) -> u16 + Send + Clone + 'static) -> Home {
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let path = request.uri().path();
+            let code = answer(path);
+            let body = match path {
+                _ if code != 200 => json!({
+                    "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
+                    "message": "no", "reason": "no", "code": code,
+                }),
+                path if path.ends_with("/pods") => json!({
+                    "apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": [{"metadata": {
+                        "name": "rs-1", "deletionTimestamp": "2026-01-01T00:00:00Z",
+                        "deletionGracePeriodSeconds": 75,
+                    }}],
+                }),
+                path if path.contains("/pods/") => json!({"metadata": {"name": "rs-2", "ownerReferences": [{
+                    "apiVersion": "apps/v1", "kind": "StatefulSet", "name": "rs", "uid": "u", "controller": true,
+                }]}}),
+                path if path.contains("/statefulsets/") => json!({"metadata": {"name": "rs", "uid": "u"}, "spec": {
+                    "replicas": 1, "selector": {"matchLabels": {"a": "b"}}, "serviceName": "rs", "template": {},
+                }}),
+                _ => json!({"metadata": {"name": "ns"}}),
+            };
+            let body = http_body_util::Full::<bytes::Bytes>::from(body.to_string());
+            std::future::ready(http::Response::builder().status(code).body(body))
+        });
+        let client = kube::Client::new(service, "ns");
+        Home::with("rs".to_owned(), "rs-2.x:7001", client).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_api_server_said_last_counts_while_it_says_nothing() {
+        let code = Arc::new(std::sync::atomic::AtomicU16::new(500));
+        let answers = Arc::clone(&code);
+        let home = home(move |_| answers.load(std::sync::atomic::Ordering::Relaxed));
+        let away = Ahead::Unknown { refused: false };
+        assert_eq!(home.said().await, (None, away.clone()));
+
+        code.store(200, std::sync::atomic::Ordering::Relaxed);
+        // As it is read whenever the set has changed.
+        home.read_set().await.unwrap();
+        code.store(500, std::sync::atomic::Ordering::Relaxed);
+        let wanted = Some(Wanted::Peers(1));
+        let said = home.said().await;
+        assert_eq!(said, (wanted, away.clone()));
+        let condemned = Scene {
+            ordinal: 2,
+            wanted: said.0,
+            ahead: said.1,
+            ..scene(3)
+        };
+        assert!(!goes(&condemned), "it is to be removed first");
+
+        code.store(200, std::sync::atomic::Ordering::Relaxed);
+        let told = Ahead::Told([1].into());
+        assert_eq!(home.said().await, (wanted, told.clone()));
+        code.store(403, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(home.said().await, (wanted, told));
+        tokio::time::advance(GOING_KEPT).await;
+        let refused = Ahead::Unknown { refused: true };
+        assert_eq!(home.said().await, (wanted, refused));
+    }
+
+    #[tokio::test]
+    async fn who_may_not_list_pods_does_not_take_it_that_nobody_else_goes() {
+        let home = home(|path| if path.ends_with("/pods") { 403 } else { 200 });
+        let unseen = Ahead::Unknown { refused: true };
+        assert_eq!(home.said().await, (Some(Wanted::Peers(1)), unseen));
     }
 
     #[tokio::test]

@@ -113,13 +113,18 @@ fn lost(set: &str, place: &str, count: u32, members: &[MemberView]) -> BTreeSet<
 
 impl Home {
     /// Counts what happens to the StatefulSet. Only that something has happened is used: how many peers are wanted
-    /// is read afresh.
+    /// is read afresh, by each peer, so that one that is told to stop while the API server is away knows it.
     async fn watch_set(&self, changes: &watch::Sender<u64>) {
         let watched = watcher::watch_object(self.sets.clone(), &self.set).default_backoff();
         let mut watched = pin!(watched);
         while let Some(event) = watched.next().await {
             match event {
-                Ok(_) => changes.send_modify(|count| *count += 1),
+                Ok(_) => {
+                    changes.send_modify(|count| *count += 1);
+                    if let Err(error) = self.read_set().await {
+                        tracing::debug!(%error, "cannot read how many peers are wanted");
+                    }
+                }
                 Err(error) => tracing::debug!(%error, "the StatefulSet is not watched now"),
             }
         }
