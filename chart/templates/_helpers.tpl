@@ -81,7 +81,7 @@ app.kubernetes.io/part-of: raftserve
 {{- end }}
 
 {{/* Of the grace, in seconds: 10 are for handing over and ending, and half of the rest, but 35 at least, for the others to be
-able to do without a peer. */}}
+able to do without a peer. One that is to be removed is held for longer, of what is left for requests. */}}
 {{- define "raftserve.holdSeconds" -}}
 {{- max 35 (div (sub .Values.terminationGracePeriodSeconds 10) 2) -}}
 {{- end }}

@@ -33,6 +33,29 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How long the leader's answer may take.
 const ASK_MAX: Duration = Duration::from_secs(1);
 
+/// What is left for its requests of a peer that is held until its grace ends: who is to be removed gets no new ones by then.
+const DRAIN_MIN: Duration = Duration::from_secs(5);
+
+/// How a pod's grace is shared out; what ends the peer itself is none of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Graces {
+    /// How long a peer is held at the most until the others can do without it.
+    pub hold: Duration,
+    /// How long its requests may take after that.
+    pub drain: Duration,
+}
+
+impl Graces {
+    fn whole(self) -> Duration {
+        self.hold + self.drain
+    }
+
+    /// How long one is held that is to be removed: if it went before, the others would go on needing its vote.
+    fn removal(self) -> Duration {
+        self.whole() - self.drain.min(DRAIN_MIN)
+    }
+}
+
 /// How long it counts who was seen to be told to stop: as long as stops usually take. Later they may be back.
 const GOING_KEPT: Duration = Duration::from_secs(120);
 
@@ -86,6 +109,8 @@ struct Scene {
 enum Verdict {
     Go(&'static str),
     Hold(&'static str),
+    /// As a hold, and for as long as the grace allows: this peer is to be removed.
+    Leave(&'static str),
 }
 
 impl Scene {
@@ -94,7 +119,7 @@ impl Scene {
         match self.wanted {
             Some(Wanted::Stopped) => return Verdict::Go("all peers stop"),
             Some(Wanted::Peers(count)) if self.ordinal >= count => {
-                return Verdict::Hold("this peer is to be removed first");
+                return Verdict::Leave("this peer is to be removed first");
             }
             Some(Wanted::Peers(_)) | None => {}
         }
@@ -149,31 +174,33 @@ fn ahead(set: &str, mine: u32, pods: &[Pod]) -> BTreeSet<u32> {
         .collect()
 }
 
-/// Waits until `judge` lets this peer go, or until `deadline`, whatever is still being asked then. Says why.
-async fn hold<F>(mut judge: impl FnMut() -> F, deadline: Instant) -> &'static str
+/// Waits until `judge` lets this peer go, which was told to at `told`, or until `graces` allow no more, whatever is still
+/// being asked then. Says why.
+async fn hold<F>(mut judge: impl FnMut() -> F, told: Instant, graces: Graces) -> &'static str
 where
     F: Future<Output = Verdict>,
 {
     let mut said = None;
-    let going = async {
-        loop {
-            match judge().await {
-                Verdict::Go(why) => return why,
-                Verdict::Hold(why) => {
-                    if said.replace(why) != Some(why) {
-                        tracing::info!(why, "told to stop, and waiting");
-                    }
-                    sleep(LOOK).await;
-                }
-            }
+    let mut deadline = told + graces.hold;
+    while let Ok(verdict) = timeout_at(deadline, judge()).await {
+        let (why, held) = match verdict {
+            Verdict::Go(why) => return why,
+            Verdict::Hold(why) => (why, graces.hold),
+            Verdict::Leave(why) => (why, graces.removal()),
+        };
+        if said.replace(why) != Some(why) {
+            tracing::info!(why, "told to stop, and waiting");
         }
-    };
-    let gone = timeout_at(deadline, going).await;
-    gone.unwrap_or_else(|_| {
-        let why = said.unwrap_or("it could not be told in time whether the others are a quorum");
-        tracing::warn!(why, "going all the same: the pod's grace runs out");
-        why
-    })
+        deadline = told + held;
+        let next = Instant::now() + LOOK;
+        sleep_until(next.min(deadline)).await;
+        if next > deadline {
+            break;
+        }
+    }
+    let why = said.unwrap_or("it could not be told in time whether the others are a quorum");
+    tracing::warn!(why, "going all the same: the pod's grace runs out");
+    why
 }
 
 impl Home {
@@ -261,23 +288,24 @@ impl Home {
         }
     }
 
-    /// How much is left now of `hold`, which began when [`Self::departure`] was first asked for; none if it never was. So much
-    /// longer its requests may take than if it had been held.
+    /// How long requests may take from now on: what is left of `graces`, which began when [`Self::departure`] was first asked
+    /// for. If it never was, or so long ago that no stop can have come of it, as long as may be without.
     #[must_use]
-    pub fn unused(&self, hold: Duration) -> Duration {
-        let told = self.told.get();
-        told.map_or(Duration::ZERO, |told| hold.saturating_sub(told.elapsed()))
+    pub fn drain_grace(&self, graces: Graces) -> Duration {
+        let left = |told: &Instant| graces.whole().saturating_sub(told.elapsed());
+        let left = self.told.get().map(left);
+        left.filter(|left| !left.is_zero()).unwrap_or(graces.drain)
     }
 
     /// Returns when this pod, which is told to stop, may be stopped: no earlier than that no new connections come, and
-    /// no later than `grace` after it was asked. Says why. A peer that is removed meanwhile ends by itself.
+    /// no later than `graces` allow after it was asked. Says why. A peer that is removed meanwhile ends by itself.
     ///
     /// Awaits `announce`, which tells clients to go elsewhere, as soon as they would: so they are told while this waits, and
     /// not only after it. Not so where the pod is not deleted: anybody may ask for its departure.
     pub async fn departure(
         self: Arc<Self>,
         consensus: Consensus,
-        grace: Duration,
+        graces: Graces,
         announce: impl Future<Output = ()> + Send,
     ) -> &'static str {
         let told = Instant::now();
@@ -286,7 +314,7 @@ impl Home {
         self.announce(announce).await;
         sleep_until(told + ENDPOINTS_LAG).await;
         let judge = || async { self.scene(&consensus).await.judge(told.elapsed()) };
-        hold(judge, told + grace).await
+        hold(judge, told, graces).await
     }
 }
 
@@ -353,39 +381,61 @@ mod tests {
         assert!(goes(&learner));
     }
 
+    /// Of a pod with 75 seconds.
+    const GRACES: Graces = Graces {
+        hold: Duration::from_secs(35),
+        drain: Duration::from_secs(30),
+    };
+
     #[tokio::test(start_paused = true)]
     async fn a_peer_is_held_for_as_long_as_it_is_told_and_not_a_moment_longer() {
-        let grace = Duration::from_secs(295);
         let began = Instant::now();
-        let held = hold(|| async { Verdict::Hold("alone") }, began + grace).await;
-        assert_eq!((held, began.elapsed().as_secs()), ("alone", 295));
+        let held = hold(|| async { Verdict::Hold("alone") }, began, GRACES).await;
+        assert_eq!((held, began.elapsed().as_secs()), ("alone", 35));
         let began = Instant::now();
-        hold(std::future::pending, began + grace).await;
-        assert_eq!(began.elapsed().as_secs(), 295, "nobody answers");
+        hold(std::future::pending, began, GRACES).await;
+        assert_eq!(began.elapsed().as_secs(), 35, "nobody answers");
         let began = Instant::now();
-        let well = || match began.elapsed() < Duration::from_secs(100) {
+        let well = || match began.elapsed() < Duration::from_secs(20) {
             true => Verdict::Hold("alone"),
             false => Verdict::Go("not alone"),
         };
-        let went = hold(|| std::future::ready(well()), began + grace).await;
-        assert_eq!((went, began.elapsed().as_secs()), ("not alone", 100));
+        let went = hold(|| std::future::ready(well()), began, GRACES).await;
+        assert_eq!((went, began.elapsed().as_secs()), ("not alone", 20));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_to_be_removed_is_held_until_the_grace_has_nothing_left_but_for_its_requests() {
+        let began = Instant::now();
+        let held = hold(|| async { Verdict::Leave("removal") }, began, GRACES).await;
+        assert_eq!((held, began.elapsed().as_secs()), ("removal", 60));
+        let began = Instant::now();
+        // The set was scaled up again.
+        let wanted = || match began.elapsed() < Duration::from_secs(50) {
+            true => Verdict::Leave("removal"),
+            false => Verdict::Hold("alone"),
+        };
+        let went = hold(|| std::future::ready(wanted()), began, GRACES).await;
+        assert_eq!((went, began.elapsed().as_secs()), ("alone", 50));
+        let short = Graces {
+            drain: Duration::from_secs(2),
+            ..GRACES
+        };
+        assert_eq!(short.removal(), short.hold);
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_a_peer_is_not_held_for_is_left_to_its_requests() {
-        let service = tower::service_fn(|_: http::Request<kube::client::Body>| {
-            let body = http_body_util::Full::<bytes::Bytes>::default();
-            std::future::ready(http::Response::builder().status(404).body(body))
-        });
-        let client = kube::Client::new(service, "ns");
-        let home = Home::with("rs".to_owned(), "rs-0.x:7001", client).unwrap();
-        let hold = Duration::from_secs(35);
-        assert_eq!(home.unused(hold), Duration::ZERO, "told without a hook");
+        let home = home(|_| 404);
+        let drain = || home.drain_grace(GRACES).as_secs();
+        assert_eq!(drain(), 30, "told without a hook");
         home.told.set(Instant::now()).unwrap();
         tokio::time::advance(ENDPOINTS_LAG).await;
-        assert_eq!(home.unused(hold), Duration::from_secs(30));
-        tokio::time::advance(hold).await;
-        assert_eq!(home.unused(hold), Duration::ZERO);
+        assert_eq!(drain(), 60);
+        tokio::time::advance(GRACES.removal() - ENDPOINTS_LAG).await;
+        assert_eq!(drain(), DRAIN_MIN.as_secs(), "all is within the grace");
+        tokio::time::advance(GRACES.whole()).await;
+        assert_eq!(drain(), 30, "nothing came of it");
     }
 
     #[test]
@@ -394,7 +444,7 @@ mod tests {
         surplus.wanted = Some(Wanted::Peers(1));
         assert_eq!(
             surplus.judge(Duration::ZERO),
-            Verdict::Hold("this peer is to be removed first")
+            Verdict::Leave("this peer is to be removed first")
         );
         surplus.wanted = Some(Wanted::Stopped);
         surplus.voters = None;
