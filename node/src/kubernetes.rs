@@ -235,6 +235,11 @@ impl Home {
         })
     }
 
+    /// Where the pod with `ordinal` is, or would be.
+    fn address_of(&self, ordinal: u32) -> String {
+        format!("{}-{ordinal}{}", self.set, self.place)
+    }
+
     /// The StatefulSet, read from the API server's quorum and never from a cache, and how many peers it wants, which is
     /// remembered for as long as nothing else is read.
     async fn read_set(&self) -> Result<(Option<StatefulSet>, Wanted), CallError> {

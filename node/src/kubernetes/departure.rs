@@ -319,7 +319,7 @@ impl Home {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use k8s_openapi::jiff::Timestamp;
     use serde_json::json;
@@ -426,7 +426,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_a_peer_is_not_held_for_is_left_to_its_requests() {
-        let home = home(|_| 404);
+        let home = home(1, |_| 404);
         let drain = || home.drain_grace(GRACES).as_secs();
         assert_eq!(drain(), 30, "told without a hook");
         home.told.set(Instant::now()).unwrap();
@@ -477,8 +477,11 @@ mod tests {
         assert_eq!(going(true, UNSEEN_MAX.as_secs()), all, "as without it");
     }
 
-    /// The home of pod `rs-2` where the API server answers what is asked with that code, and has a set of one pod.
-    fn home(answer: impl Fn(&str) -> u16 + Send + Clone + 'static) -> Home {
+    /// The home of pod `rs-2` where the API server answers what is asked with that code, and has a set of so many pods.
+    pub(in crate::kubernetes) fn home(
+        replicas: u32,
+        answer: impl Fn(&str) -> u16 + Send + Clone + 'static,
+    ) -> Home {
         let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
             let path = request.uri().path();
             let code = answer(path);
@@ -497,7 +500,7 @@ mod tests {
                     "apiVersion": "apps/v1", "kind": "StatefulSet", "name": "rs", "uid": "u", "controller": true,
                 }]}}),
                 path if path.contains("/statefulsets/") => json!({"metadata": {"name": "rs", "uid": "u"}, "spec": {
-                    "replicas": 1, "selector": {"matchLabels": {"a": "b"}}, "serviceName": "rs", "template": {},
+                    "replicas": replicas, "selector": {"matchLabels": {"a": "b"}}, "serviceName": "rs", "template": {},
                 }}),
                 _ => json!({"metadata": {"name": "ns"}}),
             };
@@ -512,7 +515,7 @@ mod tests {
     async fn what_the_api_server_said_last_counts_while_it_says_nothing() {
         let code = Arc::new(std::sync::atomic::AtomicU16::new(500));
         let answers = Arc::clone(&code);
-        let home = home(move |_| answers.load(std::sync::atomic::Ordering::Relaxed));
+        let home = home(1, move |_| answers.load(std::sync::atomic::Ordering::Relaxed));
         let away = Ahead::Unknown { refused: false };
         assert_eq!(home.said().await, (None, away.clone()));
 
@@ -543,7 +546,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_may_not_list_pods_does_not_take_it_that_nobody_else_goes() {
-        let home = home(|path| if path.ends_with("/pods") { 403 } else { 200 });
+        let home = home(1, |path| if path.ends_with("/pods") { 403 } else { 200 });
         let unseen = Ahead::Unknown { refused: true };
         assert_eq!(home.said().await, (Some(Wanted::Peers(1)), unseen));
     }
