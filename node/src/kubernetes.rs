@@ -167,6 +167,12 @@ fn pod_of(address: &str) -> Option<&str> {
     address.split(['.', ':']).next()
 }
 
+/// The same of the pods of this `set` alone, which are at `place`: another namespace may have a set of the same name.
+fn ordinal_at(set: &str, place: &str, address: &str) -> Option<u32> {
+    let pod = address.strip_suffix(place)?;
+    ordinal(set, address).filter(|_| !pod.contains(['.', ':']))
+}
+
 /// The uid of the StatefulSet whose pod this is. None if nobody has it: its set was deleted and left it behind.
 fn owner(pod: &Pod) -> Option<&str> {
     let mut owners = pod.metadata.owner_references.iter().flatten();
@@ -308,6 +314,20 @@ mod tests {
             ("10.0.0.1:7001", None),
         ] {
             assert_eq!(ordinal("rs", address), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_pod_of_the_same_name_in_another_place_is_no_pod_of_this_set() {
+        let at = |address| ordinal_at("rs", ".rs-peers.ns.svc:7001", address);
+        assert_eq!(at("rs-4.rs-peers.ns.svc:7001"), Some(4));
+        for other in [
+            "rs-4.rs-peers.other.svc:7001",
+            "rs-4.rs-peers.ns.svc:7002",
+            "rs-4.x.rs-peers.ns.svc:7001",
+            "old-4.rs-peers.ns.svc:7001",
+        ] {
+            assert_eq!(at(other), None, "{other}");
         }
     }
 

@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::{CallError, Home, Wanted, call, ordinal};
+use super::{CallError, Home, Wanted, call, ordinal, ordinal_at};
 use crate::consensus::Consensus;
 use crate::peer::core::LAG_MAX;
 
@@ -229,7 +229,7 @@ impl Home {
                             true => Some(self.ordinal),
                             // Where this pod is now, a peer may have been whose volume is lost.
                             false => known
-                                .and_then(|it| ordinal(&self.set, &it.address))
+                                .and_then(|it| ordinal_at(&self.set, &self.place, &it.address))
                                 .filter(|other| *other != self.ordinal),
                         },
                         fit: member.answers && member.lag.is_some_and(|lag| lag < LAG_MAX),
@@ -405,7 +405,8 @@ pub(super) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_is_to_be_removed_is_held_until_the_grace_has_nothing_left_but_for_its_requests() {
+    async fn one_that_is_to_be_removed_is_held_until_the_grace_has_nothing_left_but_for_its_requests()
+     {
         let began = Instant::now();
         let held = hold(|| async { Verdict::Leave("removal") }, began, GRACES).await;
         assert_eq!((held, began.elapsed().as_secs()), ("removal", 60));
@@ -496,12 +497,16 @@ pub(super) mod tests {
                         "deletionGracePeriodSeconds": 75,
                     }}],
                 }),
-                path if path.contains("/pods/") => json!({"metadata": {"name": "rs-2", "ownerReferences": [{
-                    "apiVersion": "apps/v1", "kind": "StatefulSet", "name": "rs", "uid": "u", "controller": true,
-                }]}}),
-                path if path.contains("/statefulsets/") => json!({"metadata": {"name": "rs", "uid": "u"}, "spec": {
-                    "replicas": replicas, "selector": {"matchLabels": {"a": "b"}}, "serviceName": "rs", "template": {},
-                }}),
+                path if path.contains("/pods/") => {
+                    json!({"metadata": {"name": "rs-2", "ownerReferences": [{
+                        "apiVersion": "apps/v1", "kind": "StatefulSet", "name": "rs", "uid": "u", "controller": true,
+                    }]}})
+                }
+                path if path.contains("/statefulsets/") => {
+                    json!({"metadata": {"name": "rs", "uid": "u"}, "spec": {
+                        "replicas": replicas, "selector": {"matchLabels": {"a": "b"}}, "serviceName": "rs", "template": {},
+                    }})
+                }
                 _ => json!({"metadata": {"name": "ns"}}),
             };
             let body = http_body_util::Full::<bytes::Bytes>::from(body.to_string());
@@ -515,7 +520,9 @@ pub(super) mod tests {
     async fn what_the_api_server_said_last_counts_while_it_says_nothing() {
         let code = Arc::new(std::sync::atomic::AtomicU16::new(500));
         let answers = Arc::clone(&code);
-        let home = home(1, move |_| answers.load(std::sync::atomic::Ordering::Relaxed));
+        let home = home(1, move |_| {
+            answers.load(std::sync::atomic::Ordering::Relaxed)
+        });
         let away = Ahead::Unknown { refused: false };
         assert_eq!(home.said().await, (None, away.clone()));
 

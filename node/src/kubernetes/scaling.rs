@@ -16,7 +16,7 @@ use raftserve_store::state::{PeerStanding, State};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::{Home, Wanted, ordinal};
+use super::{Home, Wanted, ordinal_at};
 use crate::consensus::{Consensus, MemberView};
 
 /// How often the leader looks even if nothing has changed.
@@ -35,10 +35,11 @@ const HEARD_LOST_AFTER: Duration = Duration::from_secs(15 * 60);
 /// How long agreeing on a removal may take.
 const DECIDE_MAX: Duration = Duration::from_secs(2);
 
-/// Who of `peers`, each with its address, is to be told to leave, and was not yet. Those that are no pods of the set are none
-/// of its business.
+/// Who of `peers`, each with its address, is to be told to leave, and was not yet. Those that are no pods of the set, whose
+/// pods are at `place`, are none of its business.
 fn surplus<'a>(
     set: &str,
+    place: &str,
     wanted: Wanted,
     peers: impl IntoIterator<Item = (NodeId, &'a str)>,
     standing: impl Fn(NodeId) -> Option<PeerStanding>,
@@ -48,7 +49,7 @@ fn surplus<'a>(
     };
     let peers = peers.into_iter();
     let surplus = peers.filter(|(id, address)| {
-        let is_beyond = ordinal(set, address).is_some_and(|ordinal| ordinal >= count);
+        let is_beyond = ordinal_at(set, place, address).is_some_and(|ordinal| ordinal >= count);
         is_beyond && stays(standing(*id))
     });
     surplus.map(|(id, _)| id).collect()
@@ -87,8 +88,7 @@ fn is_pod(address: &str) -> bool {
 /// `members` are those that nobody has told to leave, and `place` is what follows the pods' names in addresses.
 fn lost(set: &str, place: &str, count: u32, members: &[MemberView]) -> BTreeSet<NodeId> {
     let here = |member: &MemberView| {
-        let own = ordinal(set, &member.address).filter(|ordinal| *ordinal < count)?;
-        (member.address == format!("{set}-{own}{place}")).then_some(own)
+        ordinal_at(set, place, &member.address).filter(|ordinal| *ordinal < count)
     };
     let answering = || members.iter().filter(|member| member.up);
     let places: BTreeSet<Option<u32>> = answering().map(here).collect();
@@ -142,7 +142,13 @@ impl Home {
         let members = consensus.members();
         let state = consensus.state();
         let standing = |node| state.peer(node).map(|peer| peer.standing);
-        let mut surplus = surplus(&self.set, wanted, known(&members, &state), standing);
+        let mut surplus = surplus(
+            &self.set,
+            &self.place,
+            wanted,
+            known(&members, &state),
+            standing,
+        );
         if let Wanted::Peers(count) = wanted
             && consensus.looked_for() >= LOST_AFTER
             && surplus.is_empty()
@@ -211,6 +217,9 @@ pub(super) mod tests {
         members.iter().map(|it| (it.id, it.address.as_str()))
     }
 
+    /// What follows the pods' names.
+    const PEERS: &str = ".rs-peers:7001";
+
     #[test]
     fn those_beyond_the_wanted_number_leave_and_nobody_leaves_who_is_only_stopped() {
         // Ids follow the order of arrival, not the ordinals.
@@ -219,8 +228,10 @@ pub(super) mod tests {
             member(40, "rs-1.rs-peers:7001"),
             member(3, "rs-2.rs-peers:7001"),
             member(4, "elsewhere-9:7001"),
+            // Of another namespace, on purpose.
+            member(5, "rs-4.rs-peers.other:7001"),
         ];
-        let leaving = |wanted| surplus("rs", wanted, at(&members), |_| None);
+        let leaving = |wanted| surplus("rs", PEERS, wanted, at(&members), |_| None);
         assert_eq!(leaving(Wanted::Peers(3)), [].into());
         assert_eq!(leaving(Wanted::Peers(2)), [NodeId(3)].into());
         assert_eq!(leaving(Wanted::Peers(1)), [NodeId(3), NodeId(40)].into());
@@ -357,7 +368,7 @@ pub(super) mod tests {
             NodeId(3) => Some(PeerStanding::Removed),
             _ => Some(PeerStanding::Active(Promotion::Automatic)),
         };
-        let leaving = surplus("rs", Wanted::Peers(1), at(&members), standing);
+        let leaving = surplus("rs", PEERS, Wanted::Peers(1), at(&members), standing);
         assert_eq!(leaving, [NodeId(4)].into());
     }
 
@@ -384,6 +395,7 @@ pub(super) mod tests {
         let leaving = |count| {
             surplus(
                 "rs",
+                PEERS,
                 Wanted::Peers(count),
                 known(&members, &state),
                 standing,
