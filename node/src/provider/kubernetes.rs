@@ -111,7 +111,7 @@ impl Site {
     /// Puts what the API server says now into the cache.
     async fn refresh(&self, occupied: bool) -> Result<(), ProviderError> {
         self.is_the_place(occupied).await?;
-        self.not_taken(self.cluster).await?;
+        self.still_ours().await?;
         let query = ListParams::default().labels(&labels::selector(self.cluster));
         let listed = self.pods().list(&query).await;
         let pods = listed.map_err(|error| self.unavailable("list pods", &error))?;
@@ -200,16 +200,40 @@ impl Site {
         }
     }
 
+    /// Whether no other cluster has taken over what is ours. If one has, that is noted.
+    async fn still_ours(&self) -> Result<(), ProviderError> {
+        let found = self.not_taken(self.cluster).await;
+        if let Err(ProviderError::TakenOver { cluster, by }) = found {
+            self.note_taken(cluster, by);
+        }
+        found
+    }
+
+    /// Notes that what was ours is another cluster's.
+    fn note_taken(&self, cluster: ClusterId, by: ClusterId) {
+        if self.cache.taken_over(cluster, by) {
+            tracing::error!(%by, "the replicas were taken over by another cluster");
+        }
+    }
+
     /// Whether a pod that the watch shows no more was taken over by another cluster. It would never have gone
     /// without being told to.
-    async fn taken(&self, pod: &Pod) -> Option<ClusterId> {
+    async fn taken(&self, pod: &Pod) -> Result<Option<ClusterId>, ProviderError> {
+        let Some(name) = &pod.metadata.name else {
+            return Ok(None);
+        };
         if pod.metadata.deletion_timestamp.is_some() {
-            return None;
+            return Ok(None);
         }
-        let found = self.pods().get_opt(pod.metadata.name.as_ref()?).await;
-        let found = found.ok()??;
-        let same = found.metadata.uid == pod.metadata.uid;
-        labels::cluster_of(&found).filter(|by| same && *by != self.cluster)
+        let found = match self.pods().get_opt(name).await {
+            Ok(found) => found,
+            // As it was before anybody asked.
+            Err(error) if remedy::is_final(&error) => None,
+            Err(error) => return Err(self.unavailable("see why a pod is gone", &error)),
+        };
+        let found = found.filter(|found| found.metadata.uid == pod.metadata.uid);
+        let by = found.as_ref().and_then(labels::cluster_of);
+        Ok(by.filter(|by| *by != self.cluster))
     }
 
     fn unavailable(&self, doing: &'static str, error: &kube::Error) -> ProviderError {
