@@ -38,6 +38,9 @@ use crate::kubernetes::whereabouts::Whereabouts;
 use crate::kubernetes::{ApiServer, Home};
 use cache::Cache;
 
+/// How often what is to be taken over is listed at a time: whoever asks tries again, and a change rarely meets another.
+const TAKE_OVER_ROUNDS: usize = 5;
+
 /// How pods are made.
 #[derive(Clone, Debug)]
 pub struct KubernetesSettings {
@@ -154,33 +157,49 @@ impl Site {
         }
     }
 
-    /// Makes the pods of `from` ours, and leaves word on them for `from`, should it still run.
+    /// Makes the pods of `from` ours, and leaves word on them for `from`, should it still run. Returns once none bears its
+    /// label: a change may meet another one, of a pod's status, and then come to nothing.
     async fn take_over(&self, from: ClusterId) -> Result<(), ProviderError> {
         self.not_taken(from).await?;
         let query = ListParams::default().labels(&labels::selector(from));
-        let listed = self.pods().list(&query).await;
-        let pods = listed.map_err(|error| self.unavailable("list pods to take over", &error))?;
-        for pod in pods {
-            let (Some(name), Some(uid)) = (&pod.metadata.name, &pod.metadata.uid) else {
-                continue;
-            };
-            // The uid is compared: a merge that would change it is refused.
-            let ours = json!({ "metadata": {
-                "uid": uid,
-                "labels": {
-                    labels::CLUSTER: self.cluster.to_string(),
-                    labels::taken_from(from): "",
-                },
-            } });
-            let patched = self
-                .pods()
-                .patch(name, &PatchParams::default(), &Patch::Merge(ours))
-                .await;
-            match patched {
-                Ok(pod) => self.cache.note(pod),
-                Err(error) if remedy::is_gone(&error) => {}
-                Err(error) => return Err(self.unavailable("take a pod over", &error)),
+        for _ in 0..TAKE_OVER_ROUNDS {
+            let listed = self.pods().list(&query).await;
+            let pods =
+                listed.map_err(|error| self.unavailable("list pods to take over", &error))?;
+            if pods.items.is_empty() {
+                return Ok(());
             }
+            for pod in pods {
+                self.take(pod, from).await?;
+            }
+        }
+        Err(ProviderError::Unavailable {
+            doing: "take all pods over",
+            reason: format!("some of cluster {from} were changed or made meanwhile"),
+        })
+    }
+
+    /// Makes one pod ours, unless it is gone or was changed meanwhile.
+    async fn take(&self, pod: Pod, from: ClusterId) -> Result<(), ProviderError> {
+        let (Some(name), Some(uid)) = (&pod.metadata.name, &pod.metadata.uid) else {
+            return Ok(());
+        };
+        // The uid is compared: a merge that would change it is refused.
+        let ours = json!({ "metadata": {
+            "uid": uid,
+            "labels": {
+                labels::CLUSTER: self.cluster.to_string(),
+                labels::taken_from(from): "",
+            },
+        } });
+        let patched = self
+            .pods()
+            .patch(name, &PatchParams::default(), &Patch::Merge(ours))
+            .await;
+        match patched {
+            Ok(pod) => self.cache.note(pod),
+            Err(error) if remedy::is_gone(&error) || remedy::is_conflict(&error) => {}
+            Err(error) => return Err(self.unavailable("take a pod over", &error)),
         }
         Ok(())
     }

@@ -196,6 +196,36 @@ async fn what_is_taken_over_runs_on_and_its_former_cluster_is_told() {
     }
 }
 
+#[tokio::test]
+async fn a_pod_whose_status_changes_at_the_same_time_is_taken_over_all_the_same() {
+    let api = Api::default();
+    let (ours, theirs) = (site(&api, OURS), site(&api, THEIRS));
+    held(&ours).await;
+    api.conflict(2);
+    theirs.take_over(OURS).await.unwrap();
+    let pod = api.pod(&name()).unwrap();
+    let owner = &pod["metadata"]["labels"][labels::CLUSTER];
+    assert_eq!(*owner, THEIRS.to_string());
+    // However often it is changed, it is never taken for gone.
+    api.conflict(usize::MAX);
+    let third = site(&api, THIRD);
+    let refused = third.take_over(THEIRS).await.unwrap_err();
+    let later = matches!(refused, ProviderError::Unavailable { .. });
+    assert!(later, "{refused}");
+}
+
+#[tokio::test]
+async fn a_gate_that_could_not_be_opened_for_another_change_is_opened_later() {
+    let api = Api::default();
+    let site = site(&api, OURS);
+    let hold = held(&site).await;
+    api.conflict(1);
+    let refused = create::admit(&site, hold.clone()).await.unwrap_err();
+    let later = matches!(refused, ProviderError::Unavailable { .. });
+    assert!(later, "{refused}");
+    create::admit(&site, hold).await.unwrap();
+}
+
 /// A cluster that has seen its pod, which another one takes over.
 async fn taken_over(api: &Api) -> (Site, Site) {
     let (ours, theirs) = (site(api, OURS), site(api, THEIRS));
