@@ -11,10 +11,10 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::{Api, Client, Config};
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex as AsyncMutex, OnceCell};
 use tokio::time::{Instant, timeout};
 
-use departure::Known;
+use departure::{Known, Scene, Told};
 use endpoints::Gates;
 
 pub(crate) mod client;
@@ -111,8 +111,10 @@ pub struct Home {
     known: Mutex<Known>,
     /// What keeps this peer from setting which readiness gates.
     shut: Gates,
-    /// When this pod was first told to stop.
-    told: OnceLock<Instant>,
+    /// When this pod was told to stop.
+    told: Mutex<Option<Told>>,
+    /// What was seen last when it was asked whether this peer may go, and when; locked while somebody looks.
+    looked: AsyncMutex<Option<(Instant, Arc<Scene>)>>,
 }
 
 impl fmt::Debug for Home {
@@ -237,7 +239,8 @@ impl Home {
             uid: OnceLock::new(),
             known: Mutex::default(),
             shut: Gates::default(),
-            told: OnceLock::new(),
+            told: Mutex::default(),
+            looked: AsyncMutex::default(),
         })
     }
 

@@ -63,6 +63,14 @@ const GOING_KEPT: Duration = Duration::from_secs(120);
 /// requests to be away, and well below what a peer is held at the most.
 const UNSEEN_MAX: Duration = Duration::from_secs(15);
 
+/// When this pod was told to stop.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told {
+    at: Instant,
+    /// Whether it surely was. Anybody may ask for its departure.
+    surely: bool,
+}
+
 /// What the API server has said last.
 #[derive(Debug, Default)]
 pub(super) struct Known {
@@ -95,7 +103,7 @@ struct Voter {
 
 /// What is known when it is asked whether this peer may go.
 #[derive(Debug)]
-struct Scene {
+pub(super) struct Scene {
     ordinal: u32,
     /// None if the API server has never said.
     wanted: Option<Wanted>,
@@ -215,6 +223,19 @@ impl Home {
         Ok(call(self.pods.list(&asked)).await?.items)
     }
 
+    /// The scene, looked at no more often than one asks, however many do.
+    async fn last_scene(&self, consensus: &Consensus) -> Arc<Scene> {
+        let mut looked = self.looked.lock().await;
+        if let Some((at, scene)) = looked.as_ref()
+            && at.elapsed() < LOOK
+        {
+            return Arc::clone(scene);
+        }
+        let scene = Arc::new(self.scene(consensus).await);
+        *looked = Some((Instant::now(), Arc::clone(&scene)));
+        scene
+    }
+
     async fn scene(&self, consensus: &Consensus) -> Scene {
         let addresses = consensus.members();
         let health = consensus.member_health(ASK_MAX).await.ok();
@@ -280,20 +301,49 @@ impl Home {
     }
 
     /// Awaits `announce` if the API server has been told to delete this pod, which cannot be taken back. Otherwise its
-    /// container may be restarted only, or somebody asks who is not its node.
-    async fn announce(&self, announce: impl Future<Output = ()>) {
+    /// container may be restarted only, or somebody asked at `asked` who is not its node.
+    async fn announce(&self, asked: Instant, announce: impl Future<Output = ()>) {
         let pod = call(self.pods.get_opt(&self.pod)).await.ok().flatten();
         if pod.is_some_and(|pod| pod.metadata.deletion_timestamp.is_some()) {
+            self.surely_told(asked);
             announce.await;
         }
     }
 
-    /// How long requests may take from now on: what is left of `graces`, which began when [`Self::departure`] was first asked
-    /// for. If it never was, or so long ago that no stop can have come of it, as long as may be without.
+    fn told(&self) -> MutexGuard<'_, Option<Told>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that somebody asks for this pod's departure. What nothing came of within `hold` was no stop.
+    fn perhaps_told(&self, hold: Duration) {
+        let mut told = self.told();
+        let holds = told.is_some_and(|told| told.surely || told.at.elapsed() < hold);
+        if !holds {
+            *told = Some(Told {
+                at: Instant::now(),
+                surely: false,
+            });
+        }
+    }
+
+    /// Notes that this pod is being stopped, as the one who asked at `asked` was.
+    fn surely_told(&self, asked: Instant) {
+        let mut told = self.told();
+        if told.is_none_or(|told| !told.surely) {
+            *told = Some(Told {
+                at: asked,
+                surely: true,
+            });
+        }
+    }
+
+    /// How long requests may take from now on: what is left of `graces`, which began when this pod was told to stop. If
+    /// nobody has told it by its hook, as long as may be without.
     #[must_use]
     pub fn drain_grace(&self, graces: Graces) -> Duration {
-        let left = |told: &Instant| graces.whole().saturating_sub(told.elapsed());
-        let left = self.told.get().map(left);
+        let told = *self.told();
+        let told = told.filter(|told| told.surely || told.at.elapsed() <= graces.hold);
+        let left = told.map(|told| graces.whole().saturating_sub(told.at.elapsed()));
         left.filter(|left| !left.is_zero()).unwrap_or(graces.drain)
     }
 
@@ -308,13 +358,20 @@ impl Home {
         graces: Graces,
         announce: impl Future<Output = ()> + Send,
     ) -> &'static str {
-        let told = Instant::now();
-        self.told.get_or_init(|| told);
+        let asked = Instant::now();
+        self.perhaps_told(graces.hold);
         sleep(NEW_CONNECTIONS_LAG).await;
-        self.announce(announce).await;
-        sleep_until(told + ENDPOINTS_LAG).await;
-        let judge = || async { self.scene(&consensus).await.judge(told.elapsed()) };
-        hold(judge, told, graces).await
+        self.announce(asked, announce).await;
+        sleep_until(asked + ENDPOINTS_LAG).await;
+        let judge = || async {
+            let verdict = self.last_scene(&consensus).await.judge(asked.elapsed());
+            // What the set does not want is told to stop, whether or not it could be seen.
+            if matches!(verdict, Verdict::Leave(_)) {
+                self.surely_told(asked);
+            }
+            verdict
+        };
+        hold(judge, asked, graces).await
     }
 }
 
@@ -430,13 +487,39 @@ pub(super) mod tests {
         let home = home(1, |_| 404);
         let drain = || home.drain_grace(GRACES).as_secs();
         assert_eq!(drain(), 30, "told without a hook");
-        home.told.set(Instant::now()).unwrap();
+        let hook = Instant::now();
+        home.perhaps_told(GRACES.hold);
         tokio::time::advance(ENDPOINTS_LAG).await;
         assert_eq!(drain(), 60);
+        home.surely_told(hook);
         tokio::time::advance(GRACES.removal() - ENDPOINTS_LAG).await;
         assert_eq!(drain(), DRAIN_MIN.as_secs(), "all is within the grace");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_before_the_pod_is_told_to_stop_takes_nothing_from_its_requests() {
+        let home = home(1, |_| 404);
+        let drain = || home.drain_grace(GRACES).as_secs();
+        home.perhaps_told(GRACES.hold);
+        tokio::time::advance(GRACES.whole() / 2).await;
+        assert_eq!(drain(), 32, "perhaps it was the hook");
         tokio::time::advance(GRACES.whole()).await;
-        assert_eq!(drain(), 30, "nothing came of it");
+        assert_eq!(drain(), 30, "it was not");
+        home.perhaps_told(GRACES.hold);
+        tokio::time::advance(ENDPOINTS_LAG).await;
+        assert_eq!(drain(), 60, "the hook of a later stop");
+
+        // Somebody asks, and then the pod is deleted.
+        tokio::time::advance(GRACES.whole()).await;
+        home.perhaps_told(GRACES.hold);
+        tokio::time::advance(GRACES.hold / 2).await;
+        let hook = Instant::now();
+        home.perhaps_told(GRACES.hold);
+        tokio::time::advance(ENDPOINTS_LAG).await;
+        home.surely_told(hook);
+        assert_eq!(drain(), 60);
+        home.surely_told(Instant::now());
+        assert_eq!(drain(), 60, "whoever asks later");
     }
 
     #[test]
@@ -573,8 +656,10 @@ pub(super) mod tests {
             let client = kube::Client::new(service, "ns");
             let home = Home::with("rs".to_owned(), "rs-0.x:7001", client).unwrap();
             let announced = std::cell::Cell::new(false);
-            home.announce(async { announced.set(true) }).await;
+            home.announce(Instant::now(), async { announced.set(true) })
+                .await;
             assert_eq!(announced.get(), told);
+            assert_eq!(home.told().is_some(), told);
         }
     }
 
