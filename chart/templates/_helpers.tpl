@@ -81,18 +81,28 @@ app.kubernetes.io/part-of: raftserve
 {{- end }}
 
 {{/* Of the grace, in seconds: 10 are for handing over and ending, and half of the rest, but 35 at least, for the others to be
-able to do without a peer. */}}
+able to do without a peer. One that is to be removed is held for longer, of what is left for requests. */}}
 {{- define "raftserve.holdSeconds" -}}
 {{- max 35 (div (sub .Values.terminationGracePeriodSeconds 10) 2) -}}
 {{- end }}
 
 {{/* How many peers: as many as there are, however they were scaled, until the value itself is changed. */}}
 {{- define "raftserve.replicas" -}}
-{{- $live := lookup "apps/v1" "StatefulSet" .Release.Namespace (include "raftserve.fullname" .) | default dict -}}
+{{- $live := include "raftserve.liveSet" . | fromJson -}}
 {{- $asked := dig "metadata" "annotations" "raftserve.io/replicas" "" $live -}}
 {{- if eq $asked (toString .Values.replicas) -}}
 {{ dig "spec" "replicas" .Values.replicas $live | int }}
 {{- else -}}
 {{ .Values.replicas }}
 {{- end -}}
+{{- end }}
+
+{{/* The StatefulSet as it is, or an empty one. */}}
+{{- define "raftserve.liveSet" -}}
+{{- lookup "apps/v1" "StatefulSet" .Release.Namespace (include "raftserve.fullname" .) | default dict | toJson -}}
+{{- end }}
+
+{{/* How many peers a peer is told of: all that there are or are to be, so that one which has lost its volume finds the others. */}}
+{{- define "raftserve.named" -}}
+{{- max (int .Values.replicas) (dig "spec" "replicas" 0 (include "raftserve.liveSet" . | fromJson) | int) -}}
 {{- end }}

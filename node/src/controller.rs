@@ -323,11 +323,13 @@ impl<'a> Reign<'a> {
             listed = match looked {
                 Ok(()) => true,
                 // What was seen before still holds as far as anybody knows. All else goes on.
-                Err(error) => {
+                Err(error @ ProviderError::Unavailable { .. }) => {
                     tracing::warn!(error = %chain(&error), "cannot look for orphans");
                     self.orphans_checked = Some(Instant::now());
                     false
                 }
+                // It does not hold: they are another cluster's by now, say.
+                Err(error) => return Ok(Err(error)),
             };
         }
         let observations = match self.controller.provider.observe().await {

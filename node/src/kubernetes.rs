@@ -5,15 +5,16 @@
 //! only what is agreed with Kubernetes waits: founding, removal, and taking a dead peer out of the endpoints.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::{Api, Client, Config};
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex as AsyncMutex, OnceCell};
 use tokio::time::{Instant, timeout};
 
+use departure::{Known, Scene, Told};
 use endpoints::Gates;
 
 pub(crate) mod client;
@@ -106,10 +107,14 @@ pub struct Home {
     place: String,
     /// Of the StatefulSet that this process has first seen, for peers that may not read their own pod.
     uid: OnceLock<String>,
+    /// What was read last of how many peers are wanted and who of them goes.
+    known: Mutex<Known>,
     /// What keeps this peer from setting which readiness gates.
     shut: Gates,
-    /// When this pod was first told to stop.
-    told: OnceLock<Instant>,
+    /// When this pod was told to stop.
+    told: Mutex<Option<Told>>,
+    /// What was seen last when it was asked whether this peer may go, and when; locked while somebody looks.
+    looked: AsyncMutex<Option<(Instant, Arc<Scene>)>>,
 }
 
 impl fmt::Debug for Home {
@@ -162,6 +167,12 @@ pub fn ordinal(set: &str, address: &str) -> Option<u32> {
 
 fn pod_of(address: &str) -> Option<&str> {
     address.split(['.', ':']).next()
+}
+
+/// The same of the pods of this `set` alone, which are at `place`: another namespace may have a set of the same name.
+fn ordinal_at(set: &str, place: &str, address: &str) -> Option<u32> {
+    let pod = address.strip_suffix(place)?;
+    ordinal(set, address).filter(|_| !pod.contains(['.', ':']))
 }
 
 /// The uid of the StatefulSet whose pod this is. None if nobody has it: its set was deleted and left it behind.
@@ -226,12 +237,20 @@ impl Home {
             set,
             ordinal,
             uid: OnceLock::new(),
+            known: Mutex::default(),
             shut: Gates::default(),
-            told: OnceLock::new(),
+            told: Mutex::default(),
+            looked: AsyncMutex::default(),
         })
     }
 
-    /// The StatefulSet, read from the API server's quorum and never from a cache, and how many peers it wants.
+    /// Where the pod with `ordinal` is, or would be.
+    fn address_of(&self, ordinal: u32) -> String {
+        format!("{}-{ordinal}{}", self.set, self.place)
+    }
+
+    /// The StatefulSet, read from the API server's quorum and never from a cache, and how many peers it wants, which is
+    /// remembered for as long as nothing else is read.
     async fn read_set(&self) -> Result<(Option<StatefulSet>, Wanted), CallError> {
         let set = call(self.sets.get_opt(&self.set)).await?;
         let uid = set.as_ref().and_then(|set| set.metadata.uid.as_deref());
@@ -248,6 +267,7 @@ impl Home {
             Wanted::Peers(_) if self.namespace_goes().await => Wanted::Stopped,
             wanted => wanted,
         };
+        self.known().wanted = Some(wanted);
         Ok((set, wanted))
     }
 
@@ -297,6 +317,20 @@ mod tests {
             ("10.0.0.1:7001", None),
         ] {
             assert_eq!(ordinal("rs", address), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_pod_of_the_same_name_in_another_place_is_no_pod_of_this_set() {
+        let at = |address| ordinal_at("rs", ".rs-peers.ns.svc:7001", address);
+        assert_eq!(at("rs-4.rs-peers.ns.svc:7001"), Some(4));
+        for other in [
+            "rs-4.rs-peers.other.svc:7001",
+            "rs-4.rs-peers.ns.svc:7002",
+            "rs-4.x.rs-peers.ns.svc:7001",
+            "old-4.rs-peers.ns.svc:7001",
+        ] {
+            assert_eq!(at(other), None, "{other}");
         }
     }
 

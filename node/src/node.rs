@@ -33,6 +33,7 @@ use crate::clock;
 use crate::config::NodeConfig;
 use crate::consensus::{Consensus, Leadership};
 use crate::controller::Controller;
+use crate::kubernetes::departure::Graces;
 use crate::kubernetes::{ApiServer, Home};
 use crate::logging;
 use crate::ops::{self, Readiness, Report};
@@ -291,7 +292,7 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
         credentials: credentials.clone(),
         denials: Arc::clone(&denials),
         home: home.clone(),
-        hold_grace: config.hold_grace,
+        graces: graces(&config),
     }) as Arc<dyn Report>);
     if let Some(home) = &home {
         let consensus = || peer.consensus();
@@ -346,8 +347,8 @@ pub async fn run(config: NodeConfig, admin_threads: &tokio::runtime::Handle) -> 
         Ok(why) => {
             tracing::info!(why, "stopping");
             logging::raft_will_stop();
-            let unused = home.as_ref().map(|home| home.unused(config.hold_grace));
-            let drain_grace = config.drain_grace + unused.unwrap_or_default();
+            let held = home.as_ref().map(|home| home.drain_grace(graces(&config)));
+            let drain_grace = held.unwrap_or(config.drain_grace);
             let stopping = stop_gently(&peer, parts, drain_grace, &shutdown, &tasks);
             tokio::select! {
                 () = stopping => {}
@@ -753,7 +754,14 @@ struct Metrics {
     credentials: Option<Arc<Credentials>>,
     denials: Arc<Denials>,
     home: Option<Arc<Home>>,
-    hold_grace: Duration,
+    graces: Graces,
+}
+
+fn graces(config: &NodeConfig) -> Graces {
+    Graces {
+        hold: config.hold_grace,
+        drain: config.drain_grace,
+    }
 }
 
 impl Report for Metrics {
@@ -762,7 +770,7 @@ impl Report for Metrics {
             Some(home) => {
                 let announcer = self.announcer.clone();
                 let announce = async move { announcer.announce().await };
-                home.departure(self.consensus.clone(), self.hold_grace, announce)
+                home.departure(self.consensus.clone(), self.graces, announce)
                     .boxed()
             }
             None => std::future::ready("nothing to wait for").boxed(),

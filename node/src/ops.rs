@@ -6,33 +6,38 @@
 //! *Quorum* tells that instead.
 //!
 //! `/prestop` answers when the peer may be stopped: a pod's hook waits for it. It changes nothing but that clients of a peer
-//! whose pod is deleted, as the API server says, are told so. All who ask wait for one and the same answer, and few may, so
-//! that probes always find a place.
+//! whose pod is deleted, as the API server says, are told so. Whoever asks waits as if nobody else had asked before, and few
+//! may, so that probes always find a place; the kubelet has places of its own, since a hook that is refused ends the pod.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared, WeakShared};
+use futures_util::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
 /// The most connections at a time: scrapers and probes are few.
 const CONNECTIONS_MAX: usize = 64;
 
-/// The most who wait at a time to hear that the peer may be stopped. The kubelet is one.
+/// The most who wait at a time to hear that the peer may be stopped, besides the kubelet.
 const WAITING_MAX: usize = 16;
+
+/// The same of the kubelet's hooks. It runs one, and another one if its own answer was lost.
+const HOOKS_MAX: usize = 4;
+
+/// How the kubelet names itself when it runs a hook, before its version.
+const HOOK: &str = "kube-lifecycle/";
 
 /// The longest that a client may take to send a request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -103,40 +108,42 @@ pub trait Report: Send + Sync + 'static {
 struct Ops {
     readiness: Arc<Readiness>,
     report: Arc<OnceLock<Arc<dyn Report>>>,
-    /// What those wait for who ask whether the peer may be stopped, while any of them does.
-    departure: Mutex<Option<WeakShared<Departure>>>,
-    /// The places of those who wait for it.
+    /// The places of those who wait until the peer may be stopped.
     waiting: Semaphore,
+    /// Those of the kubelet alone.
+    hooks: Semaphore,
 }
 
-type Departure = BoxFuture<'static, &'static str>;
-
 impl Ops {
-    fn departure(&self, report: &dyn Report) -> Shared<Departure> {
-        let mut known = self
-            .departure
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(under_way) = known.as_ref().and_then(WeakShared::upgrade) {
-            return under_way;
+    fn new(readiness: Arc<Readiness>, report: Arc<OnceLock<Arc<dyn Report>>>) -> Self {
+        Self {
+            readiness,
+            report,
+            waiting: Semaphore::new(WAITING_MAX),
+            hooks: Semaphore::new(HOOKS_MAX),
         }
-        let begun = report.departure().shared();
-        *known = begun.downgrade();
-        begun
     }
 
-    async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    /// A place to wait at for whoever asks whether the peer may be stopped, if there is one.
+    fn place<B>(&self, request: &Request<B>) -> Option<SemaphorePermit<'_>> {
+        let agent = request.headers().get(header::USER_AGENT);
+        let is_hook = agent.is_some_and(|agent| agent.as_bytes().starts_with(HOOK.as_bytes()));
+        let own = is_hook.then(|| self.hooks.try_acquire().ok()).flatten();
+        own.or_else(|| self.waiting.try_acquire().ok())
+    }
+
+    async fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
         }
         let report = self.report.get().map(AsRef::as_ref);
         match (request.uri().path(), report) {
             ("/prestop", Some(report)) => {
-                let Ok(_place) = self.waiting.try_acquire() else {
+                let Some(_place) = self.place(request) else {
                     let said = format!("{WAITING_MAX} others wait for it already\n");
                     return text(StatusCode::TOO_MANY_REQUESTS, said);
                 };
-                let why = self.departure(report).await;
+                let why = report.departure().await;
                 text(StatusCode::OK, format!("{why}\n"))
             }
             (path, report) => answer(path, &self.readiness, report),
@@ -151,12 +158,7 @@ pub async fn serve(
     report: Arc<OnceLock<Arc<dyn Report>>>,
     shutdown: CancellationToken,
 ) {
-    let ops = Arc::new(Ops {
-        readiness,
-        report,
-        departure: Mutex::new(None),
-        waiting: Semaphore::new(WAITING_MAX),
-    });
+    let ops = Arc::new(Ops::new(readiness, report));
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(permit) = Arc::clone(&connections).acquire_owned().await else {
@@ -246,4 +248,57 @@ pub async fn bind(surface: &str, flag: &str, address: SocketAddr) -> anyhow::Res
             "cannot listen on {address} for the {surface} port: {error}; choose another with {flag}"
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    /// A peer that may be stopped once it is told so.
+    struct Held(watch::Sender<bool>);
+
+    impl Report for Held {
+        fn has_quorum(&self) -> bool {
+            true
+        }
+
+        fn metrics(&self) -> String {
+            String::new()
+        }
+
+        fn departure(&self) -> BoxFuture<'static, &'static str> {
+            let mut may = self.0.subscribe();
+            Box::pin(async move {
+                let _ = may.wait_for(|may| *may).await;
+                "it may"
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn however_many_others_wait_the_kubelet_is_answered_when_the_peer_may_go() {
+        let held = Arc::new(Held(watch::Sender::new(false)));
+        let report = Arc::new(OnceLock::new());
+        assert!(report.set(Arc::clone(&held) as Arc<dyn Report>).is_ok());
+        let ops = Ops::new(Arc::default(), report);
+        let from = |agent: &str| {
+            let request = Request::get("/prestop").header(header::USER_AGENT, agent);
+            request.body(()).unwrap()
+        };
+        let (stranger, kubelet) = (from("curl/8.5.0"), from("kube-lifecycle/1.34"));
+        let mut waiting: Vec<_> = (0..WAITING_MAX)
+            .map(|_| Box::pin(ops.answer(&stranger)))
+            .collect();
+        for stranger in &mut waiting {
+            assert!(stranger.now_or_never().is_none());
+        }
+        let refused = ops.answer(&stranger).await.status();
+        assert_eq!(refused, StatusCode::TOO_MANY_REQUESTS);
+        let mut hook = Box::pin(ops.answer(&kubelet));
+        assert!((&mut hook).now_or_never().is_none());
+        held.0.send_replace(true);
+        assert_eq!(hook.await.status(), StatusCode::OK);
+    }
 }

@@ -147,7 +147,8 @@ pub struct NodeArgs {
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = durations::parse)]
     pub drain_grace: Duration,
     /// How long this pod's preStop hook may hold it until the other peers are a quorum without it. What is left of that when
-    /// it stops is added to --drain-grace: together they must be less than the pod's grace. Only with --stateful-set.
+    /// it stops is added to --drain-grace: together they must be less than the pod's grace. One that is to be removed is
+    /// held for both, but for the last five seconds, until it is. Only with --stateful-set.
     #[arg(long, value_name = "DURATION", default_value = "35s", value_parser = durations::parse)]
     pub hold_grace: Duration,
     /// Serve TLS too, with the certificates of this directory: NAME.crt with NAME.key (PEM), as many as there are, and

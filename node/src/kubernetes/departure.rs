@@ -3,9 +3,12 @@
 //! A StatefulSet's rolling update takes the next pod down without a look at whether lower ordinals are well
 //! (kubernetes#96218), and a scale-down tells all surplus pods to stop at once. So a peer holds itself while its going
 //! would cost the quorum, and one that is to be removed waits for its removal. Both waits are bounded.
+//!
+//! While the API server does not answer, what it said last counts. Where it never said who else is told to stop, peers
+//! let those with higher ordinals go first, so that several which stop together do not all go.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -13,7 +16,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::{CallError, Home, Wanted, call, ordinal};
+use super::{CallError, Home, Wanted, call, ordinal, ordinal_at};
 use crate::consensus::Consensus;
 use crate::peer::core::LAG_MAX;
 
@@ -30,6 +33,66 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How long the leader's answer may take.
 const ASK_MAX: Duration = Duration::from_secs(1);
 
+/// What is left for its requests of a peer that is held until its grace ends: who is to be removed gets no new ones by then.
+const DRAIN_MIN: Duration = Duration::from_secs(5);
+
+/// How a pod's grace is shared out; what ends the peer itself is none of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Graces {
+    /// How long a peer is held at the most until the others can do without it.
+    pub hold: Duration,
+    /// How long its requests may take after that.
+    pub drain: Duration,
+}
+
+impl Graces {
+    fn whole(self) -> Duration {
+        self.hold + self.drain
+    }
+
+    /// How long one is held that is to be removed: if it went before, the others would go on needing its vote.
+    fn removal(self) -> Duration {
+        self.whole() - self.drain.min(DRAIN_MIN)
+    }
+}
+
+/// How long it counts who was seen to be told to stop: as long as stops usually take. Later they may be back.
+const GOING_KEPT: Duration = Duration::from_secs(120);
+
+/// How long a peer that may not see who else is told to stop lets others go first: long enough for one that goes without
+/// requests to be away, and well below what a peer is held at the most.
+const UNSEEN_MAX: Duration = Duration::from_secs(15);
+
+/// When this pod was told to stop.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told {
+    at: Instant,
+    /// Whether it surely was. Anybody may ask for its departure.
+    surely: bool,
+}
+
+/// What the API server has said last.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// How many peers are wanted.
+    pub(super) wanted: Option<Wanted>,
+    /// Who goes before this peer, and when that was seen.
+    ahead: Option<(Instant, BTreeSet<u32>)>,
+}
+
+/// Peers that go before this one, and do not count any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Ahead {
+    /// Those that were told to stop before it.
+    Told(BTreeSet<u32>),
+    /// The API server has not said, lately: whoever has a higher ordinal, since each may be told to stop and learn no more
+    /// than this one.
+    Unknown {
+        /// Whether it will not say, however often it is asked.
+        refused: bool,
+    },
+}
+
 /// A voter, as the leader sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Voter {
@@ -40,14 +103,13 @@ struct Voter {
 
 /// What is known when it is asked whether this peer may go.
 #[derive(Debug)]
-struct Scene {
+pub(super) struct Scene {
     ordinal: u32,
-    /// None if the API server does not say.
+    /// None if the API server has never said.
     wanted: Option<Wanted>,
     /// The voters, this peer among them if it is one; none if no leader says.
     voters: Option<Vec<Voter>>,
-    /// Peers that go before this one, and do not count any more.
-    ahead: BTreeSet<u32>,
+    ahead: Ahead,
 }
 
 /// Whether to go.
@@ -55,14 +117,17 @@ struct Scene {
 enum Verdict {
     Go(&'static str),
     Hold(&'static str),
+    /// As a hold, and for as long as the grace allows: this peer is to be removed.
+    Leave(&'static str),
 }
 
 impl Scene {
-    fn judge(&self) -> Verdict {
+    /// Whether to go, `waited` after this peer was told to stop.
+    fn judge(&self, waited: Duration) -> Verdict {
         match self.wanted {
             Some(Wanted::Stopped) => return Verdict::Go("all peers stop"),
             Some(Wanted::Peers(count)) if self.ordinal >= count => {
-                return Verdict::Hold("this peer is to be removed first");
+                return Verdict::Leave("this peer is to be removed first");
             }
             Some(Wanted::Peers(_)) | None => {}
         }
@@ -79,12 +144,20 @@ impl Scene {
         }
         let others = voters.iter().filter(|voter| !me(voter));
         let counts = |voter: &Voter| {
-            let goes = voter.ordinal.is_some_and(|it| self.ahead.contains(&it));
+            let goes = voter.ordinal.is_some_and(|it| self.is_ahead(it, waited));
             voter.fit && !goes
         };
         match others.filter(|voter| counts(voter)).count() >= quorum {
             true => Verdict::Go("the others are a quorum"),
             false => Verdict::Hold("without this peer there would be no quorum"),
+        }
+    }
+
+    fn is_ahead(&self, ordinal: u32, waited: Duration) -> bool {
+        match &self.ahead {
+            Ahead::Told(ahead) => ahead.contains(&ordinal),
+            Ahead::Unknown { refused } if *refused && waited >= UNSEEN_MAX => false,
+            Ahead::Unknown { .. } => ordinal > self.ordinal,
         }
     }
 }
@@ -109,31 +182,33 @@ fn ahead(set: &str, mine: u32, pods: &[Pod]) -> BTreeSet<u32> {
         .collect()
 }
 
-/// Waits until `judge` lets this peer go, or until `deadline`, whatever is still being asked then. Says why.
-async fn hold<F>(mut judge: impl FnMut() -> F, deadline: Instant) -> &'static str
+/// Waits until `judge` lets this peer go, which was told to at `told`, or until `graces` allow no more, whatever is still
+/// being asked then. Says why.
+async fn hold<F>(mut judge: impl FnMut() -> F, told: Instant, graces: Graces) -> &'static str
 where
     F: Future<Output = Verdict>,
 {
     let mut said = None;
-    let going = async {
-        loop {
-            match judge().await {
-                Verdict::Go(why) => return why,
-                Verdict::Hold(why) => {
-                    if said.replace(why) != Some(why) {
-                        tracing::info!(why, "told to stop, and waiting");
-                    }
-                    sleep(LOOK).await;
-                }
-            }
+    let mut deadline = told + graces.hold;
+    while let Ok(verdict) = timeout_at(deadline, judge()).await {
+        let (why, held) = match verdict {
+            Verdict::Go(why) => return why,
+            Verdict::Hold(why) => (why, graces.hold),
+            Verdict::Leave(why) => (why, graces.removal()),
+        };
+        if said.replace(why) != Some(why) {
+            tracing::info!(why, "told to stop, and waiting");
         }
-    };
-    let gone = timeout_at(deadline, going).await;
-    gone.unwrap_or_else(|_| {
-        let why = said.unwrap_or("it could not be told in time whether the others are a quorum");
-        tracing::warn!(why, "going all the same: the pod's grace runs out");
-        why
-    })
+        deadline = told + held;
+        let next = Instant::now() + LOOK;
+        sleep_until(next.min(deadline)).await;
+        if next > deadline {
+            break;
+        }
+    }
+    let why = said.unwrap_or("it could not be told in time whether the others are a quorum");
+    tracing::warn!(why, "going all the same: the pod's grace runs out");
+    why
 }
 
 impl Home {
@@ -146,6 +221,19 @@ impl Home {
             .collect();
         let asked = ListParams::default().labels(&labels.join(","));
         Ok(call(self.pods.list(&asked)).await?.items)
+    }
+
+    /// The scene, looked at no more often than one asks, however many do.
+    async fn last_scene(&self, consensus: &Consensus) -> Arc<Scene> {
+        let mut looked = self.looked.lock().await;
+        if let Some((at, scene)) = looked.as_ref()
+            && at.elapsed() < LOOK
+        {
+            return Arc::clone(scene);
+        }
+        let scene = Arc::new(self.scene(consensus).await);
+        *looked = Some((Instant::now(), Arc::clone(&scene)));
+        scene
     }
 
     async fn scene(&self, consensus: &Consensus) -> Scene {
@@ -162,7 +250,7 @@ impl Home {
                             true => Some(self.ordinal),
                             // Where this pod is now, a peer may have been whose volume is lost.
                             false => known
-                                .and_then(|it| ordinal(&self.set, &it.address))
+                                .and_then(|it| ordinal_at(&self.set, &self.place, &it.address))
                                 .filter(|other| *other != self.ordinal),
                         },
                         fit: member.answers && member.lag.is_some_and(|lag| lag < LAG_MAX),
@@ -170,60 +258,125 @@ impl Home {
                 })
                 .collect()
         });
-        // Without the API server, a peer restarts as it would without Kubernetes.
-        let (set, wanted) = self.read_set().await.ok().unzip();
-        let pods = match set.flatten() {
-            Some(set) => self.pods_of(&set).await.unwrap_or_default(),
-            None => Vec::new(),
-        };
+        let (wanted, ahead) = self.said().await;
         Scene {
             ordinal: self.ordinal,
             wanted,
             voters,
-            ahead: ahead(&self.set, self.ordinal, &pods),
+            ahead,
         }
     }
 
+    pub(super) fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many peers are wanted and who goes before this one, as the API server says now, or else as it said last.
+    async fn said(&self) -> (Option<Wanted>, Ahead) {
+        let seen = match self.read_set().await {
+            Ok((Some(set), _)) => self.pods_of(&set).await,
+            // Then all peers stop.
+            Ok((None, _)) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        };
+        let mut known = self.known();
+        let refused = match seen {
+            Ok(pods) => {
+                let ahead = ahead(&self.set, self.ordinal, &pods);
+                known.ahead = Some((Instant::now(), ahead));
+                false
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot see who else is told to stop");
+                matches!(error.code(), Some(401 | 403))
+            }
+        };
+        let lately = known.ahead.as_ref();
+        let lately = lately.filter(|(at, _)| at.elapsed() < GOING_KEPT);
+        let ahead = match lately {
+            Some((_, ahead)) => Ahead::Told(ahead.clone()),
+            None => Ahead::Unknown { refused },
+        };
+        (known.wanted, ahead)
+    }
+
     /// Awaits `announce` if the API server has been told to delete this pod, which cannot be taken back. Otherwise its
-    /// container may be restarted only, or somebody asks who is not its node.
-    async fn announce(&self, announce: impl Future<Output = ()>) {
+    /// container may be restarted only, or somebody asked at `asked` who is not its node.
+    async fn announce(&self, asked: Instant, announce: impl Future<Output = ()>) {
         let pod = call(self.pods.get_opt(&self.pod)).await.ok().flatten();
         if pod.is_some_and(|pod| pod.metadata.deletion_timestamp.is_some()) {
+            self.surely_told(asked);
             announce.await;
         }
     }
 
-    /// How much is left now of `hold`, which began when [`Self::departure`] was first asked for; none if it never was. So much
-    /// longer its requests may take than if it had been held.
+    fn told(&self) -> MutexGuard<'_, Option<Told>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that somebody asks for this pod's departure. What nothing came of within `hold` was no stop.
+    fn perhaps_told(&self, hold: Duration) {
+        let mut told = self.told();
+        let holds = told.is_some_and(|told| told.surely || told.at.elapsed() < hold);
+        if !holds {
+            *told = Some(Told {
+                at: Instant::now(),
+                surely: false,
+            });
+        }
+    }
+
+    /// Notes that this pod is being stopped, as the one who asked at `asked` was.
+    fn surely_told(&self, asked: Instant) {
+        let mut told = self.told();
+        if told.is_none_or(|told| !told.surely) {
+            *told = Some(Told {
+                at: asked,
+                surely: true,
+            });
+        }
+    }
+
+    /// How long requests may take from now on: what is left of `graces`, which began when this pod was told to stop. If
+    /// nobody has told it by its hook, as long as may be without.
     #[must_use]
-    pub fn unused(&self, hold: Duration) -> Duration {
-        let told = self.told.get();
-        told.map_or(Duration::ZERO, |told| hold.saturating_sub(told.elapsed()))
+    pub fn drain_grace(&self, graces: Graces) -> Duration {
+        let told = *self.told();
+        let told = told.filter(|told| told.surely || told.at.elapsed() <= graces.hold);
+        let left = told.map(|told| graces.whole().saturating_sub(told.at.elapsed()));
+        left.filter(|left| !left.is_zero()).unwrap_or(graces.drain)
     }
 
     /// Returns when this pod, which is told to stop, may be stopped: no earlier than that no new connections come, and
-    /// no later than `grace` after it was asked. Says why. A peer that is removed meanwhile ends by itself.
+    /// no later than `graces` allow after it was asked. Says why. A peer that is removed meanwhile ends by itself.
     ///
     /// Awaits `announce`, which tells clients to go elsewhere, as soon as they would: so they are told while this waits, and
     /// not only after it. Not so where the pod is not deleted: anybody may ask for its departure.
     pub async fn departure(
         self: Arc<Self>,
         consensus: Consensus,
-        grace: Duration,
+        graces: Graces,
         announce: impl Future<Output = ()> + Send,
     ) -> &'static str {
-        let told = Instant::now();
-        self.told.get_or_init(|| told);
+        let asked = Instant::now();
+        self.perhaps_told(graces.hold);
         sleep(NEW_CONNECTIONS_LAG).await;
-        self.announce(announce).await;
-        sleep_until(told + ENDPOINTS_LAG).await;
-        let judge = || async { self.scene(&consensus).await.judge() };
-        hold(judge, told + grace).await
+        self.announce(asked, announce).await;
+        sleep_until(asked + ENDPOINTS_LAG).await;
+        let judge = || async {
+            let verdict = self.last_scene(&consensus).await.judge(asked.elapsed());
+            // What the set does not want is told to stop, whether or not it could be seen.
+            if matches!(verdict, Verdict::Leave(_)) {
+                self.surely_told(asked);
+            }
+            verdict
+        };
+        hold(judge, asked, graces).await
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use k8s_openapi::jiff::Timestamp;
     use serde_json::json;
@@ -239,12 +392,18 @@ mod tests {
             ordinal: 1,
             wanted: Some(Wanted::Peers(count)),
             voters: Some((0..count).map(voter).collect()),
-            ahead: BTreeSet::new(),
+            ahead: Ahead::Told(BTreeSet::new()),
         }
     }
 
     fn goes(scene: &Scene) -> bool {
-        matches!(scene.judge(), Verdict::Go(_))
+        goes_after(scene, 5)
+    }
+
+    /// The same so many seconds after it was told.
+    fn goes_after(scene: &Scene, secs: u64) -> bool {
+        let verdict = scene.judge(Duration::from_secs(secs));
+        matches!(verdict, Verdict::Go(_))
     }
 
     #[test]
@@ -258,7 +417,7 @@ mod tests {
         let mut five = scene(5);
         five.voters.as_mut().unwrap()[4].fit = false;
         assert!(goes(&five));
-        five.ahead.insert(0);
+        five.ahead = Ahead::Told([0].into());
         assert!(!goes(&five), "two of five are away, and one more goes");
         let leaderless = Scene {
             voters: None,
@@ -279,39 +438,88 @@ mod tests {
         assert!(goes(&learner));
     }
 
+    /// Of a pod with 75 seconds.
+    const GRACES: Graces = Graces {
+        hold: Duration::from_secs(35),
+        drain: Duration::from_secs(30),
+    };
+
     #[tokio::test(start_paused = true)]
     async fn a_peer_is_held_for_as_long_as_it_is_told_and_not_a_moment_longer() {
-        let grace = Duration::from_secs(295);
         let began = Instant::now();
-        let held = hold(|| async { Verdict::Hold("alone") }, began + grace).await;
-        assert_eq!((held, began.elapsed().as_secs()), ("alone", 295));
+        let held = hold(|| async { Verdict::Hold("alone") }, began, GRACES).await;
+        assert_eq!((held, began.elapsed().as_secs()), ("alone", 35));
         let began = Instant::now();
-        hold(std::future::pending, began + grace).await;
-        assert_eq!(began.elapsed().as_secs(), 295, "nobody answers");
+        hold(std::future::pending, began, GRACES).await;
+        assert_eq!(began.elapsed().as_secs(), 35, "nobody answers");
         let began = Instant::now();
-        let well = || match began.elapsed() < Duration::from_secs(100) {
+        let well = || match began.elapsed() < Duration::from_secs(20) {
             true => Verdict::Hold("alone"),
             false => Verdict::Go("not alone"),
         };
-        let went = hold(|| std::future::ready(well()), began + grace).await;
-        assert_eq!((went, began.elapsed().as_secs()), ("not alone", 100));
+        let went = hold(|| std::future::ready(well()), began, GRACES).await;
+        assert_eq!((went, began.elapsed().as_secs()), ("not alone", 20));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_to_be_removed_is_held_until_the_grace_has_nothing_left_but_for_its_requests()
+     {
+        let began = Instant::now();
+        let held = hold(|| async { Verdict::Leave("removal") }, began, GRACES).await;
+        assert_eq!((held, began.elapsed().as_secs()), ("removal", 60));
+        let began = Instant::now();
+        // The set was scaled up again.
+        let wanted = || match began.elapsed() < Duration::from_secs(50) {
+            true => Verdict::Leave("removal"),
+            false => Verdict::Hold("alone"),
+        };
+        let went = hold(|| std::future::ready(wanted()), began, GRACES).await;
+        assert_eq!((went, began.elapsed().as_secs()), ("alone", 50));
+        let short = Graces {
+            drain: Duration::from_secs(2),
+            ..GRACES
+        };
+        assert_eq!(short.removal(), short.hold);
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_a_peer_is_not_held_for_is_left_to_its_requests() {
-        let service = tower::service_fn(|_: http::Request<kube::client::Body>| {
-            let body = http_body_util::Full::<bytes::Bytes>::default();
-            std::future::ready(http::Response::builder().status(404).body(body))
-        });
-        let client = kube::Client::new(service, "ns");
-        let home = Home::with("rs".to_owned(), "rs-0.x:7001", client).unwrap();
-        let hold = Duration::from_secs(35);
-        assert_eq!(home.unused(hold), Duration::ZERO, "told without a hook");
-        home.told.set(Instant::now()).unwrap();
+        let home = home(1, |_| 404);
+        let drain = || home.drain_grace(GRACES).as_secs();
+        assert_eq!(drain(), 30, "told without a hook");
+        let hook = Instant::now();
+        home.perhaps_told(GRACES.hold);
         tokio::time::advance(ENDPOINTS_LAG).await;
-        assert_eq!(home.unused(hold), Duration::from_secs(30));
-        tokio::time::advance(hold).await;
-        assert_eq!(home.unused(hold), Duration::ZERO);
+        assert_eq!(drain(), 60);
+        home.surely_told(hook);
+        tokio::time::advance(GRACES.removal() - ENDPOINTS_LAG).await;
+        assert_eq!(drain(), DRAIN_MIN.as_secs(), "all is within the grace");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_before_the_pod_is_told_to_stop_takes_nothing_from_its_requests() {
+        let home = home(1, |_| 404);
+        let drain = || home.drain_grace(GRACES).as_secs();
+        home.perhaps_told(GRACES.hold);
+        tokio::time::advance(GRACES.whole() / 2).await;
+        assert_eq!(drain(), 32, "perhaps it was the hook");
+        tokio::time::advance(GRACES.whole()).await;
+        assert_eq!(drain(), 30, "it was not");
+        home.perhaps_told(GRACES.hold);
+        tokio::time::advance(ENDPOINTS_LAG).await;
+        assert_eq!(drain(), 60, "the hook of a later stop");
+
+        // Somebody asks, and then the pod is deleted.
+        tokio::time::advance(GRACES.whole()).await;
+        home.perhaps_told(GRACES.hold);
+        tokio::time::advance(GRACES.hold / 2).await;
+        let hook = Instant::now();
+        home.perhaps_told(GRACES.hold);
+        tokio::time::advance(ENDPOINTS_LAG).await;
+        home.surely_told(hook);
+        assert_eq!(drain(), 60);
+        home.surely_told(Instant::now());
+        assert_eq!(drain(), 60, "whoever asks later");
     }
 
     #[test]
@@ -319,8 +527,8 @@ mod tests {
         let mut surplus = scene(3);
         surplus.wanted = Some(Wanted::Peers(1));
         assert_eq!(
-            surplus.judge(),
-            Verdict::Hold("this peer is to be removed first")
+            surplus.judge(Duration::ZERO),
+            Verdict::Leave("this peer is to be removed first")
         );
         surplus.wanted = Some(Wanted::Stopped);
         surplus.voters = None;
@@ -330,6 +538,107 @@ mod tests {
             ..scene(3)
         };
         assert!(goes(&unknown), "the API server is not needed to restart");
+    }
+
+    #[test]
+    fn of_several_that_cannot_see_each_other_stop_so_many_go_that_a_quorum_stays() {
+        let going = |refused, secs| {
+            let goes = |ordinal: &u32| {
+                let scene = Scene {
+                    ordinal: *ordinal,
+                    wanted: None,
+                    ahead: Ahead::Unknown { refused },
+                    ..scene(5)
+                };
+                goes_after(&scene, secs)
+            };
+            Vec::from_iter((0..5).filter(goes))
+        };
+        assert_eq!(going(false, 5), [3, 4]);
+        assert_eq!(going(false, 34), [3, 4]);
+        assert_eq!(going(true, 5), [3, 4]);
+        let all = [0, 1, 2, 3, 4];
+        assert_eq!(going(true, UNSEEN_MAX.as_secs()), all, "as without it");
+    }
+
+    /// The home of pod `rs-2` where the API server answers what is asked with that code, and has a set of so many pods.
+    pub(in crate::kubernetes) fn home(
+        replicas: u32,
+        answer: impl Fn(&str) -> u16 + Send + Clone + 'static,
+    ) -> Home {
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let path = request.uri().path();
+            let code = answer(path);
+            let body = match path {
+                _ if code != 200 => json!({
+                    "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
+                    "message": "no", "reason": "no", "code": code,
+                }),
+                path if path.ends_with("/pods") => json!({
+                    "apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": [{"metadata": {
+                        "name": "rs-1", "deletionTimestamp": "2026-01-01T00:00:00Z",
+                        "deletionGracePeriodSeconds": 75,
+                    }}],
+                }),
+                path if path.contains("/pods/") => {
+                    json!({"metadata": {"name": "rs-2", "ownerReferences": [{
+                        "apiVersion": "apps/v1", "kind": "StatefulSet", "name": "rs", "uid": "u", "controller": true,
+                    }]}})
+                }
+                path if path.contains("/statefulsets/") => {
+                    json!({"metadata": {"name": "rs", "uid": "u"}, "spec": {
+                        "replicas": replicas, "selector": {"matchLabels": {"a": "b"}}, "serviceName": "rs", "template": {},
+                    }})
+                }
+                _ => json!({"metadata": {"name": "ns"}}),
+            };
+            let body = http_body_util::Full::<bytes::Bytes>::from(body.to_string());
+            std::future::ready(http::Response::builder().status(code).body(body))
+        });
+        let client = kube::Client::new(service, "ns");
+        Home::with("rs".to_owned(), "rs-2.x:7001", client).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_api_server_said_last_counts_while_it_says_nothing() {
+        let code = Arc::new(std::sync::atomic::AtomicU16::new(500));
+        let answers = Arc::clone(&code);
+        let home = home(1, move |_| {
+            answers.load(std::sync::atomic::Ordering::Relaxed)
+        });
+        let away = Ahead::Unknown { refused: false };
+        assert_eq!(home.said().await, (None, away.clone()));
+
+        code.store(200, std::sync::atomic::Ordering::Relaxed);
+        // As it is read whenever the set has changed.
+        home.read_set().await.unwrap();
+        code.store(500, std::sync::atomic::Ordering::Relaxed);
+        let wanted = Some(Wanted::Peers(1));
+        let said = home.said().await;
+        assert_eq!(said, (wanted, away.clone()));
+        let condemned = Scene {
+            ordinal: 2,
+            wanted: said.0,
+            ahead: said.1,
+            ..scene(3)
+        };
+        assert!(!goes(&condemned), "it is to be removed first");
+
+        code.store(200, std::sync::atomic::Ordering::Relaxed);
+        let told = Ahead::Told([1].into());
+        assert_eq!(home.said().await, (wanted, told.clone()));
+        code.store(403, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(home.said().await, (wanted, told));
+        tokio::time::advance(GOING_KEPT).await;
+        let refused = Ahead::Unknown { refused: true };
+        assert_eq!(home.said().await, (wanted, refused));
+    }
+
+    #[tokio::test]
+    async fn who_may_not_list_pods_does_not_take_it_that_nobody_else_goes() {
+        let home = home(1, |path| if path.ends_with("/pods") { 403 } else { 200 });
+        let unseen = Ahead::Unknown { refused: true };
+        assert_eq!(home.said().await, (Some(Wanted::Peers(1)), unseen));
     }
 
     #[tokio::test]
@@ -347,8 +656,10 @@ mod tests {
             let client = kube::Client::new(service, "ns");
             let home = Home::with("rs".to_owned(), "rs-0.x:7001", client).unwrap();
             let announced = std::cell::Cell::new(false);
-            home.announce(async { announced.set(true) }).await;
+            home.announce(Instant::now(), async { announced.set(true) })
+                .await;
             assert_eq!(announced.get(), told);
+            assert_eq!(home.told().is_some(), told);
         }
     }
 

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
-use super::{CallError, Home, call, ordinal};
+use super::{CallError, Home, call, ordinal_at};
 use crate::consensus::{Consensus, Leadership, MemberView};
 
 /// The gate's name, as the chart has it.
@@ -102,10 +102,10 @@ impl Gates {
     }
 }
 
-/// Whether each pod of `set` among `members` is to get requests.
-fn reachable(set: &str, members: &[MemberView]) -> BTreeMap<u32, bool> {
+/// Whether each pod of `set`, at `place`, among `members` is to get requests.
+fn reachable(set: &str, place: &str, members: &[MemberView]) -> BTreeMap<u32, bool> {
     let pods = members.iter().filter_map(|member| {
-        let ordinal = ordinal(set, &member.address)?;
+        let ordinal = ordinal_at(set, place, &member.address)?;
         Some((ordinal, member.up))
     });
     let mut reachable = BTreeMap::new();
@@ -299,7 +299,7 @@ impl Home {
             let mut setting = Setting::default();
             while leadership.borrow().is_self {
                 period.tick().await;
-                let look = || reachable(&self.set, &consensus.members());
+                let look = || reachable(&self.set, &self.place, &consensus.members());
                 let leads = async {
                     consensus.read_barrier(CONFIRM_MAX).await.is_ok()
                         && consensus.leadership().borrow().is_self
@@ -339,14 +339,15 @@ mod tests {
             member(2, "rs-1.x:7001"),
             member(9, "rs-1.x:7001"),
             member(4, "elsewhere:7001"),
+            member(5, "rs-1.elsewhere:7001"),
         ];
         members[1].up = false;
         let all = BTreeMap::from([(0, true), (1, true)]);
-        assert_eq!(reachable("rs", &members), all);
+        assert_eq!(reachable("rs", ".x:7001", &members), all);
         members.swap(1, 2);
-        assert_eq!(reachable("rs", &members), all, "in either order");
+        assert_eq!(reachable("rs", ".x:7001", &members), all, "in either order");
         members[1].up = false;
-        assert!(!reachable("rs", &members)[&1]);
+        assert!(!reachable("rs", ".x:7001", &members)[&1]);
     }
 
     #[tokio::test]

@@ -13,7 +13,7 @@ use raftserve_model::ClusterId;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::{CallError, Home, call};
+use super::{CallError, Home, Wanted, call};
 use crate::consensus::Consensus;
 use crate::peer::{Claim, Founding};
 
@@ -128,6 +128,20 @@ impl Home {
 }
 
 impl Founding for Home {
+    /// All pods that the StatefulSet wants: their number may be another than when the peers' names were written down.
+    fn company(&self) -> BoxFuture<'_, Result<Vec<String>, String>> {
+        async move {
+            match self.read_set().await {
+                Ok((_, Wanted::Peers(count))) => {
+                    Ok((0..count).map(|it| self.address_of(it)).collect())
+                }
+                Ok((_, Wanted::Stopped)) => Ok(Vec::new()),
+                Err(error) => Err(format!("cannot read how many peers there are: {error}")),
+            }
+        }
+        .boxed()
+    }
+
     fn claim(&self, nonce: u64, cluster: ClusterId) -> BoxFuture<'_, Claim> {
         async move {
             match self.try_claim(nonce, cluster).await {
@@ -141,7 +155,19 @@ impl Founding for Home {
 
 #[cfg(test)]
 mod tests {
+    use super::super::departure::tests::home;
     use super::*;
+
+    #[tokio::test]
+    async fn whoever_founds_waits_for_every_pod_that_the_set_wants() {
+        let company = async |code| home(2, move |_| code).company().await;
+        assert_eq!(
+            company(200).await,
+            Ok(vec!["rs-0.x:7001".to_owned(), "rs-1.x:7001".to_owned()])
+        );
+        let unknown = company(500).await.unwrap_err();
+        assert!(unknown.contains("how many peers there are"), "{unknown}");
+    }
 
     #[test]
     fn a_cluster_is_founded_once_and_by_one_directory() {

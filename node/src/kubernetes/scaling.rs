@@ -16,7 +16,7 @@ use raftserve_store::state::{PeerStanding, State};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::{Home, Wanted, ordinal};
+use super::{Home, Wanted, ordinal_at};
 use crate::consensus::{Consensus, MemberView};
 
 /// How often the leader looks even if nothing has changed.
@@ -35,10 +35,11 @@ const HEARD_LOST_AFTER: Duration = Duration::from_secs(15 * 60);
 /// How long agreeing on a removal may take.
 const DECIDE_MAX: Duration = Duration::from_secs(2);
 
-/// Who of `peers`, each with its address, is to be told to leave, and was not yet. Those that are no pods of the set are none
-/// of its business.
+/// Who of `peers`, each with its address, is to be told to leave, and was not yet. Those that are no pods of the set, whose
+/// pods are at `place`, are none of its business.
 fn surplus<'a>(
     set: &str,
+    place: &str,
     wanted: Wanted,
     peers: impl IntoIterator<Item = (NodeId, &'a str)>,
     standing: impl Fn(NodeId) -> Option<PeerStanding>,
@@ -48,7 +49,7 @@ fn surplus<'a>(
     };
     let peers = peers.into_iter();
     let surplus = peers.filter(|(id, address)| {
-        let is_beyond = ordinal(set, address).is_some_and(|ordinal| ordinal >= count);
+        let is_beyond = ordinal_at(set, place, address).is_some_and(|ordinal| ordinal >= count);
         is_beyond && stays(standing(*id))
     });
     surplus.map(|(id, _)| id).collect()
@@ -78,55 +79,94 @@ fn is_pod(address: &str) -> bool {
     labels.get(3) == Some(&"svc") && ordinal.is_some_and(|it| it.parse::<u32>().is_ok())
 }
 
-/// Voters whose volumes did not come along when a cluster was brought up from its volumes: silent ones that were pods of
-/// another place, or of a name at which another peer answers now, while each pod that is wanted here answers, and as many
-/// have come since. Names say nothing of who was lost: volumes may be bound to other ones than before. A cluster that has
-/// peers in several places on purpose has one that answers from there. Where a pod comes back to its own place, its
-/// successor is known by the address.
-///
-/// `members` are those that nobody has told to leave, and `place` is what follows the pods' names in addresses.
-fn lost(set: &str, place: &str, count: u32, members: &[MemberView]) -> BTreeSet<NodeId> {
-    let here = |member: &MemberView| {
-        let own = ordinal(set, &member.address).filter(|ordinal| *ordinal < count)?;
-        (member.address == format!("{set}-{own}{place}")).then_some(own)
-    };
+/// Voters that are silent, and were pods of another place than that of the `count` that are wanted, or of a name at which
+/// another peer answers now. `members` are those that nobody has told to leave, and `place` is what follows the pods'
+/// names in addresses.
+fn stray(set: &str, place: &str, count: u32, members: &[MemberView]) -> BTreeSet<NodeId> {
     let answering = || members.iter().filter(|member| member.up);
-    let places: BTreeSet<Option<u32>> = answering().map(here).collect();
-    let complete = places == (0..count).map(Some).collect();
     // Two cannot be at one address, and where a silent one was last may be anybody's by now.
     let displaced = |member: &MemberView| answering().any(|it| it.address == member.address);
     let silent = |member: &&MemberView| {
         let ago = member.last_contact;
         let silent = ago.is_none_or(|ago| ago >= HEARD_LOST_AFTER);
-        let elsewhere = here(member).is_none() && is_pod(&member.address);
+        let elsewhere = here(set, place, count, member).is_none() && is_pod(&member.address);
         member.voter && !member.up && silent && (elsewhere || displaced(member))
     };
-    let lost: BTreeSet<NodeId> = members.iter().filter(silent).map(|it| it.id).collect();
+    members.iter().filter(silent).map(|it| it.id).collect()
+}
+
+/// The ordinal of a member that is one of the pods that are wanted.
+fn here(set: &str, place: &str, count: u32, member: &MemberView) -> Option<u32> {
+    ordinal_at(set, place, &member.address).filter(|ordinal| *ordinal < count)
+}
+
+/// Which of the voters that are [`stray`] go: those whose volumes did not come along when a cluster was brought up from its
+/// volumes, while each pod that is wanted here answers, and either as many have come since, or more vote than are wanted,
+/// as where some of the volumes of five peers were brought up as three. Names say nothing of who was lost: volumes may be
+/// bound to other ones than before. A cluster that has peers in several places on purpose has one that answers from there.
+/// Where a pod comes back to its own place, its successor is known by the address.
+fn lost(set: &str, place: &str, count: u32, members: &[MemberView]) -> BTreeSet<NodeId> {
+    let answering = || members.iter().filter(|member| member.up);
+    let places = answering().map(|member| here(set, place, count, member));
+    let complete = places.collect::<BTreeSet<_>>() == (0..count).map(Some).collect();
+    let lost = stray(set, place, count, members);
     // Ids follow the order of arrival.
     let come_since = |id: NodeId| answering().filter(|member| member.id > id).count();
     let followed = lost.iter().all(|id| come_since(*id) >= lost.len());
-    match complete && followed {
+    let voters = members.iter().filter(|member| member.voter).count();
+    let outnumber = u32::try_from(voters).is_ok_and(|voters| voters > count);
+    match complete && (followed || outnumber) {
         true => lost,
         false => BTreeSet::new(),
     }
 }
 
+/// What to do about voters that are gone for all that is known, and of which that is not sure enough.
+fn advice(stray: &BTreeSet<NodeId>, members: &[MemberView]) -> String {
+    let members = members.iter().filter(|it| stray.contains(&it.id));
+    let (said, done): (Vec<_>, Vec<_>) = members
+        .map(|it| {
+            let said = format!("peer {} at {}", it.id, it.address);
+            (said, format!("raftserve cluster remove {}", it.id))
+        })
+        .unzip();
+    format!(
+        "there are voters that do not answer and are no pods of this StatefulSet: {}. Each counts against the quorum for as long \
+         as it is a voter. If they are gone for good: {}",
+        said.join(", "),
+        done.join("; ")
+    )
+}
+
+/// Says what there is to say, unless it is what was told last.
+fn tell(told: &mut Option<String>, news: Option<String>) {
+    if let Some(news) = news.as_ref().filter(|_| *told != news) {
+        tracing::warn!("{news}");
+    }
+    *told = news;
+}
+
 impl Home {
     /// Counts what happens to the StatefulSet. Only that something has happened is used: how many peers are wanted
-    /// is read afresh.
+    /// is read afresh, by each peer, so that one that is told to stop while the API server is away knows it.
     async fn watch_set(&self, changes: &watch::Sender<u64>) {
         let watched = watcher::watch_object(self.sets.clone(), &self.set).default_backoff();
         let mut watched = pin!(watched);
         while let Some(event) = watched.next().await {
             match event {
-                Ok(_) => changes.send_modify(|count| *count += 1),
+                Ok(_) => {
+                    changes.send_modify(|count| *count += 1);
+                    if let Err(error) = self.read_set().await {
+                        tracing::debug!(%error, "cannot read how many peers are wanted");
+                    }
+                }
                 Err(error) => tracing::debug!(%error, "the StatefulSet is not watched now"),
             }
         }
     }
 
-    /// Decides. True if there is nothing left to decide for now.
-    async fn try_scale(&self, consensus: &Consensus) -> bool {
+    /// Decides. True if there is nothing left to decide for now. What it cannot decide it says, once for each thing `told`.
+    async fn try_scale(&self, consensus: &Consensus, told: &mut Option<String>) -> bool {
         let wanted = match self.read_set().await {
             Ok((_, wanted)) => wanted,
             Err(error) => {
@@ -137,7 +177,14 @@ impl Home {
         let members = consensus.members();
         let state = consensus.state();
         let standing = |node| state.peer(node).map(|peer| peer.standing);
-        let mut surplus = surplus(&self.set, wanted, known(&members, &state), standing);
+        let mut surplus = surplus(
+            &self.set,
+            &self.place,
+            wanted,
+            known(&members, &state),
+            standing,
+        );
+        let mut unsure = None;
         if let Wanted::Peers(count) = wanted
             && consensus.looked_for() >= LOST_AFTER
             && surplus.is_empty()
@@ -145,8 +192,11 @@ impl Home {
             let mut staying = members;
             staying.retain(|member| stays(standing(member.id)));
             surplus = lost(&self.set, &self.place, count, &staying);
+            let stray = stray(&self.set, &self.place, count, &staying);
+            unsure = (!stray.is_empty()).then(|| advice(&stray, &staying));
         }
         if surplus.is_empty() {
+            tell(told, unsure);
             return true;
         }
         match consensus.dismiss_members(surplus.clone(), DECIDE_MAX).await {
@@ -156,7 +206,9 @@ impl Home {
             }
             Err(error) => {
                 tracing::warn!(%error, peers = ?surplus, "peers are to leave and cannot yet");
-                false
+                let is_lost = unsure.is_some();
+                tell(told, unsure);
+                is_lost
             }
         }
     }
@@ -166,9 +218,10 @@ impl Home {
         let (changes, mut changed) = watch::channel(0);
         tokio::join!(self.watch_set(&changes), async {
             let mut leadership = consensus.leadership();
+            let mut told = None;
             while leadership.wait_for(|now| now.is_self).await.is_ok() {
                 changed.mark_unchanged();
-                if self.try_scale(&consensus).await {
+                if self.try_scale(&consensus, &mut told).await {
                     let _ = timeout(LOOK, changed.changed()).await;
                 } else {
                     sleep(RETRY).await;
@@ -206,6 +259,9 @@ pub(super) mod tests {
         members.iter().map(|it| (it.id, it.address.as_str()))
     }
 
+    /// What follows the pods' names.
+    const PEERS: &str = ".rs-peers:7001";
+
     #[test]
     fn those_beyond_the_wanted_number_leave_and_nobody_leaves_who_is_only_stopped() {
         // Ids follow the order of arrival, not the ordinals.
@@ -214,8 +270,10 @@ pub(super) mod tests {
             member(40, "rs-1.rs-peers:7001"),
             member(3, "rs-2.rs-peers:7001"),
             member(4, "elsewhere-9:7001"),
+            // Of another namespace, on purpose.
+            member(5, "rs-4.rs-peers.other:7001"),
         ];
-        let leaving = |wanted| surplus("rs", wanted, at(&members), |_| None);
+        let leaving = |wanted| surplus("rs", PEERS, wanted, at(&members), |_| None);
         assert_eq!(leaving(Wanted::Peers(3)), [].into());
         assert_eq!(leaving(Wanted::Peers(2)), [NodeId(3)].into());
         assert_eq!(leaving(Wanted::Peers(1)), [NodeId(3), NodeId(40)].into());
@@ -270,6 +328,59 @@ pub(super) mod tests {
         let mut heard = cluster("old", "from");
         heard[2].last_contact = Some(HEARD_LOST_AFTER);
         assert_eq!(lost(&heard), [NodeId(3)].into());
+    }
+
+    #[test]
+    fn of_five_that_were_brought_up_as_three_elsewhere_two_go_although_nobody_came_since() {
+        const PLACE: &str = ".new-peers.to.svc.cluster.local:7001";
+        let lost = |members: &[MemberView]| lost("new", PLACE, 3, members);
+        let here = |id: u64| member(id, &format!("new-{}{PLACE}", id - 1));
+        let gone = |id: u64| MemberView {
+            up: false,
+            last_contact: None,
+            ..member(
+                id,
+                &format!("old-{}.old-peers.from.svc.cluster.local:7001", id - 1),
+            )
+        };
+        let five = || vec![here(1), here(2), here(3), gone(4), gone(5)];
+        assert_eq!(lost(&five()), [NodeId(4), NodeId(5)].into());
+        // Volumes may be bound to other names, and the set may be called as it was.
+        let mut bound = five();
+        bound[2].id = NodeId(4);
+        bound[3].id = NodeId(3);
+        bound[3].address = format!("new-0{PLACE}");
+        assert_eq!(lost(&bound), [NodeId(3), NodeId(5)].into());
+        let spared = |change: fn(&mut Vec<MemberView>)| {
+            let mut members = five();
+            change(&mut members);
+            assert_eq!(lost(&members), [].into(), "{members:?}");
+        };
+        // One of those that are wanted does not answer.
+        spared(|it| (it[2].up, it[2].last_contact) = (false, Some(Duration::from_secs(2))));
+        // Somebody answers from elsewhere.
+        spared(|it| it[3].up = true);
+        let mut heard = five();
+        heard[3].last_contact = Some(HEARD_LOST_AFTER / 2);
+        assert_eq!(lost(&heard), [NodeId(5)].into());
+    }
+
+    #[test]
+    fn of_voters_that_may_be_lost_it_is_told_how_they_are_removed() {
+        const PLACE: &str = ".new-peers.to.svc.cluster.local:7001";
+        let old = "old-2.old-peers.from.svc.cluster.local:7001";
+        let mut members = [
+            member(1, &format!("new-0{PLACE}")),
+            member(2, &format!("new-1{PLACE}")),
+            member(3, old),
+        ];
+        (members[2].up, members[2].last_contact) = (false, None);
+        assert_eq!(lost("new", PLACE, 3, &members), [].into());
+        let stray = stray("new", PLACE, 3, &members);
+        let said = advice(&stray, &members);
+        for words in ["peer 3 at old-2.", "raftserve cluster remove 3"] {
+            assert!(said.contains(words), "{said}");
+        }
     }
 
     /// All orders of `items`.
@@ -352,7 +463,7 @@ pub(super) mod tests {
             NodeId(3) => Some(PeerStanding::Removed),
             _ => Some(PeerStanding::Active(Promotion::Automatic)),
         };
-        let leaving = surplus("rs", Wanted::Peers(1), at(&members), standing);
+        let leaving = surplus("rs", PEERS, Wanted::Peers(1), at(&members), standing);
         assert_eq!(leaving, [NodeId(4)].into());
     }
 
@@ -379,6 +490,7 @@ pub(super) mod tests {
         let leaving = |count| {
             surplus(
                 "rs",
+                PEERS,
                 Wanted::Peers(count),
                 known(&members, &state),
                 standing,

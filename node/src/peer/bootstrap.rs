@@ -447,6 +447,16 @@ impl Cradle {
     /// The same with a greeting of one's own, and all that they reply; none is waited for any longer than `within`.
     async fn greet_company(&self, hello: &HelloRequest, within: Duration) -> Vec<Reply> {
         let places = self.names.iter().chain(&self.join);
+        self.greet_places(places, hello, within).await
+    }
+
+    /// The same at these places, but for this peer's own.
+    async fn greet_places(
+        &self,
+        places: impl Iterator<Item = &String>,
+        hello: &HelloRequest,
+        within: Duration,
+    ) -> Vec<Reply> {
         let others = places.filter(|name| **name != self.mine);
         join_all(others.map(async |name| {
             let reply = timeout(within, greet(&self.dialer, name, hello)).await;

@@ -38,6 +38,9 @@ use crate::kubernetes::whereabouts::Whereabouts;
 use crate::kubernetes::{ApiServer, Home};
 use cache::Cache;
 
+/// How often what is to be taken over is listed at a time: whoever asks tries again, and a change rarely meets another.
+const TAKE_OVER_ROUNDS: usize = 5;
+
 /// How pods are made.
 #[derive(Clone, Debug)]
 pub struct KubernetesSettings {
@@ -111,7 +114,7 @@ impl Site {
     /// Puts what the API server says now into the cache.
     async fn refresh(&self, occupied: bool) -> Result<(), ProviderError> {
         self.is_the_place(occupied).await?;
-        self.not_taken(self.cluster).await?;
+        self.still_ours().await?;
         let query = ListParams::default().labels(&labels::selector(self.cluster));
         let listed = self.pods().list(&query).await;
         let pods = listed.map_err(|error| self.unavailable("list pods", &error))?;
@@ -154,33 +157,49 @@ impl Site {
         }
     }
 
-    /// Makes the pods of `from` ours, and leaves word on them for `from`, should it still run.
+    /// Makes the pods of `from` ours, and leaves word on them for `from`, should it still run. Returns once none bears its
+    /// label: a change may meet another one, of a pod's status, and then come to nothing.
     async fn take_over(&self, from: ClusterId) -> Result<(), ProviderError> {
         self.not_taken(from).await?;
         let query = ListParams::default().labels(&labels::selector(from));
-        let listed = self.pods().list(&query).await;
-        let pods = listed.map_err(|error| self.unavailable("list pods to take over", &error))?;
-        for pod in pods {
-            let (Some(name), Some(uid)) = (&pod.metadata.name, &pod.metadata.uid) else {
-                continue;
-            };
-            // The uid is compared: a merge that would change it is refused.
-            let ours = json!({ "metadata": {
-                "uid": uid,
-                "labels": {
-                    labels::CLUSTER: self.cluster.to_string(),
-                    labels::taken_from(from): "",
-                },
-            } });
-            let patched = self
-                .pods()
-                .patch(name, &PatchParams::default(), &Patch::Merge(ours))
-                .await;
-            match patched {
-                Ok(pod) => self.cache.note(pod),
-                Err(error) if remedy::is_gone(&error) => {}
-                Err(error) => return Err(self.unavailable("take a pod over", &error)),
+        for _ in 0..TAKE_OVER_ROUNDS {
+            let listed = self.pods().list(&query).await;
+            let pods =
+                listed.map_err(|error| self.unavailable("list pods to take over", &error))?;
+            if pods.items.is_empty() {
+                return Ok(());
             }
+            for pod in pods {
+                self.take(pod, from).await?;
+            }
+        }
+        Err(ProviderError::Unavailable {
+            doing: "take all pods over",
+            reason: format!("some of cluster {from} were changed or made meanwhile"),
+        })
+    }
+
+    /// Makes one pod ours, unless it is gone or was changed meanwhile.
+    async fn take(&self, pod: Pod, from: ClusterId) -> Result<(), ProviderError> {
+        let (Some(name), Some(uid)) = (&pod.metadata.name, &pod.metadata.uid) else {
+            return Ok(());
+        };
+        // The uid is compared: a merge that would change it is refused.
+        let ours = json!({ "metadata": {
+            "uid": uid,
+            "labels": {
+                labels::CLUSTER: self.cluster.to_string(),
+                labels::taken_from(from): "",
+            },
+        } });
+        let patched = self
+            .pods()
+            .patch(name, &PatchParams::default(), &Patch::Merge(ours))
+            .await;
+        match patched {
+            Ok(pod) => self.cache.note(pod),
+            Err(error) if remedy::is_gone(&error) || remedy::is_conflict(&error) => {}
+            Err(error) => return Err(self.unavailable("take a pod over", &error)),
         }
         Ok(())
     }
@@ -200,16 +219,40 @@ impl Site {
         }
     }
 
+    /// Whether no other cluster has taken over what is ours. If one has, that is noted.
+    async fn still_ours(&self) -> Result<(), ProviderError> {
+        let found = self.not_taken(self.cluster).await;
+        if let Err(ProviderError::TakenOver { cluster, by }) = found {
+            self.note_taken(cluster, by);
+        }
+        found
+    }
+
+    /// Notes that what was ours is another cluster's.
+    fn note_taken(&self, cluster: ClusterId, by: ClusterId) {
+        if self.cache.taken_over(cluster, by) {
+            tracing::error!(%by, "the replicas were taken over by another cluster");
+        }
+    }
+
     /// Whether a pod that the watch shows no more was taken over by another cluster. It would never have gone
     /// without being told to.
-    async fn taken(&self, pod: &Pod) -> Option<ClusterId> {
+    async fn taken(&self, pod: &Pod) -> Result<Option<ClusterId>, ProviderError> {
+        let Some(name) = &pod.metadata.name else {
+            return Ok(None);
+        };
         if pod.metadata.deletion_timestamp.is_some() {
-            return None;
+            return Ok(None);
         }
-        let found = self.pods().get_opt(pod.metadata.name.as_ref()?).await;
-        let found = found.ok()??;
-        let same = found.metadata.uid == pod.metadata.uid;
-        labels::cluster_of(&found).filter(|by| same && *by != self.cluster)
+        let found = match self.pods().get_opt(name).await {
+            Ok(found) => found,
+            // As it was before anybody asked.
+            Err(error) if remedy::is_final(&error) => None,
+            Err(error) => return Err(self.unavailable("see why a pod is gone", &error)),
+        };
+        let found = found.filter(|found| found.metadata.uid == pod.metadata.uid);
+        let by = found.as_ref().and_then(labels::cluster_of);
+        Ok(by.filter(|by| *by != self.cluster))
     }
 
     fn unavailable(&self, doing: &'static str, error: &kube::Error) -> ProviderError {

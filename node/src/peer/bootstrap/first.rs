@@ -8,11 +8,20 @@ use raftserve_store::raft::PeerRecord;
 use tokio::time::sleep;
 
 use super::greeting::{
-    Answer, Teller, another_bootstrap, ask_to_adopt, greet, knows_a_cluster, missing,
+    Answer, Teller, all_pristine, another_bootstrap, any_member, ask_to_adopt, greet,
+    knows_a_cluster, missing,
 };
 use super::{BootstrapError, Claim, Cradle, ROUND, standing};
 use crate::peer::store::{Identity, RaftHandle};
 use crate::peer::wire::{AdoptReply, AdoptRequest, HelloReply, HelloRequest, Plan, Standing};
+
+/// How the first-named peer may begin.
+enum Beginning {
+    /// With a cluster of its own.
+    Found(Plan),
+    /// In one that there is already, by way of these places.
+    Join(Vec<String>),
+}
 
 impl Cradle {
     /// Makes the plan when every other is pristine, and takes the first identity in it.
@@ -24,8 +33,8 @@ impl Cradle {
         {
             Some(plan) => plan,
             None => match self.make_plan().await? {
-                Some(plan) => plan,
-                None => return self.join_through(&self.names).await,
+                Beginning::Found(plan) => plan,
+                Beginning::Join(places) => return self.join_through(&places).await,
             },
         };
         let first = plan.members.first().expect("the plan holds this peer");
@@ -48,8 +57,7 @@ impl Cradle {
         Ok(identity)
     }
 
-    /// None if there is a cluster already.
-    async fn make_plan(&self) -> Result<Option<Plan>, BootstrapError> {
+    async fn make_plan(&self) -> Result<Beginning, BootstrapError> {
         let mut teller = Teller::new(&self.waits_for);
         loop {
             let hello = HelloRequest { from: None };
@@ -67,10 +75,23 @@ impl Cradle {
             }
             let answers: Vec<Answer> = replies.into_iter().map(standing).collect();
             if knows_a_cluster(&answers) {
-                return Ok(None);
+                return Ok(Beginning::Join(self.names.clone()));
             }
             if let Some(error) = another_bootstrap(&answers) {
                 return Err(error);
+            }
+            let is_complete = all_pristine(&answers);
+            // They may be at places that nobody has named.
+            let others = match is_complete || !seekers.is_empty() {
+                true => self.greet_unnamed().await,
+                false => Ok(Vec::new()),
+            };
+            if let Ok(others) = &others
+                && any_member(others)
+            {
+                let others = others.iter().map(|(place, _)| place);
+                let places = self.names.iter().chain(others);
+                return Ok(Beginning::Join(places.cloned().collect()));
             }
             if !seekers.is_empty() {
                 teller.alarm(|| sought_after(seekers));
@@ -84,16 +105,30 @@ impl Cradle {
                     _ => None,
                 })
                 .collect();
-            if nonces.len() == answers.len() {
-                match self.claim().await? {
-                    Ok(cluster) => return Ok(Some(self.plan(cluster, nonces))),
-                    Err(reason) => teller.tell(|| format!("waiting to found a cluster: {reason}")),
-                }
-            } else {
-                teller.tell(|| format!("waiting to bootstrap a cluster{}", missing(&answers)));
+            let claimed = match &others {
+                _ if !is_complete => Err(missing(&answers)),
+                Ok(others) if !all_pristine(others) => Err(missing(others)),
+                Ok(_) => self.claim().await?.map_err(|reason| format!(": {reason}")),
+                Err(reason) => Err(format!(": {reason}")),
+            };
+            match claimed {
+                Ok(cluster) => return Ok(Beginning::Found(self.plan(cluster, nonces))),
+                Err(reason) => teller.tell(|| format!("waiting to bootstrap a cluster{reason}")),
             }
             sleep(ROUND).await;
         }
+    }
+
+    /// Asks the peers that there are to be and were not named to this one who they are.
+    async fn greet_unnamed(&self) -> Result<Vec<Answer>, String> {
+        let Some(founding) = &self.founding else {
+            return Ok(Vec::new());
+        };
+        let company = founding.company().await?;
+        let unnamed = company.iter().filter(|place| !self.names.contains(place));
+        let hello = HelloRequest { from: None };
+        let replies = self.greet_places(unnamed, &hello, Duration::MAX).await;
+        Ok(replies.into_iter().map(standing).collect())
     }
 
     /// The new cluster's id, or why there is none to be had yet.

@@ -19,6 +19,15 @@ pub enum Claim {
 
 /// A memory of which cluster was founded here.
 pub trait Founding: fmt::Debug + Send + Sync {
+    /// Addresses of peers that there are to be here, whether or not they are named to the one who founds: as long as one of
+    /// them has not said that its directory is empty, nothing is claimed. None, if nothing is known beside the names.
+    ///
+    /// # Errors
+    /// Why that cannot be told now.
+    fn company(&self) -> BoxFuture<'_, Result<Vec<String>, String>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
     /// Claims to found a cluster, `cluster` by preference, for the directory that drew `nonce`. The same directory is
     /// granted the same id however often it asks, so that a crash at any point costs nothing.
     fn claim(&self, nonce: u64, cluster: ClusterId) -> BoxFuture<'_, Claim>;

@@ -42,6 +42,20 @@ pub(super) fn knows_a_cluster(answers: &[Answer]) -> bool {
         .any(|(_, answer)| answer.as_ref().is_ok_and(initialised))
 }
 
+/// Whether anybody has an identity, initialised or not.
+pub(super) fn any_member(answers: &[Answer]) -> bool {
+    answers
+        .iter()
+        .any(|(_, answer)| matches!(answer, Ok(Standing::Member { .. })))
+}
+
+/// Whether everybody has answered that its directory is empty.
+pub(super) fn all_pristine(answers: &[Answer]) -> bool {
+    answers
+        .iter()
+        .all(|(_, answer)| matches!(answer, Ok(Standing::Pristine { .. })))
+}
+
 pub(super) fn another_bootstrap(answers: &[Answer]) -> Option<BootstrapError> {
     answers.iter().find_map(|(name, answer)| match answer {
         Ok(Standing::Member { cluster, .. }) => Some(BootstrapError::AnotherBootstrap {

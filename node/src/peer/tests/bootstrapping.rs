@@ -255,6 +255,84 @@ async fn a_cluster_is_founded_only_where_the_memory_knows_of_none() {
     }
 }
 
+/// A memory that knows where peers are, and lets nobody found a cluster where there `was_one`.
+#[derive(Debug)]
+struct Company {
+    places: Vec<String>,
+    was_one: bool,
+}
+
+impl Founding for Company {
+    fn company(&self) -> futures_util::future::BoxFuture<'_, Result<Vec<String>, String>> {
+        Box::pin(std::future::ready(Ok(self.places.clone())))
+    }
+
+    fn claim(&self, _nonce: u64, cluster: ClusterId) -> futures_util::future::BoxFuture<'_, Claim> {
+        let claim = match self.was_one {
+            true => Claim::Refused("there was one".to_owned()),
+            false => Claim::Granted(cluster),
+        };
+        Box::pin(std::future::ready(claim))
+    }
+}
+
+/// As where a set of one peer was scaled up: the first is told of itself alone, and the others of it.
+fn grown(places: &Places, place: usize, was_one: bool) -> PeerConfig {
+    let mut config = places.config(place);
+    config.peers.truncate(1);
+    if place > 0 {
+        config.join = std::mem::take(&mut config.peers);
+    }
+    config.founding = Some(Arc::new(Company {
+        places: places.names(),
+        was_one,
+    }));
+    config
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_peer_that_lost_its_volume_finds_a_cluster_of_which_it_is_told_no_other_peer() {
+    let mut places = Places::new(3);
+    let mut first = places.config(0);
+    first.peers.truncate(1);
+    let mut peers = vec![within(start(first)).await.unwrap()];
+    for place in [1, 2] {
+        peers.push(within(start(grown(&places, place, true))).await.unwrap());
+    }
+    let cluster = peers[0].cluster_id();
+    let voters = |peer: &Peer| {
+        let members = peer.consensus().members();
+        members.iter().filter(|member| member.voter).count()
+    };
+    within(async {
+        while voters(&peers[2]) < 3 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    peers.remove(0).stop().await;
+    places.0[0].folder = tempfile::tempdir().unwrap();
+    let again = within(start(grown(&places, 0, true))).await.unwrap();
+    assert_eq!(again.cluster_id(), cluster);
+    peers.push(again);
+    stop_all(living(peers)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_cluster_is_founded_before_all_that_are_to_be_there_have_answered() {
+    let places = Places::new(2);
+    let config = grown(&places, 0, false);
+    let mut waits_for = config.waits_for.subscribe();
+    let first = tokio::spawn(start(config));
+    let second = &places.0[1].address;
+    let waits = waits_for.wait_for(|told| told.contains(second));
+    within(waits).await.unwrap();
+    let joins = within(start(grown(&places, 1, false))).await.unwrap();
+    let first = within(first).await.unwrap().unwrap();
+    assert_eq!(first.cluster_id(), joins.cluster_id());
+    stop_all(living(vec![first, joins])).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_whole_cluster_that_starts_again_without_one_directory_is_the_same_one() {
     // The first-named peer founded it, and must not found another.

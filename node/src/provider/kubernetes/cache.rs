@@ -158,10 +158,23 @@ impl Cache {
         self.known().misplaced = why;
     }
 
-    /// Notes that another cluster has the pods now. That is for good.
-    pub(super) fn taken_over(&self, cluster: ClusterId, by: ClusterId) {
-        self.known().taken_over = Some((cluster, by));
-        self.tell();
+    /// Whether the list that began last has not shown pods that were there before, and that nobody has told to go.
+    pub(super) fn list_lacks_any(&self) -> bool {
+        let known = self.known();
+        let list = known.list;
+        let mut lacking = known.pods.values().filter(|entry| entry.list != list);
+        lacking.any(|entry| entry.pod.metadata.deletion_timestamp.is_none())
+    }
+
+    /// Notes that another cluster has the pods now. That is for good. Returns whether it is new.
+    pub(super) fn taken_over(&self, cluster: ClusterId, by: ClusterId) -> bool {
+        let taken_over = Some((cluster, by));
+        let before = std::mem::replace(&mut self.known().taken_over, taken_over);
+        let news = before != taken_over;
+        if news {
+            self.tell();
+        }
+        news
     }
 
     /// All that exists.

@@ -60,12 +60,17 @@ fn is_ending(message: &str) -> bool {
 pub(super) fn is_gone(error: &kube::Error) -> bool {
     match error {
         kube::Error::Api(status) => match status.code {
-            404 | 409 => true,
+            404 => true,
             422 => status.message.contains("metadata.uid"),
             _ => false,
         },
         _ => false,
     }
+}
+
+/// Whether the object was changed by somebody else at the same time, or is not the one that a deletion was to find.
+pub(super) fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409)
 }
 
 /// Whether repeating the request is of no use before somebody has changed something: it is wrong, or not allowed.

@@ -75,7 +75,7 @@ async fn delete(site: &Site, name: &str, pod: &Pod, grace_secs: u64) -> Result<(
     match site.pods().delete(name, &this_one).await {
         Ok(_) => Ok(()),
         // Gone, or another by now: the next look tells.
-        Err(error) if remedy::is_gone(&error) => Ok(()),
+        Err(error) if remedy::is_gone(&error) || remedy::is_conflict(&error) => Ok(()),
         Err(error) => Err(site.unavailable("delete a pod", &error)),
     }
 }

@@ -2,8 +2,11 @@
 
 mod api;
 
+use kube::runtime::watcher::Event;
 use raftserve_model::spec::{Destination, FileMount, MountContent, MountedFile, Placement};
 use raftserve_model::{ReplicaId, ServiceId, ServiceVersion};
+
+use tokio::time::timeout;
 
 use self::api::Api;
 use super::*;
@@ -179,7 +182,7 @@ async fn what_is_taken_over_runs_on_and_its_former_cluster_is_told() {
     // At the start of a reign, and when the watch loses sight of it.
     let refused = ours.refresh(true).await.unwrap_err();
     assert_eq!(refused.to_string(), told.to_string());
-    assert_eq!(ours.taken(&watched).await, Some(THEIRS));
+    assert_eq!(ours.taken(&watched).await.unwrap(), Some(THEIRS));
     theirs.refresh(true).await.unwrap();
 
     // A third cluster gets it from those who have it, and from nobody else.
@@ -194,6 +197,92 @@ async fn what_is_taken_over_runs_on_and_its_former_cluster_is_told() {
 }
 
 #[tokio::test]
+async fn a_pod_whose_status_changes_at_the_same_time_is_taken_over_all_the_same() {
+    let api = Api::default();
+    let (ours, theirs) = (site(&api, OURS), site(&api, THEIRS));
+    held(&ours).await;
+    api.conflict(2);
+    theirs.take_over(OURS).await.unwrap();
+    let pod = api.pod(&name()).unwrap();
+    let owner = &pod["metadata"]["labels"][labels::CLUSTER];
+    assert_eq!(*owner, THEIRS.to_string());
+    // However often it is changed, it is never taken for gone.
+    api.conflict(usize::MAX);
+    let third = site(&api, THIRD);
+    let refused = third.take_over(THEIRS).await.unwrap_err();
+    let later = matches!(refused, ProviderError::Unavailable { .. });
+    assert!(later, "{refused}");
+}
+
+#[tokio::test]
+async fn a_gate_that_could_not_be_opened_for_another_change_is_opened_later() {
+    let api = Api::default();
+    let site = site(&api, OURS);
+    let hold = held(&site).await;
+    api.conflict(1);
+    let refused = create::admit(&site, hold.clone()).await.unwrap_err();
+    let later = matches!(refused, ProviderError::Unavailable { .. });
+    assert!(later, "{refused}");
+    create::admit(&site, hold).await.unwrap();
+}
+
+/// A cluster that has seen its pod, which another one takes over.
+async fn taken_over(api: &Api) -> (Site, Site) {
+    let (ours, theirs) = (site(api, OURS), site(api, THEIRS));
+    watch::note(&ours, Event::Init).await;
+    held(&ours).await;
+    watch::note(&ours, Event::InitDone).await;
+    assert_eq!(ours.cache.observe().unwrap().len(), 1);
+    theirs.take_over(OURS).await.unwrap();
+    (ours, theirs)
+}
+
+fn is_taken(site: &Site) -> bool {
+    let seen = site.cache.observe();
+    matches!(seen, Err(ProviderError::TakenOver { by: THEIRS, .. }))
+}
+
+#[tokio::test]
+async fn a_former_cluster_that_looks_again_in_its_reign_sees_nothing_to_replace() {
+    let (ours, _theirs) = taken_over(&Api::default()).await;
+    assert!(!is_taken(&ours), "nobody has told it");
+    for _ in 0..2 {
+        ours.refresh(true).await.unwrap_err();
+        assert!(is_taken(&ours));
+        // Whoever waits for changes is not woken by the same again.
+        assert!(!ours.cache.taken_over(OURS, THEIRS));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_without_a_pod_that_nobody_told_to_go_is_believed_only_if_it_is_not_another_clusters()
+ {
+    let api = Api::default();
+    let (ours, _theirs) = taken_over(&api).await;
+    // The watch was broken off, and its next list is without the pod.
+    watch::note(&ours, Event::Init).await;
+    api.forbid_kind("pods");
+    let ends = timeout(Duration::from_secs(60), watch::note(&ours, Event::InitDone));
+    assert!(ends.await.is_err(), "it cannot be told");
+    assert_eq!(ours.cache.observe().unwrap().len(), 1);
+    assert!(ours.cache.trouble().is_some());
+    api.allow_kind("pods");
+    watch::note(&ours, Event::InitDone).await;
+    assert!(is_taken(&ours));
+}
+
+#[tokio::test]
+async fn a_list_without_a_pod_that_is_gone_is_believed() {
+    let api = Api::default();
+    let ours = site(&api, OURS);
+    held(&ours).await;
+    api.remove(&name());
+    watch::note(&ours, Event::Init).await;
+    watch::note(&ours, Event::InitDone).await;
+    assert!(ours.cache.observe().unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_pod_that_ended_is_not_mistaken_for_one_taken_over() {
     let api = Api::default();
     let site = site(&api, OURS);
@@ -201,7 +290,7 @@ async fn a_pod_that_ended_is_not_mistaken_for_one_taken_over() {
     let pod = site.cache.pod(&name()).unwrap();
     // Deleted by force, it had no time to say that it would go.
     api.replace(&name(), stranger(&name()));
-    assert_eq!(site.taken(&pod).await, None);
+    assert_eq!(site.taken(&pod).await.unwrap(), None);
 }
 
 #[tokio::test]

@@ -1,13 +1,19 @@
 //! Follows the cluster's pods, for as long as this peer runs.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher::Event;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::{Site, labels, remedy};
 use crate::kubernetes::watching::{Heard, Watching};
+use crate::provider::ProviderError;
+
+/// How long after it could not be asked why pods are gone it is asked again. Nothing is concluded from it meanwhile.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Feeds the cache until `cancelled`.
 pub(super) async fn run(site: Arc<Site>, cancelled: CancellationToken) {
@@ -18,7 +24,10 @@ pub(super) async fn run(site: Arc<Site>, cancelled: CancellationToken) {
             heard = watching.next() => heard,
         };
         match heard {
-            Some(Heard::Event(event)) => note(&site, event).await,
+            Some(Heard::Event(event)) => tokio::select! {
+                () = cancelled.cancelled() => return,
+                () = note(&site, event) => {}
+            },
             Some(Heard::Failed(error)) => {
                 let said = remedy::of_watch(&error, &site.namespace);
                 if site.cache.suffers(Some(said.clone())) {
@@ -37,24 +46,47 @@ fn recovered(site: &Site) {
     }
 }
 
-async fn note(site: &Site, event: Event<Pod>) {
+/// Notes what the watch tells. What is not shown any more may run on under another owner, and then nothing may be put in
+/// its place: so that is asked first.
+pub(super) async fn note(site: &Site, event: Event<Pod>) {
     match event {
         Event::Init => site.cache.list_begins(),
         Event::InitApply(pod) => site.cache.note(pod),
-        Event::InitDone => site.cache.list_ends(),
+        Event::InitDone => {
+            if site.cache.list_lacks_any() && answered(site, || site.still_ours()).await.is_err() {
+                return;
+            }
+            site.cache.list_ends();
+        }
         Event::Apply(pod) => {
             site.cache.note(pod);
             recovered(site);
         }
         Event::Delete(pod) => {
-            if let Some(by) = site.taken(&pod).await {
-                // It runs on under another owner, so that nothing may be put in its place.
-                site.cache.taken_over(site.cluster, by);
-                tracing::error!(%by, "the replicas were taken over by another cluster");
+            if let Ok(Some(by)) = answered(site, || site.taken(&pod)).await {
+                site.note_taken(site.cluster, by);
                 return;
             }
             let name = pod.metadata.name.unwrap_or_default();
             site.cache.gone(&name, pod.metadata.uid.as_ref());
+        }
+    }
+}
+
+/// Asks until there is an answer.
+async fn answered<T, F>(site: &Site, ask: impl Fn() -> F) -> Result<T, ProviderError>
+where
+    F: Future<Output = Result<T, ProviderError>>,
+{
+    loop {
+        match ask().await {
+            Err(error @ ProviderError::Unavailable { .. }) => {
+                if site.cache.suffers(Some(error.to_string())) {
+                    tracing::warn!(%error, "cannot tell whether pods are gone");
+                }
+                sleep(ASK_AGAIN).await;
+            }
+            answer => return answer,
         }
     }
 }

@@ -28,6 +28,8 @@ struct State {
     meddler: Option<Meddler>,
     /// Methods and kinds that nobody may use.
     forbidden: BTreeSet<String>,
+    /// How many patches come to nothing, as somebody else changes the object at the same time.
+    conflicts: usize,
     /// What is not made, as a quota that others use at the same time cannot be counted.
     contended: BTreeSet<String>,
 }
@@ -95,6 +97,11 @@ impl Api {
         self.0.lock().unwrap().forbidden.remove(kind);
     }
 
+    /// Lets so many patches come to nothing, as somebody else changes the object at the same time.
+    pub(super) fn conflict(&self, patches: usize) {
+        self.0.lock().unwrap().conflicts = patches;
+    }
+
     /// Makes none of a kind, or makes them again, as somebody else changes its quota or not.
     pub(super) fn contend(&self, kind: &str, is_contended: bool) {
         let contended = &mut self.0.lock().unwrap().contended;
@@ -157,6 +164,10 @@ impl State {
                     }
                     self.objects.remove(&key);
                     (200, found)
+                }
+                Some(_) if verb == "PATCH" && self.conflicts > 0 => {
+                    self.conflicts -= 1;
+                    status(409, "the object has been modified")
                 }
                 Some(found) if verb == "PATCH" => {
                     let revision = &body["metadata"]["resourceVersion"];
