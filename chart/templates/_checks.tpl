@@ -1,4 +1,4 @@
-{{/* Contradictions that a schema can only call invalid: each with what to do. */}}
+{{/* What a schema can only call invalid, or show a pattern of: each with what to do. */}}
 {{- define "raftserve.checks" -}}
 {{- if not (has (int .Values.replicas) (list 1 3 5)) }}
 {{- fail (printf "replicas %d: choose 1, 3 or 5, since an even number of peers survives no more failures than one fewer" (int .Values.replicas)) }}
@@ -6,6 +6,29 @@
 {{- $name := include "raftserve.fullname" . }}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) }}
 {{- fail (printf "objects would be named %s, which no Service can be: set fullnameOverride to lower-case letters, digits and hyphens, a letter first" $name) }}
+{{- end }}
+{{- $given := dict "nameOverride" .Values.nameOverride "tls.existingSecret" .Values.tls.existingSecret "certificates.existingSecret" .Values.certificates.existingSecret "auth.existingSecret" .Values.auth.existingSecret "provider.namespace" .Values.provider.namespace "ingress.tlsSecret" .Values.ingress.tlsSecret "serviceAccount.name" .Values.serviceAccount.name }}
+{{- range $value, $name := $given }}
+{{- if not (regexMatch "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$" (default "" $name)) }}
+{{- fail (printf "%s: no object can be named %s: write lower-case letters, digits, hyphens and dots, a letter or digit first and last" $value $name) }}
+{{- end }}
+{{- end }}
+{{- if not (regexMatch "^(sha256:[0-9a-f]{64})?$" (default "" .Values.image.digest)) }}
+{{- fail (printf "image.digest %s: write sha256: and the 64 hexadecimal digits behind it, as the registry prints them" .Values.image.digest) }}
+{{- end }}
+{{- if not (regexMatch "^([1-9][0-9]*(ms|s|m|h))?$" (default "" .Values.service.connectionAge)) }}
+{{- fail (printf "service.connectionAge %s: write a number with ms, s, m or h behind it, such as 90s" .Values.service.connectionAge) }}
+{{- end }}
+{{- if not (regexMatch `^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$` .Values.storage.size) }}
+{{- fail (printf "storage.size %s: write a number of bytes with Ki, Mi, Gi, Ti or Pi behind it, such as 10Gi" .Values.storage.size) }}
+{{- end }}
+{{- if not (hasPrefix "/" .Values.ingress.path) }}
+{{- fail (printf "ingress.path %s: begin it with a slash" .Values.ingress.path) }}
+{{- end }}
+{{- range $at, $line := .Values.auth.roles }}
+{{- if not (regexMatch `^[^:\s]+:(admin|operator|viewer)$` $line) }}
+{{- fail (printf "auth.roles[%d] is no NAME:ROLE: the role is admin, operator or viewer" $at) }}
+{{- end }}
 {{- end }}
 {{- range $label := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" }}
 {{- if hasKey (default dict $.Values.podLabels) $label }}
