@@ -124,6 +124,17 @@ test-kube-full *ARGS:
     cargo build --release --locked -p raftserve-node
     RAFTSERVE_BIN=target/release/raftserve RAFTSERVE_TEST_REQUESTS=60000 KUBERNETES_MINUTES=120 .ci/kubernetes {{ ARGS }}
 
+# Tests how the release before, whose binary is BEFORE, goes over to this one and back, also on Kubernetes. See docs/releasing.md.
+test-upgrade BEFORE:
+    cargo build --release --locked -p raftserve-node
+    .ci/upgrade {{ BEFORE }} target/release/raftserve
+
+# The same of this release and one to come, which has one cluster version more.
+test-next-upgrade:
+    cargo build --release --locked -p raftserve-node
+    .ci/next --release
+    .ci/upgrade target/release/raftserve target/next/raftserve
+
 # Prints how fast a release on Kubernetes is installed and mended, and what peers use there. Takes 15 minutes.
 bench-kube:
     cargo build --release --locked -p raftserve-node

@@ -9,6 +9,9 @@ use anyhow::{Context, bail};
 /// Names the binary to test, instead of the one that cargo built beside the test.
 pub const BINARY_VARIABLE: &str = "RAFTSERVE_BIN";
 
+/// Names the binary of the release before, where upgrades from it are to be tested.
+pub const BINARY_BEFORE_VARIABLE: &str = "RAFTSERVE_BIN_BEFORE";
+
 /// Set to `1` where a test that lacks a program must fail instead of being skipped.
 pub const REQUIRE_TOOLS_VARIABLE: &str = "RAFTSERVE_REQUIRE_TOOLS";
 
@@ -24,6 +27,27 @@ pub fn raftserve() -> anyhow::Result<PathBuf> {
     let named = env::var_os(BINARY_VARIABLE).map(PathBuf::from);
     let own = env::current_exe().context("cannot tell where this test was built")?;
     find(named, &own)
+}
+
+/// The binary of the release before; none if none is named, which is told.
+///
+/// # Errors
+/// If there is none of that name.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test is told by its environment what to test, there being no command line of its own"
+)]
+pub fn raftserve_before() -> anyhow::Result<Option<PathBuf>> {
+    let named = env::var_os(BINARY_BEFORE_VARIABLE).filter(|named| !named.is_empty());
+    let Some(named) = named.map(PathBuf::from) else {
+        eprintln!("skipped: {BINARY_BEFORE_VARIABLE} names no binary of the release before");
+        return Ok(None);
+    };
+    let path = std::path::absolute(&named)?;
+    if !path.is_file() {
+        bail!("{BINARY_BEFORE_VARIABLE}: there is no {}", path.display());
+    }
+    Ok(Some(path))
 }
 
 /// `named` if given, else the binary in the profile's folder: `target/PROFILE`, where `own` is either

@@ -24,10 +24,14 @@ pub const KUBECONFIG_VARIABLE: &str = "RAFTSERVE_TEST_KUBECONFIG";
 /// Names the image of raftserve to test, which the nodes have or can pull.
 pub const IMAGE_VARIABLE: &str = "RAFTSERVE_TEST_IMAGE";
 
+/// Names the image of the release before this one, which the nodes have or can pull: upgrades from it are tested where it is set.
+pub const IMAGE_BEFORE_VARIABLE: &str = "RAFTSERVE_TEST_IMAGE_BEFORE";
+
 /// Set to `1` where nodes may be drained or killed, and volumes deleted.
 pub const DISRUPTIVE_VARIABLE: &str = "RAFTSERVE_TEST_DISRUPTIVE";
 
-/// Names the program that kills nodes: `PROGRAM node kill N` and `PROGRAM node up N`, as kube-lab has them.
+/// Names the program that kills nodes and changes their networks: `PROGRAM node kill N`, `PROGRAM node up N` and
+/// `PROGRAM exec nodeN COMMAND`, as kube-lab has them.
 pub const LAB_VARIABLE: &str = "RAFTSERVE_TEST_LAB";
 
 /// Set to `1` where what a failed case has made is to stay, to be looked at. Others then go on beside its pods.
@@ -81,17 +85,30 @@ impl Lab {
         self.node("up", number).await
     }
 
+    /// Runs a command in a node's network.
+    ///
+    /// # Errors
+    /// If it cannot be done.
+    pub async fn exec(&self, number: &str, command: &[&str]) -> anyhow::Result<()> {
+        let node = format!("node{number}");
+        self.run(&[&["exec", &node], command].concat()).await
+    }
+
     async fn node(&self, verb: &str, number: &str) -> anyhow::Result<()> {
+        self.run(&["node", verb, number]).await
+    }
+
+    async fn run(&self, args: &[&str]) -> anyhow::Result<()> {
         // What starts a node lives on and would hold pipes open.
         let mut command = Command::new(&self.program);
         command
-            .args(["node", verb, number])
+            .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         let status = timeout(COMMAND_TIME_MAX, command.status()).await;
         let status = status.context("the lab takes too long")??;
-        anyhow::ensure!(status.success(), "node {verb} {number}: {status}");
+        anyhow::ensure!(status.success(), "{}: {status}", args.join(" "));
         Ok(())
     }
 }
@@ -102,6 +119,8 @@ pub struct Kube {
     config: PathBuf,
     /// The image under test.
     pub image: String,
+    /// The image of the release before it, if there is one.
+    pub image_before: Option<String>,
     /// Whether nodes and volumes may be broken.
     pub disruptive: bool,
     /// How nodes are killed, if they can be.
@@ -125,6 +144,7 @@ impl Kube {
             config: PathBuf::from(config),
             image: variable(IMAGE_VARIABLE)
                 .unwrap_or_else(|| "localhost/raftserve:test".to_owned()),
+            image_before: variable(IMAGE_BEFORE_VARIABLE),
             disruptive: variable(DISRUPTIVE_VARIABLE).is_some_and(|value| value == "1"),
             lab: variable(LAB_VARIABLE).map(|program| Lab {
                 program: PathBuf::from(program),

@@ -68,6 +68,12 @@ pub enum ProposeError {
         /// What was seen last.
         reason: String,
     },
+    /// It entered no log, since the cluster's version does not allow it. To try again is of no use before that is raised.
+    #[error("not allowed yet: {reason}")]
+    NotFinalized {
+        /// Which version it needs, and what to do.
+        reason: String,
+    },
 }
 
 /// Why a linearizable read could not be made.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use raftserve_model::{ClusterId, Incarnation, NodeId, VersionRange};
+use raftserve_model::{ClusterId, Incarnation, NodeId, Unsupported, VersionRange};
 use raftserve_store::checkpoint::Checkpoint;
 use raftserve_store::command::Action;
 use raftserve_store::identity::{DataDir, IdentityError};
@@ -152,6 +152,9 @@ pub enum StartError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// This release cannot go on where the log does: found out when the first entries were applied.
+    #[error("cannot run this release")]
+    Unsupported(#[source] Unsupported),
     /// Raft itself.
     #[error("cannot start Raft: {0}")]
     Raft(String),
@@ -464,7 +467,10 @@ async fn run_raft(
         opened.machine,
     )
     .await
-    .map_err(|error| StartError::Raft(error.to_string()))?;
+    .map_err(|error| match opened.reader.unsupported() {
+        Some(unsupported) => StartError::Unsupported(unsupported),
+        None => StartError::Raft(error.to_string()),
+    })?;
     let (leadership, leads) = watch::channel(Leadership::default());
     let patience = Duration::from_millis(2 * raft_config.election_timeout_max);
     let confirmation = Arc::new(Confirmation::new(patience));

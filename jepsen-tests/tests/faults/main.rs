@@ -19,5 +19,6 @@ mod paused_leader;
 mod retries;
 mod slow_disk;
 mod stage;
+mod two_releases;
 mod watches;
 mod wiped_volume;

@@ -6,6 +6,7 @@
 //! [`stage`] has what every case needs, [`served`] a service of two pods behind the peers; a case is a file of its own.
 
 mod abreast;
+mod cut_off;
 mod figures;
 mod kills;
 mod nodes;

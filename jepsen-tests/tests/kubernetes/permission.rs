@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use jepsen_tests::wait;
 
-use crate::served::{NAME, PODS, REPLICAS, Served};
+use crate::served::{PODS, REPLICAS};
 use crate::stage::{PATIENCE, RELEASE, on_release};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -53,12 +53,4 @@ async fn without_the_permission_traffic_goes_on_and_status_says_what_is_missing(
         served.finish(1).await
     })
     .await
-}
-
-impl Served {
-    /// What stands in the way of the service, as its status tells.
-    async fn hindrance(&self) -> anyhow::Result<String> {
-        let service = self.admin().await?.service(NAME).await?;
-        Ok(service.context("no service")?.hindrance)
-    }
 }

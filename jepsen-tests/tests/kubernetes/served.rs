@@ -159,6 +159,12 @@ impl Served {
         Ok(())
     }
 
+    /// What stands in the way of the service, as its status tells.
+    pub(crate) async fn hindrance(&self) -> anyhow::Result<String> {
+        let service = self.admin().await?.service(NAME).await?;
+        Ok(service.context("no service")?.hindrance)
+    }
+
     /// What the peers say of its replicas.
     async fn replicas(&self) -> anyhow::Result<Vec<v1::Replica>> {
         let mut all = self.admin().await?.replicas().await?;

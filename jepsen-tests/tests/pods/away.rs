@@ -1,79 +1,18 @@
 //! The API server goes away and comes back.
 
-use std::net::SocketAddr;
-use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use jepsen_tests::admin::v1;
-use jepsen_tests::kube::Namespace;
+use jepsen_tests::cluster::Cluster;
 use jepsen_tests::wait;
-use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
+use crate::door::{Door, Way};
 use crate::stage::{SETTLE, any_admin, ask, on_namespace, peers_by, ready, service, uids};
 
-/// The only way to the API server for the peers of a test.
-struct Door {
-    open: watch::Sender<bool>,
-    keeper: JoinHandle<()>,
-}
-
-impl Door {
-    /// A door to the namespace's API server, open, and a configuration that goes through it.
-    async fn build(namespace: &Namespace, config: &Path) -> anyhow::Result<Self> {
-        let view = [
-            "config",
-            "view",
-            "--raw",
-            "--flatten",
-            "--minify",
-            "-o",
-            "json",
-        ];
-        let mut settings: Value = serde_json::from_str(&namespace.kube().kubectl(&view).await?)?;
-        let cluster = &mut settings["clusters"][0]["cluster"];
-        let server = cluster["server"].as_str().context("no server")?;
-        let server = server.strip_prefix("https://").context("not over TLS")?;
-        let behind = tokio::net::lookup_host(server).await?.next();
-        let behind = behind.with_context(|| format!("{server} has no address"))?;
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let server = format!("https://{}", listener.local_addr()?);
-        // The certificate is for another address, and not what is tested.
-        *cluster = json!({ "server": server, "insecure-skip-tls-verify": true });
-        tokio::fs::write(config, settings.to_string()).await?;
-        let (open, opened) = watch::channel(true);
-        Ok(Self {
-            open,
-            keeper: tokio::spawn(keep(listener, behind, opened)),
-        })
-    }
-}
-
-impl Drop for Door {
-    fn drop(&mut self) {
-        self.keeper.abort();
-    }
-}
-
-async fn keep(listener: TcpListener, behind: SocketAddr, open: watch::Receiver<bool>) {
-    while let Ok((mut client, _)) = listener.accept().await {
-        let mut open = open.clone();
-        tokio::spawn(async move {
-            if !*open.borrow_and_update() {
-                return;
-            }
-            let Ok(mut server) = TcpStream::connect(behind).await else {
-                return;
-            };
-            tokio::select! {
-                _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
-                _ = open.wait_for(|open| !open) => {}
-            }
-        });
-    }
-}
+/// How soon it is told that what is sent to the API server is lost: once probes of a quiet connection have stayed without an
+/// answer for some 13 s.
+const LOSS_TOLD_WITHIN: Duration = Duration::from_secs(16);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_api_server_is_away_status_says_so_and_traffic_goes_on() -> anyhow::Result<()> {
@@ -85,25 +24,70 @@ async fn while_the_api_server_is_away_status_says_so_and_traffic_goes_on() -> an
         cluster.admin(0).apply(&service("web", 1)).await?;
         let before = ready(&cluster, 1).await?;
 
-        door.open.send_replace(false);
-        let told = async || {
-            let service = cluster.admin(0).service("web").await?;
-            let service = service.context("no service")?;
-            anyhow::Ok(service.hindrance)
-        };
-        wait::until("word of it", SETTLE, async || {
-            let told = told().await?;
-            ensure!(told.contains("does not answer"), "{told:?}");
-            Ok(())
-        })
-        .await?;
+        door.set(Way::Shut);
+        await_told(&cluster).await?;
         cluster.admin(0).update("web", &service("web", 2)).await?;
         ensure!(ask(&cluster, 0).await? == "1", "traffic goes on");
 
-        door.open.send_replace(true);
+        door.set(Way::Open);
         let after = ready(&cluster, 2).await?;
         ensure!(after.is_superset(&before), "{after:?} after {before:?}");
-        ensure!(told().await?.is_empty(), "it is still told");
+        ensure!(hindrance(&cluster).await?.is_empty(), "it is still told");
+        cluster.pass();
+        Ok(())
+    })
+    .await
+}
+
+/// What stands in the way of the service, as its status tells.
+async fn hindrance(cluster: &Cluster) -> anyhow::Result<String> {
+    let service = cluster.admin(0).service("web").await?;
+    Ok(service.context("no service")?.hindrance)
+}
+
+async fn await_told(cluster: &Cluster) -> anyhow::Result<()> {
+    wait::until("word of it", SETTLE, async || {
+        let told = hindrance(cluster).await?;
+        ensure!(told.contains("does not answer"), "{told:?}");
+        // Whatever is told, nobody's request fails.
+        ask(cluster, 0).await.map(drop)
+    })
+    .await
+}
+
+/// Nothing tells that the path is gone: connections stand, and no packet comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_packets_to_the_api_server_are_lost_is_noticed_and_told_soon() -> anyhow::Result<()> {
+    on_namespace("away-lost", async |namespace| {
+        let folder = tempfile::tempdir()?;
+        let config = folder.path().join("kubeconfig");
+        let door = Door::build(namespace, &config).await?;
+        let cluster = peers_by(namespace, 1, &config).await?;
+        cluster.admin(0).apply(&service("web", 1)).await?;
+        let before = ready(&cluster, 1).await?;
+
+        let lost = Instant::now();
+        door.set(Way::Lost);
+        await_told(&cluster).await?;
+        let told = lost.elapsed();
+        ensure!(told <= LOSS_TOLD_WITHIN, "told after {told:?}");
+        cluster.admin(0).update("web", &service("web", 2)).await?;
+        ensure!(ask(&cluster, 0).await? == "1", "traffic goes on");
+
+        door.set(Way::Open);
+        let found = Instant::now();
+        let after = ready(&cluster, 2).await?;
+        eprintln!(
+            "told after {told:.1?}, and mended after {:.1?}",
+            found.elapsed()
+        );
+        ensure!(after.is_superset(&before), "{after:?} after {before:?}");
+        wait::until("no word of it any more", SETTLE, async || {
+            let told = hindrance(&cluster).await?;
+            ensure!(told.is_empty(), "{told}");
+            Ok(())
+        })
+        .await?;
         cluster.pass();
         Ok(())
     })
@@ -136,7 +120,7 @@ async fn a_new_leader_without_the_api_server_probes_and_follows_and_stops_nothin
         let before = ready(&cluster, 2).await?;
         let pods = uids(namespace).await?;
 
-        door.open.send_replace(false);
+        door.set(Way::Shut);
         cluster.kill(leader)?;
         cluster.leader().await?;
         let admin = any_admin(&cluster)?;
@@ -171,7 +155,7 @@ async fn a_new_leader_without_the_api_server_probes_and_follows_and_stops_nothin
         .await?;
         admin.delete("plain").await?;
 
-        door.open.send_replace(true);
+        door.set(Way::Open);
         let after = wait::until("a replacement", SETTLE, async || {
             let after = ready(&cluster, 2).await?;
             ensure!(after != before, "still {before:?}");

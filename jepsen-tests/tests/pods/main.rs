@@ -5,6 +5,7 @@
 //! beside each other. Run by `.ci/kubernetes`.
 
 mod away;
+mod door;
 mod endpoints;
 mod faults;
 mod orphans;

@@ -180,10 +180,19 @@ impl Walk {
         verb: &str,
         settings: &[&str],
     ) -> anyhow::Result<()> {
-        let (repository, tag) = {
-            let image = &self.namespace.kube().image;
-            image.rsplit_once(':').unwrap_or((image, ""))
-        };
+        let image = &self.namespace.kube().image;
+        self.helm_with(chart, image, verb, settings).await
+    }
+
+    /// The same, with another image.
+    pub(crate) async fn helm_with(
+        &self,
+        chart: &Path,
+        image: &str,
+        verb: &str,
+        settings: &[&str],
+    ) -> anyhow::Result<()> {
+        let (repository, tag) = image.rsplit_once(':').unwrap_or((image, ""));
         let chart = chart.display().to_string();
         let values = self.file("values.yaml")?;
         let repository = format!("image.repository={repository}");

@@ -73,7 +73,7 @@ reasons! {
     NoOutput = "NO_OUTPUT", NotFound;
     /// The service has no session affinity.
     NoAffinity = "NO_AFFINITY", FailedPrecondition;
-    /// A peer stands in the way of raising the cluster's version.
+    /// A peer stands in the way of raising the cluster's version, or it must be raised first.
     NotFinalized = "NOT_FINALIZED", FailedPrecondition;
     /// Leadership was not handed over.
     NotTransferred = "NOT_TRANSFERRED", FailedPrecondition;

@@ -128,6 +128,9 @@ impl<L: Log> Proposer<L> {
                     return Err(outcome_unknown(&reason));
                 }
                 Err(_) => return Err(outcome_unknown("no answer in time")),
+                Ok(Err(ProposeError::NotFinalized { reason })) => {
+                    return Err(not_finalized(&reason));
+                }
                 Ok(Err(ProposeError::NotProposed { reason })) => {
                     if Instant::now() + PAUSE >= deadline {
                         return Err(not_proposed(&reason));
@@ -201,6 +204,7 @@ impl<L: Log> Proposer<L> {
                 .map_err(|error| match error {
                     ProposeError::NotProposed { reason }
                     | ProposeError::OutcomeUnknown { reason } => not_proposed(&reason),
+                    ProposeError::NotFinalized { reason } => not_finalized(&reason),
                 })?;
         match proposed.outcome {
             Outcome::Index(client) => Ok(client),
@@ -245,8 +249,11 @@ impl<L: Log> Proposer<L> {
                     reason: "no answer in time".to_owned(),
                 },
             };
-            if matches!(error, ProposeError::OutcomeUnknown { .. }) {
-                unknown = Some(error.clone());
+            match error {
+                ProposeError::OutcomeUnknown { .. } => unknown = Some(error.clone()),
+                // Nor has a try before it: the version was no higher then.
+                ProposeError::NotFinalized { .. } => return Err(error),
+                ProposeError::NotProposed { .. } => {}
             }
             if Instant::now() + PAUSE >= deadline {
                 return Err(unknown.unwrap_or(error));
@@ -311,7 +318,12 @@ pub(super) fn refused(error: &ProposeError) -> Status {
     match error {
         ProposeError::NotProposed { reason } => not_proposed(reason),
         ProposeError::OutcomeUnknown { reason } => outcome_unknown(reason),
+        ProposeError::NotFinalized { reason } => not_finalized(reason),
     }
+}
+
+fn not_finalized(reason: &str) -> Status {
+    Reason::NotFinalized.status(format!("nothing was changed: {reason}"))
 }
 
 fn not_proposed(reason: &str) -> Status {

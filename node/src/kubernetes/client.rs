@@ -2,7 +2,7 @@
 //!
 //! A connection may go silent without an end: packets are dropped on the way, or the server stands still. kube's own client
 //! would wait for as long as TCP does, or for ever. Here a path that is gone is noticed by the connection itself
-//! ([`PATH_GONE_MAX`]), whatever is under way on it; and a server that takes requests and says nothing, or stops in the
+//! ([`UNACKNOWLEDGED_MAX`]), whatever is under way on it; and a server that takes requests and says nothing, or stops in the
 //! middle of an answer, by how long that takes ([`ANSWER_MAX`]). Whoever watched or asked is told, and tries again on
 //! another connection.
 
@@ -34,13 +34,15 @@ const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// is told by its own store within less.
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// After how long at rest a connection is probed, how often again, and how many probes may stay without an answer.
-const PROBE_AFTER: Duration = Duration::from_secs(10);
-const PROBE_EVERY: Duration = Duration::from_secs(5);
-const PROBES_MAX: u32 = 2;
+/// After how long at rest a connection is probed, how often again, and how many probes may stay without an answer. One that is
+/// merely quiet answers the first.
+const PROBE_AFTER: Duration = Duration::from_secs(5);
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+const PROBES_MAX: u32 = 4;
 
-/// Within so long it is noticed that nothing gets to the API server any more, or back.
-const PATH_GONE_MAX: Duration = Duration::from_secs(20);
+/// How long what was sent may stay without an acknowledgement. Linux also lets it decide when probes have failed, instead of
+/// their number, and looks when the next one is due.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(12);
 
 /// A client for what `config` names. Calls nobody yet.
 ///
@@ -60,7 +62,7 @@ pub(super) fn client(config: Config) -> Result<Client, kube::Error> {
     tcp.set_keepalive_interval(Some(PROBE_EVERY));
     tcp.set_keepalive_retries(Some(PROBES_MAX));
     // What was sent and is not acknowledged would else be sent again for a quarter of an hour.
-    tcp.set_tcp_user_timeout(Some(PATH_GONE_MAX));
+    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX));
     let connector = config.rustls_https_connector_with_connector(tcp)?;
     let caller = legacy::Client::builder(TokioExecutor::new()).build(connector);
     let caller = caller.map_err(BoxError::from);
@@ -160,7 +162,7 @@ pub(crate) mod tests {
     use std::convert::Infallible;
     use std::net::SocketAddr;
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::sync::{Arc, Mutex, PoisonError};
+    use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
     use hyper::server::conn::http1;
     use hyper::service::service_fn;
@@ -169,14 +171,15 @@ pub(crate) mod tests {
     use kube::Api;
     use kube::api::ListParams;
     use serde_json::{Value, json};
-    use tokio::net::TcpListener;
-    use tokio::sync::Notify;
+    use socket2::{SockFilter, SockRef, Socket};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::{Notify, watch};
     use tokio::time::Instant;
 
     use super::*;
 
     /// An API server with pods, on a socket: it takes connections and requests, and can fall silent, as one that stands
-    /// still, or where the way back to its clients is gone.
+    /// still, or get nothing any more of what is sent to it.
     #[derive(Clone)]
     pub(crate) struct Server(Arc<Held>);
 
@@ -184,8 +187,21 @@ pub(crate) mod tests {
         address: SocketAddr,
         pods: Mutex<Vec<Value>>,
         is_silent: AtomicBool,
+        /// What takes connections, and those that were taken.
+        sockets: Mutex<Vec<Socket>>,
         /// Somebody has a watch.
         watched: Notify,
+        /// How many pods there are.
+        count: watch::Sender<usize>,
+    }
+
+    /// Within so long it is noticed that nothing gets to the API server any more.
+    pub(crate) const PATH_GONE_MAX: Duration = Duration::from_secs(14);
+
+    /// A socket's filter that passes so many bytes of each packet: "return N" (BPF_RET | BPF_K). What is kept off by it is not
+    /// acknowledged either.
+    const fn passing(bytes: u32) -> [SockFilter; 1] {
+        [SockFilter::new(0x06, 0, 0, bytes)]
     }
 
     type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
@@ -201,11 +217,14 @@ pub(crate) mod tests {
                 address: listener.local_addr().unwrap(),
                 pods: Mutex::default(),
                 is_silent: AtomicBool::new(false),
+                sockets: Mutex::new(vec![SockRef::from(&listener).try_clone().unwrap()]),
                 watched: Notify::new(),
+                count: watch::Sender::new(0),
             }));
             let serving = server.clone();
             tokio::spawn(async move {
                 while let Ok((connection, _)) = listener.accept().await {
+                    serving.keep(&connection);
                     let server = serving.clone();
                     let answer = service_fn(move |request: Request<_>| {
                         let server = server.clone();
@@ -226,16 +245,42 @@ pub(crate) mod tests {
             client(config).unwrap()
         }
 
-        /// Has one pod more.
+        /// Has one pod more, and tells whoever watches.
         pub(crate) fn add(&self, mut pod: Value) {
-            let mut pods = self.0.pods.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut pods = self.pods();
             pod["metadata"]["resourceVersion"] = (pods.len() + 1).to_string().into();
             pods.push(pod);
+            self.0.count.send_replace(pods.len());
         }
 
-        /// Takes what comes and says nothing, or answers what is asked from now on.
+        fn pods(&self) -> MutexGuard<'_, Vec<Value>> {
+            let pods = &self.0.pods;
+            pods.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+
+        /// Takes what comes and says nothing, also to those who watch, or answers what is asked from now on.
         pub(crate) fn silence(&self, is_silent: bool) {
             self.0.is_silent.store(is_silent, Ordering::SeqCst);
+        }
+
+        fn keep(&self, connection: &TcpStream) {
+            let socket = SockRef::from(connection).try_clone().unwrap();
+            self.sockets().push(socket);
+        }
+
+        fn sockets(&self) -> MutexGuard<'_, Vec<Socket>> {
+            let sockets = &self.0.sockets;
+            sockets.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+
+        /// Loses every packet that is sent to it, also those that would begin a connection, as a network may, and sends none;
+        /// or gets them. What it has sent before and is not acknowledged would still be sent again, and heard.
+        pub(crate) fn lose(&self, is_lost: bool) {
+            self.silence(is_lost);
+            let filter = passing(if is_lost { 0 } else { u32::MAX });
+            for socket in self.sockets().iter() {
+                socket.attach_filter(&filter).unwrap();
+            }
         }
 
         /// Waits until somebody has a watch.
@@ -247,27 +292,33 @@ pub(crate) mod tests {
             if self.0.is_silent.load(Ordering::SeqCst) {
                 return std::future::pending().await;
             }
-            let pods = self.0.pods.lock().unwrap_or_else(PoisonError::into_inner);
-            let last = pods.len();
             if !query.contains("watch=true") {
+                let pods = self.pods();
                 return Response::new(whole(&json!({
                     "apiVersion": "v1", "kind": "PodList",
-                    "metadata": { "resourceVersion": last.to_string() }, "items": *pods,
+                    "metadata": { "resourceVersion": pods.len().to_string() }, "items": *pods,
                 })));
             }
             let mut parts = query.split('&');
             let known = parts.find_map(|part| part.strip_prefix("resourceVersion="));
             let known: usize = known.and_then(|known| known.parse().ok()).unwrap_or(0);
-            let news: Vec<_> = pods[known..]
-                .iter()
-                .map(|pod| {
-                    let line = format!("{}\n", json!({"type": "ADDED", "object": pod}));
-                    Ok(Frame::data(Bytes::from(line)))
-                })
-                .collect();
+            let events = futures_util::stream::unfold(known, {
+                let server = self.clone();
+                move |known| server.clone().event(known)
+            });
             self.0.watched.notify_one();
-            let events = futures_util::stream::iter(news).chain(futures_util::stream::pending());
             Response::new(StreamBody::new(events).boxed_unsync())
+        }
+
+        /// What is told once there are more pods than `known`, and how many are known then.
+        async fn event(self, known: usize) -> Option<(Result<Frame<Bytes>, Infallible>, usize)> {
+            let mut count = self.0.count.subscribe();
+            let speaks = || !self.0.is_silent.load(Ordering::SeqCst);
+            let more = count.wait_for(|count| *count > known && speaks()).await;
+            more.ok()?;
+            let pod = self.pods()[known].clone();
+            let line = format!("{}\n", json!({"type": "ADDED", "object": pod}));
+            Some((Ok(Frame::data(Bytes::from(line))), known + 1))
         }
     }
 
@@ -348,6 +399,38 @@ pub(crate) mod tests {
         tokio::time::pause();
         let more = timeout(Duration::from_secs(3_600), lines.next()).await;
         assert!(more.is_err(), "{more:?}");
+    }
+
+    /// What a watch of all pods tells.
+    async fn watched(
+        server: &Server,
+    ) -> impl futures_util::Stream<Item = kube::Result<()>> + use<> {
+        let pods: Api<Pod> = Api::namespaced(server.client(), "ns");
+        let events = pods.watch(&kube::api::WatchParams::default(), "0").await;
+        events.unwrap().map(|event| event.map(drop)).boxed()
+    }
+
+    /// In true time, which is the kernel's.
+    #[tokio::test]
+    async fn a_connection_whose_packets_are_lost_is_given_up_and_one_that_is_quiet_is_not() {
+        let (lossy, quiet) = (Server::start().await, Server::start().await);
+        let (mut lost, mut kept) = (watched(&lossy).await, watched(&quiet).await);
+        let began = Instant::now();
+        lossy.lose(true);
+        let error = timeout(2 * PATH_GONE_MAX, lost.next()).await;
+        let error = error
+            .expect("it is noticed")
+            .expect("and told")
+            .unwrap_err();
+        let took = began.elapsed();
+        assert!(took <= PATH_GONE_MAX + CONNECT_MAX, "{took:?}: {error}");
+        let told = kept.next().now_or_never();
+        assert!(told.is_none(), "{told:?}");
+        // Nor does a new one come about.
+        let pods: Api<Pod> = Api::namespaced(lossy.client(), "ns");
+        let began = Instant::now();
+        pods.get("p").await.unwrap_err();
+        assert!(began.elapsed() < ANSWER_MAX, "{:?}", began.elapsed());
     }
 
     #[test]

@@ -176,7 +176,7 @@ impl Core {
         if required <= version {
             return Ok(());
         }
-        Err(ProposeReply::NotProposed(format!(
+        Err(ProposeReply::NotFinalized(format!(
             "this needs cluster version {required}, and the cluster is at {version}: bring every peer to a release \
              that supports it, and run `raftserve cluster finalize`"
         )))
@@ -219,6 +219,7 @@ impl Core {
             ProposeReply::Done { index, outcome } => Ok(Ok((LogIndex(index), outcome))),
             ProposeReply::Unknown(reason) => Ok(Err(ProposeError::OutcomeUnknown { reason })),
             ProposeReply::NotProposed(reason) => Ok(Err(ProposeError::NotProposed { reason })),
+            ProposeReply::NotFinalized(reason) => Ok(Err(ProposeError::NotFinalized { reason })),
             ProposeReply::NotLeader { .. } => Err(action),
         }
     }
@@ -288,6 +289,9 @@ impl Core {
                 Ok(ProposeReply::NotProposed(reason)) => {
                     return Err(ProposeError::NotProposed { reason });
                 }
+                Ok(ProposeReply::NotFinalized(reason)) => {
+                    return Err(ProposeError::NotFinalized { reason });
+                }
                 Ok(ProposeReply::NotLeader { leader }) => {
                     hint = leader.filter(|leader| Some(*leader) != known.leader);
                     Obstacle::no_leader()
@@ -317,6 +321,7 @@ impl Core {
             ProposeReply::Done { index, outcome } => Ok((LogIndex(index), outcome)),
             ProposeReply::NotLeader { .. } => Err(not_leader()),
             ProposeReply::NotProposed(reason) => Err(ProposeError::NotProposed { reason }),
+            ProposeReply::NotFinalized(reason) => Err(ProposeError::NotFinalized { reason }),
             ProposeReply::Unknown(reason) => Err(ProposeError::OutcomeUnknown { reason }),
         }
     }

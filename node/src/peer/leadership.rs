@@ -162,7 +162,10 @@ const MENDED: &str = "Once the cause is mended (room on the disk, another disk),
      acknowledged, and catches up";
 
 /// Why Raft ended, and what to do.
-fn remedy(fatal: &Fatal<TypeConfig>) -> String {
+fn remedy(fatal: &Fatal<TypeConfig>, reader: &StateReader) -> String {
+    if let Some(unsupported) = reader.unsupported() {
+        return format!("cannot run this release any more: {unsupported}");
+    }
     match fatal {
         Fatal::StorageError(error) => format!("{error}. {MENDED}"),
         Fatal::Panicked => {
@@ -201,7 +204,7 @@ impl Follower {
             {
                 let seen = metrics.borrow_watched();
                 if let Err(error) = &seen.running_state {
-                    break remedy(error);
+                    break remedy(error, &self.reader);
                 }
                 self.publish(&seen, &mut sleep_watch);
             }
@@ -228,7 +231,7 @@ impl Follower {
         let asked = self.raft.with_raft_state(|_| ()).await;
         asked.err().map_or_else(
             || "Raft has ended without a word".to_owned(),
-            |error| remedy(&error),
+            |error| remedy(&error, &self.reader),
         )
     }
 

@@ -290,6 +290,7 @@ pub(crate) enum ProposeReply {
     NotLeader { leader: Option<NodeId> },
     NotProposed(String),
     Unknown(String),
+    NotFinalized(String),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -574,6 +575,7 @@ mod tests {
                 ProposeReply::NotLeader { leader: Some(node) },
                 ProposeReply::NotProposed(text()),
                 ProposeReply::Unknown(text()),
+                ProposeReply::NotFinalized(text()),
             ],
         );
         kept.message("read request", &ReadIndexRequest { within_ms: 13 });

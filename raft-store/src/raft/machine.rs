@@ -2,7 +2,7 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
 use arc_swap::ArcSwap;
@@ -50,6 +50,7 @@ pub struct StateReader {
     index: watch::Receiver<LogIndex>,
     news: watch::Receiver<LogIndex>,
     checks: Checks,
+    unsupported: Arc<OnceLock<Unsupported>>,
 }
 
 impl StateReader {
@@ -99,6 +100,12 @@ impl StateReader {
         self.checks.kept()
     }
 
+    /// Why this release cannot go on in this cluster, if that is why the state machine has failed.
+    #[must_use]
+    pub fn unsupported(&self) -> Option<Unsupported> {
+        self.unsupported.get().copied()
+    }
+
     /// The last applied entry, and the agreed time as of it.
     #[must_use]
     pub fn last_stamp(&self) -> (Option<LogId>, LogTime) {
@@ -125,6 +132,8 @@ pub struct StateMachine<C = TypeConfig> {
     has_news: bool,
     checks: Checks,
     supports: VersionRange,
+    /// Told to readers: openraft makes text of the error.
+    unsupported: Arc<OnceLock<Unsupported>>,
     snapshots: Arc<Snapshots>,
 }
 
@@ -142,6 +151,7 @@ impl<C: StoreTypes> StateMachine<C> {
             has_news: false,
             checks: Checks::default(),
             supports: SUPPORTED,
+            unsupported: Arc::default(),
             snapshots,
         }
     }
@@ -160,7 +170,12 @@ impl<C: StoreTypes> StateMachine<C> {
             index: self.index.subscribe(),
             news: self.news.subscribe(),
             checks: self.checks.clone(),
+            unsupported: Arc::clone(&self.unsupported),
         }
+    }
+
+    fn refuse(&self, why: Unsupported) -> io::Error {
+        io::Error::other(*self.unsupported.get_or_init(|| why))
     }
 
     /// Applies an entry. One that this release cannot follow is not applied, and ends the peer: to pass over it
@@ -174,7 +189,7 @@ impl<C: StoreTypes> StateMachine<C> {
                 if let Action::RaiseVersion { version } = command.action
                     && self.supports.newest < version
                 {
-                    return Err(io::Error::other(Unsupported::TooOld {
+                    return Err(self.refuse(Unsupported::TooOld {
                         cluster: version,
                         supported: self.supports,
                     }));
@@ -288,9 +303,8 @@ impl<C: StoreTypes> RaftStateMachine<C> for StateMachine<C> {
         let snapshots = Arc::clone(&self.snapshots);
         let installing = C::run_blocking(move || snapshots.install(&snapshot, offered));
         let (installed, state) = installing.await?.map_err(io::Error::other)?;
-        self.supports
-            .check(state.version())
-            .map_err(io::Error::other)?;
+        let supported = self.supports.check(state.version());
+        supported.map_err(|why| self.refuse(why))?;
         self.state = state;
         self.last = installed.head.last;
         if let Some(last) = self.last {

@@ -13,6 +13,8 @@ enum Fate {
     /// Applied, and the answer lost.
     AppliedUnseen,
     Refused,
+    /// The cluster's version does not allow it.
+    TooEarly,
     Lost,
     /// No answer at all.
     Silent,
@@ -51,6 +53,7 @@ impl Log for Scripted {
         match fate {
             Fate::Applied => Ok(applied.unwrap()),
             Fate::Refused => Err(ProposeError::NotProposed { reason: reason() }),
+            Fate::TooEarly => Err(ProposeError::NotFinalized { reason: reason() }),
             Fate::AppliedUnseen | Fate::Lost => {
                 Err(ProposeError::OutcomeUnknown { reason: reason() })
             }
@@ -149,6 +152,28 @@ async fn without_a_quorum_the_answer_comes_within_two_seconds() {
         };
         assert_eq!(Reason::of(&status), Some(expected));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_cluster_s_version_does_not_allow_is_told_at_once_and_not_tried_again() {
+    let ensure = |status: &Status, log: &Scripted, attempts: usize| {
+        assert_eq!(Reason::of(status), Some(Reason::NotFinalized), "{status}");
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(!status.message().contains("again"), "{status}");
+        assert_eq!(log.attempts(), attempts);
+    };
+    let log = Scripted::default();
+    let proposer = Proposer::new(log.clone());
+    log.script([Fate::TooEarly]);
+    let status = proposer.execute(None, delete("web")).await.unwrap_err();
+    ensure(&status, &log, 1);
+    // Opened, and then a try of which nothing is known.
+    log.script([Fate::Applied, Fate::Lost, Fate::TooEarly]);
+    let status = proposer.execute(None, delete("web")).await.unwrap_err();
+    ensure(&status, &log, 4);
+    log.script([Fate::TooEarly]);
+    let status = proposer.execute_at_most_once(delete("web")).await;
+    ensure(&status.unwrap_err(), &log, 5);
 }
 
 #[tokio::test(start_paused = true)]

@@ -232,7 +232,9 @@ impl Core {
                 _ => ManageReply::Agreed,
             },
             ProposeReply::NotLeader { leader } => ManageReply::NotLeader { leader },
-            ProposeReply::NotProposed(reason) => ManageReply::NotProposed(reason),
+            ProposeReply::NotProposed(reason) | ProposeReply::NotFinalized(reason) => {
+                ManageReply::NotProposed(reason)
+            }
             // It may be asked again: what is agreed already is agreed to again.
             ProposeReply::Unknown(reason) => ManageReply::Failed(reason),
         }

@@ -97,10 +97,11 @@ mod tests {
 
     use raftserve_model::ClusterId;
     use serde_json::{Value, json};
+    use tokio::task::JoinHandle;
     use tokio::time::{Instant, timeout};
 
     use super::*;
-    use crate::kubernetes::client::tests::Server;
+    use crate::kubernetes::client::tests::{PATH_GONE_MAX, Server};
 
     const CLUSTER: ClusterId = ClusterId([0xaa; 16]);
 
@@ -129,9 +130,8 @@ mod tests {
         timeout(PATIENCE, coming).await.expect("in time");
     }
 
-    #[tokio::test]
-    async fn an_api_server_that_falls_silent_is_told_with_what_to_do_and_heard_again() {
-        let server = Server::start().await;
+    /// A site that follows the server, which has one pod.
+    async fn follow(server: &Server) -> (Arc<Site>, CancellationToken, JoinHandle<()>) {
         server.add(pod(1));
         let site = Arc::new(Site {
             cluster: CLUSTER,
@@ -143,9 +143,46 @@ mod tests {
         });
         let cancelled = CancellationToken::new();
         let watching = tokio::spawn(run(Arc::clone(&site), cancelled.clone()));
-        let count = |site: &Site| site.cache.observe().map_or(0, |seen| seen.len());
         until(&site, |site| count(site) == 1).await;
         server.watched().await;
+        (site, cancelled, watching)
+    }
+
+    fn count(site: &Site) -> usize {
+        site.cache.observe().map_or(0, |seen| seen.len())
+    }
+
+    /// In true time, which is the kernel's.
+    #[tokio::test]
+    async fn that_packets_to_the_api_server_are_lost_is_told_and_it_is_heard_again() {
+        let server = Server::start().await;
+        let (site, cancelled, watching) = follow(&server).await;
+        server.add(pod(2));
+        until(&site, |site| count(site) == 2).await;
+        server.lose(true);
+        server.add(pod(3));
+        let lost = Instant::now();
+        until(&site, |site| site.cache.trouble().is_some()).await;
+        // A watch fails with its connection; only the margin is of a busy machine.
+        let took = lost.elapsed();
+        assert!(took <= PATH_GONE_MAX + Duration::from_secs(3), "{took:?}");
+        let told = site.cache.trouble().unwrap();
+        assert!(told.contains("does not answer"), "{told}");
+        assert_eq!(count(&site), 2, "what was seen last is believed meanwhile");
+
+        server.lose(false);
+        until(&site, |site| {
+            count(site) == 3 && site.cache.trouble().is_none()
+        })
+        .await;
+        cancelled.cancel();
+        watching.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_falls_silent_is_told_with_what_to_do_and_heard_again() {
+        let server = Server::start().await;
+        let (site, cancelled, watching) = follow(&server).await;
         server.silence(true);
         server.add(pod(2));
 
