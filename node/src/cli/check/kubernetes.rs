@@ -315,7 +315,8 @@ fn storage(items: &[Value], wanted: Option<&str>) -> Line {
         let all: Vec<String> = items.iter().map(name).collect();
         match all.is_empty() {
             true => {
-                "there is none; volumes can also be made by hand and named with storage.selector"
+                "there is none; volumes can also be made by hand and named with storage.selector, with \"\" as \
+                 storage.storageClassName"
                     .to_owned()
             }
             false => format!(
