@@ -19,7 +19,7 @@
 {{- end }}
 {{- $set := list "POD_NAME" "RAFTSERVE_PEERS" }}
 {{- range $at, $variable := .Values.extraEnv }}
-{{- $variable := toString $variable.name }}
+{{- $variable := toString (required (printf "extraEnv[%d] has no name: give it one" $at) $variable.name) }}
 {{- if has $variable (list "POD_NAME" "RAFTSERVE_PEERS") }}
 {{- fail (printf "extraEnv[%d]: %s is set by the chart, and a container has each variable once: leave it out" $at $variable) }}
 {{- else if has $variable $set }}
@@ -74,11 +74,18 @@
 {{- if and .Values.storage.selector .Values.storage.volumeNames }}
 {{- fail "storage.selector and storage.volumeNames both choose volumes: keep one of them" }}
 {{- end }}
-{{- if and (or .Values.storage.selector .Values.storage.volumeNames) (kindIs "invalid" .Values.storage.storageClassName) }}
+{{- /* A release that is there without a class has bound its volumes, and a claim template cannot be changed. */}}
+{{- $claims := dig "spec" "volumeClaimTemplates" list (include "raftserve.liveSet" . | fromJson) }}
+{{- $classless := false }}
+{{- range $claims }}{{ $classless = not (hasKey .spec "storageClassName") }}{{ end }}
+{{- if and (or .Values.storage.selector .Values.storage.volumeNames) (kindIs "invalid" .Values.storage.storageClassName) (not $classless) }}
 {{- fail (printf "%s chooses volumes, and storage.storageClassName is null, so that claims would get the cluster's default class and wait for good: set it to the class of the volumes, as `kubectl get pv` shows it, or to \"\" for volumes without a class" (empty .Values.storage.selector | ternary "storage.volumeNames" "storage.selector")) }}
 {{- end }}
 {{- if gt (len (default list .Values.storage.volumeNames)) (int .Values.replicas) }}
 {{- fail (printf "storage.volumeNames names %d volumes for %d peers: name one for each peer at the most, or set replicas to as many as there were" (len .Values.storage.volumeNames) (int .Values.replicas)) }}
+{{- end }}
+{{- if and .Values.storage.volumeNames (lt (len .Values.storage.volumeNames) (int .Values.replicas)) (kindIs "string" .Values.storage.storageClassName) (empty .Values.storage.storageClassName) }}
+{{- fail (printf "storage.volumeNames names %d volumes for %d peers, and without a class nothing makes the rest: make a volume by hand for each of them and name it too, or set storage.storageClassName to the class of those that there are" (len .Values.storage.volumeNames) (int .Values.replicas)) }}
 {{- end }}
 {{- if ne (len (default list .Values.storage.volumeNames)) (len (default list .Values.storage.volumeNames | uniq)) }}
 {{- fail (printf "storage.volumeNames names a volume twice (%s): each peer needs one of its own, so name each once" (join ", " .Values.storage.volumeNames)) }}

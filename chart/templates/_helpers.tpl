@@ -102,7 +102,7 @@ able to do without a peer. One that is to be removed is held for longer, of what
 {{- lookup "apps/v1" "StatefulSet" .Release.Namespace (include "raftserve.fullname" .) | default dict | toJson -}}
 {{- end }}
 
-{{/* How many peers a peer is told of: all that there are or are to be, so that one which has lost its volume finds the others. */}}
+{{/* How many peers a peer is told of: all that there are to be, so that one which has lost its volume finds the others. */}}
 {{- define "raftserve.named" -}}
-{{- max (int .Values.replicas) (dig "spec" "replicas" 0 (include "raftserve.liveSet" . | fromJson) | int) -}}
+{{- include "raftserve.replicas" . | int | default (int .Values.replicas) -}}
 {{- end }}

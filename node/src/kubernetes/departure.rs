@@ -273,7 +273,10 @@ impl Home {
 
     /// How many peers are wanted and who goes before this one, as the API server says now, or else as it said last.
     async fn said(&self) -> (Option<Wanted>, Ahead) {
-        let seen = match self.read_set().await {
+        let set = self.read_set().await;
+        let is_refused = |error: &CallError| matches!(error.code(), Some(401 | 403));
+        let is_withdrawn = set.as_ref().is_err_and(is_refused);
+        let seen = match set {
             Ok((Some(set), _)) => self.pods_of(&set).await,
             // Then all peers stop.
             Ok((None, _)) => Ok(Vec::new()),
@@ -288,13 +291,15 @@ impl Home {
             }
             Err(error) => {
                 tracing::debug!(%error, "cannot see who else is told to stop");
-                matches!(error.code(), Some(401 | 403))
+                is_refused(&error)
             }
         };
         let lately = known.ahead.as_ref();
         let lately = lately.filter(|(at, _)| at.elapsed() < GOING_KEPT);
         let ahead = match lately {
             Some((_, ahead)) => Ahead::Told(ahead.clone()),
+            // A permission that there was goes with the whole release: whoever waited for others would do so in vain.
+            None if is_withdrawn && known.wanted.is_some() => Ahead::Told(BTreeSet::new()),
             None => Ahead::Unknown { refused },
         };
         (known.wanted, ahead)
@@ -630,8 +635,24 @@ pub(super) mod tests {
         code.store(403, std::sync::atomic::Ordering::Relaxed);
         assert_eq!(home.said().await, (wanted, told));
         tokio::time::advance(GOING_KEPT).await;
-        let refused = Ahead::Unknown { refused: true };
-        assert_eq!(home.said().await, (wanted, refused));
+        let nobody = Ahead::Told(BTreeSet::new());
+        assert_eq!(home.said().await, (wanted, nobody));
+    }
+
+    #[tokio::test]
+    async fn a_permission_that_is_withdrawn_makes_nobody_wait_for_others() {
+        let code = Arc::new(std::sync::atomic::AtomicU16::new(403));
+        let answers = Arc::clone(&code);
+        let home = home(1, move |_| {
+            answers.load(std::sync::atomic::Ordering::Relaxed)
+        });
+        let never_had = Ahead::Unknown { refused: true };
+        assert_eq!(home.said().await, (None, never_had));
+        code.store(200, std::sync::atomic::Ordering::Relaxed);
+        home.read_set().await.unwrap();
+        code.store(403, std::sync::atomic::Ordering::Relaxed);
+        let nobody = Ahead::Told(BTreeSet::new());
+        assert_eq!(home.said().await, (Some(Wanted::Peers(1)), nobody));
     }
 
     #[tokio::test]

@@ -101,11 +101,17 @@ fn here(set: &str, place: &str, count: u32, member: &MemberView) -> Option<u32> 
 }
 
 /// Which of the voters that are [`stray`] go: those whose volumes did not come along when a cluster was brought up from its
-/// volumes, while each pod that is wanted here answers, and either as many have come since, or more vote than are wanted,
-/// as where some of the volumes of five peers were brought up as three. Names say nothing of who was lost: volumes may be
+/// volumes, while each pod that is wanted here answers, and either as many have come since, or the leader has `looked_for`
+/// them for long enough and more vote than are wanted, as where some of the volumes of five peers were brought up as three. Names say nothing of who was lost: volumes may be
 /// bound to other ones than before. A cluster that has peers in several places on purpose has one that answers from there.
 /// Where a pod comes back to its own place, its successor is known by the address.
-fn lost(set: &str, place: &str, count: u32, members: &[MemberView]) -> BTreeSet<NodeId> {
+fn lost(
+    set: &str,
+    place: &str,
+    count: u32,
+    members: &[MemberView],
+    looked_for: Duration,
+) -> BTreeSet<NodeId> {
     let answering = || members.iter().filter(|member| member.up);
     let places = answering().map(|member| here(set, place, count, member));
     let complete = places.collect::<BTreeSet<_>>() == (0..count).map(Some).collect();
@@ -114,7 +120,9 @@ fn lost(set: &str, place: &str, count: u32, members: &[MemberView]) -> BTreeSet<
     let come_since = |id: NodeId| answering().filter(|member| member.id > id).count();
     let followed = lost.iter().all(|id| come_since(*id) >= lost.len());
     let voters = members.iter().filter(|member| member.voter).count();
-    let outnumber = u32::try_from(voters).is_ok_and(|voters| voters > count);
+    // Nobody stands in for these: they may live where this leader cannot reach them now.
+    let outnumber =
+        looked_for >= HEARD_LOST_AFTER && u32::try_from(voters).is_ok_and(|voters| voters > count);
     match complete && (followed || outnumber) {
         true => lost,
         false => BTreeSet::new(),
@@ -152,15 +160,26 @@ impl Home {
     async fn watch_set(&self, changes: &watch::Sender<u64>) {
         let watched = watcher::watch_object(self.sets.clone(), &self.set).default_backoff();
         let mut watched = pin!(watched);
-        while let Some(event) = watched.next().await {
+        let mut is_unread = false;
+        loop {
+            let next = watched.next();
+            let event = match is_unread {
+                true => timeout(LOOK, next).await.ok(),
+                false => Some(next.await),
+            };
             match event {
-                Ok(_) => {
-                    changes.send_modify(|count| *count += 1);
-                    if let Err(error) = self.read_set().await {
-                        tracing::debug!(%error, "cannot read how many peers are wanted");
-                    }
+                Some(None) => return,
+                Some(Some(Err(error))) => {
+                    tracing::debug!(%error, "the StatefulSet is not watched now");
+                    continue;
                 }
-                Err(error) => tracing::debug!(%error, "the StatefulSet is not watched now"),
+                Some(Some(Ok(_))) => changes.send_modify(|count| *count += 1),
+                None => {}
+            }
+            let read = self.read_set().await;
+            is_unread = read.is_err();
+            if let Err(error) = read {
+                tracing::debug!(%error, "cannot read how many peers are wanted");
             }
         }
     }
@@ -191,7 +210,8 @@ impl Home {
         {
             let mut staying = members;
             staying.retain(|member| stays(standing(member.id)));
-            surplus = lost(&self.set, &self.place, count, &staying);
+            let looked_for = consensus.looked_for();
+            surplus = lost(&self.set, &self.place, count, &staying, looked_for);
             let stray = stray(&self.set, &self.place, count, &staying);
             unsure = (!stray.is_empty()).then(|| advice(&stray, &staying));
         }
@@ -298,7 +318,7 @@ pub(super) mod tests {
             members[3].voter = false;
             members
         };
-        let lost = |members: &[MemberView]| lost("new", PLACE, 3, members);
+        let lost = |members: &[MemberView]| lost("new", PLACE, 3, members, LOST_AFTER);
         for (set, from) in [("old", "to"), ("new", "from")] {
             assert_eq!(
                 lost(&cluster(set, from)),
@@ -333,7 +353,8 @@ pub(super) mod tests {
     #[test]
     fn of_five_that_were_brought_up_as_three_elsewhere_two_go_although_nobody_came_since() {
         const PLACE: &str = ".new-peers.to.svc.cluster.local:7001";
-        let lost = |members: &[MemberView]| lost("new", PLACE, 3, members);
+        let after = |members: &[MemberView], looked_for| lost("new", PLACE, 3, members, looked_for);
+        let lost = |members: &[MemberView]| after(members, HEARD_LOST_AFTER);
         let here = |id: u64| member(id, &format!("new-{}{PLACE}", id - 1));
         let gone = |id: u64| MemberView {
             up: false,
@@ -345,6 +366,8 @@ pub(super) mod tests {
         };
         let five = || vec![here(1), here(2), here(3), gone(4), gone(5)];
         assert_eq!(lost(&five()), [NodeId(4), NodeId(5)].into());
+        // A leader that has led for a minute may be cut off from a place in which they live.
+        assert_eq!(after(&five(), LOST_AFTER), [].into());
         // Volumes may be bound to other names, and the set may be called as it was.
         let mut bound = five();
         bound[2].id = NodeId(4);
@@ -375,7 +398,7 @@ pub(super) mod tests {
             member(3, old),
         ];
         (members[2].up, members[2].last_contact) = (false, None);
-        assert_eq!(lost("new", PLACE, 3, &members), [].into());
+        assert_eq!(lost("new", PLACE, 3, &members, HEARD_LOST_AFTER), [].into());
         let stray = stray("new", PLACE, 3, &members);
         let said = advice(&stray, &members);
         for words in ["peer 3 at old-2.", "raftserve cluster remove 3"] {
@@ -435,12 +458,12 @@ pub(super) mod tests {
                         }));
                         let wanted: BTreeSet<NodeId> = gone.iter().copied().map(NodeId).collect();
                         let peers = u32::try_from(count).unwrap();
-                        let found = lost("new", PLACE, peers, &members);
+                        let found = lost("new", PLACE, peers, &members, LOST_AFTER);
                         assert_eq!(found, wanted, "{bound:?} are at new-0 and on, {old}");
                         // One that is away for a moment is no reason.
                         let away = members.last_mut().unwrap();
                         (away.up, away.last_contact) = (false, Some(Duration::from_secs(2)));
-                        let found = lost("new", PLACE, peers, &members);
+                        let found = lost("new", PLACE, peers, &members, LOST_AFTER);
                         assert_eq!(found, [].into(), "{bound:?}");
                         seen += 1;
                     }

@@ -184,13 +184,14 @@ impl Core {
 
     /// Proposes to this peer's own Raft, which must lead.
     pub(crate) async fn propose_here(&self, action: Action, until: Instant) -> ProposeReply {
-        if let Err(refused) = self.allows(&action) {
-            return refused;
-        }
         let now = match self.stamp(until).await {
             Ok(now) => now,
             Err(refused) => return refused,
         };
+        // By now this peer leads and has applied what former leaders have agreed to, a higher version too.
+        if let Err(refused) = self.allows(&action) {
+            return refused;
+        }
         let command = Command {
             now,
             wall: (self.wall_clock)(),

@@ -100,7 +100,10 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         let Bodies { places, free, .. } = &mut *self.among.0.borrow_mut();
-        places[self.place] = None;
+        // The library tells of what is owed by itself only once the whole stream is over, with an answer that may wait for long.
+        if let Some(mut body) = places[self.place].take() {
+            body.settle();
+        }
         free.push(self.place);
     }
 }

@@ -17,7 +17,7 @@ use http::header::{CONTENT_LENGTH, DATE};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::{Allowance, Calm, Heard, Pulse, Window};
 use crate::body::{
@@ -58,6 +58,10 @@ const ERRORS_MAX: usize = 1024;
 /// How often a silent connection is pinged, and how long its answer may take.
 const PING: Duration = Duration::from_secs(20);
 
+/// How long a connection that is short of room waits before it sees whether others have given some back: they do so without a
+/// word to it.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
 /// Serves a connection until it ends, whose settings must have come by a time. Its errors are the client's affair, and
 /// told to no one.
 pub(crate) async fn serve<S>(
@@ -90,6 +94,7 @@ pub(crate) async fn serve<S>(
     let budget = Arc::clone(&worker.shared.http2_windows);
     let mut window = Window::new(budget, Instant::now());
     let mut told = false;
+    let mut look_again: Option<Pin<Box<Sleep>>> = None;
     poll_fn(|cx| {
         loop {
             if window.is_due(data.get()) {
@@ -125,6 +130,13 @@ pub(crate) async fn serve<S>(
             if told || due.is_pending() && watch.poll(cx) < Phase::Draining {
                 if window.is_due(data.get()) {
                     cx.waker().wake_by_ref(); // Once those have run whom it came for.
+                }
+                if window.is_short() {
+                    let timer = look_again.get_or_insert_with(|| Box::pin(sleep(LOOK_AGAIN)));
+                    if timer.as_mut().poll(cx).is_ready() {
+                        look_again = None;
+                        cx.waker().wake_by_ref();
+                    }
                 }
                 return Poll::Pending;
             }

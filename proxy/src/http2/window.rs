@@ -23,7 +23,7 @@ const SPARE_MAX: u64 = 1 << 20;
 const SPARE_PART: u64 = 512;
 const PART: u64 = 8;
 
-/// A client that has used half of its room within this time needs more than the least.
+/// A client that has used half of its room within this time needs more, up to twice as much.
 const BUSY: Duration = Duration::from_secs(1);
 
 /// What may have come and be no whole frame yet: the library neither holds it nor has let go of it. Its buffer is smaller.
@@ -93,8 +93,10 @@ impl Window {
             (self.told_then, self.let_go) = (self.told, let_go);
         }
         let is_busy = now.saturating_duration_since(self.looked) < BUSY;
+        // Step by step: a short body on a new connection is no reason to keep room for a long one.
+        let room = self.target.saturating_sub(self.held).max(LEAST);
         let spare = match is_busy {
-            true => self.share(SPARE_PART).clamp(LEAST, SPARE_MAX),
+            true => self.share(SPARE_PART).clamp(LEAST, SPARE_MAX).min(2 * room),
             false => LEAST,
         };
         let wanted = (held + spare).min(CONNECTION_WINDOW.into());
@@ -235,6 +237,16 @@ mod tests {
             "{connection:?}",
             connection = connection.window
         );
+    }
+
+    #[test]
+    fn a_short_body_takes_little_of_what_all_share() {
+        let budget = Arc::new(MemoryBudget::new(512 * MIB));
+        let mut connection = Simulated::new(&budget);
+        connection.step(40 << 10, 0, 40 << 10, false);
+        assert!(connection.room >= LEAST, "{:?}", connection.window);
+        let taken = 512 * MIB - budget.left();
+        assert!(taken <= LEAST, "{taken} bytes");
     }
 
     #[test]

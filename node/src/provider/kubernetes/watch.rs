@@ -86,7 +86,10 @@ where
                 }
                 sleep(ASK_AGAIN).await;
             }
-            answer => return answer,
+            answer => {
+                recovered(site);
+                return answer;
+            }
         }
     }
 }
