@@ -60,7 +60,7 @@ const PING: Duration = Duration::from_secs(20);
 
 /// How long a connection that is short of room waits before it sees whether others have given some back: they do so without a
 /// word to it.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Serves a connection until it ends, whose settings must have come by a time. Its errors are the client's affair, and
 /// told to no one.
