@@ -100,33 +100,30 @@ fn here(set: &str, place: &str, count: u32, member: &MemberView) -> Option<u32> 
     ordinal_at(set, place, &member.address).filter(|ordinal| *ordinal < count)
 }
 
-/// Which of the voters that are [`stray`] go: those whose volumes did not come along when a cluster was brought up from its
-/// volumes, while each pod that is wanted here answers, and either as many have come since, or the leader has `looked_for`
-/// them for long enough and more vote than are wanted, as where some of the volumes of five peers were brought up as three. Names say nothing of who was lost: volumes may be
-/// bound to other ones than before. A cluster that has peers in several places on purpose has one that answers from there.
-/// Where a pod comes back to its own place, its successor is known by the address.
-fn lost(
+/// Whether the voters that are [`stray`] go, whose volumes did not come along when a cluster was brought up from its volumes:
+/// while each pod that is wanted here answers, and either as many have come since, or the leader has `looked_for` them for
+/// long enough and more vote than are wanted, as where some of the volumes of five peers were brought up as three. Names say
+/// nothing of who was lost: volumes may be bound to other ones than before. A cluster that has peers in several places on
+/// purpose has one that answers from there. Where a pod comes back to its own place, its successor is known by the address.
+fn are_lost(
+    stray: &BTreeSet<NodeId>,
     set: &str,
     place: &str,
     count: u32,
     members: &[MemberView],
     looked_for: Duration,
-) -> BTreeSet<NodeId> {
+) -> bool {
     let answering = || members.iter().filter(|member| member.up);
     let places = answering().map(|member| here(set, place, count, member));
     let complete = places.collect::<BTreeSet<_>>() == (0..count).map(Some).collect();
-    let lost = stray(set, place, count, members);
     // Ids follow the order of arrival.
     let come_since = |id: NodeId| answering().filter(|member| member.id > id).count();
-    let followed = lost.iter().all(|id| come_since(*id) >= lost.len());
+    let followed = stray.iter().all(|id| come_since(*id) >= stray.len());
     let voters = members.iter().filter(|member| member.voter).count();
     // Nobody stands in for these: they may live where this leader cannot reach them now.
     let outnumber =
         looked_for >= HEARD_LOST_AFTER && u32::try_from(voters).is_ok_and(|voters| voters > count);
-    match complete && (followed || outnumber) {
-        true => lost,
-        false => BTreeSet::new(),
-    }
+    complete && (followed || outnumber)
 }
 
 /// What to do about voters that are gone for all that is known, and of which that is not sure enough.
@@ -210,10 +207,12 @@ impl Home {
         {
             let mut staying = members;
             staying.retain(|member| stays(standing(member.id)));
-            let looked_for = consensus.looked_for();
-            surplus = lost(&self.set, &self.place, count, &staying, looked_for);
             let stray = stray(&self.set, &self.place, count, &staying);
             unsure = (!stray.is_empty()).then(|| advice(&stray, &staying));
+            let looked_for = consensus.looked_for();
+            if are_lost(&stray, &self.set, &self.place, count, &staying, looked_for) {
+                surplus = stray;
+            }
         }
         if surplus.is_empty() {
             tell(told, unsure);
@@ -281,6 +280,20 @@ pub(super) mod tests {
 
     /// What follows the pods' names.
     const PEERS: &str = ".rs-peers:7001";
+
+    /// Who goes of those that are stray.
+    fn lost(
+        set: &str,
+        place: &str,
+        count: u32,
+        members: &[MemberView],
+        looked_for: Duration,
+    ) -> BTreeSet<NodeId> {
+        let mut stray = stray(set, place, count, members);
+        let go = are_lost(&stray, set, place, count, members, looked_for);
+        stray.retain(|_| go);
+        stray
+    }
 
     #[test]
     fn those_beyond_the_wanted_number_leave_and_nobody_leaves_who_is_only_stopped() {
