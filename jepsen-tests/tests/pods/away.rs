@@ -1,10 +1,13 @@
 //! The API server goes away and comes back.
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use jepsen_tests::admin::v1;
 use jepsen_tests::cluster::Cluster;
+use jepsen_tests::kube::Namespace;
 use jepsen_tests::wait;
 
 use crate::door::{Door, Way};
@@ -14,15 +17,24 @@ use crate::stage::{SETTLE, any_admin, ask, on_namespace, peers_by, ready, servic
 /// answer for some 13 s.
 const LOSS_TOLD_WITHIN: Duration = Duration::from_secs(16);
 
+/// A peer that gets to the API server through a door, and its one replica, which is ready. `folder` is to have its access.
+async fn one_by_a_door(
+    namespace: &Namespace,
+    folder: &Path,
+) -> anyhow::Result<(Door, Cluster, BTreeSet<u32>)> {
+    let config = folder.join("kubeconfig");
+    let door = Door::build(namespace, &config).await?;
+    let cluster = peers_by(namespace, 1, &config).await?;
+    cluster.admin(0).apply(&service("web", 1)).await?;
+    let before = ready(&cluster, 1).await?;
+    Ok((door, cluster, before))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_api_server_is_away_status_says_so_and_traffic_goes_on() -> anyhow::Result<()> {
     on_namespace("away", async |namespace| {
         let folder = tempfile::tempdir()?;
-        let config = folder.path().join("kubeconfig");
-        let door = Door::build(namespace, &config).await?;
-        let cluster = peers_by(namespace, 1, &config).await?;
-        cluster.admin(0).apply(&service("web", 1)).await?;
-        let before = ready(&cluster, 1).await?;
+        let (door, cluster, before) = one_by_a_door(namespace, folder.path()).await?;
 
         door.set(Way::Shut);
         await_told(&cluster).await?;
@@ -60,11 +72,7 @@ async fn await_told(cluster: &Cluster) -> anyhow::Result<()> {
 async fn that_packets_to_the_api_server_are_lost_is_noticed_and_told_soon() -> anyhow::Result<()> {
     on_namespace("away-lost", async |namespace| {
         let folder = tempfile::tempdir()?;
-        let config = folder.path().join("kubeconfig");
-        let door = Door::build(namespace, &config).await?;
-        let cluster = peers_by(namespace, 1, &config).await?;
-        cluster.admin(0).apply(&service("web", 1)).await?;
-        let before = ready(&cluster, 1).await?;
+        let (door, cluster, before) = one_by_a_door(namespace, folder.path()).await?;
 
         let lost = Instant::now();
         door.set(Way::Lost);

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, bail, ensure};
 use jepsen_tests::kube::{IMAGE_BEFORE_VARIABLE, Pod, chart};
+use jepsen_tests::steady::Running;
 use jepsen_tests::wait;
 
 use crate::stage::{PATIENCE, RELEASE, Walk, walk_as};
@@ -24,6 +25,17 @@ struct Versions {
 }
 
 impl Walk {
+    /// Brings the service up and writes a value; then its replicas, and a steady load on it.
+    async fn serve(&self) -> anyhow::Result<(Vec<Pod>, Running)> {
+        let service = self.file("http_server.yaml")?;
+        self.raftserve(&["up", "-n", SERVICE, &service, "-y"])
+            .await?;
+        self.put("config/limit", "20").await?;
+        let replicas = self.replicas(SERVICE).await?;
+        let load = self.load(50, &format!("/{SERVICE}/")).await?;
+        Ok((replicas, load))
+    }
+
     /// What `helm list` says of the release.
     async fn chart_in_use(&self) -> anyhow::Result<String> {
         let listed = self.namespace.helm(&["list", "--output", "json"]).await?;
@@ -113,12 +125,7 @@ async fn a_release_of_an_earlier_chart_goes_over_to_this_one_and_back_with_what_
         walk.helm_of(&earlier, "install", &[]).await?;
         walk.await_peers(3).await?;
         ensure!(walk.chart_in_use().await?.ends_with(EARLIER));
-        let service = walk.file("http_server.yaml")?;
-        walk.raftserve(&["up", "-n", SERVICE, &service, "-y"])
-            .await?;
-        walk.put("config/limit", "20").await?;
-        let replicas = walk.replicas(SERVICE).await?;
-        let load = walk.load(50, &format!("/{SERVICE}/")).await?;
+        let (replicas, load) = walk.serve().await?;
         let kept = async || {
             walk.roll_out().await?;
             let now = walk.replicas(SERVICE).await?;
@@ -166,12 +173,7 @@ async fn the_release_before_goes_over_to_this_one_and_back_until_that_is_final()
         let earlier = chart().join("tests/previous");
         walk.helm_with(&earlier, &before, "install", &[]).await?;
         walk.await_peers(3).await?;
-        let service = walk.file("http_server.yaml")?;
-        walk.raftserve(&["up", "-n", SERVICE, &service, "-y"])
-            .await?;
-        walk.put("config/limit", "20").await?;
-        let replicas = walk.replicas(SERVICE).await?;
-        let load = walk.load(50, &format!("/{SERVICE}/")).await?;
+        let (replicas, load) = walk.serve().await?;
         let told = |what: &str| eprintln!("{what} after {:.1?}", load.elapsed());
         let kept = async |limit: &str| {
             let now = walk.replicas(SERVICE).await?;
