@@ -7,14 +7,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Bytes that all workers of a peer share.
 #[derive(Debug)]
 pub(crate) struct MemoryBudget {
+    bytes: u64,
     left: AtomicU64,
 }
 
 impl MemoryBudget {
     pub(crate) fn new(bytes: u64) -> Self {
         Self {
+            bytes,
             left: AtomicU64::new(bytes),
         }
+    }
+
+    /// How much there is in all.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     pub(crate) fn left(&self) -> u64 {

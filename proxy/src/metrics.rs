@@ -378,11 +378,11 @@ impl Service {
     }
 }
 
-fn family(text: &mut String, name: &str, kind: &str, help: &str) {
+pub(crate) fn family(text: &mut String, name: &str, kind: &str, help: &str) {
     let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
 }
 
-fn sample(text: &mut String, name: &str, labels: &str, value: u64) {
+pub(crate) fn sample(text: &mut String, name: &str, labels: &str, value: u64) {
     let _ = if labels.is_empty() {
         writeln!(text, "{name} {value}")
     } else {

@@ -3,7 +3,6 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
-use std::fmt::Write;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -33,7 +32,7 @@ use crate::lifetime::Lifetime;
 use crate::listener;
 use crate::load::PeerLoads;
 use crate::memory::{Allotment, MemoryBudget};
-use crate::metrics::{Metrics, count, count_shared};
+use crate::metrics::{self, Metrics, count, count_shared};
 use crate::queue;
 use crate::routes::{Listener, Routes};
 use crate::session::Sessions;
@@ -87,14 +86,57 @@ impl Shared {
             ),
         ] {
             if let Some(dropped) = dropped {
-                let _ = writeln!(text, "# HELP {name} {help}");
-                let _ = writeln!(text, "# TYPE {name} counter\n{name} {dropped}");
+                metrics::family(&mut text, name, "counter", help);
+                metrics::sample(&mut text, name, "", dropped);
             }
+        }
+        for (name, help, value) in self.bounded() {
+            metrics::family(&mut text, name, "gauge", help);
+            metrics::sample(&mut text, name, "", value);
         }
         if let Some(tls) = &self.tls {
             text.push_str(&tls.render());
         }
         text
+    }
+
+    /// What clients have of that of which the whole peer has only so much, and how much that is.
+    fn bounded(&self) -> [(&'static str, &'static str, u64); 6] {
+        let places = self.config.connections_max.min(Semaphore::MAX_PERMITS);
+        let taken = places - self.room.available_permits().min(places);
+        let bytes = |budget: &MemoryBudget| budget.bytes() - budget.left();
+        [
+            (
+                "raftserve_proxy_open_connections",
+                "Client connections that are open.",
+                taken as u64,
+            ),
+            (
+                "raftserve_proxy_open_connections_max",
+                "How many client connections may be open at once.",
+                places as u64,
+            ),
+            (
+                "raftserve_proxy_http2_windows_bytes",
+                "What HTTP/2 clients may send or have sent of bodies that nobody has taken, beyond the protocol's first 64 KiB.",
+                bytes(&self.http2_windows),
+            ),
+            (
+                "raftserve_proxy_http2_windows_max_bytes",
+                "The most of this that all clients together are given.",
+                self.http2_windows.bytes(),
+            ),
+            (
+                "raftserve_proxy_kept_bodies_bytes",
+                "Bodies of requests kept to be sent again.",
+                bytes(&self.kept_bodies),
+            ),
+            (
+                "raftserve_proxy_kept_bodies_max_bytes",
+                "The most of this; a body beyond it is sent once.",
+                self.kept_bodies.bytes(),
+            ),
+        ]
     }
 }
 

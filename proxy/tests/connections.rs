@@ -9,7 +9,9 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use raftserve_proxy::{NoSessions, ProxyConfig};
-use support::{Hand, LIMIT, Rig, by_hand, config, http2_client, log, recorder, service, soon};
+use support::{
+    Hand, LIMIT, Rig, by_hand, config, http2_client, log, recorder, service, soon, until,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -250,9 +252,17 @@ async fn the_places_of_clients_are_the_peers_whichever_workers_they_meet() {
             assert_eq!(client.ask(GET).await.1, "a");
         }
     }
-    assert_eq!(accepted(&rig), PLACES as u64);
+    for count in [
+        "connections_total",
+        "open_connections",
+        "open_connections_max",
+    ] {
+        assert_eq!(rig.peer_metric(count), PLACES as u64, "{count}");
+    }
     clients.pop();
     assert_eq!(last.head().await[0], "http/1.1 200 ok");
+    drop((clients, last));
+    until("no client", || rig.peer_metric("open_connections") == 0).await;
 }
 
 /// The HTTP library lets go of its connection, whose socket is open still.
@@ -278,10 +288,14 @@ async fn a_tunnel_counts_as_a_client_until_it_ends() {
         replica.send("answer").await;
         assert_eq!(client.exactly(6).await, "answer");
     }
-    assert_eq!(accepted(&rig), 1);
+    assert_eq!(rig.peer_metric("connections_total"), 1);
     drop(client);
     assert_eq!(replica.rest().await, "");
-    assert_eq!(accepted(&rig), 1, "the tunnel's other half is open");
+    assert_eq!(
+        rig.peer_metric("connections_total"),
+        1,
+        "the tunnel's other half is open"
+    );
     drop(replica);
     let mut replica = support::accept(&mut connections).await;
     replica.head().await;
@@ -289,14 +303,6 @@ async fn a_tunnel_counts_as_a_client_until_it_ends() {
         .send("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\na")
         .await;
     assert_eq!(second.head().await[0], "http/1.1 200 ok");
-}
-
-/// How many connections of clients were accepted.
-fn accepted(rig: &Rig) -> u64 {
-    let text = rig.proxy.render_prometheus();
-    let mut lines = text.lines();
-    let found = lines.find_map(|line| line.strip_prefix("raftserve_proxy_connections_total "));
-    found.expect("it is told").parse().expect("a number")
 }
 
 #[tokio::test]
@@ -328,13 +334,13 @@ async fn ports_that_nobody_connects_to_take_no_place_of_a_client() {
     // With one who stays, the next waits at whatever port.
     let mut stays = Hand::connect(own[0]).await;
     assert_eq!(stays.ask(GET).await.1, "a");
-    let before = accepted(&rig);
+    let before = rig.peer_metric("connections_total");
     let mut waits = Hand::connect(own[1]).await;
     waits.send(GET).await;
     for _ in 0..50 {
         assert_eq!(stays.ask(GET).await.1, "a");
     }
-    assert_eq!(accepted(&rig), before);
+    assert_eq!(rig.peer_metric("connections_total"), before);
     drop(stays);
     assert_eq!(waits.head().await[0], "http/1.1 200 ok");
 }

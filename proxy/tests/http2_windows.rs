@@ -7,6 +7,7 @@ use std::future::poll_fn;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::SendStream;
@@ -30,6 +31,10 @@ const UPLOAD_HELD: usize = 256 << 10;
 const LIVE: usize = 8 << 20;
 
 const BLOCK: usize = 16 << 10;
+
+/// How often the proxy pings a silent connection.
+const PING: Duration = Duration::from_secs(20);
+
 static BYTES: [u8; BLOCK] = [b'x'; BLOCK];
 
 /// Sends so much, as there is room for it.
@@ -273,6 +278,13 @@ async fn what_is_held_of_uploads_over_all_connections_is_bounded() {
     let most = BUDGET + CLIENTS * LEAST + ON_THEIR_WAY;
     assert!(sent() <= most, "{} bytes", sent());
     assert!(sent() > most / 2, "{} bytes", sent());
+    let taken = || rig.peer_metric("http2_windows_bytes");
+    assert_eq!(rig.peer_metric("http2_windows_max_bytes"), BUDGET as u64);
+    assert!(
+        (BUDGET as u64 / 2..=BUDGET as u64).contains(&taken()),
+        "{} bytes",
+        taken()
+    );
     // Whoever comes has what the protocol gives.
     let mut another = connect(&rig).await;
     post_live(&mut another).await;
@@ -283,6 +295,54 @@ async fn what_is_held_of_uploads_over_all_connections_is_bounded() {
     }
     post_live(senders.last_mut().expect("one")).await;
     last.give_up().await;
+    rig.idle().await;
+    drop((senders, another));
+    until("all of it is given back", || taken() == 0).await;
+}
+
+/// Whose connection is short sees by itself that others have given some back.
+#[tokio::test]
+async fn an_upload_that_is_short_of_room_gets_more_once_others_were_given_up() {
+    let replica = Replica::start(1000).await;
+    let config = ProxyConfig {
+        http2_windows_bytes: 1 << 20,
+        ..one_worker()
+    };
+    let live = service(2, "live", &[recorder("live", &log()).await]);
+    let rig = Rig::with(
+        config,
+        [over_http2(1, "svc", &replica), live],
+        Arc::new(NoSessions),
+    );
+    let taken = || rig.peer_metric("http2_windows_bytes");
+    let (mut others, mut uploads) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        let mut sender = connect(&rig).await;
+        let before = taken();
+        uploads.push(Stuck::begin(&mut sender).await);
+        until("it has more than the least", || taken() > before).await;
+        others.push(sender);
+    }
+    let mut sender = connect(&rig).await;
+    let upload = Stuck::begin(&mut sender).await;
+    let sent = || upload.sent.load(Ordering::Relaxed);
+    // Until nothing more is sent in as many turns.
+    let (mut before, mut quiet) = (0, 0);
+    while quiet < 50 {
+        get_live(&mut sender).await;
+        let now = sent();
+        quiet = if now == before { quiet + 1 } else { 0 };
+        before = now;
+    }
+    for upload in uploads {
+        upload.give_up().await;
+    }
+    drop(others);
+    let since = Instant::now();
+    until("more is sent", || sent() > before + BLOCK).await;
+    // Not only because a ping wakes it.
+    assert!(since.elapsed() < PING / 2, "{:?}", since.elapsed());
+    upload.give_up().await;
     rig.idle().await;
 }
 

@@ -233,6 +233,8 @@ async fn a_body_is_not_kept_where_others_keep_too_much_unless_it_is_small() {
         assert!(met > 0, "{bytes} bytes");
         assert_eq!(failed, if again { 0 } else { met }, "{bytes} bytes");
         rig.idle().await;
+        assert_eq!(rig.peer_metric("kept_bodies_max_bytes"), kept_bodies_bytes);
+        until("none is kept", || rig.peer_metric("kept_bodies_bytes") == 0).await;
     }
 }
 

@@ -287,8 +287,9 @@ async fn that_its_program_ends_is_told_with_its_last_line() -> anyhow::Result<()
 /// The replica's own program is not started again by its node; one beside it may be.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn that_a_container_beside_it_ends_again_and_again_is_told() -> anyhow::Result<()> {
+    // What has no such probe may count as started in the instant before it ends.
     let beside = "{initContainers: [{name: beside, image: 'docker.io/library/python:3.11-slim', \
-                  command: ['false'], restartPolicy: Always}]}";
+                  command: ['false'], restartPolicy: Always, startupProbe: {exec: {command: ['false']}}}]}";
     let yaml = ending("exec sleep 300", beside);
     let words = ("CrashLoopBackOff", "container beside ends again and again");
     let status = ReplicaStatus::Provisioning;

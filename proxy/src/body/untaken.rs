@@ -107,3 +107,53 @@ impl Drop for Counted {
         free.push(self.place);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use h2::{client, server};
+    use http::{HeaderMap, Request};
+    use http_body_util::BodyExt;
+    use tokio::io::duplex;
+
+    use super::super::{Received, Stream};
+    use super::*;
+
+    const PART: usize = 640;
+    const _: () = assert!(PART < OWED_MAX as usize);
+
+    #[tokio::test]
+    async fn nothing_is_owed_of_a_body_that_has_ended_while_its_answer_waits() {
+        let (near, far) = duplex(64 << 10);
+        let call = async {
+            let (mut sender, connection) = client::handshake(far).await.expect("a server is there");
+            let request = Request::post("http://svc/").body(());
+            let sent = sender.send_request(request.expect("a good request"), false);
+            let (_answer, mut out) = sent.expect("it is open");
+            out.send_data(Bytes::from_static(&[b'x'; PART]), true)
+                .expect("it is open");
+            connection.await
+        };
+        let serve = async {
+            let mut connection = server::handshake(near).await.expect("a client is there");
+            let accepted = connection.accept().await.expect("a request comes");
+            let (request, _respond) = accepted.expect("it is a good one");
+            let mut frames = request.into_body();
+            let flow = frames.flow_control().clone();
+            let (body, _) = Stream::request(&HeaderMap::new(), frames, &Rc::default());
+            let mut body = Received::Http2(body);
+            let part = tokio::select! {
+                part = body.frame() => part.expect("one").expect("it is open"),
+                _ = connection.accept() => unreachable!("there is no other"),
+            };
+            assert_eq!(part.data_ref().map(Bytes::len), Some(PART));
+            assert_eq!(flow.used_capacity(), PART, "more may come");
+            drop(body);
+            assert_eq!(flow.used_capacity(), 0);
+        };
+        tokio::select! {
+            () = serve => {}
+            ended = call => unreachable!("the server is there: {ended:?}"),
+        }
+    }
+}

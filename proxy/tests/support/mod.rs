@@ -314,10 +314,20 @@ impl Rig {
 
     /// The value of a metric for the service `svc`.
     pub fn metric(&self, name: &str) -> u64 {
+        self.sample(&format!("{name}{{service=\"svc\"}}"))
+            .unwrap_or(0)
+    }
+
+    /// The value of a metric of the whole peer.
+    pub fn peer_metric(&self, name: &str) -> u64 {
+        self.sample(name).expect("it is told")
+    }
+
+    fn sample(&self, sample: &str) -> Option<u64> {
         let text = self.proxy.render_prometheus();
-        let prefix = format!("raftserve_proxy_{name}{{service=\"svc\"}} ");
-        let found = text.lines().find_map(|line| line.strip_prefix(&prefix));
-        found.map_or(0, |value| value.parse().expect("a number"))
+        let prefix = format!("raftserve_proxy_{sample} ");
+        let found = text.lines().find_map(|line| line.strip_prefix(&prefix))?;
+        Some(found.parse().expect("a number"))
     }
 }
 
