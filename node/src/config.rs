@@ -1,6 +1,6 @@
 //! The settings of one peer: read once from the command line, checked, and never changed.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -125,6 +125,24 @@ pub enum ConfigError {
     PeerCount(usize),
 }
 
+/// Has a pod without an address of IPv4 listen where it can be reached.
+fn reach_pod(args: &mut NodeArgs) {
+    if !args.pod_ip.is_some_and(|ip| ip.is_ipv6()) {
+        return;
+    }
+    for address in [
+        &mut args.proxy_addr,
+        &mut args.tls_addr,
+        &mut args.admin_addr,
+        &mut args.peer_addr,
+        &mut args.ops_addr,
+    ] {
+        if address.ip() == IpAddr::from(Ipv4Addr::UNSPECIFIED) {
+            address.set_ip(Ipv6Addr::UNSPECIFIED.into());
+        }
+    }
+}
+
 /// Only with certificates and credentials may other hosts reach more than the proxy.
 fn check_exposure(args: &NodeArgs) -> Result<(), ConfigError> {
     let missing = match (&args.cert_dir, &args.credentials_dir) {
@@ -153,7 +171,8 @@ impl TryFrom<NodeArgs> for NodeConfig {
     type Error = ConfigError;
 
     /// Checks what no single flag shows.
-    fn try_from(args: NodeArgs) -> Result<Self, ConfigError> {
+    fn try_from(mut args: NodeArgs) -> Result<Self, ConfigError> {
+        reach_pod(&mut args);
         check_exposure(&args)?;
         let own = match &args.advertise_peer {
             Some(address) => address.clone(),
@@ -306,6 +325,19 @@ mod tests {
             let refused = config(&[named, "--advertise-peer", bad]).unwrap_err();
             assert!(refused.contains("write HOST:PORT"), "{refused}");
         }
+    }
+
+    #[test]
+    fn a_pod_of_ipv6_listens_where_it_is_reached() {
+        let open = |ip: &str| {
+            let more = ["--pod-ip", ip, "--admin-addr=[::1]:7000"];
+            config(&more).map(|config| (config.proxy_listen, config.admin_listen))
+        };
+        let (proxy, admin) = open("fd00::7").unwrap();
+        assert_eq!(proxy.to_string(), "[::]:8080");
+        assert_eq!(admin.to_string(), "[::1]:7000", "as it was asked for");
+        assert_eq!(open("10.0.0.7").unwrap().0.to_string(), "0.0.0.0:8080");
+        assert!(open("pod").is_err());
     }
 
     #[test]

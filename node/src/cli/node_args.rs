@@ -1,7 +1,7 @@
 //! The flags of `raftserve node`. They are texts and numbers as given; turning them into a checked
 //! configuration is the node's.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -210,6 +210,10 @@ pub struct NodeArgs {
         env = "RAFTSERVE_STATEFUL_SET"
     )]
     pub stateful_set: Option<String>,
+    /// The address of the pod that this peer is. Where that is one of IPv6, ports that are open on 0.0.0.0 are on [::], which
+    /// takes IPv4 too where the pod has both.
+    #[arg(long, value_name = "IP", env = "RAFTSERVE_POD_IP")]
+    pub pod_ip: Option<IpAddr>,
     /// Where health and metrics are served, in the clear. Beyond loopback with --cert-dir and --credentials-dir only.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7002", value_parser = address::ip_port)]
     pub ops_addr: SocketAddr,
