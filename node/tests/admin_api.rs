@@ -266,8 +266,11 @@ async fn a_request_repeated_under_its_id_is_executed_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn services_come_in_pages_by_name() {
     let lab = Lab::start().await;
-    for name in ["b", "d", "a", "c"] {
-        lab.services().apply(apply_request(name)).await.unwrap();
+    for (name, was_alone) in [("b", None), ("d", Some("b was alone")), ("a", None), ("c", None)] {
+        let put = lab.services().apply(apply_request(name)).await.unwrap();
+        let warned = put.into_inner().warnings;
+        let right = |said: &str| warned.len() == 1 && warned[0].starts_with(said);
+        assert!(was_alone.map_or(warned.is_empty(), right), "{warned:?}");
     }
     let (mut names, mut page_token) = (Vec::new(), String::new());
     loop {

@@ -113,7 +113,7 @@ impl Services for ServicesApi {
             secrets: take(&mut asked.secrets),
             files: take(&mut asked.files),
         };
-        let checked = self.check(&asked.yaml, beside).await?;
+        let mut checked = self.check(&asked.yaml, beside).await?;
         let name = validate::choose_name(&asked.name, checked.name.as_ref(), &asked.default_name)?;
         let precondition = match asked.if_exists() {
             v1::IfExists::Unspecified => Precondition::Absent,
@@ -130,6 +130,16 @@ impl Services for ServicesApi {
         let endpoint = state
             .service_by_name(&name)
             .and_then(|service| ports.url(service));
+        let others = state.services().filter(|it| it.name != name);
+        let mut others = others.map(|service| &service.name);
+        if put.version == 1
+            && let (Some(alone), None) = (others.next(), others.next())
+        {
+            checked.warnings.push(format!(
+                "{alone} was alone and had every request; beside {name} it has those to its own port, to hosts that begin with \
+                 {alone}. and to paths under /{alone}/, and those that name no service are answered with 404"
+            ));
+        }
         Ok(Response::new(v1::ApplyServiceResponse {
             name: name.to_string(),
             service_id: put.service,

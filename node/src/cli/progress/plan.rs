@@ -121,7 +121,7 @@ pub(super) fn is_untouched(goal: Goal, replica: &v1::Replica) -> bool {
 pub(super) fn waiting_for(replica: &v1::Replica) -> String {
     let what = match replica.status() {
         ReplicaStatus::Pending => "waiting to be created",
-        ReplicaStatus::Provisioning => "waiting for its setup to end",
+        ReplicaStatus::Provisioning => "waiting until it is set up",
         ReplicaStatus::Starting => "waiting for its first good probe",
         ReplicaStatus::NotReady => "waiting for a good probe",
         ReplicaStatus::ShuttingDown => "waiting for its requests to end",
