@@ -103,6 +103,14 @@ async fn a_service_lives_from_apply_to_delete() {
     let updated = services.update(update.clone()).await.unwrap().into_inner();
     assert_eq!((updated.version, updated.wanted_replicas), (3, 3));
     assert!(updated.warnings[0].contains("name: other"), "{updated:?}");
+    assert_eq!(updated.warnings.len(), 1, "{updated:?}");
+    let same = v1::UpdateServiceRequest {
+        validate_only: true,
+        ..update.clone()
+    };
+    let same = services.update(same).await.unwrap().into_inner();
+    let told = &same.warnings[1];
+    assert!(told.starts_with("nothing differs from version 3"), "{told}");
     let nowhere = v1::UpdateServiceRequest {
         name: "nowhere".into(),
         ..update
@@ -266,7 +274,12 @@ async fn a_request_repeated_under_its_id_is_executed_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn services_come_in_pages_by_name() {
     let lab = Lab::start().await;
-    for (name, was_alone) in [("b", None), ("d", Some("b was alone")), ("a", None), ("c", None)] {
+    for (name, was_alone) in [
+        ("b", None),
+        ("d", Some("b was alone")),
+        ("a", None),
+        ("c", None),
+    ] {
         let put = lab.services().apply(apply_request(name)).await.unwrap();
         let warned = put.into_inner().warnings;
         let right = |said: &str| warned.len() == 1 && warned[0].starts_with(said);

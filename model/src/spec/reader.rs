@@ -137,7 +137,7 @@ impl Reader {
         self.fault(
             path,
             mark,
-            format!("{path} is valid in SkyServe, but raftserve does not support it yet"),
+            "is valid in SkyServe, but raftserve does not support it yet",
             fields::instead(path).unwrap_or("remove it"),
         );
     }

@@ -99,7 +99,7 @@ impl Access for AccessApi {
             tracing::info!(target: "raftserve::audit", ?name, ?why, "a login was refused");
             match why {
                 crate::access::Unknown::Bad => {
-                    Reason::BadCredential.status("there is no such user with that password")
+                    Reason::BadCredential.status("there is no such user with that password; a Secret that was just changed reaches the peers within two minutes")
                 }
                 why => unknown(why),
             }

@@ -172,6 +172,15 @@ impl Services for ServicesApi {
             let told = format!("the YAML says `name: {own}`, and it is {name} that is updated");
             checked.warnings.push(told);
         }
+        let state = self.0.parts.consensus.state();
+        if let Some(before) = state.service_by_name(&name)
+            && before.spec() == &checked.spec
+        {
+            checked.warnings.push(format!(
+                "nothing differs from version {}; all replicas are replaced all the same",
+                before.version
+            ));
+        }
         let put = match asked.validate_only {
             true => self.rehearse(&name, Precondition::Present).await?,
             false => {

@@ -243,8 +243,7 @@ fn fields_that_are_not_built_are_told_apart_from_unknown_ones() {
             let errors = ServiceSpec::parse(&yaml, ParseOptions::default())
                 .expect_err("not built")
                 .into_vec();
-            let expected =
-                format!("{path} is valid in SkyServe, but raftserve does not support it yet");
+            let expected = "is valid in SkyServe, but raftserve does not support it yet";
             assert!(
                 errors
                     .iter()
@@ -529,11 +528,11 @@ run: [serve]
              round_robin, least_load and instance_aware_least_load",
             "line 14, service.ports: port 9000 is not among resources.ports; write resources: \
              {ports: 9000}",
-            "line 15, service.tls: service.tls is valid in SkyServe, but raftserve does not support \
+            "line 15, service.tls: is valid in SkyServe, but raftserve does not support \
              it yet; remove it",
             "line 15, service.tls.certfile: missing; TLS takes both keyfile and certfile",
             "line 17, service.run: unknown field; it belongs to the top level",
-            "line 20, resources.disk_tier: resources.disk_tier is valid in SkyServe, but raftserve \
+            "line 20, resources.disk_tier: is valid in SkyServe, but raftserve \
              does not support it yet; remove it",
             "line 21, run: expected a text, got a list",
         ]
