@@ -118,7 +118,7 @@ impl Shared {
             ),
             (
                 "raftserve_proxy_http2_windows_bytes",
-                "What HTTP/2 clients may send or have sent of bodies that nobody has taken, beyond the protocol's first 64 KiB.",
+                "What HTTP/2 clients may send or have sent of bodies that nobody has taken, beyond the protocol's first 64 KiB, and of large heads.",
                 bytes(&self.http2_windows),
             ),
             (

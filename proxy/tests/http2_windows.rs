@@ -346,6 +346,70 @@ async fn an_upload_that_is_short_of_room_gets_more_once_others_were_given_up() {
     rig.idle().await;
 }
 
+#[tokio::test]
+async fn large_heads_of_waiting_requests_are_bounded_over_all_connections() {
+    const CLIENTS: usize = 4;
+    const REQUESTS: usize = 20;
+    const HEAD: usize = 32 << 10;
+    const BUDGET: u64 = 1 << 20;
+    let mut replica = Replica::start(1000).await;
+    let live = service(2, "live", &[recorder("live", &log()).await]);
+    let config = ProxyConfig {
+        http2_windows_bytes: BUDGET,
+        ..one_worker()
+    };
+    let rig = Rig::with(
+        config,
+        [over_http2(1, "svc", &replica), live],
+        Arc::new(NoSessions),
+    );
+    let large = "x".repeat(HEAD);
+    let (mut senders, mut answers) = (Vec::new(), Vec::new());
+    for _ in 0..CLIENTS {
+        let mut sender = connect(&rig).await;
+        for _ in 0..REQUESTS {
+            let ready = poll_fn(|cx| sender.poll_ready(cx));
+            soon("room for a stream", ready).await.expect("it is open");
+            let request = Request::get("http://svc/").header("x-large", &large);
+            let request = request.body(()).expect("a good request");
+            let (answer, _) = sender.send_request(request, true).expect("it is open");
+            answers.push(tokio::spawn(answer));
+        }
+        senders.push(sender);
+    }
+    let most = BUDGET as usize / 2 / (HEAD - 2048);
+    let refused = || answers.iter().filter(|it| it.is_finished()).count();
+    until("all that are too many to be refused", || {
+        refused() >= CLIENTS * REQUESTS - most
+    })
+    .await;
+    let mut calls = Vec::new();
+    for _ in 0..CLIENTS * REQUESTS - refused() {
+        calls.push(replica.call().await);
+    }
+    assert!(calls.len() >= most / 2, "{} calls", calls.len());
+    // Small ones are served.
+    get_live(senders.last_mut().expect("one")).await;
+    for (_, mut respond) in calls {
+        respond
+            .send_response(Response::new(()), true)
+            .expect("it is open");
+    }
+    for answer in answers {
+        match soon("an answer or a refusal", answer)
+            .await
+            .expect("no panic")
+        {
+            Ok(answer) => assert_eq!(answer.status(), 200),
+            Err(error) => assert_eq!(error.reason(), Some(h2::Reason::REFUSED_STREAM)),
+        }
+    }
+    until("nothing is held", || {
+        rig.peer_metric("http2_windows_bytes") == 0
+    })
+    .await;
+}
+
 /// What was taken of them is not told of at once, which together would be all the room that there is.
 #[tokio::test]
 async fn many_uploads_that_pause_leave_room_where_there_is_least() {

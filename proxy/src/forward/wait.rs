@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::answer::Refusal;
 use crate::body::UploadBody;
+use crate::memory::head_bytes;
 use crate::queue::Full;
 use crate::view::ServiceView;
 use crate::worker::Worker;
@@ -80,17 +81,4 @@ pub(super) async fn for_ready(
             }
         }
     }
-}
-
-/// About how much a request's head holds while it waits.
-fn head_bytes(request: &Request<UploadBody>) -> u64 {
-    /// What a field costs beside its text.
-    const FIELD: usize = 64;
-    let fields = request.headers().iter();
-    let fields = fields.map(|(name, value)| FIELD + name.as_str().len() + value.len());
-    let target = request
-        .uri()
-        .path_and_query()
-        .map_or(0, |target| target.as_str().len());
-    (fields.sum::<usize>() + target) as u64
 }

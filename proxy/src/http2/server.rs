@@ -27,6 +27,7 @@ use crate::connection::{Client, HEAD_BYTES_MAX, begin};
 use crate::drain::{Phase, Watch};
 use crate::forward;
 use crate::lifetime::{Due, Retirement};
+use crate::memory::{Allotment, Taken, head_bytes};
 use crate::worker::Worker;
 
 /// The most streams at once on one connection; clients that need more open another one. It bounds what one connection
@@ -45,6 +46,9 @@ pub(crate) const CONNECTION_WINDOW: u32 = STREAMS_MAX * STREAM_WINDOW;
 /// What small frames may cost beside their bytes while they are held: as much as the library has for the largest window. By
 /// itself it would follow the present one, and end a connection whose streams hold some thousands of small messages.
 const SMALL_FRAMES_COST_MAX: usize = CONNECTION_WINDOW as usize / 2;
+
+/// What the head of each request may hold. What is beyond it counts with the windows, of which it has one half at most.
+const HEAD_FREE: u64 = 2 << 10;
 
 /// What is owed to a stream leaves most of its window.
 const _: () = assert!(OWED_MAX <= STREAM_WINDOW / 16);
@@ -91,8 +95,9 @@ pub(crate) async fn serve<S>(
     let holders = Rc::strong_count(&client);
     let busy = || Rc::strong_count(&client) > holders;
     let (backlog, untaken) = (Rc::default(), Rc::<Untaken>::default());
-    let budget = Arc::clone(&worker.shared.http2_windows);
-    let mut window = Window::new(budget, Instant::now());
+    let budget = &worker.shared.http2_windows;
+    let mut window = Window::new(Arc::clone(budget), Instant::now());
+    let heads = Allotment::new(Arc::clone(budget));
     let mut told = false;
     let mut look_again: Option<Pin<Box<Sleep>>> = None;
     poll_fn(|cx| {
@@ -103,14 +108,20 @@ pub(crate) async fn serve<S>(
                 connection.set_target_window_size(size);
             }
             while let Poll::Ready(accepted) = connection.poll_accept(cx) {
-                let Some(Ok((request, respond))) = accepted else {
+                let Some(Ok((request, mut respond))) = accepted else {
                     return Poll::Ready(());
+                };
+                let Ok(head) = hold_head(&heads, &request) else {
+                    // It was not looked at, and may be sent again (RFC 9113, 8.7).
+                    respond.send_reset(Reason::REFUSED_STREAM);
+                    continue;
                 };
                 let to = To {
                     worker: Rc::clone(&worker),
                     backlog: Rc::clone(&backlog),
                     untaken: Rc::clone(&untaken),
                     allowance: Rc::clone(&allowance),
+                    head,
                 };
                 begin_stream(to, &client, (request, respond));
             }
@@ -166,6 +177,16 @@ struct To {
     backlog: Rc<Backlog>,
     untaken: Rc<Untaken>,
     allowance: Rc<Allowance>,
+    /// What its request's head holds, until the answer begins.
+    head: Option<Taken>,
+}
+
+/// Counts the head of a request, as far as it is no usual one.
+fn hold_head<B>(heads: &Allotment, request: &Request<B>) -> Result<Option<Taken>, ()> {
+    match head_bytes(request).saturating_sub(HEAD_FREE) {
+        0 => Ok(None),
+        more => heads.take_of_half(more).map(Some).ok_or(()),
+    }
 }
 
 /// Begins to serve a request.
@@ -226,8 +247,12 @@ async fn answer(
         return;
     };
     let To {
-        worker, backlog, ..
+        worker,
+        backlog,
+        head,
+        ..
     } = to;
+    drop(head);
     let (mut head, body) = response.into_parts();
     let last = body.is_end_stream();
     let length = body.size_hint().exact().filter(|_| !last);
