@@ -22,7 +22,7 @@ const KEPT: usize = 16;
 const UNDER_WAY_MAX: usize = 4_096;
 
 /// How many failures are remembered in words.
-const FAILURES_MAX: usize = 2_000;
+const FAILURES_MAX: usize = 20_000;
 
 /// How many of them are shown.
 const SHOWN_MAX: usize = 20;
