@@ -86,10 +86,10 @@ impl Turns {
         self.begun.load(Ordering::Relaxed)
     }
 
-    /// Whether a request is on its way to a replica, or its answer to the client.
+    /// Whether a request is on its way to a replica, or its answer to the client: also what the library holds of it.
     pub(crate) fn is_busy(&self) -> bool {
         let begun = self.begun();
-        [&self.left, &self.answered]
+        [&self.left, &self.answered, &self.flushed]
             .iter()
             .any(|number| number.load(Ordering::Relaxed) != begun)
     }
@@ -205,7 +205,7 @@ mod tests {
             let mut parts = (None, None);
             for step in 0..STEPS {
                 assert!(turns.is_at_rest() == (step == 0), "{step}: {turns:?}");
-                assert!(turns.is_busy() == (2..4).contains(&step), "{step}");
+                assert!(turns.is_busy() == (2..STEPS).contains(&step), "{step}");
                 pass(&turns, step, &mut parts);
             }
             assert!(turns.is_at_rest());

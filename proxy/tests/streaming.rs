@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use support::{Hand, Rig, by_hand, service, soon, table};
+use http::Response;
+use http_body_util::Full;
+use support::{Hand, Rig, by_hand, service, soon, table, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const MIB: usize = 1 << 20;
@@ -206,6 +208,41 @@ async fn a_client_that_sends_for_long_and_takes_nothing_meanwhile_gets_its_answe
     let sent = soon("the answer's end", answers).await.expect("no panic");
     let took = soon("the request's end", takes).await.expect("no panic");
     drop((sent.expect("it is taken"), took.expect("it comes")));
+}
+
+/// The library holds its last part long after the proxy has let go of it.
+#[tokio::test]
+async fn an_answer_is_whole_whose_client_reads_late() {
+    const HEAD_WITHIN: Duration = Duration::from_millis(500);
+    let config = raftserve_proxy::ProxyConfig {
+        header_timeout: HEAD_WITHIN,
+        ..support::config()
+    };
+    let whole = upstream(async |request| {
+        let bytes = request.uri().path().trim_matches('/').parse();
+        Response::new(Full::from(vec![b'x'; bytes.expect("a number")]))
+    });
+    let services = [service(1, "svc", &[whole.await])];
+    let rig = Rig::with(config, services, Arc::new(raftserve_proxy::NoSessions));
+    // The short path carries none that asks for trailers.
+    for field in ["", "te: trailers\r\n"] {
+        let mut clients = Vec::new();
+        // What the kernel has room for is between.
+        for bytes in (1..=60).map(|step| step * 100_000) {
+            let mut client = Hand::connect(rig.address).await;
+            let ask = format!("GET /{bytes} HTTP/1.1\r\nhost: h\r\n{field}\r\n");
+            client.send(ask).await;
+            clients.push((client, bytes));
+        }
+        tokio::time::sleep(HEAD_WITHIN * 4).await;
+        for (mut client, bytes) in clients {
+            assert_eq!(client.head().await[0], "http/1.1 200 ok");
+            let mut body = vec![0; bytes];
+            let read = soon("the answer", client.0.read_exact(&mut body)).await;
+            read.unwrap_or_else(|error| panic!("{bytes} bytes, {field:?}: {error}"));
+        }
+    }
+    rig.idle().await;
 }
 
 #[tokio::test]
