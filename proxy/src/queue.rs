@@ -2,7 +2,7 @@
 //!
 //! Each worker has a line of its own for each service, and the bounds hold over all of them, so for the peer.
 //! When a replica becomes ready the line is let go in small groups, through the service's policy: the first
-//! replica of several does not get all of it.
+//! replica of several does not get all of it. Whoever comes meanwhile joins it, so the groups grow until it is empty.
 
 #[cfg(test)]
 mod tests;
@@ -26,11 +26,30 @@ use crate::metrics::count_shared;
 /// as most are have room.
 pub(crate) const BYTES_MAX: u64 = 64 << 20;
 
-/// How many requests are let go at once for each ready replica.
-pub(crate) const GROUP: usize = 16;
+/// How many requests are let go at once for each ready replica, at first.
+const GROUP: usize = 16;
+
+/// After how many groups they double: a line of a thousand is gone within a third of a second, and one that others join as
+/// fast as they are served otherwise, soon after.
+const DOUBLES_AFTER: u32 = 10;
 
 /// The pause between two groups: the next replica to become ready finds a line that is still there.
 pub(crate) const GROUP_EVERY: Duration = Duration::from_millis(10);
+
+/// How fast a line is let go, from when it begins to move.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    groups: u32,
+}
+
+impl Pace {
+    /// How many the next group has, of a service with so many ready replicas.
+    pub(crate) fn group(&mut self, ready: usize) -> usize {
+        let doubled = (self.groups / DOUBLES_AFTER).min(16);
+        self.groups = self.groups.saturating_add(1);
+        ready.saturating_mul(GROUP << doubled)
+    }
+}
 
 /// What waits for one service at this peer, over all workers.
 #[derive(Debug, Default)]

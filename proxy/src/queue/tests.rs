@@ -48,6 +48,42 @@ fn who_was_called_in_vain_keeps_its_place() {
     assert_eq!(waiting.turned_away.load(Ordering::Relaxed), 0);
 }
 
+/// How many groups it takes until a full line is empty which so many join between two of them, and how many of those find
+/// no room.
+fn empties(joining: usize) -> (usize, usize) {
+    const MOST: u32 = 1_000;
+    let (queue, waiting) = queue();
+    let mut places: Vec<_> = (0..MOST)
+        .map(|_| queue.enter(1, MOST).expect("room"))
+        .collect();
+    let mut pace = Pace::default();
+    let mut groups = 1;
+    while queue.call(pace.group(1)) {
+        places.retain_mut(|place| !is_called(place));
+        places.extend((0..joining).filter_map(|_| queue.enter(1, MOST).ok()));
+        groups += 1;
+        assert!(groups < 1_000, "{} wait", waiting.requests());
+    }
+    let refused = waiting.turned_away.load(Ordering::Relaxed);
+    (groups, usize::try_from(refused).expect("few"))
+}
+
+#[test]
+fn a_line_empties_however_many_join_it() {
+    assert_eq!(empties(0), (29, 0));
+    // As many as at 3,000 and at 30,000 requests a second.
+    let (groups, refused) = empties(30);
+    assert!(
+        groups < 40 && refused < 200,
+        "{groups} groups, {refused} refused"
+    );
+    let (groups, refused) = empties(300);
+    assert!(
+        groups < 70 && refused < 15_000,
+        "{groups} groups, {refused} refused"
+    );
+}
+
 #[test]
 fn who_comes_to_hold_too_much_must_leave() {
     let (queue, waiting) = queue();
