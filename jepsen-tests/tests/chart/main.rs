@@ -179,7 +179,12 @@ fn an_upgrade_from_the_previous_chart_changes_nothing_that_cannot_be_changed() -
         "volumeClaimTemplates:",
     ] {
         let (now, before) = (of_set(&now, fixed)?, of_set(&before, fixed)?);
-        ensure!(now == before, "{now:#?}\ninstead of\n{before:#?}");
+        // A text is the same with and without.
+        let same = |lines: &[&str]| lines.join("\n").replace('"', "");
+        ensure!(
+            same(&now) == same(&before),
+            "{now:#?}\ninstead of\n{before:#?}"
+        );
     }
     Ok(())
 }
@@ -217,7 +222,7 @@ fn a_dotted_name_is_taken_where_the_full_name_is_set() -> anyhow::Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{said}");
     let rendered = String::from_utf8(output.stdout)?;
-    ensure!(rendered.contains("app.kubernetes.io/name: a.b\n"));
+    ensure!(rendered.contains("app.kubernetes.io/name: \"a.b\"\n"));
     ensure!(rendered.contains("\n  name: ab\n"));
     Ok(())
 }
@@ -441,6 +446,40 @@ fn defaults() -> anyhow::Result<Vec<(String, String)>> {
     }
     ensure!(all.len() > 50, "{} values", all.len());
     Ok(all)
+}
+
+/// Each is a text for people and a number or a word of its own for YAML.
+#[test]
+fn names_that_look_like_something_else_stay_texts() -> anyhow::Result<()> {
+    if !have_helm() {
+        return Ok(());
+    }
+    let account = "serviceAccount.name=123";
+    let settings = [
+        "fullnameOverride=rs",
+        account,
+        "storage.volumeNames={1,2,3}",
+    ];
+    let mut command = Command::new("helm");
+    command.args(["template", "true"]).arg(chart());
+    for setting in settings {
+        command.args(["--set-string", setting]);
+    }
+    let output = command.output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{said}");
+    let rendered = String::from_utf8(output.stdout)?;
+    for key in ["instance", "volumeName", "serviceAccountName", "  name"] {
+        for word in ["true", "1", "123"] {
+            let bare = format!("{key}: {word}\n");
+            ensure!(!rendered.contains(&bare), "{bare}");
+        }
+    }
+    ensure!(
+        rendered.contains("volumeName: \"1\""),
+        "they are rendered at all"
+    );
+    Ok(())
 }
 
 #[test]

@@ -25,7 +25,12 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// The ConfigMap's answer to a claim of the directory that drew `founder`.
 fn judge(name: &str, record: &BTreeMap<String, String>, founder: &str) -> Claim {
-    let cluster = record.get(CLUSTER).map(String::as_str).unwrap_or_default();
+    let Some(cluster) = record.get(CLUSTER) else {
+        return Claim::Refused(format!(
+            "ConfigMap {name}, in which peers write down which cluster they are, is there and was made by somebody else, perhaps \
+             by a release of that name: install this one under another name, or set fullnameOverride"
+        ));
+    };
     match cluster.parse() {
         Ok(id) if record.get(FOUNDER).map(String::as_str) == Some(founder) => Claim::Granted(id),
         _ => Claim::Refused(format!(
@@ -183,12 +188,18 @@ mod tests {
             mine,
             record(&[(CLUSTER, &id)]),
             record(&[(CLUSTER, "nonsense"), (FOUNDER, "0b")]),
-            record(&[]),
         ] {
             let Claim::Refused(reason) = judge("n", &other, "0b") else {
                 panic!("{other:?}");
             };
             assert!(reason.contains("cluster recover"), "{reason}");
         }
+        let Claim::Refused(reason) = judge("n", &record(&[("peers", "rs-0")]), "0b") else {
+            panic!("it is somebody else's");
+        };
+        assert!(
+            reason.contains("under another name") && !reason.contains("delete"),
+            "{reason}"
+        );
     }
 }
