@@ -459,6 +459,7 @@ fn names_that_look_like_something_else_stay_texts() -> anyhow::Result<()> {
         "fullnameOverride=rs",
         account,
         "storage.volumeNames={1,2,3}",
+        "storage.storageClassName=123",
     ];
     let mut command = Command::new("helm");
     command.args(["template", "true"]).arg(chart());
