@@ -15,6 +15,7 @@ mod connect;
 mod context;
 mod contexts;
 mod counted;
+mod discovery;
 mod down;
 mod durations;
 mod entrance;

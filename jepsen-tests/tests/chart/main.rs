@@ -7,6 +7,7 @@ mod schema;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -374,6 +375,58 @@ fn notes(values: &Path) -> anyhow::Result<String> {
     let text = String::from_utf8_lossy(&output.stdout);
     let (_, notes) = text.split_once("NOTES:").context("no notes")?;
     Ok(notes.to_owned())
+}
+
+/// What stands in for `kubectl` and `raftserve` where the notes are followed: the latter writes down how it was called.
+const STAND_INS: [(&str, &str); 2] = [
+    ("kubectl", "#!/bin/sh\nprintf Zm9yZ2Vk\n"),
+    (
+        "raftserve",
+        "#!/bin/sh\necho \"$RAFTSERVE_SERVER $RAFTSERVE_CA_FILE $RAFTSERVE_TOKEN $*\" >>\"$CALLS\"\n",
+    ),
+];
+
+#[test]
+fn whoever_follows_the_notes_asks_the_forwarded_port_with_tls_in_each_step() -> anyhow::Result<()> {
+    if !have_helm() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    for (name, text) in STAND_INS {
+        let program = folder.path().join(name);
+        fs::write(&program, text)?;
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    }
+    let values = folder.path().join("values.json");
+    fs::write(&values, "{}")?;
+    let notes = notes(&values)?;
+    let of_steps = notes
+        .lines()
+        .skip_while(|line| !line.starts_with("2. "))
+        .take_while(|line| !line.starts_with("Replicas run in this namespace"));
+    let commands = of_steps.filter_map(|line| line.strip_prefix("     "));
+    // Curl asks the service, which is not there.
+    let commands: Vec<&str> = commands.filter(|it| !it.starts_with("curl ")).collect();
+    let calls = folder.path().join("calls");
+    let ran = Command::new("sh")
+        .args(["-e", "-c", &format!("{}\nwait\n", commands.join("\n"))])
+        .current_dir(folder.path())
+        .env("PATH", format!("{}:/usr/bin:/bin", folder.path().display()))
+        .env("CALLS", &calls)
+        .output()?;
+    let said = String::from_utf8_lossy(&ran.stderr);
+    ensure!(ran.status.success(), "{said}: {commands:#?}");
+    let authorities = folder.path().canonicalize()?.join("raftserve-ca.crt");
+    ensure!(fs::read_to_string(&authorities)? == "forged");
+    let way = format!("https://localhost:7000 {} forged ", authorities.display());
+    let made = fs::read_to_string(&calls)?;
+    ensure!(
+        made == format!("{way}cluster status\n{way}up service.yaml --name chat\n"),
+        "{made}"
+    );
+    let forwarded = "port-forward service/serve-raftserve-admin 7000:7000 &";
+    ensure!(commands[0].ends_with(forwarded), "{commands:#?}");
+    Ok(())
 }
 
 #[test]

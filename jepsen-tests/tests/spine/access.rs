@@ -20,7 +20,7 @@ use crate::stage::{self, Share};
 const VIEWER: &str = "viewers-t0ken";
 const OPERATOR: &str = "operators-t0ken";
 pub(crate) const ADMIN: &str = "admins-t0ken";
-const PASSWORD: &str = "anns-s3cret";
+pub(crate) const PASSWORD: &str = "anns-s3cret";
 
 /// [`PASSWORD`] as `htpasswd -nB -C 5` hashes it.
 const HASH: &str = "$2y$05$bvIG6Nmid91Mu9RcmmWZfOYM2Y4FE97e1LxnbW7Jt1JdXDgibq5Tq";

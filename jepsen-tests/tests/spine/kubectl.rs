@@ -2,10 +2,13 @@
 //! in that answers as it does.
 
 use std::fs;
-use std::net::TcpStream;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use anyhow::{Context, ensure};
 use jepsen_tests::cli::Ran;
@@ -15,13 +18,15 @@ use jepsen_tests::wait;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::access::{ADMIN, Protection};
+use crate::access::{ADMIN, PASSWORD, Protection};
 use crate::stage::{self, Share};
 
 /// What `kubectl` is asked, and answers from files beside it.
 const SCRIPT: &str = r#"#!/bin/sh
 cd "$(dirname "$0")" || exit 1
+if [ -e refusal ]; then cat refusal >&2; exit 1; fi
 case "$*" in
+  *"config current-context") cat context ;;
   *"get --output json statefulsets"*) cat releases.json ;;
   *"get --output json secret prod-certificates"*) cat certificates.json ;;
   *"get --output json secret prod-credentials"*) cat credentials.json ;;
@@ -49,12 +54,19 @@ impl Kubectl {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
         let port = cluster.peer(0).setup.ports.admin.port();
         fs::write(folder.join("port"), port.to_string())?;
-        let secret = |key: &str, text: &[u8]| json!({"data": {key: base64(text)}});
-        let authorities = fs::read(protection.path("ca.pem"))?;
-        write("certificates.json", secret("ca.crt", &authorities))?;
         write("credentials.json", secret("admin-token", ADMIN.as_bytes()))?;
         write("releases.json", releases(&["prod"]))?;
-        Ok(Self(folder))
+        let kubectl = Self(folder);
+        kubectl.set_cluster("kind-a", protection)?;
+        Ok(kubectl)
+    }
+
+    /// Goes over to a Kubernetes cluster whose release has these authorities.
+    fn set_cluster(&self, context: &str, protection: &Protection) -> anyhow::Result<()> {
+        let authorities = fs::read(protection.path("ca.pem"))?;
+        let certificates = secret("ca.crt", &authorities).to_string();
+        fs::write(self.0.join("certificates.json"), certificates)?;
+        Ok(fs::write(self.0.join("context"), format!("{context}\n"))?)
     }
 
     fn command(&self, binary: &Path, home: &Path, args: &[&str]) -> Command {
@@ -79,6 +91,62 @@ impl Kubectl {
         })
         .await?;
         fs::remove_file(self.0.join("pid")).context("the file of its number")
+    }
+}
+
+fn secret(key: &str, text: &[u8]) -> Value {
+    json!({"data": {key: base64(text)}})
+}
+
+/// Where the command line looks for a peer on this host.
+const HERE: &str = "127.0.0.1:7000";
+
+/// Held by whichever test has that port.
+static PORT: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// What the command line sends to find out who is there: how HTTP/2 begins, and no more.
+const GREETING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// Somebody at [`HERE`] who is no peer, such as the AirPlay receiver of macOS, and what each connection sent.
+struct Stranger(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl Stranger {
+    /// None if somebody else has the port.
+    fn settle() -> Option<Self> {
+        let listener = TcpListener::bind(HERE).ok()?;
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let ours = Arc::clone(&heard);
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let ours = Arc::clone(&ours);
+                thread::spawn(move || {
+                    let mut sent = Vec::new();
+                    // Who closes with the answer unread resets the connection.
+                    let _ = Self::refuse(stream, &mut sent);
+                    let mut all = ours.lock().unwrap_or_else(PoisonError::into_inner);
+                    all.push(sent);
+                });
+            }
+        });
+        Some(Self(heard))
+    }
+
+    fn refuse(mut stream: TcpStream, sent: &mut Vec<u8>) -> io::Result<()> {
+        let mut first = [0; 256];
+        let length = stream.read(&mut first)?;
+        sent.extend_from_slice(&first[..length]);
+        stream.write_all(b"RTSP/1.0 400 Bad Request\r\n\r\n")?;
+        stream.shutdown(Shutdown::Write)?;
+        stream.read_to_end(sent).map(drop)
+    }
+
+    /// Whether it was met, and heard nothing but the greeting.
+    fn heard_no_more(&self) -> anyhow::Result<()> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let other = all.iter().find(|sent| *sent != GREETING);
+        ensure!(other.is_none(), "{other:?} was sent to a stranger");
+        ensure!(!all.is_empty(), "it was not looked at");
+        Ok(())
     }
 }
 
@@ -126,10 +194,8 @@ async fn ran(mut command: Command) -> anyhow::Result<Ran> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_release_in_the_kubernetes_cluster_is_found_and_no_port_stays_forwarded()
 -> anyhow::Result<()> {
-    if TcpStream::connect("127.0.0.1:7000").is_ok() {
-        eprintln!("skipped: somebody is at 127.0.0.1:7000, who would be asked");
-        return Ok(());
-    }
+    let _port = PORT.lock().await;
+    let stranger = Stranger::settle();
     stage::run(Share::Half, async {
         let protection = Protection::new()?;
         let options = Options {
@@ -139,12 +205,19 @@ async fn the_release_in_the_kubernetes_cluster_is_found_and_no_port_stays_forwar
         let cluster = Cluster::start_with(options).await?;
         let kubectl = Kubectl::new(cluster.path("bin"), &cluster, &protection)?;
         let (binary, home) = (cluster.cli(0).binary, cluster.path("home"));
-        let run = async |args: &[&str]| ran(kubectl.command(&binary, &home, args)).await;
+        // With a credential a peer on this host, should one be there, is not asked first.
+        let token = stranger.is_none().then_some(("RAFTSERVE_TOKEN", ADMIN));
+        let command = |args: &[&str]| {
+            let mut command = kubectl.command(&binary, &home, args);
+            command.envs(token);
+            command
+        };
+        let run = async |args: &[&str]| ran(command(args)).await;
 
         let status = run(&["status"]).await?;
         ensure!(status.code == Some(0), "{status:?}");
         ensure!(
-            status.stderr.contains("release prod in namespace serving"),
+            (status.stderr).contains("release prod in namespace serving of kube context kind-a"),
             "{status:?}"
         );
         kubectl.ended().await?;
@@ -170,7 +243,7 @@ async fn the_release_in_the_kubernetes_cluster_is_found_and_no_port_stays_forwar
         kubectl.ended().await?;
 
         // However the program ends, so does what it started.
-        let mut watching = kubectl.command(&binary, &home, &["events"]).spawn()?;
+        let mut watching = command(&["events"]).spawn()?;
         wait::until("a forwarded port", PATIENCE, async || {
             fs::read(kubectl.0.join("pid"))
                 .context("none yet")
@@ -203,6 +276,151 @@ async fn the_release_in_the_kubernetes_cluster_is_found_and_no_port_stays_forwar
                 "{seen} is missing: {before:?}"
             );
         }
+        stranger.as_ref().map_or(Ok(()), Stranger::heard_no_more)?;
+        cluster.pass();
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_to_a_release_is_sent_to_that_release_only() -> anyhow::Result<()> {
+    let _port = PORT.lock().await;
+    let stranger = Stranger::settle();
+    stage::run(Share::Half, async {
+        let (protection, another) = (Protection::new()?, Protection::new()?);
+        let options = Options {
+            peers: 1,
+            ..protection.options(&[])
+        };
+        let cluster = Cluster::start_with(options).await?;
+        let kubectl = Kubectl::new(cluster.path("bin"), &cluster, &protection)?;
+        // Who may not read the Secret with the credentials.
+        fs::remove_file(kubectl.0.join("credentials.json"))?;
+        let (binary, home, input) = (
+            cluster.cli(0).binary,
+            cluster.path("home"),
+            cluster.path("input"),
+        );
+        fs::write(&input, format!("{PASSWORD}\n"))?;
+        let run = async |args: &[&str]| {
+            let mut command = kubectl.command(&binary, &home, args);
+            command.stdin(fs::File::open(&input)?);
+            ran(command).await
+        };
+        let is_refused = async || {
+            let status = run(&["status"]).await?;
+            let told = "not logged in to release prod in namespace serving of kube context kind-b";
+            ensure!(
+                status.code == Some(6) && status.stderr.contains(told),
+                "{status:?}"
+            );
+            anyhow::Ok(status)
+        };
+
+        let login = run(&["login", "--user", "ann", "--password-stdin"]).await?;
+        ensure!(
+            login.code == Some(0) && login.stdout.contains("context kubernetes is in use"),
+            "{login:?}"
+        );
+        let status = run(&["status"]).await?;
+        ensure!(status.code == Some(0), "{status:?}");
+        let listed = run(&["context", "list"]).await?;
+        ensure!(
+            listed
+                .stdout
+                .contains("release prod in namespace serving of kube context kind-a"),
+            "{listed:?}"
+        );
+
+        // As after `kubectl config use-context kind-b`.
+        kubectl.set_cluster("kind-b", &another)?;
+        let refused = is_refused().await?;
+        ensure!(
+            refused.stderr.contains("of kube context kind-a"),
+            "{refused:?}"
+        );
+        let named = run(&["status", "--context", "kubernetes"]).await?;
+        ensure!(
+            named.code == Some(2) && named.stderr.contains("of kube context kind-b"),
+            "{named:?}"
+        );
+        // Also where one authority vouches for both.
+        kubectl.set_cluster("kind-b", &protection)?;
+        is_refused().await?;
+        let login = run(&["login", "--user", "ann", "--password-stdin"]).await?;
+        ensure!(
+            login
+                .stdout
+                .contains("context kind-b/serving/prod is in use"),
+            "{login:?}"
+        );
+        for cluster in ["kind-a", "kind-b"] {
+            kubectl.set_cluster(cluster, &protection)?;
+            let status = run(&["status"]).await?;
+            ensure!(status.code == Some(0), "{cluster}: {status:?}");
+        }
+
+        let unauthorized = "error: You must be logged in to the server (Unauthorized)";
+        fs::write(kubectl.0.join("refusal"), format!("{unauthorized}\n"))?;
+        let mut lost = vec![run(&["status", "--context", "kubernetes"]).await?];
+        if stranger.is_some() {
+            lost.push(run(&["login", "--user", "ann", "--password-stdin"]).await?);
+            stranger.as_ref().map_or(Ok(()), Stranger::heard_no_more)?;
+            lost.push(run(&["status"]).await?);
+        }
+        for ran in lost {
+            ensure!(
+                ran.code == Some(4) && ran.stderr.contains(unauthorized),
+                "{ran:?}"
+            );
+        }
+        cluster.pass();
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_on_this_host_is_asked_by_itself_and_without_a_token() -> anyhow::Result<()> {
+    let _port = PORT.lock().await;
+    let Ok(listener) = tokio::net::TcpListener::bind(HERE).await else {
+        eprintln!("skipped: somebody is at {HERE}");
+        return Ok(());
+    };
+    stage::run(Share::Half, async {
+        let options = Options {
+            peers: 1,
+            ..Options::default()
+        };
+        let cluster = Cluster::start_with(options).await?;
+        let admin = cluster.peer(0).setup.ports.admin;
+        let forward = tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut far = tokio::net::TcpStream::connect(admin).await?;
+                    tokio::io::copy_bidirectional(&mut near, &mut far).await
+                });
+            }
+        });
+        let protection = Protection::new()?;
+        let kubectl = Kubectl::new(cluster.path("bin"), &cluster, &protection)?;
+        let (binary, home) = (cluster.cli(0).binary, cluster.path("home"));
+
+        let status = ran(kubectl.command(&binary, &home, &["status"])).await?;
+        ensure!(
+            status.code == Some(0) && status.stderr.contains("Asking 127.0.0.1:7000.\n"),
+            "{status:?}"
+        );
+        fs::write(kubectl.0.join("releases.json"), r#"{"items": []}"#)?;
+        let mut with_token = kubectl.command(&binary, &home, &["status"]);
+        with_token.env("RAFTSERVE_TOKEN", ADMIN);
+        let status = ran(with_token).await?;
+        ensure!(
+            status.code == Some(0) && status.stderr.contains("7000, without the token"),
+            "{status:?}"
+        );
+        forward.abort();
         cluster.pass();
         Ok(())
     })

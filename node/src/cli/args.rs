@@ -135,7 +135,8 @@ pub enum Verb {
 pub struct Target {
     /// Admin address of a peer, as [https://]HOST[:PORT]. Repeat it, or separate several by commas: the next one is tried
     /// when one does not answer. Beyond this host TLS is spoken. By default those of the context in use, else
-    /// 127.0.0.1:7000 if somebody is there, else a peer of the release in the Kubernetes cluster that kubectl works with.
+    /// 127.0.0.1:7000 if a peer without TLS is there, else a peer of the release in the Kubernetes cluster that kubectl
+    /// works with; with a token, that release comes first, and 127.0.0.1:7000 is asked without the token.
     #[arg(
         long,
         value_name = "ADDR",

@@ -1,7 +1,7 @@
 //! Reaches a peer: any of those named, the next one when one does not answer.
 
 use std::future::Future;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use http::uri::Authority;
@@ -13,18 +13,19 @@ use tonic::{Code, Request, Response, Status};
 
 use super::args::Target;
 use super::contexts::{Context, Contexts, Token};
+use super::discovery;
 use super::failure::{Exit, Failure, misfit};
-use super::kubectl::{self, Forward, Release};
+use super::kubectl::{Forward, Release};
 use super::tls::{self, Connector, Tls};
 use crate::admin::errors::Reason;
 use crate::admin::v1;
 use crate::admin::v1::cluster_client::ClusterClient;
 
 /// The admin port where none is given.
-const DEFAULT_PORT: u16 = 7_000;
+pub(super) const DEFAULT_PORT: u16 = 7_000;
 
 /// How long a peer may take to accept a connection. It is on the same network.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a peer may take to answer a call, if nobody says otherwise: over the two seconds within which it promises to,
 /// and over a transfer of leadership.
@@ -76,21 +77,34 @@ impl Interceptor for Credential {
     }
 }
 
+/// What peers are reached for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Errand {
+    /// Calls, with the credential that is there.
+    Call,
+    /// A login, which sends a credential that is new.
+    Login,
+}
+
 /// Where a cluster is and how it is reached, put together from flags, environment and contexts.
+#[derive(Debug)]
 pub(super) struct Reached {
     pub(super) context: Context,
     /// The name of the context that it is from.
     pub(super) name: Option<String>,
     /// The port that is forwarded for it, if one is.
     pub(super) forward: Option<Forward>,
+    /// What `kubectl` said, if it was asked for a release and could not look.
+    pub(super) unfound: Option<String>,
 }
 
-/// Puts together what was given. What a context holds is used for its own servers only.
+/// Puts together what was given. What a context holds is used for its own servers or release only.
 ///
 /// # Errors
-/// If a context or a file is not there.
-pub(super) fn resolve(target: &Target) -> Result<Reached, Failure> {
+/// If a context or a file is not there, or what is named belongs to different clusters.
+pub(super) fn resolve(target: &Target, errand: Errand) -> Result<Reached, Failure> {
     let contexts = Contexts::load(&target.home)?;
+    let given = given(target)?;
     let (kept, name) = match (&target.context, target.server.is_empty()) {
         (Some(name), _) => (Some(contexts.named(name)?), Some(name.clone())),
         (None, true) => (contexts.current(), contexts.current.clone()),
@@ -99,65 +113,55 @@ pub(super) fn resolve(target: &Target) -> Result<Reached, Failure> {
             (found.map(|(_, context)| context), None)
         }
     };
-    let mut context = kept.cloned().unwrap_or_default();
-    if !target.server.is_empty() {
-        context.servers.clone_from(&target.server);
+    if given.servers.is_empty() && kept.is_none_or(|kept| kept.servers.is_empty()) {
+        return discovery::find(target, errand, &contexts, given);
     }
-    if let Some(path) = &target.ca_file {
-        context.authorities = Some(tls::read_authorities(path)?);
+    if let (Errand::Call, Some(kept), Some(name)) = (errand, kept, &target.context) {
+        must_go_together(kept, name, &given)?;
     }
-    if let Some(name) = &target.tls_server_name {
-        context.tls_server_name = Some(name.clone());
-    }
-    if let Some(token) = &target.access_token {
-        context.token = Some(Token {
-            token: token.clone(),
-            name: String::new(),
-            expires_unix_ms: None,
-        });
-    }
-    let forward = match context.servers.is_empty() {
-        true => find_peers(&mut context, target.ca_file.is_some())?,
-        false => None,
-    };
     Ok(Reached {
-        context,
+        context: kept.cloned().unwrap_or_default().overridden(given),
         name,
-        forward,
+        forward: None,
+        unfound: None,
     })
 }
 
-/// Nobody has said where peers are: one may be here, or in the Kubernetes cluster that the user works with. What was
-/// given stays as it was; what a login has kept of authorities counts less than what the release says now, which
-/// may have been installed anew.
-fn find_peers(context: &mut Context, authorities_given: bool) -> Result<Option<Forward>, Failure> {
-    let here = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT));
-    let release = match found_here(here) {
-        Some(said) => {
-            eprintln!("{said}");
-            None
-        }
-        None => kubectl::find()?,
-    };
-    let Some(release) = release else {
-        context.servers.push(here.to_string());
-        return Ok(None);
-    };
-    eprintln!("Asking release {} through kubectl.", release.shown());
-    let (found, forward) = release.reach()?;
-    context.servers = found.servers;
-    context.tls_server_name = context.tls_server_name.take().or(found.tls_server_name);
-    if !authorities_given {
-        context.authorities = found.authorities.or(context.authorities.take());
-    }
-    context.token = context.token.take().or(found.token);
-    Ok(Some(forward))
+/// What flags and the environment say.
+fn given(target: &Target) -> Result<Context, Failure> {
+    let authorities = target.ca_file.as_deref().map(tls::read_authorities);
+    Ok(Context {
+        servers: target.server.clone(),
+        authorities: authorities.transpose()?,
+        tls_server_name: target.tls_server_name.clone(),
+        token: target.access_token.as_ref().map(|token| Token {
+            token: token.clone(),
+            name: String::new(),
+            expires_unix_ms: None,
+        }),
+        release: None,
+    })
 }
 
-/// What is said where somebody is here: it may be another cluster than the one that the user has in mind.
-fn found_here(here: SocketAddr) -> Option<String> {
-    let connected = TcpStream::connect_timeout(&here, CONNECT_TIMEOUT);
-    connected.ok().map(|_| format!("Asking {here}."))
+/// A context and servers may both be named, as where the environment names servers: the context's token is not for others
+/// than its own. A login to a release has none, and goes wherever its authorities vouch for.
+fn must_go_together(kept: &Context, name: &str, given: &Context) -> Result<(), Failure> {
+    let is_own = |server: &String| kept.servers.contains(server);
+    let together = match kept.servers.is_empty() {
+        true => {
+            let known = kept.authorities.is_some();
+            known && (given.authorities.is_none() || given.authorities == kept.authorities)
+        }
+        false => given.servers.iter().all(is_own),
+    };
+    if kept.token.is_none() || given.token.is_some() || together {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "the token of context {name} is not sent to {}: that is no server of it",
+        given.servers.join(", ")
+    ))
+    .remedy("leave out --context, or --server and the variable RAFTSERVE_SERVER"))
 }
 
 /// Checks what would be kept as a context.
@@ -187,14 +191,19 @@ pub(super) struct Servers {
     link: Option<Link>,
     /// Held for as long as peers are asked.
     forward: Option<Forward>,
+    /// What `kubectl` said, if it was asked for a release and could not look.
+    unfound: Option<String>,
 }
 
 impl Servers {
     /// Reads the addresses; connects to none yet.
     pub(super) fn new(target: &Target) -> Result<Self, Failure> {
         let Reached {
-            context, forward, ..
-        } = resolve(target)?;
+            context,
+            forward,
+            unfound,
+            ..
+        } = resolve(target, Errand::Call)?;
         let mut servers = Self::of(&context)?;
         let patience = target.request_timeout.unwrap_or(CALL_TIMEOUT);
         for peer in &mut servers.peers {
@@ -203,6 +212,7 @@ impl Servers {
         }
         Ok(Self {
             forward,
+            unfound,
             patience,
             ..servers
         })
@@ -235,6 +245,7 @@ impl Servers {
             current: 0,
             link: None,
             forward: None,
+            unfound: None,
         })
     }
 
@@ -294,7 +305,7 @@ impl Servers {
                 self.next();
             }
         }
-        Err(seen.status())
+        Err(seen.status(self.unfound.as_deref()))
     }
 
     /// As `call`, with the failure for the command line.
@@ -405,16 +416,18 @@ impl Unanswered {
         }
     }
 
-    fn status(self) -> Status {
+    /// The outcome, with what `kubectl` said where it was asked before.
+    fn status(self, unfound: Option<&str>) -> Status {
         match &self.last {
             Some(status) if Reason::of(status).is_some() => status.clone(),
             Some(_) => Nobody::status(format!(
-                "no peer answers{}{}; name others with --server",
+                "no peer answers{}{}{}; name others with --server",
                 self.told(),
                 match self.broken {
                     true => " (connections broke: is that the port of --admin-addr?)",
                     false => "",
-                }
+                },
+                discovery::told(unfound),
             )),
             None => Status::unavailable("no peer is named"),
         }
@@ -548,6 +561,7 @@ fn peer(text: &str, context: &Context) -> Result<Peer, Failure> {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
+    use std::net::SocketAddr;
 
     use super::*;
 
@@ -558,31 +572,26 @@ mod tests {
             ("a:1", Status::deadline_exceeded("no answer in time")),
             ("b:2", Status::unavailable("cannot connect to b:2")),
         ];
-        let told = |tries: &[(&str, Status)]| {
+        let told = |tries: &[(&str, Status)], unfound| {
             let mut unanswered = Unanswered::default();
             for (address, status) in tries {
                 unanswered.add(address, status.clone());
             }
-            unanswered.status().message().to_owned()
+            unanswered.status(unfound).message().to_owned()
         };
         assert_eq!(
-            told(&tries[..1]),
+            told(&tries[..1], None),
             "no peer answers at a:1: cannot connect to a:1; name others with --server"
         );
         assert_eq!(
-            told(&tries),
+            told(&tries, None),
             "no peer answers: a:1: no answer in time; cannot connect to b:2; name others with --server"
         );
-    }
-
-    #[test]
-    fn whoever_listens_here_is_asked_and_named() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let here = listener.local_addr().unwrap();
-        let said = found_here(here).unwrap();
-        assert_eq!(said, format!("Asking {here}."));
-        drop(listener);
-        assert_eq!(found_here(here), None);
+        assert_eq!(
+            told(&tries[..1], Some("error: (Unauthorized)")),
+            "no peer answers at a:1: cannot connect to a:1; and kubectl finds no release: error: (Unauthorized); name \
+             others with --server"
+        );
     }
 
     #[test]
@@ -619,6 +628,36 @@ mod tests {
             refused.message
         );
         assert!(peer("http://10.0.0.1", &Context::default()).is_ok());
+    }
+
+    #[test]
+    fn the_token_of_a_named_context_goes_to_none_but_its_own_servers() {
+        let token = Token {
+            token: "t".to_owned(),
+            name: String::new(),
+            expires_unix_ms: None,
+        };
+        let of = |servers: &[&str], authorities: Option<&str>, token: Option<&Token>| Context {
+            servers: servers.iter().map(|&server| server.to_owned()).collect(),
+            authorities: authorities.map(str::to_owned),
+            token: token.cloned(),
+            ..Context::default()
+        };
+        let own = of(&["https://a:1", "https://b:1"], Some("ca"), Some(&token));
+        let fits = |kept: &Context, given: &Context| must_go_together(kept, "prod", given).is_ok();
+        assert!(fits(&own, &of(&["https://b:1"], None, None)));
+        let other = of(&["https://b:1", "https://c:1"], None, None);
+        assert!(!fits(&own, &other));
+        assert!(fits(&own, &of(&["https://c:1"], None, Some(&token))));
+        assert!(fits(&of(&["https://a:1"], None, None), &other));
+        // A login to a release has no servers, and goes with what its authorities vouch for.
+        let release = of(&[], Some("ca"), Some(&token));
+        assert!(fits(&release, &other));
+        assert!(!fits(
+            &release,
+            &of(&["https://c:1"], Some("another"), None)
+        ));
+        assert!(!fits(&of(&[], None, Some(&token)), &other));
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub(super) fn run(args: ContextArgs) -> Result<(), Failure> {
                 servers: server,
                 authorities,
                 tls_server_name,
-                token: None,
+                ..Context::default()
             };
             connect::check(&context)?;
             contexts.contexts.insert(name.clone(), context);
@@ -69,6 +69,11 @@ fn show(contexts: &Contexts, now_unix_ms: u64) -> Value {
             "name": name,
             "current": contexts.current.as_ref() == Some(name),
             "servers": context.servers,
+            "release": context.release.as_ref().map(|release| json!({
+                "kube_context": release.kube_context,
+                "namespace": release.namespace,
+                "name": release.name,
+            })),
             "user": token.map(|token| &token.name),
             "expires_unix_ms": expires,
             "expired": expires.map(|at| at <= now_unix_ms),
@@ -88,10 +93,18 @@ fn table(contexts: &Contexts, now_unix_ms: u64) -> Table {
             plain(name),
             plain(token.map_or("", |token| &token.name)),
             token.map_or(plain(""), |token| expires(token, now_unix_ms)),
-            plain(&context.servers.join(",")),
+            plain(&places(context)),
         ]);
     }
     table
+}
+
+/// Its servers, or the release that it is for.
+fn places(context: &Context) -> String {
+    match &context.release {
+        Some(release) => format!("release {release}"),
+        None => context.servers.join(","),
+    }
 }
 
 /// When a token ends, or how long ago it did.

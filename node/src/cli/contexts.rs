@@ -49,6 +49,81 @@ pub(super) struct Context {
     /// The credential.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) token: Option<Token>,
+    /// The release that the login is for, if `kubectl` found it: such a context has no servers. Files of earlier versions
+    /// say nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) release: Option<Home>,
+}
+
+impl Context {
+    /// The same, where what was `given` counts first.
+    pub(super) fn overridden(self, given: Self) -> Self {
+        Self {
+            servers: match given.servers.is_empty() {
+                true => self.servers,
+                false => given.servers,
+            },
+            authorities: given.authorities.or(self.authorities),
+            tls_server_name: given.tls_server_name.or(self.tls_server_name),
+            token: given.token.or(self.token),
+            release: given.release.or(self.release),
+        }
+    }
+
+    /// Whether its login is for the release that was `found`. Where the release's authorities cannot be seen, they may be
+    /// those of the login, which then nobody else's certificate may be of.
+    pub(super) fn is_for(&self, found: &Home) -> bool {
+        let release = self.release.as_ref();
+        let known = release.and_then(|release| release.authorities.as_ref());
+        let same_authorities = match (known.or(self.authorities.as_ref()), &found.authorities) {
+            (Some(known), Some(found)) => known.trim() == found.trim(),
+            (Some(_), None) => true,
+            (None, _) => release.is_some(),
+        };
+        let same_place = release.is_none_or(|release| release.is_at(found));
+        self.servers.is_empty() && same_place && same_authorities
+    }
+}
+
+/// Where a release of the chart is, and who vouches for its peers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Home {
+    /// The context of `kubectl` that its Kubernetes cluster is known by, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) kube_context: Option<String>,
+    pub(super) namespace: String,
+    /// Of its StatefulSet.
+    pub(super) name: String,
+    /// What its Secret has as `ca.crt`, PEM; none if that cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) authorities: Option<String>,
+}
+
+impl Home {
+    /// Whether the names are the same.
+    pub(super) fn is_at(&self, other: &Self) -> bool {
+        let names = |home: &Self| {
+            let Self {
+                kube_context,
+                namespace,
+                name,
+                authorities: _,
+            } = home.clone();
+            (kube_context, namespace, name)
+        };
+        names(self) == names(other)
+    }
+}
+
+impl std::fmt::Display for Home {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} in namespace {}", self.name, self.namespace)?;
+        match &self.kube_context {
+            Some(context) => write!(f, " of kube context {context}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A credential.
@@ -168,6 +243,16 @@ impl Contexts {
         });
         found.map(|(name, context)| (name.as_str(), context))
     }
+
+    /// The context whose login is for the release that was `found`, with its name; that in use first.
+    pub(super) fn of_release(&self, found: &Home) -> Option<(&str, &Context)> {
+        let is_used = |name: &String| self.current.as_ref() == Some(name);
+        let all = self.contexts.iter();
+        let mut fitting: Vec<_> = all.filter(|(_, context)| context.is_for(found)).collect();
+        fitting.sort_by_key(|(name, _)| !is_used(name));
+        let (name, context) = fitting.first()?;
+        Some((name.as_str(), context))
+    }
 }
 
 fn failed(what: &str, path: &Path, error: &io::Error) -> Failure {
@@ -204,6 +289,7 @@ mod tests {
                 name: "ann".to_owned(),
                 expires_unix_ms: Some(5),
             }),
+            release: Some(release("a", Some("pem"))),
             ..Context::default()
         };
         Contexts {
@@ -246,6 +332,82 @@ mod tests {
         assert_eq!(of(None, Some("/h")), in_home);
         assert_eq!(of(Some("relative"), Some("/h")), in_home);
         assert_eq!(of(None, None), None);
+    }
+
+    fn release(kube_context: &str, authorities: Option<&str>) -> Home {
+        Home {
+            kube_context: Some(kube_context.to_owned()),
+            namespace: "serving".to_owned(),
+            name: "prod".to_owned(),
+            authorities: authorities.map(str::to_owned),
+        }
+    }
+
+    fn login(authorities: Option<&str>, release: Option<Home>) -> Context {
+        Context {
+            authorities: authorities.map(str::to_owned),
+            release,
+            ..Context::default()
+        }
+    }
+
+    #[test]
+    fn a_login_is_for_the_release_with_its_names_and_authorities() {
+        let own = login(Some("a"), Some(release("a", Some("a"))));
+        assert!(own.is_for(&release("a", Some("a\n"))));
+        assert!(own.is_for(&release("a", None)));
+        assert!(!own.is_for(&release("a", Some("b"))), "installed anew");
+        assert!(!own.is_for(&release("b", Some("a"))), "of a shared issuer");
+        let elsewhere = Home {
+            namespace: "staging".to_owned(),
+            ..release("a", Some("a"))
+        };
+        assert!(!own.is_for(&elsewhere));
+        // With a file of authorities, beside those of the release.
+        let with_file = login(Some("file"), Some(release("a", Some("a"))));
+        assert!(with_file.is_for(&release("a", Some("a"))));
+        let system = login(None, Some(release("a", None)));
+        assert!(system.is_for(&release("a", None)));
+        assert!(!system.is_for(&release("b", None)));
+        let with_servers = Context {
+            servers: vec!["https://a:1".to_owned()],
+            ..own
+        };
+        assert!(!with_servers.is_for(&release("a", Some("a"))));
+    }
+
+    #[test]
+    fn a_login_of_an_earlier_version_is_for_whoever_has_its_authorities() {
+        let text = r#"{"current": "kubernetes", "contexts": {"kubernetes": {
+            "servers": [], "authorities": "a", "tls_server_name": "localhost",
+            "token": {"token": "s3cret", "name": "ann", "expires_unix_ms": 5}
+        }}}"#;
+        let contexts: Contexts = serde_json::from_str(text).unwrap();
+        let kept = contexts.named("kubernetes").unwrap();
+        assert!(kept.is_for(&release("any", Some("a"))));
+        assert!(!kept.is_for(&release("any", Some("b"))));
+        assert!(!login(None, None).is_for(&release("any", Some("b"))));
+    }
+
+    #[test]
+    fn of_several_logins_to_a_release_that_in_use_counts() {
+        let own = || login(Some("a"), Some(release("a", Some("a"))));
+        let other = login(Some("b"), Some(release("b", Some("b"))));
+        let mut contexts = Contexts {
+            current: Some("other".to_owned()),
+            contexts: [("ann", own()), ("bob", own()), ("other", other)]
+                .map(|(name, context)| (name.to_owned(), context))
+                .into(),
+        };
+        let found = |contexts: &Contexts| {
+            let found = contexts.of_release(&release("a", Some("a")));
+            found.map(|(name, _)| name.to_owned())
+        };
+        assert_eq!(found(&contexts).as_deref(), Some("ann"));
+        contexts.current = Some("bob".to_owned());
+        assert_eq!(found(&contexts).as_deref(), Some("bob"));
+        contexts.contexts.retain(|name, _| name == "other");
+        assert_eq!(found(&contexts), None);
     }
 
     #[test]

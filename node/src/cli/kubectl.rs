@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::contexts::{Context, Token};
+use super::contexts::{Context, Home, Token};
 use super::entrance::Entrance;
 use super::failure::{Exit, Failure};
 
@@ -62,9 +62,8 @@ pub(super) fn get(args: &[&str]) -> Result<Value, Refused> {
 /// A release of the chart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Release {
-    namespace: String,
-    /// Of its StatefulSet.
-    name: String,
+    /// Where it is; without its authorities, which are looked up when it is reached.
+    pub(super) home: Home,
     /// The Secret with the peers' certificates.
     certificates: Option<String>,
     /// The Secret with their credentials.
@@ -104,21 +103,24 @@ impl Release {
             advertises: arguments
                 .as_array()
                 .is_some_and(|all| all.iter().any(advertises)),
-            namespace: item["metadata"]["namespace"].as_str()?.to_owned(),
-            name: item["metadata"]["name"].as_str()?.to_owned(),
+            home: Home {
+                namespace: item["metadata"]["namespace"].as_str()?.to_owned(),
+                name: item["metadata"]["name"].as_str()?.to_owned(),
+                ..Home::default()
+            },
             certificates: certificates.map(str::to_owned),
             credentials: credentials.map(str::to_owned),
         })
     }
 
-    /// For people.
-    pub(super) fn shown(&self) -> String {
-        format!("{} in namespace {}", self.name, self.namespace)
+    /// Whether its peers ask for credentials, as those of the chart do.
+    pub(super) fn asks_for_credentials(&self) -> bool {
+        self.credentials.is_some()
     }
 
     /// The text of a Secret's key; none if there is none, or it may not be read.
     fn secret(&self, name: Option<&String>, key: &str) -> Option<String> {
-        let secret = get(&["secret", name?, "--namespace", &self.namespace]).ok()?;
+        let secret = get(&["secret", name?, "--namespace", &self.home.namespace]).ok()?;
         let bytes = base64(secret["data"][key].as_str()?)?;
         String::from_utf8(bytes)
             .ok()
@@ -127,10 +129,8 @@ impl Release {
 
     /// How `kubectl get` is asked for the pods of its peers.
     pub(super) fn pods(&self) -> [&str; 5] {
-        let Self {
-            namespace, peers, ..
-        } = self;
-        ["pods", "--selector", peers, "--namespace", namespace]
+        let namespace = &self.home.namespace;
+        ["pods", "--selector", &self.peers, "--namespace", namespace]
     }
 
     /// Where requests to its services come in; none if its peers know better, or it cannot be seen.
@@ -138,8 +138,8 @@ impl Release {
         if self.advertises {
             return None;
         }
-        let here = ["--namespace", &self.namespace];
-        let service = get(&[&["service", &self.name][..], &here].concat()).ok()?;
+        let here = ["--namespace", &self.home.namespace];
+        let service = get(&[&["service", &self.home.name][..], &here].concat()).ok()?;
         let pods = get(&self.pods());
         let pods = pods.unwrap_or_default();
         Entrance::read(
@@ -152,7 +152,7 @@ impl Release {
     pub(super) fn forwarding(&self) -> String {
         format!(
             "kubectl --namespace {} port-forward service/{}",
-            self.namespace, self.name
+            self.home.namespace, self.home.name
         )
     }
 
@@ -163,9 +163,14 @@ impl Release {
     pub(super) fn reach(&self) -> Result<(Context, Forward), Failure> {
         let (forward, port) = Forward::begin(self)?;
         let token = self.secret(self.credentials.as_ref(), "admin-token");
+        let authorities = self.secret(self.certificates.as_ref(), "ca.crt");
         let context = Context {
             servers: vec![format!("https://127.0.0.1:{port}")],
-            authorities: self.secret(self.certificates.as_ref(), "ca.crt"),
+            release: Some(Home {
+                authorities: authorities.clone(),
+                ..self.home.clone()
+            }),
+            authorities,
             tls_server_name: Some(SERVER_NAME.to_owned()),
             token: token.map(|token| Token {
                 token: token.trim().to_owned(),
@@ -177,29 +182,49 @@ impl Release {
     }
 }
 
+/// What came of looking for a release.
+#[derive(Debug)]
+pub(super) enum Sought {
+    Release(Release),
+    /// There are several, which one is to be chosen from.
+    Several(Failure),
+    /// There is none, or `kubectl` could not look, and said why.
+    Nothing(Option<String>),
+}
+
 /// The release in the Kubernetes context that is in use: the one of the context's namespace if there is one, else the
-/// only one that there is; none if there is none.
-///
-/// # Errors
-/// If there are several.
-pub(super) fn find() -> Result<Option<Release>, Failure> {
+/// only one that there is.
+pub(super) fn find() -> Sought {
     let everywhere = ["statefulsets", "--selector", RELEASES, "--all-namespaces"];
     let at_home = &everywhere[..3];
-    let mut releases = match releases(at_home) {
+    let mut found = match releases(at_home) {
         Ok(found) => found,
-        Err(Refused::NoProgram) => return Ok(None),
-        Err(Refused::Said(_)) => Vec::new(),
+        Err(Refused::NoProgram) => return Sought::Nothing(None),
+        // Not everybody may look at home, or everywhere. Another refusal would be the same there.
+        Err(Refused::Said(said)) if said.contains("Forbidden") => Vec::new(),
+        Err(Refused::Said(said)) => return Sought::Nothing(Some(said)),
     };
-    if releases.is_empty() {
-        // Not everybody may look everywhere.
-        releases = self::releases(&everywhere).unwrap_or_default();
+    if found.is_empty() {
+        found = match releases(&everywhere) {
+            Ok(found) => found,
+            Err(Refused::NoProgram) => return Sought::Nothing(None),
+            Err(Refused::Said(said)) => return Sought::Nothing(Some(said)),
+        };
     }
-    match releases.len() {
-        0 => Ok(None),
-        1 => Ok(releases.pop()),
+    let kube_context = run(&["config", "current-context"]).ok();
+    for release in &mut found {
+        let name = kube_context.as_deref().map(str::trim);
+        release.home.kube_context = name.filter(|name| !name.is_empty()).map(str::to_owned);
+    }
+    match found.len() {
+        0 => Sought::Nothing(None),
+        1 => found.pop().map_or(Sought::Nothing(None), Sought::Release),
         _ => {
-            let shown: Vec<String> = releases.iter().map(Release::shown).collect();
-            Err(Failure::new(
+            let shown: Vec<String> = found
+                .iter()
+                .map(|release| release.home.to_string())
+                .collect();
+            Sought::Several(Failure::new(
                 Exit::Usage,
                 format!("this Kubernetes cluster has several releases: {}", shown.join(", ")),
             )
@@ -230,15 +255,15 @@ impl Forward {
         let failed = |why: &str| {
             Failure::new(
                 Exit::Unavailable,
-                format!("cannot forward a port to {}: {why}", release.shown()),
+                format!("cannot forward a port to {}: {why}", release.home),
             )
             .remedy("try `kubectl port-forward` by hand, and name the port with --server")
         };
-        let target = format!("statefulset/{}", release.name);
+        let target = format!("statefulset/{}", release.home.name);
         let port = format!(":{ADMIN_PORT}");
         let mut child = Command::new("sh")
             .args(["-c", KEEPER, "sh", "port-forward", "--address", "127.0.0.1"])
-            .args(["--namespace", &release.namespace, &target, &port])
+            .args(["--namespace", &release.home.namespace, &target, &port])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -327,7 +352,7 @@ mod tests {
             },
         });
         let release = Release::read(&item).unwrap();
-        assert_eq!(release.shown(), "prod in namespace serving");
+        assert_eq!(release.home.to_string(), "prod in namespace serving");
         assert_eq!(release.certificates.as_deref(), Some("prod-certificates"));
         assert_eq!(release.credentials.as_deref(), Some("prod-credentials"));
         assert_eq!(release.peers, "app=raftserve,of=prod");

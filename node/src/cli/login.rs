@@ -1,7 +1,7 @@
 //! `raftserve login`.
 
-use super::connect::{Link, Servers};
-use super::contexts::{Context, Contexts, Token};
+use super::connect::{Errand, Link, Servers};
+use super::contexts::{Context, Contexts, Home, Token};
 use super::failure::Failure;
 use super::login_args::LoginArgs;
 use super::{durations, output, prompt};
@@ -18,7 +18,7 @@ pub(super) async fn run(mut args: LoginArgs) -> Result<(), Failure> {
     };
     // Whatever credential there is, it is to be replaced.
     args.target.access_token = given.clone();
-    let mut reached = super::connect::resolve(&args.target)?;
+    let mut reached = super::connect::resolve(&args.target, Errand::Login)?;
     if given.is_none() {
         reached.context.token = None;
     }
@@ -47,9 +47,9 @@ pub(super) async fn run(mut args: LoginArgs) -> Result<(), Failure> {
     });
     let mut contexts = Contexts::load(&args.target.home)?;
     let name = args.name.or(reached.name);
-    let name = match (name, &reached.forward) {
+    let name = match (name, &reached.context.release) {
         (Some(name), _) => name,
-        (None, Some(_)) => "kubernetes".to_owned(),
+        (None, Some(release)) => of_release(release, &contexts),
         (None, None) => host(&reached.context),
     };
     let said = format!(
@@ -60,9 +60,10 @@ pub(super) async fn run(mut args: LoginArgs) -> Result<(), Failure> {
         token: Some(token),
         ..reached.context
     };
-    if reached.forward.is_some() {
+    match reached.forward {
         // The port is another one next time, and the release is found again.
-        context.servers.clear();
+        Some(_) => context.servers.clear(),
+        None => context.release = None,
     }
     contexts.contexts.insert(name.clone(), context);
     contexts.current = Some(name);
@@ -107,6 +108,29 @@ async fn with_password(
     Ok((token, login.role))
 }
 
+/// The name for a login to a release: a short one, unless another cluster has it.
+fn of_release(release: &Home, contexts: &Contexts) -> String {
+    const SHORT: &str = "kubernetes";
+    let is_anothers = |context: &Context| match &context.release {
+        Some(other) => !other.is_at(release),
+        // As logins to releases were kept before.
+        None => !context.servers.is_empty(),
+    };
+    match contexts.contexts.get(SHORT).is_some_and(is_anothers) {
+        false => SHORT.to_owned(),
+        true => {
+            let Home {
+                kube_context,
+                namespace,
+                name,
+                authorities: _,
+            } = release;
+            let kube_context = kube_context.as_deref().unwrap_or(SHORT);
+            format!("{kube_context}/{namespace}/{name}")
+        }
+    }
+}
+
 /// The host of the first server.
 fn host(context: &Context) -> String {
     let first = context.servers.first().map_or("", String::as_str);
@@ -114,4 +138,33 @@ fn host(context: &Context) -> String {
         .rsplit_once("://")
         .map_or(first, |(_, address)| address);
     address.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_short_name_is_for_one_release_at_a_time() {
+        let release = |kube_context: &str| Home {
+            kube_context: Some(kube_context.to_owned()),
+            namespace: "serving".to_owned(),
+            name: "prod".to_owned(),
+            authorities: Some("ca".to_owned()),
+        };
+        let of = |servers: &[&str], release: Option<Home>| Context {
+            servers: servers.iter().map(|&server| server.to_owned()).collect(),
+            release,
+            ..Context::default()
+        };
+        let mut contexts = Contexts::default();
+        let mut name = |kept: Context| {
+            contexts.contexts = [("kubernetes".to_owned(), kept)].into();
+            of_release(&release("b"), &contexts)
+        };
+        assert_eq!(name(of(&[], Some(release("b")))), "kubernetes");
+        assert_eq!(name(of(&[], None)), "kubernetes");
+        assert_eq!(name(of(&[], Some(release("a")))), "b/serving/prod");
+        assert_eq!(name(of(&["https://a:1"], None)), "b/serving/prod");
+    }
 }

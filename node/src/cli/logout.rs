@@ -35,7 +35,7 @@ pub(super) fn run(args: LogoutArgs) -> Result<(), Failure> {
     })
 }
 
-/// The context that a verb with these flags would take its token from.
+/// The context that flags name, else that in use.
 fn chosen(contexts: &Contexts, target: &Target) -> Result<String, Failure> {
     if let Some(name) = &target.context {
         contexts.named(name)?;

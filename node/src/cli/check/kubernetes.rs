@@ -352,6 +352,9 @@ fn dns(items: &[Value]) -> Line {
     }
 }
 
+/// The effects of a taint that keep pods away which do not tolerate it.
+const REPELLING: [&str; 2] = ["NoSchedule", "NoExecute"];
+
 fn nodes(items: &[Value]) -> Line {
     let is_ready = |item: &&Value| {
         let conditions = item["status"]["conditions"].as_array();
@@ -359,12 +362,29 @@ fn nodes(items: &[Value]) -> Line {
         conditions.any(|it| it["type"] == "Ready" && it["status"] == "True")
             && item["spec"]["unschedulable"] != true
     };
-    match items.iter().filter(is_ready).count() {
-        count @ 3.. => Line::good("nodes", format!("{count} take pods")),
-        count => Line::warning(
+    let is_tainted = |item: &&Value| {
+        let taints = item["spec"]["taints"].as_array();
+        let mut effects = taints.into_iter().flatten().map(|taint| &taint["effect"]);
+        effects.any(|effect| REPELLING.iter().any(|repelling| effect == repelling))
+    };
+    let ready = items.iter().filter(is_ready);
+    let (tainted, free): (Vec<_>, Vec<_>) = ready.partition(is_tainted);
+    let seen = match tainted.len() {
+        0 => format!("{} take pods", free.len()),
+        count => format!("{} take pods, and {count} with taints do not", free.len()),
+    };
+    match (free.len(), tainted.is_empty()) {
+        (3.., _) => Line::good("nodes", seen),
+        (_, true) => Line::warning(
             "nodes",
-            format!("{count} take pods"),
+            seen,
             "with fewer than three, the loss of one node may take two of three peers with it",
+        ),
+        (_, false) => Line::warning(
+            "nodes",
+            seen,
+            "with fewer than three, the loss of one node may take two of three peers with it; with `tolerations` that fit \
+             the taints, peers run on those too",
         ),
     }
 }
@@ -555,5 +575,35 @@ mod tests {
             node("True", false),
         ];
         assert_eq!(nodes(&three).verdict, Verdict::Good);
+    }
+
+    #[test]
+    fn nodes_with_taints_that_keep_pods_away_do_not_count() {
+        let node = |effects: &[&str]| {
+            let taints: Vec<_> = effects
+                .iter()
+                .map(|effect| json!({"key": "k", "effect": effect}))
+                .collect();
+            json!({
+                "spec": {"taints": taints},
+                "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+            })
+        };
+        let control = node(&["PreferNoSchedule", "NoSchedule"]);
+        let two = nodes(&[control.clone(), node(&[]), node(&["PreferNoSchedule"])]);
+        assert_eq!(two.verdict, Verdict::Warning);
+        assert_eq!(two.seen, "2 take pods, and 1 with taints do not");
+        assert!(two.remedy.unwrap().contains("`tolerations`"));
+        let three = nodes(&[
+            control,
+            node(&["NoExecute"]),
+            node(&[]),
+            node(&[]),
+            node(&[]),
+        ]);
+        assert_eq!(
+            three,
+            Line::good("nodes", "3 take pods, and 2 with taints do not")
+        );
     }
 }
