@@ -431,6 +431,7 @@ impl<'a> Reign<'a> {
             probes: self.probes.views(),
             drained,
             launch_failures,
+            held_up: self.effects.held_up(),
             stop_failures: self.effects.stop_failures(),
             stopped: self.effects.stopped(),
             upstreams: self.upstreams.found(),

@@ -52,8 +52,8 @@ struct Told {
 }
 
 /// Whether the leader knows more of it than the record tells.
-fn is_probed(replica: &Replica) -> bool {
-    matches!(replica.phase, Phase::Starting | Phase::NotReady { .. })
+fn is_remarked_on(replica: &Replica) -> bool {
+    replica.is_live() && replica.phase != Phase::Ready
 }
 
 fn show(
@@ -112,9 +112,9 @@ impl Replicas for ReplicasApi {
         });
         let (page, next_page_token) =
             pages::take(asked.page_size, replicas, |replica| Place(replica.id))?;
-        let probed = page.iter().filter(|replica| is_probed(replica));
-        let probed = probed.map(|replica| replica.id).collect();
-        let remarks = self.0.parts.consensus.remarks(Vec::new(), probed).await;
+        let unready = page.iter().filter(|replica| is_remarked_on(replica));
+        let unready = unready.map(|replica| replica.id).collect();
+        let remarks = self.0.parts.consensus.remarks(Vec::new(), unready).await;
         let provider = &self.0.parts.provider;
         let (made_by, told) = (
             provider.name(),

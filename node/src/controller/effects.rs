@@ -47,6 +47,8 @@ pub(super) struct Effects {
     ledger: Ledger,
     launch_failures: BTreeMap<ReplicaId, String>,
     stop_failures: BTreeMap<ReplicaId, String>,
+    /// Launches that are tried again later, with what was said last.
+    held_up: BTreeMap<ReplicaId, String>,
     stopped: BTreeSet<ReplicaId>,
     /// Services whose leftovers were told to go.
     forgotten: BTreeSet<ServiceId>,
@@ -66,6 +68,7 @@ impl Effects {
             ledger: Ledger::default(),
             launch_failures: BTreeMap::new(),
             stop_failures: BTreeMap::new(),
+            held_up: BTreeMap::new(),
             stopped: BTreeSet::new(),
             forgotten: BTreeSet::new(),
         }
@@ -82,6 +85,8 @@ impl Effects {
             replica.is_some_and(|replica| matches!(replica.phase, Phase::Stopping { .. }))
         });
         self.stopped.retain(|id| state.replica(*id).is_some());
+        self.held_up
+            .retain(|id, _| effects.contains(&Effect::Ensure(*id)));
         self.ledger.keep(effects);
         let now = Instant::now();
         for effect in effects {
@@ -154,8 +159,15 @@ impl Effects {
         };
         match self.ledger.ended(task, &done, Instant::now()) {
             Some(Effect::Ensure(id)) => {
-                if let Done::Failed(said) = done {
-                    self.launch_failures.insert(id, said);
+                self.held_up.remove(&id);
+                match done {
+                    Done::Well => {}
+                    Done::Failed(said) => {
+                        self.launch_failures.insert(id, said);
+                    }
+                    Done::NotNow(said) => {
+                        self.held_up.insert(id, said);
+                    }
                 }
             }
             Some(Effect::Stop(id)) => match done {
@@ -165,7 +177,7 @@ impl Effects {
                 Done::Failed(said) => {
                     self.stop_failures.insert(id, said);
                 }
-                Done::NotNow => {}
+                Done::NotNow(_) => {}
             },
             // It was ended because nobody wants it.
             None => {}
@@ -178,6 +190,10 @@ impl Effects {
 
     pub(super) fn stop_failures(&self) -> BTreeMap<ReplicaId, String> {
         self.stop_failures.clone()
+    }
+
+    pub(super) fn held_up(&self) -> BTreeMap<ReplicaId, String> {
+        self.held_up.clone()
     }
 
     pub(super) fn stopped(&self) -> BTreeSet<ReplicaId> {
@@ -219,8 +235,8 @@ pub(super) enum Done {
     Well,
     /// Several times, with what was said last.
     Failed(String),
-    /// Whoever would carry it out is away, or refuses for now.
-    NotNow,
+    /// Whoever would carry it out is away, or refuses for now, as is said.
+    NotNow(String),
 }
 
 /// A deed with all that it needs.
@@ -247,7 +263,7 @@ impl Hand {
                 Ok(()) | Err(ProviderError::Tombstoned(_)) => return Done::Well,
                 Err(ProviderError::Unavailable { doing, reason }) => {
                     tracing::warn!("cannot {doing}, and will try again: {reason}");
-                    return Done::NotNow;
+                    return Done::NotNow(reason);
                 }
                 Err(error) if tries_left == 1 => return Done::Failed(chain(&error)),
                 Err(error) => tracing::warn!(error = %chain(&error), "will try again"),

@@ -65,6 +65,8 @@ pub struct Observed {
     pub drained: BTreeSet<ReplicaId>,
     /// Launches that failed in this reign, with what was said last.
     pub launch_failures: BTreeMap<ReplicaId, String>,
+    /// Launches that are tried again later, with what was said last.
+    pub held_up: BTreeMap<ReplicaId, String>,
     /// Stops that failed too often in this reign.
     pub stop_failures: BTreeMap<ReplicaId, String>,
     /// Stops that succeeded in this reign: nothing of these exists.

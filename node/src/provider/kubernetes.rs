@@ -247,7 +247,7 @@ impl Site {
         let found = match self.pods().get_opt(name).await {
             Ok(found) => found,
             // As it was before anybody asked.
-            Err(error) if remedy::is_final(&error) => None,
+            Err(error) if remedy::is_final(&error) || remedy::is_lack(&error) => None,
             Err(error) => return Err(self.unavailable("see why a pod is gone", &error)),
         };
         let found = found.filter(|found| found.metadata.uid == pod.metadata.uid);

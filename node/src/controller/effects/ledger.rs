@@ -69,7 +69,7 @@ impl Ledger {
         let effect = effect.clone();
         self.under_way.remove(&effect);
         let before = self.put_off.remove(&effect);
-        if let Done::NotNow = done {
+        if let Done::NotNow(_) = done {
             let pause = before.map_or(RETRY_PAUSE, |it| (it.pause * 2).min(RETRY_PAUSE_MAX));
             let until = now + pause;
             self.put_off.insert(effect.clone(), PutOff { until, pause });
@@ -148,7 +148,7 @@ mod tests {
             assert!(ledger.lets_begin(&effect, now));
             let task = task();
             ledger.begun(effect.clone(), task.abort_handle());
-            ledger.ended(task.id(), &Done::NotNow, now);
+            ledger.ended(task.id(), &Done::NotNow(String::new()), now);
             assert!(ledger.under_way.is_empty());
             assert!(!ledger.lets_begin(&effect, now));
             let due = ledger.next_due(now).unwrap();

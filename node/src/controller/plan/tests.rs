@@ -483,9 +483,16 @@ fn what_is_absent_says_nothing_where_replicas_may_be_elsewhere() {
         intents.all(|intent| matches!(intent, Intent::Create(..)))
     };
     assert!(creates(&blind), "{blind:?}");
-    // One that is wanted now is refused, and is gone for all that is known.
+    // One that is wanted now is held up, which is told and changes nothing; then refused, and is gone for all that is known.
     world.write(&blind);
     let made = world.id(4);
+    world.observed.held_up.insert(made, "not now".into());
+    let held = plan(&world.state, &world.observed);
+    assert!(held.effects.contains(&Effect::Ensure(made)), "{held:?}");
+    let told = crate::controller::remarks::remarks(&world.state, &world.observed);
+    let is_told = |said: Option<&String>| said.is_some_and(|said| said == "not now");
+    assert!(is_told(told.replicas.get(&made)) && is_told(told.services.get(&made.service)));
+    world.observed.held_up.clear();
     world.observed.launch_failures.insert(made, "no".into());
     for _ in 0..4 {
         world.round();

@@ -38,6 +38,10 @@ fn of_status(code: u16, message: &str, namespace: &str) -> String {
              provider.namespace), or give their container the securityContext that is asked for by \
              config.kubernetes.pod_config"
         ),
+        403 if message.contains("error looking up service account") => format!(
+            "{message}; create that service account in namespace {namespace}, or name another one in \
+             config.kubernetes.pod_config"
+        ),
         403 if is_ending(message) => format!("{message}; traffic goes on for as long as pods run"),
         403 => format!(
             "{message}; grant this peer's service account get, list, watch, create, patch and delete on pods, get on \
@@ -73,10 +77,20 @@ pub(super) fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409)
 }
 
-/// Whether repeating the request is of no use before somebody has changed something: it is wrong, or not allowed.
+/// Whether somebody else lacks something, a permission or room in a quota, with which the same request would be granted.
+pub(super) fn is_lack(error: &kube::Error) -> bool {
+    let lacks = |said: &str| {
+        said.contains("exceeded quota") || said.contains("User \"") && said.contains("\" cannot ")
+    };
+    matches!(error, kube::Error::Api(status) if status.code == 403 && lacks(&status.message))
+}
+
+/// Whether repeating the request is of no use: it is wrong, or what it asks for is not allowed.
 pub(super) fn is_final(error: &kube::Error) -> bool {
     match error {
-        kube::Error::Api(status) if status.code == 403 => !is_ending(&status.message),
+        kube::Error::Api(status) if status.code == 403 => {
+            !is_ending(&status.message) && !is_lack(error)
+        }
         kube::Error::Api(status) => matches!(status.code, 400 | 413 | 422),
         _ => false,
     }
@@ -89,26 +103,46 @@ mod tests {
     #[test]
     fn what_is_not_allowed_is_told_with_what_would_allow_it() {
         let said = |message: &str| of_status(403, message, "replicas");
-        for (message, remedy) in [
+        let error = |message: &str| {
+            let status = kube::core::Status::failure(message, "Forbidden").with_code(403);
+            kube::Error::Api(status.boxed())
+        };
+        for (message, remedy, lacks, ends) in [
             (
                 "pods \"web-1\" is forbidden: violates PodSecurity \"restricted:latest\": runAsNonRoot != true",
                 "provider.namespace",
+                false,
+                true,
+            ),
+            (
+                "pods \"web-1\" is forbidden: error looking up service account replicas/x: serviceaccount \"x\" not found",
+                "create that service account in namespace replicas",
+                false,
+                true,
             ),
             (
                 "pods \"web-1\" is forbidden: exceeded quota: small, requested: pods=1",
                 "raise the quota of namespace replicas",
+                true,
+                false,
             ),
             (
                 "pods is forbidden: User \"x\" cannot create resource \"pods\" in API group \"\"",
                 "grant this peer's service account",
+                true,
+                false,
             ),
             (
                 "pods \"web-1\" is forbidden: unable to create new content in namespace replicas because it is being terminated",
                 "traffic goes on",
+                false,
+                false,
             ),
         ] {
             let told = said(message);
             assert!(told.contains(message) && told.contains(remedy), "{told}");
+            let error = error(message);
+            assert_eq!((is_lack(&error), is_final(&error)), (lacks, ends), "{told}");
         }
     }
 }

@@ -150,7 +150,8 @@ async fn that_pods_may_not_be_made_is_told_with_the_permission_that_lacks() {
     let refused = create::ensure(&site(&api, OURS), launch())
         .await
         .unwrap_err();
-    let ProviderError::Create { reason, .. } = &refused else {
+    // It is tried again until they may.
+    let ProviderError::Unavailable { reason, .. } = &refused else {
         panic!("{refused}");
     };
     assert!(
@@ -418,7 +419,10 @@ async fn files_are_in_a_secret_of_their_own_that_is_made_again_where_a_leader_di
     let launch = with_a_file();
     api.forbid_kind("secrets");
     let refused = create::ensure(&site, launch.clone()).await.unwrap_err();
-    assert!(matches!(refused, ProviderError::Create { .. }), "{refused}");
+    assert!(
+        matches!(refused, ProviderError::Unavailable { .. }),
+        "{refused}"
+    );
     for secret in ["hush", "aHVzaA"] {
         assert!(!refused.to_string().contains(secret), "{refused}");
     }
