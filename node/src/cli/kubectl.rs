@@ -133,6 +133,23 @@ impl Release {
         ["pods", "--selector", &self.peers, "--namespace", namespace]
     }
 
+    /// What Kubernetes warned of last where a pod of it is concerned.
+    pub(super) fn warning_of(&self, pod: &str) -> Option<String> {
+        let namespace = &self.home.namespace;
+        let of_pod = format!("type=Warning,involvedObject.kind=Pod,involvedObject.name={pod}");
+        let warnings = [
+            "events",
+            "--field-selector",
+            &of_pod,
+            "--sort-by=.metadata.creationTimestamp",
+            "--namespace",
+            namespace,
+        ];
+        let found = get(&warnings).ok()?;
+        let last = found["items"].as_array()?.last()?;
+        last["message"].as_str().map(str::to_owned)
+    }
+
     /// Where requests to its services come in; none if its peers know better, or it cannot be seen.
     pub(super) fn entrance(&self) -> Option<Entrance> {
         if self.advertises {

@@ -73,9 +73,48 @@ pub(super) fn check_installed(release: &Release, status: &v1::StatusResponse) ->
     let version = asked_version().unwrap_or_else(unreached);
     let endpoints = hindered_endpoints(status)
         .unwrap_or_else(|| asked("endpoints", &release.pods(), &endpoints));
-    let mut lines = vec![version, endpoints];
+    let waiting = asked("pods", &release.pods(), &|pods| {
+        waiting(pods, &|pod| release.warning_of(pod))
+    });
+    let mut lines = vec![version, waiting, endpoints];
     lines.extend(surroundings());
     lines
+}
+
+/// Whether each peer's pod runs, and if not, why, as far as Kubernetes says: `warning` is its last about a pod.
+fn waiting(pods: &[Value], warning: &dyn Fn(&str) -> Option<String>) -> Line {
+    let why = |pod: &Value| {
+        let status = &pod["status"];
+        let containers = status["containerStatuses"].as_array();
+        let waits = containers
+            .into_iter()
+            .flatten()
+            .map(|it| &it["state"]["waiting"])
+            .find(|waiting| waiting.is_object());
+        let reason = match waits {
+            Some(waiting) => &waiting["reason"],
+            None if status["phase"] == "Running" => return None,
+            None => &status["phase"],
+        };
+        let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+        let reason = reason.as_str().unwrap_or("unknown");
+        let told = waits.and_then(|waiting| waiting["message"].as_str());
+        let told = warning(name).or_else(|| told.map(str::to_owned));
+        Some(match told {
+            Some(told) => format!("{name} ({reason}: {told})"),
+            None => format!("{name} ({reason})"),
+        })
+    };
+    let waiting: Vec<_> = pods.iter().filter_map(why).collect();
+    match waiting.is_empty() {
+        true => Line::good("pods", format!("running: {}", pods.len())),
+        false => Line::failed(
+            "pods",
+            format!("not running: {}", waiting.join(", ")),
+            "give them what they wait for; `kubectl describe pod` tells all that Kubernetes knows, and `kubectl logs --previous` \
+             what a peer that ended said last",
+        ),
+    }
 }
 
 /// Where the peer that was asked says that it is no endpoint, or cannot say who is one.
@@ -128,7 +167,7 @@ fn endpoints(pods: &[Value]) -> Line {
                 "taken out of the client Service, since the leader does not hear them: {}",
                 closed.join(", ")
             ),
-            "see `raftserve cluster health`, and whether peers reach each other on port 7001",
+            "if their pods run, see `raftserve cluster health`, and whether peers reach each other on port 7001",
         ),
     }
 }
@@ -505,6 +544,32 @@ mod tests {
         let closed = endpoints(&[open, pod("rs-2", Some("False"))]);
         assert_eq!(closed.verdict, Verdict::Failed);
         assert!(closed.seen.ends_with("hear them: rs-2"), "{closed:?}");
+    }
+
+    #[test]
+    fn why_a_peers_pod_does_not_run_is_told() {
+        let pod = |phase: &str, state: Value| json!({"metadata": {"name": "rs-2"}, "status": {"phase": phase, "containerStatuses": [{"state": state}]}});
+        let runs = pod("Running", json!({"running": {}}));
+        let unplaced = json!({"metadata": {"name": "rs-1"}, "status": {"phase": "Pending"}});
+        let well = waiting(std::slice::from_ref(&runs), &|_| None);
+        assert_eq!(well, Line::good("pods", "running: 1"));
+        let creating = pod(
+            "Pending",
+            json!({"waiting": {"reason": "ContainerCreating"}}),
+        );
+        let warned = |pod: &str| (pod == "rs-2").then(|| "secret \"nosuch\" not found".to_owned());
+        let ill = waiting(&[runs, creating, unplaced], &warned);
+        assert_eq!(ill.verdict, Verdict::Failed);
+        let told =
+            "not running: rs-2 (ContainerCreating: secret \"nosuch\" not found), rs-1 (Pending)";
+        assert_eq!(ill.seen, told);
+        let backs_off =
+            json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}});
+        let ill = waiting(&[pod("Running", backs_off)], &|_| None);
+        assert_eq!(
+            ill.seen,
+            "not running: rs-2 (CrashLoopBackOff: back-off 10s)"
+        );
     }
 
     #[test]
