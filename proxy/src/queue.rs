@@ -2,7 +2,8 @@
 //!
 //! Each worker has a line of its own for each service, and the bounds hold over all of them, so for the peer.
 //! When a replica becomes ready the line is let go in small groups, through the service's policy: the first
-//! replica of several does not get all of it. Whoever comes meanwhile joins it, so the groups grow until it is empty.
+//! replica of several does not get all of it. Each group is larger by as many as have come since the one before, so a
+//! line that moves gets shorter whatever the load.
 
 #[cfg(test)]
 mod tests;
@@ -26,30 +27,11 @@ use crate::metrics::count_shared;
 /// as most are have room.
 pub(crate) const BYTES_MAX: u64 = 64 << 20;
 
-/// How many requests are let go at once for each ready replica, at first.
+/// By how much each group shortens the line, for each ready replica.
 const GROUP: usize = 16;
-
-/// After how many groups they double: a line of a thousand is gone within a third of a second, and one that others join as
-/// fast as they are served otherwise, soon after.
-const DOUBLES_AFTER: u32 = 10;
 
 /// The pause between two groups: the next replica to become ready finds a line that is still there.
 pub(crate) const GROUP_EVERY: Duration = Duration::from_millis(10);
-
-/// How fast a line is let go, from when it begins to move.
-#[derive(Debug, Default)]
-pub(crate) struct Pace {
-    groups: u32,
-}
-
-impl Pace {
-    /// How many the next group has, of a service with so many ready replicas.
-    pub(crate) fn group(&mut self, ready: usize) -> usize {
-        let doubled = (self.groups / DOUBLES_AFTER).min(16);
-        self.groups = self.groups.saturating_add(1);
-        ready.saturating_mul(GROUP << doubled)
-    }
-}
 
 /// What waits for one service at this peer, over all workers.
 #[derive(Debug, Default)]
@@ -106,6 +88,8 @@ pub(crate) struct Queue {
     next: Cell<u64>,
     /// Whether somebody is letting it go.
     moving: Cell<bool>,
+    /// What `next` was when the last group was let go.
+    next_before: Cell<u64>,
 }
 
 /// Why a request may not wait.
@@ -119,6 +103,7 @@ impl Queue {
             line: RefCell::default(),
             next: Cell::new(0),
             moving: Cell::new(false),
+            next_before: Cell::new(0),
         }
     }
 
@@ -148,8 +133,17 @@ impl Queue {
         })
     }
 
+    /// Calls a group: as many as have lined up since the last one, and [`GROUP`] more for each ready replica. True if
+    /// somebody is still in the line.
+    pub(crate) fn call_group(&self, ready: usize) -> bool {
+        let next = self.next.get();
+        let came = next - self.next_before.replace(next);
+        let came = usize::try_from(came).unwrap_or(usize::MAX);
+        self.call(came.saturating_add(ready * GROUP))
+    }
+
     /// Calls the first `most` of the line. True if somebody is still in it.
-    pub(crate) fn call(&self, most: usize) -> bool {
+    fn call(&self, most: usize) -> bool {
         let mut line = self.line.borrow_mut();
         let mut left = most;
         while left > 0
@@ -168,7 +162,11 @@ impl Queue {
 
     /// Begins to move, unless it moves already or nobody waits.
     pub(crate) fn begins_to_move(&self) -> bool {
-        !self.is_empty() && !self.moving.replace(true)
+        let begins = !self.is_empty() && !self.moving.replace(true);
+        if begins {
+            self.next_before.set(self.next.get());
+        }
+        begins
     }
 
     pub(crate) fn stands(&self) {

@@ -222,11 +222,10 @@ impl Worker {
         for id in view.to_move() {
             let worker = Rc::clone(self);
             tokio::task::spawn_local(async move {
-                let mut pace = queue::Pace::default();
                 // The view of this moment: the service, and who is ready, may change between groups.
                 while let Some(service) = worker.view().service(id).cloned() {
-                    let group = pace.group(service.ready_count());
-                    if group == 0 || !service.queue.call(group) {
+                    let ready = service.ready_count();
+                    if ready == 0 || !service.queue.call_group(ready) {
                         service.queue.stands();
                         break;
                     }

@@ -155,6 +155,22 @@ async fn versions_get_exactly_their_shares_and_the_others_nothing() {
         assert_eq!(counted["a2"], 10, "{policy:?} {counted:?}");
         assert!(!counted.contains_key("a3"));
 
+        // All of them are new, then all of one version.
+        svc.traffic.slow_start = Duration::from_secs(100_000);
+        let fresh = Rig::with(one_worker(), [svc.clone()], Arc::new(NoSessions));
+        let counted = counts(fresh.address, 100).await;
+        assert_eq!(counted["a2"], 10, "{policy:?} {counted:?}");
+        svc.traffic.slow_start = Duration::ZERO;
+        svc.endpoints[2].ready = false;
+        fresh.routes.publish(table([svc.clone()]));
+        counts(fresh.address, 1).await;
+        svc.traffic.slow_start = Duration::from_secs(100_000);
+        svc.endpoints[2].ready = true;
+        fresh.routes.publish(table([svc.clone()]));
+        let counted = counts(fresh.address, 100).await;
+        assert_eq!(counted["a2"], 10, "{policy:?} {counted:?}");
+        svc.traffic.slow_start = Duration::ZERO;
+
         // More and more, live.
         svc.traffic.routes = vec![shared(&[(1, 1), (2, 1)])];
         rig.routes.publish(table([svc.clone()]));

@@ -48,40 +48,50 @@ fn who_was_called_in_vain_keeps_its_place() {
     assert_eq!(waiting.turned_away.load(Ordering::Relaxed), 0);
 }
 
-/// How many groups it takes until a full line is empty which so many join between two of them, and how many of those find
-/// no room.
-fn empties(joining: usize) -> (usize, usize) {
-    const MOST: u32 = 1_000;
-    let (queue, waiting) = queue();
-    let mut places: Vec<_> = (0..MOST)
-        .map(|_| queue.enter(1, MOST).expect("room"))
-        .collect();
-    let mut pace = Pace::default();
-    let mut groups = 1;
-    while queue.call(pace.group(1)) {
-        places.retain_mut(|place| !is_called(place));
-        places.extend((0..joining).filter_map(|_| queue.enter(1, MOST).ok()));
-        groups += 1;
-        assert!(groups < 1_000, "{} wait", waiting.requests());
-    }
-    let refused = waiting.turned_away.load(Ordering::Relaxed);
-    (groups, usize::try_from(refused).expect("few"))
-}
-
+/// What comes is twice what one replica's groups shorten the line by.
 #[test]
-fn a_line_empties_however_many_join_it() {
-    assert_eq!(empties(0), (29, 0));
-    // As many as at 3,000 and at 30,000 requests a second.
-    let (groups, refused) = empties(30);
-    assert!(
-        groups < 40 && refused < 200,
-        "{groups} groups, {refused} refused"
-    );
-    let (groups, refused) = empties(300);
-    assert!(
-        groups < 70 && refused < 15_000,
-        "{groups} groups, {refused} refused"
-    );
+fn a_line_that_moves_ends_whatever_the_load_and_no_group_is_all_of_it() {
+    const WAIT: usize = 1000;
+    const COME: usize = 2 * GROUP;
+    let (queue, waiting) = queue();
+    let mut line: VecDeque<_> = (0..WAIT)
+        .map(|_| queue.enter(1, 1000).expect("room"))
+        .collect();
+    assert!(queue.begins_to_move());
+    let mut steps = 0;
+    let mut came = 0;
+    while queue.call_group(1) {
+        steps += 1;
+        assert!(
+            GROUP_EVERY * steps < Duration::from_secs(1),
+            "{}",
+            line.len()
+        );
+        let called = line.iter_mut().map_while(|it| is_called(it).then_some(()));
+        let called = called.count();
+        assert!(called <= GROUP + came, "{called}");
+        line.drain(..called);
+        assert!(!line.iter_mut().any(is_called), "in order");
+        came = 0;
+        for _ in 0..COME {
+            // As full as it may be, it turns some away at first.
+            if let Ok(place) = queue.enter(1, 1000) {
+                line.push_back(place);
+                came += 1;
+            }
+        }
+    }
+    queue.stands();
+    assert!(queue.is_empty());
+    let turned_away = waiting.turned_away.load(Ordering::Relaxed);
+    assert!(turned_away <= 2 * GROUP as u64, "{turned_away}");
+    // What came before it moves again is no part of a group's surplus.
+    let _places: Vec<_> = (0..WAIT)
+        .map(|_| queue.enter(1, 3000).expect("room"))
+        .collect();
+    assert!(queue.begins_to_move());
+    assert!(queue.call_group(2));
+    assert_eq!(queue.line.borrow().len(), WAIT - 2 * GROUP);
 }
 
 #[test]

@@ -79,7 +79,7 @@ impl ServiceView {
 
     /// Picks a ready replica by the service's policy, none of those tried: of the version chosen, or else of another
     /// one that the request's rule names. One that is ejected is picked only if there is no other, one that refused a
-    /// connection lately only after all of those.
+    /// connection lately only after all of those. That a version's replicas are new takes nothing of its share.
     pub(crate) fn pick(&self, choice: Choice<'_>, tried: &[ReplicaId]) -> Option<&Rc<Upstream>> {
         let untried = |member: &Member| !tried.contains(&member.upstream.replica);
         let Some(survey) = self.triage.survey(self.ready.members()) else {
@@ -90,7 +90,9 @@ impl ServiceView {
         let reached = |member: &Member| untried(member) && survey.reaches(&member.upstream);
         let drawn = |member: &Member| admitted(member) && self.draws(share(member));
         let upstream = self
-            .pick_named(choice, Some(&share), drawn)
+            .pick_of_version(choice, Some(&share), drawn)
+            .or_else(|| self.pick_of_version(choice, Some(&share), admitted))
+            .or_else(|| self.pick_named(choice, Some(&share), drawn))
             .or_else(|| self.pick_named(choice, Some(&share), admitted))
             .or_else(|| self.pick_named(choice, Some(&share), reached))
             .or_else(|| self.pick_named(choice, Some(&share), untried))?;
