@@ -375,6 +375,11 @@ impl Consensus {
             .unwrap_or_else(|| Err(ManageError::stopped()))
     }
 
+    /// Says which peers have been restarted already by what restarts this one, so that one of them leads after it if it can.
+    pub fn note_renewed(&self, renewed: BTreeSet<NodeId>) {
+        self.core.note_renewed(renewed);
+    }
+
     /// Says what this peer's controller sees now, in the place of what it saw before; nothing once it reigns no more.
     pub fn remark(&self, seen: Remarks) {
         self.core.remarks.set(seen);

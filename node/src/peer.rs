@@ -6,7 +6,7 @@
 use std::io;
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use raftserve_model::{ClusterId, Incarnation, NodeId, Unsupported, VersionRange};
@@ -515,6 +515,7 @@ async fn run_raft(
         tidings: Tidings::default(),
         room: room::Seen::default(),
         health: HealthBook::default(),
+        renewed: Mutex::default(),
         dismissing: tokio::sync::Mutex::default(),
         remarks: Remarked::default(),
         removed: watch::Sender::new(false),

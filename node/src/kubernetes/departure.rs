@@ -63,6 +63,9 @@ const GOING_KEPT: Duration = Duration::from_secs(120);
 /// requests to be away, and well below what a peer is held at the most.
 const UNSEEN_MAX: Duration = Duration::from_secs(15);
 
+/// The label by which the controller of StatefulSets says from which revision a pod was made.
+const REVISION: &str = "controller-revision-hash";
+
 /// When this pod was told to stop.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Told {
@@ -78,6 +81,8 @@ pub(super) struct Known {
     pub(super) wanted: Option<Wanted>,
     /// Who goes before this peer, and when that was seen.
     ahead: Option<(Instant, BTreeSet<u32>)>,
+    /// Who runs what the StatefulSet has its pods replaced with, and stays.
+    renewed: BTreeSet<u32>,
 }
 
 /// Peers that go before this one, and do not count any more.
@@ -182,6 +187,26 @@ fn ahead(set: &str, mine: u32, pods: &[Pod]) -> BTreeSet<u32> {
         .collect()
 }
 
+/// Those of `pods` that are of the revision which the set has its pods replaced with, and are not told to stop.
+fn renewed(set: &StatefulSet, pods: &[Pod]) -> BTreeSet<u32> {
+    let status = set.status.as_ref();
+    let (Some(name), Some(revision)) = (
+        &set.metadata.name,
+        status.and_then(|status| status.update_revision.as_ref()),
+    ) else {
+        return BTreeSet::new();
+    };
+    let is_renewed = |pod: &&Pod| {
+        let labels = pod.metadata.labels.as_ref();
+        let of = labels.and_then(|labels| labels.get(REVISION));
+        of == Some(revision) && pod.metadata.deletion_timestamp.is_none()
+    };
+    pods.iter()
+        .filter(is_renewed)
+        .filter_map(|pod| ordinal(name, pod.metadata.name.as_deref()?))
+        .collect()
+}
+
 /// Waits until `judge` lets this peer go, which was told to at `told`, or until `graces` allow no more, whatever is still
 /// being asked then. Says why.
 async fn hold<F>(mut judge: impl FnMut() -> F, told: Instant, graces: Graces) -> &'static str
@@ -259,6 +284,12 @@ impl Home {
                 .collect()
         });
         let (wanted, ahead) = self.said().await;
+        let renewed = self.known().renewed.clone();
+        let is_renewed = |address: &str| {
+            ordinal_at(&self.set, &self.place, address).is_some_and(|it| renewed.contains(&it))
+        };
+        let renewed = addresses.iter().filter(|it| is_renewed(&it.address));
+        consensus.note_renewed(renewed.map(|it| it.id).collect());
         Scene {
             ordinal: self.ordinal,
             wanted,
@@ -277,14 +308,18 @@ impl Home {
         let is_refused = |error: &CallError| matches!(error.code(), Some(401 | 403));
         let is_withdrawn = set.as_ref().is_err_and(is_refused);
         let seen = match set {
-            Ok((Some(set), _)) => self.pods_of(&set).await,
+            Ok((Some(set), _)) => {
+                let pods = self.pods_of(&set).await;
+                pods.map(|pods| (renewed(&set, &pods), pods))
+            }
             // Then all peers stop.
-            Ok((None, _)) => Ok(Vec::new()),
+            Ok((None, _)) => Ok((BTreeSet::new(), Vec::new())),
             Err(error) => Err(error),
         };
         let mut known = self.known();
         let refused = match seen {
-            Ok(pods) => {
+            Ok((renewed, pods)) => {
+                known.renewed = renewed;
                 let ahead = ahead(&self.set, self.ordinal, &pods);
                 known.ahead = Some((Instant::now(), ahead));
                 false
@@ -582,8 +617,8 @@ pub(super) mod tests {
                 path if path.ends_with("/pods") => json!({
                     "apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": [{"metadata": {
                         "name": "rs-1", "deletionTimestamp": "2026-01-01T00:00:00Z",
-                        "deletionGracePeriodSeconds": 75,
-                    }}],
+                        "deletionGracePeriodSeconds": 75, "labels": {REVISION: "new"},
+                    }}, {"metadata": {"name": "rs-0", "labels": {REVISION: "new"}}}],
                 }),
                 path if path.contains("/pods/") => {
                     json!({"metadata": {"name": "rs-2", "ownerReferences": [{
@@ -593,7 +628,7 @@ pub(super) mod tests {
                 path if path.contains("/statefulsets/") => {
                     json!({"metadata": {"name": "rs", "uid": "u"}, "spec": {
                         "replicas": replicas, "selector": {"matchLabels": {"a": "b"}}, "serviceName": "rs", "template": {},
-                    }})
+                    }, "status": {"replicas": replicas, "updateRevision": "new"}})
                 }
                 _ => json!({"metadata": {"name": "ns"}}),
             };
@@ -682,6 +717,32 @@ pub(super) mod tests {
             assert_eq!(announced.get(), told);
             assert_eq!(home.told().is_some(), told);
         }
+    }
+
+    #[test]
+    fn who_is_of_the_revision_to_come_and_stays_is_renewed() {
+        let mut set: StatefulSet = serde_json::from_value(json!({
+            "metadata": {"name": "rs"}, "status": {"replicas": 5, "updateRevision": "new"},
+        }))
+        .unwrap();
+        let pod = |name: &str, revision: &str| -> Pod {
+            let labels = json!({REVISION: revision});
+            serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}})).unwrap()
+        };
+        let mut pods = ["rs-0", "rs-1"].map(|name| pod(name, "old")).to_vec();
+        pods.extend(["rs-2", "rs-3", "rs-4", "other-0"].map(|name| pod(name, "new")));
+        pods[4].metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+        pods.push(Pod::default());
+        assert_eq!(renewed(&set, &pods), [2, 3].into());
+        set.status = None;
+        assert_eq!(renewed(&set, &pods), [].into());
+    }
+
+    #[tokio::test]
+    async fn who_is_renewed_is_remembered_as_the_api_server_said_it_last() {
+        let home = home(3, |_| 200);
+        home.said().await;
+        assert_eq!(home.known().renewed, [0].into());
     }
 
     #[test]

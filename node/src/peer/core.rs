@@ -1,7 +1,8 @@
 //! The running Raft node and the ways to it: what the leader does for everybody, and how the others
 //! ask it to.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bincode::Decode;
@@ -96,6 +97,8 @@ pub(crate) struct Core {
     pub(crate) room: Seen,
     /// How long the others have been fit.
     pub(crate) health: HealthBook,
+    /// Peers that have been restarted already by what restarts this one, as far as anybody has said.
+    pub(crate) renewed: Mutex<BTreeSet<NodeId>>,
     /// Held while it is decided that somebody is to go.
     pub(crate) dismissing: tokio::sync::Mutex<()>,
     /// What this peer's controller sees, while it reigns.

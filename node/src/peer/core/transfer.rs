@@ -1,5 +1,8 @@
 //! Handing over leadership.
 
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use openraft::RaftMetrics;
@@ -35,9 +38,19 @@ struct Candidate {
     is_cut: bool,
     /// Whether it is to go, so that it would have to hand over in turn.
     leaving: bool,
-    /// Whether it runs another release than the leader, as some do only while a cluster is upgraded: those that do
-    /// have been restarted already, and need not hand over once more.
-    updated: bool,
+    /// Whether it is known to have been restarted already by what restarts this leader, so that it need not hand over in turn.
+    renewed: bool,
+    /// How its release compares with the leader's. A newer one has been restarted already while a cluster is upgraded.
+    release: Ordering,
+}
+
+/// How a release compares with another, by the precedence of semantic versions. What is none compares with nothing.
+fn compared(release: &str, with: &str) -> Ordering {
+    let parsed = |text| semver::Version::parse(text);
+    match (parsed(release), parsed(with)) {
+        (Ok(release), Ok(with)) => release.cmp_precedence(&with),
+        (Err(_), _) | (_, Err(_)) => Ordering::Equal,
+    }
 }
 
 /// The last entry that `node` is known to hold, as the leader whose `metrics` these are knows it. None where it is not
@@ -89,13 +102,24 @@ fn choose(target: Option<NodeId>, last: u64, candidates: &[Candidate]) -> Result
         None => candidates
             .iter()
             .filter(|candidate| !candidate.leaving && fit(candidate).is_ok())
-            .max_by_key(|candidate| (candidate.updated, candidate.matched))
+            // A rollback renews peers with an older release.
+            .max_by_key(|candidate| (candidate.renewed, candidate.release, candidate.matched))
             .map(|candidate| candidate.node)
             .ok_or_else(|| "no other voter answers and is caught up".to_owned()),
     }
 }
 
 impl Core {
+    /// Notes which peers have been restarted already by what restarts this one, in the place of those noted before.
+    pub(crate) fn note_renewed(&self, renewed: BTreeSet<NodeId>) {
+        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = renewed;
+    }
+
+    fn renewed(&self) -> BTreeSet<NodeId> {
+        let renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+        renewed.clone()
+    }
+
     /// Hands leadership from this peer to `target`, or to whoever is furthest along.
     pub(crate) async fn move_leader_here(
         &self,
@@ -128,10 +152,13 @@ impl Core {
             let standing = state.peer(node).map(|peer| peer.standing);
             matches!(standing, Some(PeerStanding::Leaving { .. }))
         };
-        let updated = |node: NodeId| {
+        let release = |node: NodeId| {
             let said = self.announced(node);
-            said.is_some_and(|said| said.version != self.announcement.version)
+            said.map_or(Ordering::Equal, |said| {
+                compared(&said.version, &self.announcement.version)
+            })
         };
+        let renewed = self.renewed();
         let metrics = self.raft.metrics().borrow_watched().clone();
         let heard = metrics.heartbeat.clone().unwrap_or_default();
         let others = metrics
@@ -147,7 +174,8 @@ impl Core {
                 }),
                 is_cut: self.acked.is_cut(node, metrics.current_term),
                 leaving: leaving(node),
-                updated: updated(node),
+                renewed: renewed.contains(&node),
+                release: release(node),
             })
             .collect();
         (metrics.last_log_index.unwrap_or(0), others)
@@ -195,7 +223,22 @@ mod tests {
             silence: Some(Duration::from_millis(silent_ms)),
             is_cut: false,
             leaving: false,
-            updated: false,
+            renewed: false,
+            release: Ordering::Equal,
+        }
+    }
+
+    #[test]
+    fn a_release_is_newer_by_the_order_of_versions() {
+        for (release, with, expected) in [
+            ("0.10.0", "0.9.0", Ordering::Greater),
+            ("0.9.0", "0.10.0", Ordering::Less),
+            ("1.0.0-rc.2", "1.0.0-rc.1", Ordering::Greater),
+            ("1.0.0-rc.2", "1.0.0", Ordering::Less),
+            ("1.0.0+b", "1.0.0+a", Ordering::Equal),
+            ("main", "1.0.0", Ordering::Equal),
+        ] {
+            assert_eq!(compared(release, with), expected, "{release} {with}");
         }
     }
 
@@ -204,8 +247,16 @@ mod tests {
         let mut candidates = [2, 3, 4].map(|node| candidate(node, 990 + node, 10));
         candidates[2].leaving = true;
         assert_eq!(choose(None, 1000, &candidates), Ok(NodeId(3)));
-        candidates[0].updated = true;
+        candidates[0].release = Ordering::Greater;
         assert_eq!(choose(None, 1000, &candidates), Ok(NodeId(2)));
+        candidates[0].release = Ordering::Less;
+        assert_eq!(
+            choose(None, 1000, &candidates),
+            Ok(NodeId(3)),
+            "an older one"
+        );
+        candidates[0].renewed = true;
+        assert_eq!(choose(None, 1000, &candidates), Ok(NodeId(2)), "a rollback");
         candidates.iter_mut().for_each(|it| it.leaving = true);
         assert!(choose(None, 1000, &candidates).is_err());
         let named = choose(Some(NodeId(4)), 1000, &candidates);
