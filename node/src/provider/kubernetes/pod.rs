@@ -1,5 +1,6 @@
 //! The pod of a replica, as JSON: pure.
 
+use k8s_openapi::api::core::v1::Pod;
 use raftserve_model::ClusterId;
 use serde_json::{Map, Value, json};
 
@@ -209,14 +210,103 @@ const SPOT: [(&str, &str); 4] = [
     ("kubernetes.azure.com/scalesetpriority", "spot"),
 ];
 
-/// Nodes with accelerators of that kind, by SkyPilot's own label or GKE's.
+/// By which labels nodes say what accelerators they have: SkyPilot's own, GKE's, EKS's, Karpenter's on AWS, and that of the NVIDIA
+/// GPU operator.
+const ACCELERATOR_LABELS: [&str; 5] = [
+    "skypilot.co/accelerator",
+    "cloud.google.com/gke-accelerator",
+    "k8s.amazonaws.com/accelerator",
+    "karpenter.k8s.aws/instance-gpu-name",
+    "nvidia.com/gpu.product",
+];
+
+/// Kinds that GKE names with the only size of memory that they have.
+const GKE_NAMES: [(&str, &str); 3] = [
+    ("H100", "nvidia-h100-80gb"),
+    ("H100-MEGA", "nvidia-h100-mega-80gb"),
+    ("H200", "nvidia-h200-141gb"),
+];
+
+/// The GPU operator's names of kinds that have more to them than `NVIDIA-KIND` or `Tesla-KIND`.
+const PRODUCTS: [(&str, &[&str]); 9] = [
+    ("P100", &["Tesla-P100-PCIE-12GB", "Tesla-P100-PCIE-16GB"]),
+    ("V100", &["Tesla-V100-PCIE-16GB", "Tesla-V100-SXM2-16GB"]),
+    (
+        "V100-32GB",
+        &[
+            "Tesla-V100-PCIE-32GB",
+            "Tesla-V100-SXM2-32GB",
+            "Tesla-V100-SXM3-32GB",
+        ],
+    ),
+    ("A100", &["NVIDIA-A100-PCIE-40GB", "NVIDIA-A100-SXM4-40GB"]),
+    (
+        "A100-80GB",
+        &["NVIDIA-A100-80GB-PCIe", "NVIDIA-A100-SXM4-80GB"],
+    ),
+    (
+        "H100",
+        &[
+            "NVIDIA-H100-80GB-HBM3",
+            "NVIDIA-H100-NVL",
+            "NVIDIA-H100-PCIe",
+        ],
+    ),
+    ("H200", &["NVIDIA-H200-NVL"]),
+    ("GH200", &["NVIDIA-GH200-480GB"]),
+    ("RTX6000-ADA", &["NVIDIA-RTX-6000-Ada-Generation"]),
+];
+
+/// Nodes with accelerators of that kind, by any of [`ACCELERATOR_LABELS`].
 fn accelerator_nodes(kind: &str) -> Vec<Value> {
-    let kind = kind.to_ascii_lowercase();
-    let gke = ["nvidia-", "nvidia-tesla-"].map(|prefix| format!("{prefix}{kind}"));
-    vec![
-        node_with("skypilot.co/accelerator", &[kind]),
-        node_with("cloud.google.com/gke-accelerator", &gke),
-    ]
+    let (lower, upper) = (kind.to_ascii_lowercase(), kind.to_ascii_uppercase());
+    let aws = ["nvidia-", "nvidia-tesla-"].map(|maker| format!("{maker}{lower}"));
+    let named = GKE_NAMES.iter().filter(|(kind, _)| *kind == upper);
+    let mut gke = aws.to_vec();
+    gke.extend(named.map(|(_, name)| (*name).to_owned()));
+    let mut products = ["NVIDIA-", "Tesla-"]
+        .map(|maker| format!("{maker}{upper}"))
+        .to_vec();
+    let named = PRODUCTS.iter().filter(|(kind, _)| *kind == upper);
+    products.extend(
+        named
+            .flat_map(|(_, names)| *names)
+            .map(|it| (*it).to_owned()),
+    );
+    let plain = [lower];
+    let values: [&[String]; ACCELERATOR_LABELS.len()] = [&plain, &gke, &aws, &plain, &products];
+    let labelled = ACCELERATOR_LABELS.iter().zip(values);
+    labelled
+        .map(|(label, values)| node_with(label, values))
+        .collect()
+}
+
+/// Whether the pod looks for a node by [`ACCELERATOR_LABELS`].
+fn wants_accelerator(pod: &Pod) -> bool {
+    let affinity = pod.spec.as_ref().and_then(|spec| spec.affinity.as_ref());
+    let nodes = affinity.and_then(|affinity| affinity.node_affinity.as_ref());
+    let required = nodes.and_then(|nodes| {
+        nodes
+            .required_during_scheduling_ignored_during_execution
+            .as_ref()
+    });
+    let terms = required.iter().flat_map(|it| &it.node_selector_terms);
+    let mut expressions = terms.flat_map(|term| term.match_expressions.iter().flatten());
+    expressions.any(|it| ACCELERATOR_LABELS.contains(&&it.key[..]))
+}
+
+/// What to do about a pod that no node can take, as the scheduler `said`.
+pub(super) fn unschedulable_remedy(pod: &Pod, said: &str) -> String {
+    // What a node has too little of is told only where its labels are right.
+    let none_matches = said.contains("node affinity") && !said.contains("Insufficient");
+    if !none_matches || !wants_accelerator(pod) {
+        return "ask for less in resources, or add nodes".to_owned();
+    }
+    format!(
+        "nodes tell their accelerators by {}: label them, name another label by affinity in config.kubernetes.pod_config, or \
+         add nodes",
+        ACCELERATOR_LABELS.join(", ")
+    )
 }
 
 fn node_with(label: &str, values: &[String]) -> Value {

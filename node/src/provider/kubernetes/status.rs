@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod, PodStatus};
 
-use super::{files, labels};
+use super::{files, labels, pod};
 use crate::provider::{End, Exit, ReplicaState, Step};
 
 /// The longest that one reason may be.
@@ -72,7 +72,7 @@ pub(super) fn seen(pod: &Pod) -> Seen {
     if gated(pod) {
         return Seen::plain(ReplicaState::Prepared);
     }
-    if let Some(held_up) = held_up(status) {
+    if let Some(held_up) = held_up(pod, status) {
         return held_up;
     }
     let running = container.is_some_and(|it| {
@@ -269,15 +269,17 @@ fn init_failure(status: &PodStatus) -> Option<String> {
 }
 
 /// What keeps the pod from running, if something does.
-fn held_up(status: &PodStatus) -> Option<Seen> {
+fn held_up(pod: &Pod, status: &PodStatus) -> Option<Seen> {
     let conditions = status.conditions.iter().flatten();
     let unschedulable = conditions
         .filter(|it| it.type_ == "PodScheduled" && it.status == "False")
         .find(|it| it.reason.as_deref() == Some("Unschedulable"));
     if let Some(condition) = unschedulable {
+        let message = condition.message.as_deref().unwrap_or_default();
+        let remedy = pod::unschedulable_remedy(pod, message);
         let said = quote(condition.message.as_ref());
         return Some(Seen::held_up(format!(
-            "no node can take it: {said}; ask for less in resources, or add nodes"
+            "no node can take it: {said}; {remedy}"
         )));
     }
     let mains = status.container_statuses.iter().flatten();

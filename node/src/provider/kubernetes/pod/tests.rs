@@ -92,7 +92,8 @@ fn all_that_is_asked_for_is_in_the_pod() {
     assert_eq!(pod["metadata"]["labels"]["team"], "x");
     let terms = &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
         ["nodeSelectorTerms"];
-    assert_eq!(terms.as_array().unwrap().len(), 2 * SPOT.len());
+    let by_both = ACCELERATOR_LABELS.len() * SPOT.len();
+    assert_eq!(terms.as_array().unwrap().len(), by_both);
     assert_eq!(pod["spec"]["tolerations"].as_array().unwrap().len(), 5);
     // A secret takes the place of an environment variable, and stands nowhere in the pod.
     for secret in ["hush", "aHVzaA"] {
@@ -110,6 +111,81 @@ fn all_that_is_asked_for_is_in_the_pod() {
     assert_eq!(secret["metadata"]["name"], "svc-secret");
     assert_eq!(secret["stringData"], json!({"A": "hush"}));
     assert_eq!(secret["metadata"]["ownerReferences"][0]["uid"], "uid-1");
+}
+
+/// A pod that asks for one accelerator of that kind.
+fn accelerated(kind: &str) -> Value {
+    let mut launch = launch();
+    launch.placement.accelerators = Some(Accelerators {
+        kind: kind.to_owned(),
+        count: 1,
+    });
+    made(&launch)
+}
+
+#[test]
+fn accelerators_are_found_by_the_label_of_whoever_runs_the_nodes() {
+    for (kind, label, value) in [
+        ("H100", "skypilot.co/accelerator", "h100"),
+        (
+            "H100",
+            "cloud.google.com/gke-accelerator",
+            "nvidia-h100-80gb",
+        ),
+        ("T4", "cloud.google.com/gke-accelerator", "nvidia-tesla-t4"),
+        ("l4", "cloud.google.com/gke-accelerator", "nvidia-l4"),
+        (
+            "A100-80GB",
+            "cloud.google.com/gke-accelerator",
+            "nvidia-a100-80gb",
+        ),
+        ("V100", "k8s.amazonaws.com/accelerator", "nvidia-tesla-v100"),
+        ("A10G", "karpenter.k8s.aws/instance-gpu-name", "a10g"),
+        ("H100", "nvidia.com/gpu.product", "NVIDIA-H100-80GB-HBM3"),
+        (
+            "a100-80gb",
+            "nvidia.com/gpu.product",
+            "NVIDIA-A100-SXM4-80GB",
+        ),
+        ("T4", "nvidia.com/gpu.product", "Tesla-T4"),
+        ("l40s", "nvidia.com/gpu.product", "NVIDIA-L40S"),
+    ] {
+        let pod = accelerated(kind);
+        let terms = &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+            ["nodeSelectorTerms"];
+        // Each term is an alternative of its own.
+        let found = terms.as_array().unwrap().iter().any(|term| {
+            let all = term["matchExpressions"].as_array().unwrap();
+            let [only] = &all[..] else { return false };
+            let values = only["values"].as_array().unwrap();
+            only["key"] == label && values.iter().any(|it| it == value)
+        });
+        assert!(found, "{kind} {label}={value}: {terms:#}");
+    }
+    let smaller = accelerated("A100").to_string();
+    assert!(!smaller.contains("80GB"), "{smaller}");
+}
+
+#[test]
+fn that_no_node_has_the_label_of_its_accelerator_is_told_with_the_labels() {
+    let pod = |made: Value| serde_json::from_value::<Pod>(made).unwrap();
+    let unlabelled =
+        "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector.";
+    let told = unschedulable_remedy(&pod(accelerated("A100")), unlabelled);
+    for word in ACCELERATOR_LABELS
+        .into_iter()
+        .chain(["config.kubernetes.pod_config"])
+    {
+        assert!(told.contains(word), "{told}");
+    }
+    let too_few = "0/3 nodes are available: 1 Insufficient nvidia.com/gpu, 2 node(s) didn't match Pod's node affinity/selector.";
+    let plain = "ask for less in resources, or add nodes";
+    for (made, said) in [
+        (accelerated("A100"), too_few),
+        (made(&launch()), unlabelled),
+    ] {
+        assert_eq!(unschedulable_remedy(&pod(made), said), plain);
+    }
 }
 
 #[test]

@@ -88,6 +88,23 @@ fn what_holds_a_pod_up_is_told_with_a_remedy() {
 }
 
 #[test]
+fn that_no_node_has_a_label_of_the_accelerator_is_told_to_the_end_of_the_remedy() {
+    let affinity = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
+        "nodeSelectorTerms": [{"matchExpressions": [{
+            "key": "nvidia.com/gpu.product", "operator": "In", "values": ["NVIDIA-L4"],
+        }]}],
+    }}});
+    let said = "1 node(s) didn't match Pod's node affinity/selector, ".repeat(20);
+    let status = json!({"phase": "Pending", "conditions": [
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said},
+    ]});
+    let note = shown(json!({}), json!({"affinity": affinity}), status).note;
+    let note = note.unwrap();
+    assert!(note.contains("config.kubernetes.pod_config"), "{note}");
+    assert!(note.ends_with("add nodes"), "{note}");
+}
+
+#[test]
 fn each_reason_to_wait_has_its_state_and_its_remedy() {
     let pod_of = |kind: &str, reason: &str| {
         let waiting = json!({"waiting": {"reason": reason, "message": "said so"}});
