@@ -29,7 +29,11 @@ const WATCH_SECS: u32 = 60;
 
 /// The longest pause between tries. kube's own, of a minute, are for thousands of watchers that an API server meets at once when
 /// it is back; here they are the few peers of a cluster, and until one is heard again replicas may be gone that get requests.
-const PAUSE_MAX: Duration = Duration::from_secs(10);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// How soon a server that refuses a try refuses the next one. Where it does not, it is taken to let us watch: what was wrong with
+/// that is told anew.
+const REFUSED_AGAIN: Duration = Duration::from_secs(2);
 
 /// What is heard of a watch.
 #[derive(Debug)]
@@ -102,10 +106,27 @@ where
             }
             Err(error) => {
                 let pause = Duration::from_millis(self.pause.load(Ordering::Relaxed));
-                self.recovers_at = Some(Instant::now() + pause + ANSWER_MAX + MARGIN);
+                let answer_max = match is_refusal(&error) {
+                    true => REFUSED_AGAIN,
+                    false => ANSWER_MAX + MARGIN,
+                };
+                self.recovers_at = Some(Instant::now() + pause + answer_max);
                 Heard::Failed(error)
             }
         })
+    }
+}
+
+/// Whether a server that answers did not let us watch.
+fn is_refusal(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => {
+            matches!(error, kube::Error::Api(status) if matches!(status.code, 401 | 403))
+        }
+        watcher::Error::WatchError(status) => matches!(status.code, 401 | 403),
+        watcher::Error::NoResourceVersion => false,
     }
 }
 
@@ -148,8 +169,8 @@ mod tests {
 
     use super::*;
 
-    /// An API server that lists nothing, refuses so many watches, and then has nothing to tell.
-    fn refusing(watches: u64) -> Client {
+    /// An API server that lists nothing, refuses so many watches with a code, and then has nothing to tell.
+    fn refusing(watches: u64, code: u16) -> Client {
         let asked = AtomicU64::new(0);
         let service = tower::service_fn(move |request: http::Request<Body>| {
             let query = request.uri().query().unwrap_or_default();
@@ -159,7 +180,13 @@ mod tests {
                 "apiVersion": "v1", "kind": "PodList", "metadata": { "resourceVersion": "1" }, "items": [],
             });
             let (code, body): (_, UnsyncBoxBody<Bytes, Infallible>) = match (is_watch, refused) {
-                (_, true) => (503, Full::from("{}").boxed_unsync()),
+                (_, true) => {
+                    let status = json!({
+                        "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
+                        "message": "", "reason": "", "code": code,
+                    });
+                    (code, Full::from(status.to_string()).boxed_unsync())
+                }
                 (true, _) => {
                     let silence = futures_util::stream::pending::<Result<Frame<Bytes>, _>>();
                     (200, StreamBody::new(silence).boxed_unsync())
@@ -174,18 +201,34 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn that_a_watch_works_again_is_told_once_although_nothing_changes() {
-        let pods: Api<Pod> = Api::namespaced(refusing(5), "ns");
+        let pods: Api<Pod> = Api::namespaced(refusing(5, 503), "ns");
+        recovers(pods, PAUSE_MAX + ANSWER_MAX + MARGIN).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_permission_that_is_granted_is_noticed_within_ten_seconds() {
+        for refused in [1, 5, 20] {
+            let pods: Api<Pod> = Api::namespaced(refusing(refused, 403), "ns");
+            recovers(pods, PAUSE_MAX + REFUSED_AGAIN).await;
+        }
+        assert!(PAUSE_MAX + REFUSED_AGAIN <= Duration::from_secs(10));
+    }
+
+    /// Watches until that has failed as often as it is to, and then works again, which is told once and `within` so long.
+    async fn recovers(pods: Api<Pod>, within: Duration) {
         let mut watching = Watching::begin(pods, "a=b");
         let mut heard = async || watching.next().await.unwrap();
         assert!(matches!(heard().await, Heard::Event(Event::Init)));
         assert!(matches!(heard().await, Heard::Event(Event::InitDone)));
-        for failure in 0..5 {
-            let next = heard().await;
-            assert!(matches!(next, Heard::Failed(_)), "{failure}: {next:?}");
+        let mut last = Instant::now();
+        loop {
+            match heard().await {
+                Heard::Failed(_) => last = Instant::now(),
+                Heard::Recovered => break,
+                Heard::Event(event) => panic!("{event:?}"),
+            }
         }
-        let last = Instant::now();
-        assert!(matches!(heard().await, Heard::Recovered));
-        assert!(last.elapsed() <= PAUSE_MAX + ANSWER_MAX + MARGIN);
+        assert!(last.elapsed() <= within, "{:?}", last.elapsed());
         let more = timeout(Duration::from_secs(600), heard()).await;
         assert!(more.is_err(), "{more:?}");
     }
