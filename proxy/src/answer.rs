@@ -51,6 +51,12 @@ pub(crate) enum Refusal {
     QueueFull,
     /// Every replica tried refused the connection; nothing was sent.
     Unreachable,
+    /// A replica accepted the connection, and HTTP/2 did not begin on it; nothing was sent.
+    NoHttp2,
+    /// A replica accepts connections, and all places on them were taken; nothing was sent.
+    Full,
+    /// A replica refused the request, and did not act on it.
+    Refused,
     /// A replica did not accept the connection in time; nothing was sent.
     ConnectTimeout,
     /// This peer could open no connection to any; nothing was sent.
@@ -84,10 +90,12 @@ impl Refusal {
             Self::Starting
             | Self::NoneReady
             | Self::Exhausted
+            | Self::Full
+            | Self::Refused
             | Self::Session(_)
             | Self::SessionRefused(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::QueueFull => StatusCode::TOO_MANY_REQUESTS,
-            Self::Unreachable | Self::Broke => StatusCode::BAD_GATEWAY,
+            Self::Unreachable | Self::NoHttp2 | Self::Broke => StatusCode::BAD_GATEWAY,
             Self::ConnectTimeout | Self::Silent | Self::Overdue => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -101,6 +109,9 @@ impl Refusal {
             | Self::NoneReady
             | Self::QueueFull
             | Self::Unreachable
+            | Self::NoHttp2
+            | Self::Full
+            | Self::Refused
             | Self::ConnectTimeout
             | Self::Exhausted
             | Self::Broke
@@ -122,7 +133,9 @@ impl Refusal {
             Self::Starting => "starting",
             Self::NoneReady => "no_ready_replica",
             Self::QueueFull => "queue_full",
-            Self::Unreachable => "replica_unreachable",
+            Self::Unreachable | Self::NoHttp2 => "replica_unreachable",
+            Self::Full => "replica_full",
+            Self::Refused => "replica_refused",
             Self::ConnectTimeout => "replica_connect_timeout",
             Self::Exhausted => "peer_exhausted",
             Self::Broke => "replica_broke_off",
@@ -163,6 +176,15 @@ impl Refusal {
             Self::Unreachable => {
                 format!("no replica of service {name} accepted a connection; nothing was sent")
             }
+            Self::NoHttp2 => format!(
+                "a replica of service {name} accepted a connection, and speaks no HTTP/2 or broke off as it began; nothing was sent; _metadata.raftserve.traffic.upstream.protocol says what replicas speak"
+            ),
+            Self::Full => format!(
+                "a replica of service {name} has as many requests at once as its HTTP/2 connections allow (SETTINGS_MAX_CONCURRENT_STREAMS), and new connections were full in time; nothing was sent; try again shortly"
+            ),
+            Self::Refused => format!(
+                "a replica of service {name} refused the request (REFUSED_STREAM or GOAWAY) and did not act on it; try again shortly"
+            ),
             Self::ConnectTimeout => {
                 format!(
                     "no replica of service {name} accepted a connection in time; nothing was sent"
@@ -216,6 +238,9 @@ impl Refusal {
             | Self::Session(_)
             | Self::SessionRefused(_)
             | Self::Exhausted
+            | Self::Full
+            | Self::Refused
+            | Self::NoHttp2
             | Self::Unreachable => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }

@@ -41,7 +41,7 @@ use crate::triage::Triage;
 use exchange::{GivenUp, Unanswered, over_http1, over_http2};
 
 pub(crate) use dial::Dialer;
-pub(crate) use exchange::INTERIMS_MAX;
+pub(crate) use exchange::{INTERIMS_MAX, Untaken};
 pub use reach::{ReachError, ReplicaDialer};
 pub(crate) use vigil::{FITS_BYTES, Long, has_left, long, look_every, set_bound, shorten};
 
@@ -61,8 +61,12 @@ pub(crate) enum ConnectError {
     /// This process, or its host, has no more files, memory or ports for one. It says nothing of the replica.
     #[error("this peer cannot open a connection")]
     Local(#[source] Arc<io::Error>),
-    #[error("cannot begin HTTP on the connection")]
+    /// The replica accepted the connection, and broke off or spoke something else as HTTP/2 began.
+    #[error("cannot begin HTTP/2 on the connection")]
     Handshake(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// Connections were opened, and others had taken all places on them. It says nothing of the replica.
+    #[error("no place on a connection within {0:?}")]
+    Full(Duration),
 }
 
 /// What is spoken to a replica. A request is made for one of them.
@@ -86,7 +90,7 @@ impl Wire {
 #[derive(Debug)]
 pub(crate) enum ExchangeError {
     /// Nothing of the request was sent, or the replica said that it did not act on it: here it is again.
-    NotSent(Box<Request<UploadBody>>),
+    NotSent(Box<Request<UploadBody>>, Untaken),
     /// The client's body came to nothing.
     Client(Fault),
     /// The connection broke. The replica may have acted on the request.
@@ -322,7 +326,7 @@ impl Upstream {
         let (sender, connection) = http1::Builder::new()
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| ConnectError::Handshake(Arc::new(error)))?;
+            .map_err(|error| ConnectError::Failed(Arc::new(io::Error::other(error))))?;
         // Its end is told to the request on it; between requests it matters to no one.
         let task = tokio::task::spawn_local(async move {
             let _ = connection.with_upgrades().await;
@@ -459,7 +463,12 @@ impl Checkout {
                 self.upload = Some(upload);
                 Ok(response)
             }
-            Some(Err(Unanswered::NotSent(request))) => Err(ExchangeError::NotSent(request)),
+            Some(Err(Unanswered::NotSent(request, why))) => {
+                if why == Untaken::Stream {
+                    self.upstream.saw(sent(), false);
+                }
+                Err(ExchangeError::NotSent(request, why))
+            }
             Some(Err(Unanswered::Sent)) => {
                 self.upstream.saw(sent(), false);
                 Err(upload

@@ -271,8 +271,11 @@ impl Worker {
                 count(&service.counters.connect_failures);
                 return Refusal::ConnectTimeout;
             }
+            // Whoever has the places was connected.
+            ConnectError::Full(_) => return Refusal::Full,
             ConnectError::Timeout(_) => Refusal::ConnectTimeout,
-            ConnectError::Failed(_) | ConnectError::Handshake(_) => Refusal::Unreachable,
+            ConnectError::Failed(_) => Refusal::Unreachable,
+            ConnectError::Handshake(_) => Refusal::NoHttp2,
         };
         self.connect_failed(service, upstream);
         why

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2::SendRequest;
 use raftserve_model::spec::UpstreamProtocol;
 use support::replica::{Call, Replica};
 use support::{
@@ -395,6 +396,81 @@ async fn a_call_that_was_sent_to_a_replica_about_to_go_away_is_sent_to_another_o
     }
     (&mut leaving).await.expect("it was called");
     rig.idle().await;
+}
+
+/// The status and message that a call to `svc` ends with, without an answer of its own.
+async fn status(sender: &mut SendRequest<Full<Bytes>>) -> (String, String) {
+    let answer = soon("an answer", sender.send_request(call("x"))).await;
+    let answer = answer.expect("an answer");
+    let [status, message] = ["grpc-status", "grpc-message"].map(|name| {
+        let value = answer.headers()[name].to_str();
+        value.expect("text").to_owned()
+    });
+    (status, message)
+}
+
+/// It keeps its connections, and is not taken for one that refuses them.
+#[tokio::test]
+async fn a_replica_that_refuses_streams_is_busy_and_not_out_of_reach() {
+    let mut replica = Replica::start(100).await;
+    let mut rig = Rig::new([service(1, "svc", &[replica.address])]);
+    let mut sender = http2_client(&rig).await.0;
+    for _ in 0..2 {
+        let refuse = async {
+            let (_, mut respond) = replica.call().await;
+            respond.send_reset(Reason::REFUSED_STREAM);
+        };
+        let ((), (status, message)) = tokio::join!(refuse, status(&mut sender));
+        assert_eq!(status, "14");
+        assert!(message.contains("REFUSED_STREAM"), "{message}");
+    }
+    let answer = tokio::spawn(sender.send_request(call("x")));
+    echo(replica.call().await).await;
+    soon("an answer", answer)
+        .await
+        .expect("no panic")
+        .expect("an answer");
+    assert_eq!(replica.connections.load(Ordering::Relaxed), 1);
+    assert_eq!(rig.metric("connect_failures_total"), 0);
+    rig.failures.try_recv().expect_err("none to probe");
+    rig.idle().await;
+}
+
+#[tokio::test]
+async fn a_replica_that_leaves_a_new_connection_without_an_error_is_not_out_of_reach() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+    let listener = listener.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let mut rig = Rig::new([service(1, "svc", &[address])]);
+    let leaving = tokio::spawn(goes_away(listener));
+    let mut sender = http2_client(&rig).await.0;
+    let (status, message) = status(&mut sender).await;
+    assert_eq!(status, "14");
+    assert!(message.contains("GOAWAY"), "{message}");
+    assert_eq!(rig.metric("connect_failures_total"), 0);
+    rig.failures.try_recv().expect_err("none to probe");
+    soon("the connection's end", leaving)
+        .await
+        .expect("no panic");
+}
+
+#[tokio::test]
+async fn a_call_to_a_replica_without_http_2_says_so_and_what_sets_it() {
+    let (address, mut connections) = by_hand().await;
+    let rig = Rig::new([service(1, "svc", &[address])]);
+    tokio::spawn(async move {
+        while let Some(mut replica) = connections.recv().await {
+            let bad = "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+            replica.send(bad).await;
+            replica.rest().await;
+        }
+    });
+    let mut sender = http2_client(&rig).await.0;
+    let (status, message) = status(&mut sender).await;
+    assert_eq!(status, "14");
+    for said in ["speaks no HTTP/2", "traffic.upstream.protocol"] {
+        assert!(message.contains(said), "{message}");
+    }
 }
 
 #[tokio::test]

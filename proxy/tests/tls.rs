@@ -556,6 +556,18 @@ async fn replicas_are_spoken_to_in_tls_and_never_without_if_a_service_says_so() 
             assert_eq!(answer.0, status, "{case}: {}", answer.1);
         }
     }
+    // One that speaks no HTTP/2 is told from one that is not believed.
+    let address = replica(authority.acceptor("replica.example", "http/1.1")).await;
+    let mut svc = service(1, "svc", &[address]);
+    svc.traffic.upstream.protocol = UpstreamProtocol::Http2;
+    svc.traffic.upstream.tls = Some(UpstreamTls {
+        server_name: name.clone(),
+        trust: believed.clone(),
+    });
+    let rig = Rig::new([svc]);
+    let (status, body) = support::get(rig.address, "svc", "/").await;
+    assert_eq!(status, 502);
+    assert!(body.contains("speaks no HTTP/2"), "{body}");
     // A change of trust holds for what comes next, whatever connections there are.
     let address = replica(authority.acceptor("replica.example", "http/1.1")).await;
     let mut svc = service(1, "svc", &[address]);

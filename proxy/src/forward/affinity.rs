@@ -15,7 +15,7 @@ use raftserve_model::SessionKey;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::attempt::{exchange, refusal};
+use super::attempt::{exchange, refusal, untaken_anew};
 use super::spare::{Spare, deposit, withdraw};
 use super::{Sent, Terms, wait};
 use crate::answer::Refusal;
@@ -23,7 +23,7 @@ use crate::body::UploadBody;
 use crate::metrics::count;
 use crate::session::{BindError, BoundReplica, Lookup};
 use crate::tracer::Try;
-use crate::upstream::{ExchangeError, Upstream, Wire};
+use crate::upstream::{ExchangeError, Untaken, Upstream, Wire};
 use crate::view::ServiceView;
 use crate::worker::Worker;
 
@@ -196,9 +196,18 @@ impl Session<'_> {
                 Ok(checkout) => (checkout, true),
                 Err(error) => {
                     let why = worker.unconnected(self.service, &upstream, &error);
-                    self.rest(bound, &upstream);
-                    if why == Refusal::Exhausted {
-                        self.waits_for("this peer has no more files or ports for connections");
+                    if why != Refusal::Full {
+                        self.rest(bound, &upstream);
+                    }
+                    match why {
+                        Refusal::Exhausted => {
+                            self.waits_for("this peer has no more files or ports for connections");
+                        }
+                        Refusal::Full => {
+                            self.waits_for("its replica has as many requests as it takes at once");
+                        }
+                        Refusal::NoHttp2 => self.waits_for("its replica begins no HTTP/2"),
+                        _ => {}
                     }
                     end(traced, Err(&why));
                     return Ok(Outcome::Wait(request));
@@ -222,11 +231,16 @@ impl Session<'_> {
                 checkout,
                 tries: self.tries as usize,
             }))),
-            Err((_, ExchangeError::NotSent(unsent))) if fresh => {
-                self.note_refused(bound, &upstream);
+            Err((_, ExchangeError::NotSent(unsent, Untaken::Stream))) => {
+                self.waits_for("its replica refuses requests");
                 Ok(Outcome::Wait(unsent))
             }
-            Err((_, ExchangeError::NotSent(unsent))) => {
+            Err((_, ExchangeError::NotSent(unsent, why))) if fresh => {
+                untaken_anew(worker, self.service, &upstream, why);
+                self.rest(bound, &upstream);
+                Ok(Outcome::Wait(unsent))
+            }
+            Err((_, ExchangeError::NotSent(unsent, _))) => {
                 upstream.clear();
                 Ok(Outcome::LookAgain(unsent))
             }
@@ -264,11 +278,6 @@ impl Session<'_> {
         self.refused.is_some_and(|(binding, address, at)| {
             binding == bound && address == upstream.address && is_recent(Some(at))
         })
-    }
-
-    fn note_refused(&mut self, bound: BoundReplica, upstream: &Upstream) {
-        self.worker.connect_failed(self.service, upstream);
-        self.rest(bound, upstream);
     }
 
     /// Connects to the replica no more for a moment.

@@ -10,7 +10,7 @@ use super::{Sent, Terms};
 use crate::answer::Refusal;
 use crate::body::{Fault, Received, UploadBody};
 use crate::tracer::{Trace, Try};
-use crate::upstream::{Checkout, ExchangeError, Upstream, Wire};
+use crate::upstream::{Checkout, ExchangeError, Untaken, Upstream, Wire};
 use crate::view::ServiceView;
 use crate::worker::Worker;
 
@@ -98,7 +98,7 @@ async fn send(
             }
             // The replica closed a connection that it had no request on. That is its right; the
             // others in the pool are likely gone as well, and a new one tells whether it is there.
-            Err(ExchangeError::NotSent(unsent)) => {
+            Err(ExchangeError::NotSent(unsent, Untaken::Connection | Untaken::Leaves)) => {
                 upstream.clear();
                 request = unsent;
             }
@@ -121,11 +121,25 @@ async fn send(
             tries: 1,
         }),
         Err(error) => {
-            if matches!(error, ExchangeError::NotSent(_)) {
-                worker.connect_failed(service, &upstream);
+            if let ExchangeError::NotSent(_, why) = &error {
+                untaken_anew(worker, service, &upstream, *why);
             }
             Err(failure(error, terms, false))
         }
+    }
+}
+
+/// Holds it against the replica that it took nothing over a connection just made.
+pub(super) fn untaken_anew(
+    worker: &Worker,
+    service: &ServiceView,
+    upstream: &Upstream,
+    why: Untaken,
+) {
+    match why {
+        Untaken::Connection => worker.connect_failed(service, upstream),
+        Untaken::Leaves => upstream.failed(),
+        Untaken::Stream => {} // Counted as with any connection.
     }
 }
 
@@ -139,8 +153,15 @@ pub(super) async fn exchange(
     let outcome = checkout.exchange(request, began, silence_max).await;
     match &outcome {
         Ok(response) => checkout.upstream.answered(response.status()),
-        Err(ExchangeError::Broke | ExchangeError::Silent) => checkout.upstream.failed(),
-        Err(ExchangeError::NotSent(_) | ExchangeError::Client(_)) => {}
+        Err(
+            ExchangeError::Broke
+            | ExchangeError::Silent
+            | ExchangeError::NotSent(_, Untaken::Stream),
+        ) => checkout.upstream.failed(),
+        Err(
+            ExchangeError::NotSent(_, Untaken::Connection | Untaken::Leaves)
+            | ExchangeError::Client(_),
+        ) => {}
     }
     outcome
 }
@@ -149,7 +170,7 @@ pub(super) async fn exchange(
 fn failure(error: ExchangeError, terms: &Terms<'_>, kept: bool) -> Failure {
     let why = refusal(&error, terms);
     match error {
-        ExchangeError::NotSent(unsent) => Failure::NotSent(unsent, why),
+        ExchangeError::NotSent(unsent, _) => Failure::NotSent(unsent, why),
         ExchangeError::Client(_) => Failure::Client(why),
         ExchangeError::Broke => Failure::Sent { why, kept },
         ExchangeError::Silent => Failure::Sent { why, kept: false },
@@ -159,7 +180,8 @@ fn failure(error: ExchangeError, terms: &Terms<'_>, kept: bool) -> Failure {
 /// The answer to a request that failed in this way.
 pub(super) fn refusal(error: &ExchangeError, terms: &Terms<'_>) -> Refusal {
     match error {
-        ExchangeError::NotSent(_) => Refusal::Unreachable,
+        ExchangeError::NotSent(_, Untaken::Connection) => Refusal::Unreachable,
+        ExchangeError::NotSent(_, Untaken::Leaves | Untaken::Stream) => Refusal::Refused,
         ExchangeError::Client(Fault::TooLarge) => Refusal::TooLarge {
             bytes_max: terms.body_bytes_max(),
         },

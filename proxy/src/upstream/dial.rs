@@ -104,9 +104,11 @@ fn failed(error: io::Error) -> ConnectError {
         ]
         .contains(&code)
     });
+    let is_protocol = error.raw_os_error().is_none() && error.kind() == io::ErrorKind::Unsupported;
     let error = Arc::new(error);
     match is_local {
         true => ConnectError::Local(error),
+        false if is_protocol => ConnectError::Handshake(error),
         false => ConnectError::Failed(error),
     }
 }

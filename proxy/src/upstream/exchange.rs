@@ -18,9 +18,20 @@ pub(crate) const INTERIMS_MAX: u32 = 100;
 /// What came of a request without an answer.
 pub(super) enum Unanswered {
     /// Nothing of it was sent, or the replica did not act on it.
-    NotSent(Box<Request<UploadBody>>),
+    NotSent(Box<Request<UploadBody>>, Untaken),
     /// It was sent, or may have been.
     Sent,
+}
+
+/// Why a replica did not act on a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Untaken {
+    /// Its connection could not be used any more.
+    Connection,
+    /// It leaves the connection, without an error: GOAWAY.
+    Leaves,
+    /// It refused this request alone: REFUSED_STREAM. The connection is as good as before.
+    Stream,
 }
 
 /// What came of a request. Boxed, since it passes through many hands.
@@ -59,7 +70,7 @@ pub(super) fn over_http1(
     answer.map(|answer| match answer {
         Ok(answer) => Ok(Box::new(answer.map(Received::Http1))),
         Err(mut error) => Err(match error.take_message() {
-            Some(request) => Unanswered::NotSent(Box::new(request)),
+            Some(request) => Unanswered::NotSent(Box::new(request), Untaken::Connection),
             None => Unanswered::Sent,
         }),
     })
@@ -83,24 +94,35 @@ pub(super) async fn over_http2(
 ) -> Outcome {
     let (head, body) = request.into_parts();
     let copy = head.clone();
-    let not_sent = |body| {
+    let not_sent = |body, why| {
         let request = Request::from_parts(copy, body);
-        Unanswered::NotSent(Box::new(request))
+        Unanswered::NotSent(Box::new(request), why)
     };
     let mut call = match stream.send(Request::from_parts(head, ()), body) {
         Ok(call) => call,
-        Err(body) => return Err(not_sent(body)),
+        Err(body) => return Err(not_sent(body, Untaken::Connection)),
     };
     let answer = poll_fn(|cx| call.poll(cx).map_ok(Box::new)).await;
     answer.map_err(|error| {
-        let again = is_unprocessed(&error).then(|| upload.again()).flatten();
-        again.map_or(Unanswered::Sent, not_sent)
+        let untaken = untaken(&error, || stream.is_closing());
+        let again = untaken.and_then(|why| Some((upload.again()?, why)));
+        again.map_or(Unanswered::Sent, |(body, why)| not_sent(body, why))
     })
 }
 
-/// Whether the replica told that it did not act on the request (RFC 9113, 6.8 and 8.7): it refused the
-/// stream, or goes away and its last stream is an earlier one.
-fn is_unprocessed(error: &h2::Error) -> bool {
-    let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
-    error.is_remote() && (refused || error.is_go_away())
+/// Why the replica did not act on the request, if it told so (RFC 9113, 6.8 and 8.7): it refused the stream, or goes
+/// away and its last stream is an earlier one. One that goes away may refuse what comes until that is known.
+fn untaken(error: &h2::Error, is_closing: impl FnOnce() -> bool) -> Option<Untaken> {
+    if !error.is_remote() {
+        return None;
+    }
+    match error.reason() {
+        Some(h2::Reason::NO_ERROR) if error.is_go_away() => Some(Untaken::Leaves),
+        _ if error.is_go_away() => Some(Untaken::Connection),
+        Some(h2::Reason::REFUSED_STREAM) if error.is_reset() => Some(match is_closing() {
+            true => Untaken::Leaves,
+            false => Untaken::Stream,
+        }),
+        _ => None,
+    }
 }

@@ -9,7 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -59,15 +59,22 @@ const LOOKS_MAX: u32 = 100;
 /// not act on is sent again: so unlike in HTTP/1, closing too late costs no request.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
+/// How many connections are opened at once to one replica: few enough that it is not overrun, and enough that a burst
+/// finds its places within a few round trips where each has few.
+const DIALS_MAX: usize = 16;
+
 /// How the opening of a connection ended, once it has.
-type Dialing = watch::Receiver<Option<Result<(), ConnectError>>>;
+type Dialed = Option<Result<(), ConnectError>>;
+
+/// A connection that is being opened. Whoever waits for it has a receiver.
+type Dialing = watch::Sender<Dialed>;
 
 /// The HTTP/2 connections of one worker to one replica.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     connections: RefCell<Vec<Rc<Connection>>>,
-    /// Ends when the connection that is being opened is there, or failed.
-    dialing: RefCell<Option<Dialing>>,
+    /// The connections that are being opened. Each is its task's.
+    dials: RefCell<Vec<Weak<Dialing>>>,
 }
 
 #[derive(Debug)]
@@ -89,10 +96,13 @@ struct State {
 }
 
 impl Connection {
+    /// How many requests it may have at once. A replica that allows none yet still gets one, which waits until it does.
+    fn places(&self) -> usize {
+        self.state.streams_max.get().clamp(1, STREAMS_MAX as usize)
+    }
+
     fn has_room(&self) -> bool {
-        let streams = self.state.streams.get();
-        // A replica that allows none yet still gets one, which waits until it does.
-        streams < self.state.streams_max.get().clamp(1, STREAMS_MAX as usize)
+        self.state.streams.get() < self.places()
     }
 
     fn is_over(&self) -> bool {
@@ -128,6 +138,11 @@ impl Stream {
         Self {
             connection: Rc::clone(connection),
         }
+    }
+
+    /// Whether its connection takes no more requests.
+    pub(super) fn is_closing(&self) -> bool {
+        self.connection.is_closing()
     }
 
     /// Sends a request.
@@ -168,9 +183,9 @@ impl Pool {
         }
     }
 
-    /// A place on a connection that is being opened, or is opened now. However many requests wait, only one
-    /// connection is opened at a time, for as long as the service allows at least. Each waits for it as long as its own
-    /// `limit`: one that another opened with a shorter limit is then opened anew.
+    /// A place on a connection that is being opened, or is opened now: as many at once as those that wait need, up to
+    /// [`DIALS_MAX`], each for as long as the service allows at least. Each waits for one as long as its own `limit`: one
+    /// that another opened with a shorter limit is then opened anew.
     pub(super) async fn connect(
         self: &Rc<Self>,
         dialer: &Rc<Dialer>,
@@ -180,42 +195,55 @@ impl Pool {
     ) -> Result<Stream, ConnectError> {
         // What is said once it is connected takes longer than the limit is for.
         let end = Instant::now() + limit + LOOK_EVERY * LOOKS_MAX;
+        let mut opened = false;
         loop {
             let mut dialing = self.dial(dialer, address, config, limit);
             let dialed = timeout_at(end, dialing.wait_for(Option::is_some)).await;
             let outcome = match dialed {
                 Ok(Ok(outcome)) => outcome.clone().unwrap_or(Ok(())),
-                Ok(Err(_)) => Ok(()), // Its task was ended: look again.
+                Ok(Err(_)) => continue, // Its task was ended: look again.
+                Err(_) if opened => Err(ConnectError::Full(limit)),
                 Err(_) => Err(ConnectError::Timeout(limit)),
             };
             match outcome {
                 Err(ConnectError::Timeout(shorter)) if shorter < limit => continue,
                 outcome => outcome?,
             }
+            opened = true;
             if let Some(stream) = self.checkout() {
                 return Ok(stream);
             }
         }
     }
 
-    /// Begins to open a connection, unless one is being opened. It belongs to all who wait for it, so it is
-    /// a task of its own.
+    /// Begins to open a connection, unless one is being opened that may have room, or as many are as may. It belongs to
+    /// all who wait for it, so it is a task of its own.
     fn dial(
         self: &Rc<Self>,
         dialer: &Rc<Dialer>,
         address: SocketAddr,
         config: &ProxyConfig,
         limit: Duration,
-    ) -> Dialing {
-        if let Some(dialing) = &*self.dialing.borrow() {
-            return dialing.clone();
+    ) -> watch::Receiver<Dialed> {
+        let mut dials = self.dials.borrow_mut();
+        dials.retain(|dial| dial.strong_count() > 0);
+        // As many as the last connection has.
+        let connections = self.connections.borrow();
+        let places = connections
+            .last()
+            .map_or(STREAMS_MAX as usize, |each| each.places());
+        let begun = dials.iter().filter_map(Weak::upgrade);
+        if let Some(dial) = begun.min_by_key(|dial| dial.receiver_count())
+            && (dials.len() >= DIALS_MAX || dial.receiver_count() < places)
+        {
+            return dial.subscribe();
         }
-        let (done, dialing) = watch::channel(None);
-        *self.dialing.borrow_mut() = Some(dialing.clone());
+        let done = Rc::new(Dialing::new(None));
+        let dialing = done.subscribe();
+        dials.push(Rc::downgrade(&done));
         let (pool, dialer, config) = (Rc::clone(self), Rc::clone(dialer), config.clone());
         tokio::task::spawn_local(async move {
             let opened = open(&dialer, address, &config, limit.max(dialer.limit())).await;
-            *pool.dialing.borrow_mut() = None;
             let outcome = opened.map(|connection| pool.connections.borrow_mut().push(connection));
             done.send_replace(Some(outcome));
         });
@@ -295,4 +323,75 @@ async fn drive(connection: h2::client::Connection<Socket, Part>, state: Rc<State
     })
     .await;
     state.ended.set(true);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use futures_util::future::join_all;
+    use raftserve_model::spec::UpstreamSettings;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    /// How far the replica is: so long after a connection was accepted it says how many requests it takes.
+    const FAR: Duration = Duration::from_millis(90);
+
+    /// A replica that takes so many requests at once on each connection.
+    async fn far(streams_max: u8) -> SocketAddr {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+        let listener = listener.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        tokio::task::spawn_local(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::task::spawn_local(async move {
+                    sleep(FAR).await;
+                    let settings = [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, streams_max];
+                    stream.write_all(&settings).await.expect("the proxy reads");
+                    std::future::pending::<()>().await;
+                });
+            }
+        });
+        address
+    }
+
+    /// What comes of so many that want a place at once, and keep it.
+    async fn burst(
+        streams_max: u8,
+        count: usize,
+        limit: Duration,
+    ) -> Vec<Result<Stream, ConnectError>> {
+        let wait = async {
+            let address = far(streams_max).await;
+            let pool = Rc::<Pool>::default();
+            let settings = UpstreamSettings {
+                connect_timeout: limit,
+                ..UpstreamSettings::default()
+            };
+            let dialer = Rc::new(Dialer::new(&settings, Duration::from_secs(10)));
+            let config = ProxyConfig::default();
+            let all = (0..count).map(|_| pool.connect(&dialer, address, &config, limit));
+            join_all(all).await
+        };
+        LocalSet::new().run_until(wait).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_to_a_far_replica_finds_its_places_in_time() {
+        let places = burst(10, 300, Duration::from_secs(1)).await;
+        assert!(places.iter().all(Result::is_ok), "{:?}", places.last());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_finds_no_place_while_connections_are_opened_holds_it_against_nobody() {
+        let places = burst(1, 100, Duration::from_millis(100)).await;
+        let served = places.iter().filter(|place| place.is_ok()).count();
+        assert!((DIALS_MAX..100).contains(&served), "{served}");
+        for failed in places.into_iter().filter_map(Result::err) {
+            assert!(matches!(failed, ConnectError::Full(_)), "{failed}");
+        }
+    }
 }

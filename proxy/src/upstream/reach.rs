@@ -29,9 +29,8 @@ impl From<ConnectError> for ReachError {
         match error {
             ConnectError::Local(error) => Self::Local(error),
             ConnectError::Failed(error) => Self::Replica(error.to_string()),
-            ConnectError::Timeout(_) | ConnectError::Handshake(_) => {
-                Self::Replica(error.to_string())
-            }
+            ConnectError::Handshake(error) => Self::Replica(error.to_string()),
+            ConnectError::Timeout(_) | ConnectError::Full(_) => Self::Replica(error.to_string()),
         }
     }
 }

@@ -9,7 +9,9 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{
+    AlertDescription, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -19,6 +21,8 @@ use super::Wire;
 /// What ALPN calls HTTP/2 (RFC 9113, 3.1) and HTTP/1.1.
 const HTTP2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
+
+const NO_HTTP2: &str = "the replica does not speak HTTP/2";
 
 /// TLS as one service's replicas are spoken to.
 #[derive(Debug)]
@@ -74,12 +78,28 @@ impl Trust {
         let name = self.server_name.clone();
         let name = name.unwrap_or_else(|| ServerName::from(address.ip()));
         let connector = TlsConnector::from(Arc::clone(config));
-        let stream = connector.connect(name, stream).await?;
+        let no_http2 = || io::Error::new(io::ErrorKind::Unsupported, NO_HTTP2);
+        let connected = connector.connect(name, stream).await;
+        let stream = connected.map_err(|error| match wire == Wire::Http2 && is_alpn(&error) {
+            true => no_http2(),
+            false => error,
+        })?;
         if wire == Wire::Http2 && stream.get_ref().1.alpn_protocol() != Some(HTTP2) {
-            return Err(io::Error::other("the replica does not speak HTTP/2"));
+            return Err(no_http2());
         }
         Ok(stream)
     }
+}
+
+/// Whether the replica ended the handshake since it speaks no protocol that it was offered (RFC 7301, 3.2).
+fn is_alpn(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref());
+    matches!(
+        error,
+        Some(rustls::Error::AlertReceived(
+            AlertDescription::NoApplicationProtocol
+        ))
+    )
 }
 
 fn roots(text: &str) -> io::Result<RootCertStore> {
