@@ -24,7 +24,7 @@ use crate::running::Running;
 use crate::upstream::Checkout;
 
 pub(crate) use backlog::{Backlog, Part};
-pub(crate) use pipe::{Client, Pipe};
+pub(crate) use pipe::{Answer, Client, Pipe};
 pub(crate) use received::{Asking, OWED_MAX, ReceiveError, Received, Stream};
 pub(crate) use untaken::Untaken;
 pub(crate) use upload::{Fault, LINGER, Upload, UploadBody};
@@ -92,11 +92,25 @@ impl Body for ResponseBody {
     }
 }
 
-impl pipe::Answer for ResponseBody {
+impl Answer for ResponseBody {
     fn asked_last(&self) -> Option<Instant> {
         match self {
             Self::Whole(_) => None,
             Self::Streamed(body) => body.held.as_ref()?.checkout.upload()?.last(),
+        }
+    }
+
+    fn end(&self) -> Option<Instant> {
+        match self {
+            Self::Whole(_) => None,
+            Self::Streamed(body) => body.patience.end,
+        }
+    }
+
+    fn overdue(&mut self) -> Result<Frame<Bytes>, BodyError> {
+        match self {
+            Self::Whole(_) => Err(BodyError::Overdue),
+            Self::Streamed(body) => body.cut(BodyError::Overdue),
         }
     }
 }
@@ -259,6 +273,9 @@ impl Drop for Streamed {
         self.finish_at_end();
         if self.held.is_some() && self.inner.waits_for_its_end() {
             self.finish();
+        }
+        if self.held.is_some() && self.patience.is_over() {
+            let _ = self.cut(BodyError::Overdue); // Its connection was ended for it.
         }
         if let Some(held) = self.held.take() {
             held.checkout.cut();

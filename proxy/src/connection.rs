@@ -1,6 +1,6 @@
 //! One client connection: HTTP/1.1 or cleartext HTTP/2, told apart by its first bytes.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
@@ -69,6 +69,8 @@ pub(crate) struct Client {
     /// Where it is between its requests and their answers, as long as the library has it.
     pub(crate) turns: Arc<Turns>,
     pub(crate) lifetime: Lifetime,
+    /// When the answer that is on its way must have ended, if it must. Known over HTTP/1 only.
+    pub(crate) answer_end: Cell<Option<Instant>>,
     /// How the short path failed at the request that comes next.
     pub(crate) unsent: RefCell<Option<Unsent>>,
     /// Its place among those that may be connected, if there was one: whatever holds the client, as a tunnel does, holds it.
@@ -235,14 +237,15 @@ impl Lent {
     where
         S: AsyncRead + AsyncWrite + OverTcp + Unpin + Send + 'static,
     {
-        let turns = &self.client.turns;
+        let client = &self.client;
+        let turns = &client.turns;
         turns.restart();
         let stream = Guard::new(stream, Arc::clone(turns), self.bound.take());
         let mut connection = http1::Builder::new()
             .max_header_size(HEAD_BYTES_MAX as usize)
             .serve_connection(
                 TokioIo::new(stream),
-                service(Rc::clone(&self.worker), Rc::clone(&self.client)),
+                service(Rc::clone(&self.worker), Rc::clone(client)),
             )
             .with_upgrades();
         let config = &self.worker.shared.config;
@@ -264,9 +267,14 @@ impl Lent {
                     return Poll::Ready(false);
                 }
             }
-            if turns.is_busy() {
+            if turns.is_busy() || !turns.is_flushed() {
                 waits = None;
-                return Poll::Pending;
+                // The library does not ask an answer's body while the client takes nothing.
+                let Some(end) = client.answer_end.get().filter(|_| !turns.is_flushed()) else {
+                    return Poll::Pending;
+                };
+                limit.set(end);
+                return limit.poll(cx).map(|()| false);
             }
             if waits != Some(turns.begun()) {
                 waits = Some(turns.begun());

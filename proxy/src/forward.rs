@@ -21,7 +21,9 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::access_log::Record;
 use crate::answer::{Dialect, Refusal, no_such_service};
-use crate::body::{Ending, Held, Patience, Received, ResponseBody, Streamed, UploadBody};
+use crate::body::{
+    Answer as _, Ending, Held, Patience, Received, ResponseBody, Streamed, UploadBody,
+};
 use crate::connection::{Client, Unsent};
 use crate::deadline;
 use crate::drain::Phase;
@@ -81,6 +83,7 @@ pub(crate) fn serve(
     let now = Instant::now();
     client.lifetime.used(now);
     let http1 = request.version() < Version::HTTP_2;
+    client.answer_end.set(None);
     let begun = begin(&worker, &client, request, now);
     async move {
         let mut response = match begun {
@@ -95,6 +98,9 @@ pub(crate) fn serve(
             client.turns.tunnel();
         }
         let closes = worker.drain.phase() != Phase::Serving || client.lifetime.is_over(now);
+        if http1 {
+            client.answer_end.set(response.body().end());
+        }
         if http1 && !stays && closes {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(CONNECTION, close);

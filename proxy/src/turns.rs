@@ -86,12 +86,17 @@ impl Turns {
         self.begun.load(Ordering::Relaxed)
     }
 
-    /// Whether a request is on its way to a replica, or its answer to the client: also what the library holds of it.
+    /// Whether a request is on its way to a replica, or its answer to the client.
     pub(crate) fn is_busy(&self) -> bool {
         let begun = self.begun();
-        [&self.left, &self.answered, &self.flushed]
+        [&self.left, &self.answered]
             .iter()
             .any(|number| number.load(Ordering::Relaxed) != begun)
+    }
+
+    /// Whether every request has its answer, and all of that was written: the library lets go of a body before that.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.flushed.load(Ordering::Relaxed) == self.begun()
     }
 
     /// Whether the library has nothing to do, and holds no byte of either side.
@@ -205,7 +210,8 @@ mod tests {
             let mut parts = (None, None);
             for step in 0..STEPS {
                 assert!(turns.is_at_rest() == (step == 0), "{step}: {turns:?}");
-                assert!(turns.is_busy() == (2..STEPS).contains(&step), "{step}");
+                assert!(turns.is_busy() == (2..4).contains(&step), "{step}");
+                assert!(turns.is_flushed() == (step < 2), "{step}");
                 pass(&turns, step, &mut parts);
             }
             assert!(turns.is_at_rest());

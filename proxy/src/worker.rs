@@ -1,7 +1,7 @@
 //! A worker: a thread with a runtime, listeners and connections of its own. It shares with the others
 //! only what is atomic.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
@@ -441,6 +441,7 @@ impl Worker {
             agreed_on_http2: false,
             turns: Arc::default(),
             unsent: RefCell::default(),
+            answer_end: Cell::default(),
             lifetime: Lifetime::begin(Instant::now(), &self.shared.config, Lifetime::draw()),
             _permit: permit,
         };

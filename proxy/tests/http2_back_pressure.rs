@@ -53,9 +53,15 @@ async fn send_rest(out: &mut SendStream<Bytes>, mut sent: usize) {
 }
 
 async fn rig() -> (Rig, Replica, client::SendRequest<Bytes>) {
+    rig_with(None).await
+}
+
+/// With so much time for each request.
+async fn rig_with(total: Option<Duration>) -> (Rig, Replica, client::SendRequest<Bytes>) {
     let replica = Replica::start(10).await;
     let mut svc = service(1, "svc", &[replica.address]);
     svc.traffic.upstream.protocol = UpstreamProtocol::Http2;
+    svc.traffic.timeouts.total = total;
     let rig = Rig::new([svc]);
     let stream = TcpStream::connect(rig.address).await.expect("it listens");
     let (sender, connection) = client::handshake(stream).await.expect("HTTP/2");
@@ -98,4 +104,50 @@ async fn a_replica_that_takes_nothing_holds_the_client_back() {
     let answer = soon("an answer", answer).await.expect("an answer");
     assert_eq!(answer.status(), 200);
     rig.idle().await;
+}
+
+#[tokio::test]
+async fn the_time_of_a_request_runs_out_while_its_client_takes_nothing() {
+    const TIME: Duration = Duration::from_secs(1);
+    for (total, is_call) in [(Some(TIME), false), (Some(TIME), true), (None, true)] {
+        let (rig, mut replica, mut sender) = rig_with(total).await;
+        let mut request = Request::post("http://svc/");
+        if is_call {
+            request = request.header("content-type", "application/grpc");
+        }
+        if total.is_none() {
+            request = request.header("grpc-timeout", "1S");
+        }
+        let request = request.body(()).expect("a request");
+        let begun = std::time::Instant::now();
+        let (answer, _) = sender.send_request(request, true).expect("it is open");
+        let (_request, mut respond) = replica.call().await;
+        let out = respond.send_response(Response::new(()), false);
+        let mut out = out.expect("it is open");
+        send_until_stalled(&mut out).await;
+        let reset = poll_fn(|cx| out.poll_reset(cx));
+        soon("the end at the replica", reset)
+            .await
+            .expect("a reset");
+        assert!(begun.elapsed() >= TIME, "{total:?}");
+        rig.idle().await;
+        let mut body = soon("an answer", answer).await.expect("one").into_body();
+        let mut taken = 0;
+        let ended = loop {
+            match soon("data", body.data()).await {
+                Some(Ok(data)) => {
+                    taken += data.len();
+                    let released = body.flow_control().release_capacity(data.len());
+                    released.expect("it was taken");
+                }
+                Some(Err(error)) => break Err(error),
+                None => break Ok(body.trailers().await.expect("trailers")),
+            }
+        };
+        assert!(taken < LARGE);
+        match ended {
+            Ok(trailers) => assert_eq!(trailers.expect("some")["grpc-status"], "4"),
+            Err(error) => assert!(error.is_reset() && !is_call, "{error}"),
+        }
+    }
 }

@@ -91,6 +91,35 @@ async fn an_answer_with_two_lengths_leaves_with_one() {
     assert_eq!(client.exactly(15).await, "5\r\nabcde\r\n0\r\n\r\n");
 }
 
+/// What else was applied to it would be lost here, and the client take it for what it is not.
+#[tokio::test]
+async fn an_answer_with_another_transfer_coding_than_chunks_is_refused() {
+    let (rig, mut connections) = rig().await;
+    for fields in ["", "te: trailers\r\n"] {
+        for coding in [
+            "gzip, chunked",
+            "gzip",
+            "chunked, chunked",
+            "chunked\r\ntransfer-encoding: chunked",
+        ] {
+            let mut client = Hand::connect(rig.address).await;
+            let post = "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n";
+            client.send(format!("{post}{fields}\r\n")).await;
+            let mut replica = accept(&mut connections).await;
+            replica.head().await;
+            let head = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: {coding}\r\n\r\n");
+            replica.send(format!("{head}1\r\nx\r\n0\r\n\r\n")).await;
+            assert_eq!(
+                client.head().await[0],
+                "http/1.1 502 bad gateway",
+                "{coding}"
+            );
+            replica.rest().await; // Nothing else is asked over this connection.
+        }
+    }
+    rig.idle().await;
+}
+
 #[tokio::test]
 async fn trailers_pass_both_ways_when_asked_for() {
     let (rig, mut connections) = rig().await;

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::Response;
-use http_body_util::Full;
-use support::{Hand, Rig, by_hand, service, soon, table, upstream};
+use raftserve_model::spec::UpstreamProtocol;
+use raftserve_proxy::{NoSessions, ProxyConfig};
+use support::{Hand, LIMIT, Rig, by_hand, service, soon, table};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
 
 const MIB: usize = 1 << 20;
 /// Far more than the kernel buffers of both connections together hold.
@@ -210,41 +211,6 @@ async fn a_client_that_sends_for_long_and_takes_nothing_meanwhile_gets_its_answe
     drop((sent.expect("it is taken"), took.expect("it comes")));
 }
 
-/// The library holds its last part long after the proxy has let go of it.
-#[tokio::test]
-async fn an_answer_is_whole_whose_client_reads_late() {
-    const HEAD_WITHIN: Duration = Duration::from_millis(500);
-    let config = raftserve_proxy::ProxyConfig {
-        header_timeout: HEAD_WITHIN,
-        ..support::config()
-    };
-    let whole = upstream(async |request| {
-        let bytes = request.uri().path().trim_matches('/').parse();
-        Response::new(Full::from(vec![b'x'; bytes.expect("a number")]))
-    });
-    let services = [service(1, "svc", &[whole.await])];
-    let rig = Rig::with(config, services, Arc::new(raftserve_proxy::NoSessions));
-    // The short path carries none that asks for trailers.
-    for field in ["", "te: trailers\r\n"] {
-        let mut clients = Vec::new();
-        // What the kernel has room for is between.
-        for bytes in (1..=60).map(|step| step * 100_000) {
-            let mut client = Hand::connect(rig.address).await;
-            let ask = format!("GET /{bytes} HTTP/1.1\r\nhost: h\r\n{field}\r\n");
-            client.send(ask).await;
-            clients.push((client, bytes));
-        }
-        tokio::time::sleep(HEAD_WITHIN * 4).await;
-        for (mut client, bytes) in clients {
-            assert_eq!(client.head().await[0], "http/1.1 200 ok");
-            let mut body = vec![0; bytes];
-            let read = soon("the answer", client.0.read_exact(&mut body)).await;
-            read.unwrap_or_else(|error| panic!("{bytes} bytes, {field:?}: {error}"));
-        }
-    }
-    rig.idle().await;
-}
-
 #[tokio::test]
 async fn a_client_that_does_not_read_holds_the_replica_back() {
     let (address, mut connections) = by_hand().await;
@@ -367,5 +333,141 @@ async fn a_slow_upload_may_outlast_the_longest_silence_of_its_answer() {
         replica.exactly(1).await;
     }
     replica.send("k").await;
+    assert_eq!(client.exactly(2).await, "ok");
+}
+
+/// A replica that answers with as many bytes as it is asked for.
+async fn of_any_size(config: ProxyConfig) -> Rig {
+    let address = support::upstream(async |request| {
+        let bytes = request.uri().path()[1..].parse().expect("a number");
+        http::Response::new(http_body_util::Full::from(vec![b'x'; bytes]))
+    });
+    let services = [service(1, "svc", &[address.await])];
+    Rig::with(config, services, Arc::new(NoSessions))
+}
+
+/// Asks for answers of many sizes. The library drops a body once it has all of it, and may hold hundreds of kilobytes then:
+/// those of some of these, whatever the kernel's buffers hold.
+async fn ask_for_many(rig: &Rig, fields: &str) -> Vec<(Hand, usize)> {
+    const SIZES: std::ops::Range<usize> = 2 * MIB..7 * MIB;
+    const STEP: usize = 320 << 10;
+    let mut clients = Vec::new();
+    for bytes in SIZES.step_by(STEP) {
+        let mut client = Hand::connect(rig.address).await;
+        let request = format!("GET /{bytes} HTTP/1.1\r\nhost: h\r\n{fields}\r\n");
+        client.send(request).await;
+        clients.push((client, bytes));
+    }
+    clients
+}
+
+#[tokio::test]
+async fn an_answer_arrives_whole_however_long_its_client_pauses_before_it_takes_the_rest() {
+    let rig = of_any_size(ProxyConfig {
+        header_timeout: Duration::from_millis(500),
+        ..support::config()
+    })
+    .await;
+    for fields in ["", "te: trailers\r\n"] {
+        let clients = ask_for_many(&rig, fields).await;
+        // Those without a head are let go meanwhile, one after the other.
+        for _ in 0..3 {
+            Hand::connect(rig.address).await.rest().await;
+        }
+        let mut takes = JoinSet::new();
+        for (mut client, bytes) in clients {
+            takes.spawn(async move {
+                assert_eq!(client.head().await[0], "http/1.1 200 ok");
+                let mut answer = vec![0; bytes];
+                let read = soon("the answer", client.0.read_exact(&mut answer)).await;
+                read.map(drop).map_err(|error| (bytes, error))
+            });
+        }
+        let taken = soon("all", takes.join_all()).await;
+        let cut: Vec<_> = taken.into_iter().filter_map(Result::err).collect();
+        assert!(cut.is_empty(), "{fields:?}: {cut:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_takes_no_more_of_an_answer_is_let_go() {
+    let rig = of_any_size(ProxyConfig {
+        header_timeout: Duration::from_millis(500),
+        client_user_timeout: Duration::from_secs(1),
+        ..support::config()
+    })
+    .await;
+    for fields in ["", "te: trailers\r\n"] {
+        let _clients = ask_for_many(&rig, fields).await;
+        let ended = || rig.peer_metric("open_connections") == 0;
+        support::until("the end of all connections", ended).await;
+        rig.idle().await;
+    }
+}
+
+/// Asks for more than all buffers hold, takes nothing of it, and awaits the end of the replica's connection.
+async fn overdue(rig: &Rig, connections: &mut tokio::sync::mpsc::Receiver<Hand>, fields: &str) {
+    let mut client = Hand::connect(rig.address).await;
+    let request = format!("POST / HTTP/1.1\r\nhost: h\r\n{fields}content-length: 0\r\n\r\n");
+    client.send(request).await;
+    let mut replica = support::accept(connections).await;
+    replica.head().await;
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {LARGE}\r\n\r\n");
+    replica.send(head).await;
+    let part = vec![b'x'; MIB];
+    let sends = async { while replica.0.write_all(&part).await.is_ok() {} };
+    soon("the end of the replica's connection", sends).await;
+    let rest = client.rest().await;
+    assert!(rest.starts_with("HTTP/1.1 200 OK"), "{fields}");
+    assert!(rest.len() < LARGE, "{fields}");
+}
+
+#[tokio::test]
+async fn the_time_of_a_request_runs_out_while_its_client_takes_nothing() {
+    const TIME: Duration = Duration::from_secs(1);
+    let (address, mut connections) = by_hand().await;
+    let (mut timed, mut free) = (
+        service(1, "svc", &[address]),
+        service(2, "free", &[address]),
+    );
+    timed.stream_timeout = LIMIT * 2;
+    timed.traffic.timeouts.total = Some(TIME);
+    free.stream_timeout = LIMIT * 2;
+    free.traffic.upstream.protocol = UpstreamProtocol::Http1;
+    let grpc = "content-type: application/grpc\r\nte: trailers\r\ngrpc-timeout: 1S\r\n";
+    for (svc, fields) in [(timed, ""), (free, grpc)] {
+        let rig = Rig::new([svc]);
+        let begun = std::time::Instant::now();
+        overdue(&rig, &mut connections, fields).await;
+        assert!(begun.elapsed() >= TIME, "{fields}");
+        rig.idle().await;
+        support::until("the end of the client's connection", || {
+            rig.peer_metric("open_connections") == 0
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn the_time_of_a_request_ends_with_its_answer() {
+    let (address, mut connections) = by_hand().await;
+    let mut svc = service(1, "svc", &[address]);
+    svc.traffic.timeouts.total = Some(Duration::from_millis(500));
+    let rig = Rig::new([svc]);
+    let mut client = Hand::connect(rig.address).await;
+    client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+    let mut replica = support::accept(&mut connections).await;
+    replica.head().await;
+    let answer = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n";
+    replica.send(format!("{answer}ok")).await;
+    client.head().await;
+    assert_eq!(client.exactly(2).await, "ok");
+    // Another's runs out later.
+    overdue(&rig, &mut connections, "").await;
+    client.send("GET / HTTP/1.1\r\nhost: h\r\n\r\n").await;
+    let mut replica = support::accept(&mut connections).await;
+    replica.head().await;
+    replica.send(format!("{answer}ok")).await;
+    client.head().await;
     assert_eq!(client.exactly(2).await, "ok");
 }

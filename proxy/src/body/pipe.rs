@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
-use http_body::Body;
+use http_body::{Body, Frame};
 use tokio::time::Instant;
 
 use super::backlog::{Backlog, Part, Share};
@@ -16,14 +16,29 @@ use super::upload::{UploadBody, UploadError};
 use crate::limit::Limit;
 
 /// A body on its way to a client.
-pub(crate) trait Answer {
+pub(crate) trait Answer: Body {
     /// When the client last sent a part of the request that this answers, as far as it is known and matters.
     fn asked_last(&self) -> Option<Instant>;
+
+    /// When all of it must have been taken, if that is bounded.
+    fn end(&self) -> Option<Instant>;
+
+    /// Ends it, whose time ran out before all of it was taken.
+    fn overdue(&mut self) -> Result<Frame<Self::Data>, Self::Error>;
 }
 
 impl Answer for UploadBody {
     fn asked_last(&self) -> Option<Instant> {
         None
+    }
+
+    /// It ends with its answer.
+    fn end(&self) -> Option<Instant> {
+        None
+    }
+
+    fn overdue(&mut self) -> Result<Frame<Bytes>, UploadError> {
+        Err(UploadError::Cut)
     }
 }
 
@@ -77,7 +92,7 @@ where
         loop {
             if self.waits.is_some() {
                 let Some(room) = ready!(self.poll_room(cx)) else {
-                    self.out.send_reset(Reason::CANCEL);
+                    self.give_up();
                     return Poll::Ready(());
                 };
                 if self.send(room) {
@@ -89,7 +104,7 @@ where
             if self.poll_share(cx).is_pending() {
                 let taken = self.taken_last();
                 if self.poll_patience(cx, taken).is_ready() {
-                    self.out.send_reset(Reason::CANCEL);
+                    self.give_up();
                     return Poll::Ready(());
                 }
                 return self.out.poll_reset(cx).map(|_| ());
@@ -123,6 +138,27 @@ where
                 }
             }
         }
+    }
+
+    /// Ends the stream, whose receiver left no room for too long.
+    fn give_up(&mut self) {
+        let mut reset = Reason::CANCEL;
+        if self.is_over() {
+            match self.body.overdue().map(Frame::into_trailers) {
+                Ok(Ok(trailers)) => {
+                    let _ = self.out.send_trailers(trailers); // Else it has ended anyway.
+                    return;
+                }
+                Ok(Err(_)) => {}
+                Err(error) => reset = reason(&error),
+            }
+        }
+        self.out.send_reset(reset);
+    }
+
+    /// Whether the body's time has run out.
+    fn is_over(&self) -> bool {
+        self.body.end().is_some_and(|end| Instant::now() >= end)
     }
 
     /// Has a part wait for room.
@@ -189,15 +225,16 @@ where
         self.share.as_ref()?.taken_last()
     }
 
-    /// Ready once there was no room for too long, and for as long after it was `taken` what this waits for: as over HTTP/1, a
-    /// client that takes a little now and then is waited for. One that sends its request meanwhile is there, and may well
-    /// listen once it has said all.
+    /// Ready once the body's time has run out, or there was no room for too long, and for as long after it was `taken` what
+    /// this waits for: as over HTTP/1, a client that takes a little now and then is waited for. One that sends its request
+    /// meanwhile is there, and may well listen once it has said all.
     fn poll_patience(&mut self, cx: &mut Context<'_>, taken: Option<Instant>) -> Poll<()> {
         let Some(patience) = self.patience else {
             return Poll::Pending;
         };
         if !std::mem::replace(&mut self.stalled, true) {
             let end = Instant::now() + patience;
+            let end = self.body.end().map_or(end, |over| over.min(end));
             match &mut self.limit {
                 Some(limit) => limit.set(end),
                 None => self.limit = Some(Limit::new(end)),
@@ -206,10 +243,15 @@ where
         let Some(limit) = &mut self.limit else {
             return Poll::Pending;
         };
+        let over = self.body.end();
         loop {
             ready!(limit.poll(cx));
+            if over.is_some_and(|over| limit.end() >= over) {
+                return Poll::Ready(());
+            }
             let last = self.body.asked_last().max(taken);
             let later = last.map(|last| last + patience);
+            let later = later.map(|later| over.map_or(later, |over| over.min(later)));
             match later.filter(|&later| later > limit.end()) {
                 Some(later) => limit.set(later),
                 None => return Poll::Ready(()),
@@ -276,11 +318,21 @@ mod tests {
         /// How it ends, after a pause.
         breaks: Option<Breaks>,
         paused: bool,
+        /// When its time runs out.
+        end: Option<Instant>,
     }
 
     impl Answer for Parts<'_> {
         fn asked_last(&self) -> Option<Instant> {
             None
+        }
+
+        fn end(&self) -> Option<Instant> {
+            self.end
+        }
+
+        fn overdue(&mut self) -> Result<Frame<Bytes>, Broke> {
+            Err(Broke("its time ran out".into()))
         }
     }
 
@@ -379,6 +431,7 @@ mod tests {
                 taken: &taken,
                 breaks: None,
                 paused: false,
+                end: None,
             };
             let read = answered(parts, async |body| body.collect().await);
             let whole = read.await.expect("it ends well").to_bytes();
@@ -396,6 +449,7 @@ mod tests {
             taken: &taken,
             breaks: None,
             paused: false,
+            end: None,
         };
         let read = answered(parts, async |body| {
             let mut before = 0;
@@ -418,11 +472,16 @@ mod tests {
     async fn what_has_no_room_is_not_handed_over_and_is_given_up() {
         const PATIENCE: Duration = Duration::from_secs(7);
         const WINDOW: usize = 65_535;
-        for (left, bytes, kept) in [
-            (1, WINDOW, None),
-            (1, WINDOW + 1, Some(1)),
-            (2, WINDOW - 1, Some(WINDOW - 2)),
-            (1, 4 * WINDOW, Some(3 * WINDOW)),
+        const TIME: Duration = Duration::from_secs(3);
+        for (left, bytes, kept, time) in [
+            (1, WINDOW, None, None),
+            (1, WINDOW + 1, Some(1), None),
+            (2, WINDOW - 1, Some(WINDOW - 2), None),
+            (1, 4 * WINDOW, Some(3 * WINDOW), None),
+            (1, WINDOW, None, Some(TIME)),
+            (1, WINDOW + 1, Some(1), Some(TIME)),
+            (2, WINDOW - 1, Some(WINDOW - 2), Some(TIME)),
+            (1, WINDOW + 1, Some(1), Some(2 * PATIENCE)),
         ] {
             let taken = Cell::new(0);
             let parts = Parts {
@@ -431,6 +490,7 @@ mod tests {
                 taken: &taken,
                 breaks: None,
                 paused: false,
+                end: time.map(|time| Instant::now() + time),
             };
             let (near, far) = duplex(1 << 20);
             let (mut server, client) = tokio::join!(handshake(near), client::handshake(far));
@@ -459,7 +519,7 @@ mod tests {
             })
             .await;
             assert_eq!(seen, kept, "{left} parts of {bytes} bytes");
-            let waited = kept.map_or(Duration::ZERO, |_| PATIENCE);
+            let waited = kept.map_or(Duration::ZERO, |_| time.unwrap_or(PATIENCE).min(PATIENCE));
             assert_eq!(begun.elapsed(), waited, "{left} parts of {bytes} bytes");
             drop(answer);
         }
@@ -469,6 +529,7 @@ mod tests {
     struct Both {
         sends_until: Instant,
         taken: Rc<Cell<usize>>,
+        end: Option<Instant>,
     }
 
     const ENDLESS_BYTES: usize = 16 << 10;
@@ -489,6 +550,14 @@ mod tests {
     impl Answer for Both {
         fn asked_last(&self) -> Option<Instant> {
             Some(self.sends_until.min(Instant::now()))
+        }
+
+        fn end(&self) -> Option<Instant> {
+            self.end
+        }
+
+        fn overdue(&mut self) -> Result<Frame<Bytes>, Self::Error> {
+            Ok(Frame::trailers(http::HeaderMap::new()))
         }
     }
 
@@ -533,19 +602,24 @@ mod tests {
     async fn a_client_that_sends_is_waited_for_from_its_last_part_on() {
         const PATIENCE: Duration = Duration::from_secs(7);
         const SENDS: Duration = Duration::from_secs(60);
-        let (mut server, mut outs, _client) = untaken(1, 65_535, 1 << 20).await;
-        let begun = Instant::now();
-        let body = Both {
-            sends_until: begun + SENDS,
-            taken: Rc::default(),
-        };
-        let mut pipe = Pipe::new(body, outs.remove(0), patient(PATIENCE));
-        poll_fn(|cx| {
-            assert!(server.poll_closed(cx).is_pending());
-            pipe.poll(cx)
-        })
-        .await;
-        assert_eq!(begun.elapsed(), SENDS + PATIENCE);
+        for time in [None, Some(SENDS / 2), Some(SENDS * 2)] {
+            let (mut server, mut outs, _client) = untaken(1, 65_535, 1 << 20).await;
+            let begun = Instant::now();
+            let body = Both {
+                sends_until: begun + SENDS,
+                taken: Rc::default(),
+                end: time.map(|time| begun + time),
+            };
+            let mut pipe = Pipe::new(body, outs.remove(0), patient(PATIENCE));
+            poll_fn(|cx| {
+                assert!(server.poll_closed(cx).is_pending());
+                pipe.poll(cx)
+            })
+            .await;
+            let waited = SENDS + PATIENCE;
+            let waited = time.map_or(waited, |time| time.min(waited));
+            assert_eq!(begun.elapsed(), waited);
+        }
     }
 
     /// However much room it has told of, on however many streams.
@@ -566,6 +640,7 @@ mod tests {
                 let body = Both {
                     sends_until: Instant::now(),
                     taken: Rc::clone(&taken),
+                    end: None,
                 };
                 let client = Client {
                     patience: PATIENCE,
@@ -608,6 +683,7 @@ mod tests {
         let body = Both {
             sends_until: Instant::now(),
             taken: Rc::default(),
+            end: None,
         };
         let mut pipe = Pipe::new(body, out, Some(client_of));
         let mut is_cut = async || {
@@ -645,6 +721,7 @@ mod tests {
                 taken: &taken,
                 breaks: Some(breaks),
                 paused: false,
+                end: None,
             };
             let read = answered(parts, async |body| body.collect().await);
             let error = read.await.expect_err("it broke off");

@@ -10,6 +10,7 @@ use tokio::task::AbortHandle;
 
 use super::{Http1, http2};
 use crate::body::{Received, Upload, UploadBody};
+use crate::headers::is_plainly_framed;
 
 /// The most interim answers before an answer. Who has more to say of a request that it has not answered only keeps a
 /// worker busy.
@@ -68,6 +69,8 @@ pub(super) fn over_http1(
     bound_interims(&mut request, connection.task.clone());
     let answer = connection.sender.try_send_request(*request);
     answer.map(|answer| match answer {
+        // The library takes it, and leaves the other coding on the body.
+        Ok(answer) if !is_plainly_framed(answer.headers()) => Err(Unanswered::Sent),
         Ok(answer) => Ok(Box::new(answer.map(Received::Http1))),
         Err(mut error) => Err(match error.take_message() {
             Some(request) => Unanswered::NotSent(Box::new(request), Untaken::Connection),
