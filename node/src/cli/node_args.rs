@@ -210,7 +210,7 @@ pub struct NodeArgs {
         env = "RAFTSERVE_STATEFUL_SET"
     )]
     pub stateful_set: Option<String>,
-    /// The address of the pod that this peer is. Where that is one of IPv6, ports that are open on 0.0.0.0 are on [::], which
+    /// The address of the pod that this peer is. Where that is one of IPv6, ports that are open on 0.0.0.0 are on `[::]`, which
     /// takes IPv4 too where the pod has both.
     #[arg(long, value_name = "IP", env = "RAFTSERVE_POD_IP")]
     pub pod_ip: Option<IpAddr>,
