@@ -71,9 +71,10 @@ pub(super) fn check(args: &CheckArgs) -> Vec<Line> {
 /// tell themselves.
 pub(super) fn check_installed(release: &Release, status: &v1::StatusResponse) -> Vec<Line> {
     let version = asked_version().unwrap_or_else(unreached);
-    let endpoints = hindered_endpoints(status)
-        .unwrap_or_else(|| asked("endpoints", &release.pods(), &endpoints));
-    let waiting = asked("pods", &release.pods(), &|pods| {
+    let pods = kubectl::get(&release.pods());
+    let endpoints =
+        hindered_endpoints(status).unwrap_or_else(|| answered("endpoints", &pods, &endpoints));
+    let waiting = answered("pods", &pods, &|pods| {
         waiting(pods, &|pod| release.warning_of(pod))
     });
     let mut lines = vec![version, waiting, endpoints];
@@ -178,7 +179,16 @@ fn asked_version() -> Result<Line, Refused> {
 }
 
 fn asked(check: &'static str, words: &[&str], read: &dyn Fn(&[Value]) -> Line) -> Line {
-    match kubectl::get(words) {
+    answered(check, &kubectl::get(words), read)
+}
+
+/// The same of what `kubectl get` has answered.
+fn answered(
+    check: &'static str,
+    answer: &Result<Value, Refused>,
+    read: &dyn Fn(&[Value]) -> Line,
+) -> Line {
+    match answer {
         Ok(found) => read(found["items"].as_array().map_or(&[][..], Vec::as_slice)),
         Err(Refused::NoProgram) => unreached(Refused::NoProgram),
         Err(Refused::Said(said)) => Line::warning(
