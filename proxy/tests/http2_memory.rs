@@ -46,26 +46,35 @@ async fn many_streams_with_huge_windows_have_little_held_for_them() {
         [service(1, "svc", &[address])],
         Arc::new(NoSessions),
     );
-    let sent = Arc::new(AtomicUsize::new(0));
-    static PART: [u8; 64 << 10] = [b'x'; 64 << 10];
     let before = resident_bytes();
     let client = asks(&rig).await;
+    // Nobody answers before all are connected: endless answers starve the connections of others.
     let mut replicas = Vec::new();
     for _ in 0..STREAMS {
         let mut replica = support::accept(&mut connections).await;
-        let sent = Arc::clone(&sent);
-        replicas.push(tokio::spawn(async move {
-            replica.head().await;
+        replica.head().await;
+        replicas.push(replica);
+    }
+    let sent = Arc::new(AtomicUsize::new(0));
+    let begun = Arc::new(AtomicUsize::new(0));
+    let answers = replicas.into_iter().map(|mut replica| {
+        let (sent, begun) = (Arc::clone(&sent), Arc::clone(&begun));
+        tokio::spawn(async move {
+            static PART: [u8; 64 << 10] = [b'x'; 64 << 10];
+            // What is held here is the proxy's, not the kernel's for this socket.
+            let socket = socket2::SockRef::from(replica.0.get_ref());
+            socket.set_send_buffer_size(PART.len()).expect("open");
             let endless = "HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n";
             replica.send(endless).await;
-            // In parts that the socket has room for: a byte more, and the proxy has taken one.
+            begun.fetch_add(1, Ordering::Relaxed);
             while let Ok(count) = replica.0.write(&PART).await {
                 sent.fetch_add(count, Ordering::Relaxed);
             }
-        }));
-    }
+        })
+    });
+    let answers = answers.collect::<Vec<_>>();
     until("all are answered", || {
-        sent.load(Ordering::Relaxed) > STREAMS * PART.len()
+        begun.load(Ordering::Relaxed) == STREAMS
     })
     .await;
     // Until nothing more is taken.
@@ -77,8 +86,8 @@ async fn many_streams_with_huge_windows_have_little_held_for_them() {
     let held = resident_bytes().saturating_sub(before);
     assert!(held < HELD_MAX, "{held} bytes are held");
     drop(client);
-    for replica in replicas {
-        support::soon("the end of an answer", replica)
+    for answer in answers {
+        support::soon("the end of an answer", answer)
             .await
             .expect("no panic");
     }
