@@ -56,6 +56,9 @@ pub struct ProxyConfig {
     /// How many bytes of requests' bodies all connections of HTTP/2 together may hold while nobody takes them, beside the 64 KiB
     /// of each. Past it nothing is refused: the streams of a connection share what room it has.
     pub http2_windows_bytes: u64,
+    /// How many bytes of the heads of requests over HTTP/2 may be held in all until their answers begin, beside the first 2 KiB
+    /// of each. Past it a request with a larger head is refused with REFUSED_STREAM, which says that it may be sent again.
+    pub http2_heads_bytes: u64,
     /// How many bytes of requests' bodies may be kept in all, to be sent again where a replica did not act on them, beside the
     /// 4 KiB of each. Past it longer ones are not kept: what would be sent again then fails.
     pub kept_bodies_bytes: u64,
@@ -102,6 +105,7 @@ impl Default for ProxyConfig {
             client_user_timeout: Duration::from_secs(120),
             connections_max: 20_000,
             http2_windows_bytes: 512 << 20,
+            http2_heads_bytes: 256 << 20,
             kept_bodies_bytes: 256 << 20,
             linger: Duration::from_secs(5),
             http1_path: Http1Path::default(),

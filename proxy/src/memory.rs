@@ -33,12 +33,7 @@ impl MemoryBudget {
     /// Takes so much, if there is as much. Who takes it gives it back.
     #[must_use = "nothing may have been taken"]
     pub(crate) fn take(&self, bytes: u64) -> bool {
-        self.take_above(bytes, 0)
-    }
-
-    /// The same, if `rest` is left of it.
-    fn take_above(&self, bytes: u64, rest: u64) -> bool {
-        let less = |left: u64| left.checked_sub(bytes).filter(|left| *left >= rest);
+        let less = |left: u64| left.checked_sub(bytes);
         let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
         self.left.fetch_update(set, fetch, less).is_ok()
     }
@@ -64,16 +59,7 @@ impl Allotment {
 
     /// Takes so much until it is dropped, if there is as much.
     pub(crate) fn take(&self, bytes: u64) -> Option<Taken> {
-        self.take_above(bytes, 0)
-    }
-
-    /// The same, if half of all that there is is left of it.
-    pub(crate) fn take_of_half(&self, bytes: u64) -> Option<Taken> {
-        self.take_above(bytes, self.0.budget.bytes() / 2)
-    }
-
-    fn take_above(&self, bytes: u64, rest: u64) -> Option<Taken> {
-        self.0.budget.take_above(bytes, rest).then(|| Taken {
+        self.0.budget.take(bytes).then(|| Taken {
             budget: self.clone(),
             bytes,
         })
@@ -94,7 +80,7 @@ impl Drop for Taken {
 }
 
 /// About how much a request's head holds.
-pub(crate) fn head_bytes<B>(request: &Request<B>) -> u64 {
+pub(crate) fn head_memory<B>(request: &Request<B>) -> u64 {
     /// What a field costs beside its text.
     const FIELD: usize = 64;
     let fields = request.headers().iter();
@@ -109,18 +95,6 @@ pub(crate) fn head_bytes<B>(request: &Request<B>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_may_have_one_half_leaves_the_other() {
-        let budget = Arc::new(MemoryBudget::new(10));
-        let allotment = Allotment::new(Arc::clone(&budget));
-        let taken = allotment.take_of_half(3).expect("there is enough");
-        assert!(allotment.take_of_half(3).is_none());
-        let rest = allotment.take_of_half(2).expect("just as much");
-        drop((taken, allotment.take(5).expect("the other half")));
-        assert_eq!(budget.left(), 8);
-        drop(rest);
-    }
 
     #[test]
     fn what_was_taken_is_there_again_once_it_is_dropped() {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::Duration;
 
@@ -90,6 +91,7 @@ impl Proxy {
         let mut tls_sockets = tls_sockets.into_iter();
         let room = config.connections_max.min(Semaphore::MAX_PERMITS);
         let http2_windows = MemoryBudget::new(config.http2_windows_bytes);
+        let http2_heads = MemoryBudget::new(config.http2_heads_bytes);
         let kept_bodies = MemoryBudget::new(config.kept_bodies_bytes);
         let shared = Arc::new(Shared {
             config,
@@ -103,6 +105,8 @@ impl Proxy {
             tls,
             room: Arc::new(Semaphore::new(room)),
             http2_windows: Arc::new(http2_windows),
+            http2_heads: Arc::new(http2_heads),
+            http2_heads_refused: AtomicU64::default(),
             kept_bodies: Arc::new(kept_bodies),
         });
         let (ended_sender, ended) = mpsc::channel(1);

@@ -64,6 +64,9 @@ pub(crate) enum ConnectError {
     /// The replica accepted the connection, and broke off or spoke something else as HTTP/2 began.
     #[error("cannot begin HTTP/2 on the connection")]
     Handshake(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// The replica left the connection without an error as HTTP/2 began: GOAWAY.
+    #[error("the replica leaves its connections (GOAWAY)")]
+    Leaves,
     /// Connections were opened, and others had taken all places on them. It says nothing of the replica.
     #[error("no place on a connection within {0:?}")]
     Full(Duration),
@@ -471,6 +474,8 @@ impl Checkout {
             }
             Some(Err(Unanswered::Sent)) => {
                 self.upstream.saw(sent(), false);
+                // The library may go on with the body of one that came to nothing.
+                self.abort();
                 Err(upload
                     .fault()
                     .map_or(ExchangeError::Broke, ExchangeError::Client))

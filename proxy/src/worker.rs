@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -64,6 +65,9 @@ pub(crate) struct Shared {
     /// whichever worker it is.
     pub(crate) room: Arc<Semaphore>,
     pub(crate) http2_windows: Arc<MemoryBudget>,
+    pub(crate) http2_heads: Arc<MemoryBudget>,
+    /// How many requests were refused since there was no room for their heads.
+    pub(crate) http2_heads_refused: AtomicU64,
     pub(crate) kept_bodies: Arc<MemoryBudget>,
 }
 
@@ -84,6 +88,11 @@ impl Shared {
                 "Requests whose spans could not be exported.",
                 tracer.map(Tracer::dropped),
             ),
+            (
+                "raftserve_proxy_http2_heads_refused_total",
+                "Requests over HTTP/2 that were refused since there was no room for their heads.",
+                Some(self.http2_heads_refused.load(Ordering::Relaxed)),
+            ),
         ] {
             if let Some(dropped) = dropped {
                 metrics::family(&mut text, name, "counter", help);
@@ -101,7 +110,7 @@ impl Shared {
     }
 
     /// What clients have of that of which the whole peer has only so much, and how much that is.
-    fn bounded(&self) -> [(&'static str, &'static str, u64); 6] {
+    fn bounded(&self) -> [(&'static str, &'static str, u64); 8] {
         let places = self.config.connections_max.min(Semaphore::MAX_PERMITS);
         let taken = places - self.room.available_permits().min(places);
         let bytes = |budget: &MemoryBudget| budget.bytes() - budget.left();
@@ -118,13 +127,23 @@ impl Shared {
             ),
             (
                 "raftserve_proxy_http2_windows_bytes",
-                "What HTTP/2 clients may send or have sent of bodies that nobody has taken, beyond the protocol's first 64 KiB, and of large heads.",
+                "What HTTP/2 clients may send or have sent of bodies that nobody has taken, beyond the protocol's first 64 KiB.",
                 bytes(&self.http2_windows),
             ),
             (
                 "raftserve_proxy_http2_windows_max_bytes",
                 "The most of this that all clients together are given.",
                 self.http2_windows.bytes(),
+            ),
+            (
+                "raftserve_proxy_http2_heads_bytes",
+                "Heads of requests over HTTP/2 beyond the first 2 KiB of each.",
+                bytes(&self.http2_heads),
+            ),
+            (
+                "raftserve_proxy_http2_heads_max_bytes",
+                "The most of this; a request whose head is beyond it is refused, and may be sent again.",
+                self.http2_heads.bytes(),
             ),
             (
                 "raftserve_proxy_kept_bodies_bytes",
@@ -273,6 +292,10 @@ impl Worker {
             }
             // Whoever has the places was connected.
             ConnectError::Full(_) => return Refusal::Full,
+            ConnectError::Leaves => {
+                upstream.failed();
+                return Refusal::Refused;
+            }
             ConnectError::Timeout(_) => Refusal::ConnectTimeout,
             ConnectError::Failed(_) => Refusal::Unreachable,
             ConnectError::Handshake(_) => Refusal::NoHttp2,

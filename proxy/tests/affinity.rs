@@ -11,9 +11,10 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::Request;
 use http_body_util::Full;
-use raftserve_model::spec::Retries;
+use raftserve_model::spec::{Retries, UpstreamProtocol};
 use raftserve_model::{LogIndex, ServiceId, SessionKey};
 use raftserve_proxy::{BindFuture, BoundReplica, Lookup, ProxyConfig, ServiceRoute, Sessions};
+use support::replica::Replica;
 use support::{
     FakeSessions, Hand, LIMIT, Rig, Seen, ask, by_hand, by_header, config, log, nowhere, recorder,
     replica, service, soon, table, text, until,
@@ -452,4 +453,44 @@ async fn waits_are_counted() {
     let response = soon("an answer", waiting).await.expect("no panic");
     assert_eq!(response.status(), 200);
     assert_eq!(rig.metric("session_binds_total"), 1);
+}
+
+/// Each change of any session is a reason to look at the binding again, and none to ask a replica that has just refused.
+#[tokio::test]
+async fn a_replica_that_refuses_requests_of_a_session_is_left_alone_for_a_moment() {
+    const REFUSALS: u32 = 5;
+    let mut refuses = Replica::start(1000).await;
+    let mut svc = with_affinity(service(1, "svc", &[refuses.address]));
+    svc.traffic.upstream.protocol = UpstreamProtocol::Http2;
+    let sessions = FakeSessions::new(&[], Duration::ZERO);
+    sessions.set(key("k"), sessions.bound(replica(1, 1)));
+    let rig = Rig::with(patient(), [svc], sessions.clone());
+    let changes = async {
+        loop {
+            sessions.set(key("another"), Lookup::Wait);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let waiting = tokio::spawn(ask(rig.address, request("k")));
+    let calls = async {
+        let (_, mut first) = refuses.call().await;
+        let began = Instant::now();
+        first.send_reset(h2::Reason::REFUSED_STREAM);
+        for _ in 1..REFUSALS {
+            let (_, mut respond) = refuses.call().await;
+            respond.send_reset(h2::Reason::REFUSED_STREAM);
+        }
+        let (_, mut last) = refuses.call().await;
+        let took = began.elapsed();
+        assert!(took >= Duration::from_millis(100) * REFUSALS, "{took:?}");
+        let answered = last.send_response(http::Response::new(()), true);
+        answered.expect("it is open");
+    };
+    tokio::select! {
+        () = calls => {}
+        () = changes => {}
+    }
+    let answer = soon("an answer", waiting).await.expect("no panic");
+    assert_eq!(answer.status(), 200);
+    rig.idle().await;
 }

@@ -370,9 +370,10 @@ async fn a_replica_that_goes_away_on_every_connection_is_as_good_as_none() {
         }
     });
     let (status, body) = support::get(rig.address, "svc", "/").await;
-    assert_eq!(status, 502, "{body}");
-    assert!(body.contains("replica_unreachable"), "{body}");
+    assert_eq!(status, 503, "{body}");
+    assert!(body.contains("replica_refused"), "{body}");
     assert!(opened.load(Ordering::Relaxed) <= 3);
+    assert_eq!(rig.metric("connect_failures_total"), 0);
     rig.idle().await;
 }
 

@@ -217,9 +217,14 @@ impl Stuck {
 
 /// A request without a body, which needs no room.
 async fn get_live(sender: &mut SendRequest<Bytes>) {
+    get_live_with(sender, "").await;
+}
+
+async fn get_live_with(sender: &mut SendRequest<Bytes>, cookie: &str) {
     let ready = poll_fn(|cx| sender.poll_ready(cx));
     soon("room for a stream", ready).await.expect("it is open");
-    let request = Request::get("http://live/").body(());
+    let request = Request::get("http://live/").header("cookie", cookie);
+    let request = request.body(());
     let asked = sender.send_request(request.expect("a good request"), true);
     let (answer, _) = asked.expect("it is open");
     let answer = soon("an answer", answer).await.expect("an answer");
@@ -285,9 +290,10 @@ async fn what_is_held_of_uploads_over_all_connections_is_bounded() {
         "{} bytes",
         taken()
     );
-    // Whoever comes has what the protocol gives.
+    // Whoever comes has what the protocol gives, and room for a large head.
     let mut another = connect(&rig).await;
     post_live(&mut another).await;
+    get_live_with(&mut another, &"x".repeat(8 << 10)).await;
     // Whoever was stuck goes on once others were given up.
     let last = uploads.pop().expect("many");
     for upload in uploads {
@@ -355,7 +361,7 @@ async fn large_heads_of_waiting_requests_are_bounded_over_all_connections() {
     let mut replica = Replica::start(1000).await;
     let live = service(2, "live", &[recorder("live", &log()).await]);
     let config = ProxyConfig {
-        http2_windows_bytes: BUDGET,
+        http2_heads_bytes: BUDGET,
         ..one_worker()
     };
     let rig = Rig::with(
@@ -377,7 +383,7 @@ async fn large_heads_of_waiting_requests_are_bounded_over_all_connections() {
         }
         senders.push(sender);
     }
-    let most = BUDGET as usize / 2 / (HEAD - 2048);
+    let most = BUDGET as usize / (HEAD - 2048);
     let refused = || answers.iter().filter(|it| it.is_finished()).count();
     until("all that are too many to be refused", || {
         refused() >= CLIENTS * REQUESTS - most
@@ -388,6 +394,9 @@ async fn large_heads_of_waiting_requests_are_bounded_over_all_connections() {
         calls.push(replica.call().await);
     }
     assert!(calls.len() >= most / 2, "{} calls", calls.len());
+    let told = rig.peer_metric("http2_heads_refused_total");
+    assert_eq!(told, refused() as u64);
+    assert!(rig.peer_metric("http2_heads_bytes") > BUDGET / 2);
     // Small ones are served.
     get_live(senders.last_mut().expect("one")).await;
     for (_, mut respond) in calls {
@@ -405,7 +414,7 @@ async fn large_heads_of_waiting_requests_are_bounded_over_all_connections() {
         }
     }
     until("nothing is held", || {
-        rig.peer_metric("http2_windows_bytes") == 0
+        rig.peer_metric("http2_heads_bytes") == 0
     })
     .await;
 }

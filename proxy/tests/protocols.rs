@@ -120,6 +120,27 @@ async fn an_answer_with_another_transfer_coding_than_chunks_is_refused() {
     rig.idle().await;
 }
 
+/// Whose body is over: the library would keep the connection, and go on with the request.
+#[tokio::test]
+async fn an_upload_ends_with_an_answer_that_is_refused() {
+    let (rig, mut connections) = rig().await;
+    for fields in ["", "te: trailers\r\n"] {
+        let mut client = Hand::connect(rig.address).await;
+        let post = "POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 100\r\n";
+        client.send(format!("{post}{fields}\r\nx")).await;
+        let mut replica = accept(&mut connections).await;
+        replica.head().await;
+        assert_eq!(replica.exactly(1).await, "x");
+        let twice = "transfer-encoding: chunked\r\n".repeat(2);
+        replica
+            .send(format!("HTTP/1.1 200 OK\r\n{twice}\r\n0\r\n\r\n"))
+            .await;
+        assert_eq!(client.head().await[0], "http/1.1 502 bad gateway");
+        replica.rest().await;
+    }
+    rig.idle().await;
+}
+
 #[tokio::test]
 async fn trailers_pass_both_ways_when_asked_for() {
     let (rig, mut connections) = rig().await;

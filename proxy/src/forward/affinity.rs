@@ -29,7 +29,7 @@ use crate::worker::Worker;
 
 /// How often a waiting request looks again even if it was told of no change: a lease comes back, and
 /// a replica's port opens, without a word. Also how often at most it asks for the same binding, and
-/// connects to the same replica, however much else changes meanwhile.
+/// connects to the same replica or sends to one that refuses requests, however much else changes meanwhile.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// Sends the request to the replica that its session is bound to, binding the session first if need be.
@@ -80,10 +80,28 @@ struct Session<'a> {
     patience: Option<Patience>,
     /// When its binding was last asked for in vain.
     asked: Option<Instant>,
-    /// Which binding's replica, at which address, last refused a connection, and when.
-    refused: Option<(BoundReplica, SocketAddr, Instant)>,
+    /// What was last refused, if anything was.
+    refused: Option<Refused>,
     /// What the request last waited for.
     why: String,
+}
+
+/// Which binding's replica, at which address, refused something, and when.
+#[derive(Clone, Copy)]
+struct Refused {
+    bound: BoundReplica,
+    address: SocketAddr,
+    at: Instant,
+    what: Rests,
+}
+
+/// What is not tried again for a moment.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rests {
+    /// To connect: requests may go over what is open.
+    Connections,
+    /// To send anything.
+    Requests,
 }
 
 /// How a try at the bound replica ended, if it did not fail for good.
@@ -178,10 +196,14 @@ impl Session<'_> {
             self.waits_for("its replica has no address now");
             return Ok(Outcome::Wait(request));
         };
+        let rests = self.rests(bound, &upstream);
+        if rests == Some(Rests::Requests) {
+            return Ok(Outcome::Wait(request));
+        }
         let in_flight = upstream.begin();
         let now = Instant::now();
         let pooled = upstream.checkout(Wire::of(&request), config, now);
-        if pooled.is_none() && self.refused_lately(bound, &upstream) {
+        if pooled.is_none() && rests.is_some() {
             return Ok(Outcome::Wait(request));
         }
         let headers = request.headers_mut();
@@ -197,7 +219,7 @@ impl Session<'_> {
                 Err(error) => {
                     let why = worker.unconnected(self.service, &upstream, &error);
                     if why != Refusal::Full {
-                        self.rest(bound, &upstream);
+                        self.rest(bound, &upstream, Rests::Connections);
                     }
                     match why {
                         Refusal::Exhausted => {
@@ -206,6 +228,7 @@ impl Session<'_> {
                         Refusal::Full => {
                             self.waits_for("its replica has as many requests as it takes at once");
                         }
+                        Refusal::Refused => self.waits_for("its replica leaves its connections"),
                         Refusal::NoHttp2 => self.waits_for("its replica begins no HTTP/2"),
                         _ => {}
                     }
@@ -232,12 +255,13 @@ impl Session<'_> {
                 tries: self.tries as usize,
             }))),
             Err((_, ExchangeError::NotSent(unsent, Untaken::Stream))) => {
+                self.rest(bound, &upstream, Rests::Requests);
                 self.waits_for("its replica refuses requests");
                 Ok(Outcome::Wait(unsent))
             }
             Err((_, ExchangeError::NotSent(unsent, why))) if fresh => {
                 untaken_anew(worker, self.service, &upstream, why);
-                self.rest(bound, &upstream);
+                self.rest(bound, &upstream, Rests::Connections);
                 Ok(Outcome::Wait(unsent))
             }
             Err((_, ExchangeError::NotSent(unsent, _))) => {
@@ -274,15 +298,21 @@ impl Session<'_> {
         service.replica(bound.replica).cloned()
     }
 
-    fn refused_lately(&self, bound: BoundReplica, upstream: &Upstream) -> bool {
-        self.refused.is_some_and(|(binding, address, at)| {
-            binding == bound && address == upstream.address && is_recent(Some(at))
-        })
+    /// What is not tried at the replica now.
+    fn rests(&self, bound: BoundReplica, upstream: &Upstream) -> Option<Rests> {
+        let refused = self.refused?;
+        let is_same = refused.bound == bound && refused.address == upstream.address;
+        (is_same && is_recent(Some(refused.at))).then_some(refused.what)
     }
 
-    /// Connects to the replica no more for a moment.
-    fn rest(&mut self, bound: BoundReplica, upstream: &Upstream) {
-        self.refused = Some((bound, upstream.address, Instant::now()));
+    /// Leaves the replica alone for a moment.
+    fn rest(&mut self, bound: BoundReplica, upstream: &Upstream, what: Rests) {
+        self.refused = Some(Refused {
+            bound,
+            address: upstream.address,
+            at: Instant::now(),
+            what,
+        });
         self.waits_for("its replica accepts no connection");
     }
 

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::answer::Refusal;
 use crate::body::UploadBody;
-use crate::memory::head_bytes;
+use crate::memory::head_memory;
 use crate::queue::Full;
 use crate::view::ServiceView;
 use crate::worker::Worker;
@@ -42,7 +42,7 @@ pub(super) async fn for_ready(
             _ => Ok(now),
         };
     }
-    let head = head_bytes(request);
+    let head = head_memory(request);
     let body = request.body();
     let place = now.queue.enter(head + body.held(), settings.requests);
     let mut place = place.map_err(|_| Refusal::QueueFull)?;

@@ -8,6 +8,7 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use crate::connection::{Client, HEAD_BYTES_MAX, begin};
 use crate::drain::{Phase, Watch};
 use crate::forward;
 use crate::lifetime::{Due, Retirement};
-use crate::memory::{Allotment, Taken, head_bytes};
+use crate::memory::{Allotment, Taken, head_memory};
 use crate::worker::Worker;
 
 /// The most streams at once on one connection; clients that need more open another one. It bounds what one connection
@@ -47,7 +48,7 @@ pub(crate) const CONNECTION_WINDOW: u32 = STREAMS_MAX * STREAM_WINDOW;
 /// itself it would follow the present one, and end a connection whose streams hold some thousands of small messages.
 const SMALL_FRAMES_COST_MAX: usize = CONNECTION_WINDOW as usize / 2;
 
-/// What the head of each request may hold. What is beyond it counts with the windows, of which it has one half at most.
+/// What the head of each request may hold. What is beyond it counts with that of all others.
 const HEAD_FREE: u64 = 2 << 10;
 
 /// What is owed to a stream leaves most of its window.
@@ -95,9 +96,9 @@ pub(crate) async fn serve<S>(
     let holders = Rc::strong_count(&client);
     let busy = || Rc::strong_count(&client) > holders;
     let (backlog, untaken) = (Rc::default(), Rc::<Untaken>::default());
-    let budget = &worker.shared.http2_windows;
-    let mut window = Window::new(Arc::clone(budget), Instant::now());
-    let heads = Allotment::new(Arc::clone(budget));
+    let shared = &worker.shared;
+    let mut window = Window::new(Arc::clone(&shared.http2_windows), Instant::now());
+    let heads = Allotment::new(Arc::clone(&shared.http2_heads));
     let mut told = false;
     let mut look_again: Option<Pin<Box<Sleep>>> = None;
     poll_fn(|cx| {
@@ -113,6 +114,7 @@ pub(crate) async fn serve<S>(
                 };
                 let Ok(head) = hold_head(&heads, &request) else {
                     // It was not looked at, and may be sent again (RFC 9113, 8.7).
+                    shared.http2_heads_refused.fetch_add(1, Ordering::Relaxed);
                     respond.send_reset(Reason::REFUSED_STREAM);
                     continue;
                 };
@@ -183,9 +185,9 @@ struct To {
 
 /// Counts the head of a request, as far as it is no usual one.
 fn hold_head<B>(heads: &Allotment, request: &Request<B>) -> Result<Option<Taken>, ()> {
-    match head_bytes(request).saturating_sub(HEAD_FREE) {
+    match head_memory(request).saturating_sub(HEAD_FREE) {
         0 => Ok(None),
-        more => heads.take_of_half(more).map(Some).ok_or(()),
+        more => heads.take(more).map(Some).ok_or(()),
     }
 }
 

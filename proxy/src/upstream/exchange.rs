@@ -120,7 +120,7 @@ fn untaken(error: &h2::Error, is_closing: impl FnOnce() -> bool) -> Option<Untak
         return None;
     }
     match error.reason() {
-        Some(h2::Reason::NO_ERROR) if error.is_go_away() => Some(Untaken::Leaves),
+        _ if http2::is_leave(error) => Some(Untaken::Leaves),
         _ if error.is_go_away() => Some(Untaken::Connection),
         Some(h2::Reason::REFUSED_STREAM) if error.is_reset() => Some(match is_closing() {
             true => Untaken::Leaves,

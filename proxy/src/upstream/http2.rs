@@ -294,9 +294,15 @@ async fn open(
     };
     // Whoever waits for a connection would open one after the other at a replica that goes away each time.
     match connection.closing() {
+        Some(error) if is_leave(&error) => Err(ConnectError::Leaves),
         Some(error) => Err(ConnectError::Handshake(Arc::new(error))),
         None => Ok(Rc::new(connection)),
     }
+}
+
+/// Whether a replica leaves its connection, and nothing is wrong with that.
+pub(super) fn is_leave(error: &h2::Error) -> bool {
+    error.is_remote() && error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR)
 }
 
 fn builder() -> Builder {

@@ -30,7 +30,9 @@ impl From<ConnectError> for ReachError {
             ConnectError::Local(error) => Self::Local(error),
             ConnectError::Failed(error) => Self::Replica(error.to_string()),
             ConnectError::Handshake(error) => Self::Replica(error.to_string()),
-            ConnectError::Timeout(_) | ConnectError::Full(_) => Self::Replica(error.to_string()),
+            ConnectError::Timeout(_) | ConnectError::Leaves | ConnectError::Full(_) => {
+                Self::Replica(error.to_string())
+            }
         }
     }
 }
