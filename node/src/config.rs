@@ -125,9 +125,9 @@ pub enum ConfigError {
     PeerCount(usize),
 }
 
-/// Has a pod without an address of IPv4 listen where it can be reached.
+/// Has a pod with an address of IPv6 listen on that too.
 fn reach_pod(args: &mut NodeArgs) {
-    if !args.pod_ip.is_some_and(|ip| ip.is_ipv6()) {
+    if !args.pod_ips.iter().any(IpAddr::is_ipv6) {
         return;
     }
     for address in [
@@ -329,14 +329,16 @@ mod tests {
 
     #[test]
     fn a_pod_of_ipv6_listens_where_it_is_reached() {
-        let open = |ip: &str| {
-            let more = ["--pod-ip", ip, "--admin-addr=[::1]:7000"];
+        let open = |ips: &str| {
+            let more = ["--pod-ips", ips, "--admin-addr=[::1]:7000"];
             config(&more).map(|config| (config.proxy_listen, config.admin_listen))
         };
         let (proxy, admin) = open("fd00::7").unwrap();
         assert_eq!(proxy.to_string(), "[::]:8080");
         assert_eq!(admin.to_string(), "[::1]:7000", "as it was asked for");
         assert_eq!(open("10.0.0.7").unwrap().0.to_string(), "0.0.0.0:8080");
+        let (both, _) = open("10.0.0.7,fd00::7").unwrap();
+        assert_eq!(both.to_string(), "[::]:8080");
         assert!(open("pod").is_err());
     }
 

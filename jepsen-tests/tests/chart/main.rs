@@ -224,7 +224,7 @@ fn a_dotted_name_is_taken_where_the_full_name_is_set() -> anyhow::Result<()> {
     ensure!(output.status.success(), "{said}");
     let rendered = String::from_utf8(output.stdout)?;
     ensure!(rendered.contains("app.kubernetes.io/name: \"a.b\"\n"));
-    ensure!(rendered.contains("\n  name: ab\n"));
+    ensure!(rendered.contains("\n  name: \"ab\"\n"));
     Ok(())
 }
 
@@ -509,13 +509,14 @@ fn names_that_look_like_something_else_stay_texts() -> anyhow::Result<()> {
     }
     let account = "serviceAccount.name=123";
     let settings = [
-        "fullnameOverride=rs",
+        "fullnameOverride=true",
         account,
         "storage.volumeNames={1,2,3}",
         "storage.storageClassName=123",
     ];
     let mut command = Command::new("helm");
-    command.args(["template", "true"]).arg(chart());
+    command.args(["template", "true", "--namespace", "123"]);
+    command.arg(chart());
     for setting in settings {
         command.args(["--set-string", setting]);
     }
@@ -527,6 +528,8 @@ fn names_that_look_like_something_else_stay_texts() -> anyhow::Result<()> {
         for word in ["true", "1", "123"] {
             let bare = format!("{key}: {word}\n");
             ensure!(!rendered.contains(&bare), "{bare}");
+            let listed = format!("[{word}]");
+            ensure!(!rendered.contains(&listed), "{listed}");
         }
     }
     ensure!(

@@ -137,7 +137,7 @@ impl Shared {
 
     /// Where this peer's service ports are reached by a caller that reached it at `local`.
     pub(super) fn ports(&self, local: Option<SocketAddr>) -> ServicePorts {
-        let reached = || local.map(|local| local.ip().to_string());
+        let reached = || local.map(|local| local.ip().to_canonical().to_string());
         let advertised = self.parts.advertise_host.clone();
         ServicePorts {
             host: advertised

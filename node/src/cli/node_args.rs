@@ -210,10 +210,15 @@ pub struct NodeArgs {
         env = "RAFTSERVE_STATEFUL_SET"
     )]
     pub stateful_set: Option<String>,
-    /// The address of the pod that this peer is. Where that is one of IPv6, ports that are open on 0.0.0.0 are on `[::]`, which
+    /// The addresses of the pod that this peer is. Where one is of IPv6, ports that are open on 0.0.0.0 are on `[::]`, which
     /// takes IPv4 too where the pod has both.
-    #[arg(long, value_name = "IP", env = "RAFTSERVE_POD_IP")]
-    pub pod_ip: Option<IpAddr>,
+    #[arg(
+        long,
+        value_name = "IP,...",
+        value_delimiter = ',',
+        env = "RAFTSERVE_POD_IPS"
+    )]
+    pub pod_ips: Vec<IpAddr>,
     /// Where health and metrics are served, in the clear. Beyond loopback with --cert-dir and --credentials-dir only.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7002", value_parser = address::ip_port)]
     pub ops_addr: SocketAddr,
