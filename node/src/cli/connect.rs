@@ -143,23 +143,15 @@ fn given(target: &Target) -> Result<Context, Failure> {
     })
 }
 
-/// A context and servers may both be named, as where the environment names servers: the context's token is not for others
-/// than its own. A login to a release has none, and goes wherever its authorities vouch for.
+/// A context and servers may both be named, as where the environment names servers, if they are the context's own: otherwise
+/// it is not clear which cluster is meant, and the context's token is not for others. A login to a release has no servers.
 fn must_go_together(kept: &Context, name: &str, given: &Context) -> Result<(), Failure> {
-    let is_own = |server: &String| kept.servers.contains(server);
-    let together = match kept.servers.is_empty() {
-        true => {
-            let known = kept.authorities.is_some();
-            known && (given.authorities.is_none() || given.authorities == kept.authorities)
-        }
-        false => given.servers.iter().all(is_own),
-    };
-    if kept.token.is_none() || given.token.is_some() || together {
+    let other = given.servers.iter().find(|it| !kept.servers.contains(it));
+    let Some(other) = other else {
         return Ok(());
-    }
+    };
     Err(Failure::usage(format!(
-        "the token of context {name} is not sent to {}: that is no server of it",
-        given.servers.join(", ")
+        "context {name} and {other} are both named, and that is no server of it"
     ))
     .remedy("leave out --context, or --server and the variable RAFTSERVE_SERVER"))
 }
@@ -631,7 +623,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_of_a_named_context_goes_to_none_but_its_own_servers() {
+    fn a_named_context_is_used_with_none_but_its_own_servers() {
         let token = Token {
             token: "t".to_owned(),
             name: String::new(),
@@ -648,16 +640,15 @@ mod tests {
         assert!(fits(&own, &of(&["https://b:1"], None, None)));
         let other = of(&["https://b:1", "https://c:1"], None, None);
         assert!(!fits(&own, &other));
-        assert!(fits(&own, &of(&["https://c:1"], None, Some(&token))));
-        assert!(fits(&of(&["https://a:1"], None, None), &other));
-        // A login to a release has no servers, and goes with what its authorities vouch for.
+        assert!(fits(&own, &of(&[], None, None)));
+        // The environment of another cluster, with its token.
+        let all = of(&["https://c:1"], Some("ca"), Some(&token));
+        assert!(!fits(&own, &all));
+        assert!(!fits(&of(&["https://a:1"], None, None), &all));
+        // A login to a release has no servers; on this host a token may go in the clear.
         let release = of(&[], Some("ca"), Some(&token));
-        assert!(fits(&release, &other));
-        assert!(!fits(
-            &release,
-            &of(&["https://c:1"], Some("another"), None)
-        ));
-        assert!(!fits(&of(&[], None, Some(&token)), &other));
+        assert!(!fits(&release, &all));
+        assert!(!fits(&release, &of(&["http://127.0.0.1:7000"], None, None)));
     }
 
     #[test]

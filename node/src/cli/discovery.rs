@@ -112,10 +112,15 @@ impl Search<'_> {
         }
         match kubectl() {
             Sought::Release(release) => self.through(release),
-            Sought::Several(failure) if !self.may_ask_here(here) => Err(failure),
+            Sought::Several(failure) if self.has_credential() || !self.may_ask_here(here) => {
+                Err(failure)
+            }
             Sought::Several(_) => Ok(self.ask_here(here, None, false)),
             Sought::Nothing(unfound) => {
                 self.must_not_insist(here, unfound.as_deref())?;
+                if let (Here::Plain, true, Some(said)) = (here, self.has_credential(), &unfound) {
+                    return Err(self.doubt(said));
+                }
                 Ok(self.ask_here(here, unfound, false))
             }
         }
@@ -200,6 +205,18 @@ impl Search<'_> {
         let failure = Failure::new(Exit::Unavailable, format!("{why}{}", told(unfound)));
         Err(failure.remedy(
             "name the cluster's peers with --server, and the authorities of their certificates with --ca-file",
+        ))
+    }
+
+    /// Why a peer on this host is not asked by who has a credential, which is for a release: there may be one.
+    fn doubt(&self, said: &str) -> Failure {
+        let address = self.address;
+        let failure = Failure::new(
+            Exit::Unavailable,
+            format!("kubectl cannot tell whether there is a release: {said}"),
+        );
+        failure.remedy(format!(
+            "mend what it says, or name the peer on this host with --server {address}"
         ))
     }
 

@@ -70,6 +70,8 @@ pub(super) struct Release {
     credentials: Option<String>,
     /// Which pods are its peers, as a selector.
     peers: String,
+    /// How many there are to be.
+    pub(super) wanted: usize,
     /// Whether its peers were told which host the URLs of services name.
     advertises: bool,
 }
@@ -100,6 +102,7 @@ impl Release {
         };
         Some(Self {
             peers: peers.join(","),
+            wanted: usize::try_from(item["spec"]["replicas"].as_u64().unwrap_or(1)).ok()?,
             advertises: arguments
                 .as_array()
                 .is_some_and(|all| all.iter().any(advertises)),
@@ -135,12 +138,22 @@ impl Release {
 
     /// What Kubernetes warned of last where a pod of it is concerned.
     pub(super) fn warning_of(&self, pod: &str) -> Option<String> {
+        self.warning_about("Pod", pod)
+    }
+
+    /// What it warned of last where all of its pods are concerned, as that none can be made.
+    pub(super) fn warning(&self) -> Option<String> {
+        self.warning_about("StatefulSet", &self.home.name)
+    }
+
+    fn warning_about(&self, kind: &str, name: &str) -> Option<String> {
         let namespace = &self.home.namespace;
-        let of_pod = format!("type=Warning,involvedObject.kind=Pod,involvedObject.name={pod}");
+        let concerned =
+            format!("type=Warning,involvedObject.kind={kind},involvedObject.name={name}");
         let warnings = [
             "events",
             "--field-selector",
-            &of_pod,
+            &concerned,
             "--sort-by=.metadata.creationTimestamp",
             "--namespace",
             namespace,

@@ -75,15 +75,29 @@ pub(super) fn check_installed(release: &Release, status: &v1::StatusResponse) ->
     let endpoints =
         hindered_endpoints(status).unwrap_or_else(|| answered("endpoints", &pods, &endpoints));
     let waiting = answered("pods", &pods, &|pods| {
-        waiting(pods, &|pod| release.warning_of(pod))
+        let warning = |pod: Option<&str>| match pod {
+            Some(pod) => release.warning_of(pod),
+            None => release.warning(),
+        };
+        waiting(release.wanted, pods, &warning)
     });
     let mut lines = vec![version, waiting, endpoints];
     lines.extend(surroundings());
     lines
 }
 
-/// Whether each peer's pod runs, and if not, why, as far as Kubernetes says: `warning` is its last about a pod.
-fn waiting(pods: &[Value], warning: &dyn Fn(&str) -> Option<String>) -> Line {
+/// Whether as many pods of peers as are `wanted` are ready, and if not, why, as far as Kubernetes says: `warning` is its last
+/// about a pod, or about those that are not made.
+fn waiting(
+    wanted: usize,
+    pods: &[Value],
+    warning: &dyn Fn(Option<&str>) -> Option<String>,
+) -> Line {
+    let is_ready = |pod: &Value| {
+        let conditions = pod["status"]["conditions"].as_array();
+        let mut conditions = conditions.into_iter().flatten();
+        conditions.any(|it| it["type"] == "Ready" && it["status"] == "True")
+    };
     let why = |pod: &Value| {
         let status = &pod["status"];
         let containers = status["containerStatuses"].as_array();
@@ -93,25 +107,31 @@ fn waiting(pods: &[Value], warning: &dyn Fn(&str) -> Option<String>) -> Line {
             .map(|it| &it["state"]["waiting"])
             .find(|waiting| waiting.is_object());
         let reason = match waits {
-            Some(waiting) => &waiting["reason"],
-            None if status["phase"] == "Running" => return None,
-            None => &status["phase"],
+            Some(waiting) => waiting["reason"].as_str(),
+            None if pod["metadata"]["deletionTimestamp"].is_string() => Some("Terminating"),
+            None if status["phase"] != "Running" => status["phase"].as_str(),
+            None if is_ready(pod) => return None,
+            None => Some("not ready"),
         };
         let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-        let reason = reason.as_str().unwrap_or("unknown");
+        let reason = reason.unwrap_or("unknown");
         let told = waits.and_then(|waiting| waiting["message"].as_str());
-        let told = warning(name).or_else(|| told.map(str::to_owned));
+        let told = warning(Some(name)).or_else(|| told.map(str::to_owned));
         Some(match told {
             Some(told) => format!("{name} ({reason}: {told})"),
             None => format!("{name} ({reason})"),
         })
     };
-    let waiting: Vec<_> = pods.iter().filter_map(why).collect();
+    let mut waiting: Vec<_> = pods.iter().filter_map(why).collect();
+    if let missing @ 1.. = wanted.saturating_sub(pods.len()) {
+        let told = warning(None).map_or_else(String::new, |told| format!(" ({told})"));
+        waiting.push(format!("{missing} more that do not exist{told}"));
+    }
     match waiting.is_empty() {
-        true => Line::good("pods", format!("running: {}", pods.len())),
+        true => Line::good("pods", format!("ready: {}", pods.len())),
         false => Line::failed(
             "pods",
-            format!("not running: {}", waiting.join(", ")),
+            format!("not ready: {}", waiting.join(", ")),
             "give them what they wait for; `kubectl describe pod` tells all that Kubernetes knows, and `kubectl logs --previous` \
              what a peer that ended said last",
         ),
@@ -559,27 +579,43 @@ mod tests {
     #[test]
     fn why_a_peers_pod_does_not_run_is_told() {
         let pod = |phase: &str, state: Value| json!({"metadata": {"name": "rs-2"}, "status": {"phase": phase, "containerStatuses": [{"state": state}]}});
-        let runs = pod("Running", json!({"running": {}}));
+        let starts = pod("Running", json!({"running": {}}));
+        let mut runs = starts.clone();
+        runs["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
         let unplaced = json!({"metadata": {"name": "rs-1"}, "status": {"phase": "Pending"}});
-        let well = waiting(std::slice::from_ref(&runs), &|_| None);
-        assert_eq!(well, Line::good("pods", "running: 1"));
+        let silent = |_: Option<&str>| None;
+        let well = waiting(1, std::slice::from_ref(&runs), &silent);
+        assert_eq!(well, Line::good("pods", "ready: 1"));
+        // As on a node that is gone: for Kubernetes they run.
+        let mut ends = runs.clone();
+        ends["metadata"]["deletionTimestamp"] = json!("2026-12-01T00:00:00Z");
+        let gone = waiting(2, &[starts, ends], &silent);
+        assert_eq!(gone.seen, "not ready: rs-2 (not ready), rs-2 (Terminating)");
+        let refused = |pod: Option<&str>| {
+            assert_eq!(pod, None);
+            Some("exceeded quota: small".to_owned())
+        };
+        let few = waiting(3, std::slice::from_ref(&runs), &refused);
+        assert_eq!(few.verdict, Verdict::Failed);
+        let told = "not ready: 2 more that do not exist (exceeded quota: small)";
+        assert_eq!(few.seen, told);
+        assert_eq!(waiting(1, &[], &silent).verdict, Verdict::Failed);
         let creating = pod(
             "Pending",
             json!({"waiting": {"reason": "ContainerCreating"}}),
         );
-        let warned = |pod: &str| (pod == "rs-2").then(|| "secret \"nosuch\" not found".to_owned());
-        let ill = waiting(&[runs, creating, unplaced], &warned);
+        let warned = |pod: Option<&str>| {
+            (pod == Some("rs-2")).then(|| "secret \"nosuch\" not found".to_owned())
+        };
+        let ill = waiting(3, &[runs, creating, unplaced], &warned);
         assert_eq!(ill.verdict, Verdict::Failed);
         let told =
-            "not running: rs-2 (ContainerCreating: secret \"nosuch\" not found), rs-1 (Pending)";
+            "not ready: rs-2 (ContainerCreating: secret \"nosuch\" not found), rs-1 (Pending)";
         assert_eq!(ill.seen, told);
         let backs_off =
             json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}});
-        let ill = waiting(&[pod("Running", backs_off)], &|_| None);
-        assert_eq!(
-            ill.seen,
-            "not running: rs-2 (CrashLoopBackOff: back-off 10s)"
-        );
+        let ill = waiting(1, &[pod("Running", backs_off)], &silent);
+        assert_eq!(ill.seen, "not ready: rs-2 (CrashLoopBackOff: back-off 10s)");
     }
 
     #[test]

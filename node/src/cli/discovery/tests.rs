@@ -55,6 +55,13 @@ fn search(contexts: &Contexts, address: SocketAddr, given: Context) -> Search<'_
     }
 }
 
+fn login() -> Contexts {
+    Contexts {
+        current: Some("kubernetes".to_owned()),
+        contexts: [("kubernetes".to_owned(), with_token())].into(),
+    }
+}
+
 fn several() -> Sought {
     Sought::Several(Failure::usage("several"))
 }
@@ -97,18 +104,35 @@ fn a_peer_here_is_asked_first_where_there_is_no_credential() {
 fn a_peer_here_that_nobody_named_is_asked_without_the_token_where_no_release_is_found() {
     let contexts = Contexts::default();
     let here = somebody(PLAIN);
-    for sought in [unauthorized, several, || Sought::Nothing(None)] {
-        let reached = search(&contexts, here, with_token()).run(&sought).unwrap();
-        assert_eq!(asked(&reached), here.to_string());
-    }
+    let none = || Sought::Nothing(None);
+    let reached = search(&contexts, here, with_token()).run(&none).unwrap();
+    assert_eq!(asked(&reached), here.to_string());
     // As a login that is in use, which is for a release.
-    let contexts = Contexts {
-        current: Some("kubernetes".to_owned()),
-        contexts: [("kubernetes".to_owned(), with_token())].into(),
-    };
+    let contexts = login();
     let search = search(&contexts, here, Context::default());
     assert!(!search.is_asked_first(Here::Plain));
-    assert_eq!(asked(&search.run(&unauthorized).unwrap()), here.to_string());
+    assert_eq!(asked(&search.run(&none).unwrap()), here.to_string());
+}
+
+#[test]
+fn who_has_a_credential_asks_nobody_here_while_there_may_be_a_release() {
+    let (neither, login) = (Contexts::default(), login());
+    let here = somebody(PLAIN);
+    for (contexts, given) in [(&neither, with_token()), (&login, Context::default())] {
+        let given = || given.clone();
+        let failure = search(contexts, here, given())
+            .run(&unauthorized)
+            .unwrap_err();
+        assert_eq!(failure.exit, Exit::Unavailable);
+        assert!(failure.message.contains("(Unauthorized)"), "{failure:?}");
+        let remedy = failure.remedy.unwrap();
+        assert!(remedy.contains(&format!("--server {here}")), "{remedy}");
+        let failure = search(contexts, here, given()).run(&several).unwrap_err();
+        assert_eq!(failure.message, "several");
+    }
+    // Without one, the peer is asked before kubectl is.
+    let search = search(&neither, here, Context::default());
+    assert!(search.is_asked_first(Here::Plain));
 }
 
 #[test]
@@ -150,8 +174,8 @@ fn with_authorities_who_speaks_tls_here_is_asked_and_nobody_else() {
     let plain = search(&contexts, somebody(PLAIN), given());
     assert_eq!(plain.run(&several).unwrap_err().message, "several");
     let plain = search(&contexts, somebody(PLAIN), given());
-    let context = plain.run(&unauthorized).unwrap().context;
-    assert!(context.token.is_none() && context.authorities.is_some());
+    let failure = plain.run(&unauthorized).unwrap_err();
+    assert!(failure.message.contains("(Unauthorized)"), "{failure:?}");
 }
 
 #[test]
