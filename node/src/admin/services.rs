@@ -177,7 +177,7 @@ impl Services for ServicesApi {
             && before.spec() == &checked.spec
         {
             checked.warnings.push(format!(
-                "nothing differs from version {}; all replicas are replaced all the same",
+                "nothing differs from version {}, whose replicas are kept",
                 before.version
             ));
         }

@@ -16,6 +16,10 @@ const LAUNCHES_MAX: usize = 32;
 /// for them; and many, since each lasts as long as its replica's grace.
 const STOPS_MAX: usize = 128;
 
+/// What each effect that waits adds to the longest pause of all: where hundreds are refused, as by a quota, what makes replicas
+/// is asked some twenty times a second and no more.
+const RETRY_SHARE: Duration = Duration::from_millis(50);
+
 /// See the module.
 #[derive(Default)]
 pub(super) struct Ledger {
@@ -70,7 +74,9 @@ impl Ledger {
         self.under_way.remove(&effect);
         let before = self.put_off.remove(&effect);
         if let Done::NotNow(_) = done {
-            let pause = before.map_or(RETRY_PAUSE, |it| (it.pause * 2).min(RETRY_PAUSE_MAX));
+            let waiting = u32::try_from(self.put_off.len()).unwrap_or(u32::MAX);
+            let longest = RETRY_PAUSE_MAX.max(RETRY_SHARE.saturating_mul(waiting));
+            let pause = before.map_or(RETRY_PAUSE, |it| (it.pause * 2).min(longest));
             let until = now + pause;
             self.put_off.insert(effect.clone(), PutOff { until, pause });
         }
@@ -159,5 +165,28 @@ mod tests {
         assert_eq!(ledger.next_due(now), None, "it may begin");
         ledger.keep(&BTreeSet::new());
         assert!(ledger.put_off.is_empty());
+    }
+
+    #[tokio::test]
+    async fn hundreds_that_are_refused_are_not_tried_more_often_than_a_few() {
+        const REFUSED: u32 = 400;
+        let (mut ledger, began) = (Ledger::default(), Instant::now());
+        let (mut now, mut tries) = (began, 0);
+        let minute = Duration::from_secs(60);
+        while now < began + minute * 2 {
+            for number in 0..REFUSED {
+                let effect = Effect::Ensure(replica(number));
+                if !ledger.lets_begin(&effect, now) {
+                    continue;
+                }
+                // Once it has settled.
+                tries += u32::from(now >= began + minute);
+                let task = task();
+                ledger.begun(effect, task.abort_handle());
+                ledger.ended(task.id(), &Done::NotNow(String::new()), now);
+            }
+            now = ledger.next_due(now).unwrap();
+        }
+        assert!((400..2_000).contains(&tries), "{tries} in a minute");
     }
 }
