@@ -7,6 +7,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -107,18 +108,27 @@ static PORT: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 /// What the command line sends to find out who is there: how HTTP/2 begins, and no more.
 const GREETING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// Somebody at [`HERE`] who is no peer, such as the AirPlay receiver of macOS, and what each connection sent.
-struct Stranger(Arc<Mutex<Vec<Vec<u8>>>>);
+/// Somebody at [`HERE`] who is no peer, such as the AirPlay receiver of macOS, and what each connection sent. Others may have
+/// the port once it is dropped.
+struct Stranger {
+    heard: Arc<Mutex<Vec<Vec<u8>>>>,
+    is_over: Arc<AtomicBool>,
+    listens: Option<thread::JoinHandle<()>>,
+}
 
 impl Stranger {
     /// None if somebody else has the port.
     fn settle() -> Option<Self> {
         let listener = TcpListener::bind(HERE).ok()?;
         let heard = Arc::new(Mutex::new(Vec::new()));
-        let ours = Arc::clone(&heard);
-        thread::spawn(move || {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (all, over) = (Arc::clone(&heard), Arc::clone(&is_over));
+        let listens = thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                let ours = Arc::clone(&ours);
+                if over.load(Ordering::SeqCst) {
+                    break;
+                }
+                let ours = Arc::clone(&all);
                 thread::spawn(move || {
                     let mut sent = Vec::new();
                     // Who closes with the answer unread resets the connection.
@@ -128,7 +138,11 @@ impl Stranger {
                 });
             }
         });
-        Some(Self(heard))
+        Some(Self {
+            heard,
+            is_over,
+            listens: Some(listens),
+        })
     }
 
     fn refuse(mut stream: TcpStream, sent: &mut Vec<u8>) -> io::Result<()> {
@@ -142,11 +156,23 @@ impl Stranger {
 
     /// Whether it was met, and heard nothing but the greeting.
     fn heard_no_more(&self) -> anyhow::Result<()> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let other = all.iter().find(|sent| *sent != GREETING);
         ensure!(other.is_none(), "{other:?} was sent to a stranger");
         ensure!(!all.is_empty(), "it was not looked at");
         Ok(())
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        // It looks once somebody comes.
+        if TcpStream::connect(HERE).is_ok()
+            && let Some(listens) = self.listens.take()
+        {
+            let _ = listens.join();
+        }
     }
 }
 
