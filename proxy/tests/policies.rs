@@ -17,7 +17,8 @@ use raftserve_model::spec::{HashKey, LoadBalancingPolicy};
 use raftserve_proxy::policy::LOAD_FREE;
 use raftserve_proxy::{NoSessions, ProxyConfig, ServiceRoute};
 use support::{
-    Hand, Rig, ask, config, get, log, recorder, service, soon, table, text, until, upstream,
+    Hand, Rig, accept, ask, by_hand, config, get, log, nowhere, recorder, service, soon, table,
+    text, until, upstream,
 };
 use tokio::net::TcpSocket;
 use tokio::sync::watch;
@@ -199,6 +200,44 @@ async fn a_key_in_a_json_body_is_found_and_the_body_arrives_whole() {
         );
     }
     assert_eq!(seen.len(), sent.len());
+}
+
+/// What is looked through is held for as long as the client likes.
+#[tokio::test]
+async fn a_body_is_sent_on_without_its_key_where_others_hold_too_much() {
+    const LENGTH: usize = 100_000;
+    const BEGINNING: usize = 20_000;
+    let (address, mut connections) = by_hand().await;
+    let on = HashKey::JsonField("/user".to_owned());
+    let begin = async |kept_bodies_bytes, replica| {
+        let svc = hashing(LoadBalancingPolicy::RingHash, on.clone(), &[replica]);
+        let config = ProxyConfig {
+            kept_bodies_bytes,
+            ..config()
+        };
+        let rig = Rig::with(config, [svc], Arc::new(NoSessions));
+        let mut client = Hand::connect(rig.address).await;
+        let head = format!("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: {LENGTH}\r\n\r\n");
+        client.send(head + &"x".repeat(BEGINNING)).await;
+        (rig, client)
+    };
+    let (rig, client) = begin(64 << 10, nowhere()).await;
+    until("it is kept", || rig.peer_metric("kept_bodies_bytes") > 0).await;
+    drop(client);
+    until("none is kept", || rig.peer_metric("kept_bodies_bytes") == 0).await;
+    rig.idle().await;
+
+    let (rig, mut client) = begin(0, address).await;
+    let mut replica = accept(&mut connections).await;
+    replica.head().await;
+    replica.exactly(BEGINNING).await;
+    client.send("x".repeat(LENGTH - BEGINNING)).await;
+    replica.exactly(LENGTH - BEGINNING).await;
+    replica
+        .send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        .await;
+    assert_eq!(client.head().await[0], "http/1.1 200 ok");
+    rig.idle().await;
 }
 
 #[tokio::test]

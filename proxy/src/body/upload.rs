@@ -109,6 +109,11 @@ struct Kept {
 }
 
 impl Kept {
+    /// Whether more may be kept, for somebody who wants to see it before it is sent on.
+    fn may_grow(&self) -> bool {
+        self.bytes <= KEPT_FREELY || self.bytes < KEPT_MAX && self.room.is_some()
+    }
+
     /// Whether there is room for them, now that one more came.
     fn fits(&mut self, allotment: &Allotment) -> bool {
         if self.bytes > KEPT_FREELY && self.room.is_none() {
@@ -268,14 +273,16 @@ impl UploadBody {
         }
     }
 
-    /// The first [`KEPT_MAX`] bytes of the body, fewer if it comes in many small parts; or all of it if it is shorter, or
-    /// if the client is silent for `silence_max` or breaks off. Whoever reads the body gets them all the same.
+    /// The first [`KEPT_MAX`] bytes of the body, fewer if it comes in many small parts or all bodies have no more room; or all of
+    /// it if it is shorter, or if the client is silent for `silence_max` or breaks off. Whoever reads the body gets them all
+    /// the same.
     pub(crate) async fn peek(&self, silence_max: Duration) -> Vec<u8> {
         let Some(source) = &self.source else {
             return Vec::new();
         };
         source.peeking.set(true);
-        while source.kept_bytes() < KEPT_MAX {
+        let may_grow = || source.kept.borrow().as_ref().is_some_and(Kept::may_grow);
+        while may_grow() {
             let frame = timeout(silence_max, poll_fn(|cx| source.poll_incoming(cx))).await;
             if !matches!(frame, Ok(Some(Ok(_)))) {
                 break;
