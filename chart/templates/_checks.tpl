@@ -17,10 +17,10 @@
 {{- fail (printf "service.labels: %s is a label by which a release and its Services are found, and has its value: leave it out" $label) }}
 {{- end }}
 {{- end }}
-{{- $set := list "POD_NAME" "RAFTSERVE_POD_IP" "RAFTSERVE_PEERS" }}
+{{- $set := list "POD_NAME" "RAFTSERVE_POD_IPS" "RAFTSERVE_PEERS" }}
 {{- range $at, $variable := .Values.extraEnv }}
 {{- $variable := toString (required (printf "extraEnv[%d] has no name: give it one" $at) $variable.name) }}
-{{- if has $variable (list "POD_NAME" "RAFTSERVE_POD_IP" "RAFTSERVE_PEERS") }}
+{{- if has $variable (list "POD_NAME" "RAFTSERVE_POD_IPS" "RAFTSERVE_PEERS") }}
 {{- fail (printf "extraEnv[%d]: %s is set by the chart, and a container has each variable once: leave it out" $at $variable) }}
 {{- else if has $variable $set }}
 {{- fail (printf "extraEnv[%d]: %s is there twice, and a container has each variable once: keep one of them" $at $variable) }}

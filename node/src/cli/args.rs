@@ -136,7 +136,7 @@ pub struct Target {
     /// Admin address of a peer, as [https://]HOST[:PORT]. Repeat it, or separate several by commas: the next one is tried
     /// when one does not answer. Beyond this host TLS is spoken. By default those of the context in use, else
     /// 127.0.0.1:7000 if a peer without TLS is there, else a peer of the release in the Kubernetes cluster that kubectl
-    /// works with; with a token, that release comes first, and 127.0.0.1:7000 is asked without the token.
+    /// works with; with a token, that release comes first, and where there is none, 127.0.0.1:7000 is asked without the token.
     #[arg(
         long,
         value_name = "ADDR",
@@ -144,7 +144,7 @@ pub struct Target {
         value_delimiter = ','
     )]
     pub server: Vec<String>,
-    /// The cluster to ask, by the name that `raftserve login` or `raftserve context add` gave it.
+    /// The cluster to ask, by the name that `raftserve login` or `raftserve context add` gave it. With servers, only with its own.
     #[arg(long, value_name = "NAME", env = "RAFTSERVE_CONTEXT")]
     pub context: Option<String>,
     /// PEM file of the authorities of the peers' certificates; by default those of the context, else the system's.

@@ -146,14 +146,17 @@ fn given(target: &Target) -> Result<Context, Failure> {
 /// A context and servers may both be named, as where the environment names servers, if they are the context's own: otherwise
 /// it is not clear which cluster is meant, and the context's token is not for others. A login to a release has no servers.
 fn must_go_together(kept: &Context, name: &str, given: &Context) -> Result<(), Failure> {
-    let other = given.servers.iter().find(|it| !kept.servers.contains(it));
-    let Some(other) = other else {
+    // Who it is and with TLS or not, however that is written.
+    let read = |text: &String| read_address(text, kept.authorities.is_some()).ok();
+    let own: Vec<_> = kept.servers.iter().filter_map(read).collect();
+    let is_other = |text: &&String| read(text).is_none_or(|it| !own.contains(&it));
+    let Some(other) = given.servers.iter().find(is_other) else {
         return Ok(());
     };
     Err(Failure::usage(format!(
         "context {name} and {other} are both named, and that is no server of it"
     ))
-    .remedy("leave out --context, or --server and the variable RAFTSERVE_SERVER"))
+    .remedy("leave out one of them: --context or RAFTSERVE_CONTEXT, --server or RAFTSERVE_SERVER"))
 }
 
 /// Checks what would be kept as a context.
@@ -492,15 +495,18 @@ fn is_loopback(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
-/// Reads an address. Without a scheme, TLS is spoken beyond this host, and where authorities are known.
-fn peer(text: &str, context: &Context) -> Result<Peer, Failure> {
-    let refuse = || {
-        Failure::new(
-            Exit::Usage,
-            format!("--server: {text:?} is not [https://]HOST[:PORT]"),
-        )
-        .remedy("name the admin port of a peer, such as 127.0.0.1:7000")
-    };
+/// Why an address is none.
+fn no_address(text: &str) -> Failure {
+    Failure::new(
+        Exit::Usage,
+        format!("--server: {text:?} is not [https://]HOST[:PORT]"),
+    )
+    .remedy("name the admin port of a peer, such as 127.0.0.1:7000")
+}
+
+/// Reads an address, and whether TLS is spoken there: without a scheme, beyond this host and where `authorities` are known.
+fn read_address(text: &str, authorities: bool) -> Result<(Authority, bool), Failure> {
+    let refuse = || no_address(text);
     let (scheme, address) = match text.trim().split_once("://") {
         Some((scheme, address)) => (Some(scheme), address),
         None => (None, text.trim()),
@@ -512,13 +518,20 @@ fn peer(text: &str, context: &Context) -> Result<Peer, Failure> {
             .parse()
             .map_err(|_| refuse())?,
     };
-    let is_here = is_loopback(authority.host());
     let has_tls = match scheme {
         Some("https") => true,
         Some("http") => false,
         Some(_) => return Err(refuse()),
-        None => !is_here || context.authorities.is_some(),
+        None => !is_loopback(authority.host()) || authorities,
     };
+    Ok((authority, has_tls))
+}
+
+/// Reads an address of a cluster.
+fn peer(text: &str, context: &Context) -> Result<Peer, Failure> {
+    let refuse = || no_address(text);
+    let (authority, has_tls) = read_address(text, context.authorities.is_some())?;
+    let is_here = is_loopback(authority.host());
     if context.token.is_some() && !has_tls && !is_here {
         return Err(Failure::usage(format!(
             "a credential is not sent to {authority} without TLS: others could read it"
@@ -638,6 +651,8 @@ mod tests {
         let own = of(&["https://a:1", "https://b:1"], Some("ca"), Some(&token));
         let fits = |kept: &Context, given: &Context| must_go_together(kept, "prod", given).is_ok();
         assert!(fits(&own, &of(&["https://b:1"], None, None)));
+        assert!(fits(&own, &of(&["b:1"], None, None)), "as it is written");
+        assert!(!fits(&own, &of(&["http://b:1"], None, None)));
         let other = of(&["https://b:1", "https://c:1"], None, None);
         assert!(!fits(&own, &other));
         assert!(fits(&own, &of(&[], None, None)));

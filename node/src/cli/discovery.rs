@@ -118,8 +118,11 @@ impl Search<'_> {
             Sought::Several(_) => Ok(self.ask_here(here, None, false)),
             Sought::Nothing(unfound) => {
                 self.must_not_insist(here, unfound.as_deref())?;
-                if let (Here::Plain, true, Some(said)) = (here, self.has_credential(), &unfound) {
-                    return Err(self.doubt(said));
+                match &unfound {
+                    Some(said) if here != Here::Nobody && self.has_credential() => {
+                        return Err(self.doubt(said));
+                    }
+                    _ => {}
                 }
                 Ok(self.ask_here(here, unfound, false))
             }
@@ -216,7 +219,8 @@ impl Search<'_> {
             format!("kubectl cannot tell whether there is a release: {said}"),
         );
         failure.remedy(format!(
-            "mend what it says, or name the peer on this host with --server {address}"
+            "mend what it says, or name the peer on this host with --server {address}, which gets the token if there is one: without \
+             RAFTSERVE_TOKEN and --context if those are for a release"
         ))
     }
 

@@ -287,7 +287,9 @@ impl Forward {
                 Exit::Unavailable,
                 format!("cannot forward a port to {}: {why}", release.home),
             )
-            .remedy("try `kubectl port-forward` by hand, and name the port with --server")
+            .remedy(
+                "try `kubectl port-forward` by hand, and log in there: raftserve login --server https://127.0.0.1:PORT --ca-file FILE",
+            )
         };
         let target = format!("statefulset/{}", release.home.name);
         let port = format!(":{ADMIN_PORT}");

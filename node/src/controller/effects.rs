@@ -32,7 +32,7 @@ const TRIES: u32 = 3;
 /// The pause before a launch or stop is tried again; it doubles.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
-/// The longest such pause, while what makes replicas is away.
+/// The longest such pause, while what makes replicas is away; where many launches wait, each waits longer (`ledger`).
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// How long an orphan may take to stop: its own specification is no longer known.

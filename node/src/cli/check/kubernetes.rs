@@ -96,7 +96,8 @@ fn waiting(
     let is_ready = |pod: &Value| {
         let conditions = pod["status"]["conditions"].as_array();
         let mut conditions = conditions.into_iter().flatten();
-        conditions.any(|it| it["type"] == "Ready" && it["status"] == "True")
+        // Without its gate, which `endpoints` tells of.
+        conditions.any(|it| it["type"] == "ContainersReady" && it["status"] == "True")
     };
     let why = |pod: &Value| {
         let status = &pod["status"];
@@ -581,7 +582,7 @@ mod tests {
         let pod = |phase: &str, state: Value| json!({"metadata": {"name": "rs-2"}, "status": {"phase": phase, "containerStatuses": [{"state": state}]}});
         let starts = pod("Running", json!({"running": {}}));
         let mut runs = starts.clone();
-        runs["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
+        runs["status"]["conditions"] = json!([{"type": "ContainersReady", "status": "True"}]);
         let unplaced = json!({"metadata": {"name": "rs-1"}, "status": {"phase": "Pending"}});
         let silent = |_: Option<&str>| None;
         let well = waiting(1, std::slice::from_ref(&runs), &silent);

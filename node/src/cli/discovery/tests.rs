@@ -117,6 +117,11 @@ fn a_peer_here_that_nobody_named_is_asked_without_the_token_where_no_release_is_
 #[test]
 fn who_has_a_credential_asks_nobody_here_while_there_may_be_a_release() {
     let (neither, login) = (Contexts::default(), login());
+    for here in [OTHER, TLS] {
+        let search = search(&neither, somebody(here), with_token());
+        let failure = search.run(&unauthorized).unwrap_err();
+        assert!(failure.message.contains("(Unauthorized)"), "{failure:?}");
+    }
     let here = somebody(PLAIN);
     for (contexts, given) in [(&neither, with_token()), (&login, Context::default())] {
         let given = || given.clone();
@@ -150,10 +155,11 @@ fn who_is_no_peer_is_not_in_the_way_of_a_release() {
 #[test]
 fn what_kubectl_said_is_kept_for_the_error() {
     let contexts = Contexts::default();
-    for here in [nobody(), somebody(OTHER)] {
-        let reached = search(&contexts, here, with_token())
-            .run(&unauthorized)
-            .unwrap();
+    for (here, given) in [
+        (nobody(), with_token()),
+        (somebody(OTHER), Context::default()),
+    ] {
+        let reached = search(&contexts, here, given).run(&unauthorized).unwrap();
         assert_eq!(asked(&reached), here.to_string());
         assert_eq!(reached.unfound.as_deref(), Some("error: (Unauthorized)"));
     }

@@ -16,7 +16,7 @@ const LAUNCHES_MAX: usize = 32;
 /// for them; and many, since each lasts as long as its replica's grace.
 const STOPS_MAX: usize = 128;
 
-/// What each effect that waits adds to the longest pause of all: where hundreds are refused, as by a quota, what makes replicas
+/// What each launch that waits adds to the longest pause of all: where hundreds are refused, as by a quota, what makes replicas
 /// is asked some twenty times a second and no more.
 const RETRY_SHARE: Duration = Duration::from_millis(50);
 
@@ -74,13 +74,28 @@ impl Ledger {
         self.under_way.remove(&effect);
         let before = self.put_off.remove(&effect);
         if let Done::NotNow(_) = done {
-            let waiting = u32::try_from(self.put_off.len()).unwrap_or(u32::MAX);
-            let longest = RETRY_PAUSE_MAX.max(RETRY_SHARE.saturating_mul(waiting));
+            let longest = match effect {
+                Effect::Ensure(_) => RETRY_PAUSE_MAX.max(self.launches_share()),
+                Effect::Stop(_) => RETRY_PAUSE_MAX,
+            };
             let pause = before.map_or(RETRY_PAUSE, |it| (it.pause * 2).min(longest));
             let until = now + pause;
             self.put_off.insert(effect.clone(), PutOff { until, pause });
+        } else if let (Effect::Ensure(_), Done::Well) = (&effect, done) {
+            // What was in the way of this one may not be in that of others any more.
+            let soon = now + RETRY_PAUSE_MAX;
+            for waiting in self.put_off.values_mut() {
+                waiting.until = waiting.until.min(soon);
+            }
         }
         Some(effect)
+    }
+
+    /// What all launches that wait make of the longest pause.
+    fn launches_share(&self) -> Duration {
+        let waiting = self.put_off.keys();
+        let launches = waiting.filter(|it| matches!(it, Effect::Ensure(_))).count();
+        RETRY_SHARE.saturating_mul(u32::try_from(launches).unwrap_or(u32::MAX))
     }
 
     /// When the next effect that waits may begin. One that could already, and waits for room, is no reason to look.
@@ -188,5 +203,21 @@ mod tests {
             now = ledger.next_due(now).unwrap();
         }
         assert!((400..2_000).contains(&tries), "{tries} in a minute");
+
+        // A stop waits no longer for it.
+        let stop = Effect::Stop(replica(0));
+        for _ in 0..6 {
+            let task = task();
+            ledger.begun(stop.clone(), task.abort_handle());
+            ledger.ended(task.id(), &Done::NotNow(String::new()), now);
+        }
+        assert_eq!(ledger.put_off[&stop].until, now + RETRY_PAUSE_MAX);
+        // Nor does anyone once one got through.
+        let made = Effect::Ensure(replica(0));
+        let task = task();
+        ledger.begun(made, task.abort_handle());
+        ledger.ended(task.id(), &Done::Well, now);
+        let latest = ledger.put_off.values().map(|it| it.until).max();
+        assert!(latest <= Some(now + RETRY_PAUSE_MAX));
     }
 }
