@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use raftserve_proxy::NoSessions;
 use support::{
-    END_HEADERS, END_STREAM, HEADERS, Hand, Rig, SETTINGS, WINDOW_UPDATE, by_hand, config, frame,
-    resident_bytes, service, until,
+    END_HEADERS, END_STREAM, HEADERS, Hand, LIMIT, Rig, SETTINGS, WINDOW_UPDATE, by_hand, config,
+    frame, resident_bytes, service, until,
 };
 use tokio::io::AsyncWriteExt;
 
@@ -41,11 +41,10 @@ async fn asks(rig: &Rig) -> Hand {
 #[tokio::test]
 async fn many_streams_with_huge_windows_have_little_held_for_them() {
     let (address, mut connections) = by_hand().await;
-    let rig = Rig::with(
-        config(),
-        [service(1, "svc", &[address])],
-        Arc::new(NoSessions),
-    );
+    let mut svc = service(1, "svc", &[address]);
+    // On a machine with much else to do, the replica would be taken for dead.
+    svc.traffic.upstream.connect_timeout = LIMIT;
+    let rig = Rig::with(config(), [svc], Arc::new(NoSessions));
     let before = resident_bytes();
     let client = asks(&rig).await;
     // Nobody answers before all are connected: endless answers starve the connections of others.

@@ -31,7 +31,9 @@ use tokio::task::{JoinHandle, block_in_place};
 const GET: &str = "GET / HTTP/1.1\r\nhost: h\r\n\r\n";
 
 fn rig(config: ProxyConfig, address: SocketAddr) -> Rig {
-    let svc = service(1, "svc", &[address]);
+    let mut svc = service(1, "svc", &[address]);
+    // A thousand connects at once are more than the queue of a listener takes.
+    svc.traffic.upstream.connect_timeout = LIMIT;
     Rig::with(config, [svc], Arc::new(NoSessions))
 }
 

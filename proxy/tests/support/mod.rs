@@ -213,11 +213,8 @@ pub fn replica(service: u64, number: u32) -> ReplicaId {
     }
 }
 
-/// A service whose replicas, numbered from 1, listen at these addresses. It waits long for a connection: on a machine with much
-/// else to do, a replica of this process would be taken for dead after the usual second.
+/// A service whose replicas, numbered from 1, listen at these addresses.
 pub fn service(id: u64, name: &str, addresses: &[SocketAddr]) -> ServiceRoute {
-    let mut traffic = Traffic::default();
-    traffic.upstream.connect_timeout = LIMIT;
     let endpoints = addresses
         .iter()
         .zip(1..)
@@ -235,7 +232,7 @@ pub fn service(id: u64, name: &str, addresses: &[SocketAddr]) -> ServiceRoute {
         policy: LoadBalancingPolicy::RoundRobin,
         stream_timeout: LIMIT,
         affinity: None,
-        traffic,
+        traffic: Traffic::default(),
         endpoints: endpoints.collect(),
     }
 }
