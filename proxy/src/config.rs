@@ -104,7 +104,7 @@ impl Default for ProxyConfig {
             tcp_user_timeout: Duration::from_secs(60),
             client_user_timeout: Duration::from_secs(120),
             connections_max: 20_000,
-            http2_windows_bytes: 448 << 20,
+            http2_windows_bytes: 512 << 20,
             http2_heads_bytes: 64 << 20,
             kept_bodies_bytes: 256 << 20,
             linger: Duration::from_secs(5),
