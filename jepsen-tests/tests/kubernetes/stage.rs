@@ -29,7 +29,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 const CASE_MAX: Duration = Duration::from_secs(1_500);
 
 /// Requests a second.
-pub(crate) const RATE: u32 = 300;
+pub(crate) const RATE: u32 = 200;
 
 /// They share nodes: who sends a load has them to itself, since load would meet load; so has who kills a node.
 static MACHINE: RwLock<()> = RwLock::const_new(());
