@@ -8,6 +8,7 @@ mod untaken;
 mod upload;
 
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,8 +19,10 @@ use http_body_util::Full;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::answer::Dialect;
+use crate::bulk::{Bulk, Place};
 use crate::grpc::{self, Code};
 use crate::load::InFlight;
+use crate::memory::Allotment;
 use crate::running::Running;
 use crate::upstream::Checkout;
 
@@ -28,6 +31,15 @@ pub(crate) use pipe::{Answer, Client, Pipe};
 pub(crate) use received::{Asking, OWED_MAX, ReceiveError, Received, Stream};
 pub(crate) use untaken::Untaken;
 pub(crate) use upload::{Fault, LINGER, Upload, UploadBody};
+
+/// What the bodies of a worker have in common.
+#[derive(Debug)]
+pub(crate) struct Bodies {
+    /// Where room comes from for those of requests that are kept to be sent again.
+    pub(crate) kept: Allotment,
+    /// Where large ones take turns.
+    pub(crate) bulk: Rc<Bulk>,
+}
 
 /// Why an answer broke off after its head.
 #[derive(Debug, thiserror::Error)]
@@ -152,6 +164,7 @@ pub(crate) struct Streamed {
     /// `None` once the answer has ended. Dropped, with the connection, if it is cut short.
     held: Option<Held>,
     patience: Patience,
+    place: Place,
     /// When its head came, until it is looked at again: what is there then came with the head.
     came: Option<Instant>,
 }
@@ -162,6 +175,7 @@ impl Streamed {
         inner: Received,
         (held, now): (Held, Instant),
         patience: Patience,
+        place: Place,
         ending: Ending,
     ) -> Self {
         let mut body = Self {
@@ -169,6 +183,7 @@ impl Streamed {
             ending,
             held: Some(held),
             patience,
+            place,
             came: Some(now),
         };
         body.finish_at_end();
@@ -238,7 +253,7 @@ impl Streamed {
         if self.patience.is_over() && self.held.is_some() {
             return Poll::Ready(Some(self.cut(BodyError::Overdue)));
         }
-        match Pin::new(&mut self.inner).poll_frame(cx) {
+        match self.place.poll_frame(&mut self.inner, cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.patience.heard();
                 if let (Some(held), Some(data)) = (&mut self.held, frame.data_ref()) {

@@ -319,7 +319,7 @@ impl Connection {
         let mut shortened = false;
         poll_fn(|cx| {
             if let Poll::Ready(read) =
-                transfer::poll_read(&mut stream, cx, slot, buffers, Size::Small)
+                transfer::poll_read(&mut stream, cx, slot, buffers, Size::Small, None)
             {
                 return Poll::Ready(read.is_ok_and(|count| count > 0));
             }

@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::access_log::Record;
 use crate::answer::{Dialect, Refusal, no_such_service};
 use crate::body::{
-    Answer as _, Ending, Held, Patience, Received, ResponseBody, Streamed, UploadBody,
+    Answer as _, Bodies, Ending, Held, Patience, Received, ResponseBody, Streamed, UploadBody,
 };
 use crate::connection::{Client, Unsent};
 use crate::deadline;
@@ -31,7 +31,6 @@ use crate::grpc;
 use crate::hash_key;
 use crate::headers::{Field, Seen, end_hop, is_asked_for};
 use crate::load::InFlight;
-use crate::memory::Allotment;
 use crate::metrics::count_shared;
 use crate::routes::ServiceRoute;
 use crate::running::Running;
@@ -208,7 +207,7 @@ fn begin(
             client,
             (request, seen),
             prefix_len,
-            &worker.kept_bodies,
+            &worker.bodies,
         ),
         false => Err(Refusal::HeadTooLarge),
     };
@@ -249,7 +248,7 @@ fn prepare(
     client: &Client,
     (request, seen): (Request<Received>, Seen),
     prefix_len: usize,
-    kept_bodies: &Allotment,
+    bodies: &Bodies,
 ) -> Result<Prepared, Refusal> {
     let bytes_max = service.route.body_bytes_max(service.met(rule));
     if bytes_max.is_some_and(|most| request.body().size_hint().lower() > most) {
@@ -263,7 +262,7 @@ fn prepare(
         &service.route,
         wire,
         prefix_len,
-        (met, kept_bodies),
+        (met, bodies),
     )
     .map_err(Refusal::BadRequest)
 }
@@ -433,7 +432,11 @@ fn finish(
         running,
         checkout,
     };
-    response.map(|body| ResponseBody::streamed(Streamed::new(body, (held, now), patience, ending)))
+    let place = worker.bodies.bulk.place();
+    response.map(|body| {
+        let body = Streamed::new(body, (held, now), patience, place, ending);
+        ResponseBody::streamed(body)
+    })
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ mod access_log;
 mod answer;
 mod body;
 mod budget;
+mod bulk;
 mod choice;
 mod client_bound;
 mod config;

@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::access_log::AccessLog;
 use crate::answer::Refusal;
+use crate::body::Bodies;
 use crate::config::{Http1Path, ProxyConfig};
 use crate::connection::{self, Client};
 use crate::drain::{Drain, Phase};
@@ -194,8 +195,7 @@ pub(crate) struct Worker {
     pub(crate) drain: Rc<Drain>,
     pub(crate) buffers: Rc<fast::Buffers>,
     pub(crate) date: fast::Date,
-    /// For bodies that are kept to be sent again.
-    pub(crate) kept_bodies: Allotment,
+    pub(crate) bodies: Bodies,
     view: RefCell<Rc<View>>,
     tasks: TaskTracker,
 }
@@ -210,7 +210,10 @@ impl Worker {
     pub(crate) fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
         Rc::new(Self {
             index,
-            kept_bodies: Allotment::new(Arc::clone(&shared.kept_bodies)),
+            bodies: Bodies {
+                kept: Allotment::new(Arc::clone(&shared.kept_bodies)),
+                bulk: Rc::default(),
+            },
             shared,
             drain: Rc::default(),
             buffers: Rc::default(),
@@ -306,6 +309,7 @@ impl Worker {
 
     /// Does what it is told until it has finished. A sender that is gone means: finish at once.
     pub(crate) async fn run(self: Rc<Self>, mut commands: mpsc::Receiver<Command>) {
+        tokio::task::spawn_local(Rc::clone(&self.bodies.bulk).run());
         let mut open: Vec<Open> = Vec::new();
         let mut published = self.shared.routes.published();
         let mut sweep = interval(SWEEP_EVERY);

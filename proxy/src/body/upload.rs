@@ -16,7 +16,8 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{ReceiveError, Received};
+use super::{Bodies, ReceiveError, Received};
+use crate::bulk::Place;
 use crate::http2::server::STREAM_WINDOW;
 use crate::memory::{Allotment, Taken};
 
@@ -88,6 +89,8 @@ pub(crate) struct Source {
     /// Where room for them comes from.
     allotment: Allotment,
     turn: Cell<u32>,
+    /// Where it waits while it is a large one.
+    place: RefCell<Place>,
     /// How many more bytes it may have.
     room: Cell<u64>,
     fault: Cell<Option<Fault>>,
@@ -227,9 +230,9 @@ impl Upload {
 }
 
 impl UploadBody {
-    /// The body of a request, which breaks off where it has more than `bytes_max`. What is kept of it is taken out of the
-    /// allotment.
-    pub(crate) fn new(incoming: Received, bytes_max: Option<u64>, allotment: &Allotment) -> Self {
+    /// The body of a request, which breaks off where it has more than `bytes_max`. Of a worker's `bodies` it has
+    /// what it needs.
+    pub(crate) fn new(incoming: Received, bytes_max: Option<u64>, bodies: &Bodies) -> Self {
         if incoming.is_end_stream() {
             return Self::empty();
         }
@@ -238,8 +241,9 @@ impl UploadBody {
             ended: Cell::new(false),
             last: Cell::new(Instant::now()),
             kept: RefCell::new(Some(Kept::default())),
-            allotment: allotment.clone(),
+            allotment: bodies.kept.clone(),
             turn: Cell::new(0),
+            place: RefCell::new(bodies.bulk.place()),
             room: Cell::new(bytes_max.unwrap_or(u64::MAX)),
             fault: Cell::new(None),
             peeking: Cell::new(false),
@@ -407,7 +411,7 @@ impl Source {
             return Poll::Ready(Some(Err(UploadError::Cut))); // Its end would look like a whole body's.
         }
         let polled = match self.incoming.borrow_mut().as_mut() {
-            Some(incoming) => Pin::new(incoming).poll_frame(cx),
+            Some(incoming) => self.place.borrow_mut().poll_frame(incoming, cx),
             None => return Poll::Ready(Some(Err(UploadError::Cut))),
         };
         self.wanted.set(polled.is_pending());

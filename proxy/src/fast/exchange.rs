@@ -94,6 +94,7 @@ pub(super) async fn run(connection: &mut Connection, outgoing: Outgoing) -> End 
     let long_held = Cell::new(None);
     let upload = Upload {
         buffers: &connection.worker.buffers,
+        bulk: &connection.worker.bodies.bulk,
         framing,
         ahead: &mut connection.buffer,
         bound: &mut connection.bound,

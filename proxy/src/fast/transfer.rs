@@ -10,8 +10,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::tcp::ReadHalf;
 
 use super::buffers::{Buffer, Buffers, Size};
+use crate::bulk::Place;
 
-/// Reads once, as soon as there is something: into what `slot` holds, or a buffer taken only then.
+/// Reads once, as soon as there is something and it has a `place`: into what `slot` holds, or a buffer taken only then.
 /// 0 bytes are the end. The buffer must have room.
 pub(super) fn poll_read(
     stream: &mut ReadHalf<'_>,
@@ -19,14 +20,24 @@ pub(super) fn poll_read(
     slot: &mut Option<Buffer>,
     buffers: &Rc<Buffers>,
     size: Size,
+    mut place: Option<&mut Place>,
 ) -> Poll<io::Result<usize>> {
     ready!(stream.as_ref().poll_read_ready(cx))?;
+    if let Some(place) = &mut place {
+        ready!(place.poll(cx));
+    }
     let mut buffer = slot.take().unwrap_or_else(|| buffers.take(size));
     debug_assert!(!buffer.is_full(), "what is read would pass for the end");
     let mut room = ReadBuf::new(buffer.room());
     let result = Pin::new(stream).poll_read(cx, &mut room);
     let count = room.filled().len();
     buffer.fill(count);
+    if let Some(place) = place {
+        place.passed(count);
+        if !buffer.is_full() {
+            place.drained();
+        }
+    }
     if !buffer.is_empty() {
         *slot = Some(buffer);
     }
@@ -40,7 +51,7 @@ pub(super) async fn read(
     size: Size,
 ) -> io::Result<Option<Buffer>> {
     let mut slot = None;
-    poll_fn(|cx| poll_read(stream, cx, &mut slot, buffers, size)).await?;
+    poll_fn(|cx| poll_read(stream, cx, &mut slot, buffers, size, None)).await?;
     Ok(slot)
 }
 

@@ -11,7 +11,7 @@ use raftserve_model::SessionKey;
 use raftserve_model::spec::{RouteRule, UpstreamProtocol};
 
 use crate::answer::Dialect;
-use crate::body::{Received, UploadBody};
+use crate::body::{Bodies, Received, UploadBody};
 use crate::connection::Client;
 use crate::deadline;
 use crate::headers::{
@@ -19,7 +19,6 @@ use crate::headers::{
     set_certificate,
 };
 use crate::host;
-use crate::memory::Allotment;
 use crate::routes::ServiceRoute;
 use crate::rules;
 use crate::session::key_of;
@@ -85,7 +84,7 @@ pub(super) fn outgoing(
     route: &ServiceRoute,
     wire: Wire,
     prefix_len: usize,
-    (rule, kept_bodies): (Option<&RouteRule>, &Allotment),
+    (rule, bodies): (Option<&RouteRule>, &Bodies),
 ) -> Result<Prepared, &'static str> {
     if seen.has(Field::TransferEncoding) && !is_plainly_framed(request.headers()) {
         return Err("the body's transfer coding is not chunked alone");
@@ -145,7 +144,7 @@ pub(super) fn outgoing(
     deadline::keep(&mut parts.extensions);
     let affinity = route.affinity.as_ref();
     let key = affinity.and_then(|affinity| key_of(route.id, affinity, &parts.headers));
-    let body = UploadBody::new(body, route.body_bytes_max(rule), kept_bodies);
+    let body = UploadBody::new(body, route.body_bytes_max(rule), bodies);
     Ok(Prepared {
         request: Box::new(Request::from_parts(parts, body)),
         switch,

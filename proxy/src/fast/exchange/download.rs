@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::Held;
 use crate::answer::Refusal;
+use crate::bulk::Place;
 use crate::drain::Phase;
 use crate::fast::answer::{self, Answer, Parsed};
 use crate::fast::buffers::{Buffer, Size, Text};
@@ -162,7 +163,7 @@ impl Download<'_> {
             }
             let since = self.progress.get();
             match self
-                .read(replica, &mut slot, Size::Small, Some(since))
+                .read(replica, &mut slot, Size::Small, None, Some(since))
                 .await
             {
                 Ok(()) => {}
@@ -183,12 +184,19 @@ impl Download<'_> {
         client: &mut WriteHalf<'_>,
         mut text: Text,
     ) -> Result<bool, ()> {
+        if framing.is_done() {
+            return Ok(true);
+        }
         let mut at_end = true;
+        let mut place = self.worker.bodies.bulk.place();
         let mut size = Size::of_rest(framing.rest());
         while !framing.is_done() {
             let (mut slot, mut since) = (None, None);
             let read = loop {
-                match self.read(replica, &mut slot, size, since).await {
+                match self
+                    .read(replica, &mut slot, size, Some(&mut place), since)
+                    .await
+                {
                     // It was busy with the request meanwhile.
                     Err(Stop::Silent) if self.took_lately() => since = Some(self.progress.get()),
                     read => break read,
@@ -260,12 +268,13 @@ impl Download<'_> {
     }
 
     /// Reads once. The replica may be silent for the service's longest silence, from `since` or from
-    /// when it is first found so.
+    /// when it is first found so. Until it has a `place` in the worker's turn, if it needs one, nothing is read.
     async fn read(
         &mut self,
         replica: &mut ReadHalf<'_>,
         slot: &mut Option<Buffer>,
         size: Size,
+        mut place: Option<&mut Place>,
         since: Option<Instant>,
     ) -> Result<(), Stop> {
         let silence_max: Duration = self.service.route.stream_timeout;
@@ -273,7 +282,9 @@ impl Download<'_> {
         let (limit, long) = (&mut *self.limit, self.long);
         let mut armed = false;
         poll_fn(|cx| {
-            if let Poll::Ready(read) = poll_read(replica, cx, slot, buffers, size) {
+            if let Poll::Ready(read) =
+                poll_read(replica, cx, slot, buffers, size, place.as_deref_mut())
+            {
                 return Poll::Ready(match read {
                     Ok(0) => Err(Stop::End),
                     Ok(_) => {

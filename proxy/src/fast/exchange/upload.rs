@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::bulk::Bulk;
 use crate::client_bound::ClientBound;
 use crate::config::ProxyConfig;
 use crate::fast::buffers::{Buffer, Buffers, Size};
@@ -23,6 +24,7 @@ use crate::upstream::{FITS_BYTES, Long, look_every, shorten};
 /// A request whose head was sent.
 pub(super) struct Upload<'a> {
     pub(super) buffers: &'a Rc<Buffers>,
+    pub(super) bulk: &'a Rc<Bulk>,
     pub(super) framing: Framing,
     /// What the client sent beyond this request.
     pub(super) ahead: &'a mut Option<Buffer>,
@@ -88,7 +90,14 @@ impl Upload<'_> {
             if self.ahead.is_some() {
                 return Poll::Pending;
             }
-            match ready!(poll_read(client, cx, self.ahead, self.buffers, Size::Small)) {
+            match ready!(poll_read(
+                client,
+                cx,
+                self.ahead,
+                self.buffers,
+                Size::Small,
+                None
+            )) {
                 Ok(1..) => Poll::Pending,
                 Ok(0) | Err(_) => Poll::Ready(Left::Gone),
             }
@@ -117,6 +126,7 @@ impl Upload<'_> {
         mut look: Pin<&mut Option<Sleep>>,
     ) -> Passed {
         let mut size = Size::of_rest(self.framing.rest());
+        let mut place = self.bulk.place();
         let may_fit = self.framing.is_within(FITS_BYTES);
         if !may_fit {
             look.set(Some(sleep(look_every(self.config))));
@@ -128,7 +138,7 @@ impl Upload<'_> {
             self.wanted.set(true);
             let mut slot = None;
             let read = poll_fn(|cx| {
-                let read = poll_read(client, cx, &mut slot, self.buffers, size);
+                let read = poll_read(client, cx, &mut slot, self.buffers, size, Some(&mut place));
                 if read.is_pending() {
                     self.poll_look(cx, look.as_mut(), (*replica).as_ref());
                 }
@@ -208,11 +218,12 @@ mod tests {
         let (uploaded, wanted, long) = (Cell::default(), Cell::default(), Cell::default());
         let intact = Cell::new(true);
         let progress = Cell::new(Instant::now());
-        let (buffers, mut ahead) = (Rc::default(), None);
+        let (buffers, bulk, mut ahead) = (Rc::default(), Rc::default(), None);
         let config = ProxyConfig::default();
         let mut bound = ClientBound::new(config.client_user_timeout);
         let upload = Upload {
             buffers: &buffers,
+            bulk: &bulk,
             framing: Framing::Length(2 * PART_BYTES as u64),
             ahead: &mut ahead,
             bound: &mut bound,
