@@ -420,7 +420,9 @@ fn finish(
         );
         let replica = hyper::upgrade::on(&mut *response);
         let held = (in_flight, running);
-        worker.spawn(tunnel::run(switch.client, replica, tunnel_idle, held));
+        let bulk = Rc::clone(&worker.bodies.bulk);
+        let tunnel = tunnel::run(switch.client, replica, tunnel_idle, bulk, held);
+        worker.spawn(tunnel);
         let headers = response.headers_mut();
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, agreed);

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 use tokio::time::Instant;
 
+use crate::bulk::{Bulk, Place};
 use crate::connection::close;
 use crate::limit::Limit;
 use crate::load::InFlight;
@@ -26,22 +28,25 @@ pub(crate) async fn run(
     client: OnUpgrade,
     replica: OnUpgrade,
     idle_max: Duration,
+    bulk: Rc<Bulk>,
     _held: (InFlight, Running),
 ) {
     let (Ok(client), Ok(replica)) = tokio::join!(client, replica) else {
         return; // One side left before the switch was done; dropping the other closes it.
     };
-    join(TokioIo::new(client), TokioIo::new(replica), idle_max).await;
+    let (client, replica) = (TokioIo::new(client), TokioIo::new(replica));
+    join(client, replica, idle_max, &bulk).await;
 }
 
 /// Passes bytes both ways. An error means that a side is gone; there is no one left to tell.
-async fn join<C, R>(client: C, replica: R, idle_max: Duration)
+async fn join<C, R>(client: C, replica: R, idle_max: Duration, bulk: &Rc<Bulk>)
 where
     C: AsyncRead + AsyncWrite + Unpin,
     R: AsyncRead + AsyncWrite + Unpin,
 {
     let last = Cell::new(Instant::now());
-    let (mut client, mut replica) = (Side::new(client, &last), Side::new(replica, &last));
+    let mut client = Side::new(client, &last, bulk.place());
+    let mut replica = Side::new(replica, &last, bulk.place());
     let mut limit = Limit::new(last.get() + idle_max);
     let ended = {
         let copy =
@@ -71,11 +76,17 @@ where
 struct Side<'a, S> {
     stream: S,
     last: &'a Cell<Instant>,
+    /// Where it waits while much comes from it.
+    place: Place,
 }
 
 impl<'a, S> Side<'a, S> {
-    fn new(stream: S, last: &'a Cell<Instant>) -> Self {
-        Self { stream, last }
+    fn new(stream: S, last: &'a Cell<Instant>, place: Place) -> Self {
+        Self {
+            stream,
+            last,
+            place,
+        }
     }
 
     fn took(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -92,7 +103,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Side<'_, S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let Self { stream, place, .. } = &mut *self;
+        ready!(place.poll(cx));
+        let before = buffer.filled().len();
+        let read = Pin::new(stream).poll_read(cx, buffer);
+        place.passed(buffer.filled().len() - before);
+        if read.is_pending() {
+            place.drained();
+        }
+        read
     }
 }
 
@@ -146,7 +165,7 @@ mod tests {
         let (replica, far) = duplex(ROOM);
         let start = Instant::now();
         let tunnel = async {
-            let joined = timeout(IDLE_MAX * 20, join(near, far, IDLE_MAX)).await;
+            let joined = timeout(IDLE_MAX * 20, join(near, far, IDLE_MAX, &Rc::default())).await;
             joined.expect("it ends");
             start.elapsed()
         };

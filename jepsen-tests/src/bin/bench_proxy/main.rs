@@ -20,7 +20,7 @@ Measures the processor time that a proxy takes for each request, beside other pr
 proxy has core 0 and one worker; clients and replicas have core 1. Programs that are not installed are left out.
 
 Usage: bench_proxy --forward PATH [--node PATH] [--envoy PATH] [--rounds N] [--seconds N]
-                   [--scenarios h1,h2c,sse,big,idle,workers]
+                   [--scenarios h1,h2c,sse,big,idle,beside,workers]
                    [--peers raftserve,hyper,node,node-hyper,haproxy,nginx,envoy,two-workers,
                             hyper-two-workers,node-two-workers,node-hyper-two-workers]
 
@@ -28,6 +28,7 @@ Usage: bench_proxy --forward PATH [--node PATH] [--envoy PATH] [--rounds N] [--s
   --node     the binary raftserve: measured as a cluster of one peer
   raftserve  the data plane as it is; hyper: with the HTTP library carrying every request
   node       the whole peer, Raft, admin API and all; node-hyper likewise
+  beside     how long a small request takes while 200 answers of 64 MiB are taken
   two-workers and those that end so: the same with two workers on the core, compared with one";
 
 struct Args {

@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use jepsen_tests::usage::Usage;
@@ -28,6 +30,8 @@ pub(crate) enum Scenario {
     Big,
     /// Connections that idle after a request.
     Idle,
+    /// One small request after the other, while 200 answers of 64 MiB are taken: how long the middle one lasts.
+    Beside,
     /// [`Self::H1`], with one worker and two, each path and the whole peer by themselves.
     Workers,
 }
@@ -39,12 +43,13 @@ pub(crate) struct Measured {
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::H1,
         Self::H2c,
         Self::Sse,
         Self::Big,
         Self::Idle,
+        Self::Beside,
         Self::Workers,
     ];
 
@@ -55,6 +60,7 @@ impl Scenario {
             Self::Sse => "sse",
             Self::Big => "big",
             Self::Idle => "idle",
+            Self::Beside => "beside",
             Self::Workers => "workers",
         }
     }
@@ -65,6 +71,7 @@ impl Scenario {
             Self::Sse => "us/part",
             Self::Big => "GB/CPU-s",
             Self::Idle => "KB/connection",
+            Self::Beside => "us",
         }
     }
 
@@ -99,8 +106,10 @@ impl Scenario {
         folder: &Path,
     ) -> anyhow::Result<Measured> {
         let pid = proxy.pid()?;
-        if self == Self::Idle {
-            return idle(pid);
+        match self {
+            Self::Idle => return idle(pid),
+            Self::Beside => return beside(seconds),
+            _ => {}
         }
         if self != Self::Sse {
             self.load(1, folder)?; // Opens connections and fills buffers.
@@ -120,33 +129,21 @@ impl Scenario {
 
     /// Puts load on for so long: how much was done, and how it went.
     fn load(self, seconds: u64, folder: &Path) -> anyhow::Result<(f64, String)> {
-        let address = format!("http://127.0.0.1:{PROXY_PORT}");
         let wrk = |connections: &str, path: &str| {
-            let duration = format!("-d{seconds}");
-            let target = format!("{address}{path}");
-            let words = ["wrk", "-t1", connections, &duration, "--latency", &target];
-            let said = output(&words.map(str::to_owned))?;
-            if said.contains("Non-2xx") || said.contains("Socket errors") {
-                bail!("requests failed: {said}");
-            }
+            let said = wrk(connections, seconds, path)?;
             let count = before(&said, " requests in").context("wrk said no count")?;
             let rate = after(&said, "Requests/sec:").unwrap_or_default();
-            let median = said
-                .lines()
-                .find_map(|line| line.trim().strip_prefix("50%"));
-            Ok((
-                count,
-                format!("{rate:.0}/s, p50 {}", median.unwrap_or("?").trim()),
-            ))
+            let median = median(&said).unwrap_or("?");
+            Ok((count, format!("{rate:.0}/s, p50 {median}")))
         };
         match self {
-            Self::H1 | Self::Workers | Self::Idle => wrk("-c64", "/"),
+            Self::H1 | Self::Workers | Self::Idle | Self::Beside => wrk("-c64", "/"),
             Self::Big => wrk("-c16", "/1m"),
             Self::H2c => {
                 let body = folder.join("message");
                 fs::write(&body, message()).context("cannot write a message")?;
                 let (duration, body) = (format!("-D{seconds}"), body.display().to_string());
-                let target = format!("{address}/svc.Echo/Unary");
+                let target = format!("http://127.0.0.1:{PROXY_PORT}/svc.Echo/Unary");
                 let words = [
                     "h2load",
                     &duration,
@@ -222,6 +219,56 @@ fn idle(pid: i32) -> anyhow::Result<Measured> {
         figure: added / 1024.0 / f64::from(IDLE_CONNECTIONS),
         note: format!("{:.1} MB without any", before as f64 / 1e6),
     })
+}
+
+/// How long a small request takes beside large answers, and how much of these passes meanwhile.
+fn beside(seconds: u64) -> anyhow::Result<Measured> {
+    let large = thread::spawn(move || wrk("-c200", seconds + 2, "/64m"));
+    thread::sleep(Duration::from_secs(1)); // The others have begun.
+    let small = wrk("-c1", seconds, "/")?;
+    let large = large.join().expect("no panic")?;
+    let median = median(&small).context("wrk said no latency")?;
+    let number = median.trim_end_matches(|unit: char| unit.is_ascii_alphabetic());
+    let unit = match &median[number.len()..] {
+        "us" => 1.0,
+        "ms" => 1e3,
+        _ => 1e6,
+    };
+    let number: f64 = number.parse().context("a time is a number")?;
+    let passed = large
+        .lines()
+        .find_map(|line| line.strip_prefix("Transfer/sec:"));
+    Ok(Measured {
+        figure: number * unit,
+        note: format!("beside {}/s", passed.unwrap_or("?").trim()),
+    })
+}
+
+/// Asks for a path over so many connections (`-c64`), for so long. What wrk says of it.
+fn wrk(connections: &str, seconds: u64, path: &str) -> anyhow::Result<String> {
+    let duration = format!("-d{seconds}");
+    let target = format!("http://127.0.0.1:{PROXY_PORT}{path}");
+    let words = [
+        "wrk",
+        "-t1",
+        connections,
+        &duration,
+        "--timeout=30",
+        "--latency",
+        &target,
+    ];
+    let said = output(&words.map(str::to_owned))?;
+    if said.contains("Non-2xx") || said.contains("Socket errors") {
+        bail!("requests failed: {said}");
+    }
+    Ok(said)
+}
+
+/// What wrk says of the middle request.
+fn median(said: &str) -> Option<&str> {
+    let mut lines = said.lines();
+    let median = lines.find_map(|line| line.trim().strip_prefix("50%"))?;
+    Some(median.trim())
 }
 
 fn output(words: &[String]) -> anyhow::Result<String> {

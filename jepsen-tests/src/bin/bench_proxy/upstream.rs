@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 /// How many parts a stream has, and how far they are apart.
@@ -24,14 +25,15 @@ pub(crate) fn run(ports: &[String]) -> anyhow::Result<()> {
         .enable_all()
         .build();
     runtime.context("no runtime")?.block_on(async {
-        let mut listeners = Vec::new();
+        let (aside, mut listeners) = (aside(), Vec::new());
         for port in ports {
             let port: u16 = port.parse().context("a port is a number")?;
             let listener = TcpListener::bind(("127.0.0.1", port)).await;
             let listener = listener.with_context(|| format!("cannot listen on port {port}"))?;
+            let aside = aside.clone();
             listeners.push(tokio::spawn(async move {
                 while let Ok((stream, _)) = listener.accept().await {
-                    tokio::spawn(serve(stream));
+                    tokio::spawn(serve(stream, aside.clone()));
                 }
             }));
         }
@@ -49,7 +51,7 @@ fn answer(kind: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-async fn serve(mut stream: TcpStream) -> Option<()> {
+async fn serve(mut stream: TcpStream, aside: mpsc::UnboundedSender<TcpStream>) -> Option<()> {
     stream.set_nodelay(true).ok()?;
     let small = answer("application/json", &[b'x'; 100]);
     let mut big = Vec::new();
@@ -66,12 +68,44 @@ async fn serve(mut stream: TcpStream) -> Option<()> {
                     big = answer("application/octet-stream", &vec![b'y'; 1 << 20]);
                 }
                 stream.write_all(&big).await.ok()?;
+            } else if read.starts_with(b"GET /64m") {
+                let _ = aside.send(stream);
+                return None;
             } else {
                 stream.write_all(&small).await.ok()?;
             }
             read.drain(..end + 4);
         }
     }
+}
+
+/// A thread of its own for what is large: small answers do not wait for it here.
+fn aside() -> mpsc::UnboundedSender<TcpStream> {
+    let (sender, mut streams) = mpsc::unbounded_channel::<TcpStream>();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.expect("a second runtime").block_on(async {
+            while let Some(stream) = streams.recv().await {
+                let stream = stream.into_std().and_then(TcpStream::from_std);
+                tokio::spawn(large(stream.expect("it is open")));
+            }
+        });
+    });
+    sender
+}
+
+async fn large(mut stream: TcpStream) -> Option<()> {
+    const PIECES: usize = 1 << 10;
+    let piece = vec![b'z'; 64 << 10];
+    let length = PIECES * piece.len();
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.ok()?;
+    for _ in 0..PIECES {
+        stream.write_all(&piece).await.ok()?;
+    }
+    Some(())
 }
 
 async fn stream_parts(stream: &mut TcpStream) -> Option<()> {
