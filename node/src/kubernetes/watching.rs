@@ -32,7 +32,7 @@ const WATCH_SECS: u32 = 60;
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// How soon a server that refuses a try refuses the next one. Where it does not, it is taken to let us watch: what was wrong with
-/// that is told anew.
+/// that is told anew. One that was found to take longer is given [`ANSWER_MAX`].
 const REFUSED_AGAIN: Duration = Duration::from_secs(2);
 
 /// What is heard of a watch.
@@ -54,6 +54,10 @@ pub struct Watching<K> {
     listing: bool,
     /// When a try must have succeeded, if none fails before.
     recovers_at: Option<Instant>,
+    /// When that was last told for want of a refusal.
+    recovered_at: Option<Instant>,
+    /// How soon this server refuses the next try.
+    refuses_within: Duration,
 }
 
 impl<K> Watching<K>
@@ -76,6 +80,8 @@ where
             pause,
             listing: true,
             recovers_at: None,
+            recovered_at: None,
+            refuses_within: REFUSED_AGAIN,
         }
     }
 
@@ -88,6 +94,7 @@ where
                 Ok(heard) => heard,
                 Err(_) => {
                     self.recovers_at = None;
+                    self.recovered_at = Some(Instant::now());
                     return Some(Heard::Recovered);
                 }
             },
@@ -106,8 +113,12 @@ where
             }
             Err(error) => {
                 let pause = Duration::from_millis(self.pause.load(Ordering::Relaxed));
+                let recovered = self.recovered_at.take();
+                if recovered.is_some_and(|at| at.elapsed() < ANSWER_MAX) {
+                    self.refuses_within = ANSWER_MAX + MARGIN; // Nothing had recovered.
+                }
                 let answer_max = match is_refusal(&error) {
-                    true => REFUSED_AGAIN,
+                    true => self.refuses_within,
                     false => ANSWER_MAX + MARGIN,
                 };
                 self.recovers_at = Some(Instant::now() + pause + answer_max);
@@ -165,12 +176,12 @@ mod tests {
     use kube::Client;
     use kube::client::Body;
     use serde_json::json;
-    use tokio::time::timeout;
+    use tokio::time::{sleep, timeout};
 
     use super::*;
 
-    /// An API server that lists nothing, refuses so many watches with a code, and then has nothing to tell.
-    fn refusing(watches: u64, code: u16) -> Client {
+    /// An API server that lists nothing, refuses so many watches with a code, each `after` so long, and then has nothing to tell.
+    fn refusing(watches: u64, code: u16, after: Duration) -> Client {
         let asked = AtomicU64::new(0);
         let service = tower::service_fn(move |request: http::Request<Body>| {
             let query = request.uri().query().unwrap_or_default();
@@ -194,24 +205,49 @@ mod tests {
                 (false, _) => (200, Full::from(list.to_string()).boxed_unsync()),
             };
             let answer = http::Response::builder().status(code).body(body);
-            std::future::ready(answer)
+            async move {
+                if refused {
+                    sleep(after).await;
+                }
+                answer
+            }
         });
         Client::new(service, "ns")
     }
 
     #[tokio::test(start_paused = true)]
     async fn that_a_watch_works_again_is_told_once_although_nothing_changes() {
-        let pods: Api<Pod> = Api::namespaced(refusing(5, 503), "ns");
+        let pods: Api<Pod> = Api::namespaced(refusing(5, 503, Duration::ZERO), "ns");
         recovers(pods, PAUSE_MAX + ANSWER_MAX + MARGIN).await;
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_permission_that_is_granted_is_noticed_within_ten_seconds() {
         for refused in [1, 5, 20] {
-            let pods: Api<Pod> = Api::namespaced(refusing(refused, 403), "ns");
+            let pods: Api<Pod> = Api::namespaced(refusing(refused, 403, Duration::ZERO), "ns");
             recovers(pods, PAUSE_MAX + REFUSED_AGAIN).await;
         }
         assert!(PAUSE_MAX + REFUSED_AGAIN <= Duration::from_secs(10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_takes_its_time_to_refuse_is_taken_once_to_let_us_watch() {
+        const REFUSED: u64 = 20;
+        let after = REFUSED_AGAIN + Duration::from_secs(1);
+        let pods: Api<Pod> = Api::namespaced(refusing(REFUSED, 403, after), "ns");
+        let mut watching = Watching::begin(pods, "a=b");
+        let mut told = 0;
+        for _ in 0..REFUSED {
+            loop {
+                match watching.next().await.unwrap() {
+                    Heard::Failed(_) => break,
+                    Heard::Recovered => told += 1,
+                    Heard::Event(_) => {}
+                }
+            }
+        }
+        assert_eq!(told, 1);
+        assert!(matches!(watching.next().await, Some(Heard::Recovered)));
     }
 
     /// Watches until that has failed as often as it is to, and then works again, which is told once and `within` so long.
