@@ -272,6 +272,9 @@ impl Streamed {
             }
             Poll::Pending => {
                 self.came = None;
+                if self.place.waits() {
+                    return Poll::Pending;
+                }
                 let upload = self.held.as_ref().and_then(|held| held.checkout.upload());
                 let error = ready!(self.patience.poll(cx, upload.and_then(Upload::last)));
                 Poll::Ready(Some(self.cut(error)))

@@ -56,11 +56,12 @@ impl Default for Bulk {
 }
 
 impl Bulk {
-    /// Begins a new turn whenever the last one was used, for ever.
+    /// Begins a new turn whenever the last one was used or somebody waits, for ever. Each turn calls one at least, so that who
+    /// is called and has no use for it now, as a client takes nothing, keeps nobody waiting.
     pub(crate) async fn run(self: Rc<Self>) {
         loop {
             poll_fn(|cx| {
-                if self.used.replace(false) {
+                if self.used.replace(false) || !self.line.borrow().waiting.is_empty() {
                     return Poll::Ready(());
                 }
                 *self.next.borrow_mut() = Some(cx.waker().clone());
@@ -108,6 +109,10 @@ impl Bulk {
             self.call();
         }
         self.used.set(true);
+        self.wake_next();
+    }
+
+    fn wake_next(&self) {
         if let Some(next) = self.next.take() {
             next.wake();
         }
@@ -140,6 +145,7 @@ impl Place {
             }
             self.number = Some(line.called + line.waiting.len() as u64);
             line.waiting.push_back(Some(cx.waker().clone()));
+            self.bulk.wake_next();
             return Poll::Pending;
         };
         let Some(ahead) = number.checked_sub(line.called) else {
@@ -151,6 +157,11 @@ impl Place {
             *kept = Some(cx.waker().clone());
         }
         Poll::Pending
+    }
+
+    /// Whether it is this that the body waits for.
+    pub(crate) fn waits(&self) -> bool {
+        self.number.is_some()
     }
 
     /// So many bytes were read. They are passed on right after that, so that this stands for the work.
@@ -205,7 +216,10 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::task::{LocalSet, spawn_local};
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -277,6 +291,19 @@ mod tests {
         place.drained();
         full.passed(TURN_BYTES);
         assert!(is_ready(&mut place), "no more than a byte was there");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_called_and_does_not_come_keeps_nobody_waiting() {
+        let (bulk, [mut full, mut absent, mut other]) = full();
+        let local = LocalSet::new();
+        local.spawn_local(Rc::clone(&bulk).run());
+        full.passed(1);
+        assert!(!is_ready(&mut absent) && !is_ready(&mut other));
+        let comes = local.run_until(poll_fn(|cx| other.poll(cx)));
+        let comes = timeout(Duration::from_secs(1), comes).await;
+        comes.expect("it is called in its turn");
+        assert!(is_ready(&mut absent), "it was called before");
     }
 
     #[tokio::test]

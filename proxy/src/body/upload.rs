@@ -410,11 +410,13 @@ impl Source {
         if self.fault.get().is_some() {
             return Poll::Ready(Some(Err(UploadError::Cut))); // Its end would look like a whole body's.
         }
+        let mut place = self.place.borrow_mut();
         let polled = match self.incoming.borrow_mut().as_mut() {
-            Some(incoming) => self.place.borrow_mut().poll_frame(incoming, cx),
+            Some(incoming) => place.poll_frame(incoming, cx),
             None => return Poll::Ready(Some(Err(UploadError::Cut))),
         };
-        self.wanted.set(polled.is_pending());
+        self.wanted.set(polled.is_pending() && !place.waits());
+        drop(place);
         if polled.is_pending() {
             *self.reader.borrow_mut() = Some(cx.waker().clone());
         }
