@@ -51,7 +51,7 @@ fn answer(kind: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-async fn serve(mut stream: TcpStream, aside: mpsc::UnboundedSender<TcpStream>) -> Option<()> {
+async fn serve(mut stream: TcpStream, aside: mpsc::Sender<TcpStream>) -> Option<()> {
     stream.set_nodelay(true).ok()?;
     let small = answer("application/json", &[b'x'; 100]);
     let mut big = Vec::new();
@@ -69,7 +69,7 @@ async fn serve(mut stream: TcpStream, aside: mpsc::UnboundedSender<TcpStream>) -
                 }
                 stream.write_all(&big).await.ok()?;
             } else if read.starts_with(b"GET /64m") {
-                let _ = aside.send(stream);
+                let _ = aside.send(stream).await;
                 return None;
             } else {
                 stream.write_all(&small).await.ok()?;
@@ -79,9 +79,12 @@ async fn serve(mut stream: TcpStream, aside: mpsc::UnboundedSender<TcpStream>) -
     }
 }
 
+/// How many large answers may wait to begin.
+const STREAMS_MAX: usize = 256;
+
 /// A thread of its own for what is large: small answers do not wait for it here.
-fn aside() -> mpsc::UnboundedSender<TcpStream> {
-    let (sender, mut streams) = mpsc::unbounded_channel::<TcpStream>();
+fn aside() -> mpsc::Sender<TcpStream> {
+    let (sender, mut streams) = mpsc::channel::<TcpStream>(STREAMS_MAX);
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
