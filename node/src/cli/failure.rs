@@ -321,7 +321,7 @@ fn remedy(reason: Reason) -> Option<&'static str> {
         ),
         Reason::BadCredential => Some(
             "`raftserve login` gets another; who is known stands in the files htpasswd and tokens of the peers' \
-             --credentials-dir (docs/access.md)",
+             --credentials-dir, which on Kubernetes is the release's Secret NAME-credentials (docs/access.md)",
         ),
         Reason::RoleTooLow => {
             Some("ask for another role, or log in as another user with `raftserve login`")

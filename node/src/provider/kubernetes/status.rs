@@ -361,12 +361,20 @@ fn last_line(text: &str) -> &str {
 /// What somebody else said, as far as there is room for it.
 fn quote(said: Option<&String>) -> String {
     let line = one_line(said.map_or("", String::as_str));
-    line.chars().take(QUOTE_CHARS_MAX).collect()
+    clipped(&line, QUOTE_CHARS_MAX)
 }
 
 fn one_line(text: &str) -> String {
     let words: Vec<&str> = text.split_whitespace().collect();
-    words.join(" ").chars().take(REASON_CHARS_MAX).collect()
+    clipped(&words.join(" "), REASON_CHARS_MAX)
+}
+
+/// As much of a text as there is room for, and a mark where it is not all.
+fn clipped(text: &str, chars_max: usize) -> String {
+    match text.char_indices().nth(chars_max) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -427,3 +427,11 @@ fn a_running_pod_whose_node_is_not_heard_is_told_with_its_node() {
         assert_eq!(seen(ready, containers_ready), None);
     }
 }
+
+#[test]
+fn what_is_cut_off_says_so() {
+    let said = "é".repeat(QUOTE_CHARS_MAX);
+    assert_eq!(quote(Some(&said)), said);
+    assert_eq!(quote(Some(&format!("{said}x"))), format!("{said}…"));
+    assert_eq!(quote(None), "");
+}
